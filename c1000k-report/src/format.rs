@@ -1,0 +1,148 @@
+//! Figures as text for people: counts, bytes, durations, rates and shares.
+//!
+//! Sizes are decimal (1 GB is 1,000,000,000 bytes), as the records count in bytes.
+
+/// A count with its thousands set apart: `1,000,000`.
+#[must_use]
+pub fn count(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes, to the byte where they are few: `3,848 B`, `24.1 MB`, `2.6 GB`.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "one decimal place is shown")]
+pub fn bytes(value: u64) -> String {
+    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
+    // As many bytes are still read at a glance, and a connection's cost is told exactly.
+    if value < 10_000 {
+        return format!("{} B", count(value));
+    }
+    let mut scaled = value as f64 / 1e3;
+    let mut unit = 0;
+    // 999.95 would be shown as 1000.0.
+    while scaled >= 999.95 && unit + 1 < UNITS.len() {
+        scaled /= 1e3;
+        unit += 1;
+    }
+    format!("{scaled:.1} {}", UNITS[unit])
+}
+
+/// A span of time in the unit that fits: `850 us`, `12.5 ms`, `5.02 s`, `5 min 41 s`, `2 h 05 min`.
+#[must_use]
+pub fn duration(seconds: f64) -> String {
+    let seconds = seconds.max(0.0);
+    if seconds == 0.0 {
+        return "0 s".to_owned();
+    }
+    if seconds < 0.001 {
+        return format!("{:.0} us", seconds * 1e6);
+    }
+    if seconds < 1.0 {
+        return format!("{:.1} ms", seconds * 1e3);
+    }
+    if seconds < 59.995 {
+        return format!("{seconds:.2} s");
+    }
+    let whole = rounded(seconds);
+    if whole < 3_600 {
+        format!("{} min {:02} s", whole / 60, whole % 60)
+    } else {
+        format!("{} h {:02} min", whole / 3_600, whole / 60 % 60)
+    }
+}
+
+/// A rate: `3,250/s`, and below ten with one decimal place, `0.5/s`.
+#[must_use]
+pub fn rate(per_second: f64) -> String {
+    if per_second < 10.0 {
+        format!("{:.1}/s", per_second.max(0.0))
+    } else {
+        format!("{}/s", count(rounded(per_second)))
+    }
+}
+
+/// A share of one in per cent: `percent(0.983)` is `98.3%`.
+#[must_use]
+pub fn percent(share: f64) -> String {
+    format!("{:.1}%", share * 100.0)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a cast from float saturates, and none below zero gets here"
+)]
+fn rounded(value: f64) -> u64 {
+    value.round() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_sets_its_thousands_apart() {
+        let cases = [
+            (0, "0"),
+            (999, "999"),
+            (1_000, "1,000"),
+            (19_999, "19,999"),
+            (1_000_000, "1,000,000"),
+            (u64::MAX, "18,446,744,073,709,551,615"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(count(value), text);
+        }
+    }
+
+    #[test]
+    fn bytes_choose_their_unit() {
+        let cases = [
+            (0, "0 B"),
+            (3_848, "3,848 B"),
+            (9_999, "9,999 B"),
+            (10_000, "10.0 kB"),
+            (999_949, "999.9 kB"),
+            (999_950, "1.0 MB"),
+            (2_600_000_000, "2.6 GB"),
+            (u64::MAX, "18.4 EB"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(bytes(value), text);
+        }
+    }
+
+    #[test]
+    fn a_duration_chooses_its_unit() {
+        let cases = [
+            (-1.0, "0 s"),
+            (0.0, "0 s"),
+            (0.000_85, "850 us"),
+            (0.0125, "12.5 ms"),
+            (5.02, "5.02 s"),
+            (59.999, "1 min 00 s"),
+            (341.0, "5 min 41 s"),
+            (7_500.0, "2 h 05 min"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(duration(value), text);
+        }
+    }
+
+    #[test]
+    fn rates_and_shares_are_short() {
+        assert_eq!(rate(0.49), "0.5/s");
+        assert_eq!(rate(3_249.6), "3,250/s");
+        assert_eq!(rate(f64::NAN), "0/s");
+        assert_eq!(percent(0.983), "98.3%");
+        assert_eq!(percent(1.0), "100.0%");
+    }
+}
