@@ -1,0 +1,122 @@
+//! How much memory is left: in the machine, and in every cgroup around this process.
+
+mod cgroup;
+
+pub use cgroup::{CgroupLimit, Cgroups};
+
+use {
+    crate::text,
+    procfs::{FromRead, Meminfo},
+    std::path::PathBuf,
+};
+
+/// What binds first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemoryBound {
+    /// The machine's memory.
+    Machine,
+    /// The limit of the cgroup with this directory: the process's own or one around it.
+    Cgroup(PathBuf),
+}
+
+/// How much memory may still be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryRoom {
+    /// What is left where it is tightest. Swap is not counted.
+    pub bytes: u64,
+    /// All that there is there: the machine's memory, or the cgroup's limit.
+    pub total_bytes: u64,
+    /// Where it is tightest.
+    pub bound_by: MemoryBound,
+}
+
+/// Tells the room again and again; which cgroups count is found out once.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryReader {
+    cgroups: Cgroups,
+}
+
+impl MemoryReader {
+    /// Finds the cgroups of this process.
+    pub fn new() -> Self {
+        Self { cgroups: Cgroups::of_self() }
+    }
+
+    /// The room that is left now; `None` where `/proc/meminfo` can't be read.
+    ///
+    /// Under a cgroup limit, page cache that the group could give back counts as room.
+    pub fn read(&self) -> Option<MemoryRoom> {
+        tightest(&text::read("/proc/meminfo")?, self.cgroups.limits())
+    }
+}
+
+/// The room that is left now. Who asks often keeps a [`MemoryReader`].
+pub fn memory_available() -> Option<MemoryRoom> {
+    MemoryReader::new().read()
+}
+
+fn tightest(meminfo: &str, cgroups: impl Iterator<Item = CgroupLimit>) -> Option<MemoryRoom> {
+    let meminfo = Meminfo::from_read(meminfo.as_bytes()).ok()?;
+    let machine = MemoryRoom {
+        bytes: meminfo.mem_available?,
+        total_bytes: meminfo.mem_total,
+        bound_by: MemoryBound::Machine,
+    };
+    let cgroups = cgroups.map(|cgroup| MemoryRoom {
+        bytes: cgroup.room_bytes(),
+        total_bytes: cgroup.limit_bytes,
+        bound_by: MemoryBound::Cgroup(cgroup.directory),
+    });
+    cgroups.chain([machine]).min_by_key(|room| room.bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEMINFO: &str = "MemTotal:       24684092 kB\nMemFree:        24387136 kB\n\
+        MemAvailable:   24354432 kB\nBuffers:            2720 kB\nCached:           161864 kB\n\
+        SwapCached:            0 kB\nActive:            78316 kB\nInactive:          83888 kB\n\
+        SwapTotal:             0 kB\nSwapFree:              0 kB\nDirty:               188 kB\n\
+        Writeback:             0 kB\nAnonPages:         10344 kB\nMapped:            24576 kB\n\
+        Slab:              25552 kB\nPageTables:          660 kB\nVmallocTotal:   34359738367 kB\n\
+        VmallocUsed:       12676 kB\nVmallocChunk:          0 kB\nCommitted_AS:      53972 kB\n";
+
+    fn cgroup(directory: &str, limit_bytes: u64, used_bytes: u64) -> CgroupLimit {
+        CgroupLimit { directory: directory.into(), limit_bytes, used_bytes, reclaimable_bytes: 0 }
+    }
+
+    #[test]
+    fn without_a_cgroup_limit_the_machine_binds() {
+        let room = tightest(MEMINFO, std::iter::empty()).expect("a meminfo");
+        assert_eq!(room.bytes, 24_354_432 * 1024);
+        assert_eq!(room.total_bytes, 24_684_092 * 1024);
+        assert_eq!(room.bound_by, MemoryBound::Machine);
+    }
+
+    #[test]
+    fn the_tightest_of_nested_groups_binds_by_what_it_has_left() {
+        let groups = [
+            cgroup("/wide", 64 << 30, 0),
+            cgroup("/wide/full", 8 << 30, (8 << 30) - 4096),
+            cgroup("/wide/full/small", 1 << 20, 0),
+        ];
+        let room = tightest(MEMINFO, groups.into_iter()).expect("a meminfo");
+        assert_eq!(room.bytes, 4096);
+        assert_eq!(room.total_bytes, 8 << 30);
+        assert_eq!(room.bound_by, MemoryBound::Cgroup("/wide/full".into()));
+    }
+
+    #[test]
+    fn what_is_no_meminfo_is_none() {
+        for text in ["", "MemTotal: x kB", "\u{0}", &MEMINFO.replace("MemAvailable", "Other")] {
+            assert_eq!(tightest(text, std::iter::empty()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn this_machine_has_room() {
+        let room = memory_available().expect("meminfo is world-readable");
+        assert!(room.bytes > 0 && room.bytes <= room.total_bytes, "{room:?}");
+    }
+}

@@ -1,0 +1,285 @@
+//! Counts, sizes and durations as people type them, and as they like to read them.
+//!
+//! The parsers fit clap's `value_parser`; their errors say what is wrong and what is understood.
+
+use std::time::Duration;
+
+const COUNT_UNITS: &[(&str, u64)] = &[
+    ("", 1),
+    ("k", 1_000),
+    ("K", 1_000),
+    ("m", 1_000_000),
+    ("M", 1_000_000),
+    ("g", 1_000_000_000),
+    ("G", 1_000_000_000),
+];
+
+const BYTE_UNITS: &[(&str, u64)] = &[
+    ("", 1),
+    ("B", 1),
+    ("k", 1 << 10),
+    ("K", 1 << 10),
+    ("KiB", 1 << 10),
+    ("kB", 1_000),
+    ("KB", 1_000),
+    ("m", 1 << 20),
+    ("M", 1 << 20),
+    ("MiB", 1 << 20),
+    ("MB", 1_000_000),
+    ("g", 1 << 30),
+    ("G", 1 << 30),
+    ("GiB", 1 << 30),
+    ("GB", 1_000_000_000),
+    ("t", 1 << 40),
+    ("T", 1 << 40),
+    ("TiB", 1 << 40),
+    ("TB", 1_000_000_000_000),
+];
+
+/// Reads a count: `15000`, `1,000,000`, `1_000_000`, `10k`, `2.5M`.
+///
+/// # Errors
+/// A sentence that says what is wrong and what is understood.
+///
+/// ```
+/// use c1000k_host::quantity::parse_count;
+/// assert_eq!(parse_count("10k"), Ok(10_000));
+/// assert_eq!(parse_count("1,000,000"), Ok(1_000_000));
+/// assert!(parse_count("ten").is_err());
+/// ```
+pub fn parse_count(text: &str) -> Result<u64, String> {
+    parse_scaled(text, COUNT_UNITS)
+        .map_err(|fault| format!("{fault}; a count is written as 15000, 1,000,000, 10k or 1M"))
+}
+
+/// Reads a size in bytes: `4096`, `512MiB`, `6G`.
+///
+/// `K`, `M`, `G`, `T` alone and with `iB` are powers of 1,024; with `B` (`MB`) powers of 1,000.
+///
+/// # Errors
+/// A sentence that says what is wrong and what is understood.
+///
+/// ```
+/// use c1000k_host::quantity::parse_bytes;
+/// assert_eq!(parse_bytes("6G"), Ok(6 << 30));
+/// assert_eq!(parse_bytes("12MB"), Ok(12_000_000));
+/// ```
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    parse_scaled(text, BYTE_UNITS)
+        .map_err(|fault| format!("{fault}; a size is written as 4096, 512M, 512MiB, 12MB or 6G"))
+}
+
+/// Reads a duration: `10s`, `500ms`, `2m`, `1h 30m`.
+///
+/// # Errors
+/// A sentence that says what is wrong and what is understood.
+///
+/// ```
+/// use {c1000k_host::quantity::parse_duration, std::time::Duration};
+/// assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+/// ```
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text.trim()).map_err(|fault| {
+        format!("{text:?} is no duration ({fault}); a duration is written as 500ms, 10s, 2m or 1h")
+    })
+}
+
+/// A count with its thousands set apart: `1,000,000`.
+pub fn format_count(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (position, digit) in digits.char_indices() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A size in the unit that suits it, in powers of 1,024: `832 B`, `3.8 KiB`, `4.6 GiB`.
+pub fn format_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut amount = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    // 1023.95 would be printed as 1024.0 of the smaller unit.
+    while amount >= 1023.95 && unit + 1 < UNITS.len() {
+        amount /= 1024.0;
+        unit += 1;
+    }
+    format!("{amount:.1} {}", UNITS[unit])
+}
+
+fn parse_scaled(text: &str, units: &[(&str, u64)]) -> Result<u64, String> {
+    let trimmed = text.trim();
+    if trimmed.is_empty() {
+        return Err("nothing is given".to_owned());
+    }
+    let unit_start = trimmed
+        .find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | ',' | '_')))
+        .unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(unit_start);
+    let scale = units
+        .iter()
+        .find(|(name, _)| *name == unit.trim_start())
+        .map(|&(_, scale)| scale)
+        .ok_or_else(|| format!("{text:?} ends in an unknown unit"))?;
+    scaled(number, scale).map_err(|fault| format!("{text:?} {fault}"))
+}
+
+/// `number` times `scale`, exactly; a fraction is fine as long as the product is whole.
+fn scaled(number: &str, scale: u64) -> Result<u64, &'static str> {
+    const NO_NUMBER: &str = "is no number";
+    const TOO_LARGE: &str = "is too large";
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let whole = ungrouped(whole).ok_or(NO_NUMBER)?;
+    if number.ends_with('.') || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(NO_NUMBER);
+    }
+    let whole: u64 = whole.parse().map_err(|_| TOO_LARGE)?;
+    let base = whole.checked_mul(scale).ok_or(TOO_LARGE)?;
+    let fraction = fraction.trim_end_matches('0');
+    if fraction.is_empty() {
+        return Ok(base);
+    }
+    let parts = 10_u128.checked_pow(fraction.len() as u32).ok_or("has too many decimals")?;
+    let numerator: u128 = fraction.parse().map_err(|_| "has too many decimals")?;
+    let product = numerator.checked_mul(u128::from(scale)).ok_or("has too many decimals")?;
+    if !product.is_multiple_of(parts) {
+        return Err("is not a whole number");
+    }
+    let added = u64::try_from(product / parts).map_err(|_| TOO_LARGE)?;
+    base.checked_add(added).ok_or(TOO_LARGE)
+}
+
+/// The digits without their separators, which stand between groups of three.
+fn ungrouped(digits: &str) -> Option<String> {
+    let Some(separator) = digits.chars().find(|c| matches!(c, ',' | '_')) else {
+        return (!digits.is_empty()).then(|| digits.to_owned());
+    };
+    let groups: Vec<&str> = digits.split(separator).collect();
+    let plain = |group: &&str| group.bytes().all(|b| b.is_ascii_digit());
+    let well_formed = (1..=3).contains(&groups[0].len())
+        && groups[1..].iter().all(|group| group.len() == 3)
+        && groups.iter().all(plain);
+    well_formed.then(|| groups.concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use {super::*, proptest::prelude::*};
+
+    #[test]
+    fn counts_are_read_as_people_type_them() {
+        for (text, count) in [
+            ("0", 0),
+            ("15000", 15_000),
+            ("10k", 10_000),
+            ("10 k", 10_000),
+            (" 1M ", 1_000_000),
+            ("2.5M", 2_500_000),
+            ("1.50k", 1_500),
+            ("1,000,000", 1_000_000),
+            ("1_000", 1_000),
+            ("18446744073709551615", u64::MAX),
+        ] {
+            assert_eq!(parse_count(text), Ok(count), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_count_is_refused_with_what_is_understood() {
+        for text in [
+            "",
+            " ",
+            "ten",
+            "k",
+            "-5",
+            "+5",
+            "1,5",
+            "1,00",
+            ",000",
+            "1,000_000",
+            "1.",
+            ".",
+            ".5k",
+            "1.2.3",
+            "1.2345k",
+            "1.1",
+            "10kk",
+            "10 apples",
+            "0x10",
+            "1e6",
+            "18446744073709551616",
+            "18446744073709551615k",
+            "1.00000000000000000000000000000000000000000000000000001M",
+            "١",
+            "99999999999999999999999999999999",
+        ] {
+            let error = parse_count(text).expect_err(text);
+            assert!(error.contains("10k"), "{text}: {error}");
+            assert!(!error.contains('\n'), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_binary_but_for_the_decimal_units() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("12M", 12 << 20),
+            ("512MiB", 512 << 20),
+            ("512 MiB", 512 << 20),
+            ("12MB", 12_000_000),
+            ("6G", 6 << 30),
+            ("0.5G", 1 << 29),
+            ("1T", 1 << 40),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "6X", "G", "-1G", "99999999T", "0.3B"] {
+            let error = parse_bytes(text).expect_err(text);
+            assert!(error.contains("512M"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        for text in ["", "10", "s", "-1s", "99999999999999999999s", "10 parsecs"] {
+            let error = parse_duration(text).expect_err(text);
+            assert!(error.contains("500ms"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn figures_are_written_for_reading() {
+        assert_eq!(format_count(0), "0");
+        assert_eq!(format_count(999), "999");
+        assert_eq!(format_count(19_900), "19,900");
+        assert_eq!(format_count(1_000_000), "1,000,000");
+        assert_eq!(format_bytes(832), "832 B");
+        assert_eq!(format_bytes(3_848), "3.8 KiB");
+        assert_eq!(format_bytes((1 << 30) - 1), "1.0 GiB");
+        assert_eq!(format_bytes(6 << 30), "6.0 GiB");
+        assert_eq!(format_bytes(u64::MAX), "16.0 EiB");
+    }
+
+    proptest! {
+        #[test]
+        fn a_formatted_count_reads_back(count: u64) {
+            prop_assert_eq!(parse_count(&format_count(count)), Ok(count));
+        }
+
+        #[test]
+        fn no_text_breaks_a_parser(text in ".{0,40}", digits in "[0-9.,_kMGTiB ]{0,60}") {
+            for text in [text, digits] {
+                let _ = (parse_count(&text), parse_bytes(&text), parse_duration(&text));
+            }
+        }
+    }
+}

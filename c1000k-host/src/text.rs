@@ -1,0 +1,59 @@
+//! Small files of `/proc` and `/sys`: read whole, and understood or `None`.
+
+use std::{fs, path::Path};
+
+/// The file's text, or `None` where there is no such file or it can't be read.
+pub(crate) fn read(path: impl AsRef<Path>) -> Option<String> {
+    fs::read_to_string(path).ok()
+}
+
+/// The first number in the file.
+pub(crate) fn read_number(path: impl AsRef<Path>) -> Option<u64> {
+    numbers(&read(path)?)?.first().copied()
+}
+
+/// Numbers separated by white space; `None` where anything is not one.
+pub(crate) fn numbers(text: &str) -> Option<Vec<u64>> {
+    text.split_whitespace().map(|word| word.parse().ok()).collect()
+}
+
+/// The value of `key` in a text of lines such as `VmHWM:   2064 kB`, in bytes.
+pub(crate) fn kilobytes_of(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kilobytes.checked_mul(1024)
+}
+
+/// The size of a page of memory, which several of the kernel's figures are counted in.
+pub(crate) fn page_bytes() -> u64 {
+    procfs::page_size()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_read_or_refused_as_a_whole() {
+        assert_eq!(numbers("4096\t131072 6291456\n"), Some(vec![4096, 131_072, 6_291_456]));
+        assert_eq!(numbers(""), Some(vec![]));
+        assert_eq!(numbers("12 apples"), None);
+        assert_eq!(numbers("99999999999999999999999"), None);
+        assert_eq!(numbers("-1"), None);
+    }
+
+    #[test]
+    fn kilobytes_are_found_by_their_whole_key() {
+        let text = "VmHWMx:\t 1 kB\nVmHWM:\t    2064 kB\n";
+        assert_eq!(kilobytes_of(text, "VmHWM"), Some(2064 * 1024));
+        assert_eq!(kilobytes_of(text, "VmRSS"), None);
+        assert_eq!(kilobytes_of("VmHWM: many kB", "VmHWM"), None);
+        assert_eq!(kilobytes_of("VmHWM: 18446744073709551615 kB", "VmHWM"), None);
+    }
+
+    #[test]
+    fn a_missing_file_is_none() {
+        assert_eq!(read("/proc/no/such/file"), None);
+        assert_eq!(read_number("/proc/no/such/file"), None);
+    }
+}

@@ -1,0 +1,15 @@
+//! What this process, its sockets and the kernel on its behalf use, cheap enough for each second.
+
+mod counters;
+mod kernel;
+mod process;
+mod slab;
+mod sockets;
+
+pub use {
+    counters::NetCounters,
+    kernel::{KernelCost, KernelMeter},
+    process::ProcessUsage,
+    slab::{SlabCache, SlabReader, SlabUsage},
+    sockets::SocketUsage,
+};

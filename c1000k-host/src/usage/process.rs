@@ -1,0 +1,85 @@
+//! Memory and processor time of this process.
+
+use {
+    crate::text,
+    nix::sys::{
+        resource::{UsageWho, getrusage},
+        time::TimeVal,
+    },
+};
+
+/// What this process uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProcessUsage {
+    /// Resident memory now.
+    pub rss_bytes: u64,
+    /// The most that ever was resident; `None` where `/proc/self/status` does not tell.
+    pub rss_peak_bytes: Option<u64>,
+    /// The part of the resident memory that no file backs and no other process shares: heap and
+    /// stack.
+    pub private_bytes: u64,
+    /// Processor time spent in the program.
+    pub cpu_user_seconds: f64,
+    /// Processor time spent in the kernel on the program's behalf.
+    pub cpu_system_seconds: f64,
+}
+
+impl ProcessUsage {
+    /// Reads `/proc/self/statm`, `/proc/self/status` and `getrusage`.
+    pub fn read() -> Option<Self> {
+        let time = getrusage(UsageWho::RUSAGE_SELF).ok()?;
+        let (rss_bytes, private_bytes) =
+            resident(&text::read("/proc/self/statm")?, text::page_bytes())?;
+        let rss_peak_bytes = text::read("/proc/self/status")
+            .and_then(|status| text::kilobytes_of(&status, "VmHWM"))
+            // The two files are read one after the other: the peak is at least what was seen.
+            .map(|peak| peak.max(rss_bytes));
+        Some(Self {
+            rss_bytes,
+            rss_peak_bytes,
+            private_bytes,
+            cpu_user_seconds: seconds(time.user_time()),
+            cpu_system_seconds: seconds(time.system_time()),
+        })
+    }
+}
+
+/// Resident and private bytes from `/proc/self/statm`, which counts pages.
+fn resident(statm: &str, page_bytes: u64) -> Option<(u64, u64)> {
+    match *text::numbers(statm)? {
+        [_, resident, shared, ..] => Some((
+            resident.checked_mul(page_bytes)?,
+            resident.saturating_sub(shared).checked_mul(page_bytes)?,
+        )),
+        _ => None,
+    }
+}
+
+fn seconds(time: TimeVal) -> f64 {
+    time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statm_counts_pages() {
+        assert_eq!(resident("765 433 405 5 0 123 0\n", 4096), Some((433 * 4096, 28 * 4096)));
+        assert_eq!(resident("1 2 3", 4096), Some((8192, 0)));
+        for text in ["", "1 2", "a b c", "1 18446744073709551615 0"] {
+            assert_eq!(resident(text, 4096), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn touched_memory_is_seen() {
+        let before = ProcessUsage::read().expect("this process may read itself");
+        let touched = vec![1_u8; 32 << 20];
+        let after = ProcessUsage::read().expect("this process may read itself");
+        assert!(touched.iter().all(|&byte| byte == 1));
+        assert!(after.private_bytes >= before.private_bytes + (24 << 20), "{before:?} {after:?}");
+        assert!(after.rss_peak_bytes >= Some(after.rss_bytes), "{after:?}");
+        assert!(after.cpu_user_seconds >= before.cpu_user_seconds, "{before:?} {after:?}");
+    }
+}

@@ -1,0 +1,95 @@
+//! TCP sockets as `/proc/net/sockstat` and `/proc/net/sockstat6` count them.
+
+use crate::text;
+
+/// TCP sockets, and the memory of what is queued in them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketUsage {
+    /// IPv4 sockets in use in this network namespace.
+    pub tcp_inuse: u64,
+    /// IPv6 sockets in use in this network namespace; 0 where there is no IPv6.
+    pub tcp6_inuse: u64,
+    /// Sockets whose process has let go of them and which still have data to send.
+    pub tcp_orphan: u64,
+    /// Sockets in TIME_WAIT.
+    pub tcp_tw: u64,
+    /// TCP sockets that exist in the whole system: both families, each network namespace.
+    pub tcp_alloc: u64,
+    /// Memory of the data queued in all of them. An idle socket adds nothing.
+    pub buffer_bytes: u64,
+}
+
+impl SocketUsage {
+    /// Reads both files.
+    pub fn read() -> Option<Self> {
+        let version_6 = text::read("/proc/net/sockstat6").unwrap_or_default();
+        Self::parse(&text::read("/proc/net/sockstat")?, &version_6, text::page_bytes())
+    }
+
+    fn parse(version_4: &str, version_6: &str, page_bytes: u64) -> Option<Self> {
+        let field = |name| field(version_4, "TCP:", name);
+        Some(Self {
+            tcp_inuse: field("inuse")?,
+            tcp6_inuse: self::field(version_6, "TCP6:", "inuse").unwrap_or(0),
+            tcp_orphan: field("orphan")?,
+            tcp_tw: field("tw")?,
+            tcp_alloc: field("alloc")?,
+            buffer_bytes: field("mem")?.checked_mul(page_bytes)?,
+        })
+    }
+}
+
+/// The number behind `name` in the line that starts with `protocol`.
+fn field(text: &str, protocol: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(protocol))?;
+    let mut words = line.split_whitespace();
+    words.find(|&word| word == name)?;
+    words.next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use {super::*, std::net::TcpListener};
+
+    const VERSION_4: &str = "sockets: used 12\n\
+        TCP: inuse 18011 orphan 2 tw 1 alloc 18014 mem 35\n\
+        UDP: inuse 0 mem 0\nUDPLITE: inuse 0\nRAW: inuse 0\nFRAG: inuse 0 memory 0\n";
+    const VERSION_6: &str = "TCP6: inuse 3\nUDP6: inuse 0\n";
+
+    #[test]
+    fn both_files_are_read_together() {
+        let expected = SocketUsage {
+            tcp_inuse: 18_011,
+            tcp6_inuse: 3,
+            tcp_orphan: 2,
+            tcp_tw: 1,
+            tcp_alloc: 18_014,
+            buffer_bytes: 35 * 4096,
+        };
+        assert_eq!(SocketUsage::parse(VERSION_4, VERSION_6, 4096), Some(expected));
+        let without_ipv6 = SocketUsage { tcp6_inuse: 0, ..expected };
+        assert_eq!(SocketUsage::parse(VERSION_4, "", 4096), Some(without_ipv6));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_none() {
+        for text in [
+            "",
+            "TCP:",
+            "TCP: inuse",
+            "TCP: inuse x orphan 0 tw 0 alloc 0 mem 0",
+            "TCP: inuse 1 orphan 0 tw 0 alloc 0",
+            "UDP: inuse 1 orphan 0 tw 0 alloc 0 mem 0",
+            "TCP: inuse 1 orphan 0 tw 0 alloc 0 mem 18446744073709551615",
+        ] {
+            assert_eq!(SocketUsage::parse(text, VERSION_6, 4096), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_listener_is_counted() {
+        let _listener = TcpListener::bind("127.0.0.1:0").expect("loopback listens");
+        let usage = SocketUsage::read().expect("sockstat is world-readable");
+        assert!(usage.tcp_inuse >= 1 && usage.tcp_alloc >= 1, "{usage:?}");
+    }
+}
