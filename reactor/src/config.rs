@@ -1,0 +1,99 @@
+//! The bounds of a reactor, and the options of listeners and connects.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// The bounds of a reactor. Every loop and every queue has one.
+///
+/// ```
+/// let config = reactor::Config { connections_max: 50_000, ..Default::default() };
+/// ```
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Connections held at once at the most. Address space for all of them is reserved at the start; pages that are
+    /// never used cost nothing. Default: 1,048,576.
+    pub connections_max: usize,
+    /// Listeners at once at the most. Default: 1,024.
+    pub listeners_max: usize,
+    /// Free timers at once at the most. Default: 4,096.
+    pub timers_max: usize,
+    /// Events taken from the kernel by one wait at the most. Default: 1,024.
+    pub events_per_wait: usize,
+    /// Connections accepted from one listener before other events get their turn. Default: 64.
+    pub accepts_per_wake: usize,
+    /// Timers that fire before sockets get their turn again. Default: 4,096.
+    pub timers_per_turn: u32,
+    /// Connections closed by a shutdown before sockets get their turn again. Default: 4,096.
+    pub closes_per_turn: usize,
+    /// Size of the one buffer that all reads share. Default: 64 KiB.
+    pub read_buffer_bytes: usize,
+    /// Bytes that may wait in the write queue of one connection. Default: 256 KiB.
+    pub write_queue_bytes_max: usize,
+    /// Bytes that may wait in all write queues together. Default: 256 MiB.
+    pub write_queues_bytes_max: usize,
+    /// How long a closed connection may take to hand its queue to the peer. Default: 30 s.
+    pub flush_timeout: Duration,
+    /// The first pause of a listener after descriptors, memory or epoll watches ran out; it doubles up to
+    /// [`accept_pause_max`](Self::accept_pause_max). Default: 10 ms.
+    pub accept_pause_min: Duration,
+    /// The longest pause of a listener. Default: 1 s.
+    pub accept_pause_max: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            connections_max: 1 << 20,
+            listeners_max: 1024,
+            timers_max: 4096,
+            events_per_wait: 1024,
+            accepts_per_wake: 64,
+            timers_per_turn: 4096,
+            closes_per_turn: 4096,
+            read_buffer_bytes: 64 * 1024,
+            write_queue_bytes_max: 256 * 1024,
+            write_queues_bytes_max: 256 * 1024 * 1024,
+            flush_timeout: Duration::from_secs(30),
+            accept_pause_min: Duration::from_millis(10),
+            accept_pause_max: Duration::from_secs(1),
+        }
+    }
+}
+
+/// How to listen. Accepted connections inherit the socket options, so they cost no call per connection.
+#[derive(Clone, Debug)]
+pub struct ListenOptions {
+    /// Connections that may wait to be accepted; `None` asks for as many as the kernel allows
+    /// (`net.core.somaxconn`, which caps any other number too).
+    pub backlog: Option<u32>,
+    /// Share the address with other sockets of this user, and let the kernel spread connections over them
+    /// (`SO_REUSEPORT`). Default: no.
+    pub reuse_port: bool,
+    /// For an IPv6 address: leave IPv4 alone (`IPV6_V6ONLY`). Default: no, so `::` takes both.
+    pub only_v6: bool,
+    /// Send small messages at once (`TCP_NODELAY`). Default: yes.
+    pub nodelay: bool,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self { backlog: None, reuse_port: false, only_v6: false, nodelay: true }
+    }
+}
+
+/// How to connect. Each option that is not at its default costs one system call per connection.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectOptions {
+    /// Local address to connect from. With port 0 the kernel chooses the port when it knows the whole 5-tuple
+    /// (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2), so that one address can hold far more connections than it has ports.
+    pub source: Option<SocketAddr>,
+    /// Local ports that the kernel may choose from (`IP_LOCAL_PORT_RANGE`, Linux 6.3; silently the system's range on
+    /// older kernels). Setting it, even to the system's own range, keeps the choice fast when more than half of the
+    /// range is in use.
+    pub port_range: Option<RangeInclusive<u16>>,
+    /// How long the peer may take to answer; `None` leaves that to the kernel (about two minutes).
+    pub timeout: Option<Duration>,
+    /// Send small messages at once (`TCP_NODELAY`). Default: no.
+    pub nodelay: bool,
+}

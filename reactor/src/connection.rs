@@ -1,0 +1,127 @@
+//! What the reactor itself keeps of a connection: sixteen bytes.
+
+use crate::sys::{Descriptor, Readiness};
+use crate::wheel::NodeId;
+
+/// Stands for "no write queue" where an `Option` would cost four bytes more.
+pub(crate) const NO_QUEUE: u32 = u32::MAX;
+
+/// The reactor's half of a connection; the service's half is its `Handler::Conn`.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) socket: Descriptor,
+    pub(crate) timer: NodeId,
+    /// Index into the reactor's write queues.
+    pub(crate) queue: u32,
+    pub(crate) flags: Flags,
+}
+
+/// The bytes that a connection costs beside its state, and what an armed timeout adds; both are promises.
+const _: () = {
+    assert!(crate::slab::slot_bytes::<Link, ()>() <= 24);
+    assert!(crate::slab::slot_bytes::<Link, u32>() <= 24 + 4);
+    assert!(crate::slab::slot_bytes::<Link, u64>() <= 24 + 8);
+    assert!(crate::slab::slot_bytes::<Link, [u64; 5]>() <= 24 + 40);
+    assert!(crate::wheel::NODE_BYTES <= 24);
+};
+
+impl Link {
+    pub(crate) fn new(socket: Descriptor, flags: Flags) -> Self {
+        Self { socket, timer: NodeId::NONE, queue: NO_QUEUE, flags }
+    }
+
+    pub(crate) fn has_queue(&self) -> bool {
+        self.queue != NO_QUEUE
+    }
+
+    pub(crate) fn wants_reads(&self) -> bool {
+        !self.flags.any(
+            Flags::CONNECTING | Flags::READS_PAUSED | Flags::EOF | Flags::CLOSING | Flags::DOOMED,
+        )
+    }
+
+    pub(crate) fn takes_writes(&self) -> bool {
+        !self.flags.any(Flags::FINISHING | Flags::CLOSING | Flags::DOOMED)
+    }
+
+    /// What epoll should watch the socket for.
+    pub(crate) fn interest(&self) -> Readiness {
+        let mut interest = Readiness::NONE;
+        if self.wants_reads() {
+            interest = interest.with(Readiness::READABLE);
+        }
+        if self.has_queue() || self.flags.any(Flags::CONNECTING) {
+            interest = interest.with(Readiness::WRITABLE);
+        }
+        interest
+    }
+
+    /// What epoll watches the socket for; `None` where the socket is not with epoll.
+    pub(crate) fn registered(&self) -> Option<Readiness> {
+        if !self.flags.any(Flags::WATCHED) {
+            return None;
+        }
+        let mut registered = Readiness::NONE;
+        if self.flags.any(Flags::WATCHED_READ) {
+            registered = registered.with(Readiness::READABLE);
+        }
+        if self.flags.any(Flags::WATCHED_WRITE) {
+            registered = registered.with(Readiness::WRITABLE);
+        }
+        Some(registered)
+    }
+
+    pub(crate) fn set_registered(&mut self, registered: Option<Readiness>) {
+        self.flags.set(Flags::WATCHED, registered.is_some());
+        self.flags.set(Flags::WATCHED_READ, registered.is_some_and(Readiness::is_readable));
+        self.flags.set(Flags::WATCHED_WRITE, registered.is_some_and(Readiness::is_writable));
+    }
+}
+
+/// The state of a connection, a bit each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Flags(u16);
+
+impl Flags {
+    pub(crate) const NONE: Flags = Flags(0);
+    /// An outbound connect is under way.
+    pub(crate) const CONNECTING: Flags = Flags(1);
+    /// `on_open` was called.
+    pub(crate) const OPENED: Flags = Flags(1 << 1);
+    /// The service does not want to read now.
+    pub(crate) const READS_PAUSED: Flags = Flags(1 << 2);
+    /// The peer has finished writing.
+    pub(crate) const EOF: Flags = Flags(1 << 3);
+    /// The service has finished writing; what is queued still goes out.
+    pub(crate) const FINISHING: Flags = Flags(1 << 4);
+    /// And it has gone out: the kernel knows.
+    pub(crate) const FINISHED: Flags = Flags(1 << 5);
+    /// To be closed as soon as the queue is empty.
+    pub(crate) const CLOSING: Flags = Flags(1 << 6);
+    /// In the list of those to be removed.
+    pub(crate) const DOOMED: Flags = Flags(1 << 7);
+    /// Closing the socket resets it.
+    pub(crate) const RESET: Flags = Flags(1 << 8);
+    /// In the list of those whose interest may have changed.
+    pub(crate) const UNSETTLED: Flags = Flags(1 << 9);
+    /// With epoll.
+    pub(crate) const WATCHED: Flags = Flags(1 << 10);
+    pub(crate) const WATCHED_READ: Flags = Flags(1 << 11);
+    pub(crate) const WATCHED_WRITE: Flags = Flags(1 << 12);
+
+    pub(crate) fn any(self, flags: Flags) -> bool {
+        self.0 & flags.0 != 0
+    }
+
+    pub(crate) fn set(&mut self, flags: Flags, on: bool) {
+        if on { self.0 |= flags.0 } else { self.0 &= !flags.0 }
+    }
+}
+
+impl std::ops::BitOr for Flags {
+    type Output = Flags;
+
+    fn bitor(self, other: Flags) -> Flags {
+        Flags(self.0 | other.0)
+    }
+}

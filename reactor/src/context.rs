@@ -1,0 +1,304 @@
+//! What a service works with, in every callback and while it is set up.
+//!
+//! The parts that belong to one concern each stand in files of their own: [`listen`], [`connect`], [`stream`] (write,
+//! pause, close) and [`time`].
+
+mod connect;
+mod listen;
+mod stream;
+mod time;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::connection::Link;
+use crate::error::{CloseReason, Error};
+use crate::queue::WriteQueue;
+use crate::signal::Signal;
+use crate::slab::Slab;
+use crate::stats::Stats;
+use crate::sys::{self, Descriptor, Poller, SignalReader};
+use crate::token::{Inner, ListenerId, Source, Token};
+use crate::waker::Waker;
+use crate::wheel::{NodeId, Wheel};
+
+use listen::Listener;
+
+/// Everything a reactor offers to its service; `C` is the state of one connection.
+#[derive(Debug)]
+pub struct Context<C> {
+    config: Config,
+    poller: Poller,
+    connections: Slab<Link, C>,
+    listeners: Slab<Listener, ()>,
+    /// A free timer's place in the wheel.
+    timers: Slab<NodeId, ()>,
+    wheel: Wheel,
+    queues: Vec<WriteQueue>,
+    queues_free: Vec<u32>,
+    /// Connections to be removed as soon as no callback runs.
+    doomed: VecDeque<(Token, CloseReason)>,
+    /// Connections whose interest may differ from what epoll knows.
+    unsettled: Vec<Token>,
+    /// Listeners that wait for descriptors, memory or slots, in the order in which they ran out.
+    starved: VecDeque<ListenerId>,
+    /// Connections that have gone since starved listeners were last looked at.
+    freed: usize,
+    spare: Option<Descriptor>,
+    waker: Waker,
+    signals: Option<SignalReader>,
+    started: Instant,
+    now: Instant,
+    stats: Stats,
+    stop: bool,
+    shutdown: Option<Shutdown>,
+}
+
+/// How far a shutdown has come.
+#[derive(Debug)]
+struct Shutdown {
+    /// The slots before this one have been told.
+    told: usize,
+    /// The grace has passed.
+    hard: bool,
+    /// The end of the grace, while it has not passed.
+    grace: Option<NodeId>,
+}
+
+impl<C> Context<C> {
+    pub(crate) fn new(config: &Config) -> Result<Self, Error> {
+        let no_memory = |_| {
+            Error::Invalid("there is no address space for so many connections, listeners or timers")
+        };
+        let poller = Poller::new()?;
+        let waker = Waker::new()?;
+        waker.watch(&poller, Source::Inner(Inner::Wake).to_bits())?;
+        let now = Instant::now();
+        Ok(Self {
+            poller,
+            connections: Slab::with_capacity(config.connections_max).map_err(no_memory)?,
+            listeners: Slab::with_capacity(config.listeners_max).map_err(no_memory)?,
+            timers: Slab::with_capacity(config.timers_max).map_err(no_memory)?,
+            wheel: Wheel::with_capacity(config.connections_max).map_err(no_memory)?,
+            queues: Vec::new(),
+            queues_free: Vec::new(),
+            doomed: VecDeque::new(),
+            unsettled: Vec::new(),
+            starved: VecDeque::new(),
+            freed: 0,
+            spare: Some(sys::spare()?),
+            waker,
+            signals: None,
+            started: now,
+            now,
+            stats: Stats::default(),
+            stop: false,
+            shutdown: None,
+            config: config.clone(),
+        })
+    }
+
+    /// The time at which this turn began: one reading of the clock serves all callbacks of a turn.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// What has been counted so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats { timers_armed: self.wheel.len(), ..self.stats.clone() }
+    }
+
+    /// How many connections are held, those included that are still connecting or flushing.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// The bounds it was made with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The state of a connection; `None` for a stale token, and for the one that the running callback is about (its
+    /// state is lent to the callback).
+    #[must_use]
+    pub fn conn(&self, token: Token) -> Option<&C> {
+        self.connections.body(token.name())
+    }
+
+    /// The same, to be changed.
+    #[must_use]
+    pub fn conn_mut(&mut self, token: Token) -> Option<&mut C> {
+        self.connections.body_mut(token.name())
+    }
+
+    /// Whether the token still names a connection.
+    #[must_use]
+    pub fn holds(&self, token: Token) -> bool {
+        self.connections.head(token.name()).is_some()
+    }
+
+    /// The connections in a range of slots, to visit all of them in slices: `0..n`, `n..2 * n`, and so on up to
+    /// [`slots`](Self::slots). Those that are still connecting are among them.
+    pub fn tokens(&self, slots: Range<usize>) -> impl Iterator<Item = Token> + '_ {
+        self.connections.names(slots.start, slots.end).map(Token::from)
+    }
+
+    /// One past the last slot that may hold a connection.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.connections.slots_used()
+    }
+
+    /// The address of the peer. Costs one system call.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], or the system's refusal (`ENOTCONN` where the peer has gone).
+    pub fn peer_addr(&self, token: Token) -> Result<SocketAddr, Error> {
+        sys::peer_addr(&self.link(token).ok_or(Error::Stale)?.socket)
+    }
+
+    /// The address of this side. Costs one system call.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], or the system's refusal.
+    pub fn local_addr(&self, token: Token) -> Result<SocketAddr, Error> {
+        sys::local_addr(&self.link(token).ok_or(Error::Stale)?.socket)
+    }
+
+    /// A handle that wakes this reactor from any thread.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// Takes delivery of these signals: from now on each calls [`on_signal`](crate::Handler::on_signal).
+    ///
+    /// They are blocked in the calling thread (`pthread_sigmask`, then `signalfd`); call it before starting other
+    /// threads, which inherit that.
+    ///
+    /// # Errors
+    /// The system's refusal, or [`Error::Invalid`] when signals are watched already.
+    pub fn watch_signals(&mut self, signals: &[Signal]) -> Result<(), Error> {
+        if self.signals.is_some() {
+            return Err(Error::Invalid("signals are watched already"));
+        }
+        let reader = SignalReader::new(signals)?;
+        reader.watch(&self.poller, Source::Inner(Inner::Signal).to_bits())?;
+        self.signals = Some(reader);
+        Ok(())
+    }
+
+    /// Makes `run` return after this turn. Connections stay as they are; `run` may be called again.
+    pub fn stop(&mut self) {
+        self.stop = true;
+    }
+
+    /// Lets go of all listeners, closes every connection once its queue has been handed over, and makes `run` return
+    /// when none is left. What is not handed over within `grace` is reset.
+    pub fn shutdown(&mut self, grace: Duration) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        let listeners: Vec<_> =
+            self.listeners.names(0, self.listeners.slots_used()).map(ListenerId::from).collect();
+        for listener in listeners {
+            self.unlisten(listener);
+        }
+        let deadline = self.tick_after(grace);
+        let grace = self.wheel.insert(deadline, Source::Inner(Inner::Grace).to_bits());
+        self.shutdown = Some(Shutdown { told: 0, hard: false, grace: Some(grace) });
+    }
+
+    /// Whether [`shutdown`](Self::shutdown) was called.
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.shutdown.is_some()
+    }
+
+    // What the reactor's loop needs of it.
+
+    pub(crate) fn poller(&self) -> &Poller {
+        &self.poller
+    }
+
+    pub(crate) fn stats_mut(&mut self) -> &mut Stats {
+        &mut self.stats
+    }
+
+    pub(crate) fn begin_turn(&mut self) {
+        self.now = Instant::now();
+        self.stats.wakeups += 1;
+    }
+
+    /// Whether `run` is to return. A stop, and a shutdown that is complete, are used up by asking.
+    pub(crate) fn take_stop(&mut self) -> bool {
+        if self.connections.len() == 0
+            && let Some(shutdown) = self.shutdown.take()
+        {
+            if let Some(grace) = shutdown.grace {
+                self.wheel.remove(grace);
+            }
+            self.stop = true;
+        }
+        std::mem::take(&mut self.stop)
+    }
+
+    pub(crate) fn acknowledge_wake(&self) {
+        self.waker.acknowledge();
+    }
+
+    pub(crate) fn next_signal(&self) -> Option<Signal> {
+        self.signals.as_ref()?.read()
+    }
+
+    pub(crate) fn link(&self, token: Token) -> Option<&Link> {
+        self.connections.head(token.name())
+    }
+
+    pub(crate) fn link_mut(&mut self, token: Token) -> Option<&mut Link> {
+        self.connections.head_mut(token.name())
+    }
+
+    pub(crate) fn lend(&mut self, token: Token) -> Option<C> {
+        self.connections.lend(token.name())
+    }
+
+    pub(crate) fn give_back(&mut self, token: Token, conn: C) {
+        self.connections.give_back(token.name(), conn);
+    }
+
+    /// The grace of the shutdown has passed: everything that is left will be reset.
+    pub(crate) fn harden_shutdown(&mut self) {
+        if let Some(shutdown) = &mut self.shutdown {
+            *shutdown = Shutdown { told: 0, hard: true, grace: None };
+        }
+    }
+
+    /// Whether a shutdown has still connections to tell.
+    pub(crate) fn has_more_to_tell(&self) -> bool {
+        self.shutdown.as_ref().is_some_and(|shutdown| shutdown.told < self.connections.slots_used())
+    }
+
+    /// Tells the next slice of connections that the reactor shuts down.
+    pub(crate) fn tell_shutdown(&mut self) {
+        let Some(shutdown) = &mut self.shutdown else { return };
+        let slice = shutdown.told..shutdown.told + self.config.closes_per_turn.max(1);
+        let hard = shutdown.hard;
+        shutdown.told = slice.end;
+        let tokens: Vec<_> = self.tokens(slice).collect();
+        for token in tokens {
+            if hard {
+                self.cut_off(token, CloseReason::ShutDown);
+            } else {
+                self.close(token);
+            }
+        }
+    }
+}

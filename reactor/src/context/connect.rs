@@ -1,0 +1,106 @@
+//! Outbound connections, and how a connection of either way gets its slot.
+
+use std::net::SocketAddr;
+
+use crate::config::ConnectOptions;
+use crate::connection::{Flags, Link};
+use crate::context::Context;
+use crate::error::Error;
+use crate::sys::{self, Descriptor, Readiness};
+use crate::token::{Source, Token};
+
+impl<C> Context<C> {
+    /// Starts to connect; `conn` is the state of the new connection.
+    ///
+    /// [`on_open`](crate::Handler::on_open) follows, or [`on_close`](crate::Handler::on_close) when it fails later.
+    /// Bytes may be written at once: they wait until it is open. Costs `socket`, `connect` and two `epoll_ctl`, and one
+    /// call more for each option that is set.
+    ///
+    /// # Errors
+    /// [`Error::Full`] at [`Config::connections_max`](crate::Config::connections_max), and what the system refuses at
+    /// once: no descriptor (`EMFILE`, `ENFILE`), no port (`EADDRNOTAVAIL`), a source that is not of this machine
+    /// (`EADDRNOTAVAIL`), no route (`ENETUNREACH`), no epoll watch (`ENOSPC`). No callback follows then.
+    pub fn connect(
+        &mut self,
+        address: SocketAddr,
+        options: &ConnectOptions,
+        conn: C,
+    ) -> Result<Token, Error> {
+        if self.is_shutting_down() {
+            return Err(Error::Invalid("the reactor is shutting down"));
+        }
+        if let Some(error) = self.lacks_slot() {
+            return Err(error);
+        }
+        let socket = prepared(address, options)?;
+        sys::connect(&socket, address)?;
+        let token = self.adopt(socket, Flags::CONNECTING, conn)?;
+        if let Some(timeout) = options.timeout {
+            self.set_timeout(token, timeout);
+        }
+        Ok(token)
+    }
+
+    /// Gives a connection its slot and its place in epoll. Where that fails, socket and `conn` are dropped.
+    pub(crate) fn adopt(
+        &mut self,
+        socket: Descriptor,
+        flags: Flags,
+        conn: C,
+    ) -> Result<Token, Error> {
+        let full = Error::Full { what: "connections", limit: self.connections.capacity() };
+        let link = Link::new(socket, flags);
+        let interest = link.interest();
+        let token = Token::from(self.connections.insert(link, conn).map_err(|_| full)?);
+        match self.watch_link(token, interest) {
+            Ok(()) => Ok(token),
+            Err(error) => {
+                self.connections.remove(token.name());
+                Err(error)
+            }
+        }
+    }
+
+    fn watch_link(&mut self, token: Token, interest: Readiness) -> Result<(), Error> {
+        let link = self.connections.head_mut(token.name()).ok_or(Error::Stale)?;
+        self.poller.add(&link.socket, interest, Source::Connection(token).to_bits())?;
+        link.set_registered(Some(interest));
+        Ok(())
+    }
+
+    /// The connect is decided; says how.
+    pub(crate) fn finish_connect(&mut self, token: Token, ready: Readiness) -> Result<(), Error> {
+        let link = self.link_mut(token).ok_or(Error::Stale)?;
+        if (ready.is_error() || ready.is_hangup())
+            && let Some(error) = sys::take_error(&link.socket, "connect")
+        {
+            return Err(error);
+        }
+        link.flags.set(Flags::CONNECTING, false);
+        self.clear_timeout(token);
+        self.unsettle(token);
+        Ok(())
+    }
+}
+
+fn prepared(address: SocketAddr, options: &ConnectOptions) -> Result<Descriptor, Error> {
+    let socket = sys::stream_socket(address)?;
+    if let Some(range) = &options.port_range {
+        sys::set_port_range(&socket, range)?;
+    }
+    if let Some(source) = options.source {
+        if source.is_ipv4() != address.is_ipv4() {
+            return Err(Error::Invalid(
+                "the source address and the destination are of different families",
+            ));
+        }
+        if source.port() == 0 {
+            sys::defer_source_port(&socket)?;
+        }
+        sys::bind(&socket, source)?;
+    }
+    if options.nodelay {
+        sys::set_nodelay(&socket)?;
+    }
+    Ok(socket)
+}

@@ -1,0 +1,242 @@
+//! Listening, and what happens when there is nothing left to accept with.
+//!
+//! A listener that finds no descriptor, memory, epoll watch or slot is starved: it leaves epoll's interest, so that
+//! nothing spins, and comes back when a connection has gone or when its pause, which doubles each time, has passed.
+
+use std::net::SocketAddr;
+
+use crate::config::ListenOptions;
+use crate::context::Context;
+use crate::error::Error;
+use crate::sys::{self, Accepted, Descriptor, Readiness};
+use crate::token::{ListenerId, Source};
+use crate::wheel::{NodeId, Tick};
+
+#[derive(Debug)]
+pub(super) struct Listener {
+    socket: Descriptor,
+    /// By the service's wish.
+    paused: bool,
+    /// For want of something; the node is its pause in the wheel.
+    starved: Option<NodeId>,
+    /// The next pause, in milliseconds.
+    pause: Tick,
+}
+
+impl<C> Context<C> {
+    /// Listens on an address; port 0 lets the kernel choose ([`listener_addr`](Self::listener_addr) tells).
+    ///
+    /// # Errors
+    /// The system's refusal: the address is in use (`EADDRINUSE`), is not of this machine (`EADDRNOTAVAIL`), or its
+    /// port is privileged (`EACCES`); [`Error::Full`] at [`Config::listeners_max`](crate::Config::listeners_max).
+    pub fn listen(
+        &mut self,
+        address: SocketAddr,
+        options: &ListenOptions,
+    ) -> Result<ListenerId, Error> {
+        let full = Error::Full { what: "listeners", limit: self.listeners.capacity() };
+        if self.listeners.is_full() {
+            return Err(full);
+        }
+        let socket = sys::bound(address, options.reuse_port, options.only_v6)?;
+        if options.nodelay {
+            sys::set_nodelay(&socket)?;
+        }
+        sys::listen(&socket, options.backlog)?;
+        let pause = self.first_pause();
+        let listener = Listener { socket, paused: false, starved: None, pause };
+        let id = ListenerId::from(self.listeners.insert(listener, ()).map_err(|_| full)?);
+        let added = self.with_listener(id, |cx, listener| {
+            cx.poller.add(&listener.socket, Readiness::READABLE, Source::Listener(id).to_bits())
+        });
+        if let Some(Err(error)) = added {
+            self.unlisten(id);
+            return Err(error);
+        }
+        Ok(id)
+    }
+
+    /// Stops listening; connections that waited to be accepted are reset by the kernel. Nothing for a stale name.
+    pub fn unlisten(&mut self, listener: ListenerId) {
+        self.forget_starvation(listener);
+        self.listeners.remove(listener.name());
+    }
+
+    /// The address of a listener.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], or the system's refusal.
+    pub fn listener_addr(&self, listener: ListenerId) -> Result<SocketAddr, Error> {
+        sys::local_addr(&self.listeners.head(listener.name()).ok_or(Error::Stale)?.socket)
+    }
+
+    /// The names of all listeners.
+    pub fn listeners(&self) -> impl Iterator<Item = ListenerId> + '_ {
+        self.listeners.names(0, self.listeners.slots_used()).map(ListenerId::from)
+    }
+
+    /// Accepts nothing on this listener until [`resume_accepts`](Self::resume_accepts); peers wait in its backlog.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], or the system's refusal.
+    pub fn pause_accepts(&mut self, listener: ListenerId) -> Result<(), Error> {
+        self.set_accepts_paused(listener, true)
+    }
+
+    /// Accepts again.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], or the system's refusal.
+    pub fn resume_accepts(&mut self, listener: ListenerId) -> Result<(), Error> {
+        self.set_accepts_paused(listener, false)
+    }
+
+    /// Changes how many connections may wait to be accepted; `None` asks for as many as the kernel allows.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], or the system's refusal.
+    pub fn set_backlog(&mut self, listener: ListenerId, backlog: Option<u32>) -> Result<(), Error> {
+        sys::listen(&self.listeners.head(listener.name()).ok_or(Error::Stale)?.socket, backlog)
+    }
+
+    fn set_accepts_paused(&mut self, id: ListenerId, paused: bool) -> Result<(), Error> {
+        self.listeners.head_mut(id.name()).ok_or(Error::Stale)?.paused = paused;
+        self.settle_listener(id)
+    }
+
+    /// Tells epoll whether the listener is to be heard.
+    fn settle_listener(&mut self, id: ListenerId) -> Result<(), Error> {
+        let settled = self.with_listener(id, |cx, listener| {
+            let heard = !listener.paused && listener.starved.is_none();
+            let interest = if heard { Readiness::READABLE } else { Readiness::NONE };
+            cx.poller.modify(&listener.socket, interest, Source::Listener(id).to_bits())
+        });
+        settled.unwrap_or(Err(Error::Stale))
+    }
+
+    fn with_listener<T>(
+        &self,
+        id: ListenerId,
+        act: impl FnOnce(&Self, &Listener) -> T,
+    ) -> Option<T> {
+        self.listeners.head(id.name()).map(|listener| act(self, listener))
+    }
+
+    /// Takes one connection from the listener's backlog, unless the listener is paused or gone.
+    pub(crate) fn accept(&self, id: ListenerId) -> Accepted {
+        match self.listeners.head(id.name()) {
+            Some(listener) if !listener.paused && listener.starved.is_none() => {
+                sys::accept(&listener.socket)
+            }
+            _ => Accepted::Nobody,
+        }
+    }
+
+    /// Why no connection could be kept now, were there one.
+    pub(crate) fn lacks_slot(&self) -> Option<Error> {
+        let limit = self.connections.capacity();
+        self.connections.is_full().then_some(Error::Full { what: "connections", limit })
+    }
+
+    /// Something to accept with ran out: the listener waits.
+    pub(crate) fn starve(&mut self, id: ListenerId) {
+        let pause_max = self.config.accept_pause_max.as_millis() as Tick;
+        let now = self.tick();
+        let Some(listener) = self.listeners.head_mut(id.name()) else { return };
+        if listener.starved.is_some() {
+            return;
+        }
+        listener.starved =
+            Some(self.wheel.insert(now + listener.pause, Source::Listener(id).to_bits()));
+        listener.pause = (listener.pause * 2).min(pause_max.max(1));
+        self.starved.push_back(id);
+        self.stats.accept_pauses += 1;
+        if let Err(error) = self.settle_listener(id) {
+            log::warn!("a listener could not be paused: {error}");
+        }
+    }
+
+    /// The wheel has given out the pause of this listener.
+    pub(crate) fn end_pause(&mut self, id: ListenerId) {
+        if let Some(listener) = self.listeners.head_mut(id.name())
+            && listener.starved.take().is_some()
+        {
+            self.starved.retain(|&other| other != id);
+            self.hear_again(id);
+        }
+    }
+
+    /// Accepting has worked: the next pause is a short one again.
+    pub(crate) fn reset_pause(&mut self, id: ListenerId) {
+        let pause = self.first_pause();
+        if let Some(listener) = self.listeners.head_mut(id.name()) {
+            listener.pause = pause;
+        }
+    }
+
+    /// For each connection that has gone, one starved listener comes back, the longest waiting first.
+    pub(crate) fn feed_starved(&mut self) {
+        let freed = std::mem::take(&mut self.freed);
+        for _ in 0..freed {
+            let Some(&id) = self.starved.front() else { return };
+            self.forget_starvation(id);
+            self.hear_again(id);
+        }
+    }
+
+    fn forget_starvation(&mut self, id: ListenerId) {
+        if let Some(listener) = self.listeners.head_mut(id.name())
+            && let Some(node) = listener.starved.take()
+        {
+            self.wheel.remove(node);
+            self.starved.retain(|&other| other != id);
+        }
+    }
+
+    fn hear_again(&mut self, id: ListenerId) {
+        self.restock_spare();
+        if let Err(error) = self.settle_listener(id) {
+            log::warn!("a listener could not be resumed: {error}");
+            self.starve(id);
+        }
+    }
+
+    /// With no descriptor left, the spare one makes room to take one connection and let it know by a reset.
+    pub(crate) fn drain_one(&mut self, id: ListenerId) {
+        if self.spare.take().is_none() {
+            return;
+        }
+        if let Accepted::Connection(socket) = self.accept(id) {
+            self.drop_accepted(socket);
+        }
+        self.restock_spare();
+    }
+
+    /// Resets a connection that was accepted but can't be kept.
+    pub(crate) fn drop_accepted(&mut self, socket: Descriptor) {
+        self.stats.dropped += 1;
+        reset(socket);
+    }
+
+    /// Resets a connection that the service does not want.
+    pub(crate) fn refuse(&mut self, socket: Descriptor) {
+        self.stats.refused += 1;
+        reset(socket);
+    }
+
+    fn restock_spare(&mut self) {
+        if self.spare.is_none() {
+            self.spare = sys::spare().ok();
+        }
+    }
+
+    fn first_pause(&self) -> Tick {
+        (self.config.accept_pause_min.as_millis() as Tick).max(1)
+    }
+}
+
+fn reset(socket: Descriptor) {
+    if let Err(error) = sys::reset_on_close(&socket) {
+        log::debug!("a connection is closed without a reset: {error}");
+    }
+}

@@ -1,0 +1,357 @@
+//! Writing, pausing and closing connections.
+
+use std::io::IoSlice;
+
+use crate::connection::{Flags, Link, NO_QUEUE};
+use crate::context::Context;
+use crate::error::{CloseReason, Error, WriteError, Written};
+use crate::queue::{CHUNKS_PER_SEND, Chunk, WriteQueue};
+use crate::sys::{self, Transferred};
+use crate::token::{Source, Token};
+use crate::wheel::NodeId;
+
+impl<C> Context<C> {
+    /// Sends bytes: to the kernel at once when nothing is queued, and what it does not take waits in the queue.
+    ///
+    /// # Errors
+    /// [`WriteError`]; no byte was taken then.
+    pub fn write(&mut self, token: Token, bytes: &[u8]) -> Result<Written, WriteError> {
+        match self.write_directly(token, bytes.len(), |socket| sys::send(socket, bytes))? {
+            sent if sent == bytes.len() => Ok(Written::Sent),
+            sent => Ok(self.enqueue(token, bytes.len() - sent, |queue| queue.copy(&bytes[sent..]))),
+        }
+    }
+
+    /// The same for bytes that lie in several places, with one system call.
+    ///
+    /// # Errors
+    /// [`WriteError`]; no byte was taken then.
+    pub fn write_vectored(
+        &mut self,
+        token: Token,
+        slices: &[IoSlice<'_>],
+    ) -> Result<Written, WriteError> {
+        let total = slices.iter().map(|slice| slice.len()).sum();
+        let first = &slices[..slices.len().min(CHUNKS_PER_SEND)];
+        match self.write_directly(token, total, |socket| sys::send_vectored(socket, first))? {
+            sent if sent == total => Ok(Written::Sent),
+            sent => Ok(self.enqueue(token, total - sent, |queue| {
+                let mut skip = sent;
+                for slice in slices {
+                    let skipped = skip.min(slice.len());
+                    queue.copy(&slice[skipped..]);
+                    skip -= skipped;
+                }
+            })),
+        }
+    }
+
+    /// The same for bytes that are given away or shared: what has to wait is queued without a copy.
+    ///
+    /// # Errors
+    /// [`WriteError`]; no byte was taken then.
+    pub fn write_chunk(
+        &mut self,
+        token: Token,
+        chunk: impl Into<Chunk>,
+    ) -> Result<Written, WriteError> {
+        let chunk = chunk.into();
+        let total = chunk.as_bytes().len();
+        match self.write_directly(token, total, |socket| sys::send(socket, chunk.as_bytes()))? {
+            sent if sent == total => Ok(Written::Sent),
+            sent => Ok(self.enqueue(token, total - sent, |queue| queue.append(chunk, sent))),
+        }
+    }
+
+    /// How many bytes wait in the connection's queue; 0 for a stale token.
+    #[must_use]
+    pub fn queued_bytes(&self, token: Token) -> usize {
+        self.link(token).map_or(0, |link| self.queue_bytes(link))
+    }
+
+    /// Reads nothing from this connection until [`resume_reads`](Self::resume_reads): the peer is slowed down by TCP.
+    /// Nothing for a stale token.
+    pub fn pause_reads(&mut self, token: Token) {
+        self.set_flag(token, Flags::READS_PAUSED, true);
+    }
+
+    /// Reads again. Nothing for a stale token.
+    pub fn resume_reads(&mut self, token: Token) {
+        self.set_flag(token, Flags::READS_PAUSED, false);
+    }
+
+    /// Ends the writing side once the queue is empty (FIN); reading goes on. When the peer has finished too, the
+    /// connection ends with [`CloseReason::Finished`]. Nothing for a stale token.
+    pub fn finish(&mut self, token: Token) {
+        let Some(link) = self.link_mut(token) else { return };
+        if !link.takes_writes() {
+            return;
+        }
+        link.flags.set(Flags::FINISHING, true);
+        if !link.has_queue() && !link.flags.any(Flags::CONNECTING) {
+            self.finish_now(token);
+        }
+    }
+
+    /// Closes the connection once its queue is empty: `on_close` follows. Nothing is read any more, and a peer that
+    /// does not take the rest within [`Config::flush_timeout`](crate::Config::flush_timeout) is reset. Nothing for a
+    /// stale token.
+    ///
+    /// Where input lies unread in the kernel, TCP itself turns the FIN into a reset.
+    pub fn close(&mut self, token: Token) {
+        let Some(link) = self.link_mut(token) else { return };
+        if link.flags.any(Flags::CLOSING | Flags::DOOMED) {
+            return;
+        }
+        if !link.has_queue() || link.flags.any(Flags::CONNECTING) {
+            return self.doom(token, CloseReason::Closed);
+        }
+        link.flags.set(Flags::CLOSING, true);
+        let flush_timeout = self.config.flush_timeout;
+        self.arm(token, flush_timeout);
+        self.unsettle(token);
+    }
+
+    /// Closes the connection at once with a reset: what is queued is lost, no TIME_WAIT stays behind, and `on_close`
+    /// follows. Nothing for a stale token.
+    pub fn abort(&mut self, token: Token) {
+        self.cut_off(token, CloseReason::Aborted);
+    }
+
+    pub(crate) fn cut_off(&mut self, token: Token, reason: CloseReason) {
+        if let Some(link) = self.link_mut(token) {
+            link.flags.set(Flags::RESET, true);
+            self.doom(token, reason);
+        }
+    }
+
+    /// Puts the connection on the list of those to be removed; the first reason counts.
+    pub(crate) fn doom(&mut self, token: Token, reason: CloseReason) {
+        if let Some(link) = self.link_mut(token)
+            && !link.flags.any(Flags::DOOMED)
+        {
+            link.flags.set(Flags::DOOMED, true);
+            self.doomed.push_back((token, reason));
+        }
+    }
+
+    pub(crate) fn has_doomed(&self) -> bool {
+        !self.doomed.is_empty()
+    }
+
+    /// Removes the next doomed connection, here and nowhere else, and closes its descriptor.
+    pub(crate) fn bury(&mut self) -> Option<(Token, C, CloseReason)> {
+        loop {
+            let (token, reason) = self.doomed.pop_front()?;
+            let Some((link, conn)) = self.connections.remove(token.name()) else { continue };
+            if link.timer != NodeId::NONE {
+                self.wheel.remove(link.timer);
+            }
+            if link.has_queue() {
+                self.stats.queued_bytes -= self.queues[link.queue as usize].len_bytes();
+                self.release_queue(link.queue);
+            }
+            if link.flags.any(Flags::RESET)
+                && let Err(error) = sys::reset_on_close(&link.socket)
+            {
+                log::debug!("a connection is closed without a reset: {error}");
+            }
+            if link.flags.any(Flags::OPENED) {
+                self.stats.closed += 1;
+            } else {
+                self.stats.connects_failed += 1;
+            }
+            self.freed += 1;
+            return Some((token, conn, reason));
+        }
+    }
+
+    /// Hands queued bytes to the kernel; says whether the queue has run empty and the service is to be told.
+    pub(crate) fn flush(&mut self, token: Token) -> bool {
+        let Some(link) = self.connections.head_mut(token.name()) else { return false };
+        if !link.has_queue() || link.flags.any(Flags::DOOMED) {
+            return false;
+        }
+        let queue = &mut self.queues[link.queue as usize];
+        let mut slices = [IoSlice::new(&[]); CHUNKS_PER_SEND];
+        let filled = queue.slices(&mut slices);
+        match sys::send_vectored(&link.socket, &slices[..filled]) {
+            Transferred::Bytes(sent) => {
+                queue.consume(sent);
+                self.stats.bytes_out += sent as u64;
+                self.stats.queued_bytes -= sent;
+            }
+            Transferred::NotNow => {}
+            Transferred::Failed(error) => {
+                self.doom(token, CloseReason::Failed(error));
+                return false;
+            }
+        }
+        if !queue.is_empty() {
+            return false;
+        }
+        let emptied = link.queue;
+        link.queue = NO_QUEUE;
+        let flags = link.flags;
+        self.release_queue(emptied);
+        self.unsettle(token);
+        if flags.any(Flags::CLOSING) {
+            self.doom(token, CloseReason::Closed);
+            return false;
+        }
+        if flags.any(Flags::FINISHING) {
+            self.finish_now(token);
+        }
+        true
+    }
+
+    /// The peer has finished writing.
+    pub(crate) fn note_eof(&mut self, token: Token) {
+        self.set_flag(token, Flags::EOF, true);
+    }
+
+    /// Nothing can come any more when both sides have finished.
+    pub(crate) fn end_if_finished(&mut self, token: Token) {
+        if self
+            .link(token)
+            .is_some_and(|link| link.flags.any(Flags::EOF) && link.flags.any(Flags::FINISHED))
+        {
+            self.doom(token, CloseReason::Finished);
+        }
+    }
+
+    /// Both directions are shut while the service does not read: epoll would report that without end, so the socket
+    /// leaves epoll until the service reads again.
+    pub(crate) fn end_hung_up(&mut self, token: Token) {
+        self.end_if_finished(token);
+        let Some(link) = self.connections.head_mut(token.name()) else { return };
+        if link.flags.any(Flags::DOOMED) {
+            return;
+        }
+        if let Err(error) = self.poller.delete(&link.socket) {
+            return self.doom(token, CloseReason::Failed(error));
+        }
+        link.set_registered(None);
+    }
+
+    /// Remembers that epoll may have to be told something about this connection.
+    pub(crate) fn unsettle(&mut self, token: Token) {
+        if let Some(link) = self.connections.head_mut(token.name())
+            && !link.flags.any(Flags::UNSETTLED)
+        {
+            link.flags.set(Flags::UNSETTLED, true);
+            self.unsettled.push(token);
+        }
+    }
+
+    /// Tells epoll what has changed since the last turn, at most once per connection.
+    pub(crate) fn settle(&mut self) {
+        while let Some(token) = self.unsettled.pop() {
+            if let Err(error) = self.settle_link(token) {
+                self.cut_off(token, CloseReason::Failed(error));
+            }
+        }
+    }
+
+    fn settle_link(&mut self, token: Token) -> Result<(), Error> {
+        let Some(link) = self.connections.head_mut(token.name()) else { return Ok(()) };
+        link.flags.set(Flags::UNSETTLED, false);
+        let interest = link.interest();
+        let data = Source::Connection(token).to_bits();
+        match link.registered() {
+            Some(registered) if registered == interest => return Ok(()),
+            Some(_) => self.poller.modify(&link.socket, interest, data)?,
+            None if interest == sys::Readiness::NONE => return Ok(()),
+            None => self.poller.add(&link.socket, interest, data)?,
+        }
+        link.set_registered(Some(interest));
+        Ok(())
+    }
+
+    /// Checks that `total` bytes may be taken, and sends what can be sent directly: says how many have left.
+    fn write_directly(
+        &mut self,
+        token: Token,
+        total: usize,
+        send: impl FnOnce(&sys::Descriptor) -> Transferred,
+    ) -> Result<usize, WriteError> {
+        let link = self.link(token).filter(|link| link.takes_writes()).ok_or(WriteError::Closed)?;
+        let queued = self.queue_bytes(link);
+        if queued + total > self.config.write_queue_bytes_max {
+            return Err(WriteError::Full);
+        }
+        if self.stats.queued_bytes + total > self.config.write_queues_bytes_max {
+            return Err(WriteError::FullInTotal);
+        }
+        if total == 0 || link.has_queue() || link.flags.any(Flags::CONNECTING) {
+            return Ok(0);
+        }
+        match send(&link.socket) {
+            Transferred::Bytes(sent) => {
+                self.stats.bytes_out += sent as u64;
+                Ok(sent)
+            }
+            Transferred::NotNow => Ok(0),
+            Transferred::Failed(error) => {
+                self.doom(token, CloseReason::Failed(error));
+                Err(WriteError::Closed)
+            }
+        }
+    }
+
+    fn enqueue(
+        &mut self,
+        token: Token,
+        bytes: usize,
+        fill: impl FnOnce(&mut WriteQueue),
+    ) -> Written {
+        let queue = match self.link(token) {
+            Some(link) if link.has_queue() => link.queue,
+            _ => self.claim_queue(token),
+        };
+        fill(&mut self.queues[queue as usize]);
+        self.stats.queued_bytes += bytes;
+        Written::Queued
+    }
+
+    fn claim_queue(&mut self, token: Token) -> u32 {
+        let queue = self.queues_free.pop().unwrap_or_else(|| {
+            self.queues.push(WriteQueue::default());
+            self.queues.len() as u32 - 1
+        });
+        if let Some(link) = self.link_mut(token) {
+            link.queue = queue;
+        }
+        self.unsettle(token);
+        queue
+    }
+
+    /// The queue's memory goes back; its place is used again.
+    fn release_queue(&mut self, queue: u32) {
+        self.queues[queue as usize] = WriteQueue::default();
+        self.queues_free.push(queue);
+    }
+
+    fn queue_bytes(&self, link: &Link) -> usize {
+        if link.has_queue() { self.queues[link.queue as usize].len_bytes() } else { 0 }
+    }
+
+    fn finish_now(&mut self, token: Token) {
+        let Some(link) = self.link_mut(token) else { return };
+        if link.flags.any(Flags::DOOMED) {
+            return;
+        }
+        if let Err(error) = sys::finish_writing(&link.socket) {
+            return self.doom(token, CloseReason::Failed(error));
+        }
+        link.flags.set(Flags::FINISHED, true);
+        self.end_if_finished(token);
+    }
+
+    fn set_flag(&mut self, token: Token, flag: Flags, on: bool) {
+        if let Some(link) = self.link_mut(token) {
+            link.flags.set(flag, on);
+            self.unsettle(token);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Timeouts of connections, and free timers. Both are rounded up to a millisecond and never early.
+
+use std::time::Duration;
+
+use crate::connection::Flags;
+use crate::context::Context;
+use crate::error::Error;
+use crate::token::{Source, TimerId, Token};
+use crate::wheel::{NodeId, Tick};
+
+impl<C> Context<C> {
+    /// Arms the connection's timeout, or moves it: [`on_timeout`](crate::Handler::on_timeout) follows unless it is
+    /// moved or cleared before. Moving it to later, as an idle timeout does on each message, stores one integer.
+    ///
+    /// While the connection is still connecting, this is the time that the connect may take. Nothing for a stale
+    /// token, and for a connection that is being closed.
+    pub fn set_timeout(&mut self, token: Token, after: Duration) {
+        if self.link(token).is_some_and(|link| !link.flags.any(Flags::CLOSING | Flags::DOOMED)) {
+            self.arm(token, after);
+        }
+    }
+
+    /// Disarms the connection's timeout. Nothing for a stale token, and for a connection that is being closed.
+    pub fn clear_timeout(&mut self, token: Token) {
+        if let Some(link) = self.connections.head_mut(token.name())
+            && link.timer != NodeId::NONE
+            && !link.flags.any(Flags::CLOSING)
+        {
+            self.wheel.remove(link.timer);
+            link.timer = NodeId::NONE;
+        }
+    }
+
+    /// Arms a timer of its own: [`on_timer`](crate::Handler::on_timer) follows, once.
+    ///
+    /// # Errors
+    /// [`Error::Full`] at [`Config::timers_max`](crate::Config::timers_max).
+    pub fn add_timer(&mut self, after: Duration) -> Result<TimerId, Error> {
+        let full = Error::Full { what: "timers", limit: self.timers.capacity() };
+        let timer = TimerId::from(self.timers.insert(NodeId::NONE, ()).map_err(|_| full)?);
+        let deadline = self.tick_after(after);
+        let node = self.wheel.insert(deadline, Source::Timer(timer).to_bits());
+        if let Some(place) = self.timers.head_mut(timer.name()) {
+            *place = node;
+        }
+        Ok(timer)
+    }
+
+    /// Disarms a timer; says whether it was still armed.
+    pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
+        match self.timers.remove(timer.name()) {
+            Some((node, ())) => {
+                self.wheel.remove(node);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// A timer that is due, at the price of one from the budget for each that is looked at.
+    pub(crate) fn next_due(&mut self, budget: &mut u32) -> Option<Source> {
+        let now = self.tick();
+        loop {
+            match Source::from_bits(self.wheel.poll(now, budget)?)? {
+                Source::Timer(timer) => {
+                    self.timers.remove(timer.name());
+                    return Some(Source::Timer(timer));
+                }
+                Source::Connection(token) => {
+                    if let Some(link) = self.link_mut(token) {
+                        link.timer = NodeId::NONE;
+                        return Some(Source::Connection(token));
+                    }
+                }
+                other => return Some(other),
+            }
+        }
+    }
+
+    /// How long the kernel may let us wait: not past the next timer, nor past `most`.
+    pub(crate) fn wait_within(&self, most: Option<Duration>) -> Option<Duration> {
+        let Some(tick) = self.wheel.next_tick() else { return most };
+        let due = self.started + Duration::from_millis(tick);
+        let until_due = due.saturating_duration_since(std::time::Instant::now());
+        Some(most.map_or(until_due, |most| most.min(until_due)))
+    }
+
+    /// Arms the timeout whatever the state of the connection.
+    pub(super) fn arm(&mut self, token: Token, after: Duration) {
+        let deadline = self.tick_after(after);
+        let Some(link) = self.connections.head_mut(token.name()) else { return };
+        if link.timer == NodeId::NONE {
+            link.timer = self.wheel.insert(deadline, Source::Connection(token).to_bits());
+        } else {
+            self.wheel.set_deadline(link.timer, deadline);
+        }
+    }
+
+    pub(super) fn tick(&self) -> Tick {
+        self.now.duration_since(self.started).as_millis() as Tick
+    }
+
+    /// The first tick at which `after` has passed.
+    pub(super) fn tick_after(&self, after: Duration) -> Tick {
+        let deadline = self.now.duration_since(self.started).saturating_add(after);
+        deadline.as_nanos().div_ceil(1_000_000).min(u128::from(Tick::MAX / 2)) as Tick
+    }
+}

@@ -1,0 +1,150 @@
+//! What can go wrong, and why a connection ended.
+
+use std::fmt;
+use std::io;
+
+/// Why a call on the reactor did not work.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The system refused a call.
+    System {
+        /// The name of the system call.
+        call: &'static str,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// A bound of [`Config`](crate::Config) is reached.
+    Full {
+        /// Which bound.
+        what: &'static str,
+        /// Its value.
+        limit: usize,
+    },
+    /// The name belongs to nothing any more.
+    Stale,
+    /// An argument can't be used.
+    Invalid(&'static str),
+}
+
+impl Error {
+    /// The errno of the system's refusal, where it was that.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Error::System { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+
+    /// The kind of the system's refusal; [`io::ErrorKind::Other`] for all that was not the system's.
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Error::System { source, .. } => source.kind(),
+            _ => io::ErrorKind::Other,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::System { call, source } => write!(f, "{call}: {source}"),
+            Error::Full { what, limit } => write!(f, "{what} is at its bound of {limit}"),
+            Error::Stale => f.write_str("the name is stale: what it named is gone"),
+            Error::Invalid(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::System { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        io::Error::new(error.kind(), error)
+    }
+}
+
+/// Why bytes were not taken. In each case none of them was sent or queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// They would not fit into this connection's queue
+    /// ([`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max)).
+    Full,
+    /// They would not fit into what all queues together may hold
+    /// ([`Config::write_queues_bytes_max`](crate::Config::write_queues_bytes_max)).
+    FullInTotal,
+    /// The connection is gone, is being closed, or its writing side is finished. Where the send itself showed that
+    /// the peer is gone, `on_close` follows with the reason.
+    Closed,
+}
+
+impl fmt::Display for WriteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            WriteError::Full => "the connection's write queue is full",
+            WriteError::FullInTotal => "all write queues together are full",
+            WriteError::Closed => "the connection does not take bytes any more",
+        })
+    }
+}
+
+impl std::error::Error for WriteError {}
+
+/// Where the bytes of a successful write are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// All of them are with the kernel.
+    Sent,
+    /// Some of them wait in the queue; [`on_drain`](crate::Handler::on_drain) tells when it has run empty.
+    Queued,
+}
+
+/// Why a connection ended; given to [`Handler::on_close`](crate::Handler::on_close).
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// [`close`](crate::Context::close) was called, and everything queued was handed to the kernel.
+    Closed,
+    /// [`abort`](crate::Context::abort) was called; the peer sees a reset.
+    Aborted,
+    /// Both sides had finished writing, so nothing was left to do.
+    Finished,
+    /// The system reported an error: the peer reset the connection, or stopped answering.
+    Failed(Error),
+    /// An outbound connect did not work; the connection never opened.
+    ConnectFailed(Error),
+    /// An outbound connect was not answered within its time; the connection never opened.
+    ConnectTimedOut,
+    /// [`close`](crate::Context::close) was called, but the peer did not take what was queued within
+    /// [`Config::flush_timeout`](crate::Config::flush_timeout).
+    FlushTimedOut,
+    /// The grace of [`shutdown`](crate::Context::shutdown) had passed.
+    ShutDown,
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CloseReason::Closed => f.write_str("closed"),
+            CloseReason::Aborted => f.write_str("aborted"),
+            CloseReason::Finished => f.write_str("finished by both sides"),
+            CloseReason::Failed(error) => write!(f, "failed: {error}"),
+            CloseReason::ConnectFailed(error) => write!(f, "connect failed: {error}"),
+            CloseReason::ConnectTimedOut => f.write_str("connect timed out"),
+            CloseReason::FlushTimedOut => {
+                f.write_str("the peer did not take the last bytes in time")
+            }
+            CloseReason::ShutDown => f.write_str("shut down"),
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What a service implements.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::context::Context;
+use crate::error::{CloseReason, Error};
+use crate::signal::Signal;
+use crate::sys;
+use crate::token::{ListenerId, TimerId, Token};
+
+/// How long the default [`Handler::on_signal`] lets connections hand over what they have queued.
+const SIGNAL_GRACE: Duration = Duration::from_secs(5);
+
+/// A service: what to do when something happens on a connection.
+///
+/// # Promises
+/// - Each connection that was kept gets one [`on_open`](Self::on_open), then exactly one [`on_close`](Self::on_close).
+///   An outbound connect that fails gets only `on_close`.
+/// - No callback is entered while another runs: what a callback closes is reported after it returned.
+/// - No event of an earlier connection reaches a later one that uses the same slot or descriptor.
+///
+/// During a callback the connection's state is lent to it as `conn`. All *other* connections can be used through the
+/// context; the same one too, except that [`Context::conn`] gives `None` for it.
+pub trait Handler {
+    /// The state of one connection, stored inline in its slot.
+    type Conn;
+
+    /// A peer wants in: `Some` keeps the connection with that state, `None` refuses it with a reset.
+    ///
+    /// The connection has no name yet and may still be lost before `on_open` (no epoll watch to be had), so count in
+    /// [`on_open`](Self::on_open) and not here.
+    fn on_accept(
+        &mut self,
+        cx: &mut Context<Self::Conn>,
+        incoming: &Incoming<'_>,
+    ) -> Option<Self::Conn>;
+
+    /// The connection is open, either way round.
+    fn on_open(&mut self, _cx: &mut Context<Self::Conn>, _token: Token, _conn: &mut Self::Conn) {}
+
+    /// Bytes arrived: one read per wake, into a buffer that all connections share.
+    fn on_data(
+        &mut self,
+        cx: &mut Context<Self::Conn>,
+        token: Token,
+        conn: &mut Self::Conn,
+        bytes: &[u8],
+    );
+
+    /// The peer has finished writing; what was read before is all there is. Writing still works. The default closes.
+    fn on_eof(&mut self, cx: &mut Context<Self::Conn>, token: Token, _conn: &mut Self::Conn) {
+        cx.close(token);
+    }
+
+    /// The write queue ran empty after bytes had waited in it.
+    fn on_drain(&mut self, _cx: &mut Context<Self::Conn>, _token: Token, _conn: &mut Self::Conn) {}
+
+    /// The time of [`Context::set_timeout`] has come; it is not armed any more. The default closes.
+    fn on_timeout(&mut self, cx: &mut Context<Self::Conn>, token: Token, _conn: &mut Self::Conn) {
+        cx.close(token);
+    }
+
+    /// The connection is gone, and with it its descriptor and its name; here its state comes back.
+    fn on_close(
+        &mut self,
+        _cx: &mut Context<Self::Conn>,
+        _token: Token,
+        _conn: Self::Conn,
+        _reason: CloseReason,
+    ) {
+    }
+
+    /// Accepting did not work. Where descriptors, memory or epoll watches ran out, the listener pauses by itself and
+    /// comes back when a connection has closed, or after a while.
+    fn on_accept_error(
+        &mut self,
+        _cx: &mut Context<Self::Conn>,
+        _listener: ListenerId,
+        _error: &Error,
+    ) {
+    }
+
+    /// A timer of [`Context::add_timer`] has fired; its name is stale now.
+    fn on_timer(&mut self, _cx: &mut Context<Self::Conn>, _timer: TimerId) {}
+
+    /// A [`Waker`](crate::Waker) was used since the last time; many uses make one call.
+    fn on_wake(&mut self, _cx: &mut Context<Self::Conn>) {}
+
+    /// A signal of [`Context::watch_signals`] arrived. The default shuts down with a grace of 5 seconds.
+    fn on_signal(&mut self, cx: &mut Context<Self::Conn>, _signal: Signal) {
+        cx.shutdown(SIGNAL_GRACE);
+    }
+}
+
+/// A connection that waits for [`Handler::on_accept`] to say whether it may stay.
+#[derive(Debug)]
+pub struct Incoming<'a> {
+    listener: ListenerId,
+    socket: &'a sys::Descriptor,
+}
+
+impl<'a> Incoming<'a> {
+    pub(crate) fn new(listener: ListenerId, socket: &'a sys::Descriptor) -> Self {
+        Self { listener, socket }
+    }
+
+    /// The listener at which it arrived.
+    #[must_use]
+    pub fn listener(&self) -> ListenerId {
+        self.listener
+    }
+
+    /// The address it comes from. Costs one system call (`getpeername`), so ask only where it matters.
+    ///
+    /// # Errors
+    /// `ENOTCONN` where the peer has gone already.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        Ok(sys::peer_addr(self.socket)?)
+    }
+
+    /// The address at which it arrived. Costs one system call (`getsockname`).
+    ///
+    /// # Errors
+    /// What `getsockname` answers.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(sys::local_addr(self.socket)?)
+    }
+}

@@ -1,0 +1,439 @@
+//! The edge to the operating system: the one file that names `nix` and the only one with `unsafe`.
+//!
+//! Everything here is a thin, safe function with one system call in it, or a few for setting up. Descriptors are
+//! owned, non-blocking and close-on-exec from birth.
+
+#![allow(unsafe_code)] // The one exception of the workspace; each block says why it is sound.
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SigSet, Signal as NixSignal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{
+    self, AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockProtocol, SockType,
+    SockaddrStorage, setsockopt, sockopt,
+};
+use nix::sys::stat::Mode;
+
+use crate::error::Error;
+use crate::signal::Signal;
+
+/// An open descriptor: closed when dropped.
+#[derive(Debug)]
+pub(crate) struct Descriptor(OwnedFd);
+
+fn refused(call: &'static str) -> impl FnOnce(Errno) -> Error {
+    move |errno| Error::System { call, source: io::Error::from_raw_os_error(errno as i32) }
+}
+
+// --- epoll ---------------------------------------------------------------------------------------------------------
+
+/// What a descriptor is watched for, or what happened to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Readiness(EpollFlags);
+
+impl Readiness {
+    pub(crate) const NONE: Self = Self(EpollFlags::empty());
+    pub(crate) const READABLE: Self = Self(EpollFlags::EPOLLIN);
+    pub(crate) const WRITABLE: Self = Self(EpollFlags::EPOLLOUT);
+
+    pub(crate) fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub(crate) fn is_readable(self) -> bool {
+        self.0.contains(EpollFlags::EPOLLIN)
+    }
+
+    pub(crate) fn is_writable(self) -> bool {
+        self.0.contains(EpollFlags::EPOLLOUT)
+    }
+
+    /// An error waits on the socket. The kernel reports it whatever the interest.
+    pub(crate) fn is_error(self) -> bool {
+        self.0.contains(EpollFlags::EPOLLERR)
+    }
+
+    /// Both directions are shut. The kernel reports it whatever the interest.
+    pub(crate) fn is_hangup(self) -> bool {
+        self.0.contains(EpollFlags::EPOLLHUP)
+    }
+}
+
+/// The kernel's list of watched descriptors.
+#[derive(Debug)]
+pub(crate) struct Poller(Epoll);
+
+impl Poller {
+    pub(crate) fn new() -> Result<Self, Error> {
+        Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map(Self).map_err(refused("epoll_create1"))
+    }
+
+    pub(crate) fn add(
+        &self,
+        descriptor: &Descriptor,
+        interest: Readiness,
+        data: u64,
+    ) -> Result<(), Error> {
+        self.0.add(&descriptor.0, EpollEvent::new(interest.0, data)).map_err(refused("epoll_ctl"))
+    }
+
+    pub(crate) fn modify(
+        &self,
+        descriptor: &Descriptor,
+        interest: Readiness,
+        data: u64,
+    ) -> Result<(), Error> {
+        self.0
+            .modify(&descriptor.0, &mut EpollEvent::new(interest.0, data))
+            .map_err(refused("epoll_ctl"))
+    }
+
+    pub(crate) fn delete(&self, descriptor: &Descriptor) -> Result<(), Error> {
+        self.0.delete(&descriptor.0).map_err(refused("epoll_ctl"))
+    }
+
+    /// Waits for events, at the most `wait` (rounded up to a millisecond); an interruption counts as no event.
+    pub(crate) fn wait(&self, events: &mut Events, wait: Option<Duration>) -> Result<(), Error> {
+        events.filled = match self.0.wait(&mut events.buffer, milliseconds(wait)) {
+            Ok(filled) => filled,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(refused("epoll_wait")(errno)),
+        };
+        Ok(())
+    }
+}
+
+fn milliseconds(wait: Option<Duration>) -> EpollTimeout {
+    match wait {
+        None => EpollTimeout::NONE,
+        Some(wait) => {
+            let rounded_up = wait.as_nanos().div_ceil(1_000_000);
+            EpollTimeout::try_from(rounded_up.min(i32::MAX as u128) as i32)
+                .unwrap_or(EpollTimeout::MAX)
+        }
+    }
+}
+
+/// Room for the events of one wait.
+#[derive(Debug)]
+pub(crate) struct Events {
+    buffer: Vec<EpollEvent>,
+    filled: usize,
+}
+
+impl Events {
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
+        Self { buffer: vec![EpollEvent::empty(); capacity], filled: 0 }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.filled
+    }
+
+    pub(crate) fn at(&self, index: usize) -> (u64, Readiness) {
+        let event = &self.buffer[index];
+        (event.data(), Readiness(event.events()))
+    }
+}
+
+// --- sockets -------------------------------------------------------------------------------------------------------
+
+/// A socket that is bound but does not listen yet.
+pub(crate) fn bound(
+    address: SocketAddr,
+    reuse_port: bool,
+    only_v6: bool,
+) -> Result<Descriptor, Error> {
+    let socket = stream_socket(address)?;
+    setsockopt(&socket.0, sockopt::ReuseAddr, &true)
+        .map_err(refused("setsockopt(SO_REUSEADDR)"))?;
+    if reuse_port {
+        setsockopt(&socket.0, sockopt::ReusePort, &true)
+            .map_err(refused("setsockopt(SO_REUSEPORT)"))?;
+    }
+    if address.is_ipv6() {
+        setsockopt(&socket.0, sockopt::Ipv6V6Only, &only_v6)
+            .map_err(refused("setsockopt(IPV6_V6ONLY)"))?;
+    }
+    bind(&socket, address)?;
+    Ok(socket)
+}
+
+pub(crate) fn stream_socket(address: SocketAddr) -> Result<Descriptor, Error> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    socket::socket(family, SockType::Stream, flags, SockProtocol::Tcp)
+        .map(Descriptor)
+        .map_err(refused("socket"))
+}
+
+pub(crate) fn bind(socket: &Descriptor, address: SocketAddr) -> Result<(), Error> {
+    socket::bind(socket.0.as_raw_fd(), &SockaddrStorage::from(address)).map_err(refused("bind"))
+}
+
+/// Listens, or changes the backlog of a socket that does; `None` asks for as much as the kernel allows.
+pub(crate) fn listen(socket: &Descriptor, backlog: Option<u32>) -> Result<(), Error> {
+    // Backlog::new refuses more than 4,096, which a raised net.core.somaxconn allows; the kernel clamps for itself.
+    let backlog =
+        backlog.map_or(Backlog::MAXALLOWABLE.into(), |most| most.min(i32::MAX as u32) as i32);
+    // SAFETY: listen() takes no pointer, and the descriptor is open for as long as it is borrowed here.
+    let answer = unsafe { libc::listen(socket.0.as_raw_fd(), backlog) };
+    Errno::result(answer).map(drop).map_err(refused("listen"))
+}
+
+pub(crate) fn set_nodelay(socket: &Descriptor) -> Result<(), Error> {
+    setsockopt(&socket.0, sockopt::TcpNoDelay, &true).map_err(refused("setsockopt(TCP_NODELAY)"))
+}
+
+/// Lets the kernel choose the source port at connect time, when it knows the whole 5-tuple.
+pub(crate) fn defer_source_port(socket: &Descriptor) -> Result<(), Error> {
+    setsockopt(&socket.0, sockopt::IpBindAddressNoPort, &true)
+        .map_err(refused("setsockopt(IP_BIND_ADDRESS_NO_PORT)"))
+}
+
+mod port_range {
+    use nix::libc;
+    use nix::sys::socket::sockopt::SetStruct;
+    use nix::{setsockopt_impl, sockopt_impl};
+
+    /// From linux/in.h, since Linux 6.3; the libc crate does not name it.
+    const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+
+    sockopt_impl!(
+        LocalPortRange,
+        SetOnly,
+        libc::IPPROTO_IP,
+        IP_LOCAL_PORT_RANGE,
+        u32,
+        SetStruct<u32>
+    );
+}
+
+/// Restricts the ports that the kernel chooses from. A kernel before 6.3 does not know the option and keeps to the
+/// system's range, which is no error.
+pub(crate) fn set_port_range(
+    socket: &Descriptor,
+    range: &RangeInclusive<u16>,
+) -> Result<(), Error> {
+    let packed = u32::from(*range.end()) << 16 | u32::from(*range.start());
+    match setsockopt(&socket.0, port_range::LocalPortRange, &packed) {
+        Ok(()) | Err(Errno::ENOPROTOOPT) => Ok(()),
+        Err(errno) => Err(refused("setsockopt(IP_LOCAL_PORT_RANGE)")(errno)),
+    }
+}
+
+/// Starts to connect; the socket becomes writable, or reports an error, when it is decided.
+pub(crate) fn connect(socket: &Descriptor, address: SocketAddr) -> Result<(), Error> {
+    match socket::connect(socket.0.as_raw_fd(), &SockaddrStorage::from(address)) {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(()),
+        Err(errno) => Err(refused("connect")(errno)),
+    }
+}
+
+/// What became of an accept.
+#[derive(Debug)]
+pub(crate) enum Accepted {
+    Connection(Descriptor),
+    /// Nobody waits.
+    Nobody,
+    /// This one was lost before it was accepted, by the peer or the network; the next may be there.
+    Lost(Error),
+    /// Descriptors or memory ran out.
+    Exhausted(Error),
+    /// The listener itself is at fault.
+    Broken(Error),
+}
+
+pub(crate) fn accept(listener: &Descriptor) -> Accepted {
+    match socket::accept4(listener.0.as_raw_fd(), SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC)
+    {
+        Ok(raw) => {
+            // SAFETY: accept4 has just opened this descriptor, and nothing else knows it.
+            Accepted::Connection(Descriptor(unsafe { OwnedFd::from_raw_fd(raw) }))
+        }
+        Err(Errno::EAGAIN) => Accepted::Nobody,
+        Err(errno) => {
+            let error = refused("accept4")(errno);
+            match errno {
+                // accept(2): Linux passes errors of the new socket on; they are to be treated like a retry.
+                Errno::EINTR
+                | Errno::ECONNABORTED
+                | Errno::EPROTO
+                | Errno::EPERM
+                | Errno::ENETDOWN
+                | Errno::ENOPROTOOPT
+                | Errno::EHOSTDOWN
+                | Errno::ENONET
+                | Errno::EHOSTUNREACH
+                | Errno::ENETUNREACH
+                | Errno::ETIMEDOUT => Accepted::Lost(error),
+                Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => {
+                    Accepted::Exhausted(error)
+                }
+                _ => Accepted::Broken(error),
+            }
+        }
+    }
+}
+
+/// What became of a read or a write.
+#[derive(Debug)]
+pub(crate) enum Transferred {
+    Bytes(usize),
+    /// The kernel can't take or give anything now.
+    NotNow,
+    Failed(Error),
+}
+
+fn transferred(call: &'static str, answer: nix::Result<usize>) -> Transferred {
+    match answer {
+        Ok(bytes) => Transferred::Bytes(bytes),
+        Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS) => Transferred::NotNow,
+        Err(errno) => Transferred::Failed(refused(call)(errno)),
+    }
+}
+
+pub(crate) fn receive(socket: &Descriptor, buffer: &mut [u8]) -> Transferred {
+    transferred("recv", socket::recv(socket.0.as_raw_fd(), buffer, MsgFlags::empty()))
+}
+
+pub(crate) fn send(socket: &Descriptor, bytes: &[u8]) -> Transferred {
+    transferred("send", socket::send(socket.0.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL))
+}
+
+pub(crate) fn send_vectored(socket: &Descriptor, slices: &[IoSlice<'_>]) -> Transferred {
+    let answer = socket::sendmsg::<SockaddrStorage>(
+        socket.0.as_raw_fd(),
+        slices,
+        &[],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    );
+    transferred("sendmsg", answer)
+}
+
+pub(crate) fn finish_writing(socket: &Descriptor) -> Result<(), Error> {
+    socket::shutdown(socket.0.as_raw_fd(), Shutdown::Write).map_err(refused("shutdown"))
+}
+
+/// Makes closing the socket reset the connection: the peer learns it at once, and no TIME_WAIT stays behind.
+pub(crate) fn reset_on_close(socket: &Descriptor) -> Result<(), Error> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&socket.0, sockopt::Linger, &linger).map_err(refused("setsockopt(SO_LINGER)"))
+}
+
+/// Takes the error that waits on the socket, if there is one.
+pub(crate) fn take_error(socket: &Descriptor, call: &'static str) -> Option<Error> {
+    match socket::getsockopt(&socket.0, sockopt::SocketError) {
+        Ok(0) => None,
+        Ok(errno) => Some(refused(call)(Errno::from_raw(errno))),
+        Err(errno) => Some(refused("getsockopt(SO_ERROR)")(errno)),
+    }
+}
+
+pub(crate) fn peer_addr(socket: &Descriptor) -> Result<SocketAddr, Error> {
+    socket::getpeername(socket.0.as_raw_fd()).and_then(socket_addr).map_err(refused("getpeername"))
+}
+
+pub(crate) fn local_addr(socket: &Descriptor) -> Result<SocketAddr, Error> {
+    socket::getsockname(socket.0.as_raw_fd()).and_then(socket_addr).map_err(refused("getsockname"))
+}
+
+fn socket_addr(storage: SockaddrStorage) -> nix::Result<SocketAddr> {
+    if let Some(v4) = storage.as_sockaddr_in() {
+        return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::from(v4.ip())), v4.port()));
+    }
+    if let Some(v6) = storage.as_sockaddr_in6() {
+        return Ok(SocketAddr::new(IpAddr::V6(Ipv6Addr::from(v6.ip().octets())), v6.port()));
+    }
+    Err(Errno::EAFNOSUPPORT)
+}
+
+// --- other descriptors ---------------------------------------------------------------------------------------------
+
+/// A descriptor that is good for nothing but being closed when descriptors have run out.
+pub(crate) fn spare() -> Result<Descriptor, Error> {
+    open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .map(Descriptor)
+        .map_err(refused("open"))
+}
+
+/// A counter that makes a reactor's wait end.
+#[derive(Debug)]
+pub(crate) struct Bell(EventFd);
+
+impl Bell {
+    pub(crate) fn new() -> Result<Self, Error> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        EventFd::from_value_and_flags(0, flags).map(Self).map_err(refused("eventfd"))
+    }
+
+    /// Rings. The counter can be full only when the bell rings anyway.
+    pub(crate) fn ring(&self) {
+        let _ = self.0.write(1);
+    }
+
+    /// Silences it until the next ring.
+    pub(crate) fn hush(&self) {
+        let _ = self.0.read();
+    }
+
+    pub(crate) fn watch(&self, poller: &Poller, data: u64) -> Result<(), Error> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, data);
+        poller.0.add(self.0.as_fd(), event).map_err(refused("epoll_ctl"))
+    }
+}
+
+/// Signals as something to read.
+#[derive(Debug)]
+pub(crate) struct SignalReader(SignalFd);
+
+impl SignalReader {
+    /// Blocks the signals in this thread, so that they arrive here and nowhere else.
+    pub(crate) fn new(signals: &[Signal]) -> Result<Self, Error> {
+        let mask: SigSet = signals.iter().map(|&signal| to_nix(signal)).collect();
+        mask.thread_block().map_err(refused("pthread_sigmask"))?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        SignalFd::with_flags(&mask, flags).map(Self).map_err(refused("signalfd"))
+    }
+
+    pub(crate) fn read(&self) -> Option<Signal> {
+        let info = self.0.read_signal().ok()??;
+        ALL_SIGNALS.into_iter().find(|&signal| to_nix(signal) as u32 == info.ssi_signo)
+    }
+
+    pub(crate) fn watch(&self, poller: &Poller, data: u64) -> Result<(), Error> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, data);
+        poller.0.add(self.0.as_fd(), event).map_err(refused("epoll_ctl"))
+    }
+}
+
+const ALL_SIGNALS: [Signal; 6] = [
+    Signal::Hangup,
+    Signal::Interrupt,
+    Signal::Quit,
+    Signal::Terminate,
+    Signal::User1,
+    Signal::User2,
+];
+
+fn to_nix(signal: Signal) -> NixSignal {
+    match signal {
+        Signal::Hangup => NixSignal::SIGHUP,
+        Signal::Interrupt => NixSignal::SIGINT,
+        Signal::Quit => NixSignal::SIGQUIT,
+        Signal::Terminate => NixSignal::SIGTERM,
+        Signal::User1 => NixSignal::SIGUSR1,
+        Signal::User2 => NixSignal::SIGUSR2,
+    }
+}

@@ -1,0 +1,192 @@
+//! Names for what a reactor holds: connections, listeners and timers.
+//!
+//! Each name is a slot index in the low 32 bits, a generation of 30 bits above it, and a kind in the top two bits.
+//! The same 64 bits are the epoll user data of the descriptor, so an event leads to its slot by an index, and the
+//! generation tells whether that slot still belongs to the one that the event is about.
+
+use std::fmt;
+use std::num::NonZeroU64;
+
+/// A connection's name: it never matches a later connection that happens to reuse the same slot.
+///
+/// Copy it freely, keep it as long as you like, send it to another thread: at worst it has become stale, and each
+/// method of [`Context`](crate::Context) says what it does with a stale token.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(Name);
+
+/// A listener's name, from [`Context::listen`](crate::Context::listen).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenerId(Name);
+
+/// The name of a free timer, from [`Context::add_timer`](crate::Context::add_timer).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TimerId(Name);
+
+impl Token {
+    /// The slot's index: small, dense, and reused after the connection is gone.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0.index() as usize
+    }
+
+    /// The token as 64 bits, for example to send it through another system.
+    #[must_use]
+    pub fn to_bits(self) -> u64 {
+        self.0.to_bits(Kind::Connection)
+    }
+
+    /// The token that [`to_bits`](Self::to_bits) gave; `None` for bits that are no connection's name.
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Option<Self> {
+        match Source::from_bits(bits)? {
+            Source::Connection(token) => Some(token),
+            _ => None,
+        }
+    }
+}
+
+/// An index and a generation: what a [`Slab`](crate::slab::Slab) hands out.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Name(NonZeroU64);
+
+/// Generations run from 1 to this and then start again at 1.
+pub(crate) const GENERATION_MAX: u32 = (1 << 30) - 1;
+
+impl Name {
+    /// # Panics
+    /// If the generation is not within 1 to [`GENERATION_MAX`]: the slab hands out no other.
+    pub(crate) fn new(index: u32, generation: u32) -> Self {
+        assert!(
+            (1..=GENERATION_MAX).contains(&generation),
+            "generation {generation} is out of range"
+        );
+        let bits = u64::from(generation) << 32 | u64::from(index);
+        Self(NonZeroU64::new(bits).expect("a generation is never zero"))
+    }
+
+    pub(crate) fn index(self) -> u32 {
+        (self.0.get() & u64::from(u32::MAX)) as u32
+    }
+
+    pub(crate) fn generation(self) -> u32 {
+        (self.0.get() >> 32) as u32
+    }
+
+    fn to_bits(self, kind: Kind) -> u64 {
+        self.0.get() | (kind as u64) << 62
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}v{}", self.index(), self.generation())
+    }
+}
+
+macro_rules! named {
+    ($type:ident) => {
+        impl From<Name> for $type {
+            fn from(name: Name) -> Self {
+                Self(name)
+            }
+        }
+
+        impl $type {
+            pub(crate) fn name(self) -> Name {
+                self.0
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($type), "({:?})"), self.0)
+            }
+        }
+    };
+}
+
+named!(Token);
+named!(ListenerId);
+named!(TimerId);
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Connection = 0,
+    Listener = 1,
+    Timer = 2,
+    Inner = 3,
+}
+
+/// What an epoll event or a timer is about, as it travels in 64 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    Connection(Token),
+    Listener(ListenerId),
+    Timer(TimerId),
+    Inner(Inner),
+}
+
+/// The reactor's own descriptors and timers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Inner {
+    Wake = 1,
+    Signal = 2,
+    Grace = 3,
+}
+
+impl Source {
+    pub(crate) fn to_bits(self) -> u64 {
+        match self {
+            Source::Connection(token) => token.0.to_bits(Kind::Connection),
+            Source::Listener(listener) => listener.0.to_bits(Kind::Listener),
+            Source::Timer(timer) => timer.0.to_bits(Kind::Timer),
+            Source::Inner(inner) => Name::new(inner as u32, 1).to_bits(Kind::Inner),
+        }
+    }
+
+    pub(crate) fn from_bits(bits: u64) -> Option<Self> {
+        let generation = (bits >> 32) as u32 & GENERATION_MAX;
+        if generation == 0 {
+            return None;
+        }
+        let name = Name::new((bits & u64::from(u32::MAX)) as u32, generation);
+        Some(match bits >> 62 {
+            0 => Source::Connection(Token(name)),
+            1 => Source::Listener(ListenerId(name)),
+            2 => Source::Timer(TimerId(name)),
+            _ => Source::Inner(match name.index() {
+                1 => Inner::Wake,
+                2 => Inner::Signal,
+                3 => Inner::Grace,
+                _ => return None,
+            }),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_source_survives_its_64_bits() {
+        let name = Name::new(u32::MAX - 1, GENERATION_MAX);
+        for source in [
+            Source::Connection(name.into()),
+            Source::Listener(name.into()),
+            Source::Timer(name.into()),
+            Source::Inner(Inner::Wake),
+            Source::Inner(Inner::Signal),
+            Source::Inner(Inner::Grace),
+        ] {
+            assert_eq!(Source::from_bits(source.to_bits()), Some(source));
+        }
+    }
+
+    #[test]
+    fn bits_without_a_generation_name_nothing() {
+        assert_eq!(Source::from_bits(7), None);
+        assert_eq!(Token::from_bits(7), None);
+        assert_eq!(Token::from_bits(1 << 62 | 1 << 32), None);
+    }
+}

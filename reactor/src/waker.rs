@@ -1,0 +1,43 @@
+//! Waking a reactor from another thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::Error;
+use crate::sys::{Bell, Poller};
+
+/// Makes the reactor call [`Handler::on_wake`](crate::Handler::on_wake), from any thread.
+///
+/// However often it is used before the reactor gets there, it is one call, and one system call.
+#[derive(Clone, Debug)]
+pub struct Waker(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    bell: Bell,
+    rung: AtomicBool,
+}
+
+impl Waker {
+    pub(crate) fn new() -> Result<Self, Error> {
+        Ok(Self(Arc::new(Shared { bell: Bell::new()?, rung: AtomicBool::new(false) })))
+    }
+
+    /// Wakes the reactor, now or as soon as it waits again. Does nothing when the reactor is gone.
+    pub fn wake(&self) {
+        if !self.0.rung.swap(true, Ordering::AcqRel) {
+            self.0.bell.ring();
+        }
+    }
+
+    /// Takes note of the wake-up; what was done before any `wake` until now is visible afterwards.
+    pub(crate) fn acknowledge(&self) {
+        self.0.bell.hush();
+        // A wake between these two lines rings no bell, but its cause is visible to the callback that follows.
+        self.0.rung.swap(false, Ordering::AcqRel);
+    }
+
+    pub(crate) fn watch(&self, poller: &Poller, data: u64) -> Result<(), Error> {
+        self.0.bell.watch(poller, data)
+    }
+}
