@@ -5,11 +5,13 @@
 //! - [`ports`] does the 5-tuple arithmetic of outbound connections.
 //! - [`memory`] tells how much room is left, in the machine and in every enclosing cgroup.
 //! - [`usage`] samples what this process, its sockets and the kernel's slabs use.
+//! - [`check`] holds a target against all of this, and names what caps it.
 //!
 //! Everything is read from `/proc` and `/sys`. A file that is missing or can't be read (no root, a
 //! container, another kernel) is `None`, never a panic. A sample costs the same for one connection
 //! and for a million.
 
+pub mod check;
 pub mod limits;
 pub mod memory;
 pub mod ports;

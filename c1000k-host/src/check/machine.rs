@@ -1,0 +1,111 @@
+//! Everything that the check compares with, read at one moment.
+
+use {
+    crate::{
+        limits::{
+            DescriptorLimit, SystemDescriptorLimits, descriptor_limit, system_descriptor_limits,
+        },
+        memory::{MemoryRoom, memory_available},
+        ports::ip_local_port_range,
+        text,
+    },
+    std::{fs, ops::RangeInclusive},
+};
+
+/// Readings of a machine. Each is `None` where it can't be read; a test fills in its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// `RLIMIT_NOFILE` of this process.
+    pub descriptors: Option<DescriptorLimit>,
+    /// `fs.nr_open`, `fs.file-max`, `fs.file-nr`.
+    pub system_descriptors: SystemDescriptorLimits,
+    /// `fs.epoll.max_user_watches`, which counts for all processes of a user.
+    pub epoll_watches_max: Option<u64>,
+    /// Memory that is left, in the machine or in the tightest cgroup.
+    pub memory: Option<MemoryRoom>,
+    /// `net.ipv4.tcp_mem`, in pages: below the first all is well, above the second the kernel
+    /// presses, at the third it refuses.
+    pub tcp_mem_pages: Option<[u64; 3]>,
+    /// `net.ipv4.tcp_rmem`, in bytes: minimum, default, maximum.
+    pub tcp_rmem_bytes: Option<[u64; 3]>,
+    /// `net.ipv4.tcp_wmem`, in bytes: minimum, default, maximum.
+    pub tcp_wmem_bytes: Option<[u64; 3]>,
+    /// `net.ipv4.ip_local_port_range`.
+    pub local_ports: Option<RangeInclusive<u16>>,
+    /// `net.core.somaxconn`.
+    pub somaxconn: Option<u64>,
+    /// `net.ipv4.tcp_max_syn_backlog`.
+    pub tcp_max_syn_backlog: Option<u64>,
+    /// `net.ipv4.tcp_max_orphans`.
+    pub tcp_max_orphans: Option<u64>,
+    /// The connection tracker, where it is loaded.
+    pub conntrack: Option<Conntrack>,
+    /// The strictest `net.ipv4.conf.*.rp_filter`: 0 off, 1 strict, 2 loose.
+    pub rp_filter: Option<u64>,
+}
+
+/// The connection tracker's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conntrack {
+    /// `net.netfilter.nf_conntrack_max`.
+    pub max: u64,
+    /// `net.netfilter.nf_conntrack_count`; 0 as a rule means that nothing asks it to track.
+    pub count: u64,
+}
+
+impl Machine {
+    /// Reads this machine, as this process sees it.
+    pub fn read() -> Self {
+        Self {
+            descriptors: descriptor_limit().ok(),
+            system_descriptors: system_descriptor_limits(),
+            epoll_watches_max: text::read_number("/proc/sys/fs/epoll/max_user_watches"),
+            memory: memory_available(),
+            tcp_mem_pages: read_triple("/proc/sys/net/ipv4/tcp_mem"),
+            tcp_rmem_bytes: read_triple("/proc/sys/net/ipv4/tcp_rmem"),
+            tcp_wmem_bytes: read_triple("/proc/sys/net/ipv4/tcp_wmem"),
+            local_ports: ip_local_port_range(),
+            somaxconn: text::read_number("/proc/sys/net/core/somaxconn"),
+            tcp_max_syn_backlog: text::read_number("/proc/sys/net/ipv4/tcp_max_syn_backlog"),
+            tcp_max_orphans: text::read_number("/proc/sys/net/ipv4/tcp_max_orphans"),
+            conntrack: read_conntrack(),
+            rp_filter: read_rp_filter(),
+        }
+    }
+}
+
+fn read_triple(path: &str) -> Option<[u64; 3]> {
+    text::numbers(&text::read(path)?)?.try_into().ok()
+}
+
+fn read_conntrack() -> Option<Conntrack> {
+    Some(Conntrack {
+        max: text::read_number("/proc/sys/net/netfilter/nf_conntrack_max")?,
+        count: text::read_number("/proc/sys/net/netfilter/nf_conntrack_count")?,
+    })
+}
+
+/// The kernel takes the larger of `all` and the interface's own value; strict is 1, loose 2.
+fn read_rp_filter() -> Option<u64> {
+    let all = text::read_number("/proc/sys/net/ipv4/conf/all/rp_filter")?;
+    let interfaces = fs::read_dir("/proc/sys/net/ipv4/conf").ok()?.flatten();
+    let own = interfaces
+        .filter(|entry| entry.file_name() != "all" && entry.file_name() != "default")
+        .filter_map(|entry| text::read_number(entry.path().join("rp_filter")));
+    let effective: Vec<u64> = own.map(|value| value.max(all)).collect();
+    if effective.contains(&1) { Some(1) } else { effective.into_iter().max().or(Some(all)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_can_be_read() {
+        let machine = Machine::read();
+        assert!(machine.descriptors.is_some_and(|limit| limit.soft <= limit.hard), "{machine:?}");
+        assert!(machine.memory.is_some(), "{machine:?}");
+        let ordered = |triple: Option<[u64; 3]>| triple.is_none_or(|triple| triple.is_sorted());
+        assert!(ordered(machine.tcp_mem_pages), "{machine:?}");
+    }
+}

@@ -1,0 +1,61 @@
+//! What a target needs against what this machine allows, each row with its remedy.
+//!
+//! ```
+//! use c1000k_host::check::{Machine, Need, Role, fits, render, table};
+//!
+//! let need = Need::new(Role::Server, 15_000);
+//! let rows = table(&Machine::read(), &need);
+//! print!("{}", render(&rows));
+//! let exit_code = if fits(&rows) { 0 } else { 1 };
+//! # let _ = exit_code;
+//! ```
+
+mod machine;
+mod need;
+mod render;
+mod rows;
+mod target;
+
+pub use {
+    machine::{Conntrack, Machine},
+    need::{KERNEL_BYTES_PER_SOCKET, Need, Prediction, Role, predict},
+    render::render,
+    rows::table,
+    target::{Cap, CapKind, largest_target},
+};
+
+/// One limit: what the target needs of it, and what there is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The limit by the name that its manual uses.
+    pub name: &'static str,
+    /// What the target needs, with its unit.
+    pub needed: String,
+    /// What there is, with its unit; `-` where it can't be read.
+    pub present: String,
+    /// Whether it is enough.
+    pub verdict: Verdict,
+    /// What mends it, mostly a command; for a row that passes, what is worth knowing. One thought
+    /// per line.
+    pub remedy: Option<String>,
+}
+
+/// Whether a limit is high enough for the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Enough.
+    Pass,
+    /// Too little: the target can't be reached.
+    Fail,
+    /// The target can be reached, but something suffers: the remedy tells what and how to help.
+    Advice,
+    /// It can't be read here.
+    Unknown,
+    /// This role or this machine has no use for it.
+    NotNeeded,
+}
+
+/// Whether the target fits: no row fails.
+pub fn fits(rows: &[Row]) -> bool {
+    rows.iter().all(|row| row.verdict != Verdict::Fail)
+}

@@ -1,0 +1,100 @@
+//! The table as a person reads it.
+
+use {
+    super::{Row, Verdict, fits},
+    std::fmt,
+};
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Pass => "pass",
+            Self::Fail => "FAIL",
+            Self::Advice => "advice",
+            Self::Unknown => "unknown",
+            Self::NotNeeded => "-",
+        })
+    }
+}
+
+/// The rows as an aligned table of plain text, each remedy below its row, and the verdict on the
+/// whole at the end.
+pub fn render(rows: &[Row]) -> String {
+    let width = |text: fn(&Row) -> &str, heading: &str| {
+        rows.iter().map(|row| text(row).chars().count()).chain([heading.len()]).max().unwrap_or(0)
+    };
+    let name = width(|row| row.name, "limit");
+    let needed = width(|row| &row.needed, "needed");
+    let present = width(|row| &row.present, "present");
+    let mut lines = vec![format!(
+        "{:7}  {:name$}  {:>needed$}  {:>present$}",
+        "", "limit", "needed", "present"
+    )];
+    for row in rows {
+        lines.push(format!(
+            "{:7}  {:name$}  {:>needed$}  {:>present$}",
+            row.verdict, row.name, row.needed, row.present
+        ));
+        let remedy = row.remedy.as_deref().unwrap_or_default();
+        lines.extend(remedy.lines().map(|line| format!("{:7}    {line}", "")));
+    }
+    lines.push(conclusion(rows));
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn conclusion(rows: &[Row]) -> String {
+    let failed: Vec<&str> =
+        rows.iter().filter(|row| row.verdict == Verdict::Fail).map(|row| row.name).collect();
+    if fits(rows) {
+        "It fits.".to_owned()
+    } else {
+        format!("It does not fit: {}.", failed.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &'static str, verdict: Verdict, remedy: Option<&str>) -> Row {
+        Row {
+            name,
+            needed: "1,000,132".to_owned(),
+            present: "20,000".to_owned(),
+            verdict,
+            remedy: remedy.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn columns_are_aligned_and_remedies_stand_below() {
+        let rows = [
+            row("fs.nr_open", Verdict::Pass, None),
+            row("RLIMIT_NOFILE hard", Verdict::Fail, Some("do this\nor that")),
+        ];
+        let expected = "         limit                  needed  present
+pass     fs.nr_open          1,000,132   20,000
+FAIL     RLIMIT_NOFILE hard  1,000,132   20,000
+           do this
+           or that
+It does not fit: RLIMIT_NOFILE hard.
+";
+        assert_eq!(render(&rows), expected);
+    }
+
+    #[test]
+    fn advice_and_what_is_unknown_do_not_fail() {
+        let rows = [
+            row("a", Verdict::Advice, None),
+            row("b", Verdict::Unknown, None),
+            row("c", Verdict::NotNeeded, None),
+        ];
+        assert!(render(&rows).ends_with("It fits.\n"));
+    }
+
+    #[test]
+    fn no_rows_are_an_empty_table_that_fits() {
+        assert_eq!(render(&[]), "         limit  needed  present\nIt fits.\n");
+    }
+}

@@ -1,0 +1,167 @@
+//! The most connections that a machine allows, and what caps them.
+
+use {
+    super::{
+        Machine,
+        need::{KERNEL_BYTES_PER_SOCKET, Need},
+    },
+    crate::{
+        limits::{connections_within, descriptors_for},
+        memory::MemoryBound,
+        ports::port_room,
+        quantity::{format_bytes, format_count},
+    },
+    std::fmt,
+};
+
+/// The limit that binds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CapKind {
+    /// Descriptors of the process or of the system.
+    Descriptors,
+    /// Epoll watches of the user.
+    Watches,
+    /// 5-tuples.
+    Ports,
+    /// Memory.
+    Memory,
+    /// Entries of the connection tracker.
+    Conntrack,
+}
+
+impl fmt::Display for CapKind {
+    /// The name that the records use.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Descriptors => "descriptors",
+            Self::Watches => "watches",
+            Self::Ports => "ports",
+            Self::Memory => "memory",
+            Self::Conntrack => "conntrack",
+        })
+    }
+}
+
+/// What caps the connections, and at how many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cap {
+    /// The most connections that fit.
+    pub connections: u64,
+    /// What binds.
+    pub kind: CapKind,
+    /// Why, as a clause: "RLIMIT_NOFILE is 20,000 hard".
+    pub reason: String,
+    /// What to do to come to `need.connections`.
+    pub remedy: String,
+}
+
+/// The tightest cap on the connections of `need`, whose own number serves the remedies only.
+/// `None` where no limit can be read.
+pub fn largest_target(machine: &Machine, need: &Need) -> Option<Cap> {
+    [
+        process_descriptors(machine, need),
+        system_descriptors(machine, need),
+        watches(machine, need),
+        ports(machine, need),
+        memory(machine, need),
+        conntrack(machine, need),
+    ]
+    .into_iter()
+    .flatten()
+    .min_by_key(|cap| cap.connections)
+}
+
+fn process_descriptors(machine: &Machine, need: &Need) -> Option<Cap> {
+    let hard = machine.descriptors?.hard;
+    let wanted = descriptors_for(need.connections, need.listening_ports());
+    Some(Cap {
+        connections: connections_within(hard, need.listening_ports()),
+        kind: CapKind::Descriptors,
+        reason: format!("RLIMIT_NOFILE is {} hard", format_count(hard)),
+        remedy: format!(
+            "ulimit -Hn {wanted} as root in the shell that starts it, or scripts/million"
+        ),
+    })
+}
+
+fn system_descriptors(machine: &Machine, need: &Need) -> Option<Cap> {
+    let limit = machine.system_descriptors.system_max?;
+    let open = machine.system_descriptors.system_open.unwrap_or(0);
+    let others = open.saturating_add(need.other_descriptors());
+    Some(Cap {
+        connections: limit.saturating_sub(others) / need.sockets_per_connection(),
+        kind: CapKind::Descriptors,
+        reason: format!("fs.file-max is {}, of which {open} are open", format_count(limit)),
+        remedy: format!("sysctl -w fs.file-max={}", need.sockets().saturating_add(others)),
+    })
+}
+
+fn watches(machine: &Machine, need: &Need) -> Option<Cap> {
+    let limit = machine.epoll_watches_max?;
+    let others = need.other_descriptors();
+    Some(Cap {
+        connections: limit.saturating_sub(others) / need.sockets_per_connection(),
+        kind: CapKind::Watches,
+        reason: format!("fs.epoll.max_user_watches is {}", format_count(limit)),
+        remedy: format!(
+            "sysctl -w fs.epoll.max_user_watches={}",
+            need.sockets().saturating_add(others)
+        ),
+    })
+}
+
+fn ports(machine: &Machine, need: &Need) -> Option<Cap> {
+    let local = machine.local_ports.as_ref().filter(|_| need.connects_out())?;
+    let sources = need.sources.unwrap_or(1);
+    Some(Cap {
+        connections: port_room(sources, need.ports, local),
+        kind: CapKind::Ports,
+        reason: format!(
+            "{} x {} x {} local ports are all the 5-tuples there are",
+            counted(sources, "source"),
+            counted(need.ports, "destination port"),
+            format_count(local.len() as u64)
+        ),
+        remedy: "give more source addresses (--source) or more ports (--ports)".to_owned(),
+    })
+}
+
+fn memory(machine: &Machine, need: &Need) -> Option<Cap> {
+    let room = machine.memory.as_ref()?;
+    let bytes_per_connection = (need.sockets_per_connection() * KERNEL_BYTES_PER_SOCKET)
+        .saturating_add(need.user_bytes_per_connection);
+    let place = match &room.bound_by {
+        MemoryBound::Machine => String::new(),
+        MemoryBound::Cgroup(directory) => format!(" in the cgroup {}", directory.display()),
+    };
+    Some(Cap {
+        connections: room.bytes / bytes_per_connection,
+        kind: CapKind::Memory,
+        reason: format!(
+            "{} of memory are left{place}, and a connection takes {}",
+            format_bytes(room.bytes),
+            format_bytes(bytes_per_connection)
+        ),
+        remedy: match room.bound_by {
+            MemoryBound::Machine => "add memory".to_owned(),
+            MemoryBound::Cgroup(_) => "raise the cgroup's limit".to_owned(),
+        },
+    })
+}
+
+fn conntrack(machine: &Machine, need: &Need) -> Option<Cap> {
+    let table = machine.conntrack.filter(|table| table.count > 0)?;
+    Some(Cap {
+        connections: table.max.saturating_sub(table.count),
+        kind: CapKind::Conntrack,
+        reason: format!("nf_conntrack_max is {}", format_count(table.max)),
+        remedy: format!(
+            "sysctl -w net.netfilter.nf_conntrack_max={}",
+            need.connections.saturating_add(table.count)
+        ),
+    })
+}
+
+fn counted(count: u64, noun: &str) -> String {
+    format!("{} {noun}{}", format_count(count), if count == 1 { "" } else { "s" })
+}

@@ -1,0 +1,269 @@
+//! The table and the cap, on machines that are made up.
+
+use c1000k_host::{
+    check::{
+        CapKind, Conntrack, Machine, Need, Role, Row, Verdict, fits, largest_target, render, table,
+    },
+    limits::{DescriptorLimit, SystemDescriptorLimits},
+    memory::{MemoryBound, MemoryRoom},
+};
+
+type Change = fn(&mut Machine);
+
+/// Like the machine that the project was built on, but for the limits that are too low there.
+fn ample() -> Machine {
+    Machine {
+        descriptors: Some(DescriptorLimit { soft: 2_000_000, hard: 2_000_000 }),
+        system_descriptors: SystemDescriptorLimits {
+            per_process_max: Some(2_000_000),
+            system_max: Some(4_000_000),
+            system_open: Some(413),
+        },
+        epoll_watches_max: Some(5_491_511),
+        memory: Some(MemoryRoom {
+            bytes: 24 << 30,
+            total_bytes: 25 << 30,
+            bound_by: MemoryBound::Machine,
+        }),
+        tcp_mem_pages: Some([287_901, 383_868, 575_802]),
+        tcp_rmem_bytes: Some([4_096, 131_072, 33_554_432]),
+        tcp_wmem_bytes: Some([4_096, 16_384, 4_194_304]),
+        local_ports: Some(32_768..=60_999),
+        somaxconn: Some(4_096),
+        tcp_max_syn_backlog: Some(2_048),
+        tcp_max_orphans: Some(1_048_576),
+        conntrack: None,
+        rp_filter: Some(0),
+    }
+}
+
+fn row(machine: &Machine, need: &Need, name: &str) -> Row {
+    table(machine, need).into_iter().find(|row| row.name.starts_with(name)).expect(name)
+}
+
+fn million(role: Role) -> Need {
+    Need::new(role, 1_000_000)
+}
+
+#[test]
+fn an_ample_machine_fits_a_million_in_every_role() {
+    for role in [Role::Server, Role::Client, Role::Both] {
+        let rows = table(&ample(), &million(role));
+        assert!(fits(&rows), "{}", render(&rows));
+        assert!(rows.iter().all(|row| row.verdict != Verdict::Advice), "{}", render(&rows));
+    }
+}
+
+#[test]
+fn each_limit_that_is_too_low_fails_alone_and_names_its_command() {
+    let cases: &[(&str, Change, &str)] = &[
+        (
+            "RLIMIT_NOFILE hard",
+            |machine| machine.descriptors = Some(DescriptorLimit { soft: 2_000_000, hard: 1 }),
+            "ulimit -Hn 1000132",
+        ),
+        (
+            "fs.nr_open",
+            |machine| machine.system_descriptors.per_process_max = Some(1_000_131),
+            "sysctl -w fs.nr_open=1000132",
+        ),
+        (
+            "fs.file-max",
+            |machine| machine.system_descriptors.system_max = Some(2_000_000),
+            "sysctl -w fs.file-max=2000577",
+        ),
+        (
+            "fs.epoll.max_user_watches",
+            |machine| machine.epoll_watches_max = Some(2_000_163),
+            "sysctl -w fs.epoll.max_user_watches=2000164",
+        ),
+        ("memory", |machine| machine.memory.as_mut().expect("is set").bytes = 6 << 30, "7.5 GiB"),
+        (
+            "net.ipv4.tcp_mem",
+            |machine| machine.tcp_mem_pages = Some([1, 2, 3]),
+            "sysctl -w net.ipv4.tcp_mem=\"4096 8192 12288\"",
+        ),
+        ("5-tuples", |machine| machine.local_ports = Some(50_000..=59_998), "--source"),
+        (
+            "net.ipv4.ip_local_port_range",
+            |machine| machine.local_ports = Some(50_000..=59_998),
+            "sysctl -w net.ipv4.ip_local_port_range=\"10000 65535\"",
+        ),
+        (
+            "net.core.somaxconn",
+            |machine| machine.somaxconn = Some(10),
+            "sysctl -w net.core.somaxconn=11",
+        ),
+        (
+            "net.ipv4.tcp_max_syn_backlog",
+            |machine| machine.tcp_max_syn_backlog = Some(1),
+            "sysctl -w net.ipv4.tcp_max_syn_backlog=11",
+        ),
+        (
+            "net.netfilter.nf_conntrack_max",
+            |machine| machine.conntrack = Some(Conntrack { max: 262_144, count: 7 }),
+            "sysctl -w net.netfilter.nf_conntrack_max=1000007",
+        ),
+    ];
+    for (name, lower, command) in cases {
+        let mut machine = ample();
+        lower(&mut machine);
+        let row = row(&machine, &million(Role::Both), name);
+        assert_eq!(row.verdict, Verdict::Fail, "{row:?}");
+        assert!(row.remedy.as_ref().is_some_and(|remedy| remedy.contains(command)), "{row:?}");
+        assert!(!fits(&[row]));
+    }
+}
+
+#[test]
+fn a_soft_limit_below_a_sufficient_hard_one_passes() {
+    let mut machine = ample();
+    machine.descriptors = Some(DescriptorLimit { soft: 1_024, hard: 2_000_000 });
+    assert_eq!(row(&machine, &million(Role::Server), "RLIMIT_NOFILE soft").verdict, Verdict::Pass);
+    machine.descriptors = Some(DescriptorLimit { soft: 1_024, hard: 20_000 });
+    assert_eq!(row(&machine, &million(Role::Server), "RLIMIT_NOFILE soft").verdict, Verdict::Fail);
+}
+
+#[test]
+fn what_only_hurts_is_advice_and_still_fits() {
+    let mut machine = ample();
+    machine.tcp_rmem_bytes = Some([256, 256, 512]);
+    machine.tcp_max_orphans = Some(4_096);
+    machine.rp_filter = Some(1);
+    let need = Need { sources: Some(2), ..million(Role::Both) };
+    for name in ["net.ipv4.tcp_rmem", "net.ipv4.tcp_max_orphans", "net.ipv4.conf"] {
+        let row = row(&machine, &need, name);
+        assert_eq!(row.verdict, Verdict::Advice, "{row:?}");
+        assert!(row.remedy.is_some(), "{row:?}");
+    }
+    assert!(fits(&table(&machine, &need)));
+}
+
+#[test]
+fn a_role_is_not_asked_for_what_only_the_other_needs() {
+    let server = million(Role::Server);
+    for name in ["net.ipv4.ip_local_port_range", "5-tuples", "net.ipv4.conf"] {
+        assert_eq!(row(&ample(), &server, name).verdict, Verdict::NotNeeded, "{name}");
+    }
+    let client = million(Role::Client);
+    for name in ["net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog", "net.ipv4.tcp_max_orphans"] {
+        assert_eq!(row(&ample(), &client, name).verdict, Verdict::NotNeeded, "{name}");
+    }
+    assert_eq!(row(&ample(), &client, "net.netfilter").verdict, Verdict::NotNeeded);
+}
+
+#[test]
+fn a_tracker_that_tracks_nothing_does_not_fail() {
+    let mut machine = ample();
+    machine.conntrack = Some(Conntrack { max: 262_144, count: 0 });
+    let row = row(&machine, &million(Role::Server), "net.netfilter");
+    assert_eq!(row.verdict, Verdict::NotNeeded);
+    assert!(row.remedy.is_some_and(|remedy| remedy.contains("nf_conntrack_max=1000000")));
+}
+
+#[test]
+fn an_unreadable_machine_is_unknown_and_never_fails() {
+    for role in [Role::Server, Role::Client, Role::Both] {
+        let rows = table(&Machine::default(), &million(role));
+        assert!(fits(&rows));
+        let told = |row: &Row| matches!(row.verdict, Verdict::Unknown | Verdict::NotNeeded);
+        assert!(rows.iter().all(told), "{}", render(&rows));
+        assert_eq!(largest_target(&Machine::default(), &million(role)), None);
+    }
+}
+
+#[test]
+fn the_table_stays_within_a_hundred_columns() {
+    let mut machine = ample();
+    machine.descriptors = Some(DescriptorLimit { soft: 1_024, hard: 20_000 });
+    machine.epoll_watches_max = Some(100);
+    machine.tcp_rmem_bytes = Some([256, 256, 512]);
+    machine.tcp_max_orphans = Some(4_096);
+    machine.rp_filter = Some(1);
+    machine.conntrack = Some(Conntrack { max: 262_144, count: 0 });
+    machine.memory.as_mut().expect("is set").bytes = 1 << 30;
+    let need = Need { sources: Some(4), ..Need::new(Role::Both, 4_000_000) };
+    for line in render(&table(&machine, &need)).lines() {
+        assert!(line.chars().count() <= 100, "{line}");
+    }
+}
+
+#[test]
+fn absurd_targets_are_told_not_panicked_at() {
+    for (connections, ports, sources, in_flight) in
+        [(u64::MAX, u64::MAX, u64::MAX, u64::MAX), (0, 0, 0, 0), (u64::MAX, 0, 0, 0)]
+    {
+        let need = Need {
+            connections,
+            ports,
+            sources: Some(sources),
+            in_flight,
+            user_bytes_per_connection: u64::MAX,
+            ..million(Role::Both)
+        };
+        assert!(!render(&table(&ample(), &need)).is_empty());
+        assert!(largest_target(&ample(), &need).is_some());
+    }
+}
+
+#[test]
+fn the_tightest_limit_caps_and_says_why() {
+    let mut machine = ample();
+    machine.descriptors = Some(DescriptorLimit { soft: 1_024, hard: 20_000 });
+    let cap = largest_target(&machine, &million(Role::Server)).expect("limits are known");
+    assert_eq!((cap.connections, cap.kind), (19_868, CapKind::Descriptors));
+    assert_eq!(cap.reason, "RLIMIT_NOFILE is 20,000 hard");
+    assert!(cap.remedy.contains("ulimit -Hn 1000132"), "{cap:?}");
+    let cap = largest_target(&machine, &million(Role::Client)).expect("limits are known");
+    assert_eq!(cap.connections, 19_968);
+
+    let cases: &[(Change, u64, &str)] = &[
+        (|machine| machine.epoll_watches_max = Some(100_164), 50_000, "watches"),
+        (|machine| machine.system_descriptors.system_max = Some(100_577), 50_000, "descriptors"),
+        (|machine| machine.local_ports = Some(50_000..=50_009), 1_000, "ports"),
+        (|machine| machine.memory.as_mut().expect("is set").bytes = 81_360, 10, "memory"),
+        (|machine| machine.conntrack = Some(Conntrack { max: 70, count: 7 }), 63, "conntrack"),
+    ];
+    for (lower, connections, name) in cases {
+        let mut machine = ample();
+        lower(&mut machine);
+        let cap = largest_target(&machine, &million(Role::Both)).expect("limits are known");
+        assert_eq!((cap.connections, cap.kind.to_string().as_str()), (*connections, *name));
+    }
+}
+
+#[test]
+fn the_cap_is_what_the_table_just_lets_pass() {
+    let mut machine = ample();
+    machine.descriptors = Some(DescriptorLimit { soft: 4_000_000, hard: 4_000_000 });
+    machine.system_descriptors.per_process_max = Some(4_000_000);
+    for lower in [
+        (|machine| machine.descriptors = Some(DescriptorLimit { soft: 9_001, hard: 9_001 }))
+            as Change,
+        |machine| machine.system_descriptors.system_max = Some(9_001),
+        |machine| machine.epoll_watches_max = Some(9_001),
+        |machine| machine.local_ports = Some(50_000..=50_090),
+        |machine| machine.memory.as_mut().expect("is set").bytes = 9_001_001,
+        |machine| machine.conntrack = Some(Conntrack { max: 9_001, count: 7 }),
+    ] {
+        for role in [Role::Server, Role::Client, Role::Both] {
+            let mut machine = machine.clone();
+            lower(&mut machine);
+            let cap = largest_target(&machine, &million(role)).expect("limits are known");
+            let at_cap = Need { connections: cap.connections, ..million(role) };
+            let above = Need { connections: cap.connections + 1, ..million(role) };
+            assert!(fits(&table(&machine, &at_cap)), "{cap:?}");
+            assert!(!fits(&table(&machine, &above)), "{cap:?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "prints the table of this machine for the eye"]
+fn show_this_machine() {
+    for role in [Role::Server, Role::Client, Role::Both] {
+        let need = Need { sources: Some(2), ..million(role) };
+        println!("{}", render(&table(&Machine::read(), &need)));
+        println!("{:?}", largest_target(&Machine::read(), &need));
+    }
+}
