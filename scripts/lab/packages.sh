@@ -1,0 +1,60 @@
+# shellcheck shell=bash
+# What the virtual machine is made of: qemu, a kernel, busybox. The last two are only unpacked into
+# cargo's target folder, never installed; qemu is installed only by root, and else asked for.
+# Uses say.sh; sets KERNEL_VERSION.
+
+readonly PACKAGES=$TARGET/lab # kernel and busybox, unpacked
+
+packages_fetch() {
+    [[ $(uname -m) == x86_64 ]] || fail "the virtual machine is built for x86_64 only, and this is $(uname -m): use --native"
+    packages_need_qemu
+    [[ -x $PACKAGES/bin/busybox ]] || packages_unpack busybox-static
+    packages_kernel_version
+    if [[ -z $KERNEL_VERSION ]]; then
+        packages_unpack "$(packages_kernel_name)"
+        packages_kernel_version
+    fi
+}
+
+packages_need_qemu() {
+    command -v qemu-system-x86_64 >/dev/null && return
+    if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+        fail "qemu-system-x86_64 is missing: install qemu (Debian, Ubuntu: sudo apt-get install qemu-system-x86)"
+    fi
+    say "installing qemu-system-x86"
+    packages_quietly env DEBIAN_FRONTEND=noninteractive \
+        apt-get install --yes --no-install-recommends qemu-system-x86
+}
+
+packages_kernel_version() {
+    KERNEL_VERSION=$(find "$PACKAGES/lib/modules" -mindepth 1 -maxdepth 1 -printf '%f\n' 2>/dev/null | sort -V | tail -n 1)
+}
+
+# The package that Debian's cloud kernel of today is.
+packages_kernel_name() {
+    packages_need_apt
+    local name
+    name=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '$1 == "Depends:" { print $2; exit }')
+    [[ -n $name ]] || fail "apt knows no linux-image-cloud-amd64: run apt-get update; elsewhere than on Debian, unpack that package into $PACKAGES"
+    echo "$name"
+}
+
+packages_need_apt() {
+    { command -v apt-get && command -v dpkg-deb; } >/dev/null ||
+        fail "apt-get and dpkg-deb are missing: unpack Debian's linux-image-cloud-amd64 and busybox-static into $PACKAGES by hand"
+}
+
+packages_unpack() {
+    packages_need_apt
+    local folder=$PACKAGES/download
+    say "fetching $1 into $PACKAGES"
+    mkdir -p "$folder"
+    (cd "$folder" && packages_quietly apt-get download "$1")
+    packages_quietly dpkg-deb --extract "$folder/$1"_*.deb "$PACKAGES"
+    rm -rf "$folder"
+}
+
+packages_quietly() {
+    local words
+    words=$("$@" 2>&1) || fail "'$*' failed: $(tail -n 1 <<<"$words"); if its package lists are old: apt-get update"
+}
