@@ -1,7 +1,7 @@
 //! The table as a person reads it.
 
 use {
-    super::{Row, Verdict, fits},
+    super::{Row, Verdict},
     std::fmt,
 };
 
@@ -44,12 +44,11 @@ pub fn render(rows: &[Row]) -> String {
 }
 
 fn conclusion(rows: &[Row]) -> String {
-    let failed: Vec<&str> =
-        rows.iter().filter(|row| row.verdict == Verdict::Fail).map(|row| row.name).collect();
-    if fits(rows) {
-        "It fits.".to_owned()
-    } else {
-        format!("It does not fit: {}.", failed.join(", "))
+    let failed = rows.iter().filter(|row| row.verdict == Verdict::Fail).count();
+    match failed {
+        0 => "It fits.".to_owned(),
+        1 => "It does not fit: one limit is too low.".to_owned(),
+        _ => format!("It does not fit: {failed} limits are too low."),
     }
 }
 
@@ -78,7 +77,7 @@ pass     fs.nr_open          1,000,132   20,000
 FAIL     RLIMIT_NOFILE hard  1,000,132   20,000
            do this
            or that
-It does not fit: RLIMIT_NOFILE hard.
+It does not fit: one limit is too low.
 ";
         assert_eq!(render(&rows), expected);
     }
