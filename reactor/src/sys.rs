@@ -6,7 +6,7 @@
 #![allow(unsafe_code)] // The one exception of the workspace; each block says why it is sound.
 
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -351,10 +351,10 @@ pub(crate) fn local_addr(socket: &Descriptor) -> Result<SocketAddr, Error> {
 
 fn socket_addr(storage: SockaddrStorage) -> nix::Result<SocketAddr> {
     if let Some(v4) = storage.as_sockaddr_in() {
-        return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::from(v4.ip())), v4.port()));
+        return Ok(SocketAddr::new(IpAddr::V4(v4.ip()), v4.port()));
     }
     if let Some(v6) = storage.as_sockaddr_in6() {
-        return Ok(SocketAddr::new(IpAddr::V6(Ipv6Addr::from(v6.ip().octets())), v6.port()));
+        return Ok(SocketAddr::new(IpAddr::V6(v6.ip()), v6.port()));
     }
     Err(Errno::EAFNOSUPPORT)
 }
