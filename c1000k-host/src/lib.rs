@@ -5,6 +5,7 @@
 //! - [`ports`] does the 5-tuple arithmetic of outbound connections.
 //! - [`memory`] tells how much room is left, in the machine and in every enclosing cgroup.
 //! - [`usage`] samples what this process, its sockets and the kernel's slabs use.
+//! - [`command_line`] and [`errno_name`] are what both programs say in the same words.
 //! - [`check`] holds a target against all of this, and names what caps it.
 //!
 //! Everything is read from `/proc` and `/sys`. A file that is missing or can't be read (no root, a
@@ -12,9 +13,13 @@
 //! and for a million.
 
 pub mod check;
+pub mod command_line;
+mod errno;
 pub mod limits;
 pub mod memory;
 pub mod ports;
 pub mod quantity;
 mod text;
 pub mod usage;
+
+pub use errno::errno_name;
