@@ -136,7 +136,11 @@ impl Target {
     }
 }
 
-fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+/// Puts a file in place whole: at each moment a reader finds the old one or the new one.
+///
+/// # Errors
+/// The system refused to make, write or rename the file.
+pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let mut file = temporary_beside(path)?;
     file.write_all(text)?;
     file.persist(path)?;

@@ -80,7 +80,7 @@ pub fn percent(share: f64) -> String {
     clippy::cast_sign_loss,
     reason = "a cast from float saturates, and none below zero gets here"
 )]
-fn rounded(value: f64) -> u64 {
+pub(crate) fn rounded(value: f64) -> u64 {
     value.round() as u64
 }
 

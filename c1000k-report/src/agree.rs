@@ -1,0 +1,377 @@
+//! Whether the witnesses of a run agree: the clients, the server and the kernel.
+//!
+//! Each counted for itself, so a connection that one of them made up shows as a disagreement. What
+//! was not seen is called so: it neither agrees nor disagrees.
+
+use std::fmt;
+
+use crate::cost::{self, float};
+use crate::format;
+use crate::record::{ClientRecord, Limit, Prediction, ServerRecord, Verdict};
+use crate::run::{Moment, Run, Topology};
+use crate::snapshot::Snapshot;
+use crate::trend;
+
+/// Sockets that others on the machine, and the 100 listeners, may open or close meanwhile.
+const SOCKETS_TOLERANCE: u64 = 200;
+/// Slab objects that caches keep aside per processor.
+const OBJECTS_TOLERANCE: u64 = 2_000;
+/// The server weighs its slabs at another moment than the snapshots do.
+const KERNEL_BYTES_TOLERANCE: f64 = 0.05;
+/// The kernel keeps some pages in half-filled slabs.
+const SLAB_RETURNED_MIN: f64 = 0.9;
+/// Below it the last connections came slower than the first.
+const TREND_MIN: f64 = 0.9;
+/// A prediction further off than this was wrong.
+const PREDICTION_TOLERANCE: f64 = 0.1;
+/// What the server may use of its own, whatever it holds.
+const PROCESS_FIXED_BYTES_MAX: u64 = 24_000_000;
+/// What it may use for each connection.
+const PROCESS_BYTES_PER_CONNECTION_MAX: u64 = 48;
+
+/// One question, what the answer had to be and what it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// The question.
+    pub name: String,
+    /// What had to be, with its tolerance.
+    pub expected: String,
+    /// What was.
+    pub found: String,
+    /// Whether the two agree.
+    pub outcome: Outcome,
+    /// What it means, or why it was not seen.
+    pub note: String,
+}
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// As expected.
+    Agrees,
+    /// Not as expected.
+    Disagrees,
+    /// A witness is missing.
+    NotSeen,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Agrees => "yes",
+            Self::Disagrees => "NO",
+            Self::NotSeen => "not seen",
+        })
+    }
+}
+
+/// All checks of a run, in the order in which a sceptic asks.
+#[must_use]
+pub fn checks(run: &Run) -> Vec<Check> {
+    let mut checks = vec![held(run), accepted(run), closed(run), refused(run)];
+    for (name, client) in &run.clients {
+        checks.push(verdict(name, client));
+        checks.extend(verified(name, client));
+    }
+    checks.extend(hosts(run).into_iter().map(|host| sockets(run, &host)));
+    checks.extend(kernel_hosts(run).into_iter().map(|host| tcp_objects(run, &host)));
+    checks.push(kernel_bytes(run));
+    checks.push(process_bytes(run));
+    checks.extend(kernel_hosts(run).into_iter().map(|host| slab_returned(run, &host)));
+    checks.extend(listen_counters(run));
+    checks.extend(run.clients.iter().map(|(name, client)| rate_trend(name, client)));
+    if let Some((server, prediction)) = predicted(run) {
+        checks.extend(predictions(run, server, prediction));
+    }
+    checks
+}
+
+fn held(run: &Run) -> Check {
+    let check = Question::new("Connections held at once", "the server's peak is the clients' sum");
+    let (Some(clients), Some(server)) = (run.sum(|client| client.established), &run.server) else {
+        return check.not_seen(RECORD_MISSING);
+    };
+    check.equal(clients, server.peak)
+}
+
+fn accepted(run: &Run) -> Check {
+    let check = Question::new("Connections accepted", "all that the clients say they held");
+    let (Some(clients), Some(server)) = (run.sum(|client| client.established), &run.server) else {
+        return check.not_seen(RECORD_MISSING);
+    };
+    check.judge(
+        format!("at least {}", format::count(clients)),
+        format::count(server.accepted),
+        server.accepted >= clients,
+    )
+}
+
+fn closed(run: &Run) -> Check {
+    let check = Question::new("Connections accounted for", "accepted is closed plus open");
+    let Some(server) = &run.server else { return check.not_seen(RECORD_MISSING) };
+    check.equal(server.accepted, server.closed.saturating_add(server.open))
+}
+
+fn refused(run: &Run) -> Check {
+    let check =
+        Question::new("Connections refused", "each refusal of the server reached its client");
+    let (Some(clients), Some(server)) = (run.sum(|client| client.refused_by_server), &run.server)
+    else {
+        return check.not_seen(RECORD_MISSING);
+    };
+    check.judge(
+        format!("at least {}", format::count(server.refused)),
+        format::count(clients),
+        clients >= server.refused,
+    )
+}
+
+fn verdict(name: &str, client: &ClientRecord) -> Check {
+    let is_verified = client.verified.is_none_or(|verified| verified >= client.established);
+    let is_whole = client.established >= client.target && client.lost == 0 && is_verified;
+    // A run that was cut off may have been whole until then.
+    let follows = if is_whole && client.limit != Some(Limit::Interrupted) {
+        Verdict::Reached
+    } else {
+        Verdict::Short
+    };
+    Question::new(format!("Verdict of {name}"), "it follows from the client's own figures").judge(
+        follows.to_string(),
+        client.verdict.to_string(),
+        client.verdict == follows,
+    )
+}
+
+/// One check for each pass of echoes, or one that says that none was made.
+fn verified(name: &str, client: &ClientRecord) -> Vec<Check> {
+    let passes = match client.verified_passes.as_slice() {
+        [] => client.verified.into_iter().collect(),
+        passes => passes.to_vec(),
+    };
+    if passes.is_empty() {
+        let check = Question::new(format!("Echoes of {name}"), "");
+        return vec![check.not_seen("the run was asked to skip them")];
+    }
+    let count = passes.len();
+    let check = |(pass, verified): (usize, u64)| {
+        let expected = client.established.saturating_sub(client.lost);
+        let name = format!("Echoes of {name}, pass {pass} of {count}");
+        Question::new(name, "each connection that was not lost sent back what it got").judge(
+            format!("at least {}", format::count(expected)),
+            format::count(verified),
+            verified >= expected,
+        )
+    };
+    (1..).zip(passes).map(check).collect()
+}
+
+/// Sockets in use by the kernel's count.
+fn sockets(run: &Run, host: &str) -> Check {
+    let ends = if run.topology() == Topology::OneHost { 2 } else { 1 };
+    let check = Question::new(
+        format!("Sockets of host {host}"),
+        format!("sockstat rose by {ends} for each connection"),
+    );
+    let Some(connections) = run.connections_of(host) else {
+        return check.not_seen(RECORD_MISSING);
+    };
+    let inuse = |moment| run.snapshot(host, moment).and_then(|snapshot| snapshot.tcp_inuse);
+    let (Some(before), Some(peak)) = (inuse(Moment::Before), inuse(Moment::Peak)) else {
+        return check.not_seen("sockstat before or at the peak is missing");
+    };
+    let expected = connections.saturating_mul(ends);
+    check.near(expected, peak.saturating_sub(before), SOCKETS_TOLERANCE + expected / 1_000)
+}
+
+/// Sockets by the kernel's allocator, which knows nothing of the other counters.
+fn tcp_objects(run: &Run, host: &str) -> Check {
+    let ends = if run.is_one_kernel() { 2 } else { 1 };
+    let check = Question::new(
+        format!("Slab objects of host {host}"),
+        format!("the TCP caches rose by {ends} for each connection"),
+    );
+    let Some(connections) = run.connections_of(host) else {
+        return check.not_seen(RECORD_MISSING);
+    };
+    let objects = |moment| run.snapshot(host, moment).and_then(Snapshot::tcp_objects);
+    let (Some(before), Some(peak)) = (objects(Moment::Before), objects(Moment::Peak)) else {
+        return check.not_seen(SLABINFO_MISSING);
+    };
+    let expected = connections.saturating_mul(ends);
+    check.near(expected, peak.saturating_sub(before), OBJECTS_TOLERANCE + expected / 100)
+}
+
+fn kernel_bytes(run: &Run) -> Check {
+    let check = Question::new(
+        "Kernel bytes per connection",
+        "the server's own figure is that of the snapshots",
+    );
+    let told = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
+    let costs = cost::kernels(run);
+    let seen = costs.iter().find(|cost| cost.host == run.server_host()).map(|cost| cost.bytes());
+    let (Some(seen), Some(told)) = (seen, told) else {
+        return check.not_seen("the server's figure or slabinfo is missing");
+    };
+    check.judge(
+        format!("{seen:.0} B, within {}", format::percent(KERNEL_BYTES_TOLERANCE)),
+        format!("{told:.0} B"),
+        is_within(seen, told, KERNEL_BYTES_TOLERANCE),
+    )
+}
+
+fn process_bytes(run: &Run) -> Check {
+    let check = Question::new(
+        "Memory of the server's process",
+        "24 MB and 48 B for each connection at the most",
+    );
+    let (Some(connections), Some(peak)) = (run.connections(), cost::process(run).peak_bytes) else {
+        return check.not_seen("neither record nor snapshots tell it");
+    };
+    let most = PROCESS_FIXED_BYTES_MAX
+        .saturating_add(connections.saturating_mul(PROCESS_BYTES_PER_CONNECTION_MAX));
+    check.judge(format!("at most {}", format::bytes(most)), format::bytes(peak), peak <= most)
+}
+
+fn slab_returned(run: &Run, host: &str) -> Check {
+    let check = Question::new(
+        format!("Slab memory given back on host {host}"),
+        "after the teardown, of what it grew by",
+    );
+    let Some(share) = cost::slab_share_returned(run, host) else {
+        return check.not_seen("slabinfo before, at the peak or after is missing, or did not grow");
+    };
+    check.judge(
+        format!("at least {}", format::percent(SLAB_RETURNED_MIN)),
+        format::percent(share),
+        share >= SLAB_RETURNED_MIN,
+    )
+}
+
+fn listen_counters(run: &Run) -> [Check; 2] {
+    let delta = |name: &str, figure: fn(&Snapshot) -> Option<u64>| {
+        let check = Question::new(
+            format!("{name} on the server's host"),
+            "no connection was dropped for a full accept queue",
+        );
+        let at = |moment| run.snapshot(run.server_host(), moment).and_then(figure);
+        let last = at(Moment::After).or_else(|| at(Moment::Peak));
+        let seen = at(Moment::Before).zip(last).map(|(old, new)| new.saturating_sub(old));
+        let told = run.server.as_ref().and_then(|server| server.counters.get(name).copied());
+        match seen.max(told) {
+            Some(found) => check.equal(0, found),
+            None => check.not_seen("neither record nor snapshots tell it"),
+        }
+    };
+    [
+        delta("ListenOverflows", |snapshot| snapshot.listen_overflows),
+        delta("ListenDrops", |snapshot| snapshot.listen_drops),
+    ]
+}
+
+fn rate_trend(name: &str, client: &ClientRecord) -> Check {
+    let check = Question::new(
+        format!("Rate of {name}"),
+        "median of the last three tenths over that of the first three",
+    );
+    let Some(tenths) = trend::tenths(&client.ramp_series) else {
+        return check.not_seen("the ramp has too few points to tell ten rates apart");
+    };
+    let ratio = trend::ratio(&tenths);
+    check.judge(format!("at least {TREND_MIN:.2}"), format!("{ratio:.2}"), ratio >= TREND_MIN)
+}
+
+fn predicted(run: &Run) -> Option<(&ServerRecord, Prediction)> {
+    let server = run.server.as_ref()?;
+    Some((server, server.prediction?))
+}
+
+/// What the server foretold against what it and the kernel then used.
+fn predictions(run: &Run, server: &ServerRecord, prediction: Prediction) -> [Check; 2] {
+    let check = |name: &str| {
+        Question::new(
+            format!("Prediction of {name}"),
+            format!("made for {} connections", format::count(prediction.connections)),
+        )
+    };
+    let (process, kernel) = (check("the process"), check("the kernel"));
+    if !is_within(float(prediction.connections), float(server.peak), 0.01) {
+        let why = || format!("the peak was {}", format::count(server.peak));
+        return [process.not_seen(why()), kernel.not_seen(why())];
+    }
+    let costs = cost::kernels(run);
+    let server_end = costs
+        .iter()
+        .find(|cost| cost.host == run.server_host())
+        .map(|cost| cost.bytes() / float(cost.ends) * float(cost.connections));
+    [
+        process.foretold(prediction.process_bytes, cost::process(run).peak_bytes.map(float)),
+        kernel.foretold(prediction.kernel_bytes, server_end),
+    ]
+}
+
+/// Each host whose sockets are counted apart.
+fn hosts(run: &Run) -> Vec<String> {
+    match run.topology() {
+        Topology::OneHost => vec!["one".to_owned()],
+        Topology::ThreeHosts => ["server", "client-1", "client-2"].map(str::to_owned).into(),
+    }
+}
+
+/// Each host whose kernel is its own.
+fn kernel_hosts(run: &Run) -> Vec<String> {
+    if run.is_one_kernel() { vec![run.server_host().to_owned()] } else { hosts(run) }
+}
+
+fn is_within(expected: f64, found: f64, share: f64) -> bool {
+    (found - expected).abs() <= expected * share
+}
+
+const RECORD_MISSING: &str = "a record is missing";
+const SLABINFO_MISSING: &str = "slabinfo before or at the peak is missing; it needs root";
+
+/// A check that has no answer yet.
+struct Question {
+    name: String,
+    note: String,
+}
+
+impl Question {
+    fn new(name: impl Into<String>, note: impl Into<String>) -> Self {
+        Self { name: name.into(), note: note.into() }
+    }
+
+    fn judge(self, expected: String, found: String, agrees: bool) -> Check {
+        let outcome = if agrees { Outcome::Agrees } else { Outcome::Disagrees };
+        Check { name: self.name, expected, found, outcome, note: self.note }
+    }
+
+    fn equal(self, expected: u64, found: u64) -> Check {
+        self.judge(format::count(expected), format::count(found), expected == found)
+    }
+
+    fn near(self, expected: u64, found: u64, tolerance: u64) -> Check {
+        let text = format!("{} +- {}", format::count(expected), format::count(tolerance));
+        self.judge(text, format::count(found), expected.abs_diff(found) <= tolerance)
+    }
+
+    fn foretold(self, expected: u64, found: Option<f64>) -> Check {
+        let Some(found) = found else { return self.not_seen("nothing tells what was used") };
+        let text = format!(
+            "{}, within {}",
+            format::bytes(expected),
+            format::percent(PREDICTION_TOLERANCE)
+        );
+        let agrees = is_within(found, float(expected), PREDICTION_TOLERANCE);
+        self.judge(text, format::bytes(format::rounded(found)), agrees)
+    }
+
+    fn not_seen(self, why: impl Into<String>) -> Check {
+        Check {
+            name: self.name,
+            expected: "-".to_owned(),
+            found: "-".to_owned(),
+            outcome: Outcome::NotSeen,
+            note: why.into(),
+        }
+    }
+}

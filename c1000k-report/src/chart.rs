@@ -1,0 +1,327 @@
+//! The charts of a run, as SVG that needs no font of the machine it is drawn on.
+
+use std::error::Error;
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use crate::cost::{self, KernelCost, float};
+use crate::format;
+use crate::record::RampPoint;
+use crate::run::Run;
+use crate::trend;
+
+/// One drawing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chart {
+    /// The name of its file.
+    pub file_name: &'static str,
+    /// What it shows.
+    pub title: &'static str,
+    /// The drawing.
+    pub svg: String,
+}
+
+/// The charts for which the run has figures.
+///
+/// # Errors
+/// A drawing can't be laid out.
+pub fn charts(run: &Run) -> Result<Vec<Chart>, Box<dyn Error>> {
+    let drawn = [connections(run)?, rate(run)?, cost_per_connection(run)?, memory(run)?];
+    Ok(drawn.into_iter().flatten().collect())
+}
+
+type Drawing<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+const WIDTH: u32 = 860;
+const HEIGHT: u32 = 420;
+const TEXT: RGBColor = RGBColor(32, 36, 40);
+const GRID: RGBColor = RGBColor(226, 229, 233);
+/// Told apart in print and by most of those who confuse colours (Okabe and Ito).
+const COLOURS: [RGBColor; 8] = [
+    RGBColor(0, 114, 178),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(213, 94, 0),
+    RGBColor(240, 228, 66),
+    RGBColor(150, 150, 150),
+];
+
+/// The server's connections over its life, else each client's over its ramp.
+fn connections(run: &Run) -> Outcome<Option<Chart>> {
+    let server = run.server.iter().map(|server| {
+        let points = server.series.iter().map(|point| (point.seconds, float(point.open)));
+        ("server".to_owned(), points.collect::<Vec<_>>())
+    });
+    let ramp = |ramp: &[RampPoint]| {
+        ramp.iter().map(|point| (point.seconds, float(point.established))).collect()
+    };
+    let clients =
+        run.clients.iter().map(|(name, client)| (name.clone(), ramp(&client.ramp_series)));
+    let is_drawable = |line: &Line| line.1.len() > 1;
+    let mut lines: Vec<Line> = server.filter(is_drawable).collect();
+    if lines.is_empty() {
+        lines = clients.filter(is_drawable).collect();
+    }
+    let scale = Scale { label: "connections", text: |value| format::count(format::rounded(value)) };
+    over_time("connections.svg", "Connections over time", scale, &lines)
+}
+
+/// The memory of the server and of the kernel's sockets over the server's life.
+fn memory(run: &Run) -> Outcome<Option<Chart>> {
+    let Some(server) = &run.server else { return Ok(None) };
+    let process = server.series.iter();
+    let process = process.filter_map(|point| Some((point.seconds, float(point.rss_bytes?))));
+    let kernel = server.series.iter();
+    let kernel =
+        kernel.filter_map(|point| Some((point.seconds, float(point.kernel_socket_bytes?))));
+    let mut lines: Vec<Line> = vec![
+        ("server's process, resident".to_owned(), process.collect()),
+        ("kernel, sockets".to_owned(), kernel.collect()),
+    ];
+    lines.retain(|line| line.1.len() > 1);
+    let scale = Scale { label: "memory", text: |value| format::bytes(format::rounded(value)) };
+    over_time("memory.svg", "Memory over time", scale, &lines)
+}
+
+/// A name and points of seconds and value.
+type Line = (String, Vec<(f64, f64)>);
+
+/// What the upright axis counts.
+struct Scale {
+    label: &'static str,
+    text: fn(f64) -> String,
+}
+
+fn over_time(
+    file_name: &'static str,
+    title: &'static str,
+    scale: Scale,
+    lines: &[Line],
+) -> Outcome<Option<Chart>> {
+    let points = || lines.iter().flat_map(|(_, points)| points);
+    let seconds = points().map(|point| point.0).fold(0.0, f64::max);
+    let most = points().map(|point| point.1).fold(0.0, f64::max);
+    if seconds <= 0.0 || most <= 0.0 {
+        return Ok(None);
+    }
+    draw(file_name, title, HEIGHT, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(12)
+            .margin_right(28)
+            .x_label_area_size(46)
+            .y_label_area_size(98)
+            .build_cartesian_2d(0.0..seconds, 0.0..most * 1.08)?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(TEXT)
+            .label_style(text(14))
+            .axis_desc_style(text(15))
+            .x_desc("time, s")
+            .y_desc(scale.label)
+            .x_label_formatter(&|value| format!("{value}"))
+            .y_label_formatter(&|value| (scale.text)(*value))
+            .draw()?;
+        for ((name, points), colour) in lines.iter().zip(COLOURS) {
+            chart
+                .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
+                .label(name)
+                .legend(move |(x, y)| {
+                    Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour.filled())
+                });
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::LowerRight)
+            .background_style(WHITE.mix(0.85))
+            .border_style(GRID)
+            .label_font(text(14))
+            .draw()?;
+        Ok(())
+    })
+}
+
+/// Bars of the rate over each tenth of the connections, one group of bars a tenth.
+fn rate(run: &Run) -> Outcome<Option<Chart>> {
+    let rates: Vec<(&str, [f64; 10])> = run
+        .clients
+        .iter()
+        .filter_map(|(name, client)| Some((name.as_str(), trend::tenths(&client.ramp_series)?)))
+        .collect();
+    let most = rates.iter().flat_map(|(_, tenths)| *tenths).fold(0.0, f64::max);
+    if most <= 0.0 {
+        return Ok(None);
+    }
+    draw("rate.svg", "Connects per second over each tenth of the connections", HEIGHT, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(12)
+            .margin_right(28)
+            .x_label_area_size(46)
+            .y_label_area_size(98)
+            .build_cartesian_2d(0.5..10.5, 0.0..most * 1.18)?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(TEXT)
+            .label_style(text(14))
+            .axis_desc_style(text(15))
+            .x_labels(10)
+            .x_desc("tenth of the connections")
+            .y_desc("connects per second")
+            .x_label_formatter(&|value| format!("{value:.0}"))
+            .y_label_formatter(&|value| format::count(format::rounded(*value)))
+            .draw()?;
+        let width = 0.8 / float(rates.len() as u64);
+        for (index, ((name, tenths), colour)) in (0_u32..).zip(rates.iter().zip(COLOURS)) {
+            let bar = |(tenth, rate): (u32, f64)| {
+                let left = f64::from(tenth) - 0.4 + f64::from(index) * width;
+                Rectangle::new([(left, 0.0), (left + width * 0.94, rate)], colour.filled())
+            };
+            chart.draw_series((1_u32..).zip(*tenths).map(bar))?.label(*name).legend(
+                move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour.filled()),
+            );
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .background_style(WHITE.mix(0.85))
+            .border_style(GRID)
+            .label_font(text(14))
+            .draw()?;
+        Ok(())
+    })
+}
+
+/// One bar a kernel, stacked by slab cache, with the server's process in front of its own kernel.
+fn cost_per_connection(run: &Run) -> Outcome<Option<Chart>> {
+    let process = run
+        .connections()
+        .and_then(|connections| cost::process(run).bytes_per_connection(connections));
+    let bars: Vec<Bar> = cost::kernels(run)
+        .into_iter()
+        .map(|cost| {
+            let is_server = cost.host == run.server_host();
+            Bar::of(cost, process.filter(|_| is_server))
+        })
+        .collect();
+    let most = bars.iter().map(Bar::bytes).fold(0.0, f64::max);
+    if most <= 0.0 {
+        return Ok(None);
+    }
+    let height = u32::try_from(bars.len())? * BAR_HEIGHT + 52;
+    draw("cost.svg", "What a connection costs", height, |area| {
+        let blocks = area.split_evenly((bars.len(), 1));
+        for (bar, block) in bars.iter().zip(blocks) {
+            draw_bar(bar, most, &block)?;
+        }
+        Ok(())
+    })
+}
+
+const BAR_HEIGHT: u32 = 196;
+
+/// What a connection takes on one kernel.
+struct Bar {
+    name: String,
+    parts: Vec<(String, f64)>,
+}
+
+impl Bar {
+    fn of(cost: KernelCost, process: Option<f64>) -> Self {
+        let mut parts: Vec<_> =
+            process.into_iter().map(|bytes| ("server's process".to_owned(), bytes)).collect();
+        // The palette has a colour for each of the largest, and one for all the others.
+        let shown = COLOURS.len() - 1 - parts.len();
+        let (name, total) = (cost.name(), cost.bytes());
+        let largest = cost.caches.into_iter().take(shown).map(|cache| (cache.name, cache.bytes));
+        let largest: Vec<_> = largest.collect();
+        let others = total - largest.iter().map(|part| part.1).sum::<f64>();
+        parts.extend(largest);
+        parts.push(("other caches".to_owned(), others.max(0.0)));
+        Self { name, parts }
+    }
+
+    fn bytes(&self) -> f64 {
+        self.parts.iter().map(|part| part.1).sum()
+    }
+}
+
+fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Outcome<()> {
+    let heading =
+        format!("{}: {} a connection", bar.name, format::bytes(format::rounded(bar.bytes())));
+    area.draw(&Text::new(heading, (16, 8), text(15)))?;
+    let (_, below) = area.split_vertically(28);
+    let (above, legend) = below.split_vertically(104);
+    let mut chart = ChartBuilder::on(&above)
+        .margin_left(16)
+        .margin_right(28)
+        .x_label_area_size(46)
+        .build_cartesian_2d(0.0..most * 1.02, 0.0..1.0)?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GRID)
+        .axis_style(TEXT)
+        .label_style(text(14))
+        .axis_desc_style(text(15))
+        .x_desc("bytes per connection")
+        .x_label_formatter(&|value| format::count(format::rounded(*value)))
+        .draw()?;
+    let mut left = 0.0;
+    for (index, ((_, bytes), colour)) in bar.parts.iter().zip(COLOURS).enumerate() {
+        let right = left + bytes;
+        let corners = [(left, 0.12), (right, 0.88)];
+        chart.plotting_area().draw(&Rectangle::new(corners, colour.filled()))?;
+        left = right;
+        draw_key(&legend, index, &bar.parts[index], colour)?;
+    }
+    Ok(())
+}
+
+/// One entry of the legend, four to a line.
+fn draw_key(
+    area: &Drawing<'_>,
+    index: usize,
+    (name, bytes): &(String, f64),
+    colour: RGBColor,
+) -> Outcome<()> {
+    let (line, column) = (i32::try_from(index / 4)?, i32::try_from(index % 4)?);
+    let (x, y) = (16 + column * 208, 4 + line * 24);
+    area.draw(&Rectangle::new([(x, y), (x + 14, y + 14)], colour.filled()))?;
+    let key = format!("{name}, {bytes:.0} B");
+    area.draw(&Text::new(key, (x + 20, y), text(14)))?;
+    Ok(())
+}
+
+fn text(size: i32) -> TextStyle<'static> {
+    ("sans-serif", size).into_font().color(&TEXT)
+}
+
+/// Draws a chart below its title.
+fn draw(
+    file_name: &'static str,
+    title: &'static str,
+    height: u32,
+    content: impl FnOnce(&Drawing<'_>) -> Outcome<()>,
+) -> Outcome<Option<Chart>> {
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
+        area.fill(&WHITE)?;
+        let heading = text(19).pos(Pos::new(HPos::Left, VPos::Top));
+        area.draw(&Text::new(title, (16, 14), heading))?;
+        let (_, below) = area.split_vertically(40);
+        content(&below)?;
+        area.present()?;
+    }
+    Ok(Some(Chart { file_name, title, svg }))
+}

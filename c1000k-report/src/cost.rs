@@ -1,0 +1,172 @@
+//! What a connection cost, in the process and in the kernel, and what came back after the teardown.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::record::ServerRecord;
+use crate::run::{Moment, Run};
+use crate::snapshot::{Slab, Snapshot};
+
+/// The slab memory of one kernel per connection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KernelCost {
+    /// The host.
+    pub host: String,
+    /// The ends of each connection that lie in this kernel: 1 or 2.
+    pub ends: u64,
+    /// The connections divided by.
+    pub connections: u64,
+    /// The caches that grew for the connections, the largest first.
+    pub caches: Vec<CacheCost>,
+    /// What all the other caches grew or shrank by, per connection.
+    pub rest_bytes: f64,
+}
+
+/// The share of one slab cache in a connection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CacheCost {
+    /// The cache.
+    pub name: String,
+    /// Objects per connection.
+    pub objects: f64,
+    /// The size of one.
+    pub object_bytes: u64,
+    /// Bytes of pages per connection.
+    pub bytes: f64,
+}
+
+impl KernelCost {
+    /// The host and which ends of its connections lie there, for people.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let ends = if self.ends == 2 { "both ends" } else { "one end" };
+        format!("kernel of host {}, {ends} of each connection", self.host)
+    }
+
+    /// The whole of it, per connection.
+    #[must_use]
+    pub fn bytes(&self) -> f64 {
+        self.rest_bytes + self.caches.iter().map(|cache| cache.bytes).sum::<f64>()
+    }
+}
+
+/// The cost on each kernel that showed its slabs before and at the peak.
+#[must_use]
+pub fn kernels(run: &Run) -> Vec<KernelCost> {
+    let ends = if run.is_one_kernel() { 2 } else { 1 };
+    // Hosts that share a kernel show the same slabs: the server's host tells of all connections.
+    let is_told = |host: &&str| !run.is_one_kernel() || *host == run.server_host();
+    run.hosts().filter(is_told).filter_map(|host| kernel(run, host, ends)).collect()
+}
+
+fn kernel(run: &Run, host: &str, ends: u64) -> Option<KernelCost> {
+    let connections = run.connections_of(host)?;
+    let before = run.snapshot(host, Moment::Before)?.slabs.as_ref()?;
+    let peak = run.snapshot(host, Moment::Peak)?.slabs.as_ref()?;
+    let mut caches = growth(before, peak, connections);
+    caches.sort_by(|a, b| b.bytes.total_cmp(&a.bytes));
+    // A cache of the connections has an object for each of them, or nearly so.
+    let (caches, rest): (Vec<_>, Vec<_>) =
+        caches.into_iter().partition(|cache| cache.objects > 0.5 && cache.bytes > 0.0);
+    let rest_bytes = rest.iter().map(|cache| cache.bytes).sum();
+    Some(KernelCost { host: host.to_owned(), ends, connections, caches, rest_bytes })
+}
+
+fn growth(
+    before: &BTreeMap<String, Slab>,
+    peak: &BTreeMap<String, Slab>,
+    connections: u64,
+) -> Vec<CacheCost> {
+    let names: BTreeSet<&String> = before.keys().chain(peak.keys()).collect();
+    let share = |new: u64, old: u64| (float(new) - float(old)) / float(connections);
+    let cost = |name: &String| {
+        let old = before.get(name).copied().unwrap_or_default();
+        let new = peak.get(name).copied().unwrap_or_default();
+        CacheCost {
+            name: name.clone(),
+            objects: share(new.objects, old.objects),
+            object_bytes: new.object_bytes,
+            bytes: share(new.bytes, old.bytes),
+        }
+    };
+    names.into_iter().map(cost).collect()
+}
+
+/// The server's resident memory at the three moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessMemory {
+    /// Before the first connection.
+    pub before_bytes: Option<u64>,
+    /// With all of them.
+    pub peak_bytes: Option<u64>,
+    /// After the teardown.
+    pub after_bytes: Option<u64>,
+}
+
+/// The server's memory by the snapshots, else by its own record.
+#[must_use]
+pub fn process(run: &Run) -> ProcessMemory {
+    let seen = |moment| run.snapshot(run.server_host(), moment)?.server_rss_bytes;
+    let told = |figure: fn(&ServerRecord) -> Option<u64>| run.server.as_ref().and_then(figure);
+    ProcessMemory {
+        before_bytes: seen(Moment::Before).or_else(|| told(|server| server.rss_at_start_bytes)),
+        peak_bytes: seen(Moment::Peak)
+            .or_else(|| told(|server| server.rss_at_peak_bytes.or(server.rss_peak_bytes))),
+        after_bytes: seen(Moment::After).or_else(|| told(|server| server.rss_now_bytes)),
+    }
+}
+
+impl ProcessMemory {
+    /// What the process grew by, per connection.
+    #[must_use]
+    pub fn bytes_per_connection(&self, connections: u64) -> Option<f64> {
+        let grown = self.peak_bytes?.saturating_sub(self.before_bytes?);
+        (connections > 0).then(|| float(grown) / float(connections))
+    }
+
+    /// The share of what it grew by that it gave back.
+    #[must_use]
+    pub fn share_returned(&self) -> Option<f64> {
+        share_returned(self.before_bytes?, self.peak_bytes?, self.after_bytes?)
+    }
+}
+
+/// The share of what the slabs of a host grew by that came back after the teardown.
+#[must_use]
+pub fn slab_share_returned(run: &Run, host: &str) -> Option<f64> {
+    let bytes = |moment| run.snapshot(host, moment).and_then(Snapshot::slab_bytes);
+    share_returned(bytes(Moment::Before)?, bytes(Moment::Peak)?, bytes(Moment::After)?)
+}
+
+fn share_returned(before: u64, peak: u64, after: u64) -> Option<f64> {
+    let grown = peak.checked_sub(before).filter(|grown| *grown > 0)?;
+    Some((float(peak) - float(after)) / float(grown))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a count below 2^53 is exact")]
+pub(crate) fn float(value: u64) -> f64 {
+    value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_counts_new_caches_and_shrinking_ones() {
+        let slab = |objects, bytes| Slab { objects, object_bytes: 64, bytes };
+        let before = BTreeMap::from([("a".to_owned(), slab(10, 1_000))]);
+        let peak = BTreeMap::from([("b".to_owned(), slab(20, 2_000))]);
+        let costs = growth(&before, &peak, 10);
+        let bytes: Vec<_> = costs.iter().map(|cost| (cost.name.as_str(), cost.bytes)).collect();
+        assert_eq!(bytes, [("a", -100.0), ("b", 200.0)]);
+    }
+
+    #[test]
+    fn the_share_returned_is_of_what_was_grown() {
+        assert_eq!(share_returned(100, 200, 100), Some(1.0));
+        assert_eq!(share_returned(100, 200, 150), Some(0.5));
+        assert_eq!(share_returned(100, 200, 90), Some(1.1));
+        assert_eq!(share_returned(100, 100, 100), None);
+        assert_eq!(share_returned(200, 100, 100), None);
+    }
+}

@@ -1,0 +1,92 @@
+//! `c1000k-report`: reads the folder of a run and tells what it shows, or sets two runs side by
+//! side.
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use c1000k_report::agree::{self, Check, Outcome};
+use c1000k_report::run::{Run, RunError};
+use c1000k_report::{chart, compare, destination, summary};
+use clap::{Parser, Subcommand};
+
+/// Tell what a run shows, from the folder that it left.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write summary.md and the charts into the folder of a run, and print its verdict.
+    ///
+    /// Exits with 0 if clients, server and kernel agree, with 1 if not.
+    Summarize {
+        /// The folder of the run
+        folder: PathBuf,
+        /// Also exit with 1 if a check could not be made for want of a witness
+        #[arg(long)]
+        check: bool,
+    },
+    /// Print the figures of two runs side by side.
+    Compare {
+        /// The folder of the one run
+        first: PathBuf,
+        /// The folder of the other; ratios are of it to the first
+        second: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Summarize { folder, check } => summarize(&folder, check),
+        Command::Compare { first, second } => compare(&first, &second),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("c1000k-report: {error}");
+        // What was given is no run; all else is the system's refusal.
+        ExitCode::from(if error.is::<RunError>() { 2 } else { 1 })
+    })
+}
+
+fn summarize(folder: &Path, is_strict: bool) -> Result<ExitCode, Box<dyn Error>> {
+    let run = Run::read(folder)?;
+    let checks = agree::checks(&run);
+    let charts = chart::charts(&run)?;
+    for chart in &charts {
+        write(&folder.join(chart.file_name), &chart.svg)?;
+    }
+    let page = folder.join("summary.md");
+    write(&page, &summary::page(&run, &checks, &charts))?;
+    print(&format!("{}\n{}\n", summary::verdict(&run, &checks), page.display()))?;
+    Ok(if passes(&checks, is_strict) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn passes(checks: &[Check], is_strict: bool) -> bool {
+    checks.iter().all(|check| match check.outcome {
+        Outcome::Agrees => true,
+        Outcome::Disagrees => false,
+        Outcome::NotSeen => !is_strict,
+    })
+}
+
+fn compare(first: &Path, second: &Path) -> Result<ExitCode, Box<dyn Error>> {
+    print(&compare::table_of(&Run::read(first)?, &Run::read(second)?))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    destination::replace(path, text.as_bytes())
+        .map_err(|error| format!("cannot write {}: {error}", path.display()))
+}
+
+/// Prints; a reader that has gone away, as `head` does, is no error.
+fn print(text: &str) -> io::Result<()> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome,
+    }
+}

@@ -1,0 +1,67 @@
+//! Tables as people read them in a terminal and as a page shows them.
+
+/// A table with a heading; the first column is text, the others stand right.
+pub(crate) fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
+    columns(heading, rows, |column| column > 0)
+}
+
+/// A table of which every column is text.
+pub(crate) fn text_table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
+    columns(heading, rows, |_| false)
+}
+
+fn columns<const N: usize>(
+    heading: [&str; N],
+    rows: &[[String; N]],
+    is_right: impl Fn(usize) -> bool,
+) -> String {
+    let rows: Vec<[String; N]> =
+        rows.iter().map(|row| row.each_ref().map(|cell| escaped(cell))).collect();
+    let mut widths = heading.map(|title| title.chars().count().max(3));
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let line = |cells: [&str; N]| {
+        let mut line = "|".to_owned();
+        for (column, (cell, width)) in cells.into_iter().zip(widths).enumerate() {
+            let text = if is_right(column) {
+                format!(" {cell:>width$} |")
+            } else {
+                format!(" {cell:<width$} |")
+            };
+            line.push_str(&text);
+        }
+        line.push('\n');
+        line
+    };
+    let mut table = line(heading);
+    table.push('|');
+    for (column, width) in widths.into_iter().enumerate() {
+        let end = if is_right(column) { ":" } else { " " };
+        table.push_str(&format!(" {}{end}|", "-".repeat(width)));
+    }
+    table.push('\n');
+    table.extend(rows.iter().map(|row| line(row.each_ref().map(String::as_str))));
+    table
+}
+
+/// A bar would end its cell, and a line break its row.
+fn escaped(cell: &str) -> String {
+    cell.replace('|', "\\|").replace(['\n', '\r'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_aligns_its_columns() {
+        let rows = [["a".to_owned(), "1,000".to_owned()], ["b|c".to_owned(), "1".to_owned()]];
+        assert_eq!(
+            table(["what", "n"], &rows),
+            "| what |     n |\n| ---- | -----:|\n| a    | 1,000 |\n| b\\|c |     1 |\n"
+        );
+    }
+}

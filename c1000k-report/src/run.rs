@@ -1,0 +1,282 @@
+//! A run as it lies in its folder: the records, the machine and what the kernel said meanwhile.
+//!
+//! Everything but one record may be missing; whoever asks for it gets `None` and says so.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::record::{ClientRecord, Limit, ReadError, ServerRecord, Verdict};
+use crate::snapshot::Snapshot;
+
+/// A run, read from its folder.
+#[derive(Debug)]
+pub struct Run {
+    /// The folder.
+    pub folder: PathBuf,
+    /// The clients' records with their names (`client`, `client-1`, ..), in order.
+    pub clients: Vec<(String, ClientRecord)>,
+    /// The server's record.
+    pub server: Option<ServerRecord>,
+    /// What `machine.txt` says.
+    pub machine: Machine,
+    /// Host to moment to what its kernel said.
+    hosts: BTreeMap<String, BTreeMap<String, Snapshot>>,
+}
+
+/// The lines of `machine.txt`, `key: value`, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Machine(pub Vec<(String, String)>);
+
+/// Which ends of a connection live on which kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topology {
+    /// Server and clients on one host.
+    OneHost,
+    /// A server and two clients, each on a host of its own.
+    ThreeHosts,
+}
+
+/// When a snapshot was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Before the first connection.
+    Before,
+    /// While all connections were held.
+    Peak,
+    /// After the teardown, with the server still running.
+    After,
+}
+
+impl Run {
+    /// Reads a folder.
+    ///
+    /// # Errors
+    /// The folder can't be read, holds no record at all, or holds a malformed one.
+    pub fn read(folder: &Path) -> Result<Self, RunError> {
+        let clients = client_records(folder)?;
+        let server = present(ServerRecord::read(&folder.join("server.json")))?;
+        if clients.is_empty() && server.is_none() {
+            return Err(RunError::Empty(folder.to_owned()));
+        }
+        Ok(Self {
+            folder: folder.to_owned(),
+            clients,
+            server,
+            machine: Machine::read(&folder.join("machine.txt")),
+            hosts: hosts(&folder.join("snapshots")),
+        })
+    }
+
+    /// Where the ends of the connections were.
+    #[must_use]
+    pub fn topology(&self) -> Topology {
+        match self.machine.value("topology") {
+            Some("three-hosts") => Topology::ThreeHosts,
+            Some(_) => Topology::OneHost,
+            None if self.hosts.contains_key("server") => Topology::ThreeHosts,
+            None => Topology::OneHost,
+        }
+    }
+
+    /// Whether both ends of each connection lie in the memory of one kernel; three hosts that are
+    /// network namespaces of one machine share theirs.
+    #[must_use]
+    pub fn is_one_kernel(&self) -> bool {
+        self.topology() == Topology::OneHost || self.machine.value("where") == Some("native")
+    }
+
+    /// The host that the server ran on.
+    #[must_use]
+    pub fn server_host(&self) -> &'static str {
+        match self.topology() {
+            Topology::OneHost => "one",
+            Topology::ThreeHosts => "server",
+        }
+    }
+
+    /// The hosts that left snapshots.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.hosts.keys().map(String::as_str)
+    }
+
+    /// What a host's kernel said at a moment.
+    #[must_use]
+    pub fn snapshot(&self, host: &str, moment: Moment) -> Option<&Snapshot> {
+        self.hosts.get(host)?.get(moment.name())
+    }
+
+    /// The clients that there should be.
+    #[must_use]
+    pub fn clients_expected(&self) -> usize {
+        match self.topology() {
+            Topology::OneHost => 1.max(self.clients.len()),
+            Topology::ThreeHosts => 2,
+        }
+    }
+
+    /// Whether the record of each client is there.
+    #[must_use]
+    pub fn has_all_clients(&self) -> bool {
+        self.clients.len() >= self.clients_expected()
+    }
+
+    /// A figure summed over the clients; `None` where a record is missing.
+    #[must_use]
+    pub fn sum(&self, figure: impl Fn(&ClientRecord) -> u64) -> Option<u64> {
+        self.has_all_clients().then(|| self.clients.iter().map(|(_, client)| figure(client)).sum())
+    }
+
+    /// The connections held at once, as the clients say, else as the server does.
+    #[must_use]
+    pub fn connections(&self) -> Option<u64> {
+        let held = self.sum(|client| client.established);
+        held.or(self.server.as_ref().map(|server| server.peak)).filter(|held| *held > 0)
+    }
+
+    /// The connections that have an end on a host.
+    #[must_use]
+    pub fn connections_of(&self, host: &str) -> Option<u64> {
+        if host == self.server_host() {
+            return self.connections();
+        }
+        let (_, client) = self.clients.iter().find(|(name, _)| name == host)?;
+        Some(client.established).filter(|held| *held > 0)
+    }
+
+    /// Reached, where each client reached its target; `None` where a record is missing and the
+    /// others reached theirs.
+    #[must_use]
+    pub fn verdict(&self) -> Option<Verdict> {
+        let is_short = |(_, client): &(String, ClientRecord)| client.verdict == Verdict::Short;
+        if self.clients.iter().any(is_short) {
+            Some(Verdict::Short)
+        } else {
+            self.has_all_clients().then_some(Verdict::Reached)
+        }
+    }
+
+    /// What capped each client that was capped, and its own words on it.
+    pub fn limits(&self) -> impl Iterator<Item = (&str, Limit, Option<&str>)> {
+        self.clients.iter().filter_map(|(name, client)| {
+            Some((name.as_str(), client.limit?, client.limit_detail.as_deref()))
+        })
+    }
+}
+
+impl Machine {
+    /// The value of a key.
+    #[must_use]
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    fn read(path: &Path) -> Self {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let pairs = text.lines().filter_map(|line| line.split_once(':'));
+        Self(pairs.map(|(key, value)| (key.trim().into(), value.trim().into())).collect())
+    }
+}
+
+impl Moment {
+    /// The name of its folder.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Before => "before",
+            Self::Peak => "peak",
+            Self::After => "after",
+        }
+    }
+}
+
+impl Topology {
+    /// The name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OneHost => "one-host",
+            Self::ThreeHosts => "three-hosts",
+        }
+    }
+}
+
+/// A folder that is no run.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The folder can't be listed.
+    Folder(PathBuf, io::Error),
+    /// The folder holds no record.
+    Empty(PathBuf),
+    /// A record can't be read.
+    Record(ReadError),
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(path, error) => {
+                write!(f, "cannot read {}: {error}; give the folder of a run", path.display())
+            }
+            Self::Empty(path) => write!(
+                f,
+                "{} holds neither client.json nor server.json; give the folder of a run",
+                path.display()
+            ),
+            Self::Record(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl std::error::Error for RunError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Folder(_, error) => Some(error),
+            Self::Empty(_) => None,
+            Self::Record(error) => Some(error),
+        }
+    }
+}
+
+fn client_records(folder: &Path) -> Result<Vec<(String, ClientRecord)>, RunError> {
+    let names = names(folder).map_err(|error| RunError::Folder(folder.to_owned(), error))?;
+    let mut clients = Vec::new();
+    for name in names {
+        let Some(stem) = name.strip_suffix(".json") else { continue };
+        if stem == "client" || stem.starts_with("client-") {
+            let record = ClientRecord::read(&folder.join(&name)).map_err(RunError::Record)?;
+            clients.push((stem.to_owned(), record));
+        }
+    }
+    Ok(clients)
+}
+
+fn present<T>(outcome: Result<T, ReadError>) -> Result<Option<T>, RunError> {
+    match outcome {
+        Ok(record) => Ok(Some(record)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(RunError::Record(error)),
+    }
+}
+
+fn hosts(folder: &Path) -> BTreeMap<String, BTreeMap<String, Snapshot>> {
+    let moments = |host: &Path| {
+        let names = names(host).unwrap_or_default().into_iter();
+        names.map(|moment| (moment.clone(), Snapshot::read(&host.join(moment)))).collect()
+    };
+    let hosts = names(folder).unwrap_or_default().into_iter();
+    hosts.map(|host| (host.clone(), moments(&folder.join(host)))).collect()
+}
+
+/// The names in a folder, sorted; one that is no UTF-8 is none of ours.
+fn names(folder: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        names.extend(entry?.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
+}

@@ -1,0 +1,344 @@
+//! The page that tells a run: the verdict first, then what backs it.
+
+use std::fmt::Write;
+
+use crate::agree::{Check, Outcome};
+use crate::chart::Chart;
+use crate::cost::{self, KernelCost, float};
+use crate::format;
+use crate::markdown::{table, text_table};
+use crate::record::{ClientRecord, Verdict};
+use crate::run::{Moment, Run, Topology};
+use crate::trend;
+
+/// What a bare C epoll loop holding a million connections took of slab for both ends of one, on a
+/// 6.1 kernel.
+const BARE_LOOP_BYTES: f64 = 7_556.0;
+
+/// The verdict in a few lines.
+#[must_use]
+pub fn verdict(run: &Run, checks: &[Check]) -> String {
+    let mut text = headline(run);
+    for (name, limit, detail) in run.limits() {
+        let _ = write!(text, "\nCapped by {limit} ({name})");
+        if let Some(detail) = detail {
+            let _ = write!(text, ": {detail}");
+        }
+    }
+    let count = |outcome| checks.iter().filter(|check| check.outcome == outcome).count();
+    let _ = write!(
+        text,
+        "\nChecks: {} agree, {} disagree, {} not seen",
+        count(Outcome::Agrees),
+        count(Outcome::Disagrees),
+        count(Outcome::NotSeen)
+    );
+    for check in checks.iter().filter(|check| check.outcome == Outcome::Disagrees) {
+        let _ = write!(
+            text,
+            "\nDisagrees: {}: expected {}, found {}",
+            check.name, check.expected, check.found
+        );
+    }
+    text
+}
+
+/// The page, in Markdown, with links to the charts that lie beside it.
+#[must_use]
+pub fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
+    let held = run.connections().map_or_else(|| "No".to_owned(), format::count);
+    let sections = [
+        format!("# {held} connections, {}\n\n{}\n", run.topology().name(), paragraphs(run, checks)),
+        figures(run),
+        clients(run),
+        cost_section(run),
+        original(run),
+        agreement(checks),
+        rate_section(run),
+        teardown(run),
+        chart_section(charts),
+        machine(run),
+    ];
+    sections.into_iter().filter(|section| !section.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+fn headline(run: &Run) -> String {
+    let word = match run.verdict() {
+        Some(Verdict::Reached) => "Reached",
+        Some(Verdict::Short) => "Short",
+        None => "Unknown, a record is missing",
+    };
+    let (Some(target), Some(held)) = (run.sum(|client| client.target), run.connections()) else {
+        let held = run.connections().map_or_else(|| "none".to_owned(), format::count);
+        return format!("{word}: the most connections held at once were {held}.");
+    };
+    let lost = run.sum(|client| client.lost).unwrap_or(0);
+    let failed = run.sum(|client| client.failed).unwrap_or(0);
+    let proven = match verified(run) {
+        Some(count) => format!("{} verified", format::count(count)),
+        None => "none verified, as asked".to_owned(),
+    };
+    format!(
+        "{word}: {} of {} connections held at once, {proven}, {} failed, {} lost.",
+        format::count(held),
+        format::count(target),
+        format::count(failed),
+        format::count(lost)
+    )
+}
+
+/// The verdict as Markdown: each line a paragraph, the first one strong.
+fn paragraphs(run: &Run, checks: &[Check]) -> String {
+    let text = verdict(run, checks);
+    let mut lines = text.lines();
+    let mut page = format!("**{}**\n", lines.next().unwrap_or_default());
+    for line in lines {
+        let _ = write!(page, "\n{line}.\n");
+    }
+    page.replace("..\n", ".\n").trim_end().to_owned()
+}
+
+/// The connections proven by the last pass; `None` where a client was told to skip it.
+fn verified(run: &Run) -> Option<u64> {
+    run.clients.iter().map(|(_, client)| client.verified).sum()
+}
+
+fn figures(run: &Run) -> String {
+    let count = |figure: fn(&ClientRecord) -> u64| seen(run.sum(figure).map(format::count));
+    let mut rows = vec![
+        row("asked for", count(|client| client.target)),
+        row("held at once", count(|client| client.established)),
+        row("attempted", count(|client| client.attempted)),
+        row("retried", count(|client| client.retried)),
+    ];
+    if run.clients.iter().all(|(_, client)| !client.verified_passes.is_empty()) {
+        rows.extend(passes(run));
+    } else {
+        rows.push(row("verified", seen(verified(run).map(format::count))));
+    }
+    rows.push(row("failed", count(|client| client.failed)));
+    rows.push(row("lost", count(|client| client.lost)));
+    if let Some(server) = &run.server {
+        rows.extend([
+            row("accepted by the server", format::count(server.accepted)),
+            row("refused by the server", format::count(server.refused)),
+            row("stale events, dropped", format::count(server.stale_events)),
+            row("reactor threads of the server", seen_number(server.threads)),
+            row("server's CPU, user", format::duration(server.cpu_user_seconds)),
+            row("server's CPU, system", format::duration(server.cpu_system_seconds)),
+        ]);
+    }
+    let longest = |figure: fn(&ClientRecord) -> f64| {
+        run.clients.iter().map(|(_, client)| figure(client)).fold(0.0, f64::max)
+    };
+    if !run.clients.is_empty() {
+        rows.push(row("ramp", format::duration(longest(|client| client.ramp_seconds))));
+        rows.push(row("hold", format::duration(longest(|client| client.hold_seconds))));
+    }
+    format!("## What was asked and held\n\n{}", table(["", "count"], &rows))
+}
+
+fn passes(run: &Run) -> Vec<[String; 2]> {
+    let count = run.clients.iter().map(|(_, client)| client.verified_passes.len()).max();
+    let pass = |index: usize| {
+        let verified = run.clients.iter().map(|(_, client)| client.verified_passes.get(index));
+        let sum: u64 = verified.flatten().sum();
+        row(&format!("verified by echo, pass {}", index + 1), format::count(sum))
+    };
+    (0..count.unwrap_or(0)).map(pass).collect()
+}
+
+fn clients(run: &Run) -> String {
+    let rows: Vec<_> = run
+        .clients
+        .iter()
+        .map(|(name, client)| {
+            let latency = client.connect_latency_us;
+            let time = |us: Option<u64>| seen(us.map(|us| format::duration(float(us) / 1e6)));
+            [
+                name.clone(),
+                format::count(client.established),
+                format::duration(client.ramp_seconds),
+                format::rate(client.connects_per_second),
+                time(latency.p50),
+                time(latency.p99),
+                time(latency.max),
+            ]
+        })
+        .collect();
+    let heading =
+        ["client", "held", "ramp", "connects", "latency p50", "latency p99", "latency max"];
+    if rows.is_empty() { String::new() } else { table(heading, &rows) }
+}
+
+fn cost_section(run: &Run) -> String {
+    let mut text = "## What a connection costs\n\n".to_owned();
+    let memory = cost::process(run);
+    let per_connection =
+        run.connections().and_then(|connections| memory.bytes_per_connection(connections));
+    let _ = writeln!(
+        text,
+        "The server's process: {} a connection; resident {} before, {} at the peak.\n",
+        seen(per_connection.map(|bytes| format!("{bytes:.1} B"))),
+        seen(memory.before_bytes.map(format::bytes)),
+        seen(memory.peak_bytes.map(format::bytes))
+    );
+    let kernels = cost::kernels(run);
+    if kernels.is_empty() {
+        text.push_str("The kernel: not seen; its slabs are shown to root only.\n");
+    }
+    let blocks: Vec<String> = kernels.iter().map(kernel_cost).collect();
+    text + &blocks.join("\n")
+}
+
+fn kernel_cost(cost: &KernelCost) -> String {
+    let mut rows: Vec<_> = cost
+        .caches
+        .iter()
+        .map(|cache| {
+            [
+                cache.name.clone(),
+                format!("{:.2}", cache.objects),
+                format!("{} B", format::count(cache.object_bytes)),
+                format!("{:.0} B", cache.bytes),
+            ]
+        })
+        .collect();
+    let last = |name: &str, bytes: f64| {
+        [name.to_owned(), String::new(), String::new(), format!("{bytes:.0} B")]
+    };
+    rows.push(last("all other caches", cost.rest_bytes));
+    rows.push(last("together", cost.bytes()));
+    let mut text = format!(
+        "The {}, by slab cache, pages included ({} connections):\n\n{}",
+        cost.name(),
+        format::count(cost.connections),
+        table(["cache", "objects", "size of one", "a connection"], &rows)
+    );
+    if cost.ends == 2 {
+        let _ = write!(
+            text,
+            "\nThat is {:.0} B an end, and {:.3} of the {BARE_LOOP_BYTES:.0} B that a bare C loop \
+             of a million connections took for both ends on a 6.1 kernel.\n",
+            cost.bytes() / 2.0,
+            cost.bytes() / BARE_LOOP_BYTES
+        );
+    }
+    text
+}
+
+/// The test that this software repeats, beside its own figures, where the hosts are the same.
+fn original(run: &Run) -> String {
+    if run.topology() != Topology::ThreeHosts || run.is_one_kernel() {
+        return String::new();
+    }
+    let memory = |host: &str| {
+        let at = |moment| run.snapshot(host, moment).and_then(|seen| seen.memory_used_bytes);
+        seen(at(Moment::Peak).map(format::bytes))
+    };
+    let connections = seen(run.connections().map(format::count));
+    let rows = [
+        ["kernel", "4.4", run.machine.value("kernel").unwrap_or("not seen")].map(str::to_owned),
+        ["connections held".into(), "1,000,000".into(), connections],
+        ["memory in use, server".into(), "2.6 GB".into(), memory("server")],
+        ["memory in use, client 1".into(), "1.2 GB".into(), memory("client-1")],
+        ["memory in use, client 2".into(), "1.2 GB".into(), memory("client-2")],
+        ["the end".into(), "server killed for want of memory at 1,150,000 (6 GB)".into(), end(run)],
+    ];
+    format!(
+        "## Beside the original test\n\n{}\nMemory in use is the whole host's: what is neither \
+         free nor cache.\n",
+        table(["", "original", "this run"], &rows)
+    )
+}
+
+fn end(run: &Run) -> String {
+    match (&run.server, run.snapshot("server", Moment::After)) {
+        (Some(_), Some(_)) => "server outlived the teardown".to_owned(),
+        (Some(_), None) => "server wrote its record".to_owned(),
+        (None, _) => "not seen".to_owned(),
+    }
+}
+
+fn agreement(checks: &[Check]) -> String {
+    let rows: Vec<_> = checks
+        .iter()
+        .map(|check| {
+            let Check { name, expected, found, outcome, note } = check;
+            [name.clone(), expected.clone(), found.clone(), outcome.to_string(), note.clone()]
+        })
+        .collect();
+    let heading = ["what", "expected", "found", "agrees", "how it is told"];
+    format!("## Whether the witnesses agree\n\n{}", text_table(heading, &rows))
+}
+
+fn rate_section(run: &Run) -> String {
+    let mut rows = Vec::new();
+    let mut ratios = String::new();
+    for (name, client) in &run.clients {
+        let Some(tenths) = trend::tenths(&client.ramp_series) else { continue };
+        let mut row: [String; 11] = Default::default();
+        row[0].clone_from(name);
+        for (cell, rate) in row[1..].iter_mut().zip(tenths) {
+            *cell = format::rate(rate);
+        }
+        rows.push(row);
+        let _ = write!(
+            ratios,
+            "\nMedian of the last three over that of the first three ({name}): {:.2}.\n",
+            trend::ratio(&tenths)
+        );
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let heading = ["tenth", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
+    format!("## Rate over the tenths of the ramp\n\n{}{ratios}", table(heading, &rows))
+}
+
+fn teardown(run: &Run) -> String {
+    let mut rows = vec![row(
+        "the server's process",
+        seen(cost::process(run).share_returned().map(format::percent)),
+    )];
+    for cost in cost::kernels(run) {
+        rows.push(row(
+            &format!("slabs of host {}", cost.host),
+            seen(cost::slab_share_returned(run, &cost.host).map(format::percent)),
+        ));
+    }
+    let heading = ["memory that came back, of what was grown", "share"];
+    format!("## After the teardown\n\n{}", table(heading, &rows))
+}
+
+fn chart_section(charts: &[Chart]) -> String {
+    let links: String =
+        charts.iter().map(|chart| format!("\n![{}]({})\n", chart.title, chart.file_name)).collect();
+    if links.is_empty() { links } else { format!("## Charts\n{links}") }
+}
+
+fn machine(run: &Run) -> String {
+    let mut rows: Vec<_> =
+        run.machine.0.iter().map(|(key, value)| row(key, value.clone())).collect();
+    let mut commands: Vec<_> =
+        run.clients.iter().map(|(name, client)| (name.as_str(), &client.argv)).collect();
+    commands.extend(run.server.as_ref().map(|server| ("server", &server.argv)));
+    for (name, argv) in commands {
+        if !argv.is_empty() {
+            rows.push(row(&format!("{name} ran as"), format!("`{}`", argv.join(" "))));
+        }
+    }
+    format!("## Machine and command\n\n{}", text_table(["", ""], &rows))
+}
+
+fn row(name: &str, value: String) -> [String; 2] {
+    [name.to_owned(), value]
+}
+
+fn seen(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "not seen".to_owned())
+}
+
+fn seen_number(value: u64) -> String {
+    seen((value > 0).then(|| format::count(value)))
+}

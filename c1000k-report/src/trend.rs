@@ -1,0 +1,100 @@
+//! Whether the last connections came as fast as the first ones.
+
+use crate::cost::float;
+use crate::record::RampPoint;
+
+/// Fewer points can't tell ten rates apart.
+const POINTS_MIN: usize = 10;
+
+/// The rate over each tenth of the connections, per second.
+///
+/// `None` where the ramp was too short to be seen in tenths.
+#[must_use]
+pub fn tenths(ramp: &[RampPoint]) -> Option<[f64; 10]> {
+    let total = ramp.iter().map(|point| point.established).max()?;
+    if ramp.len() < POINTS_MIN || total < 10 {
+        return None;
+    }
+    let share = float(total) / 10.0;
+    let mut rates = [0.0; 10];
+    let mut began = 0.0;
+    for (rate, tenth) in rates.iter_mut().zip(1_u32..) {
+        let ended = reached_at(ramp, share * f64::from(tenth))?;
+        *rate = share / (ended - began);
+        // Points that share one moment tell no rate.
+        if !rate.is_finite() || *rate <= 0.0 {
+            return None;
+        }
+        began = ended;
+    }
+    Some(rates)
+}
+
+/// The median rate of the last three tenths over that of the first three.
+#[must_use]
+pub fn ratio(tenths: &[f64; 10]) -> f64 {
+    let [a, b, c, .., x, y, z] = *tenths;
+    median(x, y, z) / median(a, b, c)
+}
+
+fn median(a: f64, b: f64, c: f64) -> f64 {
+    a.min(b).max(a.max(b).min(c))
+}
+
+/// When so many connections stood, on the straight line between two points.
+fn reached_at(ramp: &[RampPoint], connections: f64) -> Option<f64> {
+    let mut before = RampPoint { seconds: 0.0, established: 0 };
+    for point in ramp {
+        if float(point.established) >= connections {
+            let step = float(point.established) - float(before.established);
+            let share =
+                if step > 0.0 { (connections - float(before.established)) / step } else { 1.0 };
+            return Some(before.seconds + share * (point.seconds - before.seconds));
+        }
+        before = *point;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ramp(rate: impl Fn(u32) -> u64) -> Vec<RampPoint> {
+        let mut established = 0;
+        (1..=100)
+            .map(|second| {
+                established += rate(second);
+                RampPoint { seconds: f64::from(second), established }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn an_even_ramp_has_no_trend() {
+        let tenths = tenths(&ramp(|_| 1_000)).unwrap();
+        assert!(tenths.iter().all(|rate| (rate - 1_000.0).abs() < 1e-6), "{tenths:?}");
+        assert!((ratio(&tenths) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_ramp_that_slows_down_is_seen() {
+        let slowing = ramp(|second| if second <= 50 { 2_000 } else { 1_000 });
+        assert!((ratio(&tenths(&slowing).unwrap()) - 0.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn one_stall_does_not_make_a_trend() {
+        let stalled = ramp(|second| if second == 97 { 1 } else { 1_000 });
+        assert!((ratio(&tenths(&stalled).unwrap()) - 1.0).abs() < 0.02);
+    }
+
+    #[test]
+    fn too_few_points_tell_nothing() {
+        assert_eq!(tenths(&[]), None);
+        assert_eq!(tenths(&ramp(|_| 1_000)[..9]), None);
+        assert_eq!(tenths(&ramp(|_| 0)), None);
+        let frozen = vec![RampPoint { seconds: 0.0, established: 100 }; 20];
+        assert_eq!(tenths(&frozen), None);
+    }
+}

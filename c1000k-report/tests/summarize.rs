@@ -1,0 +1,288 @@
+//! The program over folders of runs: what it says where all agree, where one lies, where one is
+//! missing and where the folder is none.
+
+#![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
+
+mod fixture;
+
+use std::process::Output;
+
+use fixture::{Fixture, report};
+use serde_json::json;
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// The lie is told by exactly this check, the rest agree, and the exit code says it.
+fn assert_disagrees(fixture: &Fixture, check: &str) {
+    let output = fixture.summarize(&[]);
+    let text = stdout(&output);
+    let lines: Vec<_> = text.lines().filter(|line| line.starts_with("Disagrees:")).collect();
+    assert_eq!(lines.len(), 1, "{text}");
+    assert!(lines[0].contains(check), "{text}");
+    assert_eq!(output.status.code(), Some(1), "{text}");
+}
+
+/// The witness is missing: that is said, and only `--check` fails for it.
+fn assert_not_seen(fixture: &Fixture, check: &str) {
+    let output = fixture.summarize(&[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    let page = fixture.read("summary.md");
+    let row = page.lines().find(|line| line.starts_with(&format!("| {check}")));
+    assert!(row.is_some_and(|row| row.contains("| not seen |")), "{check}: {page}");
+    assert_eq!(fixture.summarize(&["--check"]).status.code(), Some(1));
+}
+
+#[test]
+fn a_run_on_which_all_agree_passes_and_leaves_its_page_and_charts() {
+    let fixture = Fixture::one_host();
+    let output = fixture.summarize(&["--check"]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}{}", fixture.read("summary.md"));
+    assert!(text.starts_with("Reached: 100,000 of 100,000 connections held at once"), "{text}");
+    assert!(text.contains(" 0 disagree, 0 not seen"), "{text}");
+
+    let page = fixture.read("summary.md");
+    assert!(page.contains("| verified by echo, pass 2"), "{page}");
+    assert!(page.contains("both ends of each connection"), "{page}");
+    assert!(page.contains("| sock_inode_cache |"), "{page}");
+    assert!(page.contains("scripts/million 100k"), "{page}");
+    for chart in ["connections.svg", "rate.svg", "cost.svg", "memory.svg"] {
+        assert!(fixture.read(chart).starts_with("<svg"), "{chart}");
+        assert!(page.contains(&format!("]({chart})")), "{page}");
+    }
+}
+
+#[test]
+fn three_hosts_are_told_apart_and_set_beside_the_original() {
+    let fixture = Fixture::three_hosts();
+    let output = fixture.summarize(&["--check"]);
+    let page = fixture.read("summary.md");
+    assert_eq!(output.status.code(), Some(0), "{}{page}", stdout(&output));
+    assert!(stdout(&output).contains("100,000 of 100,000"), "{}", stdout(&output));
+    for text in ["1,150,000", "2.6 GB", "1.2 GB", "1.5 GB", "700.0 MB", "one end of each"] {
+        assert!(page.contains(text), "{text}: {page}");
+    }
+}
+
+#[test]
+fn a_server_that_held_fewer_disagrees() {
+    let fixture = Fixture::one_host();
+    fixture.set("server.json", "peak", json!(99_999));
+    assert_disagrees(&fixture, "Connections held at once");
+}
+
+#[test]
+fn a_server_that_accepted_fewer_disagrees() {
+    let fixture = Fixture::one_host();
+    fixture.set("server.json", "accepted", json!(99_999));
+    fixture.set("server.json", "closed", json!(99_999));
+    assert_disagrees(&fixture, "Connections accepted");
+}
+
+#[test]
+fn a_connection_that_was_never_closed_disagrees() {
+    let fixture = Fixture::one_host();
+    fixture.set("server.json", "closed", json!(99_998));
+    assert_disagrees(&fixture, "Connections accounted for");
+}
+
+#[test]
+fn a_refusal_that_reached_nobody_disagrees() {
+    let fixture = Fixture::one_host();
+    fixture.set("server.json", "refused", json!(2));
+    assert_disagrees(&fixture, "Connections refused");
+}
+
+#[test]
+fn a_verdict_that_its_figures_do_not_bear_disagrees() {
+    let fixture = Fixture::one_host();
+    fixture.set("client.json", "target", json!(100_001));
+    assert_disagrees(&fixture, "Verdict of client");
+}
+
+#[test]
+fn an_echo_that_did_not_come_back_disagrees() {
+    let fixture = Fixture::one_host();
+    fixture.set("client.json", "verified_passes", json!([99_999, 100_000]));
+    assert_disagrees(&fixture, "Echoes of client, pass 1");
+}
+
+#[test]
+fn sockets_that_the_kernel_does_not_know_disagree() {
+    let fixture = Fixture::one_host();
+    fixture.replace("snapshots/one/peak/sockstat", "inuse 200101", "inuse 199000");
+    assert_disagrees(&fixture, "Sockets of host one");
+}
+
+#[test]
+fn slabs_that_hold_too_few_sockets_disagree() {
+    let fixture = Fixture::one_host();
+    fixture.replace("snapshots/one/peak/slabinfo", "TCP 200090", "TCP 190000");
+    assert_disagrees(&fixture, "Slab objects of host one");
+}
+
+#[test]
+fn a_cost_that_the_slabs_do_not_show_disagrees() {
+    let fixture = Fixture::one_host();
+    fixture.set("server.json", "kernel_bytes_per_connection", json!(3_860));
+    assert_disagrees(&fixture, "Kernel bytes per connection");
+}
+
+#[test]
+fn a_process_that_grew_too_large_disagrees() {
+    let fixture = Fixture::one_host();
+    fixture.replace("snapshots/one/peak/server-smaps_rollup", "3400 kB", "34000 kB");
+    assert_disagrees(&fixture, "Memory of the server's process");
+}
+
+#[test]
+fn slabs_that_do_not_come_back_disagree() {
+    let fixture = Fixture::one_host();
+    fixture.put("snapshots/one/after/slabinfo", &fixture.read("snapshots/one/peak/slabinfo"));
+    assert_disagrees(&fixture, "Slab memory given back");
+}
+
+#[test]
+fn an_accept_queue_that_overflowed_disagrees() {
+    let fixture = Fixture::one_host();
+    fixture.replace("snapshots/one/after/netstat", "0 7 9", "0 8 9");
+    assert_disagrees(&fixture, "ListenOverflows");
+
+    let fixture = Fixture::one_host();
+    fixture.set("server.json", "counters", json!({"ListenOverflows": 0, "ListenDrops": 1}));
+    assert_disagrees(&fixture, "ListenDrops");
+}
+
+#[test]
+fn a_ramp_that_slows_down_disagrees() {
+    let fixture = Fixture::one_host();
+    let slowing: Vec<_> =
+        (1..=40_u64).map(|at| json!({"seconds": at * at, "established": at * 2_500})).collect();
+    fixture.set("client.json", "ramp_series", json!(slowing));
+    assert_disagrees(&fixture, "Rate of client");
+}
+
+#[test]
+fn a_prediction_that_is_far_off_disagrees_and_a_near_one_does_not() {
+    let fixture = Fixture::one_host();
+    let near = json!({"connections": 100_000, "process_bytes": 3_300_000,
+        "kernel_bytes": 400_000_000});
+    fixture.set("server.json", "prediction", near);
+    assert_eq!(fixture.summarize(&["--check"]).status.code(), Some(0));
+
+    let far = json!({"connections": 100_000, "process_bytes": 3_300_000,
+        "kernel_bytes": 460_000_000});
+    fixture.set("server.json", "prediction", far);
+    assert_disagrees(&fixture, "Prediction of the kernel");
+}
+
+#[test]
+fn a_server_without_a_record_is_not_seen() {
+    let fixture = Fixture::one_host();
+    fixture.remove("server.json");
+    assert_not_seen(&fixture, "Connections held at once");
+}
+
+#[test]
+fn a_client_of_two_that_left_no_record_is_not_seen_and_not_taken_for_none() {
+    let fixture = Fixture::three_hosts();
+    fixture.remove("client-2.json");
+    assert_not_seen(&fixture, "Connections held at once");
+    assert!(stdout(&fixture.summarize(&[])).starts_with("Unknown, a record is missing"));
+}
+
+#[test]
+fn slabs_that_only_root_may_read_are_not_seen() {
+    let fixture = Fixture::one_host();
+    fixture.remove("snapshots/one/peak/slabinfo");
+    assert_not_seen(&fixture, "Slab objects of host one");
+    assert!(!fixture.exists("cost.svg"));
+    assert!(fixture.read("summary.md").contains("The kernel: not seen"));
+}
+
+#[test]
+fn a_run_without_snapshots_is_judged_by_its_records() {
+    let fixture = Fixture::one_host();
+    fixture.remove("snapshots");
+    fixture.remove("machine.txt");
+    assert_not_seen(&fixture, "Sockets of host one");
+}
+
+#[test]
+fn a_run_that_was_told_to_skip_echoes_says_so() {
+    let fixture = Fixture::one_host();
+    fixture.set("client.json", "verified", json!(null));
+    fixture.set("client.json", "verified_passes", json!([]));
+    assert_not_seen(&fixture, "Echoes of client");
+    assert!(stdout(&fixture.summarize(&[])).contains("none verified, as asked"));
+}
+
+#[test]
+fn a_short_run_tells_its_cap_and_agrees_with_itself() {
+    let fixture = Fixture::one_host();
+    fixture.set("client.json", "target", json!(2_500_000));
+    fixture.set("client.json", "verdict", json!("short"));
+    fixture.set("client.json", "limit", json!("memory"));
+    fixture.set("client.json", "limit_detail", json!("the kernel had no memory left"));
+    let output = fixture.summarize(&["--check"]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.starts_with("Short: 100,000 of 2,500,000"), "{text}");
+    assert!(text.contains("Capped by memory (client): the kernel had no memory left"), "{text}");
+}
+
+#[test]
+fn a_cut_record_a_missing_folder_and_an_empty_one_are_one_line_and_exit_2() {
+    let fixture = Fixture::one_host();
+    let cut = fixture.read("client.json")[..200].to_owned();
+    fixture.put("client.json", &cut);
+    let empty = tempfile::tempdir().unwrap();
+    let folders = [fixture.path(), empty.path(), &empty.path().join("none")];
+    for folder in folders.map(|folder| folder.to_str().unwrap()) {
+        for arguments in [vec!["summarize", folder], vec!["compare", folder, folder]] {
+            let output = report(&arguments);
+            assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+            assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+            assert!(stderr(&output).contains(folder), "{}", stderr(&output));
+        }
+    }
+    assert!(!fixture.exists("summary.md"));
+}
+
+#[test]
+fn nonsense_in_the_text_files_is_passed_over() {
+    let fixture = Fixture::one_host();
+    for name in ["slabinfo", "sockstat", "netstat", "meminfo", "server-smaps_rollup"] {
+        for moment in ["before", "peak", "after"] {
+            fixture.put(&format!("snapshots/one/{moment}/{name}"), "TCP: inuse x\n: : :\nTcpExt:");
+        }
+    }
+    fixture.put("machine.txt", "no colon\n: no key\n|bar|: a|b\n");
+    assert_not_seen(&fixture, "Sockets of host one");
+}
+
+#[test]
+fn wrong_usage_is_exit_2() {
+    assert_eq!(report(&[]).status.code(), Some(2));
+    assert_eq!(report(&["summarize"]).status.code(), Some(2));
+}
+
+#[test]
+fn two_runs_are_set_side_by_side_with_ratios() {
+    let (first, second) = (Fixture::one_host(), Fixture::three_hosts());
+    second.set("server.json", "cpu_user_seconds", json!(0.2));
+    let output =
+        report(&["compare", first.path().to_str().unwrap(), second.path().to_str().unwrap()]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let row = text.lines().find(|line| line.contains("server's CPU, user")).unwrap();
+    assert!(row.trim_end().ends_with("0.500 |"), "{text}");
+    let row = text.lines().find(|line| line.contains("held at once")).unwrap();
+    assert_eq!(row.matches("100,000").count(), 2, "{text}");
+}
