@@ -213,8 +213,8 @@ fn kernel_bytes(run: &Run) -> Check {
         return check.not_seen("the server's figure or slabinfo is missing");
     };
     check.judge(
-        format!("{seen:.0} B, within {}", format::percent(KERNEL_BYTES_TOLERANCE)),
-        format!("{told:.0} B"),
+        format!("{}, within {}", format::bytes_each(seen), format::percent(KERNEL_BYTES_TOLERANCE)),
+        format::bytes_each(told),
         is_within(seen, told, KERNEL_BYTES_TOLERANCE),
     )
 }

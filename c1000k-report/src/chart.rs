@@ -36,7 +36,7 @@ type Drawing<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const WIDTH: u32 = 860;
-const HEIGHT: u32 = 420;
+const HEIGHT: u32 = 440;
 const TEXT: RGBColor = RGBColor(32, 36, 40);
 const GRID: RGBColor = RGBColor(226, 229, 233);
 /// Told apart in print and by most of those who confuse colours (Okabe and Ito).
@@ -110,7 +110,8 @@ fn over_time(
         return Ok(None);
     }
     draw(file_name, title, HEIGHT, |area| {
-        let mut chart = ChartBuilder::on(area)
+        let area = below_keys(area, lines.iter().map(|(name, _)| name.as_str()).zip(COLOURS))?;
+        let mut chart = ChartBuilder::on(&area)
             .margin(12)
             .margin_right(28)
             .x_label_area_size(46)
@@ -128,21 +129,9 @@ fn over_time(
             .x_label_formatter(&|value| format!("{value}"))
             .y_label_formatter(&|value| (scale.text)(*value))
             .draw()?;
-        for ((name, points), colour) in lines.iter().zip(COLOURS) {
-            chart
-                .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
-                .label(name)
-                .legend(move |(x, y)| {
-                    Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour.filled())
-                });
+        for ((_, points), colour) in lines.iter().zip(COLOURS) {
+            chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
-            .background_style(WHITE.mix(0.85))
-            .border_style(GRID)
-            .label_font(text(14))
-            .draw()?;
         Ok(())
     })
 }
@@ -159,12 +148,13 @@ fn rate(run: &Run) -> Outcome<Option<Chart>> {
         return Ok(None);
     }
     draw("rate.svg", "Connects per second over each tenth of the connections", HEIGHT, |area| {
-        let mut chart = ChartBuilder::on(area)
+        let area = below_keys(area, rates.iter().map(|(name, _)| *name).zip(COLOURS))?;
+        let mut chart = ChartBuilder::on(&area)
             .margin(12)
             .margin_right(28)
             .x_label_area_size(46)
             .y_label_area_size(98)
-            .build_cartesian_2d(0.5..10.5, 0.0..most * 1.18)?;
+            .build_cartesian_2d(0.5..10.5, 0.0..most * 1.08)?;
         chart
             .configure_mesh()
             .disable_x_mesh()
@@ -180,22 +170,13 @@ fn rate(run: &Run) -> Outcome<Option<Chart>> {
             .y_label_formatter(&|value| format::count(format::rounded(*value)))
             .draw()?;
         let width = 0.8 / float(rates.len() as u64);
-        for (index, ((name, tenths), colour)) in (0_u32..).zip(rates.iter().zip(COLOURS)) {
+        for (index, ((_, tenths), colour)) in (0_u32..).zip(rates.iter().zip(COLOURS)) {
             let bar = |(tenth, rate): (u32, f64)| {
                 let left = f64::from(tenth) - 0.4 + f64::from(index) * width;
                 Rectangle::new([(left, 0.0), (left + width * 0.94, rate)], colour.filled())
             };
-            chart.draw_series((1_u32..).zip(*tenths).map(bar))?.label(*name).legend(
-                move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour.filled()),
-            );
+            chart.draw_series((1_u32..).zip(*tenths).map(bar))?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE.mix(0.85))
-            .border_style(GRID)
-            .label_font(text(14))
-            .draw()?;
         Ok(())
     })
 }
@@ -226,41 +207,54 @@ fn cost_per_connection(run: &Run) -> Outcome<Option<Chart>> {
     })
 }
 
-const BAR_HEIGHT: u32 = 196;
+const BAR_HEIGHT: u32 = 200;
 
 /// What a connection takes on one kernel.
 struct Bar {
+    heading: String,
+    parts: Vec<Part>,
+}
+
+struct Part {
     name: String,
-    parts: Vec<(String, f64)>,
+    bytes: f64,
+    colour: RGBColor,
 }
 
 impl Bar {
     fn of(cost: KernelCost, process: Option<f64>) -> Self {
-        let mut parts: Vec<_> =
-            process.into_iter().map(|bytes| ("server's process".to_owned(), bytes)).collect();
-        // The palette has a colour for each of the largest, and one for all the others.
-        let shown = COLOURS.len() - 1 - parts.len();
-        let (name, total) = (cost.name(), cost.bytes());
-        let largest = cost.caches.into_iter().take(shown).map(|cache| (cache.name, cache.bytes));
-        let largest: Vec<_> = largest.collect();
-        let others = total - largest.iter().map(|part| part.1).sum::<f64>();
-        parts.extend(largest);
-        parts.push(("other caches".to_owned(), others.max(0.0)));
-        Self { name, parts }
+        let [first, caches @ .., last] = COLOURS;
+        let mut heading = format!("{}: {}", cost.name(), format::bytes_each(cost.bytes()));
+        let mut parts = Vec::new();
+        if let Some(bytes) = process {
+            heading += &format!("; server's process: {}", format::bytes_each(bytes));
+            parts.push(Part { name: "server's process".to_owned(), bytes, colour: first });
+        }
+        let mut others = cost.bytes();
+        for (cache, colour) in cost.caches.into_iter().zip(caches) {
+            others -= cache.bytes;
+            parts.push(Part { name: cache.name, bytes: cache.bytes, colour });
+        }
+        let name = "all other caches".to_owned();
+        parts.push(Part { name, bytes: others.max(0.0), colour: last });
+        Self { heading, parts }
     }
 
     fn bytes(&self) -> f64 {
-        self.parts.iter().map(|part| part.1).sum()
+        self.parts.iter().map(|part| part.bytes).sum()
     }
 }
 
 fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Outcome<()> {
-    let heading =
-        format!("{}: {} a connection", bar.name, format::bytes(format::rounded(bar.bytes())));
-    area.draw(&Text::new(heading, (16, 8), text(15)))?;
-    let (_, below) = area.split_vertically(28);
-    let (above, legend) = below.split_vertically(104);
-    let mut chart = ChartBuilder::on(&above)
+    area.draw(&Text::new(bar.heading.as_str(), (16, 8), text(15)))?;
+    let (_, below) = area.split_vertically(30);
+    let keys: Vec<_> = bar
+        .parts
+        .iter()
+        .map(|part| (format!("{}, {}", part.name, format::bytes_each(part.bytes)), part.colour))
+        .collect();
+    let below = below_keys(&below, keys.iter().map(|(key, colour)| (key.as_str(), *colour)))?;
+    let mut chart = ChartBuilder::on(&below)
         .margin_left(16)
         .margin_right(28)
         .x_label_area_size(46)
@@ -277,29 +271,27 @@ fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Outcome<()> {
         .x_label_formatter(&|value| format::count(format::rounded(*value)))
         .draw()?;
     let mut left = 0.0;
-    for (index, ((_, bytes), colour)) in bar.parts.iter().zip(COLOURS).enumerate() {
-        let right = left + bytes;
-        let corners = [(left, 0.12), (right, 0.88)];
-        chart.plotting_area().draw(&Rectangle::new(corners, colour.filled()))?;
-        left = right;
-        draw_key(&legend, index, &bar.parts[index], colour)?;
+    for part in &bar.parts {
+        let corners = [(left, 0.12), (left + part.bytes, 0.88)];
+        chart.plotting_area().draw(&Rectangle::new(corners, part.colour.filled()))?;
+        left += part.bytes;
     }
     Ok(())
 }
 
-/// One entry of the legend, four to a line.
-fn draw_key(
-    area: &Drawing<'_>,
-    index: usize,
-    (name, bytes): &(String, f64),
-    colour: RGBColor,
-) -> Outcome<()> {
-    let (line, column) = (i32::try_from(index / 4)?, i32::try_from(index % 4)?);
-    let (x, y) = (16 + column * 208, 4 + line * 24);
-    area.draw(&Rectangle::new([(x, y), (x + 14, y + 14)], colour.filled()))?;
-    let key = format!("{name}, {bytes:.0} B");
-    area.draw(&Text::new(key, (x + 20, y), text(14)))?;
-    Ok(())
+/// Draws what each colour means, four to a line, and gives the area that is left.
+fn below_keys<'a, 'b>(
+    area: &Drawing<'a>,
+    keys: impl Iterator<Item = (&'b str, RGBColor)>,
+) -> Outcome<Drawing<'a>> {
+    let mut lines = 0;
+    for (index, (name, colour)) in (0_i32..).zip(keys) {
+        let (x, y) = (16 + index % 4 * 208, 4 + index / 4 * 24);
+        area.draw(&Rectangle::new([(x, y), (x + 14, y + 14)], colour.filled()))?;
+        area.draw(&Text::new(name, (x + 20, y), text(14)))?;
+        lines = index / 4 + 1;
+    }
+    Ok(area.split_vertically(lines * 24).1)
 }
 
 fn text(size: i32) -> TextStyle<'static> {

@@ -3,7 +3,7 @@
 use crate::cost;
 use crate::format;
 use crate::markdown::table;
-use crate::record::{ClientRecord, ServerRecord};
+use crate::record::{ClientRecord, LatencyUs, ServerRecord};
 use crate::run::{Moment, Run};
 use crate::trend;
 
@@ -35,8 +35,8 @@ const FIGURES: [Figure; 19] = [
     Figure { name: "connect latency, p99", of: |run| latency(run, |it| it.p99), text: span_us },
     Figure { name: "connect latency, max", of: |run| latency(run, |it| it.max), text: span_us },
     Figure { name: "server's process at the peak", of: process_peak, text: size },
-    Figure { name: "server's process, a connection", of: process_cost, text: few_bytes },
-    Figure { name: "kernel, a connection", of: kernel_cost, text: few_bytes },
+    Figure { name: "server's process, a connection", of: process_cost, text: format::bytes_each },
+    Figure { name: "kernel, a connection", of: kernel_cost, text: format::bytes_each },
     Figure { name: "server's CPU, user", of: |run| server(run, user), text: format::duration },
     Figure { name: "server's CPU, system", of: |run| server(run, system), text: format::duration },
     Figure { name: "process memory that came back", of: process_back, text: format::percent },
@@ -84,7 +84,7 @@ fn trend_ratio(run: &Run) -> Option<f64> {
 }
 
 /// That of the client with the longest.
-fn latency(run: &Run, figure: fn(&crate::record::LatencyUs) -> Option<u64>) -> Option<f64> {
+fn latency(run: &Run, figure: fn(&LatencyUs) -> Option<u64>) -> Option<f64> {
     run.clients
         .iter()
         .filter_map(|(_, client)| figure(&client.connect_latency_us))
@@ -137,10 +137,6 @@ fn whole(value: f64) -> String {
 
 fn size(value: f64) -> String {
     format::bytes(format::rounded(value))
-}
-
-fn few_bytes(value: f64) -> String {
-    format!("{value:.1} B")
 }
 
 fn two_places(value: f64) -> String {

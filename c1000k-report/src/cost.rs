@@ -39,7 +39,7 @@ impl KernelCost {
     #[must_use]
     pub fn name(&self) -> String {
         let ends = if self.ends == 2 { "both ends" } else { "one end" };
-        format!("kernel of host {}, {ends} of each connection", self.host)
+        format!("kernel of host {}, with {ends} of each connection", self.host)
     }
 
     /// The whole of it, per connection.

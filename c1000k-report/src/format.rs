@@ -35,6 +35,17 @@ pub fn bytes(value: u64) -> String {
     format!("{scaled:.1} {}", UNITS[unit])
 }
 
+/// Bytes of one of many, to the byte, and to a tenth of one where they are few: `24.6 B`.
+#[must_use]
+pub fn bytes_each(value: f64) -> String {
+    if value.abs() < 100.0 {
+        // A sum that comes to nothing has a sign of no meaning.
+        return format!("{:.1} B", if value.abs() < 0.05 { 0.0 } else { value });
+    }
+    let sign = if value < 0.0 { "-" } else { "" };
+    format!("{sign}{} B", count(rounded(value.abs())))
+}
+
 /// A span of time in the unit that fits: `850 us`, `12.5 ms`, `5.02 s`, `5 min 41 s`, `2 h 05 min`.
 #[must_use]
 pub fn duration(seconds: f64) -> String {
@@ -117,6 +128,20 @@ mod tests {
         ];
         for (value, text) in cases {
             assert_eq!(bytes(value), text);
+        }
+    }
+
+    #[test]
+    fn bytes_of_one_of_many_are_told_closely() {
+        let cases = [
+            (-0.0, "0.0 B"),
+            (-0.04, "0.0 B"),
+            (24.64, "24.6 B"),
+            (3_848.4, "3,848 B"),
+            (-1_200.0, "-1,200 B"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(bytes_each(value), text);
         }
     }
 

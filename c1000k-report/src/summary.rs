@@ -179,7 +179,7 @@ fn cost_section(run: &Run) -> String {
     let _ = writeln!(
         text,
         "The server's process: {} a connection; resident {} before, {} at the peak.\n",
-        seen(per_connection.map(|bytes| format!("{bytes:.1} B"))),
+        seen(per_connection.map(format::bytes_each)),
         seen(memory.before_bytes.map(format::bytes)),
         seen(memory.peak_bytes.map(format::bytes))
     );
@@ -200,12 +200,12 @@ fn kernel_cost(cost: &KernelCost) -> String {
                 cache.name.clone(),
                 format!("{:.2}", cache.objects),
                 format!("{} B", format::count(cache.object_bytes)),
-                format!("{:.0} B", cache.bytes),
+                format::bytes_each(cache.bytes),
             ]
         })
         .collect();
     let last = |name: &str, bytes: f64| {
-        [name.to_owned(), String::new(), String::new(), format!("{bytes:.0} B")]
+        [name.to_owned(), String::new(), String::new(), format::bytes_each(bytes)]
     };
     rows.push(last("all other caches", cost.rest_bytes));
     rows.push(last("together", cost.bytes()));
@@ -218,10 +218,11 @@ fn kernel_cost(cost: &KernelCost) -> String {
     if cost.ends == 2 {
         let _ = write!(
             text,
-            "\nThat is {:.0} B an end, and {:.3} of the {BARE_LOOP_BYTES:.0} B that a bare C loop \
+            "\nThat is {} an end, and {:.3} of the {} that a bare C loop \
              of a million connections took for both ends on a 6.1 kernel.\n",
-            cost.bytes() / 2.0,
-            cost.bytes() / BARE_LOOP_BYTES
+            format::bytes_each(cost.bytes() / 2.0),
+            cost.bytes() / BARE_LOOP_BYTES,
+            format::bytes_each(BARE_LOOP_BYTES)
         );
     }
     text
