@@ -7,7 +7,7 @@ use std::fmt;
 
 use crate::cost::{self, float};
 use crate::format;
-use crate::record::{ClientRecord, Limit, Prediction, ServerRecord, Verdict};
+use crate::record::{ClientRecord, Limit, Verdict};
 use crate::run::{Moment, Run, Topology};
 use crate::snapshot::Snapshot;
 use crate::trend;
@@ -80,9 +80,7 @@ pub fn checks(run: &Run) -> Vec<Check> {
     checks.extend(kernel_hosts(run).into_iter().map(|host| slab_returned(run, &host)));
     checks.extend(listen_counters(run));
     checks.extend(run.clients.iter().map(|(name, client)| rate_trend(name, client)));
-    if let Some((server, prediction)) = predicted(run) {
-        checks.extend(predictions(run, server, prediction));
-    }
+    checks.extend(prediction(run));
     checks
 }
 
@@ -203,13 +201,11 @@ fn tcp_objects(run: &Run, host: &str) -> Check {
 
 fn kernel_bytes(run: &Run) -> Check {
     let check = Question::new(
-        "Kernel bytes per connection",
+        "Kernel bytes for one end of a connection",
         "the server's own figure is that of the snapshots",
     );
     let told = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
-    let costs = cost::kernels(run);
-    let seen = costs.iter().find(|cost| cost.host == run.server_host()).map(|cost| cost.bytes());
-    let (Some(seen), Some(told)) = (seen, told) else {
+    let (Some(seen), Some(told)) = (cost::server_end_bytes(run), told) else {
         return check.not_seen("the server's figure or slabinfo is missing");
     };
     check.judge(
@@ -280,33 +276,40 @@ fn rate_trend(name: &str, client: &ClientRecord) -> Check {
     check.judge(format!("at least {TREND_MIN:.2}"), format!("{ratio:.2}"), ratio >= TREND_MIN)
 }
 
-fn predicted(run: &Run) -> Option<(&ServerRecord, Prediction)> {
+/// What the server foretold against what it and the kernel then used; nothing where it did not.
+fn prediction(run: &Run) -> Option<Check> {
     let server = run.server.as_ref()?;
-    Some((server, server.prediction?))
+    let foretold = server.prediction.filter(|foretold| foretold.connections > 0)?;
+    let check = |note: String| Question::new("Prediction of the server's memory", note);
+    let Some((process, kernel)) = server_costs(run) else {
+        return Some(check(String::new()).not_seen("the process's growth or slabinfo is missing"));
+    };
+    let each = |bytes: u64| float(bytes) / float(foretold.connections);
+    let note = format!(
+        "a connection: process {} foretold, {} found; kernel, the server's end, {} and {}",
+        format::bytes_each(each(foretold.process_bytes)),
+        format::bytes_each(process),
+        format::bytes_each(each(foretold.kernel_bytes)),
+        format::bytes_each(kernel)
+    );
+    let expected = each(foretold.process_bytes) + each(foretold.kernel_bytes);
+    Some(check(note).judge(
+        format!(
+            "{}, within {}",
+            format::bytes_each(expected),
+            format::percent(PREDICTION_TOLERANCE)
+        ),
+        format::bytes_each(process + kernel),
+        is_within(expected, process + kernel, PREDICTION_TOLERANCE),
+    ))
 }
 
-/// What the server foretold against what it and the kernel then used.
-fn predictions(run: &Run, server: &ServerRecord, prediction: Prediction) -> [Check; 2] {
-    let check = |name: &str| {
-        Question::new(
-            format!("Prediction of {name}"),
-            format!("made for {} connections", format::count(prediction.connections)),
-        )
-    };
-    let (process, kernel) = (check("the process"), check("the kernel"));
-    if !is_within(float(prediction.connections), float(server.peak), 0.01) {
-        let why = || format!("the peak was {}", format::count(server.peak));
-        return [process.not_seen(why()), kernel.not_seen(why())];
-    }
-    let costs = cost::kernels(run);
-    let server_end = costs
-        .iter()
-        .find(|cost| cost.host == run.server_host())
-        .map(|cost| cost.bytes() / float(cost.ends) * float(cost.connections));
-    [
-        process.foretold(prediction.process_bytes, cost::process(run).peak_bytes.map(float)),
-        kernel.foretold(prediction.kernel_bytes, server_end),
-    ]
+/// What a connection took of the process and, for one end, of the kernel.
+fn server_costs(run: &Run) -> Option<(f64, f64)> {
+    let process = cost::process(run).bytes_per_connection(run.connections()?)?;
+    let kernel =
+        cost::server_end_bytes(run).or_else(|| run.server.as_ref()?.kernel_bytes_per_connection)?;
+    Some((process, kernel))
 }
 
 /// Each host whose sockets are counted apart.
@@ -352,17 +355,6 @@ impl Question {
     fn near(self, expected: u64, found: u64, tolerance: u64) -> Check {
         let text = format!("{} +- {}", format::count(expected), format::count(tolerance));
         self.judge(text, format::count(found), expected.abs_diff(found) <= tolerance)
-    }
-
-    fn foretold(self, expected: u64, found: Option<f64>) -> Check {
-        let Some(found) = found else { return self.not_seen("nothing tells what was used") };
-        let text = format!(
-            "{}, within {}",
-            format::bytes(expected),
-            format::percent(PREDICTION_TOLERANCE)
-        );
-        let agrees = is_within(found, float(expected), PREDICTION_TOLERANCE);
-        self.judge(text, format::bytes(format::rounded(found)), agrees)
     }
 
     fn not_seen(self, why: impl Into<String>) -> Check {

@@ -207,7 +207,7 @@ fn cost_per_connection(run: &Run) -> Outcome<Option<Chart>> {
     })
 }
 
-const BAR_HEIGHT: u32 = 200;
+const BAR_HEIGHT: u32 = 210;
 
 /// What a connection takes on one kernel.
 struct Bar {
@@ -257,6 +257,7 @@ fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Outcome<()> {
     let mut chart = ChartBuilder::on(&below)
         .margin_left(16)
         .margin_right(28)
+        .margin_bottom(18)
         .x_label_area_size(46)
         .build_cartesian_2d(0.0..most * 1.02, 0.0..1.0)?;
     chart
@@ -288,7 +289,7 @@ fn below_keys<'a, 'b>(
     for (index, (name, colour)) in (0_i32..).zip(keys) {
         let (x, y) = (16 + index % 4 * 208, 4 + index / 4 * 24);
         area.draw(&Rectangle::new([(x, y), (x + 14, y + 14)], colour.filled()))?;
-        area.draw(&Text::new(name, (x + 20, y), text(14)))?;
+        area.draw(&Text::new(name, (x + 20, y + 2), text(14)))?;
         lines = index / 4 + 1;
     }
     Ok(area.split_vertically(lines * 24).1)

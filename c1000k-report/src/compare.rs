@@ -36,7 +36,7 @@ const FIGURES: [Figure; 19] = [
     Figure { name: "connect latency, max", of: |run| latency(run, |it| it.max), text: span_us },
     Figure { name: "server's process at the peak", of: process_peak, text: size },
     Figure { name: "server's process, a connection", of: process_cost, text: format::bytes_each },
-    Figure { name: "kernel, a connection", of: kernel_cost, text: format::bytes_each },
+    Figure { name: "kernel, one end of a connection", of: kernel_cost, text: format::bytes_each },
     Figure { name: "server's CPU, user", of: |run| server(run, user), text: format::duration },
     Figure { name: "server's CPU, system", of: |run| server(run, system), text: format::duration },
     Figure { name: "process memory that came back", of: process_back, text: format::percent },
@@ -100,11 +100,10 @@ fn process_cost(run: &Run) -> Option<f64> {
     cost::process(run).bytes_per_connection(run.connections()?)
 }
 
+/// Of one end, so that runs on one host and on three compare.
 fn kernel_cost(run: &Run) -> Option<f64> {
-    let costs = cost::kernels(run);
-    let server = costs.iter().find(|cost| cost.host == run.server_host());
     let told = || run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
-    server.map(cost::KernelCost::bytes).or_else(told)
+    cost::server_end_bytes(run).or_else(told)
 }
 
 fn server(run: &Run, figure: fn(&ServerRecord) -> f64) -> Option<f64> {

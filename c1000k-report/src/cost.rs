@@ -58,6 +58,14 @@ pub fn kernels(run: &Run) -> Vec<KernelCost> {
     run.hosts().filter(is_told).filter_map(|host| kernel(run, host, ends)).collect()
 }
 
+/// What the server's end of a connection took of the slabs.
+#[must_use]
+pub fn server_end_bytes(run: &Run) -> Option<f64> {
+    let costs = kernels(run);
+    let cost = costs.iter().find(|cost| cost.host == run.server_host())?;
+    Some(cost.bytes() / float(cost.ends))
+}
+
 fn kernel(run: &Run, host: &str, ends: u64) -> Option<KernelCost> {
     let connections = run.connections_of(host)?;
     let before = run.snapshot(host, Moment::Before)?.slabs.as_ref()?;

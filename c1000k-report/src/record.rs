@@ -118,8 +118,9 @@ pub struct ServerRecord {
     pub bytes_out: u64,
     /// What the process grew by from start to peak, per connection; null where it can't be told.
     pub user_bytes_per_connection: Option<f64>,
-    /// What the kernel's slabs grew by from start to peak, per connection of this server. Where the
-    /// client runs on the same kernel its ends are in it. Null where it can't be told.
+    /// What one end of a connection costs the kernel: what its slabs grew by, per socket added, so
+    /// that it is the same whether the other end lies in this kernel or not. Null where it can't be
+    /// told.
     pub kernel_bytes_per_connection: Option<f64>,
     /// The most memory the process ever had resident; null where it can't be told.
     pub rss_peak_bytes: Option<u64>,
@@ -167,10 +168,10 @@ pub struct ServerRecord {
     /// How often the reactor woke from waiting.
     #[serde(default)]
     pub wakeups: u64,
-    /// What each slab cache grew by from start to peak, in bytes in all: cache to bytes. Null where
-    /// the slabs may not be read.
+    /// The same by slab cache, in bytes for one end of a connection: cache to bytes. Null where the
+    /// slabs may not be read.
     #[serde(default)]
-    pub kernel_bytes_by_slab: Option<BTreeMap<String, u64>>,
+    pub kernel_bytes_by_slab: Option<BTreeMap<String, f64>>,
     /// Resident memory once all ports listened.
     #[serde(default)]
     pub rss_at_start_bytes: Option<u64>,
@@ -301,9 +302,9 @@ pub struct ServerPoint {
 pub struct Prediction {
     /// For so many connections.
     pub connections: u64,
-    /// Memory of the server's process.
+    /// What the server's process grows by.
     pub process_bytes: u64,
-    /// Memory of the kernel for the server's end of them.
+    /// What the kernel grows by for the server's end of them.
     pub kernel_bytes: u64,
 }
 

@@ -185,10 +185,25 @@ fn cost_section(run: &Run) -> String {
     );
     let kernels = cost::kernels(run);
     if kernels.is_empty() {
-        text.push_str("The kernel: not seen; its slabs are shown to root only.\n");
+        text.push_str(&kernel_told(run));
+    }
+    if kernels.iter().any(|cost| !cost.caches.is_empty()) {
+        text.push_str(
+            "A kernel merges caches whose objects have one size, and shows them under the name of \
+             one of them.\n\n",
+        );
     }
     let blocks: Vec<String> = kernels.iter().map(kernel_cost).collect();
     text + &blocks.join("\n")
+}
+
+/// What the server says itself, where no snapshots do.
+fn kernel_told(run: &Run) -> String {
+    let told = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
+    let found = seen(told.map(|bytes| {
+        format!("{} for one end of a connection, by the server", format::bytes_each(bytes))
+    }));
+    format!("The kernel: {found}; the slabs of the host are not in the snapshots.\n")
 }
 
 fn kernel_cost(cost: &KernelCost) -> String {

@@ -130,8 +130,8 @@ fn slabs_that_hold_too_few_sockets_disagree() {
 #[test]
 fn a_cost_that_the_slabs_do_not_show_disagrees() {
     let fixture = Fixture::one_host();
-    fixture.set("server.json", "kernel_bytes_per_connection", json!(3_860));
-    assert_disagrees(&fixture, "Kernel bytes per connection");
+    fixture.set("server.json", "kernel_bytes_per_connection", json!(7_700));
+    assert_disagrees(&fixture, "Kernel bytes for one end");
 }
 
 #[test]
@@ -171,15 +171,14 @@ fn a_ramp_that_slows_down_disagrees() {
 #[test]
 fn a_prediction_that_is_far_off_disagrees_and_a_near_one_does_not() {
     let fixture = Fixture::one_host();
-    let near = json!({"connections": 100_000, "process_bytes": 3_300_000,
-        "kernel_bytes": 400_000_000});
-    fixture.set("server.json", "prediction", near);
+    // Made for twice as many as were held: what counts is a connection.
+    let foretold = |kernel_bytes: u64| json!({"connections": 200_000, "process_bytes": 9_600_000, "kernel_bytes": kernel_bytes});
+    fixture.set("server.json", "prediction", foretold(800_000_000));
     assert_eq!(fixture.summarize(&["--check"]).status.code(), Some(0));
+    assert!(fixture.read("summary.md").contains("process 48.0 B foretold, 24.6 B found"));
 
-    let far = json!({"connections": 100_000, "process_bytes": 3_300_000,
-        "kernel_bytes": 460_000_000});
-    fixture.set("server.json", "prediction", far);
-    assert_disagrees(&fixture, "Prediction of the kernel");
+    fixture.set("server.json", "prediction", foretold(900_000_000));
+    assert_disagrees(&fixture, "Prediction of the server's memory");
 }
 
 #[test]
@@ -203,7 +202,7 @@ fn slabs_that_only_root_may_read_are_not_seen() {
     fixture.remove("snapshots/one/peak/slabinfo");
     assert_not_seen(&fixture, "Slab objects of host one");
     assert!(!fixture.exists("cost.svg"));
-    assert!(fixture.read("summary.md").contains("The kernel: not seen"));
+    assert!(fixture.read("summary.md").contains("The kernel: 3,850 B for one end"));
 }
 
 #[test]
