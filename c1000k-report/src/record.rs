@@ -168,10 +168,10 @@ pub struct ServerRecord {
     /// How often the reactor woke from waiting.
     #[serde(default)]
     pub wakeups: u64,
-    /// The same by slab cache, in bytes for one end of a connection: cache to bytes. Null where the
-    /// slabs may not be read.
+    /// What each slab cache grew by from start to peak, in bytes in all: cache to bytes. The other
+    /// ends are in it where they lie in this kernel. Null where the slabs may not be read.
     #[serde(default)]
-    pub kernel_bytes_by_slab: Option<BTreeMap<String, f64>>,
+    pub kernel_bytes_by_slab: Option<BTreeMap<String, u64>>,
     /// Resident memory once all ports listened.
     #[serde(default)]
     pub rss_at_start_bytes: Option<u64>,
