@@ -9,6 +9,7 @@ readonly HOST_RESERVE_MB=768 # what stays with the host: qemu itself, caches, th
 
 declare -A event=() # "guest event" -> the event's arguments
 guests=()           # all of them
+guests_cabled=()    # one per network card: a MAC address of its own for each
 client_guests=()    # those that run a client
 MACHINE=''
 
@@ -79,12 +80,14 @@ guests_boot() {
 # guest_boot NAME MEMORY_MB PARAMETERS [CABLE:PEER...]
 # A cable carries frames as datagrams over a pair of unix sockets; docs/lab.md tells why not a stream.
 guest_boot() {
-    local name=$1 memory=$2 parameters=$3 cable peer options=()
+    local name=$1 memory=$2 parameters=$3 cable peer mac options=()
     shift 3
     for cable in "$@"; do
         peer=${cable#*:} cable=${cable%%:*}
         options+=(-netdev "dgram,id=$cable,local.type=unix,local.path=$cable-$name,remote.type=unix,remote.path=$cable-$peer")
-        options+=(-device "virtio-net-pci,netdev=$cable")
+        printf -v mac '52:54:00:c1:%02x:%02x' "${#guests_cabled[@]}" "'$cable"
+        guests_cabled+=("$name")
+        options+=(-device "virtio-net-pci,netdev=$cable,mac=$mac")
     done
     qemu_boot "$name" "$memory" "$GUEST_CPUS" "$(guest_console "$name")" \
         "lab_role=$name lab_hold=$GUEST_HOLD_SECONDS $parameters" "${options[@]}"

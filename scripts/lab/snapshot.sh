@@ -7,6 +7,9 @@ snapshot() {
     keep /proc/slabinfo "$1/slabinfo"
     keep /proc/net/sockstat "$1/sockstat"
     keep /proc/net/netstat "$1/netstat"
+    keep /proc/net/snmp "$1/snmp"
+    keep /proc/net/dev "$1/netdev"
+    keep /proc/net/softnet_stat "$1/softnet_stat"
     keep /proc/meminfo "$1/meminfo"
     if [ -n "${2:-}" ]; then
         keep "/proc/$2/smaps_rollup" "$1/server-smaps_rollup"
