@@ -33,7 +33,7 @@ qemu_boot() {
     (
         cd "$MACHINE" || exit
         # shellcheck disable=SC2046 # two words each
-        exec setsid qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
+        exec setsid $(qemu_roomy_cables) qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
             $(qemu_accel) -smp "$cpus" -m "${memory}M" \
             -kernel "$PACKAGES/boot/vmlinuz-$KERNEL_VERSION" -initrd initramfs \
             -append "console=ttyS0 panic=-1 mitigations=off slab_nomerge quiet $parameters" \
@@ -44,6 +44,13 @@ qemu_boot() {
     ) >"$MACHINE/qemu-$name.log" 2>&1 &
     qemu_of[$name]=$!
     disown # its end is read off its console and not off the shell's job messages
+}
+
+# A unix socket holds 10 datagrams by default, and qemu spins on a full one. The figure belongs to
+# the network namespace: root gives qemu one of its own, and the host's stays as it is.
+qemu_roomy_cables() {
+    ((EUID == 0)) && command -v unshare >/dev/null || return 0
+    echo unshare --net -- "$LAB/roomy-cables"
 }
 
 qemu_accel() {
