@@ -25,7 +25,11 @@ struct Figure {
 const FIGURES: [Figure; 19] = [
     Figure { name: "asked for", of: |run| summed(run, |client| client.target), text: whole },
     Figure { name: "held at once", of: |run| run.connections().map(cost::float), text: whole },
-    Figure { name: "verified, last pass", of: verified, text: whole },
+    Figure {
+        name: "verified, last pass",
+        of: |run| run.verified().filter(|_| !run.clients.is_empty()).map(cost::float),
+        text: whole,
+    },
     Figure { name: "failed", of: |run| summed(run, |client| client.failed), text: whole },
     Figure { name: "lost", of: |run| summed(run, |client| client.lost), text: whole },
     Figure { name: "ramp", of: ramp_seconds, text: format::duration },
@@ -61,11 +65,6 @@ impl Figure {
 
 fn summed(run: &Run, figure: fn(&ClientRecord) -> u64) -> Option<f64> {
     run.sum(figure).filter(|_| !run.clients.is_empty()).map(cost::float)
-}
-
-fn verified(run: &Run) -> Option<f64> {
-    let sum: Option<u64> = run.clients.iter().map(|(_, client)| client.verified).sum();
-    sum.filter(|_| run.has_all_clients()).map(cost::float)
 }
 
 fn ramp_seconds(run: &Run) -> Option<f64> {

@@ -126,7 +126,16 @@ impl Run {
     /// A figure summed over the clients; `None` where a record is missing.
     #[must_use]
     pub fn sum(&self, figure: impl Fn(&ClientRecord) -> u64) -> Option<u64> {
-        self.has_all_clients().then(|| self.clients.iter().map(|(_, client)| figure(client)).sum())
+        self.has_all_clients().then(|| total(self.clients.iter().map(|(_, client)| figure(client))))
+    }
+
+    /// The connections proven by the last pass; `None` where a client was told to skip it, or its
+    /// record is missing.
+    #[must_use]
+    pub fn verified(&self) -> Option<u64> {
+        let each: Option<Vec<u64>> =
+            self.clients.iter().map(|(_, client)| client.verified).collect();
+        each.filter(|_| self.has_all_clients()).map(|each| total(each.into_iter()))
     }
 
     /// The connections held at once, as the clients say, else as the server does.
@@ -239,6 +248,11 @@ impl std::error::Error for RunError {
             Self::Record(error) => Some(error),
         }
     }
+}
+
+/// A sum that no record, however absurd, overflows.
+pub(crate) fn total(values: impl Iterator<Item = u64>) -> u64 {
+    values.fold(0, u64::saturating_add)
 }
 
 fn client_records(folder: &Path) -> Result<Vec<(String, ClientRecord)>, RunError> {

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use crate::run::total;
+
 /// The page that `slabinfo` counts in, as on x86-64.
 const PAGE_BYTES: u64 = 4_096;
 
@@ -60,7 +62,7 @@ impl Snapshot {
     /// The pages of all slab caches.
     #[must_use]
     pub fn slab_bytes(&self) -> Option<u64> {
-        Some(self.slabs.as_ref()?.values().map(|slab| slab.bytes).sum())
+        Some(total(self.slabs.as_ref()?.values().map(|slab| slab.bytes)))
     }
 
     /// TCP sockets by the kernel's allocator: those of IPv4 and of IPv6.
@@ -68,7 +70,7 @@ impl Snapshot {
     pub fn tcp_objects(&self) -> Option<u64> {
         let slabs = self.slabs.as_ref()?;
         let objects = |name: &str| slabs.get(name).map_or(0, |slab| slab.objects);
-        Some(objects("TCP") + objects("TCPv6"))
+        Some(objects("TCP").saturating_add(objects("TCPv6")))
     }
 }
 
@@ -109,10 +111,9 @@ fn tcp_ext(text: &str) -> BTreeMap<&str, u64> {
 }
 
 fn memory_used(text: &str) -> Option<u64> {
-    let total = kilobytes(text, "MemTotal:")?;
-    let idle: Option<u64> =
-        ["MemFree:", "Buffers:", "Cached:"].iter().map(|name| kilobytes(text, name)).sum();
-    Some(total.saturating_sub(idle?))
+    let all = kilobytes(text, "MemTotal:")?;
+    let idle = ["MemFree:", "Buffers:", "Cached:"].map(|name| kilobytes(text, name));
+    idle.into_iter().try_fold(all, |left, idle| Some(left.saturating_sub(idle?)))
 }
 
 /// `Name:   123 kB`

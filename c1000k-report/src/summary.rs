@@ -8,7 +8,7 @@ use crate::cost::{self, KernelCost, float};
 use crate::format;
 use crate::markdown::{table, text_table};
 use crate::record::{ClientRecord, Verdict};
-use crate::run::{Moment, Run, Topology};
+use crate::run::{Moment, Run, Topology, total};
 use crate::trend;
 
 /// What a bare C epoll loop holding a million connections took of slab for both ends of one, on a
@@ -74,7 +74,7 @@ fn headline(run: &Run) -> String {
     };
     let lost = run.sum(|client| client.lost).unwrap_or(0);
     let failed = run.sum(|client| client.failed).unwrap_or(0);
-    let proven = match verified(run) {
+    let proven = match run.verified() {
         Some(count) => format!("{} verified", format::count(count)),
         None => "none verified, as asked".to_owned(),
     };
@@ -98,11 +98,6 @@ fn paragraphs(run: &Run, checks: &[Check]) -> String {
     page.replace("..\n", ".\n").trim_end().to_owned()
 }
 
-/// The connections proven by the last pass; `None` where a client was told to skip it.
-fn verified(run: &Run) -> Option<u64> {
-    run.clients.iter().map(|(_, client)| client.verified).sum()
-}
-
 fn figures(run: &Run) -> String {
     let count = |figure: fn(&ClientRecord) -> u64| seen(run.sum(figure).map(format::count));
     let mut rows = vec![
@@ -114,7 +109,7 @@ fn figures(run: &Run) -> String {
     if run.clients.iter().all(|(_, client)| !client.verified_passes.is_empty()) {
         rows.extend(passes(run));
     } else {
-        rows.push(row("verified", seen(verified(run).map(format::count))));
+        rows.push(row("verified", seen(run.verified().map(format::count))));
     }
     rows.push(row("failed", count(|client| client.failed)));
     rows.push(row("lost", count(|client| client.lost)));
@@ -142,7 +137,7 @@ fn passes(run: &Run) -> Vec<[String; 2]> {
     let count = run.clients.iter().map(|(_, client)| client.verified_passes.len()).max();
     let pass = |index: usize| {
         let verified = run.clients.iter().map(|(_, client)| client.verified_passes.get(index));
-        let sum: u64 = verified.flatten().sum();
+        let sum = total(verified.flatten().copied());
         row(&format!("verified by echo, pass {}", index + 1), format::count(sum))
     };
     (0..count.unwrap_or(0)).map(pass).collect()

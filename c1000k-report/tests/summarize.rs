@@ -267,6 +267,38 @@ fn nonsense_in_the_text_files_is_passed_over() {
 }
 
 #[test]
+fn absurd_figures_and_names_harm_nothing() {
+    let fixture = Fixture::one_host();
+    let most = u64::MAX;
+    for field in ["target", "attempted", "established", "verified", "failed", "lost", "retried"] {
+        fixture.set("client.json", field, json!(most));
+    }
+    fixture.set("client.json", "verified_passes", json!([most, 0, most]));
+    fixture.set("client.json", "ramp_seconds", json!(1e308));
+    fixture.set("client.json", "connects_per_second", json!(-1e308));
+    let ramp: Vec<_> = (0..50)
+        .map(|at| json!({"seconds": 1e300 * f64::from(at), "established": most / 50}))
+        .collect();
+    fixture.set("client.json", "ramp_series", json!(ramp));
+    fixture.put("client-<&|>.json", &fixture.read("client.json"));
+    for field in ["accepted", "peak", "open", "closed", "refused", "rss_at_peak_bytes"] {
+        fixture.set("server.json", field, json!(most));
+    }
+    let series: Vec<_> = [-1e308, 0.0, 1e-300, 1.7e308]
+        .map(|at| json!({"seconds": at, "open": most, "rss_bytes": most}))
+        .into();
+    fixture.set("server.json", "series", json!(series));
+    let slab =
+        format!("TCP {most} {most} {most} {most} {most} : tunables 0 0 0 : slabdata 0 {most}");
+    fixture.put("snapshots/one/peak/slabinfo", &format!("{slab} 0\nTCPv6{}", &slab[3..]));
+
+    let output = fixture.summarize(&[]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+    assert!(!fixture.read("summary.md").contains("NaN"));
+}
+
+#[test]
 fn wrong_usage_is_exit_2() {
     assert_eq!(report(&[]).status.code(), Some(2));
     assert_eq!(report(&["summarize"]).status.code(), Some(2));
