@@ -8,7 +8,7 @@
 //!
 //! Invariants:
 //! - A node hangs in exactly one bucket, and that bucket comes up no later than the node's deadline.
-//! - No key is given out before its deadline, and each key once.
+//! - No key is given out before its deadline, and each key once, in the order of the deadlines.
 
 use std::collections::TryReserveError;
 
@@ -148,7 +148,8 @@ impl Wheel {
             let id = self.levels[level].first[bucket];
             self.unlink(id);
             let node = &self.nodes[id as usize];
-            if node.deadline <= now {
+            // Not `now`: a coarse bucket holds its nodes in no order, and a finer one puts them into theirs.
+            if node.deadline <= self.elapsed {
                 let key = node.key;
                 self.free(id);
                 return Some(key);
@@ -225,4 +226,315 @@ fn level_of(elapsed: Tick, due: Tick) -> usize {
     let differing = (elapsed ^ due) | (BUCKETS as Tick - 1);
     let level = (Tick::BITS - 1 - differing.leading_zeros()) / LEVEL_BITS;
     (level as usize).min(LEVELS - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashMap};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert(Tick),
+        /// A deadline that has passed already.
+        InsertLate(Tick),
+        Refresh(usize, Tick),
+        Remove(usize),
+        /// Time passes, then due timers are taken with this budget.
+        Poll(Tick, u32),
+    }
+
+    /// Each magnitude is as likely as each other, so that every level gets its share.
+    fn span() -> impl Strategy<Value = Tick> {
+        (0..42u32, any::<Tick>()).prop_map(|(bits, random)| random & ((1 << bits) - 1))
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => span().prop_map(Step::Insert),
+            1 => span().prop_map(Step::InsertLate),
+            1 => Just(Step::Insert(Tick::MAX / 4)),
+            3 => (any::<usize>(), span()).prop_map(|(which, span)| Step::Refresh(which, span)),
+            2 => any::<usize>().prop_map(Step::Remove),
+            4 => (span(), prop_oneof![Just(u32::MAX), 0..8u32]).prop_map(|(span, budget)| Step::Poll(span, budget)),
+        ]
+    }
+
+    /// A wheel beside a map from key to deadline.
+    struct Pair {
+        wheel: Wheel,
+        model: HashMap<u64, (NodeId, Tick)>,
+        armed: Vec<u64>,
+        now: Tick,
+        next_key: u64,
+        /// The deadline of the key that came last; one that had passed when it was set counts from then.
+        last: Tick,
+    }
+
+    impl Pair {
+        fn new() -> Self {
+            Self {
+                wheel: Wheel::with_capacity(16).unwrap(),
+                model: HashMap::new(),
+                armed: Vec::new(),
+                now: 0,
+                next_key: 0,
+                last: 0,
+            }
+        }
+
+        fn take(&mut self, step: Step) {
+            match step {
+                Step::Insert(span) => self.insert(self.now.saturating_add(span)),
+                Step::InsertLate(span) => self.insert(self.now.saturating_sub(span)),
+                Step::Refresh(which, span) => {
+                    if let Some(key) = self.pick(which) {
+                        let (id, deadline) = self.model.get_mut(&key).unwrap();
+                        *deadline = self.now + span;
+                        self.wheel.set_deadline(*id, *deadline);
+                    }
+                }
+                Step::Remove(which) => {
+                    if let Some(key) = self.pick(which) {
+                        let (id, _) = self.model.remove(&key).unwrap();
+                        self.armed.retain(|&other| other != key);
+                        self.wheel.remove(id);
+                    }
+                }
+                Step::Poll(span, budget) => {
+                    self.now += span;
+                    self.poll(budget);
+                }
+            }
+        }
+
+        fn pick(&self, which: usize) -> Option<u64> {
+            (!self.armed.is_empty()).then(|| self.armed[which % self.armed.len()])
+        }
+
+        fn insert(&mut self, deadline: Tick) {
+            let key = self.next_key;
+            self.next_key += 1;
+            let id = self.wheel.insert(deadline, key);
+            self.model.insert(key, (id, deadline.max(self.wheel.elapsed)));
+            self.armed.push(key);
+        }
+
+        fn poll(&mut self, budget: u32) {
+            let mut left = budget;
+            while let Some(key) = self.wheel.poll(self.now, &mut left) {
+                let (_, deadline) = self.model.remove(&key).expect("each key comes out once");
+                self.armed.retain(|&other| other != key);
+                assert!(deadline <= self.now, "{key} came {} early", deadline - self.now);
+                assert!(self.last <= deadline, "{deadline} came after {}", self.last);
+                self.last = deadline;
+            }
+            if left > 0 {
+                let late = self.model.values().find(|(_, deadline)| *deadline <= self.now);
+                assert!(late.is_none(), "{late:?} should have come by {}", self.now);
+            }
+        }
+
+        fn compare(&self) {
+            assert_eq!(self.wheel.len(), self.model.len());
+            let first = self.model.values().map(|&(_, deadline)| deadline).min();
+            let next = self.wheel.next_tick();
+            assert_eq!(next.is_some(), first.is_some());
+            if let (Some(next), Some(first)) = (next, first) {
+                assert!(next <= first, "{next} is after {first}");
+            }
+        }
+
+        /// Disarms what would take too many turns to wait for.
+        fn remove_beyond(&mut self, tick: Tick) {
+            let wheel = &mut self.wheel;
+            self.model.retain(|_, &mut (id, deadline)| {
+                if deadline > tick {
+                    wheel.remove(id);
+                }
+                deadline <= tick
+            });
+        }
+
+        /// Takes everything that is left, as a loop that waits for `next_tick` would.
+        fn run_out(&mut self) {
+            let mut turns = 0;
+            while let Some(next) = self.wheel.next_tick() {
+                self.now = self.now.max(next);
+                self.poll(u32::MAX);
+                self.compare();
+                turns += 1;
+                assert!(turns < 100_000, "the wheel turns without end");
+            }
+            assert!(self.model.is_empty());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_what_a_sorted_map_does(steps in prop::collection::vec(step(), 1..200)) {
+            let mut pair = Pair::new();
+            for step in steps {
+                pair.take(step);
+                pair.compare();
+            }
+            pair.remove_beyond(pair.now + (1 << 45));
+            pair.run_out();
+        }
+
+        #[test]
+        fn timers_come_in_the_order_of_their_deadlines(
+            deadlines in prop::collection::vec(span(), 1..200),
+            late in span(),
+        ) {
+            let mut wheel = Wheel::with_capacity(0).unwrap();
+            for &deadline in &deadlines {
+                wheel.insert(deadline, deadline);
+            }
+            let mut came = Vec::new();
+            while let Some(next) = wheel.next_tick() {
+                while let Some(deadline) = wheel.poll(next + late, &mut u32::MAX.clone()) {
+                    came.push(deadline);
+                }
+            }
+            let mut sorted = deadlines;
+            sorted.sort_unstable();
+            prop_assert_eq!(came, sorted);
+        }
+    }
+
+    fn numbers(mut seed: u64) -> impl FnMut(u64) -> u64 {
+        move |below| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed % below
+        }
+    }
+
+    #[test]
+    fn a_million_timers_come_once_each_and_on_time() {
+        const TIMERS: u64 = 1_000_000;
+        const SPAN: Tick = 120_000;
+        let mut number = numbers(7);
+        let mut wheel = Wheel::with_capacity(TIMERS as usize).unwrap();
+        let mut deadlines = vec![0; TIMERS as usize];
+        let mut ids = Vec::new();
+        for key in 0..TIMERS {
+            deadlines[key as usize] = number(SPAN);
+            ids.push(wheel.insert(deadlines[key as usize], key));
+        }
+        // Half of them are refreshed, to later or to sooner, and some are disarmed.
+        for _ in 0..TIMERS / 2 {
+            let key = number(TIMERS) as usize;
+            deadlines[key] = number(SPAN);
+            wheel.set_deadline(ids[key], deadlines[key]);
+        }
+        for key in (0..TIMERS as usize).step_by(10) {
+            wheel.remove(ids[key]);
+            deadlines[key] = Tick::MAX;
+        }
+        let mut came = 0;
+        let (mut before, mut now) = (None, 0);
+        while let Some(next) = wheel.next_tick() {
+            now = next.max(now) + number(50);
+            while let Some(key) = wheel.poll(now, &mut u32::MAX.clone()) {
+                let deadline = std::mem::replace(&mut deadlines[key as usize], Tick::MAX);
+                assert!(deadline <= now, "early");
+                assert!(Some(deadline) > before, "it was due at the last poll already");
+                came += 1;
+            }
+            before = Some(now);
+        }
+        assert_eq!(came, TIMERS - TIMERS / 10);
+        assert_eq!(wheel.len(), 0);
+        assert!(wheel.nodes.is_empty(), "the memory went back");
+    }
+
+    #[test]
+    fn a_deadline_beyond_reach_is_kept() {
+        let mut wheel = Wheel::with_capacity(1).unwrap();
+        let deadline = REACH_TICKS * 3 + 12_345;
+        wheel.insert(deadline, 1);
+        let mut now = 0;
+        let mut looks = 0;
+        let key = loop {
+            now = now.max(wheel.next_tick().unwrap());
+            looks += 1;
+            if let Some(key) = wheel.poll(now, &mut u32::MAX.clone()) {
+                break key;
+            }
+        };
+        assert_eq!((key, now), (1, deadline));
+        assert!(looks < 20, "{looks} looks");
+    }
+
+    #[test]
+    fn the_last_tick_there_is_can_be_a_deadline() {
+        let mut wheel = Wheel::with_capacity(1).unwrap();
+        let id = wheel.insert(Tick::MAX, 1);
+        assert_eq!(wheel.poll(REACH_TICKS * 100, &mut u32::MAX.clone()), None);
+        wheel.set_deadline(id, REACH_TICKS * 100 + 1);
+        assert_eq!(wheel.poll(REACH_TICKS * 100 + 1, &mut u32::MAX.clone()), Some(1));
+    }
+
+    #[test]
+    fn a_refresh_to_later_moves_no_node() {
+        let mut wheel = Wheel::with_capacity(1).unwrap();
+        let id = wheel.insert(100, 1);
+        let before = wheel.next_tick();
+        for later in 101..10_000 {
+            wheel.set_deadline(id, later);
+            assert_eq!(wheel.next_tick(), before);
+        }
+        assert_eq!(wheel.poll(9_998, &mut u32::MAX.clone()), None);
+        assert_eq!(wheel.poll(9_999, &mut u32::MAX.clone()), Some(1));
+    }
+
+    #[test]
+    fn a_budget_that_ends_half_way_through_a_bucket_loses_nothing() {
+        let mut wheel = Wheel::with_capacity(256).unwrap();
+        let mut left = BTreeMap::new();
+        // All in one bucket of the second level.
+        for key in 0..100 {
+            let deadline = 64 + key % 64;
+            wheel.insert(deadline, key);
+            left.insert(key, deadline);
+        }
+        let mut key = 1000;
+        for now in 64.. {
+            for _ in 0..3 {
+                if let Some(due) = wheel.poll(now, &mut 1) {
+                    assert!(left.remove(&due).unwrap() <= now);
+                }
+            }
+            // What is put in meanwhile lands before, within and after the bucket that is half dealt with.
+            if now < 200 {
+                for deadline in [now - 1, now, now + 1, now + 63, now + 64, now + 5000] {
+                    wheel.insert(deadline, key);
+                    left.insert(key, deadline);
+                    key += 1;
+                }
+            }
+            let first = left.values().copied().min();
+            assert!(wheel.next_tick() <= first.max(Some(wheel.elapsed)));
+            if left.is_empty() {
+                break;
+            }
+            assert!(now < 20_000, "{} never came", left.len());
+        }
+        assert_eq!(wheel.len(), 0);
+    }
+
+    #[test]
+    fn no_budget_is_no_progress_and_no_harm() {
+        let mut wheel = Wheel::with_capacity(1).unwrap();
+        wheel.insert(10, 1);
+        assert_eq!(wheel.poll(1 << 40, &mut 0), None);
+        assert_eq!(wheel.next_tick(), Some(10));
+        assert_eq!(wheel.poll(1 << 40, &mut 1), Some(1));
+    }
 }
