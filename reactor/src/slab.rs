@@ -214,3 +214,292 @@ fn reserved<T>(capacity: usize) -> Result<Vec<T>, TryReserveError> {
 fn generation_after(generation: u32) -> u32 {
     if generation == GENERATION_MAX { 1 } else { generation + 1 }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Small enough that slots are reused all the time.
+    const CAPACITY: usize = 12;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert,
+        Remove(usize),
+        RemoveStale(usize),
+        Lend(usize),
+        GiveBack(usize),
+        Change(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => Just(Step::Insert),
+            3 => any::<usize>().prop_map(Step::Remove),
+            1 => any::<usize>().prop_map(Step::RemoveStale),
+            2 => any::<usize>().prop_map(Step::Lend),
+            2 => any::<usize>().prop_map(Step::GiveBack),
+            1 => any::<usize>().prop_map(Step::Change),
+        ]
+    }
+
+    /// A slab beside a map that knows every name by heart, and all names that have become stale.
+    struct Pair {
+        slab: Slab<u64, String>,
+        model: HashMap<Name, (u64, String)>,
+        names: Vec<Name>,
+        lent: HashMap<Name, String>,
+        stale: Vec<Name>,
+        inserted: u64,
+    }
+
+    impl Pair {
+        fn new(capacity: usize) -> Self {
+            Self {
+                slab: Slab::with_capacity(capacity).unwrap(),
+                model: HashMap::new(),
+                names: Vec::new(),
+                lent: HashMap::new(),
+                stale: Vec::new(),
+                inserted: 0,
+            }
+        }
+
+        fn take(&mut self, step: Step) {
+            let pick = |names: &[Name], number: usize| {
+                (!names.is_empty()).then(|| names[number % names.len()])
+            };
+            match step {
+                Step::Insert => self.insert(),
+                Step::Remove(number) => {
+                    if let Some(name) = pick(&self.names, number) {
+                        self.remove(name);
+                    }
+                }
+                Step::RemoveStale(number) => {
+                    if let Some(name) = pick(&self.stale, number) {
+                        assert_eq!(self.slab.remove(name), None);
+                    }
+                }
+                Step::Lend(number) => {
+                    if let Some(name) = pick(&self.names, number) {
+                        self.lend(name);
+                    }
+                }
+                Step::GiveBack(number) => {
+                    let mut lent: Vec<_> = self.lent.keys().copied().collect();
+                    lent.sort();
+                    if let Some(name) = pick(&lent, number) {
+                        self.slab.give_back(name, self.lent.remove(&name).unwrap());
+                    }
+                }
+                Step::Change(number) => {
+                    if let Some(name) = pick(&self.names, number) {
+                        *self.slab.head_mut(name).unwrap() += 1;
+                        self.model.get_mut(&name).unwrap().0 += 1;
+                    }
+                }
+            }
+        }
+
+        fn insert(&mut self) {
+            let entry = (self.inserted, self.inserted.to_string());
+            match self.slab.insert(entry.0, entry.1.clone()) {
+                Ok(name) => {
+                    self.inserted += 1;
+                    assert_eq!(self.model.insert(name, entry), None, "{name:?} was taken");
+                    assert!(!self.stale.contains(&name), "{name:?} was given before");
+                    self.names.push(name);
+                }
+                Err(back) => {
+                    assert_eq!(back, entry);
+                    assert_eq!(self.model.len(), self.slab.capacity());
+                }
+            }
+        }
+
+        fn remove(&mut self, name: Name) {
+            let removed = self.slab.remove(name);
+            if self.lent.contains_key(&name) {
+                assert_eq!(removed, None, "a lent body keeps its slot");
+                return;
+            }
+            assert_eq!(removed, self.model.remove(&name));
+            self.names.retain(|&other| other != name);
+            self.stale.push(name);
+        }
+
+        fn lend(&mut self, name: Name) {
+            let body = self.slab.lend(name);
+            if self.lent.contains_key(&name) {
+                assert_eq!(body, None, "a body is lent once");
+                return;
+            }
+            assert_eq!(body.as_ref(), Some(&self.model[&name].1));
+            self.lent.insert(name, body.unwrap());
+        }
+
+        fn compare(&mut self) {
+            assert_eq!(self.slab.len(), self.model.len());
+            assert_eq!(self.slab.is_full(), self.model.len() == self.slab.capacity());
+            for (&name, (head, body)) in &mut self.model {
+                assert_eq!(self.slab.head(name), Some(&*head));
+                assert_eq!(self.slab.head_mut(name), Some(head));
+                let body = (!self.lent.contains_key(&name)).then_some(body);
+                assert_eq!(self.slab.body(name), body.as_deref());
+                assert_eq!(self.slab.body_mut(name), body);
+            }
+            for &name in &self.stale {
+                assert_eq!(self.slab.head(name), None);
+                assert_eq!(self.slab.head_mut(name), None);
+                assert_eq!(self.slab.body(name), None);
+                assert_eq!(self.slab.body_mut(name), None);
+                assert_eq!(self.slab.lend(name), None);
+            }
+            let mut names: Vec<_> = self.model.keys().copied().collect();
+            names.sort_by_key(|name| name.index());
+            let listed: Vec<_> = self.slab.names(0, self.slab.slots_used()).collect();
+            assert_eq!(listed, names);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_what_a_map_does(steps in prop::collection::vec(step(), 1..300)) {
+            let mut pair = Pair::new(CAPACITY);
+            for step in steps {
+                pair.take(step);
+                pair.compare();
+            }
+        }
+    }
+
+    /// A small generator of our own: the million is the point, not the quality of the numbers.
+    fn numbers(mut seed: u64) -> impl FnMut(usize) -> usize {
+        move |below| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed % below as u64) as usize
+        }
+    }
+
+    #[test]
+    fn a_million_entries_keep_their_names_through_churn() {
+        const ENTRIES: usize = 1_000_000;
+        let mut slab = Slab::with_capacity(ENTRIES).unwrap();
+        let mut number = numbers(42);
+        let mut model: Vec<(Name, u64)> =
+            (0..ENTRIES as u64).map(|id| (slab.insert(id, !id).unwrap(), id)).collect();
+        assert!(slab.insert(0, 0).is_err());
+        for id in ENTRIES as u64..ENTRIES as u64 + 500_000 {
+            let place = number(ENTRIES);
+            let (old, old_id) = model[place];
+            assert_eq!(slab.remove(old), Some((old_id, !old_id)));
+            let new = slab.insert(id, !id).unwrap();
+            assert_eq!(slab.head(old), None);
+            model[place] = (new, id);
+        }
+        for &(name, id) in &model {
+            assert_eq!(slab.head(name), Some(&id));
+            assert_eq!(slab.body(name), Some(&!id));
+        }
+        assert_eq!(slab.slots_used(), ENTRIES);
+        for (name, id) in model {
+            assert_eq!(slab.remove(name), Some((id, !id)));
+        }
+        assert_eq!((slab.len(), slab.slots_used()), (0, 0));
+    }
+
+    #[test]
+    fn names_from_before_a_release_stay_stale_after_it() {
+        let mut slab = Slab::with_capacity(KEEP_ENTRIES_MAX * 2).unwrap();
+        let mut stale = Vec::new();
+        for _ in 0..3 {
+            let names: Vec<_> =
+                (0..=KEEP_ENTRIES_MAX).map(|_| slab.insert((), ()).unwrap()).collect();
+            for &name in &stale {
+                assert_eq!(slab.head(name), None);
+                assert_eq!(slab.remove(name), None);
+            }
+            assert_eq!(slab.len(), names.len());
+            // One slot is reused a few times, so that its generation is ahead of all others.
+            let last = *names.last().unwrap();
+            assert!(slab.remove(last).is_some());
+            let again = slab.insert((), ()).unwrap();
+            assert_ne!(last, again);
+            for &name in names[..KEEP_ENTRIES_MAX].iter().chain([&again]) {
+                assert!(slab.remove(name).is_some());
+            }
+            assert_eq!(slab.slots_used(), 0, "the memory went back");
+            stale.extend(names);
+            stale.push(again);
+        }
+    }
+
+    #[test]
+    fn a_small_slab_keeps_its_memory_when_it_becomes_empty() {
+        let mut slab = Slab::with_capacity(KEEP_ENTRIES_MAX).unwrap();
+        let names: Vec<_> = (0..KEEP_ENTRIES_MAX).map(|_| slab.insert((), ()).unwrap()).collect();
+        for name in names {
+            assert!(slab.remove(name).is_some());
+        }
+        assert_eq!(slab.slots_used(), KEEP_ENTRIES_MAX);
+    }
+
+    #[test]
+    fn generations_start_again_after_the_last_one() {
+        let mut slab = Slab::with_capacity(1).unwrap();
+        slab.generation_floor = GENERATION_MAX - 1;
+        let before_last = slab.insert(1, ()).unwrap();
+        slab.remove(before_last).unwrap();
+        let last = slab.insert(2, ()).unwrap();
+        assert_eq!(last.generation(), GENERATION_MAX);
+        slab.remove(last).unwrap();
+        let first = slab.insert(3, ()).unwrap();
+        assert_eq!((first.index(), first.generation()), (0, 1));
+        assert_eq!(slab.head(before_last), None);
+        assert_eq!(slab.head(last), None);
+        assert_eq!(slab.head(first), Some(&3));
+    }
+
+    #[test]
+    fn a_release_after_the_last_generation_starts_again_too() {
+        let mut slab = Slab::with_capacity(KEEP_ENTRIES_MAX + 1).unwrap();
+        slab.generation_floor = GENERATION_MAX;
+        let names: Vec<_> = (0..=KEEP_ENTRIES_MAX).map(|_| slab.insert((), ()).unwrap()).collect();
+        for &name in &names {
+            assert!(slab.remove(name).is_some());
+        }
+        assert_eq!(slab.slots_used(), 0);
+        assert_eq!(slab.insert((), ()).unwrap().generation(), 1);
+        assert_eq!(slab.head(names[0]), None);
+    }
+
+    #[test]
+    fn an_index_that_was_never_used_names_nothing() {
+        let mut slab: Slab<u8, u8> = Slab::with_capacity(4).unwrap();
+        for index in [0, 3, 4, u32::MAX] {
+            let name = Name::new(index, 1);
+            assert_eq!(slab.head(name), None);
+            assert_eq!(slab.lend(name), None);
+            assert_eq!(slab.remove(name), None);
+        }
+    }
+
+    #[test]
+    fn a_slab_without_room_takes_nothing() {
+        let mut slab = Slab::with_capacity(0).unwrap();
+        assert!(slab.is_full());
+        assert_eq!(slab.insert(1, 2), Err((1, 2)));
+    }
+
+    #[test]
+    fn more_than_the_address_space_is_refused() {
+        assert!(Slab::<[u64; 1 << 30], ()>::with_capacity(usize::MAX).is_err());
+    }
+}
