@@ -28,7 +28,7 @@ main() {
     applying_twice_is_applying_once
     a_smaller_target_takes_back_what_it_does_not_need
     either_order_of_reverting_restores
-    the_original_is_applied_to_the_letter
+    the_original_is_applied_or_its_refusal_is_told
     wrong_usage_is_refused
     echo 'tune-test: passed'
 }
@@ -105,13 +105,17 @@ either_order_of_reverting_restores() {
     done
 }
 
-the_original_is_applied_to_the_letter() {
-    server --original --apply >/dev/null || fail 'the original is not applied'
-    [ "$(value net/ipv4/tcp_rmem)" = '512 512 1024' ] || fail 'tcp_rmem is not the original'
+# Some kernels (Debian's 6.1.192) refuse a tcp_rmem below 4096; then that has to be said.
+the_original_is_applied_or_its_refusal_is_told() {
+    told=$(server --original --apply 2>&1)
+    if [ "$(value net/ipv4/tcp_rmem)" != '512 512 1024' ]; then
+        echo "$told" | grep -q 'tcp_rmem stays at .* the kernel refuses 512 512 1024' ||
+            fail 'tcp_rmem is not the original, and nothing is said of it'
+    fi
     [ "$(value net/ipv4/tcp_wmem)" = '512 512 1024' ] || fail 'tcp_wmem is not the original'
     at_least fs/nr_open 2000000
     at_least net/ipv4/tcp_mem 524288
-    server --revert >/dev/null
+    server --revert >/dev/null || fail 'the original is not reverted'
     expect_as_before 'reverting the original'
 }
 
