@@ -1,0 +1,209 @@
+//! The arguments: as typed, and as checked.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use c1000k_host::quantity::{parse_count, parse_duration};
+use c1000k_report::Destination;
+use clap::{Parser, ValueEnum};
+
+/// The connections that everything here is about.
+const MILLION: u64 = 1_000_000;
+
+/// Holds a million TCP connections on one thread, and shows what each of them costs.
+#[derive(Debug, Parser)]
+#[command(name = "c1000k-server", version)]
+pub(crate) struct Args {
+    /// Address to listen on, IPv4 or IPv6
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0")]
+    bind: IpAddr,
+    /// The first listening port
+    #[arg(long, value_name = "PORT", default_value_t = 9900)]
+    first_port: u16,
+    /// How many ports to listen on
+    #[arg(long, value_name = "N", default_value = "100", value_parser = parse_count)]
+    ports: u64,
+    /// Connections held at the most; more are refused cleanly [default: what the limits allow]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    max_connections: Option<u64>,
+    /// Send back what arrives, or read and drop it
+    #[arg(long, value_enum, default_value_t = Mode::Echo)]
+    mode: Mode,
+    /// Close a connection that is silent for so long [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    idle_timeout: Option<Duration>,
+    /// Connections that may wait at each port [default: as many as the kernel allows]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    backlog: Option<u64>,
+    /// Time between two status lines
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
+    interval: Duration,
+    /// How long connections may take to hand over what is queued, at the end
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    grace: Duration,
+    /// Write the record of the run on exit (`-` is standard output)
+    #[arg(long, value_name = "PATH", value_parser = Destination::parse)]
+    json: Option<Destination>,
+    /// Print what this machine allows against what -c connections need, and exit
+    #[arg(long)]
+    check: bool,
+    /// The connections that --check is about
+    #[arg(short = 'c', long, value_name = "N", default_value = "1M", value_parser = parse_count)]
+    #[arg(requires = "check")]
+    connections: u64,
+}
+
+/// What the server does with what it reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Send it back.
+    Echo,
+    /// Drop it.
+    Sink,
+}
+
+impl Mode {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Mode::Echo => "echo",
+            Mode::Sink => "sink",
+        }
+    }
+}
+
+/// What was asked for, and makes sense.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// `--check`: a server with so many connections on so many ports.
+    Check {
+        connections: u64,
+        ports: u64,
+    },
+    Serve(Settings),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) bind: IpAddr,
+    pub(crate) first_port: u16,
+    pub(crate) ports: u16,
+    /// `None`: what the limits allow.
+    pub(crate) max_connections: Option<u64>,
+    pub(crate) mode: Mode,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) backlog: Option<u32>,
+    pub(crate) interval: Duration,
+    pub(crate) grace: Duration,
+    pub(crate) json: Option<Destination>,
+}
+
+impl Args {
+    /// # Errors
+    /// One line: what is wrong, and what would be right.
+    pub(crate) fn check(self) -> Result<Command, String> {
+        let ports = ports(self.first_port, self.ports)?;
+        if self.check {
+            let connections = self.connections.max(1);
+            return Ok(Command::Check { connections, ports: u64::from(ports) });
+        }
+        if self.max_connections == Some(0) {
+            return Err("--max-connections is 0, so nobody could connect: give at least 1".into());
+        }
+        if self.interval.is_zero() {
+            return Err("--interval is 0: give the time between two status lines, as 1s".into());
+        }
+        if self.idle_timeout == Some(Duration::ZERO) {
+            return Err("--idle-timeout is 0, which would close everything: leave it out".into());
+        }
+        if self.backlog == Some(0) {
+            return Err("--backlog is 0, so nobody could wait: leave it out, or give 1".into());
+        }
+        Ok(Command::Serve(Settings {
+            bind: self.bind,
+            first_port: self.first_port,
+            ports,
+            max_connections: self.max_connections,
+            mode: self.mode,
+            idle_timeout: self.idle_timeout,
+            backlog: self.backlog.map(|most| u32::try_from(most).unwrap_or(u32::MAX)),
+            interval: self.interval,
+            grace: self.grace,
+            json: self.json,
+        }))
+    }
+}
+
+/// The number of ports, if that many follow the first one.
+fn ports(first: u16, count: u64) -> Result<u16, String> {
+    if first == 0 {
+        return Err("--first-port is 0, which is no port: give 1 to 65535".into());
+    }
+    let room = u64::from(u16::MAX - first) + 1;
+    match u16::try_from(count) {
+        Ok(0) => Err("--ports is 0, so there is nothing to listen on: give at least 1".into()),
+        Ok(ports) if count <= room => Ok(ports),
+        _ => Err(format!(
+            "{count} ports from {first} on go past 65535: give --ports {room} at the most, or a lower --first-port"
+        )),
+    }
+}
+
+impl Settings {
+    /// The addresses to listen on.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        (0..self.ports).map(|offset| SocketAddr::new(self.bind, self.first_port + offset))
+    }
+
+    /// The last of the ports.
+    pub(crate) fn last_port(&self) -> u16 {
+        self.first_port + (self.ports - 1)
+    }
+
+    /// The connections that limits are held against.
+    pub(crate) fn target(&self) -> u64 {
+        self.max_connections.unwrap_or(MILLION)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(arguments: &[&str]) -> Result<Command, String> {
+        let words = ["c1000k-server"].iter().chain(arguments);
+        Args::try_parse_from(words).map_err(|error| error.to_string())?.check()
+    }
+
+    #[test]
+    fn without_arguments_it_serves_on_the_hundred_ports() {
+        let Ok(Command::Serve(settings)) = checked(&[]) else { panic!("no argument is needed") };
+        let addresses: Vec<_> = settings.addresses().collect();
+        assert_eq!(addresses.len(), 100);
+        assert_eq!(addresses[0], "0.0.0.0:9900".parse().unwrap());
+        assert_eq!(addresses[99], "0.0.0.0:9999".parse().unwrap());
+        assert_eq!(settings.last_port(), 9999);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_one_line_with_its_remedy() {
+        for (arguments, part) in [
+            (&["--ports", "0"][..], "at least 1"),
+            (&["--first-port", "65500", "--ports", "37"], "--ports 36"),
+            (&["--ports", "99999999999"], "past 65535"),
+            (&["--first-port", "0"], "1 to 65535"),
+            (&["--max-connections", "0"], "at least 1"),
+            (&["--interval", "0s"], "--interval"),
+            (&["--idle-timeout", "0s"], "leave it out"),
+            (&["--backlog", "0"], "leave it out"),
+        ] {
+            let Err(line) = checked(arguments) else { panic!("{arguments:?} passed") };
+            assert!(line.contains(part) && !line.contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_last_port_may_be_65535() {
+        assert!(checked(&["--first-port", "65500", "--ports", "36"]).is_ok());
+        assert!(checked(&["--bind", "::1", "--first-port", "65535", "--ports", "1"]).is_ok());
+    }
+}

@@ -1,0 +1,153 @@
+//! What the server spends over time: status lines, the series of the record, the figures at the peak.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use c1000k_host::usage::{KernelCost, KernelMeter, NetCounters, ProcessUsage, SocketUsage};
+use c1000k_report::format;
+use c1000k_report::record::ServerPoint;
+use c1000k_report::series::Series;
+use reactor::Stats;
+
+/// So often the peak is looked for, though status lines may be rarer.
+const SAMPLE_INTERVAL_MAX: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(crate) struct Meter {
+    started: Instant,
+    kernel: KernelMeter,
+    counters_at_start: Option<NetCounters>,
+    rss_at_start_bytes: Option<u64>,
+    peak: Option<Peak>,
+    series: Series<ServerPoint>,
+    last_line: Line,
+}
+
+/// What the last status line said, and when.
+#[derive(Debug)]
+struct Line {
+    at: Instant,
+    accepted: u64,
+}
+
+/// What was measured when the most connections were open.
+#[derive(Clone, Debug)]
+pub(crate) struct Peak {
+    pub(crate) open: u64,
+    pub(crate) rss_bytes: Option<u64>,
+    pub(crate) kernel: Option<KernelCost>,
+}
+
+impl Meter {
+    /// Takes the baseline: everything that is there before the first connection.
+    pub(crate) fn start() -> Self {
+        let now = Instant::now();
+        Self {
+            started: now,
+            kernel: KernelMeter::start(),
+            counters_at_start: NetCounters::read(),
+            rss_at_start_bytes: ProcessUsage::read().map(|usage| usage.rss_bytes),
+            peak: None,
+            series: Series::new(),
+            last_line: Line { at: now, accepted: 0 },
+        }
+    }
+
+    /// How long to wait for the next sample.
+    pub(crate) fn sample_interval(&self, interval: Duration) -> Duration {
+        interval.min(SAMPLE_INTERVAL_MAX)
+    }
+
+    /// Measures, and prints a status line when one is due.
+    pub(crate) fn sample(&mut self, stats: &Stats, now: Instant, interval: Duration) {
+        let rss_bytes = ProcessUsage::read().map(|usage| usage.rss_bytes);
+        let kernel = self.kernel.cost();
+        let buffers = SocketUsage::read().map(|usage| usage.buffer_bytes);
+        self.series.push(ServerPoint {
+            seconds: now.duration_since(self.started).as_secs_f64(),
+            open: stats.open(),
+            rss_bytes,
+            kernel_socket_bytes: kernel.as_ref().map_or(buffers, |cost| Some(bytes_of(cost))),
+        });
+        if now.duration_since(self.last_line.at) + SAMPLE_INTERVAL_MAX / 2 >= interval {
+            self.tell(stats, now, rss_bytes, kernel.as_ref(), buffers);
+        }
+        if stats.open() > 0 && self.peak.as_ref().is_none_or(|peak| stats.open() >= peak.open) {
+            self.peak = Some(Peak { open: stats.open(), rss_bytes, kernel });
+        }
+    }
+
+    fn tell(
+        &mut self,
+        stats: &Stats,
+        now: Instant,
+        rss_bytes: Option<u64>,
+        kernel: Option<&KernelCost>,
+        buffers: Option<u64>,
+    ) {
+        let seconds = now.duration_since(self.last_line.at).as_secs_f64();
+        let accepts = stats.accepted - self.last_line.accepted;
+        let per_second = c1000k_report::record::per_second(accepts, seconds);
+        self.last_line = Line { at: now, accepted: stats.accepted };
+        let own = rss_bytes.map_or_else(|| "?".to_owned(), format::bytes);
+        let of_kernel = match (kernel, buffers) {
+            (Some(cost), _) => {
+                let each = format::bytes(cost.total_bytes().max(0.0) as u64);
+                format!("kernel {} ({each} a socket)", format::bytes(bytes_of(cost)))
+            }
+            (None, Some(buffers)) => format!("kernel {} in socket buffers", format::bytes(buffers)),
+            (None, None) => "kernel ?".to_owned(),
+        };
+        log::info!(
+            "{} connections | {} accepts | own {own} | {of_kernel}",
+            format::count(stats.open()),
+            format::rate(per_second),
+        );
+    }
+
+    pub(crate) fn uptime_seconds(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    pub(crate) fn rss_at_start_bytes(&self) -> Option<u64> {
+        self.rss_at_start_bytes
+    }
+
+    pub(crate) fn peak(&self) -> Option<&Peak> {
+        self.peak.as_ref()
+    }
+
+    /// What the kernel's own counters have grown by.
+    pub(crate) fn counters(&self) -> BTreeMap<String, u64> {
+        let grown = self.counters_at_start.as_ref().zip(NetCounters::read());
+        let grown = grown.map(|(before, now)| now.since(before));
+        let counters = grown.iter().flat_map(NetCounters::iter);
+        counters.map(|(name, count)| (name.to_owned(), count)).collect()
+    }
+
+    pub(crate) fn take_series(&mut self) -> Vec<ServerPoint> {
+        std::mem::take(&mut self.series).into_points()
+    }
+}
+
+impl Peak {
+    /// What the process has grown by since `rss_at_start_bytes`, per connection.
+    pub(crate) fn user_bytes_per_connection(&self, rss_at_start_bytes: Option<u64>) -> Option<f64> {
+        let grown = self.rss_bytes?.saturating_sub(rss_at_start_bytes?);
+        Some(grown as f64 / self.open as f64)
+    }
+
+    /// What each slab cache has grown by in all.
+    pub(crate) fn bytes_by_slab(&self) -> Option<BTreeMap<String, u64>> {
+        let cost = self.kernel.as_ref()?;
+        let in_all = |per_socket: f64| (per_socket * cost.sockets as f64).max(0.0) as u64;
+        let slabs = cost.slabs.iter().map(|&(name, bytes)| (name.to_owned(), in_all(bytes)));
+        let rest = [("other".to_owned(), in_all(cost.other_slabs))];
+        Some(slabs.chain(rest).filter(|&(_, bytes)| bytes > 0).collect())
+    }
+}
+
+/// What the sockets added since the start cost the kernel in all.
+fn bytes_of(cost: &KernelCost) -> u64 {
+    (cost.total_bytes() * cost.sockets as f64).max(0.0) as u64
+}

@@ -1,0 +1,138 @@
+//! How a run ended: the record for programs, and a few lines for people.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use c1000k_host::check::{Need, Role, predict};
+use c1000k_host::errno_name;
+use c1000k_host::usage::ProcessUsage;
+use c1000k_report::format;
+use c1000k_report::record::{Prediction, SERVER_SCHEMA, ServerRecord, timestamp};
+use reactor::Stats;
+
+use crate::args::Settings;
+use crate::service::Service;
+
+/// The process's own share of a connection without an idle timeout, and what one adds: the promise
+/// of the reactor.
+const USER_BYTES_PER_CONNECTION: u64 = 24;
+const IDLE_TIMEOUT_BYTES: u64 = 24;
+
+pub(crate) fn record(
+    settings: &Settings,
+    connections_max: u64,
+    started_at: SystemTime,
+    stats: &Stats,
+    service: &mut Service,
+) -> ServerRecord {
+    let meter = &mut service.meter;
+    let usage = ProcessUsage::read();
+    let rss_at_start_bytes = meter.rss_at_start_bytes();
+    let peak = meter.peak().cloned();
+    let errors = stats.accept_errors.iter();
+    ServerRecord {
+        schema: SERVER_SCHEMA.to_owned(),
+        accepted: stats.accepted,
+        peak: stats.open_max,
+        open: stats.open(),
+        refused: stats.refused + stats.dropped,
+        closed: stats.closed,
+        stale_events: stats.stale_events,
+        accept_errors: errors.map(|(&errno, &times)| (errno_name(errno), times)).collect(),
+        bytes_in: stats.bytes_in,
+        bytes_out: stats.bytes_out,
+        user_bytes_per_connection: peak
+            .as_ref()
+            .and_then(|peak| peak.user_bytes_per_connection(rss_at_start_bytes)),
+        kernel_bytes_per_connection: peak
+            .as_ref()
+            .and_then(|peak| Some(peak.kernel.as_ref()?.total_bytes())),
+        rss_peak_bytes: usage.and_then(|usage| usage.rss_peak_bytes),
+        cpu_user_seconds: usage.map_or(0.0, |usage| usage.cpu_user_seconds),
+        cpu_system_seconds: usage.map_or(0.0, |usage| usage.cpu_system_seconds),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        argv: std::env::args().collect(),
+        started_at: timestamp(started_at),
+        uptime_seconds: meter.uptime_seconds(),
+        bind: settings.bind.to_string(),
+        first_port: settings.first_port,
+        ports: u64::from(settings.ports),
+        mode: settings.mode.name().to_owned(),
+        connections_max,
+        threads: 1,
+        accept_pauses: stats.accept_pauses,
+        refused_by: refused_by(stats),
+        wakeups: stats.wakeups,
+        kernel_bytes_by_slab: peak.as_ref().and_then(|peak| peak.bytes_by_slab()),
+        rss_at_start_bytes,
+        rss_now_bytes: usage.map(|usage| usage.rss_bytes),
+        rss_at_peak_bytes: peak.as_ref().and_then(|peak| peak.rss_bytes),
+        prediction: Some(prediction(settings, stats.open_max)),
+        counters: meter.counters(),
+        series: meter.take_series(),
+    }
+}
+
+fn refused_by(stats: &Stats) -> BTreeMap<String, u64> {
+    let reasons = [("max_connections", stats.refused), ("exhausted", stats.dropped)];
+    let told = reasons.into_iter().filter(|&(_, times)| times > 0);
+    told.map(|(reason, times)| (reason.to_owned(), times)).collect()
+}
+
+/// What so many connections were expected to cost.
+pub(crate) fn prediction(settings: &Settings, connections: u64) -> Prediction {
+    let mut need = Need::new(Role::Server, connections);
+    let idle_timeout_bytes = if settings.idle_timeout.is_some() { IDLE_TIMEOUT_BYTES } else { 0 };
+    need.user_bytes_per_connection = USER_BYTES_PER_CONNECTION + idle_timeout_bytes;
+    let predicted = predict(&need);
+    Prediction {
+        connections,
+        process_bytes: predicted.user_bytes,
+        kernel_bytes: predicted.kernel_bytes,
+    }
+}
+
+/// What a person wants to know at the end.
+pub(crate) fn text(record: &ServerRecord, overflowed: u64) -> String {
+    let count = |label: &str, value: u64| (label.to_owned(), format::count(value));
+    let mut rows = vec![
+        count("connections at the peak", record.peak),
+        count("accepted", record.accepted),
+        count("refused", record.refused),
+        count("still open at the end", record.open),
+        (
+            "bytes in and out".to_owned(),
+            format!("{} and {}", format::bytes(record.bytes_in), format::bytes(record.bytes_out)),
+        ),
+        (
+            "processor time".to_owned(),
+            format!(
+                "{:.2} s in the program, {:.2} s in the kernel",
+                record.cpu_user_seconds, record.cpu_system_seconds
+            ),
+        ),
+    ];
+    let each = |label: &str, bytes: f64| {
+        (label.to_owned(), format!("{} each", format::bytes(bytes.round() as u64)))
+    };
+    rows.extend(record.user_bytes_per_connection.map(|bytes| each("memory of the process", bytes)));
+    rows.extend(
+        record.kernel_bytes_per_connection.map(|bytes| each("memory of the kernel", bytes)),
+    );
+    rows.extend(
+        (record.stale_events > 0).then(|| count("stale events dropped", record.stale_events)),
+    );
+    rows.extend((overflowed > 0).then(|| count("cut off, queues full", overflowed)));
+    rows.extend(
+        record
+            .accept_errors
+            .iter()
+            .map(|(name, &times)| (format!("accept failed, {name}"), format::count(times))),
+    );
+    let lines = rows.iter().map(|(label, value)| format!("  {label:<24}  {value}\n"));
+    format!(
+        "c1000k-server held {} connections\n{}",
+        format::count(record.peak),
+        lines.collect::<String>()
+    )
+}
