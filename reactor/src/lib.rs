@@ -1,4 +1,53 @@
 //! A single-threaded epoll reactor for very many connections.
+//!
+//! A service implements [`Handler`]; the reactor owns the descriptors, keeps one slot per connection in a slab, and
+//! calls the service when something happens. An idle connection costs 24 bytes and the service's own state, inline in
+//! its slot: no heap block, no buffer, no task. An armed timeout adds 24 bytes.
+//!
+//! A whole echo server:
+//!
+//! ```no_run
+//! use reactor::{Config, Context, Error, Handler, Incoming, ListenOptions, Reactor, Token};
+//!
+//! struct Echo;
+//!
+//! impl Handler for Echo {
+//!     type Conn = ();
+//!     fn on_accept(&mut self, _cx: &mut Context<()>, _incoming: &Incoming<'_>) -> Option<()> {
+//!         Some(())
+//!     }
+//!     fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &[u8]) {
+//!         if cx.write(token, bytes).is_err() {
+//!             cx.abort(token); // a peer that sends without reading what comes back
+//!         }
+//!     }
+//! }
+//!
+//! fn main() -> Result<(), Error> {
+//!     let mut reactor = Reactor::new(&Config::default())?;
+//!     reactor.context().listen(([127, 0, 0, 1], 7007).into(), &ListenOptions::default())?;
+//!     reactor.run(&mut Echo)
+//! }
+//! ```
+//!
+//! # How it works
+//! - **Push style, static dispatch.** Each callback gets the [`Context`], with which it may write to, close or look at
+//!   *any* connection. The state of the connection at hand is lent to the callback: plain `&mut`, no `Rc`, no `dyn`.
+//! - **Tokens.** A [`Token`] is a slot and a generation. After the connection is gone it matches nothing, though its
+//!   slot and its descriptor are used again: events and callers that come late do no harm.
+//! - **Closing is deferred.** [`Context::close`] and [`Context::abort`] mark; `on_close` follows after the callback has
+//!   returned. One place in the code closes descriptors.
+//! - **Level-triggered, one read per wake** into one shared buffer: no lost edges, no peer that starves the others.
+//! - **Writing** goes to the kernel at once; what it does not take waits in a bounded queue.
+//! - **Running out** of descriptors, memory, epoll watches or slots is a state and not a fault: the listener pauses,
+//!   and comes back when a connection has closed or after a while.
+//!
+//! # What it costs
+//! `accept4` and `epoll_ctl` per accepted connection, `recv` and `send` per message, `close` per connection; `socket`,
+//! `connect` and two `epoll_ctl` per outbound connect. There is no allocation on any of these paths.
+//!
+//! # What it is not
+//! There is no TLS, no UDP, no file I/O and no thread pool here, and it runs on Linux only.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("reactor is built on epoll, signalfd and eventfd: it runs on Linux only");
