@@ -1,3 +1,232 @@
-//! To be written.
+//! Floods a server with TCP connections, proves every one of them alive, and says what stopped it.
 
-fn main() {}
+mod args;
+mod failures;
+mod flood;
+mod greeting;
+mod pace;
+mod plan;
+mod progress;
+mod summary;
+mod tally;
+mod target;
+mod verdict;
+
+use std::env;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::net::UdpSocket;
+use std::process::ExitCode;
+use std::time::{Instant, SystemTime};
+
+use c1000k_host::check::{self, Machine};
+use c1000k_host::limits::{DescriptorLimit, descriptor_limit, raise_descriptor_limit};
+use c1000k_host::ports::ip_local_port_range;
+use c1000k_host::quantity::format_count;
+use c1000k_report::record::{CLIENT_SCHEMA, Descriptors, Verdict, per_second, timestamp};
+use c1000k_report::{ClientRecord, Destination};
+use reactor::{Config, Reactor, Signal};
+
+use crate::args::{Arguments, NoRun};
+use crate::flood::{Conn, Flood, Settings};
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::tally::Tally;
+use crate::target::Aim;
+use crate::verdict::{Judgement, judge};
+
+/// The run fell short, or the system refused something.
+const SHORT: u8 = 1;
+/// Wrong usage.
+const USAGE: u8 = 2;
+
+/// Slots beyond the goal, for connections that are gone but not yet taken out.
+const SLOTS_SPARE: usize = 64;
+
+/// Fewer setbacks in a row than this may be chance.
+const SETBACKS_MIN: u32 = 100;
+
+fn main() -> ExitCode {
+    let _ = env_logger::Builder::from_env(env_logger::Env::new().default_filter_or("info"))
+        .format_target(false)
+        .try_init();
+    match args::parse(env::args_os()) {
+        Ok(arguments) if arguments.check => print_check(&arguments),
+        Ok(arguments) => run(&arguments).unwrap_or_else(|error| complain(SHORT, error)),
+        Err(NoRun::Told(text)) => {
+            print(io::stdout(), &text);
+            ExitCode::SUCCESS
+        }
+        Err(NoRun::Wrong(message)) => complain(USAGE, message),
+    }
+}
+
+/// One line that names the thing, the reason and the remedy.
+fn complain(code: u8, message: impl Display) -> ExitCode {
+    print(io::stderr(), &format!("c1000k-client: {message}\n"));
+    ExitCode::from(code)
+}
+
+/// A reader that has gone away is no error.
+fn print(mut out: impl Write, text: &str) {
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+fn print_check(arguments: &Arguments) -> ExitCode {
+    raise_limit();
+    let rows = check::table(&Machine::read(), &target::need(arguments));
+    print(io::stdout(), &check::render(&rows));
+    ExitCode::from(if check::fits(&rows) { 0 } else { SHORT })
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode, String> {
+    let started_at = SystemTime::now();
+    if let Some(json) = &arguments.json {
+        json.check_writable().map_err(|error| error.to_string())?;
+    }
+    check_sources(arguments)?;
+    let descriptors = raise_limit();
+    let aim = target::aim(arguments, &Machine::read());
+    announce(&aim)?;
+    let tally = flood(arguments, &aim)?;
+    let judgement = judge(&aim, &tally, destination(arguments));
+    let record = record(arguments, &tally, judgement, descriptors, started_at);
+    report(arguments, &record)
+}
+
+/// Where that is refused, the run goes as far as the soft limit does.
+fn raise_limit() -> Option<DescriptorLimit> {
+    raise_descriptor_limit()
+        .map_err(|error| log::warn!("the descriptor limit can't be raised: {error}"))
+        .or_else(|()| descriptor_limit().map_err(drop))
+        .ok()
+}
+
+fn check_sources(arguments: &Arguments) -> Result<(), String> {
+    for &source in &arguments.sources {
+        UdpSocket::bind((source, 0)).map_err(|error| {
+            format!(
+                "--source {source} can't be used: {error}; give addresses of this machine \
+                 (`ip address` lists them)"
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Says what will be tried, and what stands in the way of more.
+fn announce(aim: &Aim) -> Result<(), String> {
+    match &aim.cap {
+        Some(cap) if aim.goal == 0 => {
+            return Err(format!("no connection can be opened: {}", cap.detail));
+        }
+        Some(cap) if aim.is_asked => {
+            log::warn!(
+                "target: {}, more than this machine allows: {}",
+                format_count(aim.target),
+                cap.detail
+            );
+        }
+        Some(cap) => log::info!("target: {}", cap.detail),
+        None => log::info!("target: {}", format_count(aim.target)),
+    }
+    Ok(())
+}
+
+fn flood(arguments: &Arguments, aim: &Aim) -> Result<Tally, String> {
+    let local_ports = ip_local_port_range().unwrap_or(32_768..=60_999);
+    let plan = Plan::new(
+        arguments.sources.clone(),
+        arguments.destination.port(),
+        arguments.ports,
+        local_ports.len() as u64,
+    );
+    let settings = Settings {
+        ip: arguments.destination.ip(),
+        goal: aim.goal,
+        verify: arguments.verify,
+        hold: arguments.hold,
+        timeout: arguments.connect_timeout,
+        in_flight_max: arguments.in_flight_max,
+        rate_per_second: arguments.rate_per_second,
+        local_ports,
+        setbacks_max: SETBACKS_MIN.max(2 * u32::from(arguments.ports)),
+    };
+    let mut reactor = reactor(aim.goal).map_err(|error| format!("can't start: {error}"))?;
+    let progress = Progress::new(u64::from(aim.goal));
+    let tally = Tally::new(Instant::now(), arguments.verify).ok_or("can't start the histogram")?;
+    let mut flood = Flood::new(settings, plan, tally, &progress);
+    flood.start(reactor.context());
+    let outcome = reactor.run(&mut flood);
+    progress.end();
+    outcome.map_err(|error| format!("can't wait for events: {error}"))?;
+    Ok(flood.into_tally())
+}
+
+fn reactor(goal: u32) -> Result<Reactor<Conn>, reactor::Error> {
+    let config = Config { connections_max: goal as usize + SLOTS_SPARE, ..Config::default() };
+    let mut reactor = Reactor::new(&config)?;
+    reactor.context().watch_signals(&[Signal::Interrupt, Signal::Terminate])?;
+    Ok(reactor)
+}
+
+fn destination(arguments: &Arguments) -> verdict::Destination {
+    verdict::Destination { first: arguments.destination, ports: arguments.ports }
+}
+
+fn record(
+    arguments: &Arguments,
+    tally: &Tally,
+    judgement: Judgement,
+    descriptors: Option<DescriptorLimit>,
+    started_at: SystemTime,
+) -> ClientRecord {
+    let ramp_seconds = tally.ramp.as_secs_f64();
+    ClientRecord {
+        schema: CLIENT_SCHEMA.to_owned(),
+        target: judgement.target,
+        attempted: tally.attempted,
+        established: tally.peak,
+        verified: tally.verified(),
+        failed: tally.failed,
+        failures: tally.failures.by_name().clone(),
+        lost: tally.lost,
+        limit: judgement.limit,
+        ramp_seconds,
+        connects_per_second: per_second(tally.peak, ramp_seconds),
+        connect_latency_us: tally.latency(),
+        verdict: judgement.verdict,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        argv: env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+        started_at: timestamp(started_at),
+        destination: arguments.destination.to_string(),
+        ports: u64::from(arguments.ports),
+        sources: arguments.sources.iter().map(ToString::to_string).collect(),
+        verified_passes: tally.verified_passes.clone(),
+        retried: tally.retried,
+        refused_by_server: tally.turned_away,
+        hold_seconds: tally.hold.as_secs_f64(),
+        verify_seconds: tally.verify_seconds.clone(),
+        ramp_series: tally.ramp_series(),
+        descriptors: descriptors.map(|limit| Descriptors { soft: limit.soft, hard: limit.hard }),
+        limit_detail: judgement.detail,
+    }
+}
+
+/// The record, the summary and the exit code. Where nothing at all was held, one line says why.
+fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, String> {
+    if let Some(json) = &arguments.json {
+        json.write(record).map_err(|error| error.to_string())?;
+    }
+    match (&record.limit_detail, record.established) {
+        (Some(detail), 0) => return Ok(complain(SHORT, detail)),
+        _ if arguments.json == Some(Destination::Stdout) => {
+            print(io::stderr(), &summary::render(record));
+        }
+        _ => print(io::stdout(), &summary::render(record)),
+    }
+    Ok(match record.verdict {
+        Verdict::Reached => ExitCode::SUCCESS,
+        Verdict::Short => ExitCode::from(SHORT),
+    })
+}

@@ -1,0 +1,349 @@
+//! The command line: [`Typed`] as clap reads it, [`Arguments`] once all of it is known to make sense.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use c1000k_host::quantity::{format_count, parse_count, parse_duration};
+use c1000k_report::Destination;
+use clap::Parser;
+use clap::error::ErrorKind;
+use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv6AddrRange};
+
+/// Source addresses at the most.
+const SOURCES_MAX: usize = 65_536;
+/// Source addresses times destination ports at the most: the plan keeps a few bytes of each pair.
+const PAIRS_MAX: usize = 1 << 22;
+/// Connects under way at once at the most, whatever is asked for.
+const IN_FLIGHT_MAX: u64 = 65_536;
+/// Connects under way at once for each destination port, where nothing is asked for.
+const IN_FLIGHT_PER_PORT: u64 = 64;
+/// Connects under way at once, where nothing is asked for.
+const IN_FLIGHT_DEFAULT_MAX: u64 = 1_024;
+/// Durations are at most this: a day.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// What was asked for, free of contradictions.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Arguments {
+    /// The server's address and first port.
+    pub(crate) destination: SocketAddr,
+    pub(crate) ports: u16,
+    /// `None`: as many as the limits allow.
+    pub(crate) connections: Option<u64>,
+    /// Empty: the kernel's choice.
+    pub(crate) sources: Vec<IpAddr>,
+    pub(crate) rate_per_second: Option<u64>,
+    pub(crate) in_flight_max: usize,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) hold: Duration,
+    pub(crate) verify: bool,
+    pub(crate) json: Option<Destination>,
+    pub(crate) check: bool,
+}
+
+/// Why there are no arguments to run with.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NoRun {
+    /// The help or the version was asked for; here it is.
+    Told(String),
+    /// Wrong usage, in one line.
+    Wrong(String),
+}
+
+/// Reads the command line.
+pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, NoRun> {
+    Typed::try_parse_from(words).map_err(|error| no_run(&error))?.validate().map_err(NoRun::Wrong)
+}
+
+/// Opens very many TCP connections to a server, proves each one alive by an echo, holds them, proves them again, and
+/// says what stopped it.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct Typed {
+    /// The server's address, IPv4 or IPv6
+    #[arg(required_unless_present = "check", value_parser = parse_ip)]
+    ip: Option<IpAddr>,
+
+    /// The first of the server's ports
+    #[arg(required_unless_present = "check", value_parser = parse_port)]
+    first_port: Option<u16>,
+
+    /// Connections to open, as 15000, 10k or 1M [default: 1M, or less where the limits allow less]
+    #[arg(short, long, value_name = "N", value_parser = parse_count)]
+    connections: Option<u64>,
+
+    /// Destination ports from FIRST_PORT on
+    #[arg(long, value_name = "N", default_value = "100", value_parser = parse_count)]
+    ports: u64,
+
+    /// Source addresses: single ones, ranges a-b and CIDR blocks, separated by commas [default: the kernel's choice]
+    #[arg(long, value_name = "LIST")]
+    source: Option<String>,
+
+    /// New connections per second at the most [default: unlimited]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    rate: Option<u64>,
+
+    /// Connects under way at once at the most [default: 64 for each port, 1024 at the most]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    in_flight: Option<u64>,
+
+    /// How long a connect, or an echo, may take
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    connect_timeout: Duration,
+
+    /// How long all of them are held after the ramp
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    hold: Duration,
+
+    /// Skip the echo that proves each connection alive
+    #[arg(long)]
+    no_verify: bool,
+
+    /// Write the record of the run to this file on exit (- is standard output)
+    #[arg(long, value_name = "PATH", value_parser = Destination::parse)]
+    json: Option<Destination>,
+
+    /// Print what this machine allows against what the target needs, and exit
+    #[arg(long)]
+    check: bool,
+}
+
+impl Typed {
+    fn validate(self) -> Result<Arguments, String> {
+        let ip = self.ip.unwrap_or(IpAddr::from([127, 0, 0, 1]));
+        let first_port = self.first_port.unwrap_or(9900);
+        let ports = port_count(first_port, self.ports)?;
+        at_least_one("--connections", self.connections)?;
+        at_least_one("--rate", self.rate)?;
+        at_least_one("--in-flight", self.in_flight)?;
+        at_most(self.connect_timeout, "--connect-timeout")?;
+        at_most(self.hold, "--hold")?;
+        if self.connect_timeout < Duration::from_millis(1) {
+            return Err("--connect-timeout is below 1ms: no server answers that fast; \
+                        give it as 500ms or 10s"
+                .to_owned());
+        }
+        let in_flight_default = (IN_FLIGHT_PER_PORT * u64::from(ports)).min(IN_FLIGHT_DEFAULT_MAX);
+        let in_flight = self.in_flight.unwrap_or(in_flight_default).min(IN_FLIGHT_MAX);
+        Ok(Arguments {
+            destination: SocketAddr::new(ip, first_port),
+            ports,
+            connections: self.connections,
+            sources: self.source.map_or(Ok(Vec::new()), |list| sources(&list, ip, ports))?,
+            rate_per_second: self.rate,
+            in_flight_max: in_flight as usize,
+            connect_timeout: self.connect_timeout,
+            hold: self.hold,
+            verify: !self.no_verify,
+            json: self.json,
+            check: self.check,
+        })
+    }
+}
+
+fn port_count(first_port: u16, ports: u64) -> Result<u16, String> {
+    let room = u64::from(u16::MAX - first_port) + 1;
+    match u16::try_from(ports) {
+        Ok(0) => Err("--ports is 0: give at least 1".to_owned()),
+        Ok(count) if ports <= room => Ok(count),
+        _ => Err(format!(
+            "{} ports from {first_port} on go past port 65535: \
+             give --ports {room} at the most, or a lower FIRST_PORT",
+            format_count(ports)
+        )),
+    }
+}
+
+fn at_least_one(flag: &str, value: Option<u64>) -> Result<(), String> {
+    match value {
+        Some(0) => Err(format!("{flag} is 0: give at least 1, or leave it out")),
+        _ => Ok(()),
+    }
+}
+
+fn at_most(value: Duration, flag: &str) -> Result<(), String> {
+    if value <= DURATION_MAX { Ok(()) } else { Err(format!("{flag} is more than 24h: give less")) }
+}
+
+fn parse_ip(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| {
+        "no IP address; write it as 192.0.2.1 or 2001:db8::1 \
+         (`getent hosts NAME` tells the address of a name)"
+            .to_owned()
+    })
+}
+
+fn parse_port(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("no port; a port is a number from 1 to 65535".to_owned()),
+        Ok(port) => Ok(port),
+    }
+}
+
+/// The addresses that a list names, each once, in the order of the list.
+fn sources(list: &str, destination: IpAddr, ports: u16) -> Result<Vec<IpAddr>, String> {
+    let mut seen = HashSet::new();
+    let mut addresses = Vec::new();
+    for item in list.split(',') {
+        for address in source_range(item.trim())? {
+            if address.is_ipv4() != destination.is_ipv4() {
+                return Err(format!(
+                    "--source {address} and the destination {destination} are of different \
+                     families: give sources of the destination's family"
+                ));
+            }
+            if seen.insert(address) {
+                addresses.push(address);
+            }
+            if addresses.len() > SOURCES_MAX {
+                return Err(format!(
+                    "--source names more than {} addresses: give fewer",
+                    format_count(SOURCES_MAX as u64)
+                ));
+            }
+        }
+    }
+    if addresses.len() * usize::from(ports) > PAIRS_MAX {
+        return Err(format!(
+            "{} sources x {ports} ports are more than {} pairs: give fewer of either",
+            format_count(addresses.len() as u64),
+            format_count(PAIRS_MAX as u64)
+        ));
+    }
+    Ok(addresses)
+}
+
+/// The addresses of one item: `a`, `a-b` or `a/bits`, the latter without network and broadcast address.
+fn source_range(item: &str) -> Result<IpAddrRange, String> {
+    let wrong = || {
+        format!(
+            "--source {item:?} is no address: write 127.0.0.2, 127.0.0.2-127.0.0.9 or \
+             127.1.0.0/24, separated by commas"
+        )
+    };
+    if item.contains('/') {
+        return Ok(item.parse::<IpNet>().map_err(|_| wrong())?.hosts());
+    }
+    let (first, last) = item.split_once('-').unwrap_or((item, item));
+    match (first.trim().parse(), last.trim().parse()) {
+        (Ok(IpAddr::V4(first)), Ok(IpAddr::V4(last))) if first <= last => {
+            Ok(IpAddrRange::V4(Ipv4AddrRange::new(first, last)))
+        }
+        (Ok(IpAddr::V6(first)), Ok(IpAddr::V6(last))) if first <= last => {
+            Ok(IpAddrRange::V6(Ipv6AddrRange::new(first, last)))
+        }
+        _ => Err(wrong()),
+    }
+}
+
+/// What clap tells in several lines becomes one.
+fn no_run(error: &clap::Error) -> NoRun {
+    let text = error.render().to_string();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return NoRun::Told(text);
+    }
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let line = lines.join(" ");
+    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    NoRun::Wrong(format!("{line}; c1000k-client --help tells the usage"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(line: &str) -> Result<Arguments, NoRun> {
+        parse(format!("c1000k-client {line}").split_whitespace().map(OsString::from))
+    }
+
+    fn wrong(line: &str) -> String {
+        match of(line) {
+            Err(NoRun::Wrong(message)) => message,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn address_and_port_are_the_whole_of_the_common_case() {
+        let arguments = of("192.0.2.1 9900").unwrap();
+        assert_eq!(
+            arguments,
+            Arguments {
+                destination: "192.0.2.1:9900".parse().unwrap(),
+                ports: 100,
+                connections: None,
+                sources: vec![],
+                rate_per_second: None,
+                in_flight_max: 1_024,
+                connect_timeout: Duration::from_secs(10),
+                hold: Duration::from_secs(5),
+                verify: true,
+                json: None,
+                check: false,
+            }
+        );
+        assert_eq!(of("::1 9900 --ports 2 -c 10k").unwrap().in_flight_max, 128);
+        assert_eq!(of("::1 65535 --ports 1 -c 1M").unwrap().connections, Some(1_000_000));
+    }
+
+    #[test]
+    fn wrong_usage_is_one_line_with_reason_and_remedy() {
+        for (line, part) in [
+            ("", "<IP> <FIRST_PORT>"),
+            ("127.0.0.1", "<FIRST_PORT>"),
+            ("localhost 9900", "getent hosts"),
+            ("127.0.0.1 0", "1 to 65535"),
+            ("127.0.0.1 70000", "1 to 65535"),
+            ("127.0.0.1 65500", "--ports 36 at the most"),
+            ("127.0.0.1 1 --ports 70000", "past port 65535"),
+            ("127.0.0.1 9900 --ports 0", "at least 1"),
+            ("127.0.0.1 9900 -c 0", "at least 1"),
+            ("127.0.0.1 9900 -c many", "10k"),
+            ("127.0.0.1 9900 --rate 0", "at least 1"),
+            ("127.0.0.1 9900 --in-flight 0", "at least 1"),
+            ("127.0.0.1 9900 --hold 5", "500ms"),
+            ("127.0.0.1 9900 --hold 9000h", "24h"),
+            ("127.0.0.1 9900 --connect-timeout 0s", "below 1ms"),
+            ("127.0.0.1 9900 --source ::1", "families"),
+            ("127.0.0.1 9900 --source 127.0.0.9-127.0.0.2", "127.1.0.0/24"),
+            ("127.0.0.1 9900 --source 127.0.0.0/8", "more than 65,536 addresses"),
+            ("127.0.0.1 9900 --source 127.0.0.1,,127.0.0.2", "no address"),
+            ("127.0.0.1 9900 --source 127.0.0.0/16", "pairs"),
+            ("127.0.0.1 9900 --frobnicate", "--frobnicate"),
+            ("127.0.0.1 9900 9901", "9901"),
+        ] {
+            let message = wrong(line);
+            assert!(message.contains(part), "{line}: {message}");
+            assert_eq!(message.lines().count(), 1, "{line}: {message}");
+        }
+    }
+
+    #[test]
+    fn help_and_version_are_no_error() {
+        assert!(matches!(of("--help"), Err(NoRun::Told(text)) if text.contains("--connections")));
+        assert!(matches!(of("--version"), Err(NoRun::Told(_))));
+    }
+
+    #[test]
+    fn a_check_needs_no_destination() {
+        assert!(of("--check -c 10k").unwrap().check);
+    }
+
+    #[test]
+    fn sources_are_named_once_each_in_their_order() {
+        let found =
+            of("127.0.0.1 9900 --source 127.0.0.7,127.0.0.2-127.0.0.4,127.0.0.4/30").unwrap();
+        let expected: Vec<IpAddr> = [7, 2, 3, 4, 5, 6].map(|last| [127, 0, 0, last].into()).into();
+        assert_eq!(found.sources, expected);
+        let found = of("::1 9900 --source fd00::1-fd00::3").unwrap();
+        assert_eq!(found.sources.len(), 3);
+    }
+}

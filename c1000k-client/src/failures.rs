@@ -1,0 +1,165 @@
+//! What can go wrong with a connect: counted by errno, sorted by what it means, tried again a bounded number of times.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+/// Further attempts after the first, where a failure may pass by itself.
+pub(crate) const RETRIES_MAX: u8 = 3;
+
+/// The pause before the first further attempt; it doubles for each one after it.
+const BACKOFF: Duration = Duration::from_millis(100);
+
+/// The name that counts an end of the stream before the echo: there is no errno for it.
+pub(crate) const EOF: &str = "EOF";
+
+/// Failed attempts by errno.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Failures(BTreeMap<String, u64>);
+
+impl Failures {
+    pub(crate) fn count(&mut self, name: &str) {
+        match self.0.get_mut(name) {
+            Some(count) => *count += 1,
+            None => _ = self.0.insert(name.to_owned(), 1),
+        }
+    }
+
+    pub(crate) fn count_errno(&mut self, errno: Errno) {
+        self.count(&format!("{errno:?}"));
+    }
+
+    pub(crate) fn by_name(&self) -> &BTreeMap<String, u64> {
+        &self.0
+    }
+}
+
+/// What a failed attempt means for the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meaning {
+    /// Descriptors of this process or of the system have run out.
+    NoDescriptor,
+    /// The kernel has no memory for another socket.
+    NoMemory,
+    /// Epoll watches of this user have run out.
+    NoWatch,
+    /// The pair of source and destination has no local port left.
+    NoLocalPort,
+    /// Nothing listens on this port.
+    NobodyListens,
+    /// The server took the connection and dropped it before its echo.
+    TurnedAway,
+    /// It may pass by itself.
+    Transient,
+    /// It will be the same the next time.
+    Final,
+}
+
+/// What an errno of a connect, or of a connection before its echo, means.
+pub(crate) fn meaning(errno: Errno) -> Meaning {
+    match errno {
+        Errno::EMFILE | Errno::ENFILE => Meaning::NoDescriptor,
+        Errno::ENOBUFS | Errno::ENOMEM => Meaning::NoMemory,
+        Errno::ENOSPC => Meaning::NoWatch,
+        Errno::EADDRNOTAVAIL => Meaning::NoLocalPort,
+        Errno::ECONNREFUSED => Meaning::NobodyListens,
+        Errno::ECONNRESET | Errno::ECONNABORTED | Errno::EPIPE => Meaning::TurnedAway,
+        Errno::ETIMEDOUT
+        | Errno::EAGAIN
+        | Errno::EINTR
+        | Errno::ENETUNREACH
+        | Errno::EHOSTUNREACH
+        | Errno::ENETDOWN
+        | Errno::EHOSTDOWN
+        | Errno::ENONET => Meaning::Transient,
+        _ => Meaning::Final,
+    }
+}
+
+/// Connections that wait for their next attempt.
+#[derive(Debug, Default)]
+pub(crate) struct Retries {
+    /// One queue for each length of pause, so each is in order of time by itself.
+    queues: [VecDeque<(Instant, u32)>; RETRIES_MAX as usize],
+}
+
+impl Retries {
+    /// The connection has failed after `retries` further attempts; says whether it gets another one.
+    pub(crate) fn push(&mut self, now: Instant, number: u32, retries: u8) -> bool {
+        let Some(queue) = self.queues.get_mut(usize::from(retries)) else { return false };
+        queue.push_back((now + BACKOFF * (1 << retries), number));
+        true
+    }
+
+    /// A connection whose pause is over, and which of its further attempts this is.
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(u32, u8)> {
+        let is_due =
+            |queue: &VecDeque<(Instant, u32)>| queue.front().is_some_and(|&(due, _)| due <= now);
+        let index = self.queues.iter().position(is_due)?;
+        let (_, number) = self.queues[index].pop_front()?;
+        Some((number, index as u8 + 1))
+    }
+
+    /// When the next pause is over.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.queues.iter().filter_map(|queue| queue.front()).map(|&(due, _)| due).min()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.queues.iter().map(VecDeque::len).sum()
+    }
+
+    /// Lets go of all of them; says how many there were.
+    pub(crate) fn give_up(&mut self) -> usize {
+        let count = self.len();
+        *self = Self::default();
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_counted_under_the_names_of_errno() {
+        let mut failures = Failures::default();
+        failures.count_errno(Errno::ECONNREFUSED);
+        failures.count_errno(Errno::ECONNREFUSED);
+        failures.count(EOF);
+        let counted: Vec<_> =
+            failures.by_name().iter().map(|(name, &n)| (name.as_str(), n)).collect();
+        assert_eq!(counted, [("ECONNREFUSED", 2), ("EOF", 1)]);
+    }
+
+    #[test]
+    fn a_timeout_passes_and_a_refusal_does_not() {
+        assert_eq!(meaning(Errno::ETIMEDOUT), Meaning::Transient);
+        assert_eq!(meaning(Errno::EAGAIN), Meaning::Transient);
+        assert_eq!(meaning(Errno::ECONNREFUSED), Meaning::NobodyListens);
+        assert_eq!(meaning(Errno::ECONNRESET), Meaning::TurnedAway);
+        assert_eq!(meaning(Errno::EACCES), Meaning::Final);
+        assert_eq!(meaning(Errno::EMFILE), Meaning::NoDescriptor);
+    }
+
+    #[test]
+    fn each_connection_gets_three_further_attempts_with_growing_pauses() {
+        let start = Instant::now();
+        let mut retries = Retries::default();
+        let mut now = start;
+        let mut pauses = vec![];
+        let mut attempt = 0;
+        while retries.push(now, 7, attempt) {
+            assert_eq!(retries.pop_due(now), None);
+            let due = retries.next_due().unwrap();
+            pauses.push((due - now).as_millis());
+            now = due;
+            let (number, next) = retries.pop_due(now).unwrap();
+            assert_eq!((number, next), (7, attempt + 1));
+            attempt = next;
+        }
+        assert_eq!(pauses, [100, 200, 400]);
+        assert_eq!((attempt, retries.len()), (RETRIES_MAX, 0));
+    }
+}

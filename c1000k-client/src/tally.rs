@@ -1,0 +1,158 @@
+//! What a run has counted.
+
+use std::time::{Duration, Instant};
+
+use c1000k_report::Series;
+use c1000k_report::record::{LatencyUs, RampPoint};
+use hdrhistogram::Histogram;
+use nix::errno::Errno;
+
+use crate::failures::Failures;
+
+/// Why no more connections were opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Descriptors ran out.
+    Descriptors(Errno),
+    /// The kernel had no memory for more sockets.
+    Memory(Errno),
+    /// Epoll watches ran out.
+    Watches,
+    /// No pair of source and destination port had a local port left.
+    Ports,
+    /// The server dropped one connection after the other before its echo.
+    ServerFull,
+    /// Connections opened, and nothing came back.
+    ServerSilent,
+    /// Other bytes came back than were sent.
+    NotAnEcho,
+    /// Nothing listened, on any port.
+    NothingListens,
+    /// Nothing listened any more, or most of what was held has gone.
+    ServerGone,
+    /// Connects were not answered, or failed in a way that does not pass.
+    Network(Errno),
+    /// A signal ended the run early.
+    Interrupted,
+}
+
+/// Counters and clocks of one run.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    /// Connects started.
+    pub(crate) attempted: u64,
+    /// Connections held now.
+    pub(crate) held: u64,
+    /// The most connections held at once.
+    pub(crate) peak: u64,
+    /// Connections given up for good.
+    pub(crate) failed: u64,
+    /// Connections held once and then gone before the end.
+    pub(crate) lost: u64,
+    /// Failed attempts by errno.
+    pub(crate) failures: Failures,
+    /// Attempts after the first.
+    pub(crate) retried: u64,
+    /// Connections that the server dropped before their echo.
+    pub(crate) turned_away: u64,
+    /// Connections that were open for a whole connect time-out without their echo.
+    pub(crate) unanswered: u64,
+    /// Proven connections by pass.
+    pub(crate) verified_passes: Vec<u64>,
+    /// How long each pass took.
+    pub(crate) verify_seconds: Vec<f64>,
+    /// Why no more were opened.
+    pub(crate) stop: Option<Stop>,
+    /// When the first connect was started.
+    pub(crate) started: Instant,
+    /// From the first connect to the last connection held.
+    pub(crate) ramp: Duration,
+    /// How long they were held.
+    pub(crate) hold: Duration,
+    /// Ports on which nothing listened.
+    pub(crate) closed_ports: Vec<u16>,
+    latency_us: Histogram<u64>,
+    series: Series<RampPoint>,
+}
+
+impl Tally {
+    /// Starts the clock; `None` never happens with these bounds of the histogram.
+    pub(crate) fn new(now: Instant, verify: bool) -> Option<Self> {
+        // To three digits from a microsecond to a day.
+        let latency_us = Histogram::new_with_bounds(1, 24 * 3_600 * 1_000_000, 3).ok()?;
+        Some(Self {
+            attempted: 0,
+            held: 0,
+            peak: 0,
+            failed: 0,
+            lost: 0,
+            failures: Failures::default(),
+            retried: 0,
+            turned_away: 0,
+            unanswered: 0,
+            verified_passes: if verify { vec![0] } else { vec![] },
+            verify_seconds: vec![],
+            stop: None,
+            started: now,
+            ramp: Duration::ZERO,
+            hold: Duration::ZERO,
+            closed_ports: vec![],
+            latency_us,
+            series: Series::new(),
+        })
+    }
+
+    /// One more connection is held; says whether there were never as many.
+    pub(crate) fn hold_one(&mut self, now: Instant) -> bool {
+        self.held += 1;
+        self.ramp = now.duration_since(self.started);
+        let is_peak = self.held > self.peak;
+        self.peak = self.peak.max(self.held);
+        is_peak
+    }
+
+    /// One that was held has gone.
+    pub(crate) fn lose_one(&mut self) {
+        self.held -= 1;
+        self.lost += 1;
+    }
+
+    /// Whether most of what was held has gone.
+    pub(crate) fn has_lost_most(&self) -> bool {
+        self.lost > 0 && self.lost * 2 >= self.peak
+    }
+
+    pub(crate) fn record_latency(&mut self, latency: Duration) {
+        self.latency_us.saturating_record(latency.as_micros() as u64);
+    }
+
+    /// Percentiles of the time from a connect to its connection.
+    pub(crate) fn latency(&self) -> LatencyUs {
+        if self.latency_us.is_empty() {
+            return LatencyUs::default();
+        }
+        let at = |quantile| Some(self.latency_us.value_at_quantile(quantile));
+        LatencyUs {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: Some(self.latency_us.max()),
+        }
+    }
+
+    /// Adds a point to the ramp's series.
+    pub(crate) fn sample(&mut self, now: Instant) {
+        let seconds = now.duration_since(self.started).as_secs_f64();
+        self.series.push(RampPoint { seconds, established: self.held });
+    }
+
+    pub(crate) fn ramp_series(&self) -> Vec<RampPoint> {
+        self.series.clone().into_points()
+    }
+
+    /// Proven connections of the last pass; `None` where no proof was asked for.
+    pub(crate) fn verified(&self) -> Option<u64> {
+        self.verified_passes.last().copied()
+    }
+}

@@ -1,0 +1,291 @@
+//! What a run has shown: reached or short, what capped it, and what to do about it.
+
+use std::net::SocketAddr;
+
+use c1000k_host::quantity::format_count;
+use c1000k_report::record::{Limit, Verdict};
+
+use crate::tally::{Stop, Tally};
+use crate::target::Aim;
+
+/// The judgement on a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Judgement {
+    /// What was to be reached, as far as limits and server allowed where nothing was asked for.
+    pub(crate) target: u64,
+    pub(crate) verdict: Verdict,
+    pub(crate) limit: Option<Limit>,
+    /// What capped the run and what to do about it, in one line.
+    pub(crate) detail: Option<String>,
+}
+
+/// Whom the run was about, for the sentences.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Destination {
+    pub(crate) first: SocketAddr,
+    pub(crate) ports: u16,
+}
+
+impl std::fmt::Display for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.first)?;
+        match self.ports {
+            1 => Ok(()),
+            ports => write!(f, "-{}", self.first.port() + (ports - 1)),
+        }
+    }
+}
+
+/// Judges a run that has ended.
+pub(crate) fn judge(aim: &Aim, tally: &Tally, to: Destination) -> Judgement {
+    let (limit, detail) = cap(aim, tally, to).unzip();
+    let target = match tally.stop {
+        Some(stop) if !aim.is_asked && is_limit(stop) && tally.peak > 0 => tally.peak,
+        _ => aim.target,
+    };
+    let is_reached = tally.peak >= target
+        && target > 0
+        && tally.lost == 0
+        && tally.stop != Some(Stop::Interrupted)
+        && is_proven(tally, target);
+    let verdict = if is_reached { Verdict::Reached } else { Verdict::Short };
+    Judgement { target, verdict, limit, detail }
+}
+
+/// Whether each pass that was asked for has proven all of them.
+fn is_proven(tally: &Tally, target: u64) -> bool {
+    let passes = &tally.verified_passes;
+    passes.is_empty() || (passes.len() == 2 && passes.iter().all(|&proven| proven >= target))
+}
+
+/// Whether it is a limit that lowers a target which nobody asked for, and not a fault.
+fn is_limit(stop: Stop) -> bool {
+    match stop {
+        Stop::Descriptors(_) | Stop::Memory(_) | Stop::Watches | Stop::Ports | Stop::ServerFull => {
+            true
+        }
+        Stop::ServerSilent
+        | Stop::NotAnEcho
+        | Stop::NothingListens
+        | Stop::ServerGone
+        | Stop::Network(_)
+        | Stop::Interrupted => false,
+    }
+}
+
+fn cap(aim: &Aim, tally: &Tally, to: Destination) -> Option<(Limit, String)> {
+    let stop = match tally.stop {
+        Some(stop @ (Stop::Interrupted | Stop::ServerSilent)) => Some(stop),
+        _ if tally.has_lost_most() => Some(Stop::ServerGone),
+        stop => stop,
+    };
+    if let Some(stop) = stop {
+        return Some((limit_of(stop), sentence(stop, tally, to)));
+    }
+    if tally.peak < u64::from(aim.goal) && tally.failed > 0 {
+        return Some(failed(tally));
+    }
+    let lowered = aim.cap.as_ref()?;
+    Some((lowered.limit, lowered.detail.clone()))
+}
+
+fn limit_of(stop: Stop) -> Limit {
+    match stop {
+        Stop::Descriptors(_) => Limit::Descriptors,
+        Stop::Memory(_) => Limit::Memory,
+        Stop::Watches => Limit::Watches,
+        Stop::Ports => Limit::Ports,
+        Stop::ServerFull
+        | Stop::ServerSilent
+        | Stop::NotAnEcho
+        | Stop::NothingListens
+        | Stop::ServerGone => Limit::Server,
+        Stop::Network(_) => Limit::Network,
+        Stop::Interrupted => Limit::Interrupted,
+    }
+}
+
+fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
+    let held = format_count(tally.peak);
+    match stop {
+        Stop::Descriptors(errno) => format!(
+            "descriptors ran out at {held} connections ({errno:?}); to go further: \
+             raise ulimit -n, or fs.file-max where the whole system is short of them"
+        ),
+        Stop::Memory(errno) => format!(
+            "the kernel has no memory for more sockets than {held} ({errno:?}); to go further: \
+             add memory, or raise net.ipv4.tcp_mem or the cgroup's limit"
+        ),
+        Stop::Watches => format!(
+            "epoll watches ran out at {held} connections (ENOSPC); to go further: \
+             raise fs.epoll.max_user_watches"
+        ),
+        Stop::Ports => format!(
+            "local ports ran out at {held} connections (EADDRNOTAVAIL); to go further: \
+             more source addresses (--source), more ports (--ports), or a wider \
+             net.ipv4.ip_local_port_range"
+        ),
+        Stop::ServerFull if tally.peak == 0 => format!(
+            "the server on {to} drops every connection before its echo: it is full, or no echo \
+             server (--no-verify skips the echo)"
+        ),
+        Stop::ServerFull => format!(
+            "the server was the cap: it dropped every connection past {held}; to go further: \
+             raise its limit (ulimit -n, --max-connections) where it runs"
+        ),
+        Stop::ServerSilent if tally.peak == 0 => format!(
+            "the server on {to} takes connections and answers none: it hangs, or is no echo \
+             server (--no-verify skips the echo)"
+        ),
+        Stop::ServerSilent => format!(
+            "the server stopped answering at {held} connections; look at its log and its memory"
+        ),
+        Stop::NotAnEcho => format!(
+            "the server on {to} sends other bytes back than it got: it is no echo server; \
+             --no-verify skips the echo"
+        ),
+        Stop::NothingListens => format!(
+            "nothing listens on {to}: start c1000k-server there first, or give the port and \
+             --ports of a server that runs"
+        ),
+        Stop::ServerGone => format!(
+            "the server went away: {} of {held} connections lost; look at its log, and whether \
+             it was killed for want of memory",
+            format_count(tally.lost)
+        ),
+        Stop::Network(errno) if tally.peak == 0 => format!(
+            "no connection to {to} came about ({errno:?}): look at the address, the route and \
+             firewalls on the way"
+        ),
+        Stop::Network(errno) => format!(
+            "the network gave no more than {held} connections ({errno:?}): look at the route, \
+             firewalls and nf_conntrack_max on the way"
+        ),
+        Stop::Interrupted => {
+            format!(
+                "a signal ended the run early, with {} connections held",
+                format_count(tally.held)
+            )
+        }
+    }
+}
+
+/// Some were given up, one by one.
+fn failed(tally: &Tally) -> (Limit, String) {
+    let limit = if tally.unanswered > 0 { Limit::Server } else { Limit::Network };
+    let names: Vec<String> = tally
+        .failures
+        .by_name()
+        .iter()
+        .map(|(name, &count)| format!("{name} {}", format_count(count)))
+        .collect();
+    let detail = format!(
+        "{} connections were given up ({}); a longer --connect-timeout or fewer --in-flight may \
+         help",
+        format_count(tally.failed),
+        names.join(", ")
+    );
+    (limit, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::target::Lowered;
+
+    fn to() -> Destination {
+        Destination { first: "127.0.0.1:9900".parse().unwrap(), ports: 100 }
+    }
+
+    fn asked(target: u64) -> Aim {
+        Aim { is_asked: true, target, goal: target as u32, cap: None }
+    }
+
+    fn left_out(target: u64) -> Aim {
+        let cap = Lowered { limit: Limit::Descriptors, detail: "19 of 1,000".to_owned() };
+        Aim { is_asked: false, target, goal: target as u32, cap: Some(cap) }
+    }
+
+    fn tally(count: u64) -> Tally {
+        let mut tally = Tally::new(Instant::now(), true).unwrap();
+        (tally.attempted, tally.peak, tally.held) = (count, count, count);
+        tally.verified_passes = vec![count, count];
+        tally
+    }
+
+    #[test]
+    fn all_held_and_proven_twice_is_reached() {
+        let judgement = judge(&asked(10), &tally(10), to());
+        assert_eq!((judgement.verdict, judgement.limit), (Verdict::Reached, None));
+    }
+
+    #[test]
+    fn a_lowered_target_that_is_reached_names_its_cap() {
+        let judgement = judge(&left_out(10), &tally(10), to());
+        assert_eq!(judgement.verdict, Verdict::Reached);
+        assert_eq!(judgement.limit, Some(Limit::Descriptors));
+    }
+
+    #[test]
+    fn one_that_is_lost_unproven_or_missing_is_short() {
+        let mut lost = tally(10);
+        lost.lost = 1;
+        let mut unproven = tally(10);
+        unproven.verified_passes = vec![10, 9];
+        let mut once = tally(10);
+        once.verified_passes = vec![10];
+        for tally in [lost, unproven, once, tally(9)] {
+            assert_eq!(judge(&asked(10), &tally, to()).verdict, Verdict::Short, "{tally:?}");
+        }
+    }
+
+    #[test]
+    fn a_full_server_lowers_a_target_that_nobody_asked_for() {
+        let mut full = tally(7);
+        full.stop = Some(Stop::ServerFull);
+        let judgement = judge(&left_out(10), &full, to());
+        assert_eq!((judgement.target, judgement.verdict), (7, Verdict::Reached));
+        assert_eq!(judgement.limit, Some(Limit::Server));
+        let judgement = judge(&asked(10), &full, to());
+        assert_eq!((judgement.target, judgement.verdict), (10, Verdict::Short));
+        assert!(judgement.detail.unwrap().contains("the server was the cap"));
+    }
+
+    #[test]
+    fn a_server_that_is_full_before_the_first_is_no_success() {
+        let mut full = tally(0);
+        full.stop = Some(Stop::ServerFull);
+        assert_eq!(judge(&left_out(10), &full, to()).verdict, Verdict::Short);
+    }
+
+    #[test]
+    fn most_of_them_lost_is_the_servers_end_whatever_came_first() {
+        for stop in [None, Some(Stop::ServerFull), Some(Stop::ServerGone)] {
+            let mut gone = tally(10);
+            (gone.held, gone.lost, gone.stop) = (0, 10, stop);
+            let judgement = judge(&left_out(10), &gone, to());
+            assert_eq!((judgement.verdict, judgement.limit), (Verdict::Short, Some(Limit::Server)));
+            assert!(judgement.detail.unwrap().contains("10 of 10 connections lost"));
+        }
+    }
+
+    #[test]
+    fn a_signal_is_never_a_success() {
+        let mut cut = tally(10);
+        cut.stop = Some(Stop::Interrupted);
+        let judgement = judge(&asked(10), &cut, to());
+        assert_eq!(
+            (judgement.verdict, judgement.limit),
+            (Verdict::Short, Some(Limit::Interrupted))
+        );
+    }
+
+    #[test]
+    fn a_destination_tells_its_ports() {
+        assert_eq!(to().to_string(), "127.0.0.1:9900-9999");
+        let one = Destination { first: "[::1]:80".parse().unwrap(), ports: 1 };
+        assert_eq!(one.to_string(), "[::1]:80");
+    }
+}
