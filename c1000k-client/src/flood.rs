@@ -247,7 +247,9 @@ impl<'a> Flood<'a> {
     fn begin_teardown(&mut self, cx: &mut Context<Conn>) {
         self.end_stage();
         self.enter(cx, Stage::Teardown);
-        self.progress.begin("closing", &format!("closing {}", format_count(self.tally.held)));
+        if self.tally.held > 0 {
+            self.progress.begin("closing", &format!("closing {}", format_count(self.tally.held)));
+        }
         self.cursor = 0;
         self.abort_slice(cx);
     }
