@@ -92,7 +92,7 @@ impl Meter {
         let own = rss_bytes.map_or_else(|| "?".to_owned(), format::bytes);
         let of_kernel = match (kernel, buffers) {
             (Some(cost), _) => {
-                let each = format::bytes(cost.total_bytes().max(0.0) as u64);
+                let each = format::bytes(cost.slab_bytes().max(0.0) as u64);
                 format!("kernel {} ({each} a socket)", format::bytes(bytes_of(cost)))
             }
             (None, Some(buffers)) => format!("kernel {} in socket buffers", format::bytes(buffers)),
@@ -147,7 +147,7 @@ impl Peak {
     }
 }
 
-/// What the sockets added since the start cost the kernel in all.
+/// What the sockets added since the start cost the kernel in all, queued data aside.
 fn bytes_of(cost: &KernelCost) -> u64 {
-    (cost.total_bytes() * cost.sockets as f64).max(0.0) as u64
+    (cost.slab_bytes() * cost.sockets as f64).max(0.0) as u64
 }

@@ -46,7 +46,7 @@ pub(crate) fn record(
             .and_then(|peak| peak.user_bytes_per_connection(rss_at_start_bytes)),
         kernel_bytes_per_connection: peak
             .as_ref()
-            .and_then(|peak| Some(peak.kernel.as_ref()?.total_bytes())),
+            .and_then(|peak| Some(peak.kernel.as_ref()?.slab_bytes())),
         rss_peak_bytes: usage.and_then(|usage| usage.rss_peak_bytes),
         cpu_user_seconds: usage.map_or(0.0, |usage| usage.cpu_user_seconds),
         cpu_system_seconds: usage.map_or(0.0, |usage| usage.cpu_system_seconds),
