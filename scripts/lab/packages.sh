@@ -27,7 +27,7 @@ packages_need_qemu() {
 }
 
 packages_kernel_version() {
-    KERNEL_VERSION=$(find "$PACKAGES/lib/modules" -mindepth 1 -maxdepth 1 -printf '%f\n' 2>/dev/null | sort -V | tail -n 1)
+    KERNEL_VERSION=$({ find "$PACKAGES/lib/modules" -mindepth 1 -maxdepth 1 -printf '%f\n' 2>/dev/null || true; } | sort -V | tail -n 1)
 }
 
 # The package that Debian's cloud kernel of today is.
