@@ -1,0 +1,416 @@
+//! A recording service, a reactor to run it in, and peers: what all behaviour tests share.
+//!
+//! Every test that uses [`World`] also checks the promises of `Handler`: the service counts each callback against what
+//! may come next on that connection, and the world compares its counts with the reactor's own when it is dropped.
+
+#![allow(dead_code)] // Each test binary uses a part of it.
+#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+use reactor::{
+    CloseReason, Config, Context, Error, Handler, Incoming, ListenOptions, ListenerId, Reactor,
+    Signal, Status, TimerId, Token,
+};
+
+/// Longer than anything takes on a busy machine; only a failure waits so long.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+pub(crate) const LOOPBACK: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// The state of a connection: where it came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Conn {
+    Accepted,
+    Connecting,
+    Connected,
+}
+
+pub(crate) type Cx = Context<Conn>;
+
+/// What a callback was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    Open(Token),
+    Data(Token, Vec<u8>),
+    Eof(Token),
+    Drain(Token),
+    Timeout(Token),
+    Close(Token, Why),
+    AcceptError(ListenerId, String),
+    Timer(TimerId),
+    Wake,
+    Signal(Signal),
+}
+
+/// A `CloseReason` that can be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    Closed,
+    Aborted,
+    Finished,
+    Failed(i32),
+    ConnectFailed(i32),
+    ConnectTimedOut,
+    FlushTimedOut,
+    ShutDown,
+}
+
+impl From<CloseReason> for Why {
+    fn from(reason: CloseReason) -> Self {
+        let errno = |error: Error| error.errno().expect("the system names an errno");
+        match reason {
+            CloseReason::Closed => Why::Closed,
+            CloseReason::Aborted => Why::Aborted,
+            CloseReason::Finished => Why::Finished,
+            CloseReason::Failed(error) => Why::Failed(errno(error)),
+            CloseReason::ConnectFailed(error) => Why::ConnectFailed(errno(error)),
+            CloseReason::ConnectTimedOut => Why::ConnectTimedOut,
+            CloseReason::FlushTimedOut => Why::FlushTimedOut,
+            CloseReason::ShutDown => Why::ShutDown,
+            other => panic!("an unknown reason: {other:?}"),
+        }
+    }
+}
+
+type Script = Box<dyn FnMut(&mut Cx, &Event)>;
+
+/// Records what it is told, holds the reactor to its promises, and then does what the script says.
+pub(crate) struct Service {
+    pub(crate) log: Vec<Event>,
+    pub(crate) refusing: bool,
+    script: Script,
+    phases: HashMap<Token, Phase>,
+    inside: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Open,
+    Ended,
+    Closed,
+}
+
+impl Service {
+    fn new() -> Self {
+        Self {
+            log: Vec::new(),
+            refusing: false,
+            script: Box::new(|_, _| {}),
+            phases: HashMap::new(),
+            inside: false,
+        }
+    }
+
+    fn tell(&mut self, cx: &mut Cx, event: Event) {
+        assert!(!self.inside, "a callback was entered while another ran: {event:?}");
+        self.check(&event);
+        self.inside = true;
+        (self.script)(cx, &event);
+        self.inside = false;
+        self.log.push(event);
+    }
+
+    fn check(&mut self, event: &Event) {
+        let (token, allowed, next): (_, &[_], _) = match event {
+            Event::Open(token) => (token, &[None], Phase::Open),
+            Event::Data(token, bytes) => {
+                assert!(!bytes.is_empty(), "no data is no event");
+                (token, &[Some(Phase::Open)], Phase::Open)
+            }
+            Event::Eof(token) => (token, &[Some(Phase::Open)], Phase::Ended),
+            // These say nothing about the input.
+            Event::Drain(token) | Event::Timeout(token) => {
+                let phase = self.phases.get(token);
+                assert!(matches!(phase, Some(Phase::Open | Phase::Ended)), "{phase:?}: {event:?}");
+                return;
+            }
+            Event::Close(token, Why::ConnectFailed(_) | Why::ConnectTimedOut) => {
+                (token, &[None], Phase::Closed)
+            }
+            // A connect that was closed or cut off before it opened is told by `on_close` alone.
+            Event::Close(token, _) => {
+                (token, &[None, Some(Phase::Open), Some(Phase::Ended)], Phase::Closed)
+            }
+            _ => return,
+        };
+        let phase = self.phases.insert(*token, next);
+        assert!(allowed.contains(&phase), "{event:?} after {phase:?}");
+    }
+
+    pub(crate) fn count(&self, of: impl Fn(&Event) -> bool) -> usize {
+        self.log.iter().filter(|event| of(event)).count()
+    }
+
+    pub(crate) fn opened(&self) -> Vec<Token> {
+        let token = |event: &Event| match event {
+            Event::Open(token) => Some(*token),
+            _ => None,
+        };
+        self.log.iter().filter_map(token).collect()
+    }
+
+    pub(crate) fn closed(&self) -> Vec<(Token, Why)> {
+        let close = |event: &Event| match event {
+            Event::Close(token, why) => Some((*token, *why)),
+            _ => None,
+        };
+        self.log.iter().filter_map(close).collect()
+    }
+
+    pub(crate) fn why(&self, token: Token) -> Option<Why> {
+        self.closed().into_iter().find(|&(other, _)| other == token).map(|(_, why)| why)
+    }
+
+    /// All bytes that arrived on a connection.
+    pub(crate) fn data(&self, token: Token) -> Vec<u8> {
+        let mut all = Vec::new();
+        for event in &self.log {
+            if let Event::Data(other, bytes) = event
+                && *other == token
+            {
+                all.extend_from_slice(bytes);
+            }
+        }
+        all
+    }
+
+    pub(crate) fn saw(&self, event: &Event) -> bool {
+        self.log.contains(event)
+    }
+}
+
+impl Handler for Service {
+    type Conn = Conn;
+
+    fn on_accept(&mut self, _cx: &mut Cx, _incoming: &Incoming<'_>) -> Option<Conn> {
+        assert!(!self.inside);
+        (!self.refusing).then_some(Conn::Accepted)
+    }
+
+    fn on_open(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn) {
+        assert!(cx.conn(token).is_none(), "the state is lent to the callback");
+        assert!(cx.holds(token));
+        if *conn == Conn::Connecting {
+            *conn = Conn::Connected;
+        }
+        self.tell(cx, Event::Open(token));
+    }
+
+    fn on_data(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn, bytes: &[u8]) {
+        assert_ne!(*conn, Conn::Connecting);
+        self.tell(cx, Event::Data(token, bytes.to_vec()));
+    }
+
+    fn on_eof(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
+        self.tell(cx, Event::Eof(token));
+    }
+
+    fn on_drain(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
+        assert_eq!(cx.queued_bytes(token), 0);
+        self.tell(cx, Event::Drain(token));
+    }
+
+    fn on_timeout(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
+        self.tell(cx, Event::Timeout(token));
+    }
+
+    fn on_close(&mut self, cx: &mut Cx, token: Token, conn: Conn, reason: CloseReason) {
+        assert!(!cx.holds(token), "the name is stale in on_close");
+        let opened = self.phases.contains_key(&token);
+        assert_eq!(opened, conn != Conn::Connecting, "a connect that failed gets only on_close");
+        self.tell(cx, Event::Close(token, reason.into()));
+    }
+
+    fn on_accept_error(&mut self, cx: &mut Cx, listener: ListenerId, error: &Error) {
+        self.tell(cx, Event::AcceptError(listener, error.to_string()));
+    }
+
+    fn on_timer(&mut self, cx: &mut Cx, timer: TimerId) {
+        self.tell(cx, Event::Timer(timer));
+    }
+
+    fn on_wake(&mut self, cx: &mut Cx) {
+        self.tell(cx, Event::Wake);
+    }
+
+    fn on_signal(&mut self, cx: &mut Cx, signal: Signal) {
+        self.tell(cx, Event::Signal(signal));
+    }
+}
+
+/// A reactor with its recording service.
+pub(crate) struct World {
+    pub(crate) reactor: Reactor<Conn>,
+    pub(crate) service: Service,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self::with(Config::default())
+    }
+
+    pub(crate) fn with(config: Config) -> Self {
+        Self { reactor: Reactor::new(&config).unwrap(), service: Service::new() }
+    }
+
+    pub(crate) fn cx(&mut self) -> &mut Cx {
+        self.reactor.context()
+    }
+
+    /// From now on, each callback does this.
+    pub(crate) fn script(&mut self, script: impl FnMut(&mut Cx, &Event) + 'static) {
+        self.service.script = Box::new(script);
+    }
+
+    pub(crate) fn listen(&mut self) -> SocketAddr {
+        self.listener().1
+    }
+
+    pub(crate) fn listener(&mut self) -> (ListenerId, SocketAddr) {
+        let listener = self.cx().listen(LOOPBACK, &ListenOptions::default()).unwrap();
+        (listener, self.cx().listener_addr(listener).unwrap())
+    }
+
+    pub(crate) fn turn(&mut self, max_wait: Duration) -> Status {
+        self.reactor.turn(&mut self.service, Some(max_wait)).unwrap()
+    }
+
+    /// Runs until the condition holds.
+    ///
+    /// # Panics
+    /// If that takes longer than [`DEADLINE`].
+    pub(crate) fn until(&mut self, what: &str, mut condition: impl FnMut(&mut Self) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !condition(self) {
+            assert!(
+                Instant::now() < deadline,
+                "{what} did not happen; log: {:?}",
+                self.service.log
+            );
+            let _ = self.turn(Duration::from_millis(20));
+        }
+    }
+
+    /// Runs for this long, whatever happens, and says how often the kernel's wait returned. What is waited for is an
+    /// absence: there is no condition that could end it sooner.
+    pub(crate) fn run_for(&mut self, time: Duration) -> u64 {
+        let before = self.cx().stats().wakeups;
+        let end = Instant::now() + time;
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            let _ = self.turn(left);
+        }
+        self.cx().stats().wakeups - before
+    }
+
+    /// A peer and the reactor's token for it.
+    pub(crate) fn pair(&mut self, address: SocketAddr) -> (TcpStream, Token) {
+        let before = self.service.opened().len();
+        let peer = peer(address);
+        self.until("the accept", |world| world.service.opened().len() > before);
+        (peer, self.service.opened()[before])
+    }
+
+    pub(crate) fn until_closed(&mut self, token: Token) -> Why {
+        self.until("the close", |world| world.service.why(token).is_some());
+        self.service.why(token).unwrap()
+    }
+
+    /// Compares what the service was told with what the reactor counted.
+    fn check(&mut self) {
+        let stats = self.cx().stats();
+        let opened = self.service.opened();
+        let closed_after_open =
+            self.service.closed().iter().filter(|(token, _)| opened.contains(token)).count();
+        assert_eq!(stats.opened, opened.len() as u64);
+        assert_eq!(stats.accepted + stats.connected, stats.opened);
+        assert_eq!(stats.closed, closed_after_open as u64);
+        // Those that are still connecting are held but not open.
+        assert!(stats.open() <= self.cx().connections() as u64, "{stats:?}");
+        if self.cx().connections() == 0 {
+            assert_eq!(stats.queued_bytes, 0, "queues outlive their connections");
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.check();
+        }
+    }
+}
+
+/// A blocking peer whose reads and writes have a deadline.
+pub(crate) fn peer(address: SocketAddr) -> TcpStream {
+    let peer = TcpStream::connect_timeout(&address, DEADLINE).unwrap();
+    peer.set_read_timeout(Some(DEADLINE)).unwrap();
+    peer.set_write_timeout(Some(DEADLINE)).unwrap();
+    peer.set_nodelay(true).unwrap();
+    peer
+}
+
+/// Closes a peer with a reset.
+pub(crate) fn reset(peer: TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&peer, sockopt::Linger, &linger).unwrap();
+    drop(peer);
+}
+
+/// What a peer finds when it reads: everything up to the end, and whether the end was a reset.
+pub(crate) fn read_to_end(peer: &mut TcpStream) -> (Vec<u8>, bool) {
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match peer.read(&mut buffer) {
+            Ok(0) => return (bytes, false),
+            Ok(read) => bytes.extend_from_slice(&buffer[..read]),
+            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => return (bytes, true),
+            Err(error) => panic!("the peer could not read: {error}"),
+        }
+    }
+}
+
+/// Sends and waits for the same bytes, with the world turning in between.
+pub(crate) fn echo_once(world: &mut World, peer: &mut TcpStream, message: &[u8]) {
+    peer.write_all(message).unwrap();
+    let mut answer = vec![0; message.len()];
+    let mut filled = 0;
+    peer.set_nonblocking(true).unwrap();
+    world.until("the echo", |_| {
+        match peer.read(&mut answer[filled..]) {
+            Ok(read) => filled += read,
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+        }
+        filled == message.len()
+    });
+    peer.set_nonblocking(false).unwrap();
+    assert_eq!(answer, message);
+}
+
+/// A script that sends everything back.
+pub(crate) fn echo(cx: &mut Cx, event: &Event) {
+    match event {
+        Event::Data(token, bytes) => {
+            cx.write(*token, bytes).unwrap();
+        }
+        Event::Eof(token) => cx.close(*token),
+        _ => {}
+    }
+}
+
+/// Bytes that show when some are missing or out of order.
+pub(crate) fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|index| (index % 251) as u8 ^ (index / 251) as u8).collect()
+}
+
+/// An address at which nobody listens.
+pub(crate) fn closed_port() -> SocketAddr {
+    std::net::TcpListener::bind(LOOPBACK).unwrap().local_addr().unwrap()
+}

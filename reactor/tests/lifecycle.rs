@@ -1,0 +1,351 @@
+//! Each connection that was kept gets one `on_open`, then exactly one `on_close`, whatever closes it and wherever.
+//! The counting is done by the recording service in `common`, in all tests.
+
+mod common;
+
+use std::cell::RefCell;
+use std::io::Write;
+use std::net::{Shutdown, TcpStream};
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::libc::ECONNRESET;
+use reactor::{Chunk, Config, ConnectOptions, Error, Token, WriteError};
+
+use common::{Conn, Cx, Event, Why, World, echo, peer, read_to_end, reset};
+
+/// A way to end a connection.
+type End = fn(&mut Cx, Token);
+
+/// Ends the connection, more than once, in the callback that `at` picks; then nothing else may come but `on_close`.
+fn end_within(at: fn(&Event) -> Option<Token>, provoke: fn(&mut World, &mut TcpStream)) {
+    let ends: [(End, Why); 2] = [(Cx::close, Why::Closed), (Cx::abort, Why::Aborted)];
+    for (end, why) in ends {
+        let mut world = World::new();
+        world.script(move |cx, event| {
+            if let Some(token) = at(event) {
+                end(cx, token);
+                end(cx, token);
+                cx.close(token);
+                cx.abort(token);
+                assert!(cx.holds(token), "the name holds until on_close");
+                assert_eq!(cx.write(token, b"too late"), Err(WriteError::Closed));
+            } else if let Event::Open(token) = *event {
+                cx.set_timeout(token, Duration::from_millis(1));
+            }
+        });
+        let address = world.listen();
+        let mut peer = peer(address);
+        provoke(&mut world, &mut peer);
+        world.until("the close", |world| !world.service.closed().is_empty());
+        let token = world.service.opened()[0];
+        assert_eq!(world.service.closed(), [(token, why)]);
+        world.run_for(Duration::from_millis(10));
+        assert!(matches!(world.service.log.last(), Some(Event::Close(..))));
+        assert_eq!(world.cx().connections(), 0);
+        assert!(read_to_end(&mut peer).1, "abort came last, so the peer sees a reset");
+    }
+}
+
+#[test]
+fn closing_within_on_open() {
+    end_within(
+        |event| match event {
+            Event::Open(token) => Some(*token),
+            _ => None,
+        },
+        |_, peer| peer.write_all(b"never read").unwrap(),
+    );
+}
+
+#[test]
+fn closing_within_on_data() {
+    end_within(
+        |event| match event {
+            Event::Data(token, _) => Some(*token),
+            _ => None,
+        },
+        |_, peer| peer.write_all(b"hello").unwrap(),
+    );
+}
+
+#[test]
+fn closing_within_on_eof() {
+    end_within(
+        |event| match event {
+            Event::Eof(token) => Some(*token),
+            _ => None,
+        },
+        |_, peer| peer.shutdown(Shutdown::Write).unwrap(),
+    );
+}
+
+#[test]
+fn closing_within_on_timeout() {
+    end_within(
+        |event| match event {
+            Event::Timeout(token) => Some(*token),
+            _ => None,
+        },
+        |_, _| {},
+    );
+}
+
+#[test]
+fn closing_within_on_drain() {
+    end_within(
+        |event| match event {
+            Event::Drain(token) => Some(*token),
+            _ => None,
+        },
+        |world, peer| {
+            world.until("the open", |world| !world.service.opened().is_empty());
+            let token = world.service.opened()[0];
+            world.cx().clear_timeout(token);
+            while world.cx().queued_bytes(token) == 0 {
+                world.cx().write(token, &[7; 64 * 1024]).unwrap();
+            }
+            let mut sink = vec![0; 1 << 20];
+            world.until("the drain", |world| {
+                let _ = std::io::Read::read(peer, &mut sink).unwrap();
+                world.cx().queued_bytes(token) == 0
+            });
+        },
+    );
+}
+
+#[test]
+fn a_reset_by_the_peer_ends_in_on_close_with_its_errno() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (peer, token) = world.pair(address);
+    reset(peer);
+    assert_eq!(world.until_closed(token), Why::Failed(ECONNRESET));
+}
+
+#[test]
+fn a_reset_that_comes_with_data_loses_the_connection_and_nothing_else() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (mut bystander, other) = world.pair(address);
+    let (mut peer, token) = world.pair(address);
+    peer.write_all(b"last words").unwrap();
+    reset(peer);
+    bystander.write_all(b"still here").unwrap();
+    assert_eq!(world.until_closed(token), Why::Failed(ECONNRESET));
+    world.until("the bystander", |world| world.service.data(other) == b"still here");
+}
+
+#[test]
+fn a_peer_that_finishes_is_told_once_and_what_it_sent_before_comes_first() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    peer.write_all(b"all there is").unwrap();
+    peer.shutdown(Shutdown::Write).unwrap();
+    world.until("the end", |world| world.service.saw(&Event::Eof(token)));
+    assert_eq!(world.service.data(token), b"all there is");
+    let wakeups = world.run_for(Duration::from_millis(100));
+    assert!(wakeups <= 3, "an end that is known wakes nobody: {wakeups}");
+    assert!(world.cx().holds(token), "the script does not close");
+}
+
+#[test]
+fn another_connection_can_be_closed_within_a_callback() {
+    let ends: [(End, Why); 2] = [(Cx::close, Why::Closed), (Cx::abort, Why::Aborted)];
+    for (end, why) in ends {
+        let mut world = World::new();
+        let address = world.listen();
+        let (mut first, first_token) = world.pair(address);
+        let (mut second, second_token) = world.pair(address);
+        world.script(move |cx, event| {
+            if let Event::Data(token, _) = *event {
+                let other = if token == first_token { second_token } else { first_token };
+                assert_eq!(cx.conn(other), Some(&Conn::Accepted));
+                end(cx, other);
+                assert!(cx.holds(other));
+            }
+        });
+        // Both have an event in the same turn: the one that is served first closes the other.
+        first.write_all(b"me").unwrap();
+        second.write_all(b"me too").unwrap();
+        world.until("one close", |world| !world.service.closed().is_empty());
+        world.run_for(Duration::from_millis(10));
+        assert_eq!(world.service.closed().len(), 1, "the event of the closed one is dropped");
+        assert_eq!(world.service.closed()[0].1, why);
+        assert_eq!(world.cx().stats().stale_events, 1);
+        assert_eq!(world.service.count(|event| matches!(event, Event::Data(..))), 1);
+    }
+}
+
+#[test]
+fn on_close_can_open_and_close_others() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (_first, first) = world.pair(address);
+    let (_second, second) = world.pair(address);
+    let connected = Rc::new(RefCell::new(None));
+    let seen = connected.clone();
+    world.script(move |cx, event| match *event {
+        Event::Close(token, _) if token == first => {
+            cx.abort(second);
+            let options = ConnectOptions::default();
+            *seen.borrow_mut() = Some(cx.connect(address, &options, Conn::Connecting).unwrap());
+        }
+        _ => {}
+    });
+    world.cx().close(first);
+    world.until("both ends", |world| {
+        connected.borrow().is_some_and(|token| world.service.saw(&Event::Open(token)))
+            && world.service.opened().len() == 4
+    });
+    assert_eq!(world.service.closed(), [(first, Why::Closed), (second, Why::Aborted)]);
+}
+
+#[test]
+fn closing_between_turns_is_told_in_the_next_one() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    world.cx().close(token);
+    assert!(world.cx().holds(token));
+    assert_eq!(world.service.closed(), []);
+    assert_eq!(world.turn(Duration::ZERO), reactor::Status::Running);
+    assert_eq!(world.service.closed(), [(token, Why::Closed)]);
+}
+
+/// Calls everything that takes a token with one that is stale, and sees that nothing happens.
+fn use_stale(cx: &mut Cx, stale: Token) {
+    assert!(!cx.holds(stale));
+    assert_eq!(cx.conn(stale), None);
+    assert_eq!(cx.conn_mut(stale), None);
+    assert_eq!(cx.queued_bytes(stale), 0);
+    assert!(matches!(cx.peer_addr(stale), Err(Error::Stale)));
+    assert!(matches!(cx.local_addr(stale), Err(Error::Stale)));
+    assert_eq!(cx.write(stale, b"x"), Err(WriteError::Closed));
+    assert_eq!(cx.write(stale, b""), Err(WriteError::Closed));
+    assert_eq!(cx.write_vectored(stale, &[]), Err(WriteError::Closed));
+    assert_eq!(cx.write_chunk(stale, Chunk::Owned(vec![1])), Err(WriteError::Closed));
+    cx.set_timeout(stale, Duration::ZERO);
+    cx.clear_timeout(stale);
+    cx.pause_reads(stale);
+    cx.resume_reads(stale);
+    cx.finish(stale);
+    cx.close(stale);
+    cx.abort(stale);
+}
+
+#[test]
+fn a_stale_token_reaches_nothing_even_when_its_slot_is_used_again() {
+    let mut world = World::new();
+    world.script(echo);
+    let address = world.listen();
+    let (_old_peer, old) = world.pair(address);
+    world.cx().abort(old);
+    world.until_closed(old);
+    use_stale(world.cx(), old);
+
+    let (mut new_peer, new) = world.pair(address);
+    assert_eq!(old.index(), new.index(), "the slot is used again");
+    assert_ne!(old, new);
+    assert_ne!(old.to_bits(), new.to_bits());
+    let armed = world.cx().stats().timers_armed;
+    use_stale(world.cx(), old);
+    assert_eq!(world.cx().stats().timers_armed, armed);
+    let tokens: Vec<_> = world.cx().tokens(0..usize::MAX).collect();
+    assert_eq!(tokens, [new]);
+    common::echo_once(&mut world, &mut new_peer, b"untouched");
+    assert_eq!(world.service.closed().len(), 1);
+}
+
+#[test]
+fn a_stale_token_reaches_nothing_within_callbacks() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (_old_peer, old) = world.pair(address);
+    world.cx().abort(old);
+    world.until_closed(old);
+    world.script(move |cx, event| {
+        use_stale(cx, old);
+        echo(cx, event);
+    });
+    let (mut new_peer, new) = world.pair(address);
+    common::echo_once(&mut world, &mut new_peer, b"untouched");
+    drop(new_peer);
+    assert_eq!(world.until_closed(new), Why::Closed);
+}
+
+#[test]
+fn tokens_survive_their_64_bits() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    assert_eq!(Token::from_bits(token.to_bits()), Some(token));
+}
+
+#[test]
+fn all_connections_can_be_visited_in_slices() {
+    let mut world = World::new();
+    let address = world.listen();
+    let mut pairs: Vec<_> = (0..10).map(|_| world.pair(address)).collect();
+    let (_, gone) = pairs.remove(4);
+    world.cx().abort(gone);
+    world.until_closed(gone);
+    let mut visited = Vec::new();
+    for from in (0..world.cx().slots()).step_by(3) {
+        visited.extend(world.cx().tokens(from..from + 3));
+    }
+    let expected: Vec<_> = pairs.iter().map(|&(_, token)| token).collect();
+    assert_eq!(visited, expected);
+    assert_eq!(world.cx().connections(), 9);
+}
+
+#[test]
+fn random_ends_of_many_connections_keep_every_promise() {
+    const CONNECTIONS: usize = 300;
+    let mut world = World::with(Config { events_per_wait: 7, ..Default::default() });
+    world.script(echo);
+    let address = world.listen();
+    let mut seed: u64 = 99;
+    let mut number = move |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % below
+    };
+    let mut peers: Vec<TcpStream> = Vec::new();
+    let mut made = 0;
+    while made < CONNECTIONS || !peers.is_empty() {
+        if made < CONNECTIONS && number(2) == 0 {
+            peers.push(peer(address));
+            made += 1;
+        } else if !peers.is_empty() {
+            let which = number(peers.len());
+            match number(5) {
+                0 => reset(peers.swap_remove(which)),
+                1 => drop(peers.swap_remove(which)),
+                2 => peers[which].shutdown(Shutdown::Write).unwrap_or(()),
+                3 => {
+                    let _ = peers[which].write_all(b"message");
+                }
+                _ => {
+                    let tokens: Vec<_> = world.cx().tokens(0..usize::MAX).collect();
+                    if !tokens.is_empty() {
+                        let token = tokens[number(tokens.len())];
+                        if number(2) == 0 {
+                            world.cx().close(token)
+                        } else {
+                            world.cx().abort(token)
+                        }
+                    }
+                }
+            }
+        }
+        if number(3) == 0 {
+            let _ = world.turn(Duration::ZERO);
+        }
+    }
+    world.until("all ends", |world| {
+        world.service.opened().len() == CONNECTIONS && world.cx().connections() == 0
+    });
+    assert_eq!(world.service.closed().len(), CONNECTIONS);
+    assert_eq!(world.cx().stats().open(), 0);
+}
