@@ -1,0 +1,264 @@
+//! Listening and accepting: addresses, refusals, pauses and backlogs.
+
+mod common;
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use nix::libc::EADDRINUSE;
+use reactor::{Config, Error, Handler, Incoming, ListenOptions, ListenerId, Reactor};
+
+use common::{Conn, Cx, Event, LOOPBACK, Why, World, echo, echo_once, peer, read_to_end, reset};
+
+#[test]
+fn a_refused_peer_sees_a_reset_and_no_other_callback_follows() {
+    let mut world = World::new();
+    world.service.refusing = true;
+    let address = world.listen();
+    let mut peers: Vec<_> = (0..5).map(|_| peer(address)).collect();
+    world.until("the refusals", |world| world.cx().stats().refused == 5);
+    for peer in &mut peers {
+        assert_eq!(read_to_end(peer), (Vec::new(), true));
+    }
+    assert_eq!(world.service.log, []);
+    assert_eq!(world.cx().connections(), 0);
+    assert_eq!(world.cx().stats().accepted, 0);
+
+    world.service.refusing = false;
+    world.script(echo);
+    let (mut welcome, _) = world.pair(address);
+    echo_once(&mut world, &mut welcome, b"hello");
+}
+
+#[test]
+fn ipv4_and_ipv6_listeners_serve_side_by_side() {
+    let mut world = World::new();
+    world.script(echo);
+    let v6 = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 0);
+    for address in [LOOPBACK, v6] {
+        let listener = world.cx().listen(address, &ListenOptions::default()).unwrap();
+        let address = world.cx().listener_addr(listener).unwrap();
+        let (mut peer, token) = world.pair(address);
+        echo_once(&mut world, &mut peer, b"either way");
+        assert_eq!(world.cx().peer_addr(token).unwrap(), peer.local_addr().unwrap());
+        assert_eq!(world.cx().local_addr(token).unwrap(), address);
+    }
+}
+
+#[test]
+fn an_ipv6_wildcard_takes_ipv4_too_unless_told_otherwise() {
+    let mut world = World::new();
+    let wildcard = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
+    let both = world.cx().listen(wildcard, &ListenOptions::default()).unwrap();
+    let port = world.cx().listener_addr(both).unwrap().port();
+    world.pair(SocketAddr::new(LOOPBACK.ip(), port));
+
+    let options = ListenOptions { only_v6: true, ..Default::default() };
+    let only_v6 = world.cx().listen(wildcard, &options).unwrap();
+    let port = world.cx().listener_addr(only_v6).unwrap().port();
+    world.pair(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port));
+    assert!(TcpStream::connect(SocketAddr::new(LOOPBACK.ip(), port)).is_err());
+}
+
+#[test]
+fn on_accept_knows_the_listener_and_both_addresses() {
+    #[derive(Default)]
+    struct Seen(Vec<(ListenerId, SocketAddr, SocketAddr)>);
+    impl Handler for Seen {
+        type Conn = Conn;
+        fn on_accept(&mut self, _cx: &mut Cx, incoming: &Incoming<'_>) -> Option<Conn> {
+            let addresses = (incoming.peer_addr().unwrap(), incoming.local_addr().unwrap());
+            self.0.push((incoming.listener(), addresses.0, addresses.1));
+            None
+        }
+        fn on_data(&mut self, _: &mut Cx, _: reactor::Token, _: &mut Conn, _: &[u8]) {}
+    }
+    let mut reactor = Reactor::new(&Config::default()).unwrap();
+    let mut seen = Seen::default();
+    let options = ListenOptions::default();
+    let listeners: Vec<_> =
+        (0..3).map(|_| reactor.context().listen(LOOPBACK, &options).unwrap()).collect();
+    for &listener in &listeners {
+        let address = reactor.context().listener_addr(listener).unwrap();
+        let peer = peer(address);
+        while seen.0.last().is_none_or(|last| last.0 != listener) {
+            let _ = reactor.turn(&mut seen, Some(common::DEADLINE)).unwrap();
+        }
+        assert_eq!(seen.0.last(), Some(&(listener, peer.local_addr().unwrap(), address)));
+    }
+}
+
+#[test]
+fn a_port_in_use_is_an_error_that_names_the_call() {
+    let mut world = World::new();
+    let address = world.listen();
+    let error = world.cx().listen(address, &ListenOptions::default()).unwrap_err();
+    assert_eq!(error.errno(), Some(EADDRINUSE));
+    assert!(error.to_string().starts_with("listen: ") || error.to_string().starts_with("bind: "));
+    assert_eq!(world.cx().listeners().count(), 1);
+    world.pair(address);
+}
+
+#[test]
+fn a_port_is_free_again_as_soon_as_its_listener_is_gone() {
+    let mut world = World::new();
+    let (listener, address) = world.listener();
+    let (_peer, token) = world.pair(address);
+    world.cx().unlisten(listener);
+    world.cx().unlisten(listener);
+    assert!(matches!(world.cx().listener_addr(listener), Err(Error::Stale)));
+    assert!(TcpStream::connect(address).is_err());
+    assert!(world.cx().holds(token), "connections stay when their listener goes");
+    world.cx().listen(address, &ListenOptions::default()).unwrap();
+    world.pair(address);
+}
+
+#[test]
+fn two_reactors_can_share_a_port() {
+    let options = ListenOptions { reuse_port: true, ..Default::default() };
+    let (mut first, mut second) = (World::new(), World::new());
+    let listener = first.cx().listen(LOOPBACK, &options).unwrap();
+    let address = first.cx().listener_addr(listener).unwrap();
+    second.cx().listen(address, &options).unwrap();
+    let peers: Vec<_> = (0..64).map(|_| peer(address)).collect();
+    first.until("all of them", |first| {
+        let _ = second.turn(Duration::ZERO);
+        first.cx().connections() + second.cx().connections() == peers.len()
+    });
+    assert!(first.cx().connections() > 0 && second.cx().connections() > 0);
+}
+
+#[test]
+fn a_hundred_listeners_serve_from_one_reactor() {
+    let mut world = World::new();
+    world.script(echo);
+    let addresses: Vec<_> = (0..100).map(|_| world.listen()).collect();
+    assert_eq!(world.cx().listeners().count(), 100);
+    let mut peers: Vec<_> = addresses.iter().map(|&address| peer(address)).collect();
+    world.until("all of them", |world| world.service.opened().len() == 100);
+    for peer in &mut peers {
+        echo_once(&mut world, peer, b"hello");
+    }
+}
+
+#[test]
+fn listeners_have_a_bound() {
+    let mut world = World::with(Config { listeners_max: 2, ..Default::default() });
+    let (first, _) = world.listener();
+    world.listen();
+    let error = world.cx().listen(LOOPBACK, &ListenOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::Full { what: "listeners", limit: 2 }), "{error}");
+    world.cx().unlisten(first);
+    world.listen();
+}
+
+#[test]
+fn more_than_one_wake_takes_are_all_accepted() {
+    let mut world = World::with(Config { accepts_per_wake: 3, ..Default::default() });
+    let address = world.listen();
+    let peers: Vec<_> = (0..50).map(|_| peer(address)).collect();
+    world.until("all of them", |world| world.service.opened().len() == peers.len());
+    assert_eq!(world.cx().stats().accepted, 50);
+    assert!(world.cx().stats().wakeups >= 50 / 3);
+}
+
+#[test]
+fn a_paused_listener_lets_peers_wait_and_does_not_wake() {
+    let mut world = World::new();
+    let (listener, address) = world.listener();
+    world.cx().pause_accepts(listener).unwrap();
+    world.cx().pause_accepts(listener).unwrap();
+    let _peer = peer(address);
+    let wakeups = world.run_for(Duration::from_millis(100));
+    assert!(wakeups <= 2, "{wakeups} wake-ups for nothing");
+    assert_eq!(world.service.opened(), []);
+    world.cx().resume_accepts(listener).unwrap();
+    world.until("the accept", |world| world.service.opened().len() == 1);
+}
+
+#[test]
+fn pausing_within_a_callback_stops_the_batch() {
+    let mut world = World::new();
+    let (listener, address) = world.listener();
+    world.script(move |cx, event| {
+        if let Event::Open(_) = event {
+            cx.pause_accepts(listener).unwrap();
+        }
+    });
+    let _peers: Vec<_> = (0..3).map(|_| peer(address)).collect();
+    for expected in 1..=3 {
+        world.until("one accept", |world| world.service.opened().len() == expected);
+        world.run_for(Duration::from_millis(10));
+        assert_eq!(world.service.opened().len(), expected);
+        world.cx().resume_accepts(listener).unwrap();
+    }
+}
+
+#[test]
+fn unlistening_within_a_callback_resets_those_who_wait() {
+    let mut world = World::new();
+    let (listener, address) = world.listener();
+    let mut peers: Vec<_> = (0..3).map(|_| peer(address)).collect();
+    world.script(move |cx, event| {
+        if let Event::Open(_) = event {
+            cx.unlisten(listener);
+        }
+    });
+    world.until("one accept", |world| world.service.opened().len() == 1);
+    world.run_for(Duration::from_millis(10));
+    assert_eq!(world.service.opened().len(), 1);
+    for peer in &mut peers[1..] {
+        assert!(read_to_end(peer).1);
+    }
+}
+
+#[test]
+fn a_smaller_backlog_lets_fewer_wait() {
+    let mut world = World::new();
+    let (listener, address) = world.listener();
+    world.cx().pause_accepts(listener).unwrap();
+    world.cx().set_backlog(listener, Some(2)).unwrap();
+    let quick = Duration::from_millis(50);
+    let waiting: Vec<_> =
+        std::iter::from_fn(|| TcpStream::connect_timeout(&address, quick).ok()).take(50).collect();
+    assert!(waiting.len() < 10, "{} were let in with a backlog of 2", waiting.len());
+    world.cx().set_backlog(listener, None).unwrap();
+    let more: Vec<_> = (0..20).map(|_| peer(address)).collect();
+    world.cx().resume_accepts(listener).unwrap();
+    let all = waiting.len() + more.len();
+    world.until("all of them", |world| world.service.opened().len() >= all);
+}
+
+#[test]
+fn a_stale_listener_reaches_nothing() {
+    let mut world = World::new();
+    let (old, _) = world.listener();
+    world.cx().unlisten(old);
+    let (new, address) = world.listener();
+    assert_ne!(old, new);
+    assert!(matches!(world.cx().listener_addr(old), Err(Error::Stale)));
+    assert!(matches!(world.cx().pause_accepts(old), Err(Error::Stale)));
+    assert!(matches!(world.cx().resume_accepts(old), Err(Error::Stale)));
+    assert!(matches!(world.cx().set_backlog(old, None), Err(Error::Stale)));
+    world.cx().unlisten(old);
+    world.pair(address);
+}
+
+#[test]
+fn a_peer_that_resets_before_it_is_accepted_disturbs_nobody() {
+    let mut world = World::new();
+    world.script(echo);
+    let (listener, address) = world.listener();
+    world.cx().pause_accepts(listener).unwrap();
+    for _ in 0..10 {
+        reset(peer(address));
+    }
+    let mut welcome = peer(address);
+    world.cx().resume_accepts(listener).unwrap();
+    echo_once(&mut world, &mut welcome, b"hello");
+    // Linux hands out connections that were reset meanwhile: they open, and close with the error.
+    for (_, why) in world.service.closed() {
+        assert_eq!(why, Why::Failed(nix::libc::ECONNRESET));
+    }
+    assert_eq!(world.cx().connections(), 1);
+}
