@@ -77,8 +77,12 @@ impl<C> Context<C> {
             return Err(error);
         }
         link.flags.set(Flags::CONNECTING, false);
+        let finishes = link.flags.any(Flags::FINISHING) && !link.has_queue();
         self.clear_timeout(token);
         self.unsettle(token);
+        if finishes {
+            self.finish_now(token);
+        }
         Ok(())
     }
 }

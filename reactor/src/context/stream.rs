@@ -336,7 +336,7 @@ impl<C> Context<C> {
         if link.has_queue() { self.queues[link.queue as usize].len_bytes() } else { 0 }
     }
 
-    fn finish_now(&mut self, token: Token) {
+    pub(super) fn finish_now(&mut self, token: Token) {
         let Some(link) = self.link_mut(token) else { return };
         if link.flags.any(Flags::DOOMED) {
             return;
