@@ -94,8 +94,9 @@ impl<C> Context<C> {
     }
 
     /// Closes the connection once its queue is empty: `on_close` follows. Nothing is read any more, and a peer that
-    /// does not take the rest within [`Config::flush_timeout`](crate::Config::flush_timeout) is reset. Nothing for a
-    /// stale token.
+    /// does not take the rest within [`Config::flush_timeout`](crate::Config::flush_timeout) is reset. A connection that
+    /// is still connecting opens first when bytes wait in its queue, and is given up when none do. Nothing for a stale
+    /// token.
     ///
     /// Where input lies unread in the kernel, TCP itself turns the FIN into a reset.
     pub fn close(&mut self, token: Token) {
@@ -103,7 +104,7 @@ impl<C> Context<C> {
         if link.flags.any(Flags::CLOSING | Flags::DOOMED) {
             return;
         }
-        if !link.has_queue() || link.flags.any(Flags::CONNECTING) {
+        if !link.has_queue() {
             return self.doom(token, CloseReason::Closed);
         }
         link.flags.set(Flags::CLOSING, true);
