@@ -101,7 +101,8 @@ impl<C> Context<C> {
         })
     }
 
-    /// The time at which this turn began: one reading of the clock serves all callbacks of a turn.
+    /// The time at which this turn began, or at which [`Reactor::context`](crate::Reactor::context) was called: one
+    /// reading of the clock serves all callbacks of a turn, and timeouts count from it.
     #[must_use]
     pub fn now(&self) -> Instant {
         self.now
@@ -232,8 +233,12 @@ impl<C> Context<C> {
         &mut self.stats
     }
 
-    pub(crate) fn begin_turn(&mut self) {
+    pub(crate) fn read_clock(&mut self) {
         self.now = Instant::now();
+    }
+
+    pub(crate) fn begin_turn(&mut self) {
+        self.read_clock();
         self.stats.wakeups += 1;
     }
 

@@ -57,8 +57,9 @@ impl<C> Reactor<C> {
         })
     }
 
-    /// The context, to set the reactor up and to look at it between turns.
+    /// The context, to set the reactor up and to look at it between turns. Its clock is read anew.
     pub fn context(&mut self) -> &mut Context<C> {
+        self.cx.read_clock();
         &mut self.cx
     }
 
