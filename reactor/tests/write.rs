@@ -1,0 +1,462 @@
+//! Writing: directly, through the queue, up to its bounds; and the ways to stop: `finish`, `close`, `abort`.
+
+mod common;
+
+use std::io::{IoSlice, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use reactor::{Chunk, Config, ConnectOptions, Token, WriteError, Written};
+
+use common::{Conn, Event, Why, World, echo, echo_once, pattern, peer, read_to_end, reset};
+
+/// Small bounds, so that a queue fills in no time.
+fn bounded() -> Config {
+    Config { write_queue_bytes_max: 100_000, write_queues_bytes_max: 250_000, ..Default::default() }
+}
+
+/// Writes until the kernel takes no more and the queue holds something; says what was written in all.
+fn fill_kernel(world: &mut World, token: Token, stream: &[u8]) -> usize {
+    let mut written = 0;
+    for piece in stream.chunks(50_000) {
+        let answer = world.cx().write(token, piece).unwrap();
+        written += piece.len();
+        if answer == Written::Queued {
+            assert!(world.cx().queued_bytes(token) > 0);
+            return written;
+        }
+        assert_eq!(world.cx().queued_bytes(token), 0);
+    }
+    panic!("the kernel took {written} bytes");
+}
+
+/// Reads in this thread while the world turns, until `expected` bytes have come.
+fn drain(world: &mut World, peer: &mut TcpStream, expected: usize) -> Vec<u8> {
+    let mut all = Vec::new();
+    let mut buffer = vec![0; 1 << 18];
+    peer.set_nonblocking(true).unwrap();
+    world.until("the drain", |_| {
+        match peer.read(&mut buffer) {
+            Ok(read) => all.extend_from_slice(&buffer[..read]),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+        }
+        all.len() >= expected
+    });
+    peer.set_nonblocking(false).unwrap();
+    all
+}
+
+#[test]
+fn a_queue_fills_is_refused_whole_and_drains_in_order() {
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    let stream = pattern(16 << 20);
+    let mut written = fill_kernel(&mut world, token, &stream);
+    let room = 100_000 - world.cx().queued_bytes(token);
+    // One byte too many is refused whole; exactly as many as fit are taken.
+    let refused = world.cx().write(token, &stream[written..written + room + 1]);
+    assert_eq!(refused, Err(WriteError::Full));
+    assert_eq!(world.cx().queued_bytes(token), 100_000 - room);
+    let slices = [IoSlice::new(&stream[..room]), IoSlice::new(b"!")];
+    assert_eq!(world.cx().write_vectored(token, &slices), Err(WriteError::Full));
+    let chunk = Chunk::Owned(stream[..=room].to_vec());
+    assert_eq!(world.cx().write_chunk(token, chunk), Err(WriteError::Full));
+    assert_eq!(world.cx().write(token, &stream[written..written + room]), Ok(Written::Queued));
+    written += room;
+    assert_eq!(world.cx().write(token, b"x"), Err(WriteError::Full));
+    assert_eq!(world.cx().stats().queued_bytes, 100_000);
+
+    assert_eq!(drain(&mut world, &mut peer, written), stream[..written]);
+    world.until("on_drain", |world| world.service.saw(&Event::Drain(token)));
+    assert_eq!(world.cx().stats().bytes_out, written as u64);
+    assert_eq!(world.cx().stats().queued_bytes, 0);
+    // After that it is as if nothing had been.
+    assert_eq!(world.cx().write(token, b"again"), Ok(Written::Sent));
+    assert_eq!(drain(&mut world, &mut peer, 5), b"again");
+    world.run_for(Duration::from_millis(10));
+    assert_eq!(world.service.count(|event| matches!(event, Event::Drain(_))), 1);
+}
+
+#[test]
+fn a_refused_write_lets_no_byte_leave_even_when_the_kernel_has_room() {
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    assert_eq!(world.cx().write(token, &[1; 100_001]), Err(WriteError::Full));
+    assert_eq!(world.cx().write(token, b"only this"), Ok(Written::Sent));
+    world.cx().close(token);
+    world.until_closed(token);
+    assert_eq!(read_to_end(&mut peer), (b"only this".to_vec(), false));
+}
+
+#[test]
+fn all_queues_together_have_a_bound() {
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let stream = pattern(16 << 20);
+    let pairs: Vec<_> = (0..3).map(|_| world.pair(address)).collect();
+    for (_, token) in &pairs[..2] {
+        fill_kernel(&mut world, *token, &stream);
+        let room = 100_000 - world.cx().queued_bytes(*token);
+        world.cx().write(*token, &stream[..room]).unwrap();
+    }
+    let (_, last) = pairs[2];
+    assert_eq!(world.cx().write(last, &[0; 50_001]), Err(WriteError::FullInTotal));
+    assert_eq!(world.cx().write(last, &[0; 50_000]), Ok(Written::Sent));
+    // A connection that goes gives its part back.
+    world.cx().abort(pairs[0].1);
+    world.until_closed(pairs[0].1);
+    assert_eq!(world.cx().stats().queued_bytes, 100_000);
+    assert_eq!(world.cx().write(last, &[0; 50_001]), Ok(Written::Sent));
+}
+
+#[test]
+fn the_three_ways_to_write_send_the_same() {
+    let stream = pattern(8 << 20);
+    let mut world = World::with(Config { write_queue_bytes_max: 16 << 20, ..Default::default() });
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    let mut rest = &stream[..];
+    let mut turn = 0;
+    let shared: Arc<[u8]> = stream[..0].into();
+    assert_eq!(world.cx().write_chunk(token, shared), Ok(Written::Sent));
+    while !rest.is_empty() {
+        // Sizes that are no multiple of anything, and more slices than one send takes.
+        let (piece, left) = rest.split_at(rest.len().min(40_009 + turn));
+        rest = left;
+        turn += 1;
+        let answer = match turn % 4 {
+            0 => world.cx().write(token, piece),
+            1 => {
+                let slices: Vec<_> = piece.chunks(997).map(IoSlice::new).collect();
+                assert!(slices.len() > 16);
+                world.cx().write_vectored(token, &slices)
+            }
+            2 => world.cx().write_chunk(token, piece.to_vec()),
+            _ => world.cx().write_chunk(token, Arc::<[u8]>::from(piece)),
+        };
+        assert!(answer.is_ok());
+    }
+    assert!(world.cx().queued_bytes(token) > 0, "it was to go through the queue");
+    assert!(drain(&mut world, &mut peer, stream.len()) == stream);
+    world.until("on_drain", |world| world.service.saw(&Event::Drain(token)));
+}
+
+#[test]
+fn vectored_writes_reach_the_peer_directly_when_few() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    let slices = [IoSlice::new(b"one "), IoSlice::new(b""), IoSlice::new(b"two")];
+    assert_eq!(world.cx().write_vectored(token, &slices), Ok(Written::Sent));
+    assert_eq!(world.cx().write_vectored(token, &[]), Ok(Written::Sent));
+    assert_eq!(drain(&mut world, &mut peer, 7), b"one two");
+}
+
+#[test]
+fn bytes_written_before_the_connect_is_finished_follow_it() {
+    let mut world = World::new();
+    let address = world.listen();
+    let options = ConnectOptions::default();
+    let token = world.cx().connect(address, &options, Conn::Connecting).unwrap();
+    assert_eq!(world.cx().write(token, b"first, "), Ok(Written::Queued));
+    assert_eq!(world.cx().write(token, b"then this"), Ok(Written::Queued));
+    world.until("the bytes", |world| {
+        let accepted = world.service.opened().into_iter().find(|&other| other != token);
+        accepted.is_some_and(|accepted| world.service.data(accepted) == b"first, then this")
+    });
+    let drained = world.service.log.iter().position(|event| *event == Event::Drain(token));
+    let opened = world.service.log.iter().position(|event| *event == Event::Open(token));
+    assert!(opened < drained, "on_open comes before on_drain");
+}
+
+#[test]
+fn closing_before_the_connect_is_finished_still_sends_what_was_written() {
+    let listener = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
+    let mut world = World::new();
+    let options = ConnectOptions::default();
+    let address = listener.local_addr().unwrap();
+    let token = world.cx().connect(address, &options, Conn::Connecting).unwrap();
+    world.cx().write(token, b"fire and forget").unwrap();
+    world.cx().close(token);
+    assert_eq!(world.until_closed(token), Why::Closed);
+    let (mut peer, _) = listener.accept().unwrap();
+    peer.set_read_timeout(Some(common::DEADLINE)).unwrap();
+    assert_eq!(read_to_end(&mut peer), (b"fire and forget".to_vec(), false));
+}
+
+#[test]
+fn closing_before_the_connect_is_finished_with_nothing_written_gives_up_at_once() {
+    let mut world = World::new();
+    let address = world.listen();
+    let options = ConnectOptions::default();
+    let token = world.cx().connect(address, &options, Conn::Connecting).unwrap();
+    world.cx().close(token);
+    assert_eq!(world.until_closed(token), Why::Closed);
+    assert!(!world.service.saw(&Event::Open(token)));
+}
+
+#[test]
+fn finishing_before_the_connect_is_finished_sends_the_fin() {
+    for message in [&b""[..], b"request"] {
+        let listener = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
+        let mut world = World::new();
+        let options = ConnectOptions::default();
+        let address = listener.local_addr().unwrap();
+        let token = world.cx().connect(address, &options, Conn::Connecting).unwrap();
+        world.cx().write(token, message).unwrap();
+        world.cx().finish(token);
+        world.until("the open", |world| world.service.saw(&Event::Open(token)));
+        let (mut peer, _) = listener.accept().unwrap();
+        peer.set_nonblocking(true).unwrap();
+        let mut received = Vec::new();
+        world.until("the FIN", |_| peer.read_to_end(&mut received).is_ok());
+        assert_eq!(received, message);
+        peer.set_nonblocking(false).unwrap();
+        peer.write_all(b"answer").unwrap();
+        drop(peer);
+        assert_eq!(world.until_closed(token), Why::Finished);
+        assert_eq!(world.service.data(token), b"answer");
+    }
+}
+
+#[test]
+fn close_hands_over_the_queue_first() {
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    let stream = pattern(16 << 20);
+    let written = fill_kernel(&mut world, token, &stream);
+    world.cx().close(token);
+    world.cx().close(token);
+    assert_eq!(world.cx().write(token, b"late"), Err(WriteError::Closed));
+    world.run_for(Duration::from_millis(20));
+    assert!(world.cx().holds(token), "the peer has not taken it yet");
+    let reader = std::thread::spawn(move || read_to_end(&mut peer));
+    assert_eq!(world.until_closed(token), Why::Closed);
+    let (bytes, by_reset) = reader.join().unwrap();
+    assert!(bytes == stream[..written] && !by_reset);
+    assert!(!world.service.saw(&Event::Drain(token)), "the service has closed it");
+}
+
+#[test]
+fn close_gives_up_on_a_peer_that_takes_nothing() {
+    let flush_timeout = Duration::from_millis(80);
+    let mut world = World::with(Config { flush_timeout, ..bounded() });
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    fill_kernel(&mut world, token, &pattern(16 << 20));
+    // A timeout of the service does not stand in the way, and can't be moved or cleared any more.
+    world.cx().set_timeout(token, Duration::from_millis(1));
+    let before = Instant::now();
+    world.cx().close(token);
+    world.cx().clear_timeout(token);
+    world.cx().set_timeout(token, Duration::from_secs(3600));
+    assert_eq!(world.until_closed(token), Why::FlushTimedOut);
+    assert!(before.elapsed() >= flush_timeout);
+    assert!(read_to_end(&mut peer).1);
+    assert_eq!(world.service.count(|event| matches!(event, Event::Timeout(_))), 0);
+}
+
+#[test]
+fn abort_resets_and_drops_the_queue() {
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    let written = fill_kernel(&mut world, token, &pattern(16 << 20));
+    world.cx().abort(token);
+    assert_eq!(world.until_closed(token), Why::Aborted);
+    let (bytes, by_reset) = read_to_end(&mut peer);
+    assert!(by_reset && bytes.len() < written);
+}
+
+#[test]
+fn a_peer_that_resets_while_bytes_are_queued_ends_the_connection() {
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let (peer, token) = world.pair(address);
+    fill_kernel(&mut world, token, &pattern(16 << 20));
+    reset(peer);
+    assert_eq!(world.until_closed(token), Why::Failed(nix::libc::ECONNRESET));
+}
+
+#[test]
+fn a_write_that_shows_the_peer_gone_is_followed_by_on_close() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (peer, token) = world.pair(address);
+    world.cx().pause_reads(token);
+    reset(peer);
+    let answer = world.cx().write(token, b"anybody there?");
+    assert_eq!(answer, Err(WriteError::Closed));
+    assert!(matches!(world.until_closed(token), Why::Failed(_)));
+}
+
+#[test]
+fn half_close_works_from_this_side_first() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    world.cx().write(token, b"that is all").unwrap();
+    world.cx().finish(token);
+    world.cx().finish(token);
+    assert_eq!(world.cx().write(token, b"more"), Err(WriteError::Closed));
+    assert_eq!(read_to_end(&mut peer), (b"that is all".to_vec(), false));
+    peer.write_all(b"I go on").unwrap();
+    world.until("the data", |world| world.service.data(token) == b"I go on");
+    peer.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(world.until_closed(token), Why::Finished);
+    assert!(world.service.saw(&Event::Eof(token)), "it is told of the end first");
+}
+
+#[test]
+fn half_close_works_from_the_peers_side_first() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    peer.write_all(b"request").unwrap();
+    peer.shutdown(Shutdown::Write).unwrap();
+    world.until("the end of it", |world| world.service.saw(&Event::Eof(token)));
+    assert_eq!(world.cx().write(token, b"answer"), Ok(Written::Sent));
+    world.cx().resume_reads(token);
+    world.run_for(Duration::from_millis(10));
+    assert_eq!(world.service.count(|event| matches!(event, Event::Eof(_))), 1);
+    world.cx().finish(token);
+    assert_eq!(world.until_closed(token), Why::Finished);
+    assert_eq!(read_to_end(&mut peer), (b"answer".to_vec(), false));
+}
+
+#[test]
+fn finish_waits_for_the_queue() {
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    let stream = pattern(16 << 20);
+    let written = fill_kernel(&mut world, token, &stream);
+    world.cx().finish(token);
+    let reader = std::thread::spawn(move || {
+        let found = read_to_end(&mut peer);
+        drop(peer);
+        found
+    });
+    assert_eq!(world.until_closed(token), Why::Finished);
+    let (bytes, by_reset) = reader.join().unwrap();
+    assert!(bytes == stream[..written] && !by_reset);
+}
+
+#[test]
+fn paused_reads_leave_the_bytes_with_the_kernel_and_wake_nobody() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    world.cx().pause_reads(token);
+    peer.write_all(b"wait for it").unwrap();
+    peer.shutdown(Shutdown::Write).unwrap();
+    let wakeups = world.run_for(Duration::from_millis(200));
+    assert!(wakeups <= 2, "{wakeups} wake-ups while nothing was wanted");
+    assert_eq!(world.service.data(token), b"");
+    world.cx().resume_reads(token);
+    world.until("the end", |world| world.service.saw(&Event::Eof(token)));
+    assert_eq!(world.service.data(token), b"wait for it");
+}
+
+#[test]
+fn reads_paused_within_on_open_see_nothing() {
+    let mut world = World::new();
+    world.script(|cx, event| {
+        if let Event::Open(token) = event {
+            cx.pause_reads(*token);
+        }
+    });
+    let address = world.listen();
+    let mut peer = peer(address);
+    peer.write_all(b"early").unwrap();
+    world.until("the open", |world| !world.service.opened().is_empty());
+    let token = world.service.opened()[0];
+    world.run_for(Duration::from_millis(20));
+    assert_eq!(world.service.data(token), b"");
+    world.cx().resume_reads(token);
+    world.until("the data", |world| world.service.data(token) == b"early");
+}
+
+#[test]
+fn a_reset_while_reads_are_paused_ends_the_connection_and_does_not_spin() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    world.cx().pause_reads(token);
+    peer.write_all(b"never read").unwrap();
+    world.run_for(Duration::from_millis(10));
+    reset(peer);
+    assert_eq!(world.until_closed(token), Why::Failed(nix::libc::ECONNRESET));
+}
+
+#[test]
+fn a_hang_up_while_reads_are_paused_does_not_spin_and_is_found_later() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    world.cx().pause_reads(token);
+    world.cx().finish(token);
+    peer.write_all(b"kept").unwrap();
+    peer.shutdown(Shutdown::Write).unwrap();
+    // Both sides have finished: EPOLLHUP, which no interest can switch off.
+    let wakeups = world.run_for(Duration::from_millis(200));
+    assert!(wakeups <= 4, "{wakeups} wake-ups while nothing was wanted");
+    assert!(world.cx().holds(token), "its data has not been read");
+    world.cx().resume_reads(token);
+    assert_eq!(world.until_closed(token), Why::Finished);
+    assert_eq!(world.service.data(token), b"kept");
+    assert!(world.service.saw(&Event::Eof(token)));
+}
+
+#[test]
+fn echo_with_back_pressure_passes_a_stream_far_larger_than_the_bounds() {
+    let mut world = World::with(bounded());
+    world.script(|cx, event| match *event {
+        Event::Data(token, ref bytes) => {
+            if cx.write(token, bytes).unwrap() == Written::Queued {
+                cx.pause_reads(token);
+            }
+        }
+        Event::Drain(token) => cx.resume_reads(token),
+        Event::Eof(token) => cx.close(token),
+        _ => {}
+    });
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    let stream = Arc::new(pattern(16 << 20));
+    let mut sender = peer.try_clone().unwrap();
+    let sent = stream.clone();
+    let sending = std::thread::spawn(move || {
+        sender.write_all(&sent).unwrap();
+        sender.shutdown(Shutdown::Write).unwrap();
+    });
+    // The peer reads nothing until the reactor has stopped reading, too.
+    world.until("the back-pressure", |world| world.cx().queued_bytes(token) > 0);
+    let reading = std::thread::spawn(move || read_to_end(&mut peer));
+    assert_eq!(world.until_closed(token), Why::Closed);
+    sending.join().unwrap();
+    let (bytes, by_reset) = reading.join().unwrap();
+    assert!(bytes == *stream && !by_reset);
+    let stats = world.cx().stats();
+    assert_eq!((stats.bytes_in, stats.bytes_out), (16 << 20, 16 << 20));
+    assert!(world.service.saw(&Event::Drain(token)), "there was no back-pressure to test");
+}
+
+#[test]
+fn a_slow_reader_does_not_slow_others_down() {
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let (_slow, slow_token) = world.pair(address);
+    fill_kernel(&mut world, slow_token, &pattern(16 << 20));
+    world.script(echo);
+    let (mut quick, _) = world.pair(address);
+    for _ in 0..100 {
+        echo_once(&mut world, &mut quick, b"quick");
+    }
+    let wakeups = world.run_for(Duration::from_millis(100));
+    assert!(wakeups <= 2, "a full queue wakes nobody: {wakeups}");
+}
