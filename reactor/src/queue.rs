@@ -1,7 +1,7 @@
 //! Bytes that the kernel would not take yet, in the order in which they were written.
 //!
-//! A connection has a queue only while something waits in it. Bytes that were lent are copied into the last chunk;
-//! bytes that are shared or given away are queued as they are.
+//! A connection has a queue only while something waits in it. Bytes that were lent are copied into the last chunk, or
+//! into a new one when that is full; bytes that are shared or given away are queued as they are.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -9,6 +9,10 @@ use std::sync::Arc;
 
 /// How many chunks one send hands to the kernel at the most.
 pub(crate) const CHUNKS_PER_SEND: usize = 16;
+
+/// Bytes that were lent are copied into chunks of this size, or larger ones for larger writes. One chunk for all of them
+/// would never be given back on a connection whose queue never runs empty.
+const COPY_CHUNK_BYTES_MAX: usize = 64 * 1024;
 
 /// Bytes handed to [`Context::write_chunk`](crate::Context::write_chunk) without a copy.
 #[derive(Clone, Debug)]
@@ -67,7 +71,9 @@ impl WriteQueue {
         }
         self.bytes += bytes.len();
         match self.chunks.back_mut() {
-            Some(Chunk::Owned(last)) => last.extend_from_slice(bytes),
+            Some(Chunk::Owned(last)) if last.len() + bytes.len() <= COPY_CHUNK_BYTES_MAX => {
+                last.extend_from_slice(bytes);
+            }
             _ => self.chunks.push_back(Chunk::Owned(bytes.to_vec())),
         }
     }
@@ -174,5 +180,18 @@ mod tests {
                 prop_assert_eq!(queue.is_empty(), model.is_empty());
             }
         }
+    }
+
+    #[test]
+    fn a_queue_that_never_runs_empty_does_not_grow() {
+        let mut queue = WriteQueue::default();
+        queue.copy(&[0; 1000]);
+        for _ in 0..10_000 {
+            queue.copy(&[0; 1000]);
+            queue.consume(1000);
+        }
+        let held: usize = queue.chunks.iter().map(|chunk| chunk.as_bytes().len()).sum();
+        assert_eq!(queue.len_bytes(), 1000);
+        assert!(held <= 2 * COPY_CHUNK_BYTES_MAX, "{held} bytes are held for 1,000");
     }
 }
