@@ -242,7 +242,20 @@ impl<C> Context<C> {
         self.stats.wakeups += 1;
     }
 
-    /// Whether `run` is to return. A stop, and a shutdown that is complete, are used up by asking.
+    /// Nothing new may start that would keep a shutdown from its end.
+    fn refuse_while_shutting_down(&self) -> Result<(), Error> {
+        match self.shutdown {
+            Some(_) => Err(Error::Invalid("the reactor is shutting down")),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether `run` is to return.
+    pub(crate) fn wants_stop(&self) -> bool {
+        self.stop || (self.is_shutting_down() && self.connections.len() == 0)
+    }
+
+    /// The same; a stop, and a shutdown that is complete, are used up by asking.
     pub(crate) fn take_stop(&mut self) -> bool {
         if self.connections.len() == 0
             && let Some(shutdown) = self.shutdown.take()

@@ -97,7 +97,7 @@ impl<C> Reactor<C> {
 
     fn wait(&mut self, max_wait: Option<Duration>) -> Result<(), Error> {
         self.cx.settle();
-        let at_once = self.cx.has_doomed() || self.cx.has_more_to_tell();
+        let at_once = self.cx.has_doomed() || self.cx.has_more_to_tell() || self.cx.wants_stop();
         let wait = if at_once { Some(Duration::ZERO) } else { self.cx.wait_within(max_wait) };
         self.cx.poller().wait(&mut self.events, wait)?;
         self.cx.begin_turn();

@@ -19,16 +19,15 @@ impl<C> Context<C> {
     /// # Errors
     /// [`Error::Full`] at [`Config::connections_max`](crate::Config::connections_max), and what the system refuses at
     /// once: no descriptor (`EMFILE`, `ENFILE`), no port (`EADDRNOTAVAIL`), a source that is not of this machine
-    /// (`EADDRNOTAVAIL`), no route (`ENETUNREACH`), no epoll watch (`ENOSPC`). No callback follows then.
+    /// (`EADDRNOTAVAIL`), no route (`ENETUNREACH`), no epoll watch (`ENOSPC`); [`Error::Invalid`] during a
+    /// [`shutdown`](Self::shutdown). No callback follows then.
     pub fn connect(
         &mut self,
         address: SocketAddr,
         options: &ConnectOptions,
         conn: C,
     ) -> Result<Token, Error> {
-        if self.is_shutting_down() {
-            return Err(Error::Invalid("the reactor is shutting down"));
-        }
+        self.refuse_while_shutting_down()?;
         if let Some(error) = self.lacks_slot() {
             return Err(error);
         }

@@ -28,12 +28,14 @@ impl<C> Context<C> {
     ///
     /// # Errors
     /// The system's refusal: the address is in use (`EADDRINUSE`), is not of this machine (`EADDRNOTAVAIL`), or its
-    /// port is privileged (`EACCES`); [`Error::Full`] at [`Config::listeners_max`](crate::Config::listeners_max).
+    /// port is privileged (`EACCES`); [`Error::Full`] at [`Config::listeners_max`](crate::Config::listeners_max);
+    /// [`Error::Invalid`] during a [`shutdown`](Self::shutdown).
     pub fn listen(
         &mut self,
         address: SocketAddr,
         options: &ListenOptions,
     ) -> Result<ListenerId, Error> {
+        self.refuse_while_shutting_down()?;
         let full = Error::Full { what: "listeners", limit: self.listeners.capacity() };
         if self.listeners.is_full() {
             return Err(full);

@@ -1,0 +1,254 @@
+//! `stop`, `shutdown` and turns by hand: when `run` returns, and what has become of the connections then.
+
+mod common;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use reactor::{Config, ConnectOptions, ListenOptions, Status};
+
+use common::{Conn, DEADLINE, Event, LOOPBACK, Why, World, echo, echo_once, pattern, read_to_end};
+
+/// What `Reactor::run` does, with a deadline on each wait.
+fn run(world: &mut World) {
+    while world.turn(DEADLINE) == Status::Running {}
+}
+
+#[test]
+fn stop_ends_run_and_leaves_the_connections_alone() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    world.script(|cx, event| {
+        if let Event::Data(..) = event {
+            cx.stop();
+        }
+        echo(cx, event);
+    });
+    for round in 1..=3 {
+        peer.write_all(b"stop").unwrap();
+        world.reactor.run(&mut world.service).unwrap();
+        assert_eq!(world.service.data(token), b"stop".repeat(round));
+        assert!(world.cx().holds(token));
+    }
+    assert_eq!(world.service.closed(), []);
+}
+
+#[test]
+fn stop_before_run_makes_it_return_at_once() {
+    let mut world = World::new();
+    world.listen();
+    // Without the stop, this timer would be the first thing to end the wait.
+    world.cx().add_timer(DEADLINE * 10).unwrap();
+    let before = Instant::now();
+    world.cx().stop();
+    run(&mut world);
+    assert!(before.elapsed() < DEADLINE);
+}
+
+#[test]
+fn a_turn_says_whether_another_is_wanted() {
+    let mut world = World::new();
+    assert_eq!(world.turn(Duration::ZERO), Status::Running);
+    world.cx().stop();
+    assert_eq!(world.turn(Duration::ZERO), Status::Stopped);
+    assert_eq!(world.turn(Duration::ZERO), Status::Running, "a stop is used up");
+}
+
+#[test]
+fn a_turn_waits_no_longer_than_it_is_told() {
+    let mut world = World::new();
+    world.listen();
+    let before = Instant::now();
+    let _ = world.turn(Duration::from_millis(20));
+    assert!(before.elapsed() >= Duration::from_millis(20));
+    assert!(before.elapsed() < DEADLINE);
+}
+
+#[test]
+fn one_reactor_serves_two_handlers_in_turn() {
+    let mut world = World::new();
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    // The first handler records; the second one is another type altogether.
+    struct Shouting;
+    impl reactor::Handler for Shouting {
+        type Conn = Conn;
+        fn on_accept(&mut self, _: &mut common::Cx, _: &reactor::Incoming<'_>) -> Option<Conn> {
+            None
+        }
+        fn on_data(
+            &mut self,
+            cx: &mut common::Cx,
+            token: reactor::Token,
+            conn: &mut Conn,
+            bytes: &[u8],
+        ) {
+            assert_eq!(*conn, Conn::Accepted, "the state stays from one handler to the next");
+            cx.write(token, &bytes.to_ascii_uppercase()).unwrap();
+            cx.stop();
+        }
+    }
+    peer.write_all(b"loud").unwrap();
+    world.reactor.run(&mut Shouting).unwrap();
+    let mut answer = [0; 4];
+    std::io::Read::read_exact(&mut peer, &mut answer).unwrap();
+    assert_eq!(&answer, b"LOUD");
+    world.script(echo);
+    echo_once(&mut world, &mut peer, b"quiet");
+    assert_eq!(world.service.data(token), b"quiet");
+}
+
+#[test]
+fn shutdown_with_nothing_to_close_completes_at_once() {
+    for with_past in [false, true] {
+        let mut world = World::new();
+        let address = world.listen();
+        if with_past {
+            let (_peer, token) = world.pair(address);
+            world.cx().abort(token);
+            world.until_closed(token);
+        }
+        let before = Instant::now();
+        world.cx().shutdown(DEADLINE * 10);
+        assert!(world.cx().is_shutting_down());
+        run(&mut world);
+        assert!(before.elapsed() < DEADLINE);
+        assert_eq!(world.cx().stats().timers_armed, 0);
+        assert_eq!(world.cx().listeners().count(), 0);
+        assert!(TcpStream::connect(address).is_err());
+    }
+}
+
+#[test]
+fn shutdown_hands_over_what_is_queued_within_the_grace() {
+    let mut world = World::with(Config { write_queue_bytes_max: 32 << 20, ..Default::default() });
+    let address = world.listen();
+    let stream = pattern(16 << 20);
+    let pairs: Vec<_> = (0..3).map(|_| world.pair(address)).collect();
+    let mut tokens = Vec::new();
+    let mut readers = Vec::new();
+    for (mut peer, token) in pairs {
+        world.cx().write(token, &stream).unwrap();
+        assert!(world.cx().queued_bytes(token) > 0);
+        tokens.push(token);
+        readers.push(move || read_to_end(&mut peer));
+    }
+    world.cx().shutdown(DEADLINE);
+    let readers: Vec<_> = readers.into_iter().map(std::thread::spawn).collect();
+    run(&mut world);
+    for reader in readers {
+        let (bytes, by_reset) = reader.join().unwrap();
+        assert!(bytes == stream && !by_reset);
+    }
+    for token in tokens {
+        assert_eq!(world.service.why(token), Some(Why::Closed));
+    }
+    assert_eq!(world.cx().connections(), 0);
+}
+
+#[test]
+fn shutdown_cuts_off_what_is_left_after_the_grace() {
+    let grace = Duration::from_millis(100);
+    let mut world = World::with(Config { write_queue_bytes_max: 32 << 20, ..Default::default() });
+    let address = world.listen();
+    let (mut slow, slow_token) = world.pair(address);
+    let (mut idle, idle_token) = world.pair(address);
+    world.cx().write(slow_token, &pattern(16 << 20)).unwrap();
+    let before = Instant::now();
+    world.cx().shutdown(grace);
+    run(&mut world);
+    assert!(before.elapsed() >= grace && before.elapsed() < DEADLINE);
+    assert_eq!(world.service.why(slow_token), Some(Why::ShutDown));
+    assert_eq!(world.service.why(idle_token), Some(Why::Closed));
+    assert!(read_to_end(&mut slow).1);
+    assert_eq!(read_to_end(&mut idle), (Vec::new(), false));
+}
+
+#[test]
+fn shutdown_closes_in_slices_and_leaves_none_out() {
+    let mut world = World::with(Config { closes_per_turn: 7, ..Default::default() });
+    let address = world.listen();
+    let peers: Vec<_> = (0..50).map(|_| common::peer(address)).collect();
+    world.until("all of them", |world| world.service.opened().len() == peers.len());
+    world.cx().shutdown(DEADLINE * 10);
+    let before = Instant::now();
+    run(&mut world);
+    assert!(before.elapsed() < DEADLINE);
+    assert_eq!(world.service.closed().len(), 50);
+}
+
+#[test]
+fn shutdown_within_each_callback_keeps_the_promises() {
+    let callbacks: [fn(&Event) -> bool; 5] = [
+        |event| matches!(event, Event::Open(_)),
+        |event| matches!(event, Event::Data(..)),
+        |event| matches!(event, Event::Eof(_)),
+        |event| matches!(event, Event::Timer(_)),
+        |event| matches!(event, Event::Close(..)),
+    ];
+    for (which, callback) in callbacks.into_iter().enumerate() {
+        let mut world = World::new();
+        world.script(move |cx, event| {
+            if callback(event) {
+                cx.shutdown(DEADLINE);
+            }
+            echo(cx, event);
+        });
+        let address = world.listen();
+        let mut peers: Vec<_> = (0..3).map(|_| common::peer(address)).collect();
+        peers[1].write_all(b"data").unwrap();
+        peers[2].shutdown(std::net::Shutdown::Write).unwrap();
+        world.cx().add_timer(Duration::from_millis(5)).unwrap();
+        let before = Instant::now();
+        run(&mut world);
+        assert!(before.elapsed() < DEADLINE, "callback {which}");
+        assert_eq!(world.cx().connections(), 0);
+        assert_eq!(world.service.opened().len(), world.service.closed().len());
+    }
+}
+
+#[test]
+fn nothing_new_starts_during_a_shutdown() {
+    let mut world = World::with(Config { write_queue_bytes_max: 32 << 20, ..Default::default() });
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    world.cx().write(token, &pattern(16 << 20)).unwrap();
+    world.cx().shutdown(Duration::from_millis(50));
+    let options = ConnectOptions::default();
+    assert!(world.cx().connect(address, &options, Conn::Connecting).is_err());
+    assert!(world.cx().listen(LOOPBACK, &ListenOptions::default()).is_err());
+    run(&mut world);
+    // After it, the reactor can be used again.
+    assert!(!world.cx().is_shutting_down());
+    let address = world.listen();
+    world.pair(address);
+}
+
+#[test]
+fn a_connect_under_way_is_given_up_by_a_shutdown() {
+    let mut world = World::new();
+    let address = world.listen();
+    let options = ConnectOptions::default();
+    let token = world.cx().connect(address, &options, Conn::Connecting).unwrap();
+    world.cx().shutdown(DEADLINE * 10);
+    let before = Instant::now();
+    run(&mut world);
+    assert!(before.elapsed() < DEADLINE);
+    assert!(world.service.why(token).is_some());
+}
+
+#[test]
+fn a_second_shutdown_changes_nothing() {
+    let mut world = World::with(Config { write_queue_bytes_max: 32 << 20, ..Default::default() });
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    world.cx().write(token, &pattern(16 << 20)).unwrap();
+    world.cx().shutdown(Duration::from_millis(50));
+    world.cx().shutdown(DEADLINE * 10);
+    let before = Instant::now();
+    run(&mut world);
+    assert!(before.elapsed() < DEADLINE);
+    assert_eq!(world.service.why(token), Some(Why::ShutDown));
+}
