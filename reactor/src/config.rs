@@ -18,6 +18,8 @@ pub struct Config {
     pub listeners_max: usize,
     /// Free timers at once at the most. Default: 4,096.
     pub timers_max: usize,
+    /// Watched descriptors at once at the most. Default: 1,024.
+    pub watches_max: usize,
     /// Events taken from the kernel by one wait at the most. Default: 1,024.
     pub events_per_wait: usize,
     /// Connections accepted from one listener before other events get their turn. Default: 64.
@@ -47,6 +49,7 @@ impl Default for Config {
             connections_max: 1 << 20,
             listeners_max: 1024,
             timers_max: 4096,
+            watches_max: 1024,
             events_per_wait: 1024,
             accepts_per_wake: 64,
             timers_per_turn: 4096,

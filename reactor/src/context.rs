@@ -1,12 +1,13 @@
 //! What a service works with, in every callback and while it is set up.
 //!
 //! The parts that belong to one concern each stand in files of their own: [`listen`], [`connect`], [`stream`] (write,
-//! pause, close) and [`time`].
+//! pause, close), [`time`] and [`watch`] (any other descriptor).
 
 mod connect;
 mod listen;
 mod stream;
 mod time;
+mod watch;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ use crate::waker::Waker;
 use crate::wheel::{NodeId, Wheel};
 
 use listen::Listener;
+use watch::Watch;
 
 /// Everything a reactor offers to its service; `C` is the state of one connection.
 #[derive(Debug)]
@@ -36,6 +38,7 @@ pub struct Context<C> {
     listeners: Slab<Listener, ()>,
     /// A free timer's place in the wheel.
     timers: Slab<NodeId, ()>,
+    watches: Slab<Watch, ()>,
     wheel: Wheel,
     queues: Vec<WriteQueue>,
     queues_free: Vec<u32>,
@@ -71,7 +74,9 @@ struct Shutdown {
 impl<C> Context<C> {
     pub(crate) fn new(config: &Config) -> Result<Self, Error> {
         let no_memory = |_| {
-            Error::Invalid("there is no address space for so many connections, listeners or timers")
+            Error::Invalid(
+                "there is no address space for so many connections, listeners, timers or watches",
+            )
         };
         let poller = Poller::new()?;
         let waker = Waker::new()?;
@@ -82,6 +87,7 @@ impl<C> Context<C> {
             connections: Slab::with_capacity(config.connections_max).map_err(no_memory)?,
             listeners: Slab::with_capacity(config.listeners_max).map_err(no_memory)?,
             timers: Slab::with_capacity(config.timers_max).map_err(no_memory)?,
+            watches: Slab::with_capacity(config.watches_max).map_err(no_memory)?,
             wheel: Wheel::with_capacity(config.connections_max).map_err(no_memory)?,
             queues: Vec::new(),
             queues_free: Vec::new(),

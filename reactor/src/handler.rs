@@ -7,8 +7,8 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::error::{CloseReason, Error};
 use crate::signal::Signal;
-use crate::sys;
-use crate::token::{ListenerId, TimerId, Token};
+use crate::sys::{self, Readiness};
+use crate::token::{ListenerId, TimerId, Token, WatchId};
 
 /// How long the default [`Handler::on_signal`] lets connections hand over what they have queued.
 const SIGNAL_GRACE: Duration = Duration::from_secs(5);
@@ -87,6 +87,13 @@ pub trait Handler {
 
     /// A [`Waker`](crate::Waker) was used since the last time; many uses make one call.
     fn on_wake(&mut self, _cx: &mut Context<Self::Conn>) {}
+
+    /// A descriptor of [`Context::watch`] is ready. It is reported again in each turn until it is read, written, or of
+    /// no interest any more, and it may turn out not to be ready after all: read until `WouldBlock`. The default ends
+    /// the watch.
+    fn on_ready(&mut self, cx: &mut Context<Self::Conn>, watch: WatchId, _readiness: Readiness) {
+        cx.unwatch(watch);
+    }
 
     /// A signal of [`Context::watch_signals`] arrived. The default shuts down with a grace of 5 seconds.
     fn on_signal(&mut self, cx: &mut Context<Self::Conn>, _signal: Signal) {

@@ -109,6 +109,9 @@ impl<C> Reactor<C> {
         match Source::from_bits(data) {
             Some(Source::Connection(token)) => self.serve(handler, token, ready),
             Some(Source::Listener(listener)) => self.accept(handler, listener),
+            Some(Source::Watch(watch)) if self.cx.minds(watch) => {
+                handler.on_ready(&mut self.cx, watch, ready);
+            }
             Some(Source::Inner(Inner::Wake)) => {
                 self.cx.acknowledge_wake();
                 handler.on_wake(&mut self.cx);
@@ -259,6 +262,7 @@ impl<C> Reactor<C> {
                 Source::Timer(timer) => handler.on_timer(&mut self.cx, timer),
                 Source::Listener(listener) => self.cx.end_pause(listener),
                 Source::Inner(_) => self.cx.harden_shutdown(),
+                Source::Watch(_) => {} // It has no timer.
             }
             bury_doomed(&mut self.cx, handler);
         }

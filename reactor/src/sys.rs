@@ -8,7 +8,7 @@
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -31,15 +31,33 @@ use crate::signal::Signal;
 #[derive(Debug)]
 pub(crate) struct Descriptor(OwnedFd);
 
+impl From<OwnedFd> for Descriptor {
+    fn from(descriptor: OwnedFd) -> Self {
+        Self(descriptor)
+    }
+}
+
+impl From<Descriptor> for OwnedFd {
+    fn from(descriptor: Descriptor) -> Self {
+        descriptor.0
+    }
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 fn refused(call: &'static str) -> impl FnOnce(Errno) -> Error {
     move |errno| Error::System { call, source: io::Error::from_raw_os_error(errno as i32) }
 }
 
 // --- epoll ---------------------------------------------------------------------------------------------------------
 
-/// What a descriptor is watched for, or what happened to it.
+/// What happened to a descriptor; given to [`Handler::on_ready`](crate::Handler::on_ready).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Readiness(EpollFlags);
+pub struct Readiness(EpollFlags);
 
 impl Readiness {
     pub(crate) const NONE: Self = Self(EpollFlags::empty());
@@ -50,21 +68,28 @@ impl Readiness {
         Self(self.0 | other.0)
     }
 
-    pub(crate) fn is_readable(self) -> bool {
+    /// A read will not block: there is something, or the end of it (`EPOLLIN`).
+    #[must_use]
+    pub fn is_readable(self) -> bool {
         self.0.contains(EpollFlags::EPOLLIN)
     }
 
-    pub(crate) fn is_writable(self) -> bool {
+    /// A write will not block (`EPOLLOUT`).
+    #[must_use]
+    pub fn is_writable(self) -> bool {
         self.0.contains(EpollFlags::EPOLLOUT)
     }
 
-    /// An error waits on the socket. The kernel reports it whatever the interest.
-    pub(crate) fn is_error(self) -> bool {
+    /// An error waits on the descriptor, or a pipe has lost its reader (`EPOLLERR`). The kernel reports it whatever
+    /// the interest.
+    #[must_use]
+    pub fn is_error(self) -> bool {
         self.0.contains(EpollFlags::EPOLLERR)
     }
 
-    /// Both directions are shut. The kernel reports it whatever the interest.
-    pub(crate) fn is_hangup(self) -> bool {
+    /// The other side is gone, in both directions (`EPOLLHUP`). The kernel reports it whatever the interest.
+    #[must_use]
+    pub fn is_hangup(self) -> bool {
         self.0.contains(EpollFlags::EPOLLHUP)
     }
 }

@@ -1,6 +1,6 @@
-//! Names for what a reactor holds: connections, listeners and timers.
+//! Names for what a reactor holds: connections, listeners, timers and watches.
 //!
-//! Each name is a slot index in the low 32 bits, a generation of 30 bits above it, and a kind in the top two bits.
+//! Each name is a slot index in the low 32 bits, a generation of 29 bits above it, and a kind in the top three bits.
 //! The same 64 bits are the epoll user data of the descriptor, so an event leads to its slot by an index, and the
 //! generation tells whether that slot still belongs to the one that the event is about.
 
@@ -21,6 +21,10 @@ pub struct ListenerId(Name);
 /// The name of a free timer, from [`Context::add_timer`](crate::Context::add_timer).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimerId(Name);
+
+/// The name of a watched descriptor, from [`Context::watch`](crate::Context::watch).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WatchId(Name);
 
 impl Token {
     /// The slot's index: small, dense, and reused after the connection is gone.
@@ -49,8 +53,11 @@ impl Token {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Name(NonZeroU64);
 
+/// Where the kind begins.
+const KIND_SHIFT: u32 = 61;
+
 /// Generations run from 1 to this and then start again at 1.
-pub(crate) const GENERATION_MAX: u32 = (1 << 30) - 1;
+pub(crate) const GENERATION_MAX: u32 = (1 << (KIND_SHIFT - 32)) - 1;
 
 impl Name {
     /// # Panics
@@ -73,7 +80,7 @@ impl Name {
     }
 
     fn to_bits(self, kind: Kind) -> u64 {
-        self.0.get() | (kind as u64) << 62
+        self.0.get() | (kind as u64) << KIND_SHIFT
     }
 }
 
@@ -108,6 +115,7 @@ macro_rules! named {
 named!(Token);
 named!(ListenerId);
 named!(TimerId);
+named!(WatchId);
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -115,6 +123,7 @@ enum Kind {
     Listener = 1,
     Timer = 2,
     Inner = 3,
+    Watch = 4,
 }
 
 /// What an epoll event or a timer is about, as it travels in 64 bits.
@@ -123,6 +132,7 @@ pub(crate) enum Source {
     Connection(Token),
     Listener(ListenerId),
     Timer(TimerId),
+    Watch(WatchId),
     Inner(Inner),
 }
 
@@ -140,6 +150,7 @@ impl Source {
             Source::Connection(token) => token.0.to_bits(Kind::Connection),
             Source::Listener(listener) => listener.0.to_bits(Kind::Listener),
             Source::Timer(timer) => timer.0.to_bits(Kind::Timer),
+            Source::Watch(watch) => watch.0.to_bits(Kind::Watch),
             Source::Inner(inner) => Name::new(inner as u32, 1).to_bits(Kind::Inner),
         }
     }
@@ -150,16 +161,18 @@ impl Source {
             return None;
         }
         let name = Name::new((bits & u64::from(u32::MAX)) as u32, generation);
-        Some(match bits >> 62 {
+        Some(match bits >> KIND_SHIFT {
             0 => Source::Connection(Token(name)),
             1 => Source::Listener(ListenerId(name)),
             2 => Source::Timer(TimerId(name)),
-            _ => Source::Inner(match name.index() {
+            3 => Source::Inner(match name.index() {
                 1 => Inner::Wake,
                 2 => Inner::Signal,
                 3 => Inner::Grace,
                 _ => return None,
             }),
+            4 => Source::Watch(WatchId(name)),
+            _ => return None,
         })
     }
 }
@@ -175,6 +188,7 @@ mod tests {
             Source::Connection(name.into()),
             Source::Listener(name.into()),
             Source::Timer(name.into()),
+            Source::Watch(name.into()),
             Source::Inner(Inner::Wake),
             Source::Inner(Inner::Signal),
             Source::Inner(Inner::Grace),
@@ -187,6 +201,7 @@ mod tests {
     fn bits_without_a_generation_name_nothing() {
         assert_eq!(Source::from_bits(7), None);
         assert_eq!(Token::from_bits(7), None);
-        assert_eq!(Token::from_bits(1 << 62 | 1 << 32), None);
+        assert_eq!(Token::from_bits(1 << KIND_SHIFT | 1 << 32), None);
+        assert_eq!(Source::from_bits(7 << KIND_SHIFT | 1 << 32), None);
     }
 }
