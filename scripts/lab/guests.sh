@@ -98,9 +98,10 @@ guest_console() {
 }
 
 guests_conduct() {
+    local began=$SECONDS
     await booted 180 "${guests[@]}"
     await ready 120 "${guests[@]}"
-    say "ready after $SECONDS s; opening connections"
+    say "ready after $((SECONDS - began)) s; opening connections"
     order start "${client_guests[@]}"
     await holding $((180 + $1 / 400)) "${client_guests[@]}"
     if guests_hold; then
@@ -148,7 +149,7 @@ guests_relay() {
     for guest in "${guests[@]}"; do
         while next_line "$guest"; do
             case $LINE in
-                "lab: "*) say "  $guest: ${LINE#lab: }" ;;
+                "lab: "*) say "  ${guest/#one/guest}: ${LINE#lab: }" ;;
                 "lab-event: "*)
                     LINE=${LINE#lab-event: }
                     event["$guest ${LINE%% *}"]=${LINE#* }
