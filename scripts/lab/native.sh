@@ -13,6 +13,7 @@ peak_taken=''
 
 # native_run TOPOLOGY CONNECTIONS
 native_run() {
+    PATH=$BINARIES:$PATH
     native_plan "$1" "$2"
     trap native_interrupt INT TERM
     native_start_server
@@ -43,10 +44,12 @@ native_plan() {
 }
 
 # on HOST COMMAND...: where that host is. A process here has no terminal: Ctrl-C reaches this
-# script alone, which then ends the others in order.
+# script alone, which then ends the others in order. It works in the folder of the run, so that the
+# records name no path of this machine.
 on() {
     local host=$1
     shift
+    cd "$OUT" || exit
     if namespaces_in_use; then
         exec setsid ip netns exec "$(namespace_of "$host")" "$@"
     else
@@ -57,7 +60,7 @@ on() {
 native_start_server() {
     local bind=127.0.0.1
     namespaces_in_use && bind=0.0.0.0
-    (on server "$BINARIES/c1000k-server" --bind "$bind" --json "$OUT/server.json") \
+    (on server c1000k-server --bind "$bind" --json server.json) \
         >"$OUT/server.log" 2>&1 &
     process_of[server]=$!
     follow server "$OUT/server.log"
@@ -80,8 +83,8 @@ native_await_ready() {
 native_start_clients() {
     local client
     for client in "${clients[@]}"; do
-        (on "$client" "$BINARIES/c1000k-client" "${server_address[$client]}" "$FIRST_PORT" \
-            -c "${share[$client]}" --hold "${HOLD_SECONDS}s" --json "$OUT/$client.json") \
+        (on "$client" c1000k-client "${server_address[$client]}" "$FIRST_PORT" \
+            -c "${share[$client]}" --hold "${HOLD_SECONDS}s" --json "$client.json") \
             >"$OUT/$client.log" 2>&1 &
         process_of[$client]=$!
         follow "$client" "$OUT/$client.log"
