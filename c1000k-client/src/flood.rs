@@ -3,7 +3,7 @@
 //! A connect counts as under way until its connection is proven (or open, where no proof is asked for), and so many may
 //! be under way at once: no backlog overflows. What fails is tried elsewhere, tried again, or ends the ramp; what is
 //! held by then goes on to the hold and the second proof all the same. No stage can last for ever: each attempt and
-//! each proof has its time, and a stage in which nothing succeeds for twice that time ends.
+//! each proof has its time, and a stage in which nothing succeeds for about twice that time ends.
 
 mod proof;
 mod ramp;
@@ -107,6 +107,7 @@ struct Timers {
     tick: Option<TimerId>,
     retry: Option<TimerId>,
     pace: Option<TimerId>,
+    settle: Option<TimerId>,
     hold: Option<TimerId>,
     slice: Option<TimerId>,
 }
@@ -136,6 +137,7 @@ pub(crate) struct Flood<'a> {
     stall: Stall,
     lost_at_tick: u64,
     held_at_tick: u64,
+    is_signalled: bool,
 }
 
 /// Finds out that nothing succeeds any more. It counts ticks and not time, so that a process that was stopped for a
@@ -183,6 +185,7 @@ impl<'a> Flood<'a> {
             stall: Stall::default(),
             lost_at_tick: 0,
             held_at_tick: 0,
+            is_signalled: false,
         }
     }
 
@@ -194,19 +197,19 @@ impl<'a> Flood<'a> {
     }
 
     /// What was counted.
-    pub(crate) fn into_tally(mut self) -> Tally {
-        self.tally.closed_ports = self.plan.closed_ports().collect();
+    pub(crate) fn into_tally(self) -> Tally {
         self.tally
     }
 
-    /// Nothing is under way and nothing more will be opened.
+    /// Nothing more will be opened, and what is still under way never will be.
     fn end_ramp(&mut self, cx: &mut Context<Conn>) {
-        self.tally.failed += (self.again.len() + self.retries.give_up()) as u64;
+        let unfinished = self.in_flight + self.again.len() + self.retries.give_up();
+        self.tally.failed += unfinished as u64;
         self.again.clear();
         self.tally.sample(Instant::now());
         self.tally.verify_seconds =
             self.tally.verified_passes.iter().map(|_| self.tally.ramp.as_secs_f64()).collect();
-        if !self.settings.verify && self.tally.stop == Some(Stop::ServerFull) {
+        if !self.settings.verify && self.tally.turned_away > 0 {
             // Those that the server dropped were open for a moment, so the peak counted some of them.
             self.tally.peak = self.tally.held;
         }
@@ -235,10 +238,12 @@ impl<'a> Flood<'a> {
             return self.begin_teardown(cx);
         }
         self.enter(cx, Stage::Proof);
-        self.progress.begin(
-            "proving",
-            &format!("proving {} connections again", format_count(self.tally.held)),
-        );
+        if self.tally.held > 0 {
+            self.progress.begin(
+                "proving",
+                &format!("proving {} connections again", format_count(self.tally.held)),
+            );
+        }
         self.tally.verified_passes.push(0);
         self.cursor = 0;
         self.prove_more(cx);
@@ -286,7 +291,9 @@ impl<'a> Flood<'a> {
         self.stage_began = Instant::now();
         self.stall = Stall::default();
         self.lost_at_tick = self.tally.lost;
-        for timer in [self.timers.retry.take(), self.timers.pace.take()].into_iter().flatten() {
+        let timers = &mut self.timers;
+        let of_the_ramp = [timers.retry.take(), timers.pace.take(), timers.settle.take()];
+        for timer in of_the_ramp.into_iter().flatten() {
             cx.cancel_timer(timer);
         }
     }
@@ -303,8 +310,7 @@ impl<'a> Flood<'a> {
 
     fn tick(&mut self, cx: &mut Context<Conn>) {
         self.timers.tick = arm(cx, TICK);
-        let stalled = self.stall.tick();
-        let is_stalled = stalled > self.settings.timeout * 2 + TICK;
+        let is_stalled = self.stall.tick() > self.patience();
         match self.stage {
             Stage::Ramp => {
                 self.tally.sample(Instant::now());
@@ -313,7 +319,11 @@ impl<'a> Flood<'a> {
                 if is_stalled {
                     self.note_stall();
                 }
-                self.open_more(cx);
+                if is_stalled && self.tally.held == 0 {
+                    self.end_ramp(cx);
+                } else {
+                    self.open_more(cx);
+                }
             }
             Stage::Hold => {
                 let is_quiet = self.tally.lost == self.lost_at_tick;
@@ -331,6 +341,12 @@ impl<'a> Flood<'a> {
             }
             Stage::Teardown => {}
         }
+    }
+
+    /// How long nothing may succeed: for the first success one attempt is enough, later hiccups get another one.
+    fn patience(&self) -> Duration {
+        let attempts = if self.tally.peak == 0 { 1 } else { 2 };
+        self.settings.timeout * attempts + TICK
     }
 
     fn ramp_line(&self) -> String {
@@ -425,6 +441,9 @@ impl Handler for Flood<'_> {
         } else if timer == self.timers.pace {
             self.timers.pace = None;
             self.go_on(cx);
+        } else if timer == self.timers.settle {
+            self.timers.settle = None;
+            self.go_on(cx);
         } else if timer == self.timers.hold {
             self.timers.hold = None;
             self.end_hold(cx);
@@ -435,19 +454,20 @@ impl Handler for Flood<'_> {
 
     /// The first signal ends the run early and in order, the second at once.
     fn on_signal(&mut self, cx: &mut Context<Conn>, signal: Signal) {
-        if self.tally.stop == Some(Stop::Interrupted) {
+        if std::mem::replace(&mut self.is_signalled, true) {
             self.progress.end();
             process::exit(if signal == Signal::Interrupt { 130 } else { 143 });
         }
-        self.tally.stop = Some(Stop::Interrupted);
+        // Where all is done but the closing, there is nothing left to end early.
         if self.stage != Stage::Teardown {
+            self.tally.stop = Some(Stop::Interrupted);
             self.progress.warn("ending early; a second signal leaves at once");
             self.begin_teardown(cx);
         }
     }
 }
 
-/// There are always more timers to be had than the five of a run.
+/// There are always more timers to be had than the few of a run.
 fn arm(cx: &mut Context<Conn>, after: Duration) -> Option<TimerId> {
     cx.add_timer(after).ok()
 }

@@ -188,7 +188,7 @@ fn record(
         attempted: tally.attempted,
         established: tally.peak,
         verified: tally.verified(),
-        failed: tally.failed,
+        failed: judgement.failed,
         failures: tally.failures.by_name().clone(),
         lost: tally.lost,
         limit: judgement.limit,

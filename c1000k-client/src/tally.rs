@@ -69,8 +69,6 @@ pub(crate) struct Tally {
     pub(crate) ramp: Duration,
     /// How long they were held.
     pub(crate) hold: Duration,
-    /// Ports on which nothing listened.
-    pub(crate) closed_ports: Vec<u16>,
     latency_us: Histogram<u64>,
     series: Series<RampPoint>,
 }
@@ -96,7 +94,6 @@ impl Tally {
             started: now,
             ramp: Duration::ZERO,
             hold: Duration::ZERO,
-            closed_ports: vec![],
             latency_us,
             series: Series::new(),
         })

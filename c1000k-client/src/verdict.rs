@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use c1000k_host::quantity::format_count;
 use c1000k_report::record::{Limit, Verdict};
+use nix::errno::Errno;
 
 use crate::tally::{Stop, Tally};
 use crate::target::Aim;
@@ -13,6 +14,8 @@ use crate::target::Aim;
 pub(crate) struct Judgement {
     /// What was to be reached, as far as limits and server allowed where nothing was asked for.
     pub(crate) target: u64,
+    /// Connections of the target that were given up for good.
+    pub(crate) failed: u64,
     pub(crate) verdict: Verdict,
     pub(crate) limit: Option<Limit>,
     /// What capped the run and what to do about it, in one line.
@@ -49,7 +52,9 @@ pub(crate) fn judge(aim: &Aim, tally: &Tally, to: Destination) -> Judgement {
         && tally.stop != Some(Stop::Interrupted)
         && is_proven(tally, target);
     let verdict = if is_reached { Verdict::Reached } else { Verdict::Short };
-    Judgement { target, verdict, limit, detail }
+    // Those that a full server dropped past a lowered target were never part of it.
+    let failed = tally.failed.min(target.saturating_sub(tally.peak));
+    Judgement { target, failed, verdict, limit, detail }
 }
 
 /// Whether each pass that was asked for has proven all of them.
@@ -77,6 +82,8 @@ fn cap(aim: &Aim, tally: &Tally, to: Destination) -> Option<(Limit, String)> {
     let stop = match tally.stop {
         Some(stop @ (Stop::Interrupted | Stop::ServerSilent)) => Some(stop),
         _ if tally.has_lost_most() => Some(Stop::ServerGone),
+        None if tally.peak == 0 && tally.unanswered > 0 => Some(Stop::ServerSilent),
+        None if tally.peak == 0 && tally.failed > 0 => Some(Stop::Network(Errno::ETIMEDOUT)),
         stop => stop,
     };
     if let Some(stop) = stop {
@@ -244,12 +251,14 @@ mod tests {
     #[test]
     fn a_full_server_lowers_a_target_that_nobody_asked_for() {
         let mut full = tally(7);
-        full.stop = Some(Stop::ServerFull);
+        (full.stop, full.failed) = (Some(Stop::ServerFull), 3);
         let judgement = judge(&left_out(10), &full, to());
         assert_eq!((judgement.target, judgement.verdict), (7, Verdict::Reached));
+        assert_eq!(judgement.failed, 0);
         assert_eq!(judgement.limit, Some(Limit::Server));
         let judgement = judge(&asked(10), &full, to());
         assert_eq!((judgement.target, judgement.verdict), (10, Verdict::Short));
+        assert_eq!(judgement.failed, 3);
         assert!(judgement.detail.unwrap().contains("the server was the cap"));
     }
 

@@ -30,12 +30,23 @@ impl Flood<'_> {
             self.open(cx, &work);
         }
         if self.in_flight == 0 && (self.tally.stop.is_some() || !self.has_work()) {
-            return self.end_ramp(cx);
+            return self.settle(cx);
         }
         if self.timers.retry.is_none()
             && let Some(due) = self.retries.next_due()
         {
             self.timers.retry = arm(cx, due.saturating_duration_since(cx.now()));
+        }
+    }
+
+    /// Ends the ramp. Without proofs it first waits until the youngest connection is past its probation.
+    fn settle(&mut self, cx: &mut Context<Conn>) {
+        let youngest = self.tally.started.elapsed().saturating_sub(self.tally.ramp);
+        if self.settings.verify || self.tally.held == 0 || youngest >= PROBATION {
+            return self.end_ramp(cx);
+        }
+        if self.timers.settle.is_none() {
+            self.timers.settle = arm(cx, PROBATION - youngest);
         }
     }
 

@@ -1,0 +1,338 @@
+//! The real client against servers in this process.
+
+#![allow(clippy::unwrap_used, reason = "the panic of a test is its report")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use c1000k_report::record::{Limit, Verdict};
+use common::{Client, Ended, Manner, Server, record, run};
+use nix::sys::signal::Signal;
+
+fn error_line(ended: &Ended) -> &str {
+    ended.stderr.last().map_or("", String::as_str)
+}
+
+fn failures<const N: usize>(counts: [(&str, u64); N]) -> BTreeMap<String, u64> {
+    counts.map(|(name, count)| (name.to_owned(), count)).into()
+}
+
+#[test]
+fn all_of_them_are_held_and_proven_twice() {
+    let server = Server::start(Manner::Echo, 3);
+    let (ended, record) =
+        run(&format!("127.0.0.1 {} --ports 3 -c 2k --hold 100ms", server.first_port));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!((record.target, record.attempted, record.established), (2_000, 2_000, 2_000));
+    assert_eq!((record.verified, record.failed, record.lost), (Some(2_000), 0, 0));
+    assert_eq!(record.verified_passes, [2_000, 2_000]);
+    assert_eq!(record.verify_seconds.len(), 2);
+    assert_eq!((record.verdict, record.limit), (Verdict::Reached, None));
+    assert_eq!(record.failures, failures([]));
+    assert!(record.hold_seconds >= 0.1, "{record:?}");
+    assert!(record.connect_latency_us.p50 <= record.connect_latency_us.max);
+    assert!(record.connect_latency_us.max > Some(0), "{record:?}");
+    assert_eq!(record.ramp_series.last().unwrap().established, 2_000);
+    assert!(ended.stderr.iter().any(|line| line == "holding 2,000 connections for 0.1 s"));
+    assert!(ended.stderr.iter().any(|line| line == "proving 2,000 connections again"));
+    assert!(ended.stderr.iter().any(|line| line.starts_with("REACHED: 2,000 of 2,000")));
+    assert_eq!(server.die(), 2_000);
+}
+
+#[test]
+fn the_record_has_the_fields_of_the_contract() {
+    let server = Server::start(Manner::Echo, 1);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("record.json");
+    let words = format!(
+        "127.0.0.1 {} --ports 1 -c 10 --hold 0s --json {}",
+        server.first_port,
+        path.display()
+    );
+    let ended = Client::start(&words).end();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stdout.starts_with("REACHED: 10 of 10"), "{ended:?}");
+    let text = std::fs::read_to_string(path).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(record["schema"], "c1000k.client/1");
+    assert_eq!(record["verdict"], "reached");
+    assert!(record["limit"].is_null());
+    for name in ["target", "attempted", "established", "verified", "failed", "lost"] {
+        assert!(record[name].is_u64(), "{name}: {record}");
+    }
+    for name in ["ramp_seconds", "connects_per_second"] {
+        assert!(record[name].is_f64(), "{name}: {record}");
+    }
+    for name in ["p50", "p90", "p99", "p999", "max"] {
+        assert!(record["connect_latency_us"][name].is_u64(), "{name}: {record}");
+    }
+    assert!(record["failures"].is_object());
+}
+
+#[test]
+fn an_echo_in_pieces_is_an_echo() {
+    let server = Server::start(Manner::Dribble, 1);
+    let (ended, record) =
+        run(&format!("127.0.0.1 {} --ports 1 -c 50 --hold 10ms", server.first_port));
+    assert_eq!((ended.code, record.verified), (Some(0), Some(50)), "{ended:?}");
+}
+
+#[test]
+fn a_full_server_is_the_cap_and_what_it_took_is_held_and_proven() {
+    for manner in [Manner::RefusePast(300), Manner::HangUpPast(300)] {
+        let server = Server::start(manner, 2);
+        let words = format!("127.0.0.1 {} --ports 2 --hold 10ms", server.first_port);
+        let (ended, record) = run(&words);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert_eq!((record.target, record.established), (300, 300), "{ended:?}");
+        assert_eq!((record.verified, record.failed, record.lost), (Some(300), 0, 0), "{ended:?}");
+        assert_eq!((record.verdict, record.limit), (Verdict::Reached, Some(Limit::Server)));
+        assert!(record.limit_detail.unwrap().contains("the server was the cap"));
+        assert!(record.refused_by_server >= 100);
+
+        let (ended, record) = run(&format!("{words} -c 400"));
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert_eq!((record.target, record.established), (400, 300), "{ended:?}");
+        assert_eq!((record.verified, record.lost), (Some(300), 0), "{ended:?}");
+        assert!((1..=100).contains(&record.failed), "{ended:?}");
+        assert_eq!((record.verdict, record.limit), (Verdict::Short, Some(Limit::Server)));
+    }
+}
+
+#[test]
+fn a_full_server_is_the_cap_without_proofs_too() {
+    let server = Server::start(Manner::RefusePast(300), 2);
+    let (ended, record) =
+        run(&format!("127.0.0.1 {} --ports 2 --hold 10ms --no-verify", server.first_port));
+    assert_eq!((ended.code, record.limit), (Some(0), Some(Limit::Server)), "{ended:?}");
+    assert_eq!((record.established, record.verified), (300, None), "{ended:?}");
+    assert_eq!(record.lost, 0);
+}
+
+#[test]
+fn a_server_that_dies_while_they_are_held_is_told_within_seconds() {
+    let server = Server::start(Manner::Echo, 2);
+    let words = format!("127.0.0.1 {} --ports 2 -c 500 --hold 50s --json -", server.first_port);
+    let mut client = Client::start(&words);
+    client.await_line("holding ");
+    let died = Instant::now();
+    assert_eq!(server.die(), 500);
+    let ended = client.end();
+    assert!(died.elapsed() < Duration::from_secs(10), "{:?}", died.elapsed());
+    let record = record(&ended);
+    assert_eq!((ended.code, record.limit), (Some(1), Some(Limit::Server)), "{ended:?}");
+    assert_eq!((record.established, record.lost), (500, 500));
+    assert_eq!((record.verified, record.verdict), (Some(0), Verdict::Short));
+    let detail = record.limit_detail.unwrap();
+    assert!(detail.contains("went away: 500 of 500 connections lost"), "{detail}");
+}
+
+#[test]
+fn a_server_that_dies_during_the_ramp_is_told_within_seconds() {
+    let server = Server::start(Manner::Echo, 2);
+    let words =
+        format!("127.0.0.1 {} --ports 2 -c 5000 --rate 100 --hold 50s --json -", server.first_port);
+    let mut client = Client::start(&words);
+    client.await_line("opening: ");
+    let died = Instant::now();
+    server.die();
+    let ended = client.end();
+    assert!(died.elapsed() < Duration::from_secs(10), "{:?}", died.elapsed());
+    let record = record(&ended);
+    assert_eq!((ended.code, record.limit), (Some(1), Some(Limit::Server)), "{ended:?}");
+    assert!(record.established > 0 && record.lost == record.established, "{ended:?}");
+    assert!(record.limit_detail.unwrap().contains("went away"), "{ended:?}");
+}
+
+#[test]
+fn where_nothing_listens_one_line_says_so() {
+    let server = Server::start(Manner::Echo, 3);
+    let port = server.first_port;
+    server.die();
+    let (ended, record) = run(&format!("127.0.0.1 {port} --ports 3"));
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let start = format!("c1000k-client: nothing listens on 127.0.0.1:{port}-{}: ", port + 2);
+    assert!(error_line(&ended).starts_with(&start), "{ended:?}");
+    assert_eq!((record.established, record.verified), (0, Some(0)));
+    assert_eq!((record.verdict, record.limit), (Verdict::Short, Some(Limit::Server)));
+    let refusals: Vec<_> = record.failures.into_iter().collect();
+    assert!(matches!(&refusals[..], [(name, 9..=300)] if name == "ECONNREFUSED"), "{refusals:?}");
+}
+
+#[test]
+fn ports_without_a_listener_are_left_to_themselves() {
+    let server = Server::start(Manner::Echo, 1);
+    let (ended, record) =
+        run(&format!("127.0.0.1 {} --ports 20 -c 500 --hold 10ms", server.first_port));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!((record.established, record.verified, record.failed), (500, Some(500), 0));
+    assert!(record.failures["ECONNREFUSED"] >= 19, "{ended:?}");
+    assert!(ended.stderr.iter().any(|line| line.contains("nothing listens on ")), "{ended:?}");
+}
+
+/// Linux drops what comes to a full backlog: some connections open and stay silent, others never open.
+#[test]
+fn a_black_hole_ends_in_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    shorten_backlog(&listener);
+    let port = listener.local_addr().unwrap().port();
+    let began = Instant::now();
+    let (ended, record) =
+        run(&format!("127.0.0.1 {port} --ports 1 -c 100 --connect-timeout 300ms --hold 50s"));
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert_eq!((ended.code, record.verdict), (Some(1), Verdict::Short), "{ended:?}");
+    assert_eq!((record.established, record.failed), (0, 100), "{ended:?}");
+    assert!(record.failures["ETIMEDOUT"] >= 64, "{ended:?}");
+    assert!(matches!(record.limit, Some(Limit::Server | Limit::Network)), "{ended:?}");
+    assert!(error_line(&ended).starts_with("c1000k-client: "), "{ended:?}");
+}
+
+/// A second `listen` makes the backlog as short as it gets.
+fn shorten_backlog(listener: &TcpListener) {
+    let backlog = nix::sys::socket::Backlog::new(1).unwrap();
+    nix::sys::socket::listen(listener, backlog).unwrap();
+}
+
+#[test]
+fn a_server_that_never_answers_is_told() {
+    let server = Server::start(Manner::Silent, 1);
+    let (ended, record) = run(&format!(
+        "127.0.0.1 {} --ports 1 -c 50 --connect-timeout 300ms --hold 50s",
+        server.first_port
+    ));
+    assert_eq!((ended.code, record.limit), (Some(1), Some(Limit::Server)), "{ended:?}");
+    assert!(error_line(&ended).contains("answers none"), "{ended:?}");
+}
+
+#[test]
+fn a_silent_server_will_do_without_proofs() {
+    let server = Server::start(Manner::Silent, 1);
+    let (ended, record) =
+        run(&format!("127.0.0.1 {} --ports 1 -c 300 --hold 10ms --no-verify", server.first_port));
+    assert_eq!((ended.code, record.established), (Some(0), 300), "{ended:?}");
+    assert_eq!((record.verified, record.verdict), (None, Verdict::Reached));
+}
+
+#[test]
+fn other_bytes_are_no_echo() {
+    let server = Server::start(Manner::Garble, 1);
+    let (ended, record) =
+        run(&format!("127.0.0.1 {} --ports 1 -c 1000 --hold 50s", server.first_port));
+    assert_eq!((ended.code, record.limit), (Some(1), Some(Limit::Server)), "{ended:?}");
+    assert_eq!((record.established, record.verified), (0, Some(0)));
+    assert!(record.failures["EBADMSG"] >= 100, "{ended:?}");
+    assert!(error_line(&ended).contains("no echo server"), "{ended:?}");
+}
+
+#[test]
+fn a_signal_ends_the_run_with_what_it_has() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let server = Server::start(Manner::Echo, 1);
+        let words = format!("127.0.0.1 {} --ports 1 -c 200 --hold 50s --json -", server.first_port);
+        let mut client = Client::start(&words);
+        client.await_line("holding ");
+        client.signal(signal);
+        let ended = client.end();
+        let record = record(&ended);
+        assert_eq!((ended.code, record.limit), (Some(1), Some(Limit::Interrupted)), "{ended:?}");
+        assert_eq!((record.established, record.verified), (200, Some(200)));
+        assert_eq!((record.lost, record.verdict), (0, Verdict::Short));
+        assert!(record.hold_seconds < 50.0);
+    }
+}
+
+#[test]
+fn a_low_descriptor_limit_is_a_cap_that_is_said_aloud() {
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!("127.0.0.1 {} --ports 1 --hold 10ms --json -", server.first_port);
+    let ended = Client::start_after("ulimit -n 256", &words).end();
+    let record_ = record(&ended);
+    assert_eq!((ended.code, record_.limit), (Some(0), Some(Limit::Descriptors)), "{ended:?}");
+    assert_eq!((record_.target, record_.established), (223, 223));
+    let said = "target: 223 of 1,000,000: RLIMIT_NOFILE is 256 hard; to go further: ";
+    assert!(ended.stderr[0].contains(said), "{ended:?}");
+
+    let ended = Client::start_after("ulimit -n 256", &format!("{words} -c 300")).end();
+    let record_ = record(&ended);
+    assert_eq!((ended.code, record_.limit), (Some(1), Some(Limit::Descriptors)), "{ended:?}");
+    assert_eq!((record_.target, record_.established, record_.lost), (300, 224, 0));
+    assert_eq!(record_.failures, failures([]));
+}
+
+#[test]
+fn a_low_soft_limit_is_raised() {
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!("127.0.0.1 {} --ports 1 -c 300 --hold 10ms --json -", server.first_port);
+    let ended = Client::start_after("ulimit -Sn 128", &words).end();
+    assert_eq!((ended.code, record(&ended).established), (Some(0), 300), "{ended:?}");
+}
+
+/// Descriptors that the client was born with are not in its arithmetic.
+#[test]
+fn descriptors_that_run_out_all_the_same_are_no_error_storm() {
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!("127.0.0.1 {} --ports 1 --hold 10ms --json -", server.first_port);
+    let before = "for n in {10..99}; do eval \"exec $n</dev/null\"; done; ulimit -n 256";
+    let ended = Client::start_after(before, &words).end();
+    let record = record(&ended);
+    assert_eq!((ended.code, record.limit), (Some(0), Some(Limit::Descriptors)), "{ended:?}");
+    assert!((100..223).contains(&record.established), "{ended:?}");
+    assert_eq!((record.target, record.verified), (record.established, Some(record.established)));
+    assert_eq!(record.failures, failures([("EMFILE", 1)]));
+}
+
+#[test]
+fn sources_share_the_connections_evenly() {
+    let server = Server::start(Manner::Echo, 2);
+    let (ended, record) = run(&format!(
+        "127.0.0.1 {} --ports 2 -c 400 --hold 10ms --source 127.0.3.1,127.0.3.4-127.0.3.6",
+        server.first_port
+    ));
+    assert_eq!((ended.code, record.established), (Some(0), 400), "{ended:?}");
+    assert_eq!(record.sources, ["127.0.3.1", "127.0.3.4", "127.0.3.5", "127.0.3.6"]);
+}
+
+#[test]
+fn a_rate_is_kept() {
+    let server = Server::start(Manner::Echo, 1);
+    let (ended, record) =
+        run(&format!("127.0.0.1 {} --ports 1 -c 300 --hold 10ms --rate 1000", server.first_port));
+    assert_eq!((ended.code, record.established), (Some(0), 300), "{ended:?}");
+    // The first ten milliseconds' worth may come at once.
+    assert!(record.ramp_seconds > 0.27, "{record:?}");
+}
+
+#[test]
+fn what_cannot_start_is_one_line() {
+    for (words, code, part) in [
+        ("127.0.0.1 9900 --source 192.0.2.1", 1, "--source 192.0.2.1 can't be used"),
+        ("127.0.0.1 9900 --json /nonexistent/record.json", 1, "/nonexistent/record.json"),
+        ("127.0.0.1 9900 --ports 0", 2, "--ports is 0"),
+        ("127.0.0.1 9900 --colour", 2, "--colour"),
+        ("", 2, "<FIRST_PORT>"),
+    ] {
+        let ended = Client::start(words).end();
+        assert_eq!((ended.code, ended.stderr.len()), (Some(code), 1), "{words}: {ended:?}");
+        assert!(error_line(&ended).contains(part), "{words}: {ended:?}");
+        assert_eq!(ended.stdout, "");
+    }
+}
+
+#[test]
+fn a_check_prints_what_is_needed_and_what_is_there() {
+    let ended = Client::start("--check -c 10").end();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stdout.ends_with("It fits.\n"), "{ended:?}");
+    let ended = Client::start_after("ulimit -n 64", "--check -c 10k").end();
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stdout.contains("FAIL"), "{ended:?}");
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_panic() {
+    let ended = Client::start_after("set -o pipefail; exec 1>/dev/full", "--help").end();
+    assert_eq!((ended.code, ended.stderr.len()), (Some(0), 0), "{ended:?}");
+}

@@ -1,0 +1,242 @@
+//! Servers of every manner in this process, and the real client as a child, with a deadline on each wait.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use c1000k_report::ClientRecord;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use reactor::{Config, Context, Handler, Incoming, ListenOptions, Reactor, Token, Waker};
+
+/// No wait of a test is longer.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How a server treats its peers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Manner {
+    Echo,
+    /// Echoes for so many, and resets all others.
+    RefusePast(u64),
+    /// Echoes for so many, and ends the stream of all others in order.
+    HangUpPast(u64),
+    /// Takes what comes and says nothing.
+    Silent,
+    /// Answers with other bytes.
+    Garble,
+    /// Echoes one byte at a time, as far as TCP lets it.
+    Dribble,
+}
+
+/// A server on consecutive ports of loopback, in a thread of its own.
+pub(crate) struct Server {
+    pub(crate) first_port: u16,
+    end: Arc<AtomicBool>,
+    waker: Waker,
+    thread: Option<JoinHandle<u64>>,
+}
+
+impl Server {
+    pub(crate) fn start(manner: Manner, ports: u16) -> Self {
+        let end = Arc::new(AtomicBool::new(false));
+        let (tell, told) = mpsc::channel();
+        let service = Service { manner, end: Arc::clone(&end), open: 0, peak: 0 };
+        let thread = thread::spawn(move || {
+            let (mut reactor, first_port) = listening(ports);
+            tell.send((first_port, reactor.context().waker())).unwrap();
+            let mut service = service;
+            reactor.run(&mut service).unwrap();
+            service.peak
+        });
+        let (first_port, waker) = told.recv_timeout(DEADLINE).unwrap();
+        Self { first_port, end, waker, thread: Some(thread) }
+    }
+
+    /// Dies with all its connections, and says how many there were at once.
+    pub(crate) fn die(mut self) -> u64 {
+        self.end()
+    }
+
+    fn end(&mut self) -> u64 {
+        self.end.store(true, Ordering::Release);
+        self.waker.wake();
+        self.thread.take().map_or(0, |thread| thread.join().unwrap())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The system chooses the first port; where one of the next is taken, it chooses again.
+fn listening(ports: u16) -> (Reactor<()>, u16) {
+    for _ in 0..100 {
+        let config = Config { connections_max: 8_192, ..Config::default() };
+        let mut reactor = Reactor::new(&config).unwrap();
+        let cx = reactor.context();
+        let options = ListenOptions::default();
+        let first = cx.listen((Ipv4Addr::LOCALHOST, 0).into(), &options).unwrap();
+        let first_port = cx.listener_addr(first).unwrap().port();
+        let mut others = (1..ports).map(|offset| first_port.checked_add(offset));
+        if others.all(|port| {
+            port.is_some_and(|port| {
+                cx.listen(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), &options).is_ok()
+            })
+        }) {
+            return (reactor, first_port);
+        }
+    }
+    panic!("no {ports} consecutive ports are free");
+}
+
+struct Service {
+    manner: Manner,
+    end: Arc<AtomicBool>,
+    open: u64,
+    peak: u64,
+}
+
+impl Handler for Service {
+    type Conn = ();
+
+    fn on_accept(&mut self, _: &mut Context<()>, _: &Incoming<'_>) -> Option<()> {
+        match self.manner {
+            Manner::RefusePast(most) if self.open >= most => None,
+            _ => Some(()),
+        }
+    }
+
+    fn on_open(&mut self, cx: &mut Context<()>, token: Token, (): &mut ()) {
+        self.open += 1;
+        match self.manner {
+            Manner::HangUpPast(most) if self.open > most => cx.close(token),
+            _ => self.peak = self.peak.max(self.open),
+        }
+    }
+
+    fn on_data(&mut self, cx: &mut Context<()>, token: Token, (): &mut (), bytes: &[u8]) {
+        let written = match self.manner {
+            Manner::Silent => return,
+            Manner::Garble => cx.write(token, &vec![b'?'; bytes.len()]),
+            Manner::Dribble => {
+                bytes.chunks(1).try_fold(reactor::Written::Sent, |_, byte| cx.write(token, byte))
+            }
+            _ => cx.write(token, bytes),
+        };
+        let _ = written;
+    }
+
+    fn on_close(&mut self, _: &mut Context<()>, _: Token, (): (), _: reactor::CloseReason) {
+        self.open -= 1;
+    }
+
+    fn on_wake(&mut self, cx: &mut Context<()>) {
+        if self.end.load(Ordering::Acquire) {
+            cx.stop();
+        }
+    }
+}
+
+/// The real client, running.
+pub(crate) struct Client {
+    child: Child,
+    /// What it writes to standard error, line by line.
+    lines: Receiver<String>,
+    seen: Vec<String>,
+    stdout: JoinHandle<String>,
+    deadline: Instant,
+}
+
+/// What is left of it.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: Vec<String>,
+}
+
+impl Client {
+    /// Starts it with these words, separated by spaces.
+    pub(crate) fn start(words: &str) -> Self {
+        Self::spawn(
+            Command::new(env!("CARGO_BIN_EXE_c1000k-client")).args(words.split_whitespace()),
+        )
+    }
+
+    /// Starts it from a shell that runs `before` first.
+    pub(crate) fn start_after(before: &str, words: &str) -> Self {
+        let script = format!("{before}; exec {} {words}", env!("CARGO_BIN_EXE_c1000k-client"));
+        Self::spawn(Command::new("bash").args(["-c", &script]))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let (tell, lines) = mpsc::channel();
+        thread::spawn(move || {
+            let lines = BufReader::new(stderr).lines().map_while(Result::ok);
+            lines.for_each(|line| _ = tell.send(line));
+        });
+        let stdout = thread::spawn(move || {
+            let mut text = String::new();
+            BufReader::new(stdout).read_to_string(&mut text).unwrap();
+            text
+        });
+        Self { child, lines, seen: vec![], stdout, deadline: Instant::now() + DEADLINE }
+    }
+
+    /// Waits for a line of standard error that begins so.
+    pub(crate) fn await_line(&mut self, start: &str) {
+        while !self.seen.last().is_some_and(|line| line.starts_with(start)) {
+            self.take_line().unwrap_or_else(|| panic!("no {start:?}: {:?}", self.seen));
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    pub(crate) fn end(mut self) -> Ended {
+        while self.take_line().is_some() {}
+        let status = self.child.wait().unwrap();
+        Ended { code: status.code(), stdout: self.stdout.join().unwrap(), stderr: self.seen }
+    }
+
+    /// The next line; `None` at the end of the stream. Past the deadline the client is ended and the test fails.
+    fn take_line(&mut self) -> Option<()> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match self.lines.recv_timeout(left) {
+            Ok(line) => self.seen.push(line),
+            Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                self.child.kill().unwrap();
+                panic!("the client did not end in time: {:?}", self.seen);
+            }
+        }
+        Some(())
+    }
+}
+
+/// Runs the client to its end with `--json -`, and reads its record.
+pub(crate) fn run(words: &str) -> (Ended, ClientRecord) {
+    let ended = Client::start(&format!("{words} --json -")).end();
+    let record = record(&ended);
+    (ended, record)
+}
+
+pub(crate) fn record(ended: &Ended) -> ClientRecord {
+    serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"))
+}
