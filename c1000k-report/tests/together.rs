@@ -1,0 +1,170 @@
+//! Both real programs against each other: their records, and the kernel's count, must tell the same.
+
+use std::env::consts::EXE_SUFFIX;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use c1000k_report::record::Verdict;
+use c1000k_report::{ClientRecord, ServerRecord};
+
+const CONNECTIONS: u64 = 3_000;
+const PORTS: u16 = 10;
+const DEADLINE: Duration = Duration::from_secs(60);
+
+#[test]
+fn both_records_and_the_kernel_agree_on_three_thousand_connections() {
+    let folder = tempfile::tempdir().unwrap();
+    let programs = build();
+    let first_port = free_ports(PORTS);
+    let before = sockets_in_use();
+    let mut server = Program::start(
+        Command::new(programs.join(format!("c1000k-server{EXE_SUFFIX}")))
+            .args(["--bind", "127.0.0.1", "--first-port", &first_port.to_string()])
+            .args(["--ports", &PORTS.to_string(), "--json"])
+            .arg(folder.path().join("server.json")),
+    );
+    server.wait_for("ready");
+    let mut client = Program::start(
+        Command::new(programs.join(format!("c1000k-client{EXE_SUFFIX}")))
+            .args(["127.0.0.1", &first_port.to_string(), "--ports", &PORTS.to_string()])
+            .args(["-c", &CONNECTIONS.to_string(), "--hold", "2s", "--json"])
+            .arg(folder.path().join("client.json")),
+    );
+    client.wait_for("holding");
+    let held = sockets_in_use();
+    let by_port = established_at(first_port..first_port + PORTS);
+    assert_eq!(client.exit_code(), 0);
+    server.terminate();
+    assert_eq!(server.exit_code(), 0);
+
+    assert_eq!(by_port, CONNECTIONS, "the kernel's table of the server's ends");
+    // Other programs of this machine may open sockets meanwhile, but these must be among them.
+    assert!(held >= before + 2 * CONNECTIONS - 100, "sockstat rose from {before} to {held} only");
+    compare(
+        &ClientRecord::read(&folder.path().join("client.json")).unwrap(),
+        &ServerRecord::read(&folder.path().join("server.json")).unwrap(),
+    );
+}
+
+fn compare(client: &ClientRecord, server: &ServerRecord) {
+    assert_eq!(client.verdict, Verdict::Reached);
+    assert_eq!(client.target, CONNECTIONS);
+    assert_eq!(client.established, CONNECTIONS);
+    assert_eq!(client.verified, Some(CONNECTIONS));
+    assert_eq!(client.verified_passes, [CONNECTIONS, CONNECTIONS]);
+    assert_eq!((client.failed, client.lost, client.limit), (0, 0, None));
+    assert_eq!(server.accepted, client.established);
+    assert_eq!(server.peak, client.established);
+    assert_eq!((server.open, server.closed), (0, server.accepted));
+    assert_eq!((server.refused, server.accept_errors.len()), (0, 0));
+    assert_eq!(server.bytes_in, server.bytes_out);
+    // "Hello Server, connections num:" and at least one digit, twice on each connection.
+    assert!(server.bytes_in >= 2 * 31 * CONNECTIONS, "only {} bytes came in", server.bytes_in);
+}
+
+/// Builds both programs with the profile of this test, and says where they are.
+fn build() -> PathBuf {
+    let here = std::env::current_exe().unwrap();
+    let programs = here.parent().and_then(Path::parent).unwrap().to_owned();
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--locked", "-p", "c1000k-server", "-p", "c1000k-client"]);
+    if programs.ends_with("release") {
+        build.arg("--release");
+    }
+    build.env("CARGO_TARGET_DIR", programs.parent().unwrap());
+    assert!(build.status().unwrap().success(), "the programs could not be built");
+    programs
+}
+
+/// The first of so many consecutive ports on which nobody listens.
+fn free_ports(count: u16) -> u16 {
+    (20_000..30_000)
+        .step_by(usize::from(count))
+        .find(|&first| {
+            let probes: Result<Vec<_>, _> =
+                (first..first + count).map(|port| TcpListener::bind(("127.0.0.1", port))).collect();
+            probes.is_ok()
+        })
+        .expect("some ports are free")
+}
+
+/// TCP sockets in use, as the kernel counts them.
+fn sockets_in_use() -> u64 {
+    let text = fs::read_to_string("/proc/net/sockstat").unwrap();
+    let line = text.lines().find(|line| line.starts_with("TCP:")).unwrap();
+    line.split_whitespace().nth(2).unwrap().parse().unwrap()
+}
+
+/// Established connections whose local port is one of these, as the kernel lists them.
+fn established_at(ports: std::ops::Range<u16>) -> u64 {
+    let text = fs::read_to_string("/proc/net/tcp").unwrap();
+    let at_port = |line: &&str| {
+        let mut words = line.split_whitespace().skip(1);
+        let local = words.next().unwrap().rsplit(':').next().unwrap();
+        let state = words.nth(1).unwrap();
+        state == "01" && ports.contains(&u16::from_str_radix(local, 16).unwrap())
+    };
+    text.lines().skip(1).filter(at_port).count() as u64
+}
+
+/// A child process that does not outlive the test, and its lines.
+struct Program {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Program {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = mpsc::channel();
+        read_lines(child.stdout.take().unwrap(), sender.clone());
+        read_lines(child.stderr.take().unwrap(), sender);
+        Self { child, lines }
+    }
+
+    fn wait_for(&mut self, word: &str) {
+        loop {
+            let line = self.lines.recv_timeout(DEADLINE);
+            let line = line.unwrap_or_else(|_| panic!("no line says {word:?}"));
+            if line.contains(word) {
+                return;
+            }
+        }
+    }
+
+    fn terminate(&self) {
+        let status = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Both pipes end when the process does, so this waits no longer than the deadline.
+    fn exit_code(&mut self) -> i32 {
+        while let Ok(line) = self.lines.recv_timeout(DEADLINE) {
+            println!("{line}");
+        }
+        self.child.wait().unwrap().code().expect("no signal ended it")
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn read_lines(pipe: impl Read + Send + 'static, sender: mpsc::Sender<String>) {
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+}
