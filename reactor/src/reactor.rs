@@ -82,6 +82,7 @@ impl<C> Reactor<C> {
         max_wait: Option<Duration>,
     ) -> Result<Status, Error> {
         bury_doomed(&mut self.cx, handler);
+        self.cx.feed_starved();
         self.wait(max_wait)?;
         for index in 0..self.events.len() {
             let (data, ready) = self.events.at(index);
@@ -91,7 +92,6 @@ impl<C> Reactor<C> {
         self.fire_timers(handler);
         self.cx.tell_shutdown();
         bury_doomed(&mut self.cx, handler);
-        self.cx.feed_starved();
         Ok(if self.cx.take_stop() { Status::Stopped } else { Status::Running })
     }
 
@@ -184,9 +184,15 @@ impl<C> Reactor<C> {
     }
 
     fn accept<H: Handler<Conn = C>>(&mut self, handler: &mut H, listener: ListenerId) {
-        for _ in 0..self.cx.config().accepts_per_wake {
+        for round in 0..self.cx.config().accepts_per_wake {
+            // The kernel has told of one peer that waits. Whether there is another behind it is not known: if so, it
+            // tells again.
+            let somebody_waits = round == 0 && self.cx.hears(listener);
             if let Some(error) = self.cx.lacks_slot() {
-                return self.starve(handler, listener, &error);
+                if somebody_waits {
+                    self.starve(handler, listener, &error);
+                }
+                return;
             }
             match self.cx.accept(listener) {
                 Accepted::Connection(socket) => {
@@ -196,6 +202,7 @@ impl<C> Reactor<C> {
                 }
                 Accepted::Nobody => return,
                 Accepted::Lost(error) => self.count_accept_error(handler, listener, &error),
+                Accepted::Exhausted(_) if !somebody_waits => return,
                 Accepted::Exhausted(error) => {
                     self.cx.drain_one(listener);
                     return self.starve(handler, listener, &error);

@@ -23,6 +23,12 @@ pub(super) struct Listener {
     pause: Tick,
 }
 
+impl Listener {
+    fn hears(&self) -> bool {
+        !self.paused && self.starved.is_none()
+    }
+}
+
 impl<C> Context<C> {
     /// Listens on an address; port 0 lets the kernel choose ([`listener_addr`](Self::listener_addr) tells).
     ///
@@ -109,8 +115,7 @@ impl<C> Context<C> {
     /// Tells epoll whether the listener is to be heard.
     fn settle_listener(&mut self, id: ListenerId) -> Result<(), Error> {
         let settled = self.with_listener(id, |cx, listener| {
-            let heard = !listener.paused && listener.starved.is_none();
-            let interest = if heard { Readiness::READABLE } else { Readiness::NONE };
+            let interest = if listener.hears() { Readiness::READABLE } else { Readiness::NONE };
             cx.poller.modify(&listener.socket, interest, Source::Listener(id).to_bits())
         });
         settled.unwrap_or(Err(Error::Stale))
@@ -124,12 +129,15 @@ impl<C> Context<C> {
         self.listeners.head(id.name()).map(|listener| act(self, listener))
     }
 
+    /// Whether the listener is there and neither paused nor starved.
+    pub(crate) fn hears(&self, id: ListenerId) -> bool {
+        self.listeners.head(id.name()).is_some_and(Listener::hears)
+    }
+
     /// Takes one connection from the listener's backlog, unless the listener is paused or gone.
     pub(crate) fn accept(&self, id: ListenerId) -> Accepted {
         match self.listeners.head(id.name()) {
-            Some(listener) if !listener.paused && listener.starved.is_none() => {
-                sys::accept(&listener.socket)
-            }
+            Some(listener) if listener.hears() => sys::accept(&listener.socket),
             _ => Accepted::Nobody,
         }
     }

@@ -1,0 +1,112 @@
+//! This test binary again as a child process, with a line of talk in both directions.
+
+use std::fmt::Display;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use super::{DEADLINE, World};
+
+const ROLE: &str = "REACTOR_TEST_IS_CHILD";
+/// What tells our lines from those of the test harness.
+const MARK: &str = "child: ";
+
+/// Whether this process is the child; then the test plays the other role.
+pub(crate) fn is_child() -> bool {
+    std::env::var_os(ROLE).is_some()
+}
+
+pub(crate) struct Child {
+    process: std::process::Child,
+    questions: ChildStdin,
+    answers: Receiver<String>,
+}
+
+impl Child {
+    /// Runs the test of this name in a process of its own, with at most so many descriptors.
+    pub(crate) fn start(test: &str, descriptors: Option<u64>) -> Self {
+        let limit = descriptors.map_or(String::new(), |limit| format!("ulimit -n {limit};"));
+        let mut process = Command::new("sh")
+            .arg("-c")
+            .arg(format!("{limit} exec \"$0\" --exact {test} --nocapture --test-threads 1"))
+            .arg(std::env::current_exe().unwrap())
+            .env(ROLE, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let questions = process.stdin.take().unwrap();
+        let output = BufReader::new(process.stdout.take().unwrap());
+        let (sender, answers) = channel();
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if let Some((_, answer)) = line.split_once(MARK) {
+                    let _ = sender.send(answer.to_owned());
+                }
+            }
+        });
+        Self { process, questions, answers }
+    }
+
+    /// Waits for what the child says under this name.
+    pub(crate) fn read(&self, name: &str) -> String {
+        self.read_within(name, DEADLINE)
+    }
+
+    pub(crate) fn read_within(&self, name: &str, deadline: Duration) -> String {
+        let answer = self.answers.recv_timeout(deadline);
+        let answer = answer.unwrap_or_else(|error| panic!("no answer to {name}: {error}"));
+        let (said, value) = answer.split_once(' ').unwrap();
+        assert_eq!(said, name);
+        value.to_owned()
+    }
+
+    pub(crate) fn ask(&mut self, question: &str) -> u64 {
+        writeln!(self.questions, "{question}").unwrap();
+        self.read(question).parse().unwrap()
+    }
+
+    /// Asks it to end, and sees that it does, without a failure.
+    pub(crate) fn end(mut self) {
+        writeln!(self.questions, "end").unwrap();
+        let status = self.process.wait().unwrap();
+        assert!(status.success(), "the child failed: {status}");
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // Where the test has failed, nothing is left behind.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The child's side: what the parent asks, as wake-ups of the child's reactor.
+pub(crate) struct Questions(Receiver<String>);
+
+impl Questions {
+    pub(crate) fn start(world: &mut World) -> Self {
+        let waker = world.cx().waker();
+        let (sender, questions) = channel();
+        std::thread::spawn(move || {
+            for line in std::io::stdin().lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+                waker.wake();
+            }
+            // The parent is gone.
+            let _ = sender.send("end".to_owned());
+            waker.wake();
+        });
+        Self(questions)
+    }
+
+    pub(crate) fn next(&self) -> Option<String> {
+        self.0.try_recv().ok()
+    }
+
+    pub(crate) fn answer(&self, name: &str, value: impl Display) {
+        println!("{MARK}{name} {value}");
+    }
+}

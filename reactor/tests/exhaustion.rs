@@ -1,0 +1,252 @@
+//! Slots and descriptors run out: no spin, no exit, no lost listener, and room is used as soon as there is some.
+//!
+//! The descriptors run out for real: the server is a child process, this test binary again, under a lowered limit.
+
+#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+
+mod common;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use nix::libc::EMFILE;
+use reactor::Config;
+
+use common::child::Child;
+use common::{DEADLINE, Event, World, echo, echo_once, peer};
+
+#[test]
+fn as_many_as_there_are_slots_is_no_exhaustion() {
+    let mut world = World::with(Config { connections_max: 10, ..Default::default() });
+    let address = world.listen();
+    let _peers: Vec<_> = (0..10).map(|_| peer(address)).collect();
+    world.until("all of them", |world| world.service.opened().len() == 10);
+    let wakeups = world.run_for(Duration::from_millis(100));
+    assert!(wakeups <= 2, "{wakeups} wake-ups while nobody waits");
+    assert_eq!(world.cx().stats().accept_pauses, 0);
+    assert_eq!(world.service.count(|event| matches!(event, Event::AcceptError(..))), 0);
+}
+
+#[test]
+fn peers_wait_for_a_slot_and_get_it_as_soon_as_one_is_free() {
+    let mut world = World::with(Config { connections_max: 10, ..Default::default() });
+    world.script(echo);
+    let (listener, address) = world.listener();
+    let mut peers: Vec<_> = (0..25).map(|_| peer(address)).collect();
+    world.until("ten of them", |world| world.service.opened().len() == 10);
+    world.until("the pause", |world| world.cx().stats().accept_pauses > 0);
+    let error = "connections is at its bound of 10".to_owned();
+    assert!(world.service.saw(&Event::AcceptError(listener, error)));
+    // The pauses double from 10 ms, so in the first second there are seven of them at the most.
+    let wakeups = world.run_for(Duration::from_secs(1));
+    assert!(wakeups <= 25, "{wakeups} wake-ups in a second of being full");
+    assert_eq!(world.cx().connections(), 10);
+    assert_eq!(world.cx().stats().dropped, 0, "those who wait are not lost");
+
+    while !peers.is_empty() {
+        let held = world.cx().connections();
+        let expected = world.service.opened().len() + usize::from(peers.len() > held);
+        let freed = Instant::now();
+        drop(peers.remove(0));
+        world.until("the next in line", |world| world.service.opened().len() >= expected);
+        assert!(freed.elapsed() < Duration::from_secs(1), "the pause was waited for");
+        if let Some(first) = peers.first_mut() {
+            echo_once(&mut world, first, b"my turn");
+        }
+    }
+    world.until("all ends", |world| world.cx().connections() == 0);
+    assert_eq!(world.service.opened().len(), 25);
+}
+
+#[test]
+fn a_slot_freed_between_turns_is_used_at_once() {
+    let mut world = World::with(Config { connections_max: 1, ..Default::default() });
+    let address = world.listen();
+    let (_first, token) = world.pair(address);
+    let _second = peer(address);
+    world.until("the pause", |world| world.cx().stats().accept_pauses > 0);
+    // Let the pause grow to a second.
+    world.run_for(Duration::from_millis(1400));
+    let freed = Instant::now();
+    world.cx().abort(token);
+    // A turn that may wait for long has to hear the listener before it waits.
+    while world.service.opened().len() < 2 {
+        let _ = world.turn(DEADLINE);
+        assert!(freed.elapsed() < DEADLINE);
+    }
+    assert!(freed.elapsed() < Duration::from_millis(500), "it took {:?}", freed.elapsed());
+}
+
+#[test]
+fn every_starved_listener_gets_its_turn() {
+    let mut world = World::with(Config { connections_max: 3, ..Default::default() });
+    let addresses: Vec<_> = (0..3).map(|_| world.listen()).collect();
+    let _peers: Vec<_> =
+        addresses.iter().flat_map(|&address| [peer(address), peer(address)]).collect();
+    world.until("three of them", |world| world.service.opened().len() == 3);
+    world.until("three pauses", |world| world.cx().stats().accept_pauses >= 3);
+    for token in world.service.opened() {
+        world.cx().abort(token);
+    }
+    world.until("the other three", |world| world.service.opened().len() == 6);
+}
+
+#[test]
+fn a_paused_or_forgotten_listener_stays_so_when_slots_are_freed() {
+    let mut world = World::with(Config { connections_max: 1, ..Default::default() });
+    let (paused, paused_address) = world.listener();
+    let (forgotten, forgotten_address) = world.listener();
+    let (_first, token) = world.pair(paused_address);
+    let _waiting = [peer(paused_address), peer(forgotten_address)];
+    world.until("both starve", |world| world.cx().stats().accept_pauses >= 2);
+    world.cx().pause_accepts(paused).unwrap();
+    world.cx().unlisten(forgotten);
+    world.cx().abort(token);
+    world.until_closed(token);
+    world.run_for(Duration::from_millis(50));
+    assert_eq!(world.service.opened().len(), 1);
+    world.cx().resume_accepts(paused).unwrap();
+    world.until("the one who waits", |world| world.service.opened().len() == 2);
+    assert_eq!(world.cx().stats().timers_armed, 0);
+}
+
+const DESCRIPTORS: u64 = 64;
+
+/// How long the wake-ups of a full server are counted.
+const FULL: Duration = Duration::from_secs(2);
+
+#[test]
+fn without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave() {
+    const NAME: &str = "without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave";
+    if common::child::is_child() {
+        return serve_on_demand();
+    }
+    let mut child = Child::start(NAME, Some(DESCRIPTORS));
+    let address: SocketAddr = child.read("address").parse().unwrap();
+
+    // More clients than fit. Each says hello, and who gets it back is held. A few are reset to let them know.
+    let connect = |_| TcpStream::connect_timeout(&address, DEADLINE).ok();
+    let mut waiting: Vec<_> = (0..DESCRIPTORS * 2).filter_map(connect).collect();
+    for peer in &mut waiting {
+        let _ = peer.write_all(b"hello");
+        peer.set_nonblocking(true).unwrap();
+    }
+    let mut held = Vec::new();
+    let expected = child.ask("room") as usize;
+    assert!(expected > DESCRIPTORS as usize - 16, "{expected} fit");
+    let mut lost = 0;
+    sort_out(&mut waiting, &mut held, &mut lost, |held, _| held >= expected);
+    assert_eq!(held.len(), expected, "as many as there are descriptors");
+
+    // Full: no spin, and those that are held are served.
+    let before = child.ask("wakeups");
+    let full = Instant::now();
+    sort_out(&mut waiting, &mut held, &mut lost, |_, _| full.elapsed() > FULL);
+    let wakeups = child.ask("wakeups") - before;
+    assert!(wakeups <= 20, "{wakeups} wake-ups in two seconds of being full");
+    assert!(child.ask("accept_pauses") > 0);
+    assert!(child.ask("emfile") > 0);
+    for peer in &mut held {
+        greet(peer);
+    }
+
+    // Ten leave: those who still wait get in, each within the time of a pause at the most.
+    assert!(waiting.len() > 20, "{} still wait", waiting.len());
+    let lost_before = lost;
+    for peer in held.drain(..10) {
+        common::reset(peer);
+    }
+    let left = Instant::now();
+    sort_out(&mut waiting, &mut held, &mut lost, |held, _| held >= expected);
+    assert!(left.elapsed() < Duration::from_secs(2), "it took {:?}", left.elapsed());
+    assert!(lost - lost_before <= 10, "{} were reset while ten got in", lost - lost_before);
+
+    // Everybody leaves, and the listener is still there.
+    held.into_iter().chain(waiting).for_each(common::reset);
+    let end = Instant::now() + DEADLINE;
+    while child.ask("open") > 0 {
+        assert!(Instant::now() < end);
+    }
+    greet(&mut peer(address));
+    let kernel = child.ask("accepted") + child.ask("dropped") + child.ask("refused");
+    assert!(child.ask("accepted") >= expected as u64 + 11 && kernel >= child.ask("accepted"));
+    child.end();
+}
+
+/// Moves peers that were greeted from `waiting` to `held`, and drops those that were reset, until `done`.
+fn sort_out(
+    waiting: &mut Vec<TcpStream>,
+    held: &mut Vec<TcpStream>,
+    lost: &mut usize,
+    done: impl Fn(usize, usize) -> bool,
+) {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let mut answer = [0; 5];
+        let mut still = Vec::new();
+        for mut peer in waiting.drain(..) {
+            match peer.read(&mut answer) {
+                Ok(5) => {
+                    peer.set_nonblocking(false).unwrap();
+                    peer.set_read_timeout(Some(DEADLINE)).unwrap();
+                    held.push(peer);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => still.push(peer),
+                _ => *lost += 1,
+            }
+        }
+        *waiting = still;
+        if done(held.len(), waiting.len()) {
+            return;
+        }
+        assert!(Instant::now() < end, "{} held, {} wait, {lost} lost", held.len(), waiting.len());
+        // Polls sockets of a process that is not ours to wait on; the deadline above ends it.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn greet(peer: &mut TcpStream) {
+    peer.write_all(b"hello").unwrap();
+    let mut answer = [0; 5];
+    peer.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"hello");
+}
+
+/// The child: an echo server that answers questions about itself on its standard streams.
+fn serve_on_demand() {
+    let mut world = World::new();
+    world.script(echo);
+    let address = world.listen();
+    let room = room();
+    let questions = common::child::Questions::start(&mut world);
+    questions.answer("address", address);
+    loop {
+        let _ = world.turn(DEADLINE);
+        let stats = world.cx().stats();
+        while let Some(question) = questions.next() {
+            let answer = match question.as_str() {
+                "room" => room,
+                "wakeups" => stats.wakeups,
+                "accept_pauses" => stats.accept_pauses,
+                "emfile" => stats.accept_errors.get(&EMFILE).copied().unwrap_or(0),
+                "open" => stats.open(),
+                "accepted" => stats.accepted,
+                "dropped" => stats.dropped,
+                "refused" => stats.refused,
+                "end" => return,
+                _ => 0,
+            };
+            questions.answer(&question, answer);
+        }
+    }
+}
+
+/// How many descriptors are left below the limit. Those above it, which this process may have inherited, take no room.
+fn room() -> u64 {
+    let listing = std::fs::read_dir("/proc/self/fd").unwrap();
+    let numbers = listing.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse::<u64>());
+    let open = numbers.filter(|number| *number.as_ref().unwrap() < DESCRIPTORS).count() as u64;
+    // The listing itself was one of them.
+    DESCRIPTORS - (open - 1)
+}
