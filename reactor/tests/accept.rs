@@ -1,5 +1,7 @@
 //! Listening and accepting: addresses, refusals, pauses and backlogs.
 
+#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+
 mod common;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};

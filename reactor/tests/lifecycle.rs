@@ -1,6 +1,8 @@
 //! Each connection that was kept gets one `on_open`, then exactly one `on_close`, whatever closes it and wherever.
 //! The counting is done by the recording service in `common`, in all tests.
 
+#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+
 mod common;
 
 use std::cell::RefCell;

@@ -1,5 +1,7 @@
 //! `stop`, `shutdown` and turns by hand: when `run` returns, and what has become of the connections then.
 
+#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+
 mod common;
 
 use std::io::Write;

@@ -1,5 +1,7 @@
 //! Free timers and the timeouts of connections: never early, each once, in order.
 
+#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+
 mod common;
 
 use std::cell::RefCell;

@@ -1,5 +1,7 @@
 //! Writing: directly, through the queue, up to its bounds; and the ways to stop: `finish`, `close`, `abort`.
 
+#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+
 mod common;
 
 use std::io::{IoSlice, Read, Write};
@@ -417,7 +419,8 @@ fn echo_with_back_pressure_passes_a_stream_far_larger_than_the_bounds() {
     let mut world = World::with(bounded());
     world.script(|cx, event| match *event {
         Event::Data(token, ref bytes) => {
-            if cx.write(token, bytes).unwrap() == Written::Queued {
+            let answer = cx.write(token, bytes).unwrap();
+            if answer == Written::Queued {
                 cx.pause_reads(token);
             }
         }
