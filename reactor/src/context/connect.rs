@@ -89,6 +89,9 @@ impl<C> Context<C> {
 fn prepared(address: SocketAddr, options: &ConnectOptions) -> Result<Descriptor, Error> {
     let socket = sys::stream_socket(address)?;
     if let Some(range) = &options.port_range {
+        if range.is_empty() {
+            return Err(Error::Invalid("the port range is empty"));
+        }
         sys::set_port_range(&socket, range)?;
     }
     if let Some(source) = options.source {

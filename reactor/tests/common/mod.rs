@@ -10,11 +10,15 @@ pub(crate) mod child;
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, getsockname, setsockopt, socket,
+    sockopt,
+};
 use reactor::{
     CloseReason, Config, Context, Error, Handler, Incoming, ListenOptions, ListenerId, Reactor,
     Signal, Status, TimerId, Token, WriteError,
@@ -23,8 +27,7 @@ use reactor::{
 /// Longer than anything takes on a busy machine; only a failure waits so long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-pub(crate) const LOOPBACK: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// The state of a connection: where it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -414,7 +417,16 @@ pub(crate) fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|index| (index % 251) as u8 ^ (index / 251) as u8).collect()
 }
 
-/// An address at which nobody listens.
-pub(crate) fn closed_port() -> SocketAddr {
-    std::net::TcpListener::bind(LOOPBACK).unwrap().local_addr().unwrap()
+/// An address at which nobody listens, and nobody can for as long as the socket is kept.
+pub(crate) fn closed_port(ip: IpAddr) -> (OwnedFd, SocketAddr) {
+    let family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let bound = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(bound.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(ip, 0))).unwrap();
+    let address: SockaddrStorage = getsockname(bound.as_raw_fd()).unwrap();
+    let port = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+        (Some(v4), _) => v4.port(),
+        (_, Some(v6)) => v6.port(),
+        _ => unreachable!("it was bound to one of them"),
+    };
+    (bound, SocketAddr::new(ip, port))
 }
