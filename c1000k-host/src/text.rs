@@ -30,8 +30,27 @@ pub(crate) fn page_bytes() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(crate) mod tests {
+    use {super::*, proptest::prelude::*};
+
+    /// Texts that a parser must survive: what was captured, with a part of it replaced.
+    pub(crate) fn damaged(captured: &'static str) -> impl Strategy<Value = String> {
+        let part = (0..=captured.len(), 0..40_usize);
+        let instead = prop_oneof!["[0-9]{0,25}", "[ \\t\\n:,/.-]{0,5}", ".{0,10}"];
+        (part, instead).prop_map(move |((start, length), instead)| {
+            let end = (start + length).min(captured.len());
+            let (before, after) = (&captured.as_bytes()[..start], &captured.as_bytes()[end..]);
+            let text = [before, instead.as_bytes(), after].concat();
+            String::from_utf8_lossy(&text).into_owned()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_numbers_break_nothing(text in damaged("VmHWM:\t 2064 kB\n4096\t131072\n")) {
+            let _ = (numbers(&text), kilobytes_of(&text, "VmHWM"));
+        }
+    }
 
     #[test]
     fn numbers_are_read_or_refused_as_a_whole() {

@@ -257,13 +257,3 @@ fn the_cap_is_what_the_table_just_lets_pass() {
         }
     }
 }
-
-#[test]
-#[ignore = "prints the table of this machine for the eye"]
-fn show_this_machine() {
-    for role in [Role::Server, Role::Client, Role::Both] {
-        let need = Need { sources: Some(2), ..million(role) };
-        println!("{}", render(&table(&Machine::read(), &need)));
-        println!("{:?}", largest_target(&Machine::read(), &need));
-    }
-}

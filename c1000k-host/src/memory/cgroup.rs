@@ -153,7 +153,7 @@ fn stat_value(stat: &str, key: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use {super::*, std::fs};
+    use {super::*, crate::text::tests::damaged, proptest::prelude::*, std::fs};
 
     const MOUNTS_1: &str = "\
 32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
@@ -238,5 +238,12 @@ mod tests {
         assert_eq!(unlimited.limit(), None);
         assert_eq!(huge.limit(), None);
         fs::remove_dir_all(root).expect("was made above");
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_cgroups_break_nothing(cgroups in damaged(CGROUPS_1), mounts in damaged(MOUNTS_1)) {
+            let _ = Cgroups::parse(&cgroups, &mounts);
+        }
     }
 }

@@ -4,11 +4,7 @@ mod cgroup;
 
 pub use cgroup::{CgroupLimit, Cgroups};
 
-use {
-    crate::text,
-    procfs::{FromRead, Meminfo},
-    std::path::PathBuf,
-};
+use {crate::text, std::path::PathBuf};
 
 /// What binds first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,10 +52,9 @@ pub fn memory_available() -> Option<MemoryRoom> {
 }
 
 fn tightest(meminfo: &str, cgroups: impl Iterator<Item = CgroupLimit>) -> Option<MemoryRoom> {
-    let meminfo = Meminfo::from_read(meminfo.as_bytes()).ok()?;
     let machine = MemoryRoom {
-        bytes: meminfo.mem_available?,
-        total_bytes: meminfo.mem_total,
+        bytes: text::kilobytes_of(meminfo, "MemAvailable")?,
+        total_bytes: text::kilobytes_of(meminfo, "MemTotal")?,
         bound_by: MemoryBound::Machine,
     };
     let cgroups = cgroups.map(|cgroup| MemoryRoom {
@@ -72,15 +67,10 @@ fn tightest(meminfo: &str, cgroups: impl Iterator<Item = CgroupLimit>) -> Option
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use {super::*, crate::text::tests::damaged, proptest::prelude::*};
 
     const MEMINFO: &str = "MemTotal:       24684092 kB\nMemFree:        24387136 kB\n\
-        MemAvailable:   24354432 kB\nBuffers:            2720 kB\nCached:           161864 kB\n\
-        SwapCached:            0 kB\nActive:            78316 kB\nInactive:          83888 kB\n\
-        SwapTotal:             0 kB\nSwapFree:              0 kB\nDirty:               188 kB\n\
-        Writeback:             0 kB\nAnonPages:         10344 kB\nMapped:            24576 kB\n\
-        Slab:              25552 kB\nPageTables:          660 kB\nVmallocTotal:   34359738367 kB\n\
-        VmallocUsed:       12676 kB\nVmallocChunk:          0 kB\nCommitted_AS:      53972 kB\n";
+        MemAvailable:   24354432 kB\nBuffers:            2720 kB\nCached:           161864 kB\n";
 
     fn cgroup(directory: &str, limit_bytes: u64, used_bytes: u64) -> CgroupLimit {
         CgroupLimit { directory: directory.into(), limit_bytes, used_bytes, reclaimable_bytes: 0 }
@@ -118,5 +108,12 @@ mod tests {
     fn this_machine_has_room() {
         let room = memory_available().expect("meminfo is world-readable");
         assert!(room.bytes > 0 && room.bytes <= room.total_bytes, "{room:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_meminfo_breaks_nothing(text in damaged(MEMINFO)) {
+            let _ = tightest(&text, std::iter::empty());
+        }
     }
 }

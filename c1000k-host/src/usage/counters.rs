@@ -78,7 +78,7 @@ impl NetCounters {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use {super::*, crate::text::tests::damaged, proptest::prelude::*};
 
     const NETSTAT: &str = "TcpExt: SyncookiesSent TW ListenOverflows ListenDrops\n\
         TcpExt: 0 10 43 44\n\
@@ -126,5 +126,13 @@ mod tests {
         let counters = NetCounters::read().expect("netstat is world-readable");
         assert!(counters.value("ListenOverflows").is_some(), "{counters:?}");
         assert!(counters.value("PassiveOpens").is_some(), "{counters:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_counters_break_nothing(netstat in damaged(NETSTAT), snmp in damaged(SNMP)) {
+            let counters = NetCounters::parse(&[("TcpExt:", &netstat), ("Tcp:", &snmp)]);
+            let _ = counters.since(&counters);
+        }
     }
 }

@@ -54,7 +54,7 @@ impl SlabUsage {
 
     /// Memory of all caches together.
     pub fn total_bytes(&self) -> u64 {
-        self.caches.values().map(|cache| cache.slab_bytes).sum()
+        self.caches.values().fold(0, |total, cache| total.saturating_add(cache.slab_bytes))
     }
 
     /// Understands `/proc/slabinfo` version 2; a line that is not understood is left out.
@@ -152,7 +152,7 @@ fn parse_cache(line: &str, page_bytes: u64) -> Option<(String, SlabCache)> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::*;
+    use {super::*, crate::text::tests::damaged, proptest::prelude::*};
 
     pub(crate) const SLABINFO: &str = "slabinfo - version: 2.1
 # name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables <limit> <batchcount> <sharedfactor> : slabdata <active_slabs> <num_slabs> <sharedavail>
@@ -219,5 +219,13 @@ anon_vma_chain      1210   1280     64   64    1 : tunables    0    0    0 : sla
     #[test]
     fn a_kernel_without_slab_links_is_read_as_it_is() {
         assert_eq!(merged_names(Path::new("/no/such/directory")), vec![]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_slabinfo_breaks_nothing(text in damaged(SLABINFO)) {
+            let usage = SlabUsage::parse(&text, u64::MAX / 1024);
+            let _ = usage.map(|usage| usage.total_bytes());
+        }
     }
 }

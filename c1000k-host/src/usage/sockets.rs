@@ -49,7 +49,7 @@ fn field(text: &str, protocol: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use {super::*, std::net::TcpListener};
+    use {super::*, crate::text::tests::damaged, proptest::prelude::*, std::net::TcpListener};
 
     const VERSION_4: &str = "sockets: used 12\n\
         TCP: inuse 18011 orphan 2 tw 1 alloc 18014 mem 35\n\
@@ -91,5 +91,12 @@ mod tests {
         let _listener = TcpListener::bind("127.0.0.1:0").expect("loopback listens");
         let usage = SocketUsage::read().expect("sockstat is world-readable");
         assert!(usage.tcp_inuse >= 1 && usage.tcp_alloc >= 1, "{usage:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_sockstat_breaks_nothing(four in damaged(VERSION_4), six in damaged(VERSION_6)) {
+            let _ = SocketUsage::parse(&four, &six, 4096);
+        }
     }
 }
