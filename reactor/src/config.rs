@@ -64,7 +64,28 @@ impl Default for Config {
     }
 }
 
+/// How to find out that a peer is gone without a word: TCP asks it (`SO_KEEPALIVE`), and no byte of the service's is
+/// spent. The system refuses what is out of its range: 1 s to 32,767 s, and 1 to 127 probes. Fractions of a second are
+/// rounded up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Silence after which the first probe is sent (`TCP_KEEPIDLE`). Default: 60 s.
+    pub idle: Duration,
+    /// Time between probes (`TCP_KEEPINTVL`). Default: 10 s.
+    pub interval: Duration,
+    /// Unanswered probes after which the connection has failed (`TCP_KEEPCNT`). Default: 3.
+    pub probes_max: u32,
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(60), interval: Duration::from_secs(10), probes_max: 3 }
+    }
+}
+
 /// How to listen. Accepted connections inherit the socket options, so they cost no call per connection.
+///
+/// All options but the backlog are for TCP, and a Unix-domain listener goes without them.
 #[derive(Clone, Debug)]
 pub struct ListenOptions {
     /// Connections that may wait to be accepted; `None` asks for as many as the kernel allows
@@ -77,15 +98,31 @@ pub struct ListenOptions {
     pub only_v6: bool,
     /// Send small messages at once (`TCP_NODELAY`). Default: yes.
     pub nodelay: bool,
+    /// Probe silent peers. Default: no.
+    pub keepalive: Option<Keepalive>,
+    /// How long sent bytes may go unacknowledged before the connection has failed (`TCP_USER_TIMEOUT`); `None` leaves
+    /// that to the kernel (about a quarter of an hour). It also replaces the number of keepalive probes. Fractions of
+    /// a millisecond are rounded up.
+    pub user_timeout: Option<Duration>,
 }
 
 impl Default for ListenOptions {
     fn default() -> Self {
-        Self { backlog: None, reuse_port: false, only_v6: false, nodelay: true }
+        Self {
+            backlog: None,
+            reuse_port: false,
+            only_v6: false,
+            nodelay: true,
+            keepalive: None,
+            user_timeout: None,
+        }
     }
 }
 
-/// How to connect. Each option that is not at its default costs one system call per connection.
+/// How to connect. Each option that is not at its default costs one system call per connection, a keepalive four.
+///
+/// All options but the timeout are for TCP; a connect to a Unix-domain socket refuses a source and goes without the
+/// others.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectOptions {
     /// Local address to connect from. With port 0 the kernel chooses the port when it knows the whole 5-tuple
@@ -99,4 +136,8 @@ pub struct ConnectOptions {
     pub timeout: Option<Duration>,
     /// Send small messages at once (`TCP_NODELAY`). Default: no.
     pub nodelay: bool,
+    /// Probe a silent peer. Default: no.
+    pub keepalive: Option<Keepalive>,
+    /// As [`ListenOptions::user_timeout`]; it also bounds the time of the connect itself.
+    pub user_timeout: Option<Duration>,
 }

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::config::Config;
+use crate::config::{Config, Keepalive};
 use crate::connection::Link;
 use crate::error::{CloseReason, Error};
 use crate::queue::WriteQueue;
@@ -166,7 +166,8 @@ impl<C> Context<C> {
     /// The address of the peer. Costs one system call.
     ///
     /// # Errors
-    /// [`Error::Stale`], or the system's refusal (`ENOTCONN` where the peer has gone).
+    /// [`Error::Stale`], the system's refusal (`ENOTCONN` where the peer has gone), or [`Error::Invalid`] for a
+    /// Unix-domain connection, which has no IP address.
     pub fn peer_addr(&self, token: Token) -> Result<SocketAddr, Error> {
         sys::peer_addr(&self.link(token).ok_or(Error::Stale)?.socket)
     }
@@ -174,7 +175,7 @@ impl<C> Context<C> {
     /// The address of this side. Costs one system call.
     ///
     /// # Errors
-    /// [`Error::Stale`], or the system's refusal.
+    /// [`Error::Stale`], the system's refusal, or [`Error::Invalid`] for a Unix-domain connection.
     pub fn local_addr(&self, token: Token) -> Result<SocketAddr, Error> {
         sys::local_addr(&self.link(token).ok_or(Error::Stale)?.socket)
     }
@@ -325,4 +326,24 @@ impl<C> Context<C> {
             }
         }
     }
+}
+
+/// What a listener's connections inherit, and an outbound connection is given, at a system call for each that is asked
+/// for.
+fn set_tcp_options(
+    socket: &Descriptor,
+    nodelay: bool,
+    keepalive: Option<Keepalive>,
+    user_timeout: Option<Duration>,
+) -> Result<(), Error> {
+    if nodelay {
+        sys::set_nodelay(socket)?;
+    }
+    if let Some(keepalive) = keepalive {
+        sys::set_keepalive(socket, &keepalive)?;
+    }
+    if let Some(timeout) = user_timeout {
+        sys::set_user_timeout(socket, timeout)?;
+    }
+    Ok(())
 }

@@ -122,7 +122,7 @@ impl<'a> Incoming<'a> {
     /// The address it comes from. Costs one system call (`getpeername`), so ask only where it matters.
     ///
     /// # Errors
-    /// `ENOTCONN` where the peer has gone already.
+    /// `ENOTCONN` where the peer has gone already; a Unix-domain peer has no IP address.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
         Ok(sys::peer_addr(self.socket)?)
     }
@@ -130,7 +130,7 @@ impl<'a> Incoming<'a> {
     /// The address at which it arrived. Costs one system call (`getsockname`).
     ///
     /// # Errors
-    /// What `getsockname` answers.
+    /// What `getsockname` answers; a Unix-domain socket has no IP address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         Ok(sys::local_addr(self.socket)?)
     }

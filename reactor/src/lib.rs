@@ -52,6 +52,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("reactor is built on epoll, signalfd and eventfd: it runs on Linux only");
 
+mod address;
 mod config;
 mod connection;
 mod context;
@@ -68,7 +69,8 @@ mod token;
 mod waker;
 mod wheel;
 
-pub use config::{Config, ConnectOptions, ListenOptions};
+pub use address::Address;
+pub use config::{Config, ConnectOptions, Keepalive, ListenOptions};
 pub use context::Context;
 pub use error::{CloseReason, Error, WriteError, Written};
 pub use handler::{Handler, Incoming};

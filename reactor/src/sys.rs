@@ -20,10 +20,12 @@ use nix::sys::signal::{SigSet, Signal as NixSignal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{
     self, AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockProtocol, SockType,
-    SockaddrStorage, setsockopt, sockopt,
+    SockaddrStorage, UnixAddr, setsockopt, sockopt,
 };
 use nix::sys::stat::Mode;
 
+use crate::address::Address;
+use crate::config::Keepalive;
 use crate::error::Error;
 use crate::signal::Signal;
 
@@ -175,35 +177,56 @@ impl Events {
 
 /// A socket that is bound but does not listen yet.
 pub(crate) fn bound(
-    address: SocketAddr,
+    address: &Address,
     reuse_port: bool,
     only_v6: bool,
 ) -> Result<Descriptor, Error> {
     let socket = stream_socket(address)?;
-    setsockopt(&socket.0, sockopt::ReuseAddr, &true)
-        .map_err(refused("setsockopt(SO_REUSEADDR)"))?;
-    if reuse_port {
-        setsockopt(&socket.0, sockopt::ReusePort, &true)
-            .map_err(refused("setsockopt(SO_REUSEPORT)"))?;
-    }
-    if address.is_ipv6() {
-        setsockopt(&socket.0, sockopt::Ipv6V6Only, &only_v6)
-            .map_err(refused("setsockopt(IPV6_V6ONLY)"))?;
+    if let Address::Ip(ip) = address {
+        setsockopt(&socket.0, sockopt::ReuseAddr, &true)
+            .map_err(refused("setsockopt(SO_REUSEADDR)"))?;
+        if reuse_port {
+            setsockopt(&socket.0, sockopt::ReusePort, &true)
+                .map_err(refused("setsockopt(SO_REUSEPORT)"))?;
+        }
+        if ip.is_ipv6() {
+            setsockopt(&socket.0, sockopt::Ipv6V6Only, &only_v6)
+                .map_err(refused("setsockopt(IPV6_V6ONLY)"))?;
+        }
     }
     bind(&socket, address)?;
     Ok(socket)
 }
 
-pub(crate) fn stream_socket(address: SocketAddr) -> Result<Descriptor, Error> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+pub(crate) fn stream_socket(address: &Address) -> Result<Descriptor, Error> {
+    let (family, protocol) = match address {
+        Address::Ip(SocketAddr::V4(_)) => (AddressFamily::Inet, Some(SockProtocol::Tcp)),
+        Address::Ip(SocketAddr::V6(_)) => (AddressFamily::Inet6, Some(SockProtocol::Tcp)),
+        Address::Unix(_) | Address::UnixAbstract(_) => (AddressFamily::Unix, None),
+    };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    socket::socket(family, SockType::Stream, flags, SockProtocol::Tcp)
+    socket::socket(family, SockType::Stream, flags, protocol)
         .map(Descriptor)
         .map_err(refused("socket"))
 }
 
-pub(crate) fn bind(socket: &Descriptor, address: SocketAddr) -> Result<(), Error> {
-    socket::bind(socket.0.as_raw_fd(), &SockaddrStorage::from(address)).map_err(refused("bind"))
+pub(crate) fn bind(socket: &Descriptor, address: &Address) -> Result<(), Error> {
+    let socket = socket.0.as_raw_fd();
+    match address {
+        Address::Ip(ip) => socket::bind(socket, &SockaddrStorage::from(*ip)),
+        _ => unix_addr(address).and_then(|unix| socket::bind(socket, &unix)),
+    }
+    .map_err(refused("bind"))
+}
+
+fn unix_addr(address: &Address) -> nix::Result<UnixAddr> {
+    match address {
+        // The system would take an empty path for an abstract name.
+        Address::Unix(path) if path.as_os_str().is_empty() => Err(Errno::ENOENT),
+        Address::Unix(path) => UnixAddr::new(path),
+        Address::UnixAbstract(name) => UnixAddr::new_abstract(name),
+        Address::Ip(_) => Err(Errno::EAFNOSUPPORT),
+    }
 }
 
 /// Listens, or changes the backlog of a socket that does; `None` asks for as much as the kernel allows.
@@ -218,6 +241,26 @@ pub(crate) fn listen(socket: &Descriptor, backlog: Option<u32>) -> Result<(), Er
 
 pub(crate) fn set_nodelay(socket: &Descriptor) -> Result<(), Error> {
     setsockopt(&socket.0, sockopt::TcpNoDelay, &true).map_err(refused("setsockopt(TCP_NODELAY)"))
+}
+
+pub(crate) fn set_keepalive(socket: &Descriptor, keepalive: &Keepalive) -> Result<(), Error> {
+    setsockopt(&socket.0, sockopt::TcpKeepIdle, &whole_seconds(keepalive.idle))
+        .map_err(refused("setsockopt(TCP_KEEPIDLE)"))?;
+    setsockopt(&socket.0, sockopt::TcpKeepInterval, &whole_seconds(keepalive.interval))
+        .map_err(refused("setsockopt(TCP_KEEPINTVL)"))?;
+    setsockopt(&socket.0, sockopt::TcpKeepCount, &keepalive.probes_max)
+        .map_err(refused("setsockopt(TCP_KEEPCNT)"))?;
+    setsockopt(&socket.0, sockopt::KeepAlive, &true).map_err(refused("setsockopt(SO_KEEPALIVE)"))
+}
+
+fn whole_seconds(time: Duration) -> u32 {
+    time.as_nanos().div_ceil(1_000_000_000).min(i32::MAX as u128) as u32
+}
+
+pub(crate) fn set_user_timeout(socket: &Descriptor, timeout: Duration) -> Result<(), Error> {
+    let milliseconds = timeout.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as u32;
+    setsockopt(&socket.0, sockopt::TcpUserTimeout, &milliseconds)
+        .map_err(refused("setsockopt(TCP_USER_TIMEOUT)"))
 }
 
 /// Lets the kernel choose the source port at connect time, when it knows the whole 5-tuple.
@@ -258,8 +301,13 @@ pub(crate) fn set_port_range(
 }
 
 /// Starts to connect; the socket becomes writable, or reports an error, when it is decided.
-pub(crate) fn connect(socket: &Descriptor, address: SocketAddr) -> Result<(), Error> {
-    match socket::connect(socket.0.as_raw_fd(), &SockaddrStorage::from(address)) {
+pub(crate) fn connect(socket: &Descriptor, address: &Address) -> Result<(), Error> {
+    let socket = socket.0.as_raw_fd();
+    let answer = match address {
+        Address::Ip(ip) => socket::connect(socket, &SockaddrStorage::from(*ip)),
+        _ => unix_addr(address).and_then(|unix| socket::connect(socket, &unix)),
+    };
+    match answer {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(()),
         Err(errno) => Err(refused("connect")(errno)),
     }
@@ -367,21 +415,23 @@ pub(crate) fn take_error(socket: &Descriptor, call: &'static str) -> Option<Erro
 }
 
 pub(crate) fn peer_addr(socket: &Descriptor) -> Result<SocketAddr, Error> {
-    socket::getpeername(socket.0.as_raw_fd()).and_then(socket_addr).map_err(refused("getpeername"))
+    let name = socket::getpeername(socket.0.as_raw_fd()).map_err(refused("getpeername"))?;
+    ip_address(&name)
 }
 
 pub(crate) fn local_addr(socket: &Descriptor) -> Result<SocketAddr, Error> {
-    socket::getsockname(socket.0.as_raw_fd()).and_then(socket_addr).map_err(refused("getsockname"))
+    let name = socket::getsockname(socket.0.as_raw_fd()).map_err(refused("getsockname"))?;
+    ip_address(&name)
 }
 
-fn socket_addr(storage: SockaddrStorage) -> nix::Result<SocketAddr> {
-    if let Some(v4) = storage.as_sockaddr_in() {
+fn ip_address(name: &SockaddrStorage) -> Result<SocketAddr, Error> {
+    if let Some(v4) = name.as_sockaddr_in() {
         return Ok(SocketAddr::new(IpAddr::V4(v4.ip()), v4.port()));
     }
-    if let Some(v6) = storage.as_sockaddr_in6() {
+    if let Some(v6) = name.as_sockaddr_in6() {
         return Ok(SocketAddr::new(IpAddr::V6(v6.ip()), v6.port()));
     }
-    Err(Errno::EAFNOSUPPORT)
+    Err(Error::Invalid("a Unix-domain socket has no IP address"))
 }
 
 // --- other descriptors ---------------------------------------------------------------------------------------------
@@ -460,5 +510,73 @@ fn to_nix(signal: Signal) -> NixSignal {
         Signal::Terminate => NixSignal::SIGTERM,
         Signal::User1 => NixSignal::SIGUSR1,
         Signal::User2 => NixSignal::SIGUSR2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    /// The options as they are on a socket: nodelay, keepalive, its three figures, and the user timeout.
+    fn options(socket: &impl AsFd) -> (bool, bool, [u32; 3], u32) {
+        let figures = [
+            getsockopt(socket, sockopt::TcpKeepIdle).unwrap(),
+            getsockopt(socket, sockopt::TcpKeepInterval).unwrap(),
+            getsockopt(socket, sockopt::TcpKeepCount).unwrap(),
+        ];
+        (
+            getsockopt(socket, sockopt::TcpNoDelay).unwrap(),
+            getsockopt(socket, sockopt::KeepAlive).unwrap(),
+            figures,
+            getsockopt(socket, sockopt::TcpUserTimeout).unwrap(),
+        )
+    }
+
+    fn accept_within_a_second(listener: &Descriptor) -> Descriptor {
+        let poller = Poller::new().unwrap();
+        let mut events = Events::with_capacity(1);
+        poller.add(listener, Readiness::READABLE, 1).unwrap();
+        poller.wait(&mut events, Some(Duration::from_secs(1))).unwrap();
+        match accept(listener) {
+            Accepted::Connection(socket) => socket,
+            other => panic!("nobody came: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn accepted_sockets_inherit_every_option_of_their_listener() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let address = Address::Ip(address.parse().unwrap());
+            let listener = bound(&address, false, false).unwrap();
+            listen(&listener, None).unwrap();
+            let destination = local_addr(&listener).unwrap();
+            let _plain_peer = TcpStream::connect(destination).unwrap();
+            let plain = options(&accept_within_a_second(&listener));
+            assert!(!plain.0 && !plain.1 && plain.3 == 0, "{plain:?}");
+
+            set_nodelay(&listener).unwrap();
+            let keepalive = Keepalive {
+                idle: Duration::from_millis(41_001),
+                interval: Duration::from_secs(7),
+                probes_max: 5,
+            };
+            set_keepalive(&listener, &keepalive).unwrap();
+            set_user_timeout(&listener, Duration::from_micros(33_000_001)).unwrap();
+            let _peer = TcpStream::connect(destination).unwrap();
+            let inherited = options(&accept_within_a_second(&listener));
+            assert_eq!(inherited, (true, true, [42, 7, 5], 33_001));
+        }
+    }
+
+    #[test]
+    fn a_keepalive_out_of_range_is_refused_by_name() {
+        let socket = stream_socket(&Address::from(([127, 0, 0, 1], 0))).unwrap();
+        let keepalive = Keepalive { probes_max: 128, ..Keepalive::default() };
+        let refused = set_keepalive(&socket, &keepalive).unwrap_err().to_string();
+        assert!(refused.starts_with("setsockopt(TCP_KEEPCNT)"), "{refused}");
     }
 }

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 
+use crate::address::Address;
 use crate::config::ConnectOptions;
 use crate::connection::{Flags, Link};
-use crate::context::Context;
+use crate::context::{Context, set_tcp_options};
 use crate::error::Error;
 use crate::sys::{self, Descriptor, Readiness};
 use crate::token::{Source, Token};
@@ -19,20 +20,22 @@ impl<C> Context<C> {
     /// # Errors
     /// [`Error::Full`] at [`Config::connections_max`](crate::Config::connections_max), and what the system refuses at
     /// once: no descriptor (`EMFILE`, `ENFILE`), no port (`EADDRNOTAVAIL`), a source that is not of this machine
-    /// (`EADDRNOTAVAIL`), no route (`ENETUNREACH`), no epoll watch (`ENOSPC`); [`Error::Invalid`] during a
+    /// (`EADDRNOTAVAIL`), no route (`ENETUNREACH`), no epoll watch (`ENOSPC`). A Unix-domain connect is decided at
+    /// once: nobody listens (`ECONNREFUSED`), no such file (`ENOENT`), a full backlog (`EAGAIN`); [`Error::Invalid`] during a
     /// [`shutdown`](Self::shutdown). No callback follows then.
     pub fn connect(
         &mut self,
-        address: SocketAddr,
+        address: impl Into<Address>,
         options: &ConnectOptions,
         conn: C,
     ) -> Result<Token, Error> {
+        let address = address.into();
         self.refuse_while_shutting_down()?;
         if let Some(error) = self.lacks_slot() {
             return Err(error);
         }
-        let socket = prepared(address, options)?;
-        sys::connect(&socket, address)?;
+        let socket = prepared(&address, options)?;
+        sys::connect(&socket, &address)?;
         let token = self.adopt(socket, Flags::CONNECTING, conn)?;
         if let Some(timeout) = options.timeout {
             self.set_timeout(token, timeout);
@@ -86,8 +89,16 @@ impl<C> Context<C> {
     }
 }
 
-fn prepared(address: SocketAddr, options: &ConnectOptions) -> Result<Descriptor, Error> {
+fn prepared(address: &Address, options: &ConnectOptions) -> Result<Descriptor, Error> {
+    if options.source.is_some_and(|source| !is_of_family(address, source)) {
+        return Err(Error::Invalid(
+            "the source address and the destination are of different families",
+        ));
+    }
     let socket = sys::stream_socket(address)?;
+    if !address.is_tcp() {
+        return Ok(socket);
+    }
     if let Some(range) = &options.port_range {
         if range.is_empty() {
             return Err(Error::Invalid("the port range is empty"));
@@ -95,18 +106,15 @@ fn prepared(address: SocketAddr, options: &ConnectOptions) -> Result<Descriptor,
         sys::set_port_range(&socket, range)?;
     }
     if let Some(source) = options.source {
-        if source.is_ipv4() != address.is_ipv4() {
-            return Err(Error::Invalid(
-                "the source address and the destination are of different families",
-            ));
-        }
         if source.port() == 0 {
             sys::defer_source_port(&socket)?;
         }
-        sys::bind(&socket, source)?;
+        sys::bind(&socket, &Address::Ip(source))?;
     }
-    if options.nodelay {
-        sys::set_nodelay(&socket)?;
-    }
+    set_tcp_options(&socket, options.nodelay, options.keepalive, options.user_timeout)?;
     Ok(socket)
+}
+
+fn is_of_family(address: &Address, source: SocketAddr) -> bool {
+    matches!(address, Address::Ip(ip) if ip.is_ipv4() == source.is_ipv4())
 }

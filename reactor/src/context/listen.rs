@@ -5,8 +5,9 @@
 
 use std::net::SocketAddr;
 
+use crate::address::Address;
 use crate::config::ListenOptions;
-use crate::context::Context;
+use crate::context::{Context, set_tcp_options};
 use crate::error::Error;
 use crate::sys::{self, Accepted, Descriptor, Readiness};
 use crate::token::{ListenerId, Source};
@@ -32,23 +33,28 @@ impl Listener {
 impl<C> Context<C> {
     /// Listens on an address; port 0 lets the kernel choose ([`listener_addr`](Self::listener_addr) tells).
     ///
+    /// The file of a Unix-domain listener is the caller's: the reactor neither removes one that a dead process left
+    /// behind (it makes `EADDRINUSE`; try to connect first, and remove it when that is refused), nor its own when the
+    /// listener is gone. Who may connect is decided by the file's permissions.
+    ///
     /// # Errors
-    /// The system's refusal: the address is in use (`EADDRINUSE`), is not of this machine (`EADDRNOTAVAIL`), or its
-    /// port is privileged (`EACCES`); [`Error::Full`] at [`Config::listeners_max`](crate::Config::listeners_max);
+    /// The system's refusal: the address is in use (`EADDRINUSE`), is not of this machine (`EADDRNOTAVAIL`), its
+    /// port is privileged (`EACCES`), or its path is too long (`ENAMETOOLONG`); [`Error::Full`] at [`Config::listeners_max`](crate::Config::listeners_max);
     /// [`Error::Invalid`] during a [`shutdown`](Self::shutdown).
     pub fn listen(
         &mut self,
-        address: SocketAddr,
+        address: impl Into<Address>,
         options: &ListenOptions,
     ) -> Result<ListenerId, Error> {
+        let address = address.into();
         self.refuse_while_shutting_down()?;
         let full = Error::Full { what: "listeners", limit: self.listeners.capacity() };
         if self.listeners.is_full() {
             return Err(full);
         }
-        let socket = sys::bound(address, options.reuse_port, options.only_v6)?;
-        if options.nodelay {
-            sys::set_nodelay(&socket)?;
+        let socket = sys::bound(&address, options.reuse_port, options.only_v6)?;
+        if address.is_tcp() {
+            set_tcp_options(&socket, options.nodelay, options.keepalive, options.user_timeout)?;
         }
         sys::listen(&socket, options.backlog)?;
         let pause = self.first_pause();
@@ -70,10 +76,10 @@ impl<C> Context<C> {
         self.listeners.remove(listener.name());
     }
 
-    /// The address of a listener.
+    /// The address of a TCP listener.
     ///
     /// # Errors
-    /// [`Error::Stale`], or the system's refusal.
+    /// [`Error::Stale`], the system's refusal, or [`Error::Invalid`] for a Unix-domain listener.
     pub fn listener_addr(&self, listener: ListenerId) -> Result<SocketAddr, Error> {
         sys::local_addr(&self.listeners.head(listener.name()).ok_or(Error::Stale)?.socket)
     }
