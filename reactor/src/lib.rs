@@ -25,7 +25,7 @@
 //!
 //! fn main() -> Result<(), Error> {
 //!     let mut reactor = Reactor::new(&Config::default())?;
-//!     reactor.context().listen(([127, 0, 0, 1], 7007).into(), &ListenOptions::default())?;
+//!     reactor.context().listen(([127, 0, 0, 1], 7007), &ListenOptions::default())?;
 //!     reactor.run(&mut Echo)
 //! }
 //! ```
@@ -59,6 +59,7 @@ mod context;
 mod error;
 mod handler;
 mod interest;
+mod mailbox;
 mod queue;
 mod reactor;
 mod signal;
@@ -75,6 +76,7 @@ pub use context::Context;
 pub use error::{CloseReason, Error, WriteError, Written};
 pub use handler::{Handler, Incoming};
 pub use interest::Interest;
+pub use mailbox::{Mailbox, Sender};
 pub use queue::Chunk;
 pub use reactor::{Reactor, Status};
 pub use signal::Signal;
