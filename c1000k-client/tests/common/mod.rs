@@ -82,7 +82,7 @@ fn listening(ports: u16) -> (Reactor<()>, u16) {
         let mut reactor = Reactor::new(&config).unwrap();
         let cx = reactor.context();
         let options = ListenOptions::default();
-        let first = cx.listen((Ipv4Addr::LOCALHOST, 0).into(), &options).unwrap();
+        let first = cx.listen((Ipv4Addr::LOCALHOST, 0), &options).unwrap();
         let first_port = cx.listener_addr(first).unwrap().port();
         let mut others = (1..ports).map(|offset| first_port.checked_add(offset));
         if others.all(|port| {
