@@ -19,7 +19,7 @@ use c1000k_report::record::per_second;
 use nix::errno::Errno;
 use reactor::{CloseReason, Context, Error, Handler, Incoming, Signal, TimerId, Token};
 
-use crate::failures::{self, Meaning, Retries, meaning};
+use crate::failures::Retries;
 use crate::pace::Pace;
 use crate::plan::Plan;
 use crate::progress::Progress;

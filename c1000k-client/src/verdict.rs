@@ -41,7 +41,10 @@ impl std::fmt::Display for Destination {
 
 /// Judges a run that has ended.
 pub(crate) fn judge(aim: &Aim, tally: &Tally, to: Destination) -> Judgement {
-    let (limit, detail) = cap(aim, tally, to).unzip();
+    let (limit, detail) = match cap(aim, tally, to) {
+        Some((limit, detail)) => (Some(limit), Some(detail)),
+        None => (None, loss(tally)),
+    };
     let target = match tally.stop {
         Some(stop) if !aim.is_asked && is_limit(stop) && tally.peak > 0 => tally.peak,
         _ => aim.target,
@@ -66,11 +69,13 @@ fn is_proven(tally: &Tally, target: u64) -> bool {
 /// Whether it is a limit that lowers a target which nobody asked for, and not a fault.
 fn is_limit(stop: Stop) -> bool {
     match stop {
-        Stop::Descriptors(_) | Stop::Memory(_) | Stop::Watches | Stop::Ports | Stop::ServerFull => {
-            true
-        }
-        Stop::ServerSilent
-        | Stop::NotAnEcho
+        Stop::Descriptors(_)
+        | Stop::Memory(_)
+        | Stop::Watches
+        | Stop::Ports
+        | Stop::ServerFull
+        | Stop::ServerSilent => true,
+        Stop::NotAnEcho
         | Stop::NothingListens
         | Stop::ServerGone
         | Stop::Network(_)
@@ -144,6 +149,10 @@ fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
             "the server on {to} takes connections and answers none: it hangs, or is no echo \
              server (--no-verify skips the echo)"
         ),
+        Stop::ServerSilent if is_proven(tally, tally.peak) => format!(
+            "the server was the cap: it answers {held} connections and leaves all others waiting; \
+             to go further: raise its limit (ulimit -n) where it runs"
+        ),
         Stop::ServerSilent => format!(
             "the server stopped answering at {held} connections; look at its log and its memory"
         ),
@@ -156,8 +165,8 @@ fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
              --ports of a server that runs"
         ),
         Stop::ServerGone => format!(
-            "the server went away: {} of {held} connections lost; look at its log, and whether \
-             it was killed for want of memory",
+            "the server went away: {} of {held} connections lost; look at its log: was it \
+             killed for want of memory, or does it close idle connections?",
             format_count(tally.lost)
         ),
         Stop::Network(errno) if tally.peak == 0 => format!(
@@ -175,6 +184,18 @@ fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
             )
         }
     }
+}
+
+/// Some were lost, which is no cap.
+fn loss(tally: &Tally) -> Option<String> {
+    (tally.lost > 0).then(|| {
+        format!(
+            "{} of {} connections were lost: the server dropped them (does it close idle ones?), \
+             or something on the way",
+            format_count(tally.lost),
+            format_count(tally.peak)
+        )
+    })
 }
 
 /// Some were given up, one by one.

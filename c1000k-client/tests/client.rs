@@ -198,7 +198,7 @@ fn shorten_backlog(listener: &TcpListener) {
 
 #[test]
 fn a_server_that_never_answers_is_told() {
-    let server = Server::start(Manner::Silent, 1);
+    let server = Server::start(Manner::SilentPast(0), 1);
     let (ended, record) = run(&format!(
         "127.0.0.1 {} --ports 1 -c 50 --connect-timeout 300ms --hold 50s",
         server.first_port
@@ -207,9 +207,21 @@ fn a_server_that_never_answers_is_told() {
     assert!(error_line(&ended).contains("answers none"), "{ended:?}");
 }
 
+/// As a server does that has no descriptor left: what it can't accept waits in its backlog.
+#[test]
+fn a_server_that_answers_some_and_lets_others_wait_is_the_cap() {
+    let server = Server::start(Manner::SilentPast(100), 1);
+    let words =
+        format!("127.0.0.1 {} --ports 1 --connect-timeout 300ms --hold 10ms", server.first_port);
+    let (ended, record) = run(&words);
+    assert_eq!((ended.code, record.limit), (Some(0), Some(Limit::Server)), "{ended:?}");
+    assert_eq!((record.target, record.verified, record.lost), (100, Some(100), 0), "{ended:?}");
+    assert!(record.limit_detail.unwrap().contains("leaves all others waiting"), "{ended:?}");
+}
+
 #[test]
 fn a_silent_server_will_do_without_proofs() {
-    let server = Server::start(Manner::Silent, 1);
+    let server = Server::start(Manner::SilentPast(0), 1);
     let (ended, record) =
         run(&format!("127.0.0.1 {} --ports 1 -c 300 --hold 10ms --no-verify", server.first_port));
     assert_eq!((ended.code, record.established), (Some(0), 300), "{ended:?}");
@@ -242,6 +254,21 @@ fn a_signal_ends_the_run_with_what_it_has() {
         assert_eq!((record.lost, record.verdict), (0, Verdict::Short));
         assert!(record.hold_seconds < 50.0);
     }
+}
+
+/// Stopped, it finds both signals at once when it goes on.
+#[test]
+fn a_second_signal_leaves_at_once() {
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!("127.0.0.1 {} --ports 1 -c 200 --hold 50s", server.first_port);
+    let mut client = Client::start(&words);
+    client.await_line("holding ");
+    for signal in [Signal::SIGSTOP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGCONT] {
+        client.signal(signal);
+    }
+    let ended = client.end();
+    assert_eq!(ended.code, Some(143), "{ended:?}");
+    assert_eq!(ended.stdout, "");
 }
 
 #[test]

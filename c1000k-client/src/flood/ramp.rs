@@ -1,18 +1,17 @@
 //! The ramp: opening connections, and what becomes of attempts that fail.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use c1000k_host::quantity::format_count;
 use nix::errno::Errno;
 use reactor::{CloseReason, ConnectOptions, Context, Error, Token};
 
-use super::{
-    Conn, ConnStage, Fault, Flood, Meaning, PROBATION, Stage, Stop, arm, errno, errno_of, failures,
-    meaning,
-};
+use super::{Conn, ConnStage, Fault, Flood, PROBATION, Stage, arm, errno, errno_of};
+use crate::failures::{self, Meaning, meaning};
 use crate::greeting::Greeting;
 use crate::plan::Route;
+use crate::tally::Stop;
 
 /// A connection that is to be tried.
 struct Work {
@@ -304,8 +303,8 @@ impl Flood<'_> {
     }
 
     /// Since its connect was started, at most 71 minutes.
-    fn age(&self, conn: &Conn) -> std::time::Duration {
+    fn age(&self, conn: &Conn) -> Duration {
         let age_us = self.run_us().wrapping_sub(conn.started_us);
-        std::time::Duration::from_micros(u64::from(age_us))
+        Duration::from_micros(u64::from(age_us))
     }
 }

@@ -25,8 +25,8 @@ pub(crate) enum Manner {
     RefusePast(u64),
     /// Echoes for so many, and ends the stream of all others in order.
     HangUpPast(u64),
-    /// Takes what comes and says nothing.
-    Silent,
+    /// Echoes for so many, and takes what comes from all others without a word.
+    SilentPast(u64),
     /// Answers with other bytes.
     Garble,
     /// Echoes one byte at a time, as far as TCP lets it.
@@ -76,7 +76,7 @@ impl Drop for Server {
 }
 
 /// The system chooses the first port; where one of the next is taken, it chooses again.
-fn listening(ports: u16) -> (Reactor<()>, u16) {
+fn listening(ports: u16) -> (Reactor<bool>, u16) {
     for _ in 0..100 {
         let config = Config { connections_max: 8_192, ..Config::default() };
         let mut reactor = Reactor::new(&config).unwrap();
@@ -104,26 +104,36 @@ struct Service {
 }
 
 impl Handler for Service {
-    type Conn = ();
+    /// Whether it is answered.
+    type Conn = bool;
 
-    fn on_accept(&mut self, _: &mut Context<()>, _: &Incoming<'_>) -> Option<()> {
+    fn on_accept(&mut self, _: &mut Context<bool>, _: &Incoming<'_>) -> Option<bool> {
         match self.manner {
             Manner::RefusePast(most) if self.open >= most => None,
-            _ => Some(()),
+            _ => Some(true),
         }
     }
 
-    fn on_open(&mut self, cx: &mut Context<()>, token: Token, (): &mut ()) {
+    fn on_open(&mut self, cx: &mut Context<bool>, token: Token, is_answered: &mut bool) {
         self.open += 1;
         match self.manner {
             Manner::HangUpPast(most) if self.open > most => cx.close(token),
+            Manner::SilentPast(most) => *is_answered = self.open <= most,
             _ => self.peak = self.peak.max(self.open),
         }
     }
 
-    fn on_data(&mut self, cx: &mut Context<()>, token: Token, (): &mut (), bytes: &[u8]) {
+    fn on_data(
+        &mut self,
+        cx: &mut Context<bool>,
+        token: Token,
+        is_answered: &mut bool,
+        bytes: &[u8],
+    ) {
+        if !*is_answered {
+            return;
+        }
         let written = match self.manner {
-            Manner::Silent => return,
             Manner::Garble => cx.write(token, &vec![b'?'; bytes.len()]),
             Manner::Dribble => {
                 bytes.chunks(1).try_fold(reactor::Written::Sent, |_, byte| cx.write(token, byte))
@@ -133,11 +143,11 @@ impl Handler for Service {
         let _ = written;
     }
 
-    fn on_close(&mut self, _: &mut Context<()>, _: Token, (): (), _: reactor::CloseReason) {
+    fn on_close(&mut self, _: &mut Context<bool>, _: Token, _: bool, _: reactor::CloseReason) {
         self.open -= 1;
     }
 
-    fn on_wake(&mut self, cx: &mut Context<()>) {
+    fn on_wake(&mut self, cx: &mut Context<bool>) {
         if self.end.load(Ordering::Acquire) {
             cx.stop();
         }
@@ -216,7 +226,7 @@ impl Client {
     }
 
     /// The next line; `None` at the end of the stream. Past the deadline the client is ended and the test fails.
-    fn take_line(&mut self) -> Option<()> {
+    fn take_line(&mut self) -> Option<bool> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         match self.lines.recv_timeout(left) {
             Ok(line) => self.seen.push(line),
