@@ -60,6 +60,13 @@ pub struct Context<C> {
     shutdown: Option<Shutdown>,
 }
 
+/// Each connection, free timer and starved listener can have one in the wheel, and the grace of a shutdown.
+fn timers_in_wheel_max(config: &Config) -> usize {
+    [config.timers_max, config.listeners_max, 1]
+        .into_iter()
+        .fold(config.connections_max, usize::saturating_add)
+}
+
 /// How far a shutdown has come.
 #[derive(Debug)]
 struct Shutdown {
@@ -88,7 +95,7 @@ impl<C> Context<C> {
             listeners: Slab::with_capacity(config.listeners_max).map_err(no_memory)?,
             timers: Slab::with_capacity(config.timers_max).map_err(no_memory)?,
             watches: Slab::with_capacity(config.watches_max).map_err(no_memory)?,
-            wheel: Wheel::with_capacity(config.connections_max).map_err(no_memory)?,
+            wheel: Wheel::with_capacity(timers_in_wheel_max(config)).map_err(no_memory)?,
             queues: Vec::new(),
             queues_free: Vec::new(),
             doomed: VecDeque::new(),
