@@ -219,7 +219,7 @@ fn serve_on_demand() {
     world.script(echo);
     let address = world.listen();
     let room = room();
-    let questions = common::child::Questions::start(&mut world);
+    let questions = common::child::Questions::start(world.cx().waker());
     questions.answer("address", address);
     loop {
         let _ = world.turn(DEADLINE);

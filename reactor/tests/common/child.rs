@@ -6,7 +6,9 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use super::{DEADLINE, World};
+use reactor::Waker;
+
+use super::DEADLINE;
 
 const ROLE: &str = "REACTOR_TEST_IS_CHILD";
 /// What tells our lines from those of the test harness.
@@ -87,8 +89,7 @@ impl Drop for Child {
 pub(crate) struct Questions(Receiver<String>);
 
 impl Questions {
-    pub(crate) fn start(world: &mut World) -> Self {
-        let waker = world.cx().waker();
+    pub(crate) fn start(waker: Waker) -> Self {
         let (sender, questions) = channel();
         std::thread::spawn(move || {
             for line in std::io::stdin().lines().map_while(Result::ok) {
