@@ -226,7 +226,7 @@ impl Client {
     }
 
     /// The next line; `None` at the end of the stream. Past the deadline the client is ended and the test fails.
-    fn take_line(&mut self) -> Option<bool> {
+    fn take_line(&mut self) -> Option<()> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         match self.lines.recv_timeout(left) {
             Ok(line) => self.seen.push(line),
