@@ -42,6 +42,9 @@ pub struct Check {
     pub outcome: Outcome,
     /// What it means, or why it was not seen.
     pub note: String,
+    /// It is about speed, which also depends on what else the machine does: told, but no fault of
+    /// the run.
+    pub is_speed: bool,
 }
 
 /// How a check came out.
@@ -268,7 +271,8 @@ fn rate_trend(name: &str, client: &ClientRecord) -> Check {
     let check = Question::new(
         format!("Rate of {name}"),
         "median of the last three tenths over that of the first three",
-    );
+    )
+    .about_speed();
     let Some(tenths) = trend::tenths(&client.ramp_series) else {
         return check.not_seen("the ramp has too few points to tell ten rates apart");
     };
@@ -336,16 +340,28 @@ const SLABINFO_MISSING: &str = "slabinfo before or at the peak is missing; it ne
 struct Question {
     name: String,
     note: String,
+    is_speed: bool,
 }
 
 impl Question {
     fn new(name: impl Into<String>, note: impl Into<String>) -> Self {
-        Self { name: name.into(), note: note.into() }
+        Self { name: name.into(), note: note.into(), is_speed: false }
+    }
+
+    fn about_speed(self) -> Self {
+        Self { is_speed: true, ..self }
     }
 
     fn judge(self, expected: String, found: String, agrees: bool) -> Check {
         let outcome = if agrees { Outcome::Agrees } else { Outcome::Disagrees };
-        Check { name: self.name, expected, found, outcome, note: self.note }
+        Check {
+            name: self.name,
+            expected,
+            found,
+            outcome,
+            note: self.note,
+            is_speed: self.is_speed,
+        }
     }
 
     fn equal(self, expected: u64, found: u64) -> Check {
@@ -364,6 +380,7 @@ impl Question {
             found: "-".to_owned(),
             outcome: Outcome::NotSeen,
             note: why.into(),
+            is_speed: self.is_speed,
         }
     }
 }

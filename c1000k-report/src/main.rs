@@ -23,7 +23,7 @@ struct Arguments {
 enum Command {
     /// Write summary.md and the charts into the folder of a run, and print its verdict.
     ///
-    /// Exits with 0 if clients, server and kernel agree, with 1 if not.
+    /// Exits with 0 if clients, server and kernel agree, with 1 if not; speed is told, not judged.
     Summarize {
         /// The folder of the run
         folder: PathBuf,
@@ -66,7 +66,7 @@ fn summarize(folder: &Path, is_strict: bool) -> Result<ExitCode, Box<dyn Error>>
 }
 
 fn passes(checks: &[Check], is_strict: bool) -> bool {
-    checks.iter().all(|check| match check.outcome {
+    checks.iter().filter(|check| !check.is_speed).all(|check| match check.outcome {
         Outcome::Agrees => true,
         Outcome::Disagrees => false,
         Outcome::NotSeen => !is_strict,

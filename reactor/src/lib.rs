@@ -84,3 +84,8 @@ pub use stats::Stats;
 pub use sys::Readiness;
 pub use token::{ListenerId, TimerId, Token, WatchId};
 pub use waker::Waker;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct ReadmeExample;
