@@ -1,5 +1,7 @@
 //! Both real programs against each other: their records, and the kernel's count, must tell the same.
 
+#![allow(clippy::unwrap_used)] // A test may unwrap: its panic is its report.
+
 use std::env::consts::EXE_SUFFIX;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
