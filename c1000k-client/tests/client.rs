@@ -39,7 +39,19 @@ fn all_of_them_are_held_and_proven_twice() {
     assert!(ended.stderr.iter().any(|line| line == "holding 2,000 connections for 0.1 s"));
     assert!(ended.stderr.iter().any(|line| line == "proving 2,000 connections again"));
     assert!(ended.stderr.iter().any(|line| line.starts_with("REACHED: 2,000 of 2,000")));
+    assert_eq!(time_waits(server.first_port), 0);
     assert_eq!(server.die(), 2_000);
+}
+
+/// Connections of that local or remote port that wait in TIME_WAIT.
+fn time_waits(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let is_waiting = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let end = format!(":{port:04X}");
+        (fields[1].ends_with(&end) || fields[2].ends_with(&end)) && fields[3] == "06"
+    };
+    table.lines().skip(1).filter(is_waiting).count()
 }
 
 #[test]
