@@ -9,7 +9,6 @@ readonly HOST_RESERVE_MB=768 # what stays with the host: qemu itself, caches, th
 
 declare -A event=() # "guest event" -> the event's arguments
 guests=()           # all of them
-guests_cabled=()    # one per network card: a MAC address of its own for each
 client_guests=()    # those that run a client
 MACHINE=''
 
@@ -58,39 +57,36 @@ guests_plan() {
 }
 
 guests_boot() {
-    local guest
+    local guest half=$((CONNECTIONS / 2)) quarter_mb=$((MEMORY_MB / 4))
     say "booting ${guests[*]} with $(grouped "$MEMORY_MB") MB in all ($ACCEL)"
     if [[ ${guests[0]} == one ]]; then
-        guest_boot one "$MEMORY_MB" "lab_connections=$CONNECTIONS lab_client=client lab_server=127.0.0.1"
+        guest_boot one "$MEMORY_MB" "$CONNECTIONS" "lab_client=client lab_server=127.0.0.1"
     else
-        guest_boot server $((MEMORY_MB / 2)) "lab_connections=$CONNECTIONS" \
-            a:client-1 b:client-2
-        guest_boot client-1 $((MEMORY_MB / 4)) \
-            "lab_connections=$(((CONNECTIONS + 1) / 2)) lab_client=client-1 lab_server=$SERVER_ADDRESS_1" \
-            a:server
-        guest_boot client-2 $((MEMORY_MB / 4)) \
-            "lab_connections=$((CONNECTIONS / 2)) lab_client=client-2 lab_server=$SERVER_ADDRESS_2" \
-            b:server
+        guest_boot server $((MEMORY_MB / 2)) "$CONNECTIONS" "" 1 2
+        guest_boot client-1 "$quarter_mb" $((CONNECTIONS - half)) \
+            "lab_client=client-1 lab_server=$SERVER_ADDRESS_1" 1
+        guest_boot client-2 "$quarter_mb" "$half" \
+            "lab_client=client-2 lab_server=$SERVER_ADDRESS_2" 2
     fi
     for guest in "${guests[@]}"; do
         follow "$guest" "$(guest_console "$guest")"
     done
 }
 
-# guest_boot NAME MEMORY_MB PARAMETERS [CABLE:PEER...]
+# guest_boot NAME MEMORY_MB CONNECTIONS PARAMETERS [CABLE...]
 # A cable carries frames as datagrams over a pair of unix sockets; docs/lab.md tells why not a stream.
 guest_boot() {
-    local name=$1 memory=$2 parameters=$3 cable peer mac options=()
-    shift 3
+    local name=$1 memory=$2 cable options=() here=server there=client end=1
+    local parameters="lab_role=$name lab_connections=$3 lab_hold=$GUEST_HOLD_SECONDS $4"
+    if [[ $name != server ]]; then
+        here=client there=server end=2
+    fi
+    shift 4
     for cable in "$@"; do
-        peer=${cable#*:} cable=${cable%%:*}
-        options+=(-netdev "dgram,id=$cable,local.type=unix,local.path=$cable-$name,remote.type=unix,remote.path=$cable-$peer")
-        printf -v mac '52:54:00:c1:%02x:%02x' "${#guests_cabled[@]}" "'$cable"
-        guests_cabled+=("$name")
-        options+=(-device "virtio-net-pci,netdev=$cable,mac=$mac")
+        options+=(-netdev "dgram,id=cable$cable,local.type=unix,local.path=cable$cable-$here,remote.type=unix,remote.path=cable$cable-$there")
+        options+=(-device "virtio-net-pci,netdev=cable$cable,mac=52:54:00:c1:0$cable:0$end")
     done
-    qemu_boot "$name" "$memory" "$GUEST_CPUS" "$(guest_console "$name")" \
-        "lab_role=$name lab_hold=$GUEST_HOLD_SECONDS $parameters" "${options[@]}"
+    qemu_boot "$name" "$memory" "$GUEST_CPUS" "$(guest_console "$name")" "$parameters" "${options[@]}"
 }
 
 guest_console() {
@@ -103,15 +99,15 @@ guests_conduct() {
     await ready 120 "${guests[@]}"
     say "ready after $((SECONDS - began)) s; opening connections"
     order start "${client_guests[@]}"
-    await holding $((180 + $1 / 400)) "${client_guests[@]}"
+    await holding $((300 + $1 / 250)) "${client_guests[@]}"
     if guests_hold; then
         order peak "${guests[@]}"
         await snapped 180 "${guests[@]}"
         order release "${client_guests[@]}"
     fi
-    await finished $((180 + $1 / 400)) "${client_guests[@]}"
+    await finished $((300 + $1 / 250)) "${client_guests[@]}"
     order teardown "${guests[@]}"
-    await shipped $((180 + $1 / 400)) "${guests[@]}"
+    await shipped $((300 + $1 / 250)) "${guests[@]}"
     guests_exit_code
 }
 

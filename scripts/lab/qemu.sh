@@ -36,7 +36,7 @@ qemu_boot() {
         exec setsid $(qemu_roomy_cables) qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
             $(qemu_accel) -smp "$cpus" -m "${memory}M" \
             -kernel "$PACKAGES/boot/vmlinuz-$KERNEL_VERSION" -initrd initramfs \
-            -append "console=ttyS0 panic=-1 mitigations=off slab_nomerge quiet $parameters" \
+            -append "console=ttyS0 panic=-1 mitigations=off slab_nomerge no_timer_check quiet $parameters" \
             -serial "file:$console" \
             -chardev "pipe,id=orders,path=orders-$name" -serial chardev:orders \
             -drive "file=disk-$name,format=raw,if=none,id=disk" -device virtio-blk-pci,drive=disk \
