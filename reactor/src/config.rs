@@ -20,6 +20,8 @@ pub struct Config {
     pub timers_max: usize,
     /// Watched descriptors at once at the most. Default: 1,024.
     pub watches_max: usize,
+    /// Sweeps that may wait for each other. Default: 64.
+    pub sweeps_max: usize,
     /// Events taken from the kernel by one wait at the most. Default: 1,024.
     pub events_per_wait: usize,
     /// Connections accepted from one listener before other events get their turn. Default: 64.
@@ -28,6 +30,8 @@ pub struct Config {
     pub timers_per_turn: u32,
     /// Connections closed by a shutdown before sockets get their turn again. Default: 4,096.
     pub closes_per_turn: usize,
+    /// Connections that a sweep visits before sockets get their turn again. Default: 1,024.
+    pub visits_per_turn: usize,
     /// Size of the one buffer that all reads share. Default: 64 KiB.
     pub read_buffer_bytes: usize,
     /// Bytes that may wait in the write queue of one connection. Default: 256 KiB.
@@ -50,10 +54,12 @@ impl Default for Config {
             listeners_max: 1024,
             timers_max: 4096,
             watches_max: 1024,
+            sweeps_max: 64,
             events_per_wait: 1024,
             accepts_per_wake: 64,
             timers_per_turn: 4096,
             closes_per_turn: 4096,
+            visits_per_turn: 1024,
             read_buffer_bytes: 64 * 1024,
             write_queue_bytes_max: 256 * 1024,
             write_queues_bytes_max: 256 * 1024 * 1024,

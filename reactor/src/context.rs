@@ -1,16 +1,18 @@
 //! What a service works with, in every callback and while it is set up.
 //!
 //! The parts that belong to one concern each stand in files of their own: [`listen`], [`connect`], [`stream`] (write,
-//! pause, close), [`time`] and [`watch`] (any other descriptor).
+//! pause, close), [`sweep`] (visiting all connections), [`time`] and [`watch`] (any other descriptor).
 
 mod connect;
 mod listen;
 mod stream;
+mod sweep;
 mod time;
 mod watch;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -27,7 +29,10 @@ use crate::waker::Waker;
 use crate::wheel::{NodeId, Wheel};
 
 use listen::Listener;
+use sweep::Sweep;
 use watch::Watch;
+
+pub use sweep::SweepId;
 
 /// Everything a reactor offers to its service; `C` is the state of one connection.
 #[derive(Debug)]
@@ -39,6 +44,9 @@ pub struct Context<C> {
     /// A free timer's place in the wheel.
     timers: Slab<NodeId, ()>,
     watches: Slab<Watch, ()>,
+    /// The first one is under way, the others wait for it.
+    sweeps: VecDeque<Sweep>,
+    sweep_next: NonZeroU64,
     wheel: Wheel,
     queues: Vec<WriteQueue>,
     queues_free: Vec<u32>,
@@ -95,6 +103,8 @@ impl<C> Context<C> {
             listeners: Slab::with_capacity(config.listeners_max).map_err(no_memory)?,
             timers: Slab::with_capacity(config.timers_max).map_err(no_memory)?,
             watches: Slab::with_capacity(config.watches_max).map_err(no_memory)?,
+            sweeps: VecDeque::new(),
+            sweep_next: NonZeroU64::MIN,
             wheel: Wheel::with_capacity(timers_in_wheel_max(config)).map_err(no_memory)?,
             queues: Vec::new(),
             queues_free: Vec::new(),
@@ -158,8 +168,8 @@ impl<C> Context<C> {
         self.connections.head(token.name()).is_some()
     }
 
-    /// The connections in a range of slots, to visit all of them in slices: `0..n`, `n..2 * n`, and so on up to
-    /// [`slots`](Self::slots). Those that are still connecting are among them.
+    /// The connections in a range of slots, up to [`slots`](Self::slots). Those that are still connecting are among
+    /// them. To visit all connections without keeping the sockets waiting, [`sweep`](Self::sweep).
     pub fn tokens(&self, slots: Range<usize>) -> impl Iterator<Item = Token> + '_ {
         self.connections.names(slots.start, slots.end).map(Token::from)
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::context::Context;
+use crate::context::{Context, SweepId};
 use crate::error::{CloseReason, Error};
 use crate::signal::Signal;
 use crate::sys::{self, Readiness};
@@ -84,6 +84,19 @@ pub trait Handler {
 
     /// A timer of [`Context::add_timer`] has fired; its name is stale now.
     fn on_timer(&mut self, _cx: &mut Context<Self::Conn>, _timer: TimerId) {}
+
+    /// It is this connection's turn in a sweep of [`Context::sweep`].
+    fn on_visit(
+        &mut self,
+        _cx: &mut Context<Self::Conn>,
+        _sweep: SweepId,
+        _token: Token,
+        _conn: &mut Self::Conn,
+    ) {
+    }
+
+    /// A sweep has visited all there was to visit.
+    fn on_swept(&mut self, _cx: &mut Context<Self::Conn>, _sweep: SweepId) {}
 
     /// A [`Waker`](crate::Waker) was used since the last time; many uses make one call.
     fn on_wake(&mut self, _cx: &mut Context<Self::Conn>) {}

@@ -72,7 +72,7 @@ mod wheel;
 
 pub use address::Address;
 pub use config::{Config, ConnectOptions, Keepalive, ListenOptions};
-pub use context::Context;
+pub use context::{Context, SweepId};
 pub use error::{CloseReason, Error, WriteError, Written};
 pub use handler::{Handler, Incoming};
 pub use interest::Interest;

@@ -90,6 +90,7 @@ impl<C> Reactor<C> {
             bury_doomed(&mut self.cx, handler);
         }
         self.fire_timers(handler);
+        self.sweep(handler);
         self.cx.tell_shutdown();
         bury_doomed(&mut self.cx, handler);
         Ok(if self.cx.take_stop() { Status::Stopped } else { Status::Running })
@@ -97,7 +98,10 @@ impl<C> Reactor<C> {
 
     fn wait(&mut self, max_wait: Option<Duration>) -> Result<(), Error> {
         self.cx.settle();
-        let at_once = self.cx.has_doomed() || self.cx.has_more_to_tell() || self.cx.wants_stop();
+        let at_once = self.cx.has_doomed()
+            || self.cx.has_more_to_tell()
+            || self.cx.has_sweeps()
+            || self.cx.wants_stop();
         let wait = if at_once { Some(Duration::ZERO) } else { self.cx.wait_within(max_wait) };
         self.cx.poller().wait(&mut self.events, wait)?;
         self.cx.begin_turn();
@@ -272,6 +276,20 @@ impl<C> Reactor<C> {
                 Source::Watch(_) => {} // It has no timer.
             }
             bury_doomed(&mut self.cx, handler);
+        }
+    }
+
+    /// Makes one slice of visits.
+    fn sweep<H: Handler<Conn = C>>(&mut self, handler: &mut H) {
+        let Some((sweep, slots)) = self.cx.next_slice() else { return };
+        for slot in slots {
+            if let Some(token) = self.cx.visitable(slot) {
+                lend(&mut self.cx, token, |cx, conn| handler.on_visit(cx, sweep, token, conn));
+                bury_doomed(&mut self.cx, handler);
+            }
+        }
+        if self.cx.end_sweep() {
+            handler.on_swept(&mut self.cx, sweep);
         }
     }
 }
