@@ -6,7 +6,7 @@
 #![allow(unsafe_code)] // The one exception of the workspace; each block says why it is sound.
 
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -426,10 +426,11 @@ pub(crate) fn local_addr(socket: &Descriptor) -> Result<SocketAddr, Error> {
 
 fn ip_address(name: &SockaddrStorage) -> Result<SocketAddr, Error> {
     if let Some(v4) = name.as_sockaddr_in() {
-        return Ok(SocketAddr::new(IpAddr::V4(v4.ip()), v4.port()));
+        return Ok(SocketAddr::V4((*v4).into()));
     }
     if let Some(v6) = name.as_sockaddr_in6() {
-        return Ok(SocketAddr::new(IpAddr::V6(v6.ip()), v6.port()));
+        // With its scope, without which a link-local address leads nowhere.
+        return Ok(SocketAddr::V6((*v6).into()));
     }
     Err(Error::Invalid("a Unix-domain socket has no IP address"))
 }
