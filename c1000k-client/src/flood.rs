@@ -7,6 +7,7 @@
 
 mod proof;
 mod ramp;
+mod teardown;
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -27,9 +28,6 @@ use crate::tally::{Stop, Tally};
 
 /// How often progress is shown and stalls are looked for.
 const TICK: Duration = Duration::from_secs(1);
-
-/// Connections aborted before other events get their turn.
-const ABORTS_PER_SLICE: usize = 4096;
 
 /// Without a proof to wait for, a connection that is dropped as young as this was never let in.
 const PROBATION: Duration = Duration::from_secs(1);
@@ -249,43 +247,6 @@ impl<'a> Flood<'a> {
         self.prove_more(cx);
     }
 
-    fn begin_teardown(&mut self, cx: &mut Context<Conn>) {
-        self.end_stage();
-        self.enter(cx, Stage::Teardown);
-        if self.tally.held > 0 {
-            self.progress.begin("closing", &format!("closing {}", format_count(self.tally.held)));
-        }
-        self.cursor = 0;
-        self.abort_slice(cx);
-    }
-
-    /// Closes the clock of a stage that a signal or a silent server cuts short.
-    fn end_stage(&mut self) {
-        let elapsed = Instant::now().duration_since(self.stage_began);
-        match self.stage {
-            Stage::Ramp if self.settings.verify && self.tally.verify_seconds.is_empty() => {
-                self.tally.verify_seconds.push(elapsed.as_secs_f64());
-            }
-            Stage::Hold if self.tally.hold.is_zero() => self.tally.hold = elapsed,
-            Stage::Proof => self.tally.verify_seconds.push(elapsed.as_secs_f64()),
-            _ => {}
-        }
-    }
-
-    /// Resets the next slice of all connections: no TIME_WAIT stays behind.
-    fn abort_slice(&mut self, cx: &mut Context<Conn>) {
-        let slice = self.cursor..self.cursor + ABORTS_PER_SLICE;
-        self.cursor = slice.end;
-        let tokens: Vec<Token> = cx.tokens(slice).collect();
-        for token in tokens {
-            cx.abort(token);
-        }
-        if self.cursor >= cx.slots() {
-            return cx.stop();
-        }
-        self.timers.slice = arm(cx, Duration::ZERO);
-    }
-
     fn enter(&mut self, cx: &mut Context<Conn>, stage: Stage) {
         self.stage = stage;
         self.stage_began = Instant::now();
@@ -339,7 +300,7 @@ impl<'a> Flood<'a> {
                     self.begin_teardown(cx);
                 }
             }
-            Stage::Teardown => {}
+            Stage::Teardown => self.progress.tick(|| self.teardown_line(cx)),
         }
     }
 

@@ -1,0 +1,107 @@
+//! The end of a run: every connection is reset, so that no TIME_WAIT stays behind.
+//!
+//! A reset is sent once. Where a network loses it, the server keeps a dead connection; so across a network the client
+//! resets no faster than the ramp has shown the way to bear. Loopback loses nothing.
+
+use std::time::{Duration, Instant};
+
+use c1000k_host::quantity::format_count;
+use reactor::{Context, Token};
+
+use super::{Conn, Flood, Stage, arm};
+
+/// Slots looked at before other events get their turn.
+const SLOTS_PER_SLICE_MAX: usize = 4096;
+
+/// Time between two slices across a network.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A reset is one packet, where opening and proving a connection took the client four.
+const TIMES_THE_RAMP: f64 = 2.0;
+
+/// Even after the slowest of ramps, so many resets a second do no harm.
+const RESETS_PER_SECOND_MIN: f64 = 1000.0;
+
+impl Flood<'_> {
+    pub(super) fn begin_teardown(&mut self, cx: &mut Context<Conn>) {
+        self.end_stage();
+        self.enter(cx, Stage::Teardown);
+        if self.tally.held > 0 {
+            self.progress.begin("closing", &format!("closing {}", format_count(self.tally.held)));
+        }
+        self.cursor = 0;
+        self.abort_slice(cx);
+    }
+
+    /// Closes the clock of a stage that a signal or a silent server cuts short.
+    fn end_stage(&mut self) {
+        let elapsed = Instant::now().duration_since(self.stage_began);
+        match self.stage {
+            Stage::Ramp if self.settings.verify && self.tally.verify_seconds.is_empty() => {
+                self.tally.verify_seconds.push(elapsed.as_secs_f64());
+            }
+            Stage::Hold if self.tally.hold.is_zero() => self.tally.hold = elapsed,
+            Stage::Proof => self.tally.verify_seconds.push(elapsed.as_secs_f64()),
+            _ => {}
+        }
+    }
+
+    /// Resets the connections of the next slots.
+    pub(super) fn abort_slice(&mut self, cx: &mut Context<Conn>) {
+        let is_loopback = self.settings.ip.is_loopback();
+        let (slots, pause) = slice(is_loopback, self.tally.peak, self.tally.ramp);
+        let slice = self.cursor..self.cursor + slots;
+        self.cursor = slice.end;
+        let tokens: Vec<Token> = cx.tokens(slice).collect();
+        for token in tokens {
+            cx.abort(token);
+        }
+        if self.cursor >= cx.slots() {
+            return cx.stop();
+        }
+        self.timers.slice = arm(cx, pause);
+    }
+
+    pub(super) fn teardown_line(&self, cx: &Context<Conn>) -> String {
+        format!("closing: {} left", format_count(cx.connections() as u64))
+    }
+}
+
+/// How many slots to go on by, and how long to wait then.
+fn slice(is_loopback: bool, opened: u64, ramp: Duration) -> (usize, Duration) {
+    if is_loopback {
+        return (SLOTS_PER_SLICE_MAX, Duration::ZERO);
+    }
+    let opened_per_second = opened as f64 / ramp.as_secs_f64();
+    let resets_per_second = (opened_per_second * TIMES_THE_RAMP).max(RESETS_PER_SECOND_MIN);
+    let slots = (resets_per_second * PAUSE.as_secs_f64()) as usize;
+    (slots.clamp(1, SLOTS_PER_SLICE_MAX), PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resets_per_second(opened: u64, ramp: Duration) -> f64 {
+        let (slots, pause) = slice(false, opened, ramp);
+        slots as f64 / pause.as_secs_f64()
+    }
+
+    #[test]
+    fn across_a_network_it_closes_twice_as_fast_as_it_opened() {
+        let rate = resets_per_second(500_000, Duration::from_secs(100));
+        assert!((9_900.0..=10_000.0).contains(&rate), "{rate}");
+    }
+
+    #[test]
+    fn a_ramp_of_no_time_or_of_no_speed_is_no_trouble() {
+        assert_eq!(resets_per_second(0, Duration::ZERO), RESETS_PER_SECOND_MIN);
+        assert_eq!(resets_per_second(1, Duration::from_secs(3600)), RESETS_PER_SECOND_MIN);
+        assert_eq!(slice(false, 7, Duration::ZERO).0, SLOTS_PER_SLICE_MAX);
+    }
+
+    #[test]
+    fn loopback_is_not_waited_for() {
+        assert_eq!(slice(true, 1, Duration::from_secs(1)).1, Duration::ZERO);
+    }
+}
