@@ -35,9 +35,14 @@ impl Link {
     }
 
     pub(crate) fn wants_reads(&self) -> bool {
-        !self.flags.any(
-            Flags::CONNECTING | Flags::READS_PAUSED | Flags::EOF | Flags::CLOSING | Flags::DOOMED,
-        )
+        let never = Flags::CONNECTING | Flags::EOF | Flags::DOOMED;
+        let not_now = Flags::READS_PAUSED | Flags::CLOSING;
+        !self.flags.any(never) && (self.lingers() || !self.flags.any(not_now))
+    }
+
+    /// All has gone out, and only the peer's end is missing: what it still sends is read and dropped.
+    pub(crate) fn lingers(&self) -> bool {
+        self.flags.any(Flags::CLOSING) && self.flags.any(Flags::FINISHED)
     }
 
     pub(crate) fn takes_writes(&self) -> bool {

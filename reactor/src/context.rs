@@ -337,9 +337,9 @@ impl<C> Context<C> {
         let tokens: Vec<_> = self.tokens(slice).collect();
         for token in tokens {
             if hard {
-                self.cut_off(token, CloseReason::ShutDown);
+                self.end_closing(token, CloseReason::ShutDown);
             } else {
-                self.close(token);
+                self.close_gently(token);
             }
         }
     }

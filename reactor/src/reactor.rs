@@ -156,7 +156,10 @@ impl<C> Reactor<C> {
 
     fn receive<H: Handler<Conn = C>>(&mut self, handler: &mut H, token: Token) {
         let Some(link) = self.cx.link(token) else { return };
+        let lingers = link.lingers();
         match sys::receive(&link.socket, &mut self.read_buffer) {
+            Transferred::Bytes(0) if lingers => self.cx.doom(token, CloseReason::Closed),
+            Transferred::Bytes(_) if lingers => {}
             Transferred::Bytes(0) => {
                 self.cx.note_eof(token);
                 lend(&mut self.cx, token, |cx, conn| handler.on_eof(cx, token, conn));
@@ -309,7 +312,7 @@ fn time_out<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H, token: Token
     if link.flags.any(Flags::CONNECTING) {
         cx.doom(token, CloseReason::ConnectTimedOut);
     } else if link.flags.any(Flags::CLOSING) {
-        cx.cut_off(token, CloseReason::FlushTimedOut);
+        cx.end_closing(token, CloseReason::FlushTimedOut);
     } else {
         lend(cx, token, |cx, conn| handler.on_timeout(cx, token, conn));
     }

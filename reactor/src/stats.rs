@@ -35,7 +35,7 @@ pub struct Stats {
     pub wakeups: u64,
     /// Events that the kernel reported.
     pub events: u64,
-    /// Bytes read.
+    /// Bytes read and handed to the service.
     pub bytes_in: u64,
     /// Bytes that the kernel took.
     pub bytes_out: u64,

@@ -405,6 +405,14 @@ pub(crate) fn reset_on_close(socket: &Descriptor) -> Result<(), Error> {
     setsockopt(&socket.0, sockopt::Linger, &linger).map_err(refused("setsockopt(SO_LINGER)"))
 }
 
+/// Whether the kernel holds bytes that the peer has not acknowledged yet.
+pub(crate) fn has_unsent(socket: &Descriptor) -> bool {
+    let mut unsent: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which is TIOCOUTQ, stores one int through the pointer, which is valid for the call.
+    let answer = unsafe { libc::ioctl(socket.0.as_raw_fd(), libc::TIOCOUTQ, &raw mut unsent) };
+    answer == 0 && unsent > 0
+}
+
 /// Takes the error that waits on the socket, if there is one.
 pub(crate) fn take_error(socket: &Descriptor, call: &'static str) -> Option<Error> {
     match socket::getsockopt(&socket.0, sockopt::SocketError) {

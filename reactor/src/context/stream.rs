@@ -93,12 +93,14 @@ impl<C> Context<C> {
         }
     }
 
-    /// Closes the connection once its queue is empty: `on_close` follows. Nothing is read any more, and a peer that
-    /// does not take the rest within [`Config::flush_timeout`](crate::Config::flush_timeout) is reset. A connection that
-    /// is still connecting opens first when bytes wait in its queue, and is given up when none do. Nothing for a stale
-    /// token.
+    /// Closes the connection once its queue is empty: `on_close` follows. The service gets nothing more to read, and a
+    /// peer that does not take the rest within [`Config::flush_timeout`](crate::Config::flush_timeout) is reset. A
+    /// connection that is still connecting opens first when bytes wait in its queue, and is given up when none do.
+    /// Nothing for a stale token.
     ///
-    /// Where input lies unread in the kernel, TCP itself turns the FIN into a reset.
+    /// Closing a socket while input lies unread makes TCP send a reset and forget what the peer has not taken yet. So
+    /// where something was queued, the connection ends when the peer has finished too, or after the same time: what
+    /// still arrives until then is dropped. Where nothing was queued the socket is closed at once.
     pub fn close(&mut self, token: Token) {
         let Some(link) = self.link_mut(token) else { return };
         if link.flags.any(Flags::CLOSING | Flags::DOOMED) {
@@ -107,10 +109,41 @@ impl<C> Context<C> {
         if !link.has_queue() {
             return self.doom(token, CloseReason::Closed);
         }
-        link.flags.set(Flags::CLOSING, true);
+        self.begin_closing(token);
+    }
+
+    /// The same for a connection that nothing is known of: what the kernel has still to send counts as queued too.
+    pub(crate) fn close_gently(&mut self, token: Token) {
+        let Some(link) = self.link(token) else { return };
+        let known = Flags::CONNECTING | Flags::CLOSING | Flags::DOOMED;
+        if link.has_queue() || link.flags.any(known) || !sys::has_unsent(&link.socket) {
+            return self.close(token);
+        }
+        self.begin_closing(token);
+        self.linger(token);
+    }
+
+    fn begin_closing(&mut self, token: Token) {
+        self.set_flag(token, Flags::CLOSING, true);
         let flush_timeout = self.config.flush_timeout;
         self.arm(token, flush_timeout);
+    }
+
+    /// The queue has gone out: the connection ends when the peer has finished too.
+    fn linger(&mut self, token: Token) {
+        if self.link(token).is_some_and(|link| link.flags.any(Flags::EOF)) {
+            return self.doom(token, CloseReason::Closed);
+        }
+        self.finish_now(token);
         self.unsettle(token);
+    }
+
+    /// The time for closing is over: what is with the kernel may still go out, the rest is lost.
+    pub(crate) fn end_closing(&mut self, token: Token, reason: CloseReason) {
+        match self.link(token) {
+            Some(link) if link.lingers() => self.doom(token, CloseReason::Closed),
+            _ => self.cut_off(token, reason),
+        }
     }
 
     /// Closes the connection at once with a reset: what is queued is lost, no TIME_WAIT stays behind, and `on_close`
@@ -197,7 +230,7 @@ impl<C> Context<C> {
         self.release_queue(emptied);
         self.unsettle(token);
         if flags.any(Flags::CLOSING) {
-            self.doom(token, CloseReason::Closed);
+            self.linger(token);
             return false;
         }
         if flags.any(Flags::FINISHING) {
