@@ -138,7 +138,7 @@ fn memory(machine: &Machine, need: &Need) -> Option<Cap> {
         connections: room.bytes / bytes_per_connection,
         kind: CapKind::Memory,
         reason: format!(
-            "{} of memory are left{place}, and a connection takes {}",
+            "{} of memory are there{place}, and a connection takes {}",
             format_bytes(room.bytes),
             format_bytes(bytes_per_connection)
         ),

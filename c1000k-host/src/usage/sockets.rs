@@ -26,6 +26,14 @@ impl SocketUsage {
         Self::parse(&text::read("/proc/net/sockstat")?, &version_6, text::page_bytes())
     }
 
+    /// `net.ipv4.tcp_mem` in bytes: below the first all is well, above the second the kernel squeezes buffers, at the
+    /// third it queues nothing more.
+    pub fn buffer_limits_bytes() -> Option<[u64; 3]> {
+        let pages = text::numbers(&text::read("/proc/sys/net/ipv4/tcp_mem")?)?;
+        let bytes = |pages: &u64| pages.saturating_mul(text::page_bytes());
+        pages.iter().map(bytes).collect::<Vec<_>>().try_into().ok()
+    }
+
     fn parse(version_4: &str, version_6: &str, page_bytes: u64) -> Option<Self> {
         let field = |name| field(version_4, "TCP:", name);
         Some(Self {
