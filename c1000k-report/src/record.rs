@@ -165,6 +165,12 @@ pub struct ServerRecord {
     /// The connections turned away: reason to count.
     #[serde(default)]
     pub refused_by: BTreeMap<String, u64>,
+    /// The connections that the server ended by its own rules: reason to count.
+    #[serde(default)]
+    pub closed_by: BTreeMap<String, u64>,
+    /// What the memory guard saw and did; null where memory could not be read.
+    #[serde(default)]
+    pub memory_guard: Option<MemoryGuard>,
     /// How often the reactor woke from waiting.
     #[serde(default)]
     pub wakeups: u64,
@@ -295,6 +301,27 @@ pub struct ServerPoint {
     pub rss_bytes: Option<u64>,
     /// Memory of the kernel in sockets and what belongs to them.
     pub kernel_socket_bytes: Option<u64>,
+}
+
+/// How a server kept from running out of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MemoryGuard {
+    /// Whether it admitted nobody at the end.
+    pub closed: bool,
+    /// How often it stopped admitting.
+    pub closings: u64,
+    /// For how long in all.
+    pub closed_seconds: f64,
+    /// How often memory was looked at.
+    pub looks: u64,
+    /// What was to be kept free.
+    pub reserve_bytes: u64,
+    /// What was free at the last look.
+    pub room_bytes: u64,
+    /// The least that was free at any look.
+    pub room_min_bytes: u64,
+    /// What a connection was seen to take of it.
+    pub bytes_per_connection: u64,
 }
 
 /// What a number of connections was expected to cost before the run.
