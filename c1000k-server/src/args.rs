@@ -1,14 +1,22 @@
 //! The arguments: as typed, and as checked.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use c1000k_host::quantity::{parse_count, parse_duration};
 use c1000k_report::Destination;
 use clap::{Parser, ValueEnum};
 
+use crate::guard::{Overload, Reserve};
+
 /// The connections that everything here is about.
 const MILLION: u64 = 1_000_000;
+
+/// What the kernel takes.
+const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(32_767);
+const USER_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_millis(i32::MAX as u64);
 
 /// Holds a million TCP connections on one thread, and shows what each of them costs.
 #[derive(Debug, Parser)]
@@ -32,6 +40,24 @@ pub(crate) struct Args {
     /// Close a connection that is silent for so long [default: never]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     idle_timeout: Option<Duration>,
+    /// Connections held from one source at the most: an IPv4 address, or an IPv6 /64 [default: any]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    max_per_source: Option<u64>,
+    /// Memory to keep free: nobody is admitted below it [default: 10%, 1G at the most]
+    #[arg(long, value_name = "SIZE|PERCENT", value_parser = Reserve::parse)]
+    memory_reserve: Option<Reserve>,
+    /// Without memory above the reserve: reset those who come, or let them wait
+    #[arg(long, value_enum, default_value_t = Overload::Refuse)]
+    overload: Overload,
+    /// Reset a connection that does not read what waits for it for so long
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+    slow_reader_timeout: Duration,
+    /// Let TCP ask a peer that is silent for so long whether it is still there [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    keepalive: Option<Duration>,
+    /// Give a connection up when the peer acknowledges nothing for so long [default: the kernel's]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    tcp_user_timeout: Option<Duration>,
     /// Connections that may wait at each port [default: as many as the kernel allows]
     #[arg(long, value_name = "N", value_parser = parse_count)]
     backlog: Option<u64>,
@@ -91,6 +117,12 @@ pub(crate) struct Settings {
     pub(crate) max_connections: Option<u64>,
     pub(crate) mode: Mode,
     pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_per_source: Option<u32>,
+    pub(crate) memory_reserve: Reserve,
+    pub(crate) overload: Overload,
+    pub(crate) slow_reader_timeout: Duration,
+    pub(crate) keepalive: Option<Duration>,
+    pub(crate) tcp_user_timeout: Option<Duration>,
     pub(crate) backlog: Option<u32>,
     pub(crate) interval: Duration,
     pub(crate) grace: Duration,
@@ -115,6 +147,22 @@ impl Args {
         if self.idle_timeout == Some(Duration::ZERO) {
             return Err("--idle-timeout is 0, which would close everything: leave it out".into());
         }
+        if self.max_per_source == Some(0) {
+            return Err("--max-per-source is 0, so nobody could connect: leave it out".into());
+        }
+        if self.slow_reader_timeout.is_zero() {
+            return Err("--slow-reader-timeout is 0: give the time to read in, as 60s".into());
+        }
+        if self.keepalive.is_some_and(|idle| !KEEPALIVE.contains(&idle)) {
+            return Err(
+                "--keepalive takes 1s to 32767s, as TCP does: give a time within, as 60s".into()
+            );
+        }
+        if self.tcp_user_timeout.is_some_and(|most| !USER_TIMEOUT.contains(&most)) {
+            return Err(
+                "--tcp-user-timeout takes 1ms to 24 days: give a time within, as 30s".into()
+            );
+        }
         if self.backlog == Some(0) {
             return Err("--backlog is 0, so nobody could wait: leave it out, or give 1".into());
         }
@@ -125,6 +173,12 @@ impl Args {
             max_connections: self.max_connections,
             mode: self.mode,
             idle_timeout: self.idle_timeout,
+            max_per_source: self.max_per_source.map(|most| u32::try_from(most).unwrap_or(u32::MAX)),
+            memory_reserve: self.memory_reserve.unwrap_or(Reserve::Default),
+            overload: self.overload,
+            slow_reader_timeout: self.slow_reader_timeout,
+            keepalive: self.keepalive,
+            tcp_user_timeout: self.tcp_user_timeout,
             backlog: self.backlog.map(|most| u32::try_from(most).unwrap_or(u32::MAX)),
             interval: self.interval,
             grace: self.grace,
@@ -195,6 +249,10 @@ mod tests {
             (&["--interval", "0s"], "--interval"),
             (&["--idle-timeout", "0s"], "leave it out"),
             (&["--backlog", "0"], "leave it out"),
+            (&["--max-per-source", "0"], "leave it out"),
+            (&["--keepalive", "10h"], "32767s"),
+            (&["--tcp-user-timeout", "0s"], "30s"),
+            (&["--slow-reader-timeout", "0s"], "60s"),
         ] {
             let Err(line) = checked(arguments) else { panic!("{arguments:?} passed") };
             assert!(line.contains(part) && !line.contains('\n'), "{line}");

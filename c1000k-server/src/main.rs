@@ -4,8 +4,10 @@
 //! it to a [`summary`]. How the reactor works stands in the `reactor` crate.
 
 mod args;
+mod guard;
 mod meter;
 mod service;
+mod sources;
 mod summary;
 
 use std::io::Write;
@@ -15,10 +17,12 @@ use std::time::SystemTime;
 use c1000k_host::check::{CapKind, Machine, Need, Role, fits, largest_target, render, table};
 use c1000k_host::command_line::{self, REACHED, SHORT, USAGE, fail};
 use c1000k_host::limits::{connections_within, raise_descriptor_limit};
+use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
 use c1000k_report::{Destination, format};
-use reactor::{Config, ListenOptions, Reactor, Signal};
+use reactor::{Config, Keepalive, ListenOptions, Reactor, Signal};
 
 use args::{Args, Command, Settings};
+use guard::Guard;
 use meter::Meter;
 use service::Service;
 
@@ -57,8 +61,9 @@ fn serve(settings: &Settings) -> Result<ExitCode, String> {
         destination.check_writable().map_err(|error| error.to_string())?;
     }
     let connections_max = connections_max(settings)?;
-    let mut reactor = listening(settings, connections_max)?;
-    let mut service = Service::new(settings, connections_max, Meter::start());
+    let guard = Guard::new(settings.memory_reserve);
+    let mut reactor = listening(settings, connections_max, queues_bytes_max(&guard))?;
+    let mut service = Service::new(settings, connections_max, guard, Meter::start());
     service.start(reactor.context()).map_err(|error| error.to_string())?;
     log::info!(
         "ready: listening on {} ports, {}:{} to {}, for {} connections",
@@ -74,7 +79,7 @@ fn serve(settings: &Settings) -> Result<ExitCode, String> {
     }
     let stats = reactor.context().stats();
     let record = summary::record(settings, connections_max, started_at, &stats, &mut service);
-    let text = summary::text(&record, service.overflowed);
+    let text = summary::text(&record);
     if settings.json == Some(Destination::Stdout) {
         let _ = std::io::stderr().write_all(text.as_bytes());
     } else {
@@ -100,7 +105,7 @@ fn connections_max(settings: &Settings) -> Result<u64, String> {
         ));
     }
     let need = Need { ports, ..Need::new(Role::Server, settings.target()) };
-    let cap = largest_target(&Machine::read(), &need);
+    let cap = largest_target(&machine_with_all_its_memory(), &need);
     let allowed = match (&settings.max_connections, &cap) {
         (None, Some(cap)) => room.min(cap.connections.max(1)),
         (None, None) => room,
@@ -121,19 +126,44 @@ fn connections_max(settings: &Settings) -> Result<u64, String> {
     Ok(allowed)
 }
 
+/// What is left of the memory changes, and the guard watches it; all that there is bounds the connections for good.
+fn machine_with_all_its_memory() -> Machine {
+    let rooms = MemoryReader::new().rooms();
+    let whole = rooms.into_iter().find(|room| room.bound_by == MemoryBound::Machine);
+    let memory = whole.map(|room| MemoryRoom { bytes: room.total_bytes, ..room });
+    Machine { memory, ..Machine::read() }
+}
+
+/// All output queues together take a quarter of the memory that is free at the start, at the most.
+fn queues_bytes_max(guard: &Guard) -> usize {
+    let most = Config::default().write_queues_bytes_max;
+    let quarter = guard.spare_bytes().map(|bytes| usize::try_from(bytes / 4).unwrap_or(most));
+    quarter.unwrap_or(most).clamp(WRITE_QUEUE_BYTES_MAX, most)
+}
+
 /// A reactor that listens on all ports, or on none.
-fn listening(settings: &Settings, connections_max: u64) -> Result<Reactor<()>, String> {
+fn listening(
+    settings: &Settings,
+    connections_max: u64,
+    write_queues_bytes_max: usize,
+) -> Result<Reactor<()>, String> {
     let refused = |error: reactor::Error| format!("the reactor can't be set up: {error}");
     let config = Config {
         connections_max: usize::try_from(connections_max).unwrap_or(usize::MAX).saturating_add(1),
         listeners_max: usize::from(settings.ports),
         write_queue_bytes_max: WRITE_QUEUE_BYTES_MAX,
+        write_queues_bytes_max,
         ..Config::default()
     };
     let mut reactor = Reactor::new(&config).map_err(refused)?;
     let cx = reactor.context();
     cx.watch_signals(&[Signal::Interrupt, Signal::Terminate]).map_err(refused)?;
-    let options = ListenOptions { backlog: settings.backlog, ..Default::default() };
+    let options = ListenOptions {
+        backlog: settings.backlog,
+        keepalive: settings.keepalive.map(|idle| Keepalive { idle, ..Default::default() }),
+        user_timeout: settings.tcp_user_timeout,
+        ..Default::default()
+    };
     for address in settings.addresses() {
         cx.listen(address, &options).map_err(|error| {
             format!("can't listen on {address}: {error}; {}", listen_remedy(&error))

@@ -59,7 +59,7 @@ impl Meter {
     }
 
     /// Measures, and prints a status line when one is due.
-    pub(crate) fn sample(&mut self, stats: &Stats, now: Instant, interval: Duration) {
+    pub(crate) fn sample(&mut self, stats: &Stats, now: Instant, interval: Duration, state: &str) {
         let rss_bytes = ProcessUsage::read().map(|usage| usage.rss_bytes);
         let kernel = self.kernel.cost();
         let buffers = SocketUsage::read().map(|usage| usage.buffer_bytes);
@@ -70,7 +70,7 @@ impl Meter {
             kernel_socket_bytes: kernel.as_ref().map_or(buffers, |cost| Some(bytes_of(cost))),
         });
         if now.duration_since(self.last_line.at) + SAMPLE_INTERVAL_MAX / 2 >= interval {
-            self.tell(stats, now, rss_bytes, kernel.as_ref(), buffers);
+            self.tell(stats, now, rss_bytes, kernel.as_ref(), buffers, state);
         }
         if stats.open() > 0 && self.peak.as_ref().is_none_or(|peak| stats.open() >= peak.open) {
             self.peak = Some(Peak { open: stats.open(), rss_bytes, kernel });
@@ -84,6 +84,7 @@ impl Meter {
         rss_bytes: Option<u64>,
         kernel: Option<&KernelCost>,
         buffers: Option<u64>,
+        state: &str,
     ) {
         let seconds = now.duration_since(self.last_line.at).as_secs_f64();
         let accepts = stats.accepted - self.last_line.accepted;
@@ -99,7 +100,7 @@ impl Meter {
             (None, None) => "kernel ?".to_owned(),
         };
         log::info!(
-            "{} connections | {} accepts | own {own} | {of_kernel}",
+            "{} connections | {} accepts | own {own} | {of_kernel}{state}",
             format::count(stats.open()),
             format::rate(per_second),
         );

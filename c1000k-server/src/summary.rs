@@ -1,7 +1,7 @@
 //! How a run ended: the record for programs, and a few lines for people.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use c1000k_host::check::{Need, Role, predict};
 use c1000k_host::errno_name;
@@ -61,7 +61,9 @@ pub(crate) fn record(
         connections_max,
         threads: 1,
         accept_pauses: stats.accept_pauses,
-        refused_by: refused_by(stats),
+        refused_by: refused_by(stats, &service.refused_by),
+        closed_by: service.closed_by.iter().map(counted).collect(),
+        memory_guard: service.guard.record(Instant::now()),
         wakeups: stats.wakeups,
         kernel_bytes_by_slab: peak.as_ref().and_then(|peak| peak.bytes_by_slab()),
         rss_at_start_bytes,
@@ -73,10 +75,17 @@ pub(crate) fn record(
     }
 }
 
-fn refused_by(stats: &Stats) -> BTreeMap<String, u64> {
-    let reasons = [("max_connections", stats.refused), ("exhausted", stats.dropped)];
-    let told = reasons.into_iter().filter(|&(_, times)| times > 0);
-    told.map(|(reason, times)| (reason.to_owned(), times)).collect()
+fn refused_by(stats: &Stats, by_service: &BTreeMap<&str, u64>) -> BTreeMap<String, u64> {
+    let by_reactor = ("exhausted".to_owned(), stats.dropped);
+    by_service
+        .iter()
+        .map(counted)
+        .chain([by_reactor].into_iter().filter(|&(_, times)| times > 0))
+        .collect()
+}
+
+fn counted((&reason, &times): (&&str, &u64)) -> (String, u64) {
+    (reason.to_owned(), times)
 }
 
 /// What so many connections were expected to cost.
@@ -93,7 +102,7 @@ pub(crate) fn prediction(settings: &Settings, connections: u64) -> Prediction {
 }
 
 /// What a person wants to know at the end.
-pub(crate) fn text(record: &ServerRecord, overflowed: u64) -> String {
+pub(crate) fn text(record: &ServerRecord) -> String {
     let count = |label: &str, value: u64| (label.to_owned(), format::count(value));
     let mut rows = vec![
         count("connections at the peak", record.peak),
@@ -122,7 +131,12 @@ pub(crate) fn text(record: &ServerRecord, overflowed: u64) -> String {
     rows.extend(
         (record.stale_events > 0).then(|| count("stale events dropped", record.stale_events)),
     );
-    rows.extend((overflowed > 0).then(|| count("cut off, queues full", overflowed)));
+    rows.extend(
+        record.refused_by.iter().map(|(why, &times)| count(&format!("refused, {why}"), times)),
+    );
+    rows.extend(
+        record.closed_by.iter().map(|(why, &times)| count(&format!("closed, {why}"), times)),
+    );
     rows.extend(
         record
             .accept_errors

@@ -1,0 +1,469 @@
+//! The memory guard: stops admitting before a reserve of memory is touched, and goes on when there is room again.
+//!
+//! Looking at memory reads a few small files, so it is not done for each connection. Each look allows as many
+//! admissions as fit into half of the room above the reserve, by what a connection was seen to cost; when those are
+//! used up, or a timer says so, memory is looked at again. However fast peers arrive, the room can't be overrun
+//! between two looks.
+//!
+//! Memory of closed connections does not all come back to the machine at once: the kernel keeps it in its slabs for the
+//! next connections. So as many as were held when the guard closed may be held again, as long as nobody else has taken
+//! the memory meanwhile.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use c1000k_host::check::KERNEL_BYTES_PER_SOCKET;
+use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
+use c1000k_host::quantity::parse_bytes;
+use c1000k_host::usage::SocketUsage;
+use c1000k_report::{format, record};
+use clap::ValueEnum;
+
+/// Memory is looked at at least so often.
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// And at least once in so many admissions.
+const ALLOWANCE_MAX: u64 = 4_096;
+
+/// With room for fewer than these the guard closes: looking at each single connection would cost more than it holds.
+const ALLOWANCE_MIN: u64 = 64;
+
+/// The guard stays closed for so long at the least: it does not flap.
+const CLOSED_MIN: Duration = Duration::from_secs(1);
+
+/// What a connection costs before so many were seen.
+const LEARN_FROM: u64 = 1_000;
+const BYTES_PER_CONNECTION: u64 = KERNEL_BYTES_PER_SOCKET + 64;
+
+/// The default reserve.
+const RESERVE_PERCENT: f64 = 10.0;
+const RESERVE_BYTES_MAX: u64 = 1 << 30;
+
+/// What is to be kept free.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Reserve {
+    Bytes(u64),
+    /// Of the machine's memory, or of the cgroup's limit.
+    Percent(f64),
+    /// A tenth, and 1 GiB at the most.
+    Default,
+}
+
+/// What is done with peers while there is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Overload {
+    /// Answer each with a reset at once.
+    Refuse,
+    /// Let them wait: a few in the backlogs, the rest unanswered.
+    Pause,
+}
+
+/// Why the guard is closed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Shortage {
+    Memory { room: MemoryRoom, reserve_bytes: u64 },
+    SocketBuffers { queued_bytes: u64, limit_bytes: u64 },
+}
+
+/// What a look has changed.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Change {
+    Closed,
+    Opened,
+}
+
+/// What one look sees.
+#[derive(Clone, Debug, Default)]
+struct View {
+    rooms: Vec<MemoryRoom>,
+    /// Data queued in all sockets.
+    queued_bytes: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Guard {
+    reader: MemoryReader,
+    reserve: Reserve,
+    /// `net.ipv4.tcp_mem` in bytes.
+    buffer_limits: Option<[u64; 3]>,
+    /// Admissions until the next look.
+    allowance: u64,
+    closed: Option<(Shortage, Instant)>,
+    /// So many connections were held when the guard closed.
+    proven: u64,
+    /// The room that a count of connections left where memory is tightest, to learn what one costs.
+    baseline: Option<(MemoryRoom, u64)>,
+    bytes_per_connection: u64,
+    room_bytes: Option<u64>,
+    room_min_bytes: u64,
+    reserve_bytes: u64,
+    closings: u64,
+    closed_before: Duration,
+    looks: u64,
+}
+
+impl Reserve {
+    /// # Errors
+    /// A sentence that says what is understood.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let Some(number) = text.trim().strip_suffix('%') else {
+            return parse_bytes(text).map(Self::Bytes);
+        };
+        match number.trim().parse::<f64>() {
+            Ok(percent) if (0.0..100.0).contains(&percent) => Ok(Self::Percent(percent)),
+            _ => Err(format!(
+                "{text:?} is no share of the memory; give 0% to 99%, or a size as 512M"
+            )),
+        }
+    }
+
+    fn bytes(self, total_bytes: u64) -> u64 {
+        let share = |percent: f64| (total_bytes as f64 * percent / 100.0) as u64;
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Percent(percent) => share(percent),
+            Self::Default => share(RESERVE_PERCENT).min(RESERVE_BYTES_MAX),
+        }
+    }
+}
+
+impl Guard {
+    pub(crate) fn new(reserve: Reserve) -> Self {
+        Self {
+            reader: MemoryReader::new(),
+            reserve,
+            buffer_limits: SocketUsage::buffer_limits_bytes(),
+            allowance: 0,
+            closed: None,
+            proven: 0,
+            baseline: None,
+            bytes_per_connection: BYTES_PER_CONNECTION,
+            room_bytes: None,
+            room_min_bytes: u64::MAX,
+            reserve_bytes: 0,
+            closings: 0,
+            closed_before: Duration::ZERO,
+            looks: 0,
+        }
+    }
+
+    /// What is free above the reserve, where it is tightest; `None` where memory can't be read.
+    pub(crate) fn spare_bytes(&self) -> Option<u64> {
+        let rooms = self.reader.rooms();
+        rooms
+            .iter()
+            .map(|room| room.bytes.saturating_sub(self.reserve.bytes(room.total_bytes)))
+            .min()
+    }
+
+    /// Whether memory is to be looked at before anybody else is admitted.
+    pub(crate) fn wants_look(&self) -> bool {
+        self.allowance == 0 && self.closed.is_none()
+    }
+
+    /// Admits one connection, or says that there is no room.
+    pub(crate) fn admit(&mut self) -> Result<(), &Shortage> {
+        match &self.closed {
+            Some((shortage, _)) => Err(shortage),
+            None => {
+                self.allowance = self.allowance.saturating_sub(1);
+                Ok(())
+            }
+        }
+    }
+
+    /// Why it is closed.
+    pub(crate) fn shortage(&self) -> Option<&Shortage> {
+        self.closed.as_ref().map(|(shortage, _)| shortage)
+    }
+
+    /// Looks at memory, with so many connections held.
+    pub(crate) fn look(&mut self, connections: u64, now: Instant) -> Option<Change> {
+        let queued_bytes = SocketUsage::read().map_or(0, |usage| usage.buffer_bytes);
+        let view = View { rooms: self.reader.rooms(), queued_bytes };
+        self.judge(&view, connections, now)
+    }
+
+    pub(crate) fn record(&self, now: Instant) -> Option<record::MemoryGuard> {
+        let closed_now = self.closed.as_ref().map(|(_, since)| now.duration_since(*since));
+        Some(record::MemoryGuard {
+            closed: self.closed.is_some(),
+            closings: self.closings,
+            closed_seconds: (self.closed_before + closed_now.unwrap_or_default()).as_secs_f64(),
+            looks: self.looks,
+            reserve_bytes: self.reserve_bytes,
+            room_bytes: self.room_bytes?,
+            room_min_bytes: self.room_min_bytes,
+            bytes_per_connection: self.bytes_per_connection,
+        })
+    }
+
+    fn judge(&mut self, view: &View, connections: u64, now: Instant) -> Option<Change> {
+        self.looks += 1;
+        let above = |room: &MemoryRoom| {
+            room.bytes as i64 - self.reserve.bytes(room.total_bytes).min(i64::MAX as u64) as i64
+        };
+        let Some(room) = view.rooms.iter().min_by_key(|room| above(room)) else {
+            // What can't be seen can't be guarded.
+            self.allowance = ALLOWANCE_MAX;
+            return None;
+        };
+        let spare_bytes = above(room);
+        self.reserve_bytes = self.reserve.bytes(room.total_bytes);
+        self.room_bytes = Some(room.bytes);
+        self.room_min_bytes = self.room_min_bytes.min(room.bytes);
+        self.learn(room, connections);
+
+        let fitting = spare_bytes.max(0) as u64 / self.bytes_per_connection / 2;
+        let replaced = self.replaceable(spare_bytes, connections);
+        let shortage = self.buffers_short(view.queued_bytes).or_else(|| {
+            let short = fitting < ALLOWANCE_MIN && replaced == 0;
+            let shortage =
+                || Shortage::Memory { room: room.clone(), reserve_bytes: self.reserve_bytes };
+            short.then(shortage)
+        });
+        self.allowance = fitting.max(replaced).min(ALLOWANCE_MAX);
+        match (shortage, &mut self.closed) {
+            (Some(shortage), None) => {
+                self.closed = Some((shortage, now));
+                self.closings += 1;
+                self.proven = connections;
+                Some(Change::Closed)
+            }
+            (Some(shortage), Some((told, _))) => {
+                *told = shortage;
+                None
+            }
+            (None, Some((_, since))) => {
+                let enough = spare_bytes >= (self.reserve_bytes / 4) as i64
+                    || replaced >= (self.proven / 20).max(1);
+                let closed_for = now.duration_since(*since);
+                if !enough || closed_for < CLOSED_MIN {
+                    return None;
+                }
+                self.closed_before += closed_for;
+                self.closed = None;
+                Some(Change::Opened)
+            }
+            (None, None) => None,
+        }
+    }
+
+    /// How many may take the place of those that have left since the guard closed.
+    fn replaceable(&self, spare_bytes: i64, connections: u64) -> u64 {
+        let taken_by_others = spare_bytes < -((self.reserve_bytes / 16) as i64);
+        if taken_by_others { 0 } else { self.proven.saturating_sub(connections) }
+    }
+
+    /// What a connection takes, peers on the same machine included, as the room has shrunk since the first look.
+    fn learn(&mut self, room: &MemoryRoom, connections: u64) {
+        let known = self.baseline.as_ref().filter(|(first, _)| first.bound_by == room.bound_by);
+        let Some((first, connections_first)) = known else {
+            self.baseline = Some((room.clone(), connections));
+            return;
+        };
+        let added = connections.saturating_sub(*connections_first);
+        if added >= LEARN_FROM {
+            let each = first.bytes.saturating_sub(room.bytes) / added;
+            self.bytes_per_connection =
+                each.clamp(BYTES_PER_CONNECTION / 8, BYTES_PER_CONNECTION * 8);
+        }
+    }
+
+    /// At its limit for queued data the kernel drops what arrives, on the connections that are held too.
+    fn buffers_short(&self, queued_bytes: u64) -> Option<Shortage> {
+        let [_, pressure, limit] = self.buffer_limits?;
+        let already = matches!(self.shortage(), Some(Shortage::SocketBuffers { .. }));
+        let bound = if already { pressure } else { pressure.midpoint(limit) };
+        (queued_bytes > bound)
+            .then_some(Shortage::SocketBuffers { queued_bytes, limit_bytes: limit })
+    }
+}
+
+impl Shortage {
+    /// The name that counters use.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Memory { .. } => "memory",
+            Self::SocketBuffers { .. } => "tcp_mem",
+        }
+    }
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory { room, reserve_bytes } => {
+                let total = format::bytes(room.total_bytes);
+                let left = format::bytes(room.bytes);
+                let reserve = format::bytes(*reserve_bytes);
+                write!(f, "memory: {left} are left of {total}")?;
+                if let MemoryBound::Cgroup(directory) = &room.bound_by {
+                    write!(f, " (cgroup {})", directory.display())?;
+                }
+                write!(f, ", and {reserve} are the reserve")
+            }
+            Self::SocketBuffers { queued_bytes, limit_bytes } => {
+                let queued = format::bytes(*queued_bytes);
+                let limit = format::bytes(*limit_bytes);
+                write!(f, "tcp_mem: {queued} are queued in sockets, of {limit} at the most")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    /// A machine on which each connection takes so many bytes, and does not give all of them back.
+    struct Machine {
+        total_bytes: u64,
+        others_bytes: u64,
+        bytes_each: u64,
+        held: u64,
+        held_max: u64,
+        kept_percent: u64,
+    }
+
+    impl Machine {
+        fn view(&self) -> View {
+            let kept = (self.held_max - self.held) * self.kept_percent / 100;
+            let used = self.others_bytes + (self.held + kept) * self.bytes_each;
+            let bytes = self.total_bytes.saturating_sub(used);
+            let bound_by = MemoryBound::Machine;
+            View {
+                rooms: vec![MemoryRoom { bytes, total_bytes: self.total_bytes, bound_by }],
+                queued_bytes: 0,
+            }
+        }
+
+        /// Offers so many connections; says how many were admitted.
+        fn offer(&mut self, guard: &mut Guard, count: u64, now: Instant) -> u64 {
+            let before = self.held;
+            for _ in 0..count {
+                if guard.wants_look() {
+                    guard.judge(&self.view(), self.held, now);
+                }
+                if guard.admit().is_ok() {
+                    self.held += 1;
+                    self.held_max = self.held_max.max(self.held);
+                }
+            }
+            self.held - before
+        }
+    }
+
+    fn machine(total_bytes: u64, bytes_each: u64) -> Machine {
+        let others_bytes = total_bytes / 20;
+        Machine { total_bytes, others_bytes, bytes_each, held: 0, held_max: 0, kept_percent: 0 }
+    }
+
+    fn guard(reserve: Reserve) -> Guard {
+        Guard { buffer_limits: Some([100, 200, 300]), ..Guard::new(reserve) }
+    }
+
+    #[test]
+    fn however_fast_they_come_the_reserve_is_not_touched_and_little_is_left_unused() {
+        for (total, each) in
+            [(12 << 20, 900), (2 * GIB, 3_900), (6 * GIB, 7_800), (6 * GIB, 30_000)]
+        {
+            let mut machine = machine(total, each);
+            let mut guard = guard(Reserve::Default);
+            let admitted = machine.offer(&mut guard, 3_000_000, Instant::now());
+            let room = machine.view().rooms[0].bytes;
+            let reserve = Reserve::Default.bytes(total);
+            assert!(room >= reserve, "{total}, {each}: {room} are left, {reserve} are the reserve");
+            let unused = room - reserve;
+            assert!(unused < total / 10, "{total}, {each}: {unused} are unused, {admitted} held");
+            assert!(guard.looks < admitted / ALLOWANCE_MAX + 100, "{} looks", guard.looks);
+            assert_eq!((guard.closings, guard.shortage().map(Shortage::name)), (1, Some("memory")));
+        }
+    }
+
+    #[test]
+    fn it_opens_again_when_memory_is_back_and_not_before() {
+        let mut machine = machine(2 * GIB, 3_900);
+        let mut guard = guard(Reserve::Default);
+        let started = Instant::now();
+        machine.offer(&mut guard, 1_000_000, started);
+        let full = machine.held;
+
+        machine.held -= full / 50;
+        let later = started + Duration::from_secs(10);
+        assert_eq!(guard.judge(&machine.view(), machine.held, later), None, "too few have left");
+        machine.held -= full / 4;
+        let soon = started + CLOSED_MIN / 2;
+        assert_eq!(guard.judge(&machine.view(), machine.held, soon), None, "it does not flap");
+        assert_eq!(guard.judge(&machine.view(), machine.held, later), Some(Change::Opened));
+        let admitted = machine.offer(&mut guard, 1_000_000, later);
+        assert!(machine.held.abs_diff(full) < full / 50, "{admitted} admitted, {full} before");
+        assert_eq!(guard.closings, 2);
+    }
+
+    #[test]
+    fn those_that_left_are_replaced_though_the_kernel_keeps_their_memory() {
+        let mut machine = Machine { kept_percent: 100, ..machine(2 * GIB, 3_900) };
+        let mut guard = guard(Reserve::Default);
+        let started = Instant::now();
+        machine.offer(&mut guard, 1_000_000, started);
+        let full = machine.held;
+        machine.held -= full / 10;
+        let later = started + Duration::from_secs(10);
+        assert_eq!(guard.judge(&machine.view(), machine.held, later), Some(Change::Opened));
+        assert_eq!(machine.offer(&mut guard, 1_000_000, later), full / 10);
+
+        machine.held -= full / 10;
+        machine.others_bytes += 200 << 20;
+        let later = later + Duration::from_secs(10);
+        assert_eq!(guard.judge(&machine.view(), machine.held, later), None, "others have taken it");
+    }
+
+    #[test]
+    fn what_others_take_closes_it_as_well() {
+        let mut machine = machine(2 * GIB, 3_900);
+        let mut guard = guard(Reserve::Bytes(100 << 20));
+        let now = Instant::now();
+        machine.offer(&mut guard, 1_000, now);
+        assert_eq!(guard.shortage(), None);
+        machine.others_bytes = 2 * GIB - (90 << 20);
+        assert_eq!(guard.judge(&machine.view(), machine.held, now), Some(Change::Closed));
+        let told = guard.shortage().expect("is closed").to_string();
+        assert!(told.contains("104.9 MB are the reserve") && !told.contains('\n'), "{told}");
+    }
+
+    #[test]
+    fn it_closes_before_the_kernel_drops_data_for_want_of_buffers() {
+        let machine = machine(2 * GIB, 3_900);
+        let mut guard = guard(Reserve::Default);
+        let started = Instant::now();
+        let mut judge = |queued_bytes, seconds| {
+            let view = View { queued_bytes, ..machine.view() };
+            guard.judge(&view, 0, started + Duration::from_secs(seconds))
+        };
+        assert_eq!(judge(240, 0), None);
+        assert_eq!(judge(260, 1), Some(Change::Closed));
+        assert_eq!(judge(240, 5), None, "still above the pressure mark");
+        assert_eq!(judge(190, 6), Some(Change::Opened));
+    }
+
+    #[test]
+    fn where_nothing_can_be_seen_everybody_is_admitted() {
+        let mut guard = guard(Reserve::Default);
+        assert_eq!(guard.judge(&View::default(), 0, Instant::now()), None);
+        assert!(guard.admit().is_ok() && guard.record(Instant::now()).is_none());
+    }
+
+    #[test]
+    fn a_reserve_is_a_size_or_a_share() {
+        assert_eq!(Reserve::parse("512M"), Ok(Reserve::Bytes(512 << 20)));
+        assert_eq!(Reserve::parse("5%").map(|reserve| reserve.bytes(1000)), Ok(50));
+        assert_eq!(Reserve::Default.bytes(6 * GIB), 6 * GIB / 10);
+        assert_eq!(Reserve::Default.bytes(24 * GIB), GIB);
+        for text in ["100%", "-1%", "%", "x%", "NaN%", "", "much"] {
+            assert!(Reserve::parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! How many connections each source address holds, where that is bounded.
+//!
+//! A source is an IPv4 address, or the /64 network of an IPv6 one, which is what one customer gets: whoever has one
+//! address of it has them all. Eight bytes a connection remember it, because a closed socket can't be asked any more.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use reactor::Token;
+
+/// A network in 64 bits: IPv4 has the lowest 32 of ::/64, where no IPv6 peer comes from but the loopback's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Source(u64);
+
+#[derive(Debug)]
+pub(crate) struct Sources {
+    max: u32,
+    held: HashMap<Source, u32>,
+    /// The source of the connection in each slot.
+    by_slot: Vec<Source>,
+    /// Where the connection that opens next comes from.
+    next: Source,
+}
+
+impl Sources {
+    pub(crate) fn new(max: u32) -> Self {
+        Self { max, held: HashMap::new(), by_slot: Vec::new(), next: Source::default() }
+    }
+
+    /// Whether this source may have one connection more; the one that opens next is then its own.
+    pub(crate) fn has_room(&mut self, source: Source) -> bool {
+        self.next = source;
+        self.held.get(&source).is_none_or(|&held| held < self.max)
+    }
+
+    pub(crate) fn note_open(&mut self, token: Token) {
+        let slot = token.index();
+        if slot >= self.by_slot.len() {
+            self.by_slot.resize(slot + 1, Source::default());
+        }
+        self.by_slot[slot] = self.next;
+        *self.held.entry(self.next).or_default() += 1;
+    }
+
+    pub(crate) fn note_close(&mut self, token: Token) {
+        let Some(&source) = self.by_slot.get(token.index()) else { return };
+        if let Entry::Occupied(mut held) = self.held.entry(source) {
+            *held.get_mut() -= 1;
+            if *held.get() == 0 {
+                held.remove();
+            }
+        }
+    }
+}
+
+impl From<IpAddr> for Source {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Self(u64::from(address.to_bits())),
+            IpAddr::V6(address) => Self((address.to_bits() >> 64) as u64),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match u32::try_from(self.0) {
+            Ok(0) => f.write_str("::/64"),
+            Ok(bits) => Ipv4Addr::from_bits(bits).fmt(f),
+            Err(_) => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(self.0) << 64)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(address: &str) -> Source {
+        Source::from(address.parse::<IpAddr>().unwrap())
+    }
+
+    #[test]
+    fn an_ipv6_network_is_one_source_and_a_mapped_address_is_ipv4() {
+        assert_eq!(source("2001:db8:0:1::1"), source("2001:db8:0:1:ffff::9"));
+        assert_ne!(source("2001:db8:0:1::1"), source("2001:db8:0:2::1"));
+        assert_eq!(source("::ffff:192.0.2.1"), source("192.0.2.1"));
+        assert_eq!(source("192.0.2.1").to_string(), "192.0.2.1");
+        assert_eq!(source("2001:db8:0:1::1").to_string(), "2001:db8:0:1::/64");
+        assert_eq!(source("::1").to_string(), "::/64");
+    }
+}
