@@ -1,0 +1,340 @@
+//! The server's own binary on real sockets, ended when the test ends, and peers with a deadline on each wait.
+
+#![allow(dead_code)] // Each test binary uses a part of it.
+#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+
+use std::borrow::Borrow;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use c1000k_report::record::ServerRecord;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// Longer than anything takes on a busy machine; only a failure waits so long.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_c1000k-server");
+
+/// Below the range that kernels choose ephemeral ports from.
+const PORTS_FROM: u16 = 12_000;
+const PORTS_TO: u16 = 32_000;
+
+/// A server that listens, and its log.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) first_port: u16,
+    folder: TempDir,
+    log: Receiver<String>,
+    lines: Vec<String>,
+}
+
+impl Server {
+    /// Starts it on `ports` free ports of the loopback and waits until it is ready.
+    pub(crate) fn start(ports: u16, arguments: &[&str]) -> Self {
+        Self::start_with(ports, |first| vec![format!("--first-port={first}")], arguments, None)
+    }
+
+    /// The same, with a hard limit on its descriptors.
+    pub(crate) fn start_limited(descriptors: u32, ports: u16, arguments: &[&str]) -> Self {
+        Self::start_with(
+            ports,
+            |first| vec![format!("--first-port={first}")],
+            arguments,
+            Some(descriptors),
+        )
+    }
+
+    fn start_with(
+        ports: u16,
+        port_arguments: impl Fn(u16) -> Vec<String>,
+        arguments: &[&str],
+        descriptors: Option<u32>,
+    ) -> Self {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let first_port = free_ports(ports);
+            let folder = tempfile::tempdir().unwrap();
+            let mut command = match descriptors {
+                None => Command::new(BINARY),
+                Some(most) => limited(most),
+            };
+            if !arguments.contains(&"--bind") {
+                command.args(["--bind", "127.0.0.1"]);
+            }
+            command.args(port_arguments(first_port)).args(["--ports", &ports.to_string()]);
+            command.args(["--interval", "100ms", "--json"]).arg(folder.path().join("record"));
+            command
+                .args(arguments)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let log = read_lines(child.stderr.take().unwrap());
+            let mut server = Self { child, first_port, folder, log, lines: Vec::new() };
+            if server.sees_line("ready: ") {
+                return server;
+            }
+            // Another test may have taken a port between the probe and now.
+            let in_use = server.lines.iter().any(|line| line.contains("in use"));
+            assert!(in_use && Instant::now() < deadline, "no start: {:?}", server.lines);
+        }
+    }
+
+    pub(crate) fn address(&self, offset: u16) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.first_port + offset).into()
+    }
+
+    pub(crate) fn connect(&self, offset: u16) -> TcpStream {
+        connect(self.address(offset))
+    }
+
+    /// Whether a new connection is reset.
+    pub(crate) fn refuses(&self, offset: u16) -> bool {
+        try_connect(self.address(offset)).is_none_or(|stream| is_refused(&stream))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line with this in it, from the start of the log on; `false` when the log ends without.
+    pub(crate) fn sees_line(&mut self, part: &str) -> bool {
+        if self.lines.iter().any(|line| line.contains(part)) {
+            return true;
+        }
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(line) = self.log.recv_timeout(left) else {
+                assert!(Instant::now() < deadline, "{part:?} is not in {:#?}", self.lines);
+                return false;
+            };
+            let found = line.contains(part);
+            self.lines.push(line);
+            if found {
+                return true;
+            }
+        }
+    }
+
+    /// All lines so far that have this in them.
+    pub(crate) fn lines_with(&mut self, part: &str) -> Vec<String> {
+        self.lines.extend(self.log.try_iter());
+        self.lines.iter().filter(|line| line.contains(part)).cloned().collect()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        wait(&mut self.child)
+    }
+
+    /// Ends it with SIGTERM and reads its record; everything must be in order.
+    pub(crate) fn stop(mut self) -> ServerRecord {
+        self.signal(Signal::SIGTERM);
+        let status = self.wait();
+        assert_eq!(status.code(), Some(0), "{:#?}", self.lines_with(""));
+        let record = self.record();
+        assert_eq!(record.open, 0, "{record:?}");
+        assert_eq!(record.accepted, record.closed, "{record:?}");
+        assert_eq!(record.refused, record.refused_by.values().sum::<u64>(), "{record:?}");
+        record
+    }
+
+    pub(crate) fn record(&self) -> ServerRecord {
+        ServerRecord::read(&self.folder.path().join("record")).unwrap()
+    }
+
+    /// Resident memory now.
+    pub(crate) fn rss_bytes(&self) -> u64 {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).unwrap();
+        let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+        pages * 4096
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The server with a hard limit of its own on descriptors.
+pub(crate) fn limited(descriptors: u32) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""), BINARY]);
+    command
+}
+
+/// Runs to its end, which must come soon.
+pub(crate) fn run(command: &mut Command) -> Output {
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait(&mut child);
+    child.wait_with_output().unwrap()
+}
+
+pub(crate) fn wait(child: &mut Child) -> ExitStatus {
+    let mut status = None;
+    let ended = until(DEADLINE, || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    if !ended {
+        let _ = child.kill();
+        panic!("the process goes on and on");
+    }
+    status.unwrap()
+}
+
+/// Looks again and again until it holds; says whether it did in time.
+pub(crate) fn until(most: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + most;
+    loop {
+        if holds() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn read_lines(from: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+/// The first of so many ports in a row that nobody listens on.
+pub(crate) fn free_ports(count: u16) -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let spread = (std::process::id() % 600) as u16 * 32;
+    for _ in 0..1000 {
+        let step = NEXT.fetch_add(count, Ordering::Relaxed);
+        let first = PORTS_FROM + (spread + step) % (PORTS_TO - PORTS_FROM - count);
+        let free = |port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
+        if (first..first + count).all(free) {
+            return first;
+        }
+    }
+    panic!("no {count} free ports in a row");
+}
+
+pub(crate) fn connect(address: impl Into<SocketAddr>) -> TcpStream {
+    try_connect(address).expect("is not reset")
+}
+
+/// A connection; `None` where it is reset before it is known here.
+pub(crate) fn try_connect(address: impl Into<SocketAddr>) -> Option<TcpStream> {
+    match TcpStream::connect_timeout(&address.into(), DEADLINE) {
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => None,
+        connected => {
+            let stream = connected.unwrap();
+            stream.set_read_timeout(Some(DEADLINE)).unwrap();
+            stream.set_write_timeout(Some(DEADLINE)).unwrap();
+            // A server that refuses may have reset it by now.
+            let _ = stream.set_nodelay(true);
+            Some(stream)
+        }
+    }
+}
+
+/// A connection from an address of this machine.
+pub(crate) fn connect_from(source: IpAddr, to: SocketAddr) -> TcpStream {
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket,
+    };
+    use std::os::fd::AsRawFd;
+    let socket =
+        socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0))).unwrap();
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(to)).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+/// Sends it and waits for the same bytes; says how long that took.
+pub(crate) fn echo(mut stream: &TcpStream, message: &[u8]) -> Duration {
+    let started = Instant::now();
+    stream.write_all(message).unwrap();
+    let mut answer = vec![0; message.len()];
+    stream.read_exact(&mut answer).unwrap();
+    assert!(answer == message, "the echo differs");
+    started.elapsed()
+}
+
+/// The same on each of them in turn.
+pub(crate) fn echo_all<S: Borrow<TcpStream>>(streams: &[S], message: &[u8]) {
+    for stream in streams {
+        echo(stream.borrow(), message);
+    }
+}
+
+/// Whether the server has reset the connection; waits until it has answered one way or the other.
+pub(crate) fn is_refused(mut stream: &TcpStream) -> bool {
+    let message = b"is anybody there?";
+    let mut answer = [0; 17];
+    match stream.write_all(message).and_then(|()| stream.read_exact(&mut answer)) {
+        Ok(()) => false,
+        Err(error) => {
+            let reset = matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
+            assert!(reset, "neither an echo nor a reset: {error}");
+            true
+        }
+    }
+}
+
+/// What is read until the peer ends the connection, one way or the other.
+pub(crate) fn read_to_end(mut stream: &TcpStream) -> (Vec<u8>, std::io::Result<()>) {
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return (bytes, Ok(())),
+            Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+            Err(error) => return (bytes, Err(error)),
+        }
+    }
+}
+
+/// Writes until the server takes no more for `quiet`; says how much it took.
+pub(crate) fn fill(mut stream: &TcpStream, quiet: Duration, most: usize) -> usize {
+    stream.set_write_timeout(Some(quiet)).unwrap();
+    let mut written = 0;
+    while written < most {
+        let chunk: Vec<u8> = (written..written + 8192).map(pattern).collect();
+        match stream.write(&chunk) {
+            Ok(count) => written += count,
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => break,
+                _ => panic!("writing ended with {error}"),
+            },
+        }
+    }
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    written
+}
+
+/// The byte that [`fill`] sends at a position.
+pub(crate) fn pattern(position: usize) -> u8 {
+    (position % 251) as u8
+}

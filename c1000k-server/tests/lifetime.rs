@@ -1,0 +1,209 @@
+//! How the server starts, refuses to start, and ends.
+
+mod common;
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{BINARY, Server, echo, echo_all, fill, free_ports, pattern, read_to_end, run, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const NOBODY: u32 = 65_534;
+
+#[test]
+fn sigterm_hands_over_what_is_queued_and_writes_the_record() {
+    let mut server = Server::start(1, &["--grace", "15s"]);
+    let idle = server.connect(0);
+    echo(&idle, b"idle from now on");
+    let slow = server.connect(0);
+    let written = fill(&slow, Duration::from_millis(300), 64 << 20);
+    server.signal(Signal::SIGTERM);
+    assert!(server.sees_line("Terminate: closing 2 connections"));
+    assert!(read_to_end(&idle).1.is_ok(), "an idle connection ends with a FIN");
+
+    let (received, _) = read_to_end(&slow);
+    assert_eq!(server.wait().code(), Some(0));
+    let record = server.record();
+    assert_eq!((record.open, record.closed), (0, 2));
+    assert_eq!(record.bytes_in, record.bytes_out, "what was read was sent back");
+    let idle_bytes = "idle from now on".len() as u64;
+    assert_eq!(received.len() as u64, record.bytes_out - idle_bytes, "and has arrived");
+    assert!(received.len() <= written);
+    assert!(received.iter().enumerate().all(|(position, &byte)| byte == pattern(position)));
+}
+
+#[test]
+fn sigint_ends_it_as_well() {
+    let mut server = Server::start(1, &[]);
+    let stream = server.connect(0);
+    echo(&stream, b"hello");
+    server.signal(Signal::SIGINT);
+    assert_eq!(server.wait().code(), Some(0));
+    assert_eq!(server.record().accepted, 1);
+}
+
+#[test]
+fn a_second_signal_leaves_at_once() {
+    let mut server = Server::start(1, &["--grace", "1h"]);
+    let slow = server.connect(0);
+    fill(&slow, Duration::from_millis(300), 64 << 20);
+    server.signal(Signal::SIGTERM);
+    assert!(server.sees_line("Terminate: closing"));
+    let asked = Instant::now();
+    server.signal(Signal::SIGINT);
+    assert_eq!(server.wait().code(), Some(130));
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+}
+
+#[test]
+fn what_is_not_handed_over_within_the_grace_is_cut_off() {
+    let mut server = Server::start(1, &["--grace", "300ms"]);
+    let slow = server.connect(0);
+    fill(&slow, Duration::from_millis(300), 64 << 20);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(read_to_end(&slow).1.is_err(), "what is cut off ends with a reset");
+    assert_eq!((server.record().open, server.record().closed), (0, 1));
+}
+
+#[test]
+fn after_sigkill_it_listens_again_at_once() {
+    let mut server = Server::start(3, &[]);
+    let held: Vec<_> = (0..60).map(|index| server.connect(index % 3)).collect();
+    echo_all(&held, b"held");
+    server.signal(Signal::SIGKILL);
+    server.wait();
+    let mut again = Command::new(BINARY)
+        .args(["--bind", "127.0.0.1", "--ports", "3"])
+        .arg(format!("--first-port={}", server.first_port))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let serves =
+        common::until(common::DEADLINE, || std::net::TcpStream::connect(server.address(2)).is_ok());
+    assert!(serves && again.try_wait().unwrap().is_none());
+    echo(&server.connect(2), b"served again");
+    kill(Pid::from_raw(again.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(wait(&mut again).code(), Some(0));
+}
+
+#[test]
+fn the_record_goes_to_standard_output_alone() {
+    let first_port = free_ports(1);
+    let mut child = Command::new(BINARY)
+        .args(["--bind", "127.0.0.1", "--ports", "1", "--json", "-"])
+        .arg(format!("--first-port={first_port}"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let serves = common::until(common::DEADLINE, || {
+        std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, first_port)).is_ok()
+    });
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    wait(&mut child);
+    let output = child.wait_with_output().unwrap();
+    assert!(serves, "{}", text(&output.stderr));
+    let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(record["schema"], "c1000k.server/1");
+    assert!(text(&output.stderr).contains("c1000k-server held"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_port_in_use_is_one_line_and_no_half_started_server() {
+    let first_port = free_ports(4);
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, first_port + 3)).unwrap();
+    let output = serve(&["--bind", "127.0.0.1", "--ports", "4"], first_port);
+    drop(taken);
+    assert_eq!(output.status.code(), Some(1));
+    let line = one_line(&output);
+    assert!(line.contains(&format!("127.0.0.1:{}", first_port + 3)), "{line}");
+    assert!(line.contains("in use") && line.contains("--first-port"), "{line}");
+}
+
+#[test]
+fn an_address_of_another_machine_is_one_line() {
+    let output = serve(&["--bind", "192.0.2.1", "--ports", "1"], free_ports(1));
+    assert_eq!(output.status.code(), Some(1));
+    let line = one_line(&output);
+    assert!(line.contains("192.0.2.1") && line.contains("--bind"), "{line}");
+}
+
+#[test]
+fn a_privileged_port_is_one_line_for_an_ordinary_user() {
+    let from = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    if from.trim() == "0" {
+        return; // No port is privileged here.
+    }
+    // The place where it was built may be closed to other users.
+    let folder = tempfile::tempdir().unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), open).unwrap();
+    let binary = folder.path().join("c1000k-server");
+    std::fs::copy(BINARY, &binary).unwrap();
+    let mut command = Command::new(binary);
+    if nix::unistd::getuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let output = run(command.args(["--bind", "127.0.0.1", "--first-port", "7", "--ports", "1"]));
+    assert_eq!(output.status.code(), Some(1));
+    let line = one_line(&output);
+    assert!(line.contains("127.0.0.1:7") && line.contains("1024"), "{line}");
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_exit_code_2() {
+    for arguments in [
+        &["--bind", "nowhere"][..],
+        &["--bind", "999.1.1.1"],
+        &["--first-port", "65500", "--ports", "100"],
+        &["--first-port", "70000"],
+        &["--ports", "0"],
+        &["--max-connections", "0"],
+        &["--max-per-source", "0"],
+        &["--memory-reserve", "100%"],
+        &["--memory-reserve", "much"],
+        &["--overload", "panic"],
+        &["--slow-reader-timeout", "0s"],
+        &["--idle-timeout", "soon"],
+        &["--no-such-flag"],
+        &["extra"],
+    ] {
+        let output = run(Command::new(BINARY).args(arguments));
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let stderr = text(&output.stderr);
+        assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
+        assert!(output.stdout.is_empty() && stderr.starts_with("c1000k-server: "), "{stderr}");
+    }
+}
+
+#[test]
+fn a_record_that_could_not_be_written_stops_it_before_it_listens() {
+    let output = serve(&["--ports", "1", "--json", "/no/such/folder/record"], free_ports(1));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(one_line(&output).contains("/no/such/folder"), "{}", text(&output.stderr));
+}
+
+fn serve(arguments: &[&str], first_port: u16) -> Output {
+    run(Command::new(BINARY).args(arguments).arg(format!("--first-port={first_port}")))
+}
+
+/// The one line of the error; what the log said before it is no error, and it never was ready.
+fn one_line(output: &Output) -> String {
+    let stderr = text(&output.stderr);
+    assert!(!stderr.contains("ready: "), "{stderr}");
+    let errors: Vec<&str> =
+        stderr.lines().filter(|line| line.starts_with("c1000k-server: ")).collect();
+    assert_eq!(errors.len(), 1, "{stderr}");
+    assert_eq!(stderr.lines().last(), errors.last().copied(), "{stderr}");
+    errors[0].to_owned()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

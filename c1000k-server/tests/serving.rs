@@ -1,0 +1,210 @@
+//! What clients see of the server: echoes, refusals, bounds.
+
+mod common;
+
+use std::io::Write;
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use common::{
+    DEADLINE, Server, connect, connect_from, echo, echo_all, fill, is_refused, pattern,
+    read_to_end, try_connect, until,
+};
+
+#[test]
+fn each_port_echoes_and_the_record_counts_it() {
+    let server = Server::start(5, &[]);
+    let streams: Vec<TcpStream> = (0..5).map(|offset| server.connect(offset)).collect();
+    for (index, stream) in streams.iter().enumerate() {
+        echo(stream, format!("Hello Server, connections num:{index}").as_bytes());
+        echo(stream, &vec![index as u8; 300_000]);
+    }
+    let record = server.stop();
+    assert_eq!((record.accepted, record.peak, record.refused), (5, 5, 0));
+    assert_eq!(record.bytes_in, record.bytes_out);
+    assert!(record.bytes_in >= 5 * 300_000, "{}", record.bytes_in);
+}
+
+#[test]
+fn a_half_closed_connection_gets_the_rest_of_its_echo() {
+    let server = Server::start(1, &[]);
+    let stream = server.connect(0);
+    let sent: Vec<u8> = (0..1_000_000).map(pattern).collect();
+    let writer = {
+        let mut stream = stream.try_clone().unwrap();
+        let sent = sent.clone();
+        std::thread::spawn(move || {
+            stream.write_all(&sent).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+        })
+    };
+    let (received, end) = read_to_end(&stream);
+    writer.join().unwrap();
+    assert!(end.is_ok() && received == sent, "{} bytes, then {end:?}", received.len());
+    assert_eq!(server.stop().bytes_out, 1_000_000);
+}
+
+#[test]
+fn a_sink_reads_and_sends_nothing() {
+    let server = Server::start(1, &["--mode", "sink"]);
+    let mut stream = server.connect(0);
+    stream.write_all(&vec![7; 1_000_000]).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let (received, end) = read_to_end(&stream);
+    assert!(received.is_empty() && end.is_ok(), "{} bytes, {end:?}", received.len());
+    let record = server.stop();
+    assert_eq!((record.bytes_in, record.bytes_out, record.accepted), (1_000_000, 0, 1));
+}
+
+#[test]
+fn past_max_connections_peers_are_reset_until_there_is_room() {
+    let mut server = Server::start(2, &["--max-connections", "3"]);
+    let mut held: Vec<TcpStream> = (0..3).map(|index| server.connect(index % 2)).collect();
+    echo_all(&held, b"held");
+    for _ in 0..2 {
+        assert!(server.refuses(0));
+    }
+    assert_eq!(server.lines_with("which is the limit").len(), 1);
+    echo_all(&held, b"still held");
+
+    held.pop();
+    let mut refusals = 2;
+    let admitted = until(DEADLINE, || {
+        let refused = server.refuses(1);
+        refusals += u64::from(refused);
+        !refused
+    });
+    assert!(admitted, "the slot of the one that left is not given again");
+    let record = server.stop();
+    assert_eq!((record.peak, record.accepted), (3, 4));
+    assert_eq!(record.refused_by.get("max_connections"), Some(&refusals));
+}
+
+#[test]
+fn under_a_hard_descriptor_limit_it_holds_what_fits_and_refuses_the_rest() {
+    let server = Server::start_limited(256, 4, &[]);
+    let streams: Vec<TcpStream> =
+        (0..300).filter_map(|index| try_connect(server.address(index % 4))).collect();
+    let held: Vec<&TcpStream> = streams.iter().filter(|stream| !is_refused(stream)).collect();
+    assert!(held.len() >= 200 && held.len() < 256, "{} are held", held.len());
+    echo_all(&held, b"held");
+    let fit = held.len() as u64;
+    let record = server.stop();
+    assert_eq!((record.accepted, record.refused), (fit, 300 - fit));
+    assert!(record.wakeups < 3_000, "{} wake-ups", record.wakeups);
+}
+
+#[test]
+fn a_reader_that_reads_nothing_costs_a_bounded_queue_and_harms_no_bystander() {
+    let server = Server::start(2, &[]);
+    let bystander = server.connect(1);
+    echo(&bystander, b"before");
+    let rss_before = server.rss_bytes();
+    let slow = server.connect(0);
+    let taken = fill(&slow, Duration::from_millis(500), 256 << 20);
+    assert!(taken < 256 << 20, "nothing slowed the writer down");
+    let slowest = (0..200).map(|_| echo(&bystander, b"bystander")).max().unwrap();
+    assert!(slowest < Duration::from_secs(2), "the bystander waited {slowest:?}");
+    let grown = server.rss_bytes().saturating_sub(rss_before);
+    assert!(grown < 2 << 20, "the process grew by {grown} bytes");
+
+    slow.shutdown(Shutdown::Write).unwrap();
+    let (received, end) = read_to_end(&slow);
+    assert!(end.is_ok() && received.len() == taken, "{} of {taken}, {end:?}", received.len());
+    assert!(received.iter().enumerate().all(|(position, &byte)| byte == pattern(position)));
+    server.stop();
+}
+
+#[test]
+fn a_reader_that_stays_slow_is_dropped_after_its_time() {
+    let mut server = Server::start(1, &["--slow-reader-timeout", "300ms"]);
+    let patient = server.connect(0);
+    let slow = server.connect(0);
+    fill(&slow, Duration::from_millis(150), 256 << 20);
+    assert!(server.sees_line("reads too slowly"));
+    drop(read_to_end(&slow));
+    echo(&patient, b"untouched");
+    assert_eq!(server.stop().closed_by.get("slow_reader"), Some(&1));
+}
+
+#[test]
+fn a_silent_connection_is_closed_and_a_talking_one_is_not() {
+    let server = Server::start(1, &["--idle-timeout", "400ms"]);
+    let silent = server.connect(0);
+    let talking = server.connect(0);
+    let started = Instant::now();
+    silent.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let mut byte = [0];
+    let ended = until(DEADLINE, || {
+        echo(&talking, b"talk");
+        matches!(std::io::Read::read(&mut &silent, &mut byte), Ok(0))
+    });
+    assert!(ended && started.elapsed() >= Duration::from_millis(390), "{:?}", started.elapsed());
+    echo(&talking, b"still there");
+    assert_eq!(server.stop().closed_by.get("idle"), Some(&1));
+}
+
+#[test]
+fn it_listens_on_ipv6() {
+    let server = Server::start(1, &["--bind", "::1"]);
+    let stream = connect(SocketAddr::from((Ipv6Addr::LOCALHOST, server.first_port)));
+    echo(&stream, b"six");
+    assert_eq!(server.stop().accepted, 1);
+}
+
+#[test]
+fn one_source_gets_its_share_and_others_still_get_in() {
+    let mut server = Server::start(2, &["--max-per-source", "3"]);
+    let other = Ipv4Addr::new(127, 0, 0, 2).into();
+    let mut held: Vec<TcpStream> = (0..3).map(|_| server.connect(0)).collect();
+    echo_all(&held, b"held");
+    assert!(server.refuses(1));
+    let elsewhere = connect_from(other, server.address(1));
+    echo(&elsewhere, b"from another address");
+    assert_eq!(server.lines_with("127.0.0.1").len(), 2, "ready, and one line on the source");
+
+    held.pop();
+    let mut refusals = 1;
+    let admitted = until(DEADLINE, || {
+        let refused = server.refuses(0);
+        refusals += u64::from(refused);
+        !refused
+    });
+    assert!(admitted, "the share of the one that left is not given again");
+    let record = server.stop();
+    assert_eq!(record.refused_by.get("max_per_source"), Some(&refusals));
+    assert_eq!(record.accepted, 5);
+}
+
+#[test]
+fn without_memory_above_the_reserve_peers_are_refused() {
+    let mut server = Server::start(2, &["--memory-reserve", "99%"]);
+    assert!(server.sees_line("memory: "));
+    for offset in [0, 1, 0] {
+        assert!(server.refuses(offset));
+    }
+    assert!(server.sees_line("| refusing"));
+    let record = server.stop();
+    assert_eq!(record.refused_by.get("memory"), Some(&3));
+    assert_eq!(record.accepted, 0);
+    let guard = record.memory_guard.unwrap();
+    assert!(guard.closed && guard.closings == 1, "{guard:?}");
+    assert!(guard.room_bytes < guard.reserve_bytes, "{guard:?}");
+}
+
+#[test]
+fn with_overload_pause_peers_wait_in_a_short_backlog() {
+    let mut server = Server::start(1, &["--memory-reserve", "99%", "--overload", "pause"]);
+    assert!(server.sees_line("| pausing"));
+    let waiting = server.connect(0);
+    (&waiting).write_all(b"is anybody there?").unwrap();
+    waiting.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let answer = std::io::Read::read(&mut &waiting, &mut [0; 1]);
+    assert_eq!(answer.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    let crowd = (0..8).filter_map(|_| {
+        TcpStream::connect_timeout(&server.address(0), Duration::from_millis(200)).ok()
+    });
+    assert!(crowd.count() < 4, "the backlog has not shrunk");
+    let record = server.stop();
+    assert_eq!((record.accepted, record.refused), (0, 0));
+}
