@@ -1,0 +1,40 @@
+//! Sends back what arrives: `cargo run --example echo -- 127.0.0.1:7007`.
+//!
+//! Back-pressure in three lines: while a part of the answer waits in the queue, nothing more is read from that peer, so
+//! one that sends without reading costs a bounded buffer and is slowed down by TCP itself.
+
+use reactor::{Config, Context, Handler, Incoming, ListenOptions, Reactor, Signal, Token, Written};
+
+struct Echo;
+
+impl Handler for Echo {
+    type Conn = ();
+
+    fn on_accept(&mut self, _cx: &mut Context<()>, _incoming: &Incoming<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &[u8]) {
+        match cx.write(token, bytes) {
+            Ok(Written::Sent) => {}
+            Ok(Written::Queued) => cx.pause_reads(token),
+            Err(_) => cx.abort(token),
+        }
+    }
+
+    fn on_drain(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut ()) {
+        cx.resume_reads(token);
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:7007".to_owned());
+    let mut reactor = Reactor::new(&Config::default())?;
+    let cx = reactor.context();
+    let listener =
+        cx.listen(address.parse::<std::net::SocketAddr>()?, &ListenOptions::default())?;
+    cx.watch_signals(&[Signal::Interrupt, Signal::Terminate])?;
+    println!("listening on {}", cx.listener_addr(listener)?);
+    reactor.run(&mut Echo)?;
+    Ok(())
+}

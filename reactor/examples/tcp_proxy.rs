@@ -1,0 +1,104 @@
+//! Passes connections on: `cargo run --example tcp_proxy -- 127.0.0.1:7007 127.0.0.1:80`.
+//!
+//! Each connection names its other half by a token. Back-pressure goes both ways, a half-close and a reset are passed on.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use reactor::{
+    CloseReason, Config, ConnectOptions, Context, Handler, Incoming, ListenOptions, Reactor,
+    Signal, Token, Written,
+};
+
+struct Proxy {
+    upstream: SocketAddr,
+    options: ConnectOptions,
+}
+
+/// One half of a pair.
+struct Half {
+    other: Option<Token>,
+}
+
+impl Proxy {
+    fn dial(&self, cx: &mut Context<Half>, client: Token) -> Option<Token> {
+        match cx.connect(self.upstream, &self.options, Half { other: Some(client) }) {
+            Ok(upstream) => Some(upstream),
+            Err(error) => {
+                eprintln!("{} can't be reached: {error}", self.upstream);
+                None
+            }
+        }
+    }
+}
+
+impl Handler for Proxy {
+    type Conn = Half;
+
+    fn on_accept(&mut self, _cx: &mut Context<Half>, _incoming: &Incoming<'_>) -> Option<Half> {
+        Some(Half { other: None })
+    }
+
+    fn on_open(&mut self, cx: &mut Context<Half>, token: Token, half: &mut Half) {
+        if half.other.is_none() {
+            half.other = self.dial(cx, token);
+            if half.other.is_none() {
+                cx.abort(token);
+            }
+        }
+    }
+
+    fn on_data(&mut self, cx: &mut Context<Half>, token: Token, half: &mut Half, bytes: &[u8]) {
+        let Some(other) = half.other else { return };
+        // While the other half is still connecting, the bytes wait for it and the client waits too.
+        match cx.write(other, bytes) {
+            Ok(Written::Sent) => {}
+            Ok(Written::Queued) => cx.pause_reads(token),
+            Err(_) => cx.abort(token),
+        }
+    }
+
+    fn on_drain(&mut self, cx: &mut Context<Half>, _token: Token, half: &mut Half) {
+        if let Some(other) = half.other {
+            cx.resume_reads(other);
+        }
+    }
+
+    fn on_eof(&mut self, cx: &mut Context<Half>, _token: Token, half: &mut Half) {
+        // When both halves have finished, both end by themselves.
+        if let Some(other) = half.other {
+            cx.finish(other);
+        }
+    }
+
+    fn on_close(&mut self, cx: &mut Context<Half>, _token: Token, half: Half, reason: CloseReason) {
+        if let CloseReason::ConnectFailed(_) | CloseReason::ConnectTimedOut = reason {
+            eprintln!("{} can't be reached: {reason}", self.upstream);
+        }
+        let orderly = matches!(reason, CloseReason::Finished | CloseReason::Closed);
+        if let Some(other) = half.other
+            && !orderly
+        {
+            cx.abort(other);
+        }
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let (Some(address), Some(upstream)) = (args.next(), args.next()) else {
+        return Err("usage: tcp_proxy LISTEN UPSTREAM".into());
+    };
+    let mut reactor = Reactor::new(&Config::default())?;
+    let cx = reactor.context();
+    let listener = cx.listen(address.parse::<SocketAddr>()?, &ListenOptions::default())?;
+    cx.watch_signals(&[Signal::Interrupt, Signal::Terminate])?;
+    println!("listening on {}", cx.listener_addr(listener)?);
+    let options = ConnectOptions {
+        timeout: Some(Duration::from_secs(10)),
+        nodelay: true,
+        ..ConnectOptions::default()
+    };
+    reactor.run(&mut Proxy { upstream: upstream.parse()?, options })?;
+    Ok(())
+}

@@ -1,0 +1,525 @@
+//! Each example, run as the program that it is.
+
+#![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const ANY_PORT: &str = "127.0.0.1:0";
+
+/// An example that runs; it is killed when dropped.
+struct Example {
+    process: Child,
+    lines: Receiver<String>,
+}
+
+impl Example {
+    fn start(name: &str, args: &[&str]) -> Self {
+        let mut process = Command::new(binary(name))
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(process.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        Self { process, lines }
+    }
+
+    /// One that listens on a single address, and that address.
+    fn listening(name: &str) -> (Self, SocketAddr) {
+        let example = Self::start(name, &[ANY_PORT]);
+        let address = example.address();
+        (example, address)
+    }
+
+    /// The address at the end of the next line that it prints.
+    fn address(&self) -> SocketAddr {
+        let line = self.lines.recv_timeout(DEADLINE).expect("it says where it listens");
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// Asks it to end by SIGTERM, and sees that it does so in good order.
+    fn terminate(mut self) {
+        kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM).unwrap();
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match self.process.try_wait().unwrap() {
+                Some(status) => return assert!(status.success(), "{status}"),
+                None => assert!(Instant::now() < deadline, "it does not end"),
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Cargo builds the examples before it runs the tests, into a folder beside theirs.
+fn binary(name: &str) -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let folder = own.parent().unwrap().parent().unwrap().join("examples");
+    let binary = folder.join(name);
+    assert!(
+        binary.exists(),
+        "{name} is not built: `cargo build --examples` does, and so does `cargo test` without `--test`"
+    );
+    binary
+}
+
+fn peer(address: SocketAddr) -> TcpStream {
+    let peer = TcpStream::connect_timeout(&address, DEADLINE).unwrap();
+    peer.set_read_timeout(Some(DEADLINE)).unwrap();
+    peer.set_write_timeout(Some(DEADLINE)).unwrap();
+    peer.set_nodelay(true).unwrap();
+    peer
+}
+
+fn expect(peer: &mut TcpStream, expected: &[u8]) {
+    let mut received = vec![0; expected.len()];
+    peer.read_exact(&mut received).unwrap();
+    assert_eq!(String::from_utf8_lossy(&received), String::from_utf8_lossy(expected));
+}
+
+fn read_all(peer: &mut TcpStream) -> Vec<u8> {
+    let mut received = Vec::new();
+    peer.read_to_end(&mut received).unwrap();
+    received
+}
+
+/// Waits until the peer's connection is gone, whatever still comes before that.
+fn expect_gone(peer: &mut TcpStream) {
+    let mut buffer = [0; 64 * 1024];
+    loop {
+        match peer.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
+            Err(error) => panic!("still there: {error}"),
+        }
+    }
+}
+
+/// Writes until nothing more is taken for half a second, and says how much that was.
+fn write_until_stuck(peer: &mut TcpStream, bytes: &[u8]) -> usize {
+    peer.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut written = 0;
+    while written < bytes.len() {
+        match peer.write(&bytes[written..]) {
+            Ok(count) => written += count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => panic!("the peer could not write: {error}"),
+        }
+    }
+    peer.set_write_timeout(Some(DEADLINE)).unwrap();
+    written
+}
+
+/// Bytes that show when some are missing or out of order.
+fn pattern(length: usize) -> Vec<u8> {
+    const PERIOD: usize = 65_537;
+    let period: Vec<u8> =
+        (0..PERIOD).map(|index| (index % 251) as u8 ^ (index / 251) as u8).collect();
+    let mut bytes = period.repeat(length.div_ceil(PERIOD));
+    bytes.truncate(length);
+    bytes
+}
+
+/// More than all buffers on the way hold together.
+const TOO_MUCH_BYTES: usize = 64 * 1024 * 1024;
+
+#[test]
+fn echo_sends_everything_back_and_ends_when_told() {
+    let (example, address) = Example::listening("echo");
+    let mut peer = peer(address);
+    for message in ["one", "two", "three"] {
+        peer.write_all(message.as_bytes()).unwrap();
+        expect(&mut peer, message.as_bytes());
+    }
+
+    // Its own end comes only after everything that it owes.
+    let bytes = pattern(8 * 1024 * 1024);
+    let mut writer = peer.try_clone().unwrap();
+    let sent = bytes.clone();
+    let writing = thread::spawn(move || {
+        writer.write_all(&sent).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    assert!(read_all(&mut peer) == bytes, "the echo differs");
+    writing.join().unwrap();
+    example.terminate();
+}
+
+#[test]
+fn echo_slows_a_peer_that_does_not_read_and_nobody_else() {
+    let (_example, address) = Example::listening("echo");
+    let mut slow = peer(address);
+    let bytes = pattern(TOO_MUCH_BYTES);
+    let written = write_until_stuck(&mut slow, &bytes);
+    assert!(written < TOO_MUCH_BYTES, "it took everything, so where is it?");
+
+    let mut bystander = peer(address);
+    bystander.write_all(b"still there?").unwrap();
+    expect(&mut bystander, b"still there?");
+
+    slow.shutdown(Shutdown::Write).unwrap();
+    assert!(read_all(&mut slow) == bytes[..written], "the echo differs");
+}
+
+#[test]
+fn udp_echo_sends_each_datagram_back_to_where_it_came_from() {
+    let (example, address) = Example::listening("udp_echo");
+    let sockets = [ANY_PORT, ANY_PORT].map(|any| UdpSocket::bind(any).unwrap());
+    for (number, socket) in sockets.iter().enumerate() {
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        for length in [0, 1, 1400, 60_000] {
+            let datagram = vec![number as u8; length];
+            socket.send_to(&datagram, address).unwrap();
+            let mut answer = vec![0; 64 * 1024];
+            let (received, from) = socket.recv_from(&mut answer).unwrap();
+            assert_eq!((&answer[..received], from), (&datagram[..], address));
+        }
+    }
+    example.terminate();
+}
+
+/// A proxy in front of a listener of the test's.
+fn proxied() -> (Example, SocketAddr, TcpListener) {
+    let upstream = TcpListener::bind(ANY_PORT).unwrap();
+    let upstream_address = upstream.local_addr().unwrap().to_string();
+    let example = Example::start("tcp_proxy", &[ANY_PORT, &upstream_address]);
+    let address = example.address();
+    (example, address, upstream)
+}
+
+fn accept(upstream: &TcpListener) -> TcpStream {
+    let (stream, _) = upstream.accept().unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+#[test]
+fn tcp_proxy_passes_bytes_and_half_closes_on_both_ways() {
+    let (example, address, upstream) = proxied();
+    let mut client = peer(address);
+    client.write_all(b"question").unwrap();
+    let mut server = accept(&upstream);
+    expect(&mut server, b"question");
+    server.write_all(b"answer").unwrap();
+    expect(&mut client, b"answer");
+
+    client.shutdown(Shutdown::Write).unwrap();
+    assert!(read_all(&mut server).is_empty(), "the server sees the client's end");
+    server.write_all(b"last words").unwrap();
+    server.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&mut client), b"last words");
+    example.terminate();
+}
+
+#[test]
+fn tcp_proxy_slows_either_side_down_to_the_other() {
+    let (_example, address, upstream) = proxied();
+    let bytes = pattern(TOO_MUCH_BYTES);
+    let mut client = peer(address);
+    let mut server = accept(&upstream);
+    push_through(&mut client, &mut server, &bytes);
+    push_through(&mut server, &mut client, &bytes);
+}
+
+fn push_through(from: &mut TcpStream, to: &mut TcpStream, bytes: &[u8]) {
+    let written = write_until_stuck(from, bytes);
+    assert!(written < TOO_MUCH_BYTES, "it took everything, so where is it?");
+    let mut received = vec![0; written];
+    to.read_exact(&mut received).unwrap();
+    assert!(received == bytes[..written], "what arrived differs");
+}
+
+#[test]
+fn tcp_proxy_passes_a_reset_on_and_survives_a_dead_upstream() {
+    let (example, address, upstream) = proxied();
+    let mut client = peer(address);
+    client.write_all(b"x").unwrap();
+    let server = accept(&upstream);
+    // Closing with unread input is a reset.
+    drop(server);
+    expect_gone(&mut client);
+
+    let mut client = peer(address);
+    let mut server = accept(&upstream);
+    server.write_all(b"x").unwrap();
+    expect(&mut client, b"x");
+    server.write_all(b"unread").unwrap();
+    drop(client);
+    expect_gone(&mut server);
+
+    drop(upstream);
+    expect_gone(&mut peer(address));
+    example.terminate();
+}
+
+const HELLO: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\
+                     Connection: keep-alive\r\n\r\nhello\n";
+
+#[test]
+fn http_keepalive_answers_what_is_pipelined_in_order() {
+    let (example, address) = Example::listening("http_keepalive");
+    let mut peer = peer(address);
+    peer.write_all(
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\nHEAD / HTTP/1.1\r\nHost: a\r\n\r\n\
+          GET /nothing HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    )
+    .unwrap();
+    let head = HELLO.strip_suffix("hello\n").unwrap();
+    let not_found =
+        HELLO.replace("200 OK", "404 Not Found").replace("hello", "not here").replace(": 6", ": 9");
+    expect(&mut peer, format!("{HELLO}{head}{not_found}{HELLO}").as_bytes());
+    example.terminate();
+}
+
+#[test]
+fn http_keepalive_answers_many_thousands_pipelined_to_a_reader_that_starts_late() {
+    const REQUESTS: usize = 100_000;
+    let (_example, address) = Example::listening("http_keepalive");
+    let mut peer = peer(address);
+    let requests = b"GET / HTTP/1.1\r\n\r\n".repeat(REQUESTS);
+    let written = write_until_stuck(&mut peer, &requests);
+    let mut writer = peer.try_clone().unwrap();
+    let writing = thread::spawn(move || {
+        writer.write_all(&requests[written..]).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let answers = read_all(&mut peer);
+    writing.join().unwrap();
+    assert_eq!(answers.len(), HELLO.len() * REQUESTS);
+    assert!(answers.chunks(HELLO.len()).all(|answer| answer == HELLO.as_bytes()));
+}
+
+#[test]
+fn http_keepalive_takes_requests_in_pieces_and_skips_their_bodies() {
+    let (_example, address) = Example::listening("http_keepalive");
+    let mut peer = peer(address);
+    let request = b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\n0123456789GET / HTTP/1.1\r\n\r\n";
+    for byte in request {
+        peer.write_all(&[*byte]).unwrap();
+    }
+    expect(&mut peer, format!("{HELLO}{HELLO}").as_bytes());
+}
+
+#[test]
+fn http_keepalive_closes_where_it_must() {
+    let (_example, address) = Example::listening("http_keepalive");
+    let closing = HELLO.replace("keep-alive", "close");
+    let long = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(8 * 1024));
+    for (request, status) in [
+        ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", "HTTP/1.1 200 "),
+        ("GET / HTTP/1.0\r\n\r\n", "HTTP/1.1 200 "),
+        ("nonsense\r\n\r\n", "HTTP/1.1 400 "),
+        ("POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\n", "HTTP/1.1 400 "),
+        ("POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "HTTP/1.1 400 "),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.1 501 "),
+        (&long, "HTTP/1.1 431 "),
+    ] {
+        let mut peer = peer(address);
+        peer.write_all(request.as_bytes()).unwrap();
+        let answer = String::from_utf8(read_all(&mut peer)).unwrap();
+        assert!(answer.starts_with(status), "{request}: {answer}");
+        assert!(answer.contains("Connection: close\r\n"), "{answer}");
+        assert!(!status.contains("200") || answer == closing, "{answer}");
+    }
+}
+
+/// A guest of the chat, who reads line by line.
+struct Guest {
+    stream: TcpStream,
+    lines: BufReader<TcpStream>,
+}
+
+impl Guest {
+    fn enter(address: SocketAddr, name: &str) -> Self {
+        let stream = peer(address);
+        let lines = BufReader::new(stream.try_clone().unwrap());
+        let mut guest = Self { stream, lines };
+        assert!(guest.hears().ends_with("joined lobby"));
+        guest.says(&format!("/nick {name}"));
+        assert!(guest.hears().ends_with(&format!("is {name} now")));
+        guest
+    }
+
+    fn says(&mut self, line: &str) {
+        writeln!(self.stream, "{line}").unwrap();
+    }
+
+    fn hears(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// Reads on until it hears this.
+    fn hears_at_last(&mut self, expected: &str) {
+        loop {
+            let line = self.hears();
+            assert!(!line.is_empty(), "the connection ended before: {expected}");
+            if line == expected {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn chat_keeps_rooms_apart_and_tells_all_what_is_for_all() {
+    let (example, address) = Example::listening("chat");
+    let mut ada = Guest::enter(address, "ada");
+    let mut bob = Guest::enter(address, "bob");
+    let mut cy = Guest::enter(address, "cy");
+    for guest in [&mut ada, &mut bob] {
+        guest.says("/join attic");
+    }
+    bob.hears_at_last("* bob joined attic");
+    ada.hears_at_last("* bob joined attic");
+    cy.hears_at_last("* bob left");
+
+    ada.says("just us two");
+    cy.says("anybody?");
+    for guest in [&mut ada, &mut bob] {
+        assert_eq!(guest.hears(), "ada: just us two");
+    }
+    assert_eq!(cy.hears(), "cy: anybody?");
+
+    cy.says("/all dinner!");
+    for guest in [&mut ada, &mut bob, &mut cy] {
+        assert_eq!(guest.hears(), "cy to all: dinner!");
+    }
+    drop(bob);
+    assert_eq!(ada.hears(), "* bob left");
+    example.terminate();
+}
+
+#[test]
+fn chat_drops_a_reader_that_is_too_slow_and_a_guest_that_floods() {
+    let (_example, address) = Example::listening("chat");
+    let mut ada = Guest::enter(address, "ada");
+    let mut slow = Guest::enter(address, "slow");
+    ada.hears_at_last("* guest-1 is slow now");
+    let line = "x".repeat(1000);
+    let started = Instant::now();
+    // The slow one never reads: its kernel buffers fill, then its queue.
+    loop {
+        assert!(started.elapsed() < DEADLINE, "it is never dropped");
+        ada.says(&line);
+        if ada.hears() == "* slow left" {
+            break;
+        }
+    }
+    ada.says("gone");
+    ada.hears_at_last("ada: gone");
+    expect_gone(&mut slow.stream);
+
+    let mut flood = Guest::enter(address, "flood");
+    flood.stream.write_all("\n".repeat(10_000).as_bytes()).unwrap();
+    ada.hears_at_last("* flood left");
+    let mut endless = Guest::enter(address, "endless");
+    endless.stream.write_all("x".repeat(2_000).as_bytes()).unwrap();
+    ada.hears_at_last("* endless left");
+}
+
+/// A gateway with so long a heartbeat; and its addresses, for devices and for operators.
+fn gateway(heartbeat_seconds: &str) -> (Example, SocketAddr, SocketAddr) {
+    let example = Example::start("idle_push", &[ANY_PORT, ANY_PORT, heartbeat_seconds]);
+    let (devices, operators) = (example.address(), example.address());
+    (example, devices, operators)
+}
+
+fn ask(operator: &mut TcpStream, command: &str) -> String {
+    writeln!(operator, "{command}").unwrap();
+    let mut answer = String::new();
+    BufReader::new(operator).read_line(&mut answer).unwrap();
+    answer.trim_end().to_owned()
+}
+
+fn device(address: SocketAddr, operator: &mut TcpStream, number: u64) -> TcpStream {
+    let before: u64 = ask(operator, "count").parse().unwrap();
+    let mut device = peer(address);
+    // A number may arrive in pieces.
+    for digit in format!("{number}\n").bytes() {
+        device.write_all(&[digit]).unwrap();
+    }
+    let deadline = Instant::now() + DEADLINE;
+    while ask(operator, "count") != (before + 1).to_string() {
+        assert!(Instant::now() < deadline, "device {number} is not known");
+    }
+    device
+}
+
+#[test]
+fn idle_push_reaches_the_chosen_one_or_all() {
+    let (example, devices, operators) = gateway("60");
+    let mut operator = peer(operators);
+    let mut numbers =
+        [7, 8, 18_446_744_073_709_551_615].map(|number| device(devices, &mut operator, number));
+    assert_eq!(ask(&mut operator, "push 8 good morning"), "sent");
+    expect(&mut numbers[1], b"good morning\n");
+    assert_eq!(ask(&mut operator, "push 9 anybody"), "not here");
+    assert_eq!(ask(&mut operator, "all update now"), "on its way");
+    for device in &mut numbers {
+        expect(device, b"update now\n");
+    }
+
+    // The same number again takes the old one's place.
+    let mut again = peer(devices);
+    again.write_all(b"8\n").unwrap();
+    expect_gone(&mut numbers[1]);
+    assert_eq!(ask(&mut operator, "push 8 welcome back"), "sent");
+    expect(&mut again, b"welcome back\n");
+    assert_eq!(ask(&mut operator, "count"), "3");
+
+    let mut stranger = peer(devices);
+    stranger.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+    expect_gone(&mut stranger);
+    example.terminate();
+}
+
+#[test]
+fn idle_push_closes_the_silent_and_keeps_those_with_a_heartbeat() {
+    let (_example, devices, operators) = gateway("2.5");
+    let mut operator = peer(operators);
+    let mut silent = device(devices, &mut operator, 1);
+    let mut lively = device(devices, &mut operator, 2);
+    let mut nameless = peer(devices);
+    let mut beat = lively.try_clone().unwrap();
+    let (stop, stopped) = channel::<()>();
+    let beating = thread::spawn(move || {
+        while stopped.recv_timeout(Duration::from_millis(100)).is_err() {
+            beat.write_all(b".").unwrap();
+        }
+    });
+    expect_gone(&mut silent);
+    expect_gone(&mut nameless);
+    assert_eq!(ask(&mut operator, "push 1 hello"), "not here");
+    assert_eq!(ask(&mut operator, "push 2 hello"), "sent");
+    expect(&mut lively, b"hello\n");
+    stop.send(()).unwrap();
+    beating.join().unwrap();
+    expect_gone(&mut lively);
+}
