@@ -106,9 +106,18 @@ guests_conduct() {
         order release "${client_guests[@]}"
     fi
     await finished $((300 + $1 / 250)) "${client_guests[@]}"
-    order teardown "${guests[@]}"
-    await shipped $((300 + $1 / 250)) "${guests[@]}"
+    guests_tear_down "$1"
     guests_exit_code
+}
+
+# The server's guest first, which waits until all its sockets are gone: a client's guest may still
+# have its last RSTs in the queue before the cable, and must not be switched off with them.
+guests_tear_down() {
+    local guest
+    for guest in "${guests[@]}"; do
+        order teardown "$guest"
+        await shipped $((300 + $1 / 250)) "$guest"
+    done
 }
 
 guests_hold() {
