@@ -1,0 +1,137 @@
+//! Instructions in user space per accepted connection and per echoed message, counted by callgrind.
+//!
+//! What a server does in one wake depends on how much has arrived meanwhile. So it is stopped while the load connects
+//! or sends, and then finds everything at once: the same in each run, whatever else the machine does.
+
+use std::fs;
+use std::io;
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use crate::contest::{Contestant, Setting};
+use crate::process::Server;
+
+const CONNECTIONS_FEW: usize = 1_000;
+const CONNECTIONS_MANY: usize = 4_000;
+const ECHOES: usize = 5;
+
+/// How far a count may be from the recorded one.
+const TOLERANCE: f64 = 0.05;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Instructions {
+    pub(crate) contestant: String,
+    pub(crate) per_accept: f64,
+    pub(crate) per_message: f64,
+}
+
+/// Whether valgrind runs here.
+pub(crate) fn is_available() -> bool {
+    let ran = Command::new("valgrind")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    ran.is_ok_and(|status| status.success())
+}
+
+pub(crate) fn run(setting: &Setting, contestant: &Contestant) -> io::Result<Instructions> {
+    let few = count(setting, contestant, CONNECTIONS_FEW, 0)?;
+    let many = count(setting, contestant, CONNECTIONS_MANY, 0)?;
+    let echoed = count(setting, contestant, CONNECTIONS_FEW, ECHOES)?;
+    Ok(Instructions {
+        contestant: contestant.name.clone(),
+        per_accept: (many - few) as f64 / (CONNECTIONS_MANY - CONNECTIONS_FEW) as f64,
+        per_message: (echoed - few) as f64 / (CONNECTIONS_FEW * ECHOES) as f64,
+    })
+}
+
+fn count(
+    setting: &Setting,
+    contestant: &Contestant,
+    connections: usize,
+    echoes: usize,
+) -> io::Result<i64> {
+    let log = setting.scratch.join("callgrind.log");
+    let wrapper = [
+        "valgrind".to_owned(),
+        "--tool=callgrind".to_owned(),
+        "--callgrind-out-file=/dev/null".to_owned(),
+        format!("--log-file={}", log.display()),
+    ];
+    let server = Server::start(&wrapper, &contestant.command)?;
+    let mut load = setting.load()?;
+    server.settle()?;
+    at_once(&server, || load.command(&format!("open {connections}")).map(drop))?;
+    server.settle()?;
+    for _ in 0..echoes {
+        at_once(&server, || load.command(&format!("send {connections}")).map(drop))?;
+        load.command(&format!("receive {connections}"))?;
+        server.settle()?;
+    }
+    server.terminate()?;
+    collected(&fs::read_to_string(log)?)
+        .ok_or_else(|| io::Error::other("callgrind has counted nothing"))
+}
+
+/// Has something done while the server stands still.
+fn at_once(server: &Server, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    server.freeze()?;
+    act()?;
+    server.thaw()
+}
+
+/// The line `==123== Collected : 456789`.
+fn collected(log: &str) -> Option<i64> {
+    let line = log.lines().rev().find(|line| line.contains("Collected"))?;
+    line.rsplit(':').next()?.trim().parse().ok()
+}
+
+/// Compares a count with the recorded one: a line for each figure, and whether all are within the tolerance.
+pub(crate) fn compare(recorded: &Instructions, counted: &Instructions) -> (String, bool) {
+    let figures = [
+        ("accept", recorded.per_accept, counted.per_accept),
+        ("message", recorded.per_message, counted.per_message),
+    ];
+    let mut text = String::new();
+    let mut all_within = true;
+    for (what, recorded, counted) in figures {
+        let change = counted / recorded - 1.0;
+        let within = change.abs() <= TOLERANCE;
+        all_within &= within;
+        text += &format!(
+            "{} instructions per {what}: {counted:.0}, recorded {recorded:.0} ({:+.1}%)\n",
+            if within { "  ok" } else { "FAIL" },
+            change * 100.0
+        );
+    }
+    (text, all_within)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figures(per_accept: f64, per_message: f64) -> Instructions {
+        Instructions { contestant: "reactor".to_owned(), per_accept, per_message }
+    }
+
+    #[test]
+    fn a_count_within_five_per_cent_passes() {
+        assert!(compare(&figures(1000.0, 500.0), &figures(1049.0, 476.0)).1);
+    }
+
+    #[test]
+    fn a_count_further_off_fails_in_either_direction() {
+        assert!(!compare(&figures(1000.0, 500.0), &figures(1051.0, 500.0)).1);
+        assert!(!compare(&figures(1000.0, 500.0), &figures(1000.0, 474.0)).1);
+    }
+
+    #[test]
+    fn callgrind_s_total_is_found() {
+        let log = "==7== Events    : Ir\n==7== Collected : 123456\n==7== \n";
+        assert_eq!(collected(log), Some(123_456));
+        assert_eq!(collected("==7== nothing"), None);
+    }
+}

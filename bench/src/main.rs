@@ -1,0 +1,259 @@
+//! Measures the reactor beside its peers. `scripts/bench` and `scripts/instructions` run it; docs/benchmarks.md tells
+//! what came of it.
+
+mod contest;
+mod instructions;
+mod memory;
+mod process;
+mod record;
+mod report;
+mod sampler;
+mod serve;
+mod syscalls;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::Pid;
+
+use contest::{Contestant, Setting, Size};
+use instructions::Instructions;
+use record::{Micro, Record};
+
+/// Where the ports of all servers begin, below those that the kernel gives to clients.
+const FIRST_PORT: u16 = 12_000;
+const PORTS: u16 = 100;
+
+/// Descriptors beside those of the connections.
+const DESCRIPTORS_MORE: u64 = 200;
+
+#[derive(Debug, Parser)]
+#[command(about, version)]
+struct CommandLine {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Be one of the servers that are compared
+    Serve {
+        library: serve::Library,
+        first_port: u16,
+        ports: u16,
+        /// Close connections that are silent for so long (reactor and tokio only)
+        #[arg(long, value_name = "SECONDS")]
+        idle_timeout: Option<u64>,
+    },
+    /// Measure all of them
+    Run(Run),
+    /// Count the reactor's instructions per accept and per message
+    Instructions {
+        /// Where the compiled C programs are
+        #[arg(long)]
+        programs: PathBuf,
+        /// The recorded figures
+        #[arg(long)]
+        record: PathBuf,
+        /// Compare with them, instead of recording anew
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Where the compiled C programs are
+    #[arg(long)]
+    programs: PathBuf,
+    /// Where the results go
+    #[arg(long)]
+    out: PathBuf,
+    /// Smaller and rougher
+    #[arg(long)]
+    quick: bool,
+    /// Measure other ways to ask the kernel, instead of the libraries
+    #[arg(long)]
+    prototypes: bool,
+    /// How often everything is measured
+    #[arg(long)]
+    rounds: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    let done = match CommandLine::parse().task {
+        Task::Serve { library, first_port, ports, idle_timeout } => {
+            serve::serve(library, first_port, ports, idle_timeout.map(Duration::from_secs))
+                .map(|()| ExitCode::SUCCESS)
+        }
+        Task::Run(run) => measure(&run).map(|()| ExitCode::SUCCESS),
+        Task::Instructions { programs, record, check } => {
+            count_instructions(&programs, &record, check)
+        }
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("c1000k-bench: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn measure(run: &Run) -> io::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let setting = setting(&run.programs, scratch.path())?;
+    let size = size(run);
+    prepare(&size)?;
+    fs::create_dir_all(&run.out)?;
+    let contestants = if run.prototypes { setting.prototypes() } else { setting.contestants() };
+    let name = if run.prototypes { "prototypes" } else { "bench" };
+    let flags = [(run.prototypes, " --prototypes"), (run.quick, " --quick")];
+    let flags: String = flags.iter().filter(|flag| flag.0).map(|flag| flag.1).collect();
+    let mut record = Record {
+        command: format!("scripts/bench{flags}"),
+        machine: record::machine(),
+        size,
+        results: contest_rounds(&setting, &size, &contestants)?,
+        syscalls: count_syscalls(&setting, &contestants)?,
+        memory: Vec::new(),
+        instructions: Vec::new(),
+        micro: Vec::new(),
+    };
+    if !run.prototypes {
+        say("memory");
+        record.memory = memory::run(&setting, size.connections)?;
+        record.instructions = count_all_instructions(&setting, &contestants)?;
+        record.micro = micro(&setting, run.quick)?;
+    }
+    fs::write(run.out.join(format!("{name}.json")), serde_json::to_vec_pretty(&record)?)?;
+    let tables = report::tables(&record);
+    fs::write(run.out.join(format!("{name}.md")), &tables)?;
+    println!("{tables}\nwritten to {}", run.out.display());
+    Ok(())
+}
+
+fn setting(programs: &Path, scratch: &Path) -> io::Result<Setting> {
+    Ok(Setting {
+        programs: programs.to_owned(),
+        own: std::env::current_exe()?,
+        scratch: scratch.to_owned(),
+        first_port: FIRST_PORT,
+        ports: PORTS,
+        perf: sampler::is_available(),
+    })
+}
+
+fn size(run: &Run) -> Size {
+    let full = Size {
+        rounds: 5,
+        connections: 18_000,
+        ports: PORTS,
+        ramps: 4,
+        messages_all: 15,
+        active_few: 180,
+        messages_few: 1_200,
+    };
+    let quick = Size { rounds: 2, ramps: 2, messages_all: 5, messages_few: 400, ..full };
+    let chosen = if run.quick { quick } else { full };
+    Size { rounds: run.rounds.unwrap_or(chosen.rounds), ..chosen }
+}
+
+/// Raises the descriptor limit, which the servers and the load inherit, and leaves one processor to the server.
+fn prepare(size: &Size) -> io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    let needed = size.connections as u64 + DESCRIPTORS_MORE;
+    if hard < needed {
+        return Err(io::Error::other(format!(
+            "RLIMIT_NOFILE is {hard} hard and {needed} are needed: raise it with `ulimit -Hn`"
+        )));
+    }
+    if std::thread::available_parallelism()?.get() < 2 {
+        return Err(io::Error::other(
+            "one processor for the server and one for the load are needed",
+        ));
+    }
+    let mut load_cpu = CpuSet::new();
+    load_cpu.set(process::LOAD_CPU)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &load_cpu)?)
+}
+
+/// Each round begins with another contestant.
+fn contest_rounds(
+    setting: &Setting,
+    size: &Size,
+    contestants: &[Contestant],
+) -> io::Result<Vec<contest::Result>> {
+    if !setting.perf {
+        say("perf can't sample here: user and system time are divided by the clock tick alone");
+    }
+    let mut results = Vec::new();
+    for round in 0..size.rounds {
+        for place in 0..contestants.len() {
+            let contestant = &contestants[(place + round) % contestants.len()];
+            say(&format!("round {} of {}: {}", round + 1, size.rounds, contestant.name));
+            results.push(contest::run(setting, size, contestant, round)?);
+        }
+    }
+    Ok(results)
+}
+
+fn count_syscalls(
+    setting: &Setting,
+    contestants: &[Contestant],
+) -> io::Result<Vec<syscalls::Syscalls>> {
+    if !syscalls::is_available() {
+        say("strace is missing: no system calls are counted");
+        return Ok(Vec::new());
+    }
+    say("system calls");
+    contestants.iter().map(|contestant| syscalls::run(setting, contestant)).collect()
+}
+
+fn count_all_instructions(
+    setting: &Setting,
+    contestants: &[Contestant],
+) -> io::Result<Vec<Instructions>> {
+    if !instructions::is_available() {
+        say("valgrind is missing: no instructions are counted");
+        return Ok(Vec::new());
+    }
+    let mut all = Vec::new();
+    // valgrind knows no io_uring.
+    for contestant in contestants.iter().filter(|contestant| contestant.name != "monoio") {
+        say(&format!("instructions: {}", contestant.name));
+        all.push(instructions::run(setting, contestant)?);
+    }
+    Ok(all)
+}
+
+fn micro(setting: &Setting, quick: bool) -> io::Result<Vec<Micro>> {
+    say("timers and slabs");
+    let (entries, rounds) = if quick { ("1000000", "1") } else { ("1000000,10000000", "3") };
+    let program = setting.own.with_file_name("c1000k-bench-micro");
+    let output = Command::new(program).args(["--entries", entries, "--rounds", rounds]).output()?;
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn count_instructions(programs: &Path, file: &Path, check: bool) -> io::Result<ExitCode> {
+    let scratch = tempfile::tempdir()?;
+    let setting = setting(programs, scratch.path())?;
+    let counted = instructions::run(&setting, &setting.library("reactor", &[]))?;
+    if !check {
+        fs::write(file, serde_json::to_vec_pretty(&counted)?)?;
+        println!("{counted:?}\nwritten to {}", file.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let recorded: Instructions = serde_json::from_slice(&fs::read(file)?)?;
+    let (text, within) = instructions::compare(&recorded, &counted);
+    print!("{text}");
+    Ok(if within { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn say(line: &str) {
+    eprintln!("{line}");
+}

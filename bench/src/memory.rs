@@ -1,0 +1,44 @@
+//! What an idle connection costs each contestant in memory of its own.
+
+use std::io;
+
+use serde::Serialize;
+
+use crate::contest::{Contestant, Setting};
+use crate::process::Server;
+
+/// A timeout that never fires while it is measured.
+const IDLE_TIMEOUT: [&str; 2] = ["--idle-timeout", "600"];
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Memory {
+    pub(crate) contestant: String,
+    pub(crate) connections: usize,
+    pub(crate) bytes_per_connection: f64,
+    /// Of the whole process, with all connections open.
+    pub(crate) bytes: u64,
+}
+
+pub(crate) fn run(setting: &Setting, connections: usize) -> io::Result<Vec<Memory>> {
+    let mut contestants = setting.contestants();
+    for library in ["reactor", "tokio"] {
+        contestants.push(setting.library(library, &IDLE_TIMEOUT));
+    }
+    contestants.iter().map(|contestant| measure(setting, contestant, connections)).collect()
+}
+
+fn measure(setting: &Setting, contestant: &Contestant, connections: usize) -> io::Result<Memory> {
+    let server = Server::start(&[], &contestant.command)?;
+    let mut load = setting.load()?;
+    server.settle()?;
+    let before = server.anonymous_bytes()?;
+    load.command(&format!("open {connections}"))?;
+    server.settle()?;
+    let bytes = server.anonymous_bytes()?;
+    Ok(Memory {
+        contestant: contestant.name.clone(),
+        connections,
+        bytes_per_connection: bytes.saturating_sub(before) as f64 / connections as f64,
+        bytes,
+    })
+}

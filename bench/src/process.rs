@@ -1,0 +1,183 @@
+//! The processes of a measurement: a server, the load on it, and what /proc tells of the server.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// A server that spends nothing for so many polls has finished what it had to do.
+const QUIET_POLLS: u32 = 6;
+
+/// What is not over by then hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Where a server runs; the load and everything else run on [`LOAD_CPU`].
+pub(crate) const SERVER_CPU: usize = 0;
+pub(crate) const LOAD_CPU: usize = 1;
+
+/// A server under measurement: killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+}
+
+impl Server {
+    /// Starts a server, under a `wrapper` such as valgrind, and waits until it listens.
+    pub(crate) fn start(wrapper: &[String], command: &[String]) -> io::Result<Self> {
+        let cpu = SERVER_CPU.to_string();
+        let mut child = Command::new("taskset")
+            .args(["-c", &cpu])
+            .args(wrapper)
+            .args(command)
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line)?;
+        }
+        let server = Self { child };
+        if line.trim() != "ready" {
+            return Err(io::Error::other(format!("{} did not start", command.join(" "))));
+        }
+        Ok(server)
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        Ok(kill(Pid::from_raw(self.id() as i32), signal)?)
+    }
+
+    /// Ends it by SIGTERM, so that a tool around it can write its report.
+    pub(crate) fn terminate(mut self) -> io::Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        self.child.wait().map(drop)
+    }
+
+    /// Stops it and waits until it stands still.
+    pub(crate) fn freeze(&self) -> io::Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        let begin = Instant::now();
+        while stat_fields(self.id())?.first().map(String::as_str) != Some("T") {
+            give_up_after(begin, "the server does not stop")?;
+            sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) -> io::Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    /// Waits until it has nothing more to do.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        let begin = Instant::now();
+        let mut quiet = 0;
+        let mut before = self.cpu_ns()?;
+        while quiet < QUIET_POLLS {
+            give_up_after(begin, "the server does not come to rest")?;
+            sleep(POLL);
+            let now = self.cpu_ns()?;
+            quiet = if now == before { quiet + 1 } else { 0 };
+            before = now;
+        }
+        Ok(())
+    }
+
+    /// CPU time of all its threads, exact.
+    pub(crate) fn cpu_ns(&self) -> io::Result<u64> {
+        let mut total = 0;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.id()))? {
+            let text = fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
+            total += text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(total)
+    }
+
+    /// User and system time as the kernel's clock tick saw it, in ticks of 10 ms.
+    pub(crate) fn ticks(&self) -> io::Result<(u64, u64)> {
+        let fields = stat_fields(self.id())?;
+        let ticks =
+            |place: usize| fields.get(place).and_then(|text| text.parse().ok()).unwrap_or(0);
+        Ok((ticks(11), ticks(12)))
+    }
+
+    /// Memory of its own: anonymous pages.
+    pub(crate) fn anonymous_bytes(&self) -> io::Result<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.id()))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:"));
+        let kb = line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kb.map(|kb| kb * 1024).ok_or_else(|| io::Error::other("smaps_rollup has no Anonymous line"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What stands after the name of the process in /proc/PID/stat.
+fn stat_fields(id: u32) -> io::Result<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{id}/stat"))?;
+    let after_name = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    Ok(after_name.split_whitespace().map(str::to_owned).collect())
+}
+
+fn give_up_after(begin: Instant, what: &str) -> io::Result<()> {
+    if begin.elapsed() > PATIENCE { Err(io::Error::other(what.to_owned())) } else { Ok(()) }
+}
+
+/// The load generator: a process of its own that obeys one line at a time.
+#[derive(Debug)]
+pub(crate) struct Load {
+    child: Child,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Load {
+    pub(crate) fn start(program: &Path, first_port: u16, ports: u16) -> io::Result<Self> {
+        let mut child = Command::new(program)
+            .args([first_port.to_string(), ports.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        match (child.stdin.take(), child.stdout.take()) {
+            (Some(commands), Some(answers)) => {
+                Ok(Self { child, commands, answers: BufReader::new(answers) })
+            }
+            _ => Err(io::Error::other("the load has no pipes")),
+        }
+    }
+
+    /// Has a command done; says how many connections or messages that were, and how long it took.
+    pub(crate) fn command(&mut self, line: &str) -> io::Result<(u64, Duration)> {
+        writeln!(self.commands, "{line}")?;
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer)?;
+        let mut numbers = answer.split_whitespace().map_while(|number| number.parse::<u64>().ok());
+        match (numbers.next(), numbers.next()) {
+            (Some(done), Some(ns)) => Ok((done, Duration::from_nanos(ns))),
+            _ => Err(io::Error::other(format!("the load failed at `{line}`"))),
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
