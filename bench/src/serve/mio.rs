@@ -23,7 +23,10 @@ pub(super) fn serve(listeners: Vec<std::net::TcpListener>) -> io::Result<()> {
     let mut events = Events::with_capacity(EVENTS);
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
-        poll.poll(&mut events, None)?;
+        match poll.poll(&mut events, None) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            polled => polled?,
+        }
         for event in &events {
             match listeners.get(event.token().0) {
                 Some(listener) => {
