@@ -47,10 +47,21 @@
 //! `connect` and two `epoll_ctl` per outbound connect. There is no allocation on any of these paths.
 //!
 //! # What it is not
-//! There is no TLS, no UDP, no file I/O and no thread pool here, and it runs on Linux only.
+//! There is no TLS, no file I/O and no thread pool here, and it runs on Linux only. The [`guide`] tells what to take for
+//! these, and how to get from the fifteen lines above to a service.
+//!
+//! # Stability
+//! The crate follows semantic versioning; before 1.0 a minor version may break. The public surface is kept in
+//! `reactor/public-api.txt`, so that a change of it is seen in review. Make [`Config`] and the options with
+//! `..Default::default()`: a new field is no breaking change. Enums that may grow are `#[non_exhaustive]`, and a new
+//! callback of [`Handler`] comes with a default. The crate's types are its own: nothing of `nix` is in a signature. The
+//! oldest compiler is the `rust-version` of `Cargo.toml`; raising it is a minor change.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("reactor is built on epoll, signalfd and eventfd: it runs on Linux only");
+
+#[doc = include_str!("../../docs/guide.md")]
+pub mod guide {}
 
 mod address;
 mod config;
