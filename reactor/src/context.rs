@@ -11,6 +11,7 @@ mod time;
 mod watch;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::ops::Range;
@@ -35,7 +36,6 @@ use watch::Watch;
 pub use sweep::SweepId;
 
 /// Everything a reactor offers to its service; `C` is the state of one connection.
-#[derive(Debug)]
 pub struct Context<C> {
     config: Config,
     poller: Poller,
@@ -342,6 +342,20 @@ impl<C> Context<C> {
                 self.close_gently(token);
             }
         }
+    }
+}
+
+/// A summary: nobody wants to read a million connections.
+impl<C> fmt::Debug for Context<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("connections", &self.connections.len())
+            .field("listeners", &self.listeners.len())
+            .field("watches", &self.watches.len())
+            .field("sweeps", &self.sweeps.len())
+            .field("shutting_down", &self.is_shutting_down())
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
     }
 }
 

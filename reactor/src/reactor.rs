@@ -1,5 +1,6 @@
 //! The loop: wait, hand each event to the service, remove what is to be removed, fire timers.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::config::Config;
@@ -14,11 +15,16 @@ use crate::token::{Inner, ListenerId, Source, Token};
 ///
 /// Its service is an argument of [`run`](Self::run) and [`turn`](Self::turn), not owned by it: one reactor can serve
 /// different handlers in turn.
-#[derive(Debug)]
 pub struct Reactor<C> {
     cx: Context<C>,
     events: Events,
     read_buffer: Vec<u8>,
+}
+
+impl<C> fmt::Debug for Reactor<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reactor").field("context", &self.cx).finish_non_exhaustive()
+    }
 }
 
 /// Whether a reactor wants another turn.
