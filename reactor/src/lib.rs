@@ -41,6 +41,11 @@
 //! - **Writing** goes to the kernel at once; what it does not take waits in a bounded queue.
 //! - **Running out** of descriptors, memory, epoll watches or slots is a state and not a fault: the listener pauses,
 //!   and comes back when a connection has closed or after a while.
+//! - **One thread.** Other threads send it messages through a bounded [`Mailbox`]; several reactors, one per thread,
+//!   share a port by `SO_REUSEPORT`.
+//! - **To everybody**: a [`sweep`](Context::sweep) visits all connections in slices, and the loop goes on in between.
+//! - **Other descriptors**, UDP sockets for example, are [watched](Context::watch); Unix-domain streams are connections
+//!   like others.
 //!
 //! # What it costs
 //! `accept4` and `epoll_ctl` per accepted connection, `recv` and `send` per message, `close` per connection; `socket`,
