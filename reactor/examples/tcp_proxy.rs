@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use reactor::{
-    CloseReason, Config, ConnectOptions, Context, Handler, Incoming, ListenOptions, Reactor,
-    Signal, Token, Written,
+    CloseReason, Config, ConnectOptions, Context, Handler, Incoming, Keepalive, ListenOptions,
+    Reactor, Signal, Token, Written,
 };
 
 struct Proxy {
@@ -91,12 +91,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let mut reactor = Reactor::new(&Config::default())?;
     let cx = reactor.context();
-    let listener = cx.listen(address.parse::<SocketAddr>()?, &ListenOptions::default())?;
+    // No timeout of ours: a conversation may be silent. A peer that is gone without a word is found all the same.
+    let keepalive = Some(Keepalive::default());
+    let options = ListenOptions { keepalive, ..ListenOptions::default() };
+    let listener = cx.listen(address.parse::<SocketAddr>()?, &options)?;
     cx.watch_signals(&[Signal::Interrupt, Signal::Terminate])?;
     println!("listening on {}", cx.listener_addr(listener)?);
     let options = ConnectOptions {
         timeout: Some(Duration::from_secs(10)),
         nodelay: true,
+        keepalive,
         ..ConnectOptions::default()
     };
     reactor.run(&mut Proxy { upstream: upstream.parse()?, options })?;
