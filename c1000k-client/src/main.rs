@@ -213,20 +213,24 @@ fn record(
     }
 }
 
-/// The record, the summary and the exit code. Where nothing at all was held, one line says why.
+/// The record, the summary and the exit code. Where nothing at all was held, one line says why. A record that can't be
+/// written takes nothing from the summary.
 fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, String> {
-    if let Some(json) = &arguments.json {
-        json.write(record).map_err(|error| error.to_string())?;
-    }
-    match (&record.limit_detail, record.established) {
-        (Some(detail), 0) => return Ok(complain(SHORT, detail)),
-        _ if arguments.json == Some(Destination::Stdout) => {
-            print(io::stderr(), &summary::render(record));
+    let written = arguments.json.as_ref().map_or(Ok(()), |json| json.write(record));
+    let code = match (&record.limit_detail, record.established) {
+        (Some(detail), 0) => complain(SHORT, detail),
+        _ => {
+            let text = summary::render(record);
+            match arguments.json {
+                Some(Destination::Stdout) => print(io::stderr(), &text),
+                _ => print(io::stdout(), &text),
+            }
+            match record.verdict {
+                Verdict::Reached => ExitCode::SUCCESS,
+                Verdict::Short => ExitCode::from(SHORT),
+            }
         }
-        _ => print(io::stdout(), &summary::render(record)),
-    }
-    Ok(match record.verdict {
-        Verdict::Reached => ExitCode::SUCCESS,
-        Verdict::Short => ExitCode::from(SHORT),
-    })
+    };
+    written.map_err(|error| error.to_string())?;
+    Ok(code)
 }

@@ -85,6 +85,17 @@ fn the_record_has_the_fields_of_the_contract() {
 }
 
 #[test]
+fn a_record_that_cannot_be_written_takes_nothing_from_the_summary() {
+    let server = Server::start(Manner::Echo, 1);
+    let words =
+        format!("127.0.0.1 {} --ports 1 -c 10 --hold 0s --json /dev/full", server.first_port);
+    let ended = Client::start(&words).end();
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stdout.starts_with("REACHED: 10 of 10"), "{ended:?}");
+    assert!(error_line(&ended).contains("cannot write the record to /dev/full"), "{ended:?}");
+}
+
+#[test]
 fn an_echo_in_pieces_is_an_echo() {
     let server = Server::start(Manner::Dribble, 1);
     let (ended, record) =
