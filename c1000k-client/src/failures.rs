@@ -16,22 +16,30 @@ pub(crate) const EOF: &str = "EOF";
 
 /// Failed attempts by errno.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Failures(BTreeMap<String, u64>);
+pub(crate) struct Failures {
+    counts: BTreeMap<String, u64>,
+    last: Option<Errno>,
+}
 
 impl Failures {
     pub(crate) fn count(&mut self, name: &str) {
-        match self.0.get_mut(name) {
+        match self.counts.get_mut(name) {
             Some(count) => *count += 1,
-            None => _ = self.0.insert(name.to_owned(), 1),
+            None => _ = self.counts.insert(name.to_owned(), 1),
         }
     }
 
     pub(crate) fn count_errno(&mut self, errno: Errno) {
         self.count(&format!("{errno:?}"));
+        self.last = Some(errno);
     }
 
     pub(crate) fn by_name(&self) -> &BTreeMap<String, u64> {
-        &self.0
+        &self.counts
+    }
+
+    pub(crate) fn last(&self) -> Option<Errno> {
+        self.last
     }
 }
 

@@ -88,7 +88,7 @@ fn cap(aim: &Aim, tally: &Tally, to: Destination) -> Option<(Limit, String)> {
         Some(stop @ (Stop::Interrupted | Stop::ServerSilent)) => Some(stop),
         _ if tally.has_lost_most() => Some(Stop::ServerGone),
         None if tally.peak == 0 && tally.unanswered > 0 => Some(Stop::ServerSilent),
-        None if tally.peak == 0 && tally.failed > 0 => Some(Stop::Network(Errno::ETIMEDOUT)),
+        None if tally.peak == 0 && tally.failed > 0 => Some(nothing_came(tally)),
         stop => stop,
     };
     if let Some(stop) = stop {
@@ -99,6 +99,15 @@ fn cap(aim: &Aim, tally: &Tally, to: Destination) -> Option<(Limit, String)> {
     }
     let lowered = aim.cap.as_ref()?;
     Some((lowered.limit, lowered.detail.clone()))
+}
+
+/// Too few attempts to end the ramp by themselves, and none of them came to anything: what the last one met.
+fn nothing_came(tally: &Tally) -> Stop {
+    match tally.failures.last() {
+        Some(Errno::EBADMSG) => Stop::NotAnEcho,
+        Some(errno) => Stop::Network(errno),
+        None => Stop::Network(Errno::ETIMEDOUT),
+    }
 }
 
 fn limit_of(stop: Stop) -> Limit {
@@ -310,6 +319,22 @@ mod tests {
             (judgement.verdict, judgement.limit),
             (Verdict::Short, Some(Limit::Interrupted))
         );
+    }
+
+    #[test]
+    fn a_few_attempts_that_all_failed_are_told_by_what_they_met() {
+        for (errno, limit, part) in [
+            (Errno::ENETUNREACH, Limit::Network, "ENETUNREACH"),
+            (Errno::ETIMEDOUT, Limit::Network, "ETIMEDOUT"),
+            (Errno::EBADMSG, Limit::Server, "no echo server"),
+        ] {
+            let mut nothing = tally(0);
+            nothing.failed = 1;
+            nothing.failures.count_errno(errno);
+            let judgement = judge(&asked(1), &nothing, to());
+            assert_eq!((judgement.verdict, judgement.limit), (Verdict::Short, Some(limit)));
+            assert!(judgement.detail.unwrap().contains(part), "{errno}");
+        }
     }
 
     #[test]
