@@ -11,6 +11,7 @@ mod sources;
 mod summary;
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -29,8 +30,13 @@ use service::Service;
 /// A connection's output queue holds one read at the most; the rest is room for what is being sent.
 const WRITE_QUEUE_BYTES_MAX: usize = 128 * 1024;
 
-/// A second signal ends the process like this.
-const INTERRUPTED: u8 = 130;
+/// A second signal ends the process as the signal itself would.
+const fn ended_by(signal: Signal) -> u8 {
+    match signal {
+        Signal::Terminate => 143,
+        _ => 130,
+    }
+}
 
 fn main() -> ExitCode {
     let args = match command_line::parse::<Args>() {
@@ -66,16 +72,15 @@ fn serve(settings: &Settings) -> Result<ExitCode, String> {
     let mut service = Service::new(settings, connections_max, guard, Meter::start());
     service.start(reactor.context()).map_err(|error| error.to_string())?;
     log::info!(
-        "ready: listening on {} ports, {}:{} to {}, for {} connections",
+        "ready: listening on {} ports, {} to {}, for {} connections",
         settings.ports,
-        settings.bind,
-        settings.first_port,
+        SocketAddr::new(settings.bind, settings.first_port),
         settings.last_port(),
         format::count(connections_max),
     );
     reactor.run(&mut service).map_err(|error| format!("the reactor can't go on: {error}"))?;
-    if reactor.context().is_shutting_down() {
-        return Ok(ExitCode::from(INTERRUPTED));
+    if let Some(signal) = service.left_by {
+        return Ok(ExitCode::from(ended_by(signal)));
     }
     let stats = reactor.context().stats();
     let record = summary::record(settings, connections_max, started_at, &stats, &mut service);

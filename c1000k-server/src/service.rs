@@ -38,7 +38,9 @@ pub(crate) struct Service {
     told_full: bool,
     /// Errors of accepting that were told of.
     told_errors: BTreeMap<Option<i32>, u64>,
-    signals: u32,
+    is_signalled: bool,
+    /// The second signal, at which it left at once.
+    pub(crate) left_by: Option<Signal>,
     sources: Option<Sources>,
     look_timer: Option<TimerId>,
     pub(crate) guard: Guard,
@@ -66,7 +68,8 @@ impl Service {
             connections_max,
             told_full: false,
             told_errors: BTreeMap::new(),
-            signals: 0,
+            is_signalled: false,
+            left_by: None,
             sources: settings.max_per_source.map(Sources::new),
             look_timer: None,
             guard,
@@ -301,8 +304,8 @@ impl Handler for Service {
     }
 
     fn on_signal(&mut self, cx: &mut Context<()>, signal: Signal) {
-        self.signals += 1;
-        if self.signals > 1 {
+        if std::mem::replace(&mut self.is_signalled, true) {
+            self.left_by = Some(signal);
             log::warn!("a second signal: leaving at once");
             return cx.stop();
         }

@@ -48,15 +48,17 @@ fn sigint_ends_it_as_well() {
 
 #[test]
 fn a_second_signal_leaves_at_once() {
-    let mut server = Server::start(1, &["--grace", "1h"]);
-    let slow = server.connect(0);
-    fill(&slow, Duration::from_millis(300), 64 << 20);
-    server.signal(Signal::SIGTERM);
-    assert!(server.sees_line("Terminate: closing"));
-    let asked = Instant::now();
-    server.signal(Signal::SIGINT);
-    assert_eq!(server.wait().code(), Some(130));
-    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    for (second, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let mut server = Server::start(1, &["--grace", "1h"]);
+        let slow = server.connect(0);
+        fill(&slow, Duration::from_millis(300), 64 << 20);
+        server.signal(Signal::SIGTERM);
+        assert!(server.sees_line("Terminate: closing"));
+        let asked = Instant::now();
+        server.signal(second);
+        assert_eq!(server.wait().code(), Some(code));
+        assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    }
 }
 
 #[test]
