@@ -151,7 +151,10 @@ impl Service {
         if self.guard.wants_look() {
             self.look(cx);
         }
-        if let Err(shortage) = self.guard.admit() {
+        // Where accepting is paused, this one had come before.
+        if let Err(shortage) = self.guard.admit()
+            && self.overload == Overload::Refuse
+        {
             return Some(shortage.name());
         }
         let sources = self.sources.as_mut()?;
