@@ -40,7 +40,7 @@ def gone_again(run, server, descriptors_before, seconds=20):
     """All descriptors but those from before are closed."""
     took = wait_until(lambda: server.descriptors() <= descriptors_before, seconds, "descriptors are closed")
     run.figure(cleared_seconds=round(took, 2))
-    run.check("no descriptor leaked", server.descriptors() == descriptors_before)
+    run.check("no descriptor leaked", server.descriptors() <= descriptors_before)
 
 
 @row("descriptors", "RLIMIT_NOFILE 200 from the start, 5,000 clients",

@@ -76,9 +76,20 @@ def run(rows, out):
     out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGALRM, give_up)
     states = [play(row, out) for row in rows]
+    write_table(out)
     count = {state: states.count(state) for state in ("holds", "FAILS", "skipped")}
     print(f"{count['holds']} hold, {count['FAILS']} fail, {count['skipped']} skipped: records in {out}")
     return not count["FAILS"]
+
+
+def write_table(out):
+    """All records of the folder, as docs/reliability.md shows them."""
+    lines = ["| fault | what must hold | measured | record |", "| --- | --- | --- | --- |"]
+    for file in sorted(out.glob("*.json")):
+        record = json.loads(file.read_text())
+        measured = f"**{record['state']}**: {short(record['figures'], record['bystander'])}"
+        lines.append(f"| {record['fault']} | {record['must_hold']} | {measured} | [{record['row']}]({file.name}) |")
+    (out / "README.md").write_text("\n".join(lines) + "\n")
 
 
 def give_up(*_):
@@ -109,8 +120,12 @@ def play(row, out):
 
 
 def line(run):
+    return short(run.figures, run.ended and run.ended.bystander)
+
+
+def short(figures, seen):
     """The figures that fit into a line."""
-    short = {key: value for key, value in run.figures.items() if not isinstance(value, (list, dict))}
-    seen = (run.ended and run.ended.bystander) or {}
+    simple = {key: value for key, value in figures.items() if not isinstance(value, (list, dict))}
+    told = ", ".join(f"{key} {value}" for key, value in simple.items())
     waits = f"; bystander max {seen['max_ms']} ms (machine {seen['oversleep_max_ms']} ms)" if seen else ""
-    return ", ".join(f"{key} {value}" for key, value in short.items()) + waits
+    return told + waits
