@@ -4,7 +4,7 @@ mod common;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -189,6 +189,66 @@ fn a_record_that_could_not_be_written_stops_it_before_it_listens() {
     let output = serve(&["--ports", "1", "--json", "/no/such/folder/record"], free_ports(1));
     assert_eq!(output.status.code(), Some(1));
     assert!(one_line(&output).contains("/no/such/folder"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn whatever_it_is_told_and_whenever_it_is_ended_it_does_not_panic() {
+    let values =
+        ["0", "1", "7", "1M", "18446744073709551615", "-1", "", "50%", "99%", "1ms", "::1", "x"];
+    let flags = [
+        "--bind",
+        "--ports",
+        "--max-connections",
+        "--mode",
+        "--idle-timeout",
+        "--backlog",
+        "--interval",
+        "--grace",
+        "--max-per-source",
+        "--memory-reserve",
+        "--overload",
+        "--slow-reader-timeout",
+        "--keepalive",
+        "--tcp-user-timeout",
+        "-c",
+        "--check",
+        "--json",
+    ];
+    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut next = |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random % below as u64) as usize
+    };
+    for _ in 0..60 {
+        let first_port = free_ports(8);
+        let mut command = Command::new(BINARY);
+        command.arg(format!("--first-port={first_port}"));
+        let arguments: Vec<&str> = (0..next(4))
+            .flat_map(|_| [flags[next(flags.len())], values[next(values.len())]])
+            .collect();
+        let folder = tempfile::tempdir().unwrap();
+        command.args(&arguments).current_dir(folder.path());
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(next(60) as u64));
+        for _ in 0..=next(2) {
+            let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+        }
+        let status = wait(&mut child);
+        let output = child.wait_with_output().unwrap();
+        let told = text(&output.stderr);
+        // Before it watches signals, one ends it by its default.
+        let ended = status
+            .code()
+            .map_or(status.signal() == Some(15), |code| [0, 1, 2, 130].contains(&code));
+        assert!(ended && !told.contains("panicked"), "{arguments:?}: {status}: {told}");
+    }
 }
 
 fn serve(arguments: &[&str], first_port: u16) -> Output {
