@@ -1,14 +1,14 @@
 //! The command line: [`Typed`] as clap reads it, [`Arguments`] once all of it is known to make sense.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
 use std::time::Duration;
 
+use c1000k_host::command_line::{self, USAGE};
 use c1000k_host::quantity::{format_count, parse_count, parse_duration};
 use c1000k_report::Destination;
 use clap::Parser;
-use clap::error::ErrorKind;
 use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv6AddrRange};
 
 /// Source addresses at the most.
@@ -43,18 +43,12 @@ pub(crate) struct Arguments {
     pub(crate) check: bool,
 }
 
-/// Why there are no arguments to run with.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum NoRun {
-    /// The help or the version was asked for; here it is.
-    Told(String),
-    /// Wrong usage, in one line.
-    Wrong(String),
-}
-
 /// Reads the command line.
-pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, NoRun> {
-    Typed::try_parse_from(words).map_err(|error| no_run(&error))?.validate().map_err(NoRun::Wrong)
+///
+/// # Errors
+/// The exit code, after the help, the version or one line on what is wrong was printed.
+pub(crate) fn parse() -> Result<Arguments, ExitCode> {
+    command_line::parse::<Typed>()?.validate().map_err(|line| command_line::fail(USAGE, &line))
 }
 
 /// Opens very many TCP connections to a server, proves each one alive by an echo, holds them, proves them again, and
@@ -239,36 +233,20 @@ fn source_range(item: &str) -> Result<IpAddrRange, String> {
     }
 }
 
-/// What clap tells in several lines becomes one.
-fn no_run(error: &clap::Error) -> NoRun {
-    let text = error.render().to_string();
-    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        return NoRun::Told(text);
-    }
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
-        .filter(|line| !line.is_empty())
-        .collect();
-    let line = lines.join(" ");
-    let line = line.strip_prefix("error: ").unwrap_or(&line);
-    NoRun::Wrong(format!("{line}; c1000k-client --help tells the usage"))
+/// The arguments in a line of text, or the line that says what is wrong.
+#[cfg(test)]
+pub(crate) fn of(line: &str) -> Result<Arguments, String> {
+    Typed::try_parse_from(format!("c1000k-client {line}").split_whitespace())
+        .map_err(|error| command_line::usage_line::<Typed>(&error))?
+        .validate()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn of(line: &str) -> Result<Arguments, NoRun> {
-        parse(format!("c1000k-client {line}").split_whitespace().map(OsString::from))
-    }
-
     fn wrong(line: &str) -> String {
-        match of(line) {
-            Err(NoRun::Wrong(message)) => message,
-            other => panic!("{line}: {other:?}"),
-        }
+        of(line).expect_err(line)
     }
 
     #[test]
@@ -307,6 +285,7 @@ mod tests {
             ("127.0.0.1 9900 --ports 0", "at least 1"),
             ("127.0.0.1 9900 -c 0", "at least 1"),
             ("127.0.0.1 9900 -c many", "10k"),
+            ("127.0.0.1 9900 -c -5", "unexpected argument '-5'"),
             ("127.0.0.1 9900 --rate 0", "at least 1"),
             ("127.0.0.1 9900 --in-flight 0", "at least 1"),
             ("127.0.0.1 9900 --hold 5", "500ms"),
@@ -324,12 +303,6 @@ mod tests {
             assert!(message.contains(part), "{line}: {message}");
             assert_eq!(message.lines().count(), 1, "{line}: {message}");
         }
-    }
-
-    #[test]
-    fn help_and_version_are_no_error() {
-        assert!(matches!(of("--help"), Err(NoRun::Told(text)) if text.contains("--connections")));
-        assert!(matches!(of("--version"), Err(NoRun::Told(_))));
     }
 
     #[test]

@@ -13,13 +13,13 @@ mod target;
 mod verdict;
 
 use std::env;
-use std::fmt::Display;
 use std::io::{self, Write};
 use std::net::UdpSocket;
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime};
 
 use c1000k_host::check::{self, Machine};
+use c1000k_host::command_line::{self, SHORT, fail};
 use c1000k_host::limits::{DescriptorLimit, descriptor_limit, raise_descriptor_limit};
 use c1000k_host::ports::ip_local_port_range;
 use c1000k_host::quantity::format_count;
@@ -27,18 +27,13 @@ use c1000k_report::record::{CLIENT_SCHEMA, Descriptors, Verdict, per_second, tim
 use c1000k_report::{ClientRecord, Destination};
 use reactor::{Config, Reactor, Signal};
 
-use crate::args::{Arguments, NoRun};
+use crate::args::Arguments;
 use crate::flood::{Conn, Flood, Settings};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::tally::Tally;
 use crate::target::Aim;
 use crate::verdict::{Judgement, judge};
-
-/// The run fell short, or the system refused something.
-const SHORT: u8 = 1;
-/// Wrong usage.
-const USAGE: u8 = 2;
 
 /// Slots beyond the goal, for connections that are gone but not yet taken out.
 const SLOTS_SPARE: usize = 64;
@@ -47,24 +42,12 @@ const SLOTS_SPARE: usize = 64;
 const SETBACKS_MIN: u32 = 100;
 
 fn main() -> ExitCode {
-    let _ = env_logger::Builder::from_env(env_logger::Env::new().default_filter_or("info"))
-        .format_target(false)
-        .try_init();
-    match args::parse(env::args_os()) {
+    command_line::start_log();
+    match args::parse() {
         Ok(arguments) if arguments.check => print_check(&arguments),
-        Ok(arguments) => run(&arguments).unwrap_or_else(|error| complain(SHORT, error)),
-        Err(NoRun::Told(text)) => {
-            print(io::stdout(), &text);
-            ExitCode::SUCCESS
-        }
-        Err(NoRun::Wrong(message)) => complain(USAGE, message),
+        Ok(arguments) => run(&arguments).unwrap_or_else(|error| fail(SHORT, &error.to_string())),
+        Err(code) => code,
     }
-}
-
-/// One line that names the thing, the reason and the remedy.
-fn complain(code: u8, message: impl Display) -> ExitCode {
-    print(io::stderr(), &format!("c1000k-client: {message}\n"));
-    ExitCode::from(code)
 }
 
 /// A reader that has gone away is no error.
@@ -218,7 +201,7 @@ fn record(
 fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, String> {
     let written = arguments.json.as_ref().map_or(Ok(()), |json| json.write(record));
     let code = match (&record.limit_detail, record.established) {
-        (Some(detail), 0) => complain(SHORT, detail),
+        (Some(detail), 0) => fail(SHORT, &detail.to_string()),
         _ => {
             let text = summary::render(record);
             match arguments.json {

@@ -111,8 +111,7 @@ mod tests {
     use crate::args;
 
     fn aim_of(line: &str) -> Aim {
-        let words = format!("c1000k-client {line}");
-        let arguments = args::parse(words.split_whitespace().map(Into::into)).unwrap();
+        let arguments = args::of(line).unwrap();
         let descriptors = Some(DescriptorLimit { soft: 20_000, hard: 20_000 });
         let local_ports = Some(32_768..=60_999);
         aim(&arguments, &Machine { descriptors, local_ports, ..Machine::default() })
@@ -143,8 +142,7 @@ mod tests {
     fn tuples_are_a_cap() {
         let aim = aim_of("127.0.0.1 9900 --ports 1 -c 19k");
         assert_eq!(aim.cap, None);
-        let arguments = "127.0.0.1 9900 --ports 1".split_whitespace();
-        let arguments = args::parse(["c"].into_iter().chain(arguments).map(Into::into)).unwrap();
+        let arguments = args::of("127.0.0.1 9900 --ports 1").unwrap();
         let machine = Machine { local_ports: Some(32_768..=33_767), ..Machine::default() };
         let aim = super::aim(&arguments, &machine);
         assert_eq!((aim.target, aim.cap.unwrap().limit), (1_000, Limit::Ports));

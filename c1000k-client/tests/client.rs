@@ -159,7 +159,7 @@ fn a_server_that_dies_during_the_ramp_is_told_within_seconds() {
     let words =
         format!("127.0.0.1 {} --ports 2 -c 5000 --rate 100 --hold 50s --json -", server.first_port);
     let mut client = Client::start(&words);
-    client.await_line("opening: ");
+    client.await_some_held();
     let died = Instant::now();
     server.die();
     let ended = client.end();

@@ -41,8 +41,10 @@ pub fn start_log() {
     let _ = env_logger::Builder::from_env(default).format_target(false).try_init();
 }
 
+/// The first paragraph of clap's words in one line, and the usage.
+///
 /// clap explains over several lines; the first one says what is wrong, and the usage what is right.
-fn usage_line<A: CommandFactory>(error: &clap::Error) -> String {
+pub fn usage_line<A: CommandFactory>(error: &clap::Error) -> String {
     let text = error.to_string();
     let paragraph: Vec<&str> =
         text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();

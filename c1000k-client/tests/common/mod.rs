@@ -210,8 +210,19 @@ impl Client {
 
     /// Waits for a line of standard error that begins so.
     pub(crate) fn await_line(&mut self, start: &str) {
-        while !self.seen.last().is_some_and(|line| line.starts_with(start)) {
-            self.take_line().unwrap_or_else(|| panic!("no {start:?}: {:?}", self.seen));
+        self.await_line_that(|line| line.starts_with(start));
+    }
+
+    /// Waits until progress tells of connections that are held.
+    pub(crate) fn await_some_held(&mut self) {
+        self.await_line_that(|line| {
+            line.starts_with("opening: ") && !line.starts_with("opening: 0 ")
+        });
+    }
+
+    fn await_line_that(&mut self, fits: impl Fn(&str) -> bool) {
+        while !self.seen.last().is_some_and(|line| fits(line)) {
+            self.take_line().unwrap_or_else(|| panic!("no such line: {:?}", self.seen));
         }
     }
 
