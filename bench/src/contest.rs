@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::io;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::process::{Load, Server};
+use crate::process::{self, Load, Server};
 use crate::sampler::{self, Sample, Sampler};
 
 /// A server that takes part.
@@ -48,6 +49,16 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
+    /// Starts a contestant, perhaps under a tool, once the ports are free: io_uring gives them back some time after its
+    /// process has ended.
+    pub(crate) fn server(&self, tool: &[String], contestant: &Contestant) -> io::Result<Server> {
+        process::wait_until("the ports stay in use", || {
+            Ok((self.first_port..self.first_port + self.ports)
+                .all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()))
+        })?;
+        Server::start(tool, &contestant.command)
+    }
+
     pub(crate) fn load(&self) -> io::Result<Load> {
         Load::start(&self.programs.join("load"), self.first_port, self.ports)
     }
@@ -168,7 +179,7 @@ pub(crate) fn run(
     contestant: &Contestant,
     round: usize,
 ) -> io::Result<Result> {
-    let server = Server::start(&[], &contestant.command)?;
+    let server = setting.server(&[], contestant)?;
     let mut load = setting.load()?;
     let sampler =
         setting.perf.then(|| Sampler::start(server.id(), &setting.scratch)).transpose()?;

@@ -60,7 +60,7 @@ fn count(
         "--callgrind-out-file=/dev/null".to_owned(),
         format!("--log-file={}", log.display()),
     ];
-    let server = Server::start(&wrapper, &contestant.command)?;
+    let server = setting.server(&wrapper, contestant)?;
     let mut load = setting.load()?;
     server.settle()?;
     at_once(&server, || load.command(&format!("open {connections}")).map(drop))?;

@@ -5,7 +5,6 @@ use std::io;
 use serde::Serialize;
 
 use crate::contest::{Contestant, Setting};
-use crate::process::Server;
 
 /// A timeout that never fires while it is measured.
 const IDLE_TIMEOUT: [&str; 2] = ["--idle-timeout", "600"];
@@ -28,7 +27,7 @@ pub(crate) fn run(setting: &Setting, connections: usize) -> io::Result<Vec<Memor
 }
 
 fn measure(setting: &Setting, contestant: &Contestant, connections: usize) -> io::Result<Memory> {
-    let server = Server::start(&[], &contestant.command)?;
+    let server = setting.server(&[], contestant)?;
     let mut load = setting.load()?;
     server.settle()?;
     let before = server.anonymous_bytes()?;

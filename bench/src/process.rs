@@ -66,12 +66,9 @@ impl Server {
     /// Stops it and waits until it stands still.
     pub(crate) fn freeze(&self) -> io::Result<()> {
         self.signal(Signal::SIGSTOP)?;
-        let begin = Instant::now();
-        while stat_fields(self.id())?.first().map(String::as_str) != Some("T") {
-            give_up_after(begin, "the server does not stop")?;
-            sleep(Duration::from_millis(1));
-        }
-        Ok(())
+        wait_until("the server does not stop", || {
+            Ok(stat_fields(self.id())?.first().map(String::as_str) == Some("T"))
+        })
     }
 
     /// Lets it go on.
@@ -81,17 +78,14 @@ impl Server {
 
     /// Waits until it has nothing more to do.
     pub(crate) fn settle(&self) -> io::Result<()> {
-        let begin = Instant::now();
         let mut quiet = 0;
         let mut before = self.cpu_ns()?;
-        while quiet < QUIET_POLLS {
-            give_up_after(begin, "the server does not come to rest")?;
-            sleep(POLL);
+        wait_until("the server does not come to rest", || {
             let now = self.cpu_ns()?;
             quiet = if now == before { quiet + 1 } else { 0 };
             before = now;
-        }
-        Ok(())
+            Ok(quiet > QUIET_POLLS)
+        })
     }
 
     /// CPU time of all its threads, exact.
@@ -135,8 +129,16 @@ fn stat_fields(id: u32) -> io::Result<Vec<String>> {
     Ok(after_name.split_whitespace().map(str::to_owned).collect())
 }
 
-fn give_up_after(begin: Instant, what: &str) -> io::Result<()> {
-    if begin.elapsed() > PATIENCE { Err(io::Error::other(what.to_owned())) } else { Ok(()) }
+/// Asks until the answer is yes; `what` is the complaint if that takes too long.
+pub(crate) fn wait_until(what: &str, mut ask: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+    let begin = Instant::now();
+    while !ask()? {
+        if begin.elapsed() > PATIENCE {
+            return Err(io::Error::other(what.to_owned()));
+        }
+        sleep(POLL);
+    }
+    Ok(())
 }
 
 /// The load generator: a process of its own that obeys one line at a time.

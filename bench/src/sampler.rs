@@ -8,12 +8,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
+
+use crate::process::wait_until;
 
 /// Not a divisor of anything, so that it does not march in step with a timer.
 const SAMPLES_PER_SECOND: &str = "4999";
@@ -60,13 +60,7 @@ impl Sampler {
             .stderr(Stdio::null())
             .spawn()?;
         let sampler = Self { perf, data };
-        let begin = Instant::now();
-        while !sampler.is_attached() {
-            if begin.elapsed() > Duration::from_secs(10) {
-                return Err(io::Error::other("perf does not attach"));
-            }
-            sleep(Duration::from_millis(10));
-        }
+        wait_until("perf does not attach", || Ok(sampler.is_attached()))?;
         Ok(sampler)
     }
 

@@ -37,7 +37,7 @@ pub(crate) fn is_available() -> bool {
 }
 
 pub(crate) fn run(setting: &Setting, contestant: &Contestant) -> io::Result<Syscalls> {
-    let server = Server::start(&[], &contestant.command)?;
+    let server = setting.server(&[], contestant)?;
     let mut load = setting.load()?;
     let scratch = &setting.scratch;
     let open = format!("open {CONNECTIONS}");
