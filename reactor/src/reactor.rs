@@ -136,20 +136,25 @@ impl<C> Reactor<C> {
     }
 
     fn serve<H: Handler<Conn = C>>(&mut self, handler: &mut H, token: Token, ready: Readiness) {
-        let Some(link) = self.cx.link(token) else {
+        let Some(mut link) = self.cx.link(token) else {
             self.cx.stats_mut().stale_events += 1;
             return;
         };
         if link.flags.any(Flags::CONNECTING) {
             return self.open_connected(handler, token, ready);
         }
-        if ready.is_writable() && self.cx.flush(token) {
-            lend(&mut self.cx, token, |cx, conn| handler.on_drain(cx, token, conn));
+        if ready.is_writable() {
+            if self.cx.flush(token) {
+                lend(&mut self.cx, token, |cx, conn| handler.on_drain(cx, token, conn));
+            }
+            let Some(flushed) = self.cx.link(token) else { return };
+            link = flushed;
         }
-        let Some(link) = self.cx.link(token) else { return };
         if link.wants_reads() {
             if ready.is_readable() || ready.is_error() || ready.is_hangup() {
-                self.receive(handler, token);
+                let lingers = link.lingers();
+                let received = sys::receive(&link.socket, &mut self.read_buffer);
+                self.hand_over(handler, token, lingers, received);
             }
         } else if ready.is_error() {
             let error = sys::take_error(&link.socket, "epoll_wait");
@@ -160,10 +165,15 @@ impl<C> Reactor<C> {
         }
     }
 
-    fn receive<H: Handler<Conn = C>>(&mut self, handler: &mut H, token: Token) {
-        let Some(link) = self.cx.link(token) else { return };
-        let lingers = link.lingers();
-        match sys::receive(&link.socket, &mut self.read_buffer) {
+    /// Hands what was read to the service; from a connection that `lingers`, nothing is wanted but its end.
+    fn hand_over<H: Handler<Conn = C>>(
+        &mut self,
+        handler: &mut H,
+        token: Token,
+        lingers: bool,
+        received: Transferred,
+    ) {
+        match received {
             Transferred::Bytes(0) if lingers => self.cx.doom(token, CloseReason::Closed),
             Transferred::Bytes(_) if lingers => {}
             Transferred::Bytes(0) => {
@@ -333,8 +343,11 @@ fn lend<C>(cx: &mut Context<C>, token: Token, callback: impl FnOnce(&mut Context
 }
 
 /// Removes what callbacks, or the set-up code, have closed; the service hears of each one.
+#[inline]
 fn bury_doomed<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H) {
-    while let Some((token, conn, reason)) = cx.bury() {
-        handler.on_close(cx, token, conn, reason);
+    while cx.has_doomed() {
+        if let Some((token, conn, reason)) = cx.bury() {
+            handler.on_close(cx, token, conn, reason);
+        }
     }
 }

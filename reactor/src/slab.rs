@@ -131,26 +131,29 @@ impl<H, B> Slab<H, B> {
     /// Takes the body out of its slot until [`give_back`](Self::give_back).
     pub(crate) fn lend(&mut self, name: Name) -> Option<B> {
         let slot = self.slots.get_mut(name.index() as usize)?;
+        // Looked at before it is moved: once known to match, the head need not really be copied to and fro.
+        if !matches!(slot, Slot::Full { generation, .. } if *generation == name.generation()) {
+            return None;
+        }
         match mem::replace(slot, Slot::Vacant { generation: 0, next: NO_SLOT }) {
-            Slot::Full { generation, head, body } if generation == name.generation() => {
+            Slot::Full { generation, head, body } => {
                 *slot = Slot::Lent { generation, head };
                 Some(body)
             }
-            other => {
-                *slot = other;
-                None
-            }
+            _ => None,
         }
     }
 
     /// Puts a lent body back. A slot can't be removed while its body is lent, so the slot is there.
     pub(crate) fn give_back(&mut self, name: Name, body: B) {
         let slot = &mut self.slots[name.index() as usize];
-        match mem::replace(slot, Slot::Vacant { generation: 0, next: NO_SLOT }) {
-            Slot::Lent { generation, head } if generation == name.generation() => {
-                *slot = Slot::Full { generation, head, body };
-            }
-            _ => unreachable!("{name:?} was not lent"),
+        let lent =
+            matches!(slot, Slot::Lent { generation, .. } if *generation == name.generation());
+        assert!(lent, "{name:?} was not lent");
+        if let Slot::Lent { generation, head } =
+            mem::replace(slot, Slot::Vacant { generation: 0, next: NO_SLOT })
+        {
+            *slot = Slot::Full { generation, head, body };
         }
     }
 

@@ -71,6 +71,12 @@ impl Name {
         Self(NonZeroU64::new(bits).expect("a generation is never zero"))
     }
 
+    /// The name within 64 bits of any kind; `None` where there is no generation.
+    fn from_bits(bits: u64) -> Option<Self> {
+        let bits = bits & ((1 << KIND_SHIFT) - 1);
+        if bits >> 32 == 0 { None } else { NonZeroU64::new(bits).map(Self) }
+    }
+
     pub(crate) fn index(self) -> u32 {
         (self.0.get() & u64::from(u32::MAX)) as u32
     }
@@ -156,11 +162,7 @@ impl Source {
     }
 
     pub(crate) fn from_bits(bits: u64) -> Option<Self> {
-        let generation = (bits >> 32) as u32 & GENERATION_MAX;
-        if generation == 0 {
-            return None;
-        }
-        let name = Name::new((bits & u64::from(u32::MAX)) as u32, generation);
+        let name = Name::from_bits(bits)?;
         Some(match bits >> KIND_SHIFT {
             0 => Source::Connection(Token(name)),
             1 => Source::Listener(ListenerId(name)),
