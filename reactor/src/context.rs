@@ -292,8 +292,8 @@ impl<C> Context<C> {
         std::mem::take(&mut self.stop)
     }
 
-    pub(crate) fn acknowledge_wake(&self) {
-        self.waker.acknowledge();
+    pub(crate) fn acknowledge_wake(&self) -> bool {
+        self.waker.acknowledge()
     }
 
     pub(crate) fn next_signal(&self) -> Option<Signal> {

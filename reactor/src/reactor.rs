@@ -123,8 +123,9 @@ impl<C> Reactor<C> {
                 handler.on_ready(&mut self.cx, watch, ready);
             }
             Some(Source::Inner(Inner::Wake)) => {
-                self.cx.acknowledge_wake();
-                handler.on_wake(&mut self.cx);
+                if self.cx.acknowledge_wake() {
+                    handler.on_wake(&mut self.cx);
+                }
             }
             Some(Source::Inner(Inner::Signal)) => {
                 while let Some(signal) = self.cx.next_signal() {

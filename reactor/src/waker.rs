@@ -30,11 +30,11 @@ impl Waker {
         }
     }
 
-    /// Takes note of the wake-up; what was done before any `wake` until now is visible afterwards.
-    pub(crate) fn acknowledge(&self) {
+    /// Takes note of the wake-up, if there was one; what was done before any `wake` until now is visible afterwards.
+    pub(crate) fn acknowledge(&self) -> bool {
         self.0.bell.hush();
         // A wake between these two lines rings no bell, but its cause is visible to the callback that follows.
-        self.0.rung.swap(false, Ordering::AcqRel);
+        self.0.rung.swap(false, Ordering::AcqRel)
     }
 
     pub(crate) fn watch(&self, poller: &Poller, data: u64) -> Result<(), Error> {
