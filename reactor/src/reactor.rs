@@ -208,6 +208,9 @@ impl<C> Reactor<C> {
     }
 
     fn accept<H: Handler<Conn = C>>(&mut self, handler: &mut H, listener: ListenerId) {
+        if !self.cx.hears(listener) {
+            return self.cx.hush(listener);
+        }
         for round in 0..self.cx.config().accepts_per_wake {
             // The kernel has told of one peer that waits. Whether there is another behind it is not known: if so, it
             // tells again.

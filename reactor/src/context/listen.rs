@@ -140,6 +140,13 @@ impl<C> Context<C> {
         self.listeners.head(id.name()).is_some_and(Listener::hears)
     }
 
+    /// An event came from a listener that is not to be heard: epoll may have refused to be told so, and is told again.
+    pub(crate) fn hush(&mut self, id: ListenerId) {
+        if let Err(Error::System { call, source }) = self.settle_listener(id) {
+            log::warn!("a listener could not be paused: {call}: {source}");
+        }
+    }
+
     /// Takes one connection from the listener's backlog, unless the listener is paused or gone.
     pub(crate) fn accept(&self, id: ListenerId) -> Accepted {
         match self.listeners.head(id.name()) {
