@@ -157,10 +157,10 @@ impl<C> Reactor<C> {
                 let received = sys::receive(&link.socket, &mut self.read_buffer);
                 self.hand_over(handler, token, lingers, received);
             }
-        } else if ready.is_error() {
-            let error = sys::take_error(&link.socket, "epoll_wait");
-            let reason = error.map_or(CloseReason::Finished, CloseReason::Failed);
-            self.cx.doom(token, reason);
+        } else if ready.is_error()
+            && let Some(error) = sys::take_error(&link.socket, "epoll_wait")
+        {
+            self.cx.doom(token, CloseReason::Failed(error));
         } else if ready.is_hangup() {
             self.cx.end_hung_up(token);
         }

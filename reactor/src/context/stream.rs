@@ -255,11 +255,11 @@ impl<C> Context<C> {
     }
 
     /// Both directions are shut while the service does not read: epoll would report that without end, so the socket
-    /// leaves epoll until the service reads again.
+    /// leaves epoll until the service reads again. With bytes in its queue it stays: the next send shows what is wrong.
     pub(crate) fn end_hung_up(&mut self, token: Token) {
         self.end_if_finished(token);
         let Some(link) = self.connections.head_mut(token.name()) else { return };
-        if link.flags.any(Flags::DOOMED) {
+        if link.flags.any(Flags::DOOMED) || link.has_queue() || link.registered().is_none() {
             return;
         }
         if let Err(error) = self.poller.delete(&link.socket) {
