@@ -329,10 +329,10 @@ fn open<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H, token: Token) {
 
 fn time_out<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H, token: Token) {
     let Some(link) = cx.link(token) else { return };
-    if link.flags.any(Flags::CONNECTING) {
-        cx.doom(token, CloseReason::ConnectTimedOut);
-    } else if link.flags.any(Flags::CLOSING) {
+    if link.flags.any(Flags::CLOSING) {
         cx.end_closing(token, CloseReason::FlushTimedOut);
+    } else if link.flags.any(Flags::CONNECTING) {
+        cx.doom(token, CloseReason::ConnectTimedOut);
     } else {
         lend(cx, token, |cx, conn| handler.on_timeout(cx, token, conn));
     }
