@@ -90,6 +90,7 @@ impl<C> Reactor<C> {
         bury_doomed(&mut self.cx, handler);
         self.cx.feed_starved();
         self.wait(max_wait)?;
+        bury_doomed(&mut self.cx, handler);
         for index in 0..self.events.len() {
             let (data, ready) = self.events.at(index);
             self.dispatch(handler, data, ready);
