@@ -3,6 +3,8 @@
 //! The parts that belong to one concern each stand in files of their own: [`listen`], [`connect`], [`stream`] (write,
 //! pause, close), [`sweep`] (visiting all connections), [`time`] and [`watch`] (any other descriptor).
 
+#[cfg(any(test, fuzzing))]
+mod audit;
 mod connect;
 mod listen;
 mod stream;
@@ -96,7 +98,7 @@ impl<C> Context<C> {
         let poller = Poller::new()?;
         let waker = Waker::new()?;
         waker.watch(&poller, Source::Inner(Inner::Wake).to_bits())?;
-        let now = Instant::now();
+        let now = sys::now();
         Ok(Self {
             poller,
             connections: Slab::with_capacity(config.connections_max).map_err(no_memory)?,
@@ -258,7 +260,7 @@ impl<C> Context<C> {
     }
 
     pub(crate) fn read_clock(&mut self) {
-        self.now = Instant::now();
+        self.now = sys::now();
     }
 
     pub(crate) fn begin_turn(&mut self) {

@@ -79,8 +79,14 @@ mod mailbox;
 mod queue;
 mod reactor;
 mod signal;
+#[cfg(any(test, fuzzing))]
+mod simulation;
 mod slab;
 mod stats;
+#[cfg(not(any(test, fuzzing)))]
+mod sys;
+#[cfg(any(test, fuzzing))]
+#[path = "fake_sys.rs"]
 mod sys;
 mod token;
 mod waker;
@@ -100,6 +106,10 @@ pub use stats::Stats;
 pub use sys::Readiness;
 pub use token::{ListenerId, TimerId, Token, WatchId};
 pub use waker::Waker;
+
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use simulation::play_bytes;
 
 /// The README's example compiles.
 #[cfg(doctest)]

@@ -1,4 +1,5 @@
-//! The edge to the operating system: the one file that names `nix` and the only one with `unsafe`.
+//! The edge to the operating system: the one file that names `nix` and the only one with `unsafe`. In unit tests and
+//! under the fuzzer `fake_sys.rs` stands in its place, with the same functions and types.
 //!
 //! Everything here is a thin, safe function with one system call in it, or a few for setting up. Descriptors are
 //! owned, non-blocking and close-on-exec from birth.
@@ -9,7 +10,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -51,8 +52,13 @@ impl AsFd for Descriptor {
     }
 }
 
-fn refused(call: &'static str) -> impl FnOnce(Errno) -> Error {
+pub(crate) fn refused(call: &'static str) -> impl FnOnce(Errno) -> Error {
     move |errno| Error::System { call, source: io::Error::from_raw_os_error(errno as i32) }
+}
+
+/// The monotonic clock.
+pub(crate) fn now() -> Instant {
+    Instant::now()
 }
 
 // --- epoll ---------------------------------------------------------------------------------------------------------
@@ -65,6 +71,10 @@ impl Readiness {
     pub(crate) const NONE: Self = Self(EpollFlags::empty());
     pub(crate) const READABLE: Self = Self(EpollFlags::EPOLLIN);
     pub(crate) const WRITABLE: Self = Self(EpollFlags::EPOLLOUT);
+    #[cfg(any(test, fuzzing))]
+    pub(crate) const ERROR: Self = Self(EpollFlags::EPOLLERR);
+    #[cfg(any(test, fuzzing))]
+    pub(crate) const HANGUP: Self = Self(EpollFlags::EPOLLHUP);
 
     pub(crate) fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -315,8 +325,8 @@ pub(crate) fn connect(socket: &Descriptor, address: &Address) -> Result<(), Erro
 
 /// What became of an accept.
 #[derive(Debug)]
-pub(crate) enum Accepted {
-    Connection(Descriptor),
+pub(crate) enum Accepted<D = Descriptor> {
+    Connection(D),
     /// Nobody waits.
     Nobody,
     /// This one was lost before it was accepted, by the peer or the network; the next may be there.
@@ -328,34 +338,37 @@ pub(crate) enum Accepted {
 }
 
 pub(crate) fn accept(listener: &Descriptor) -> Accepted {
-    match socket::accept4(listener.0.as_raw_fd(), SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC)
-    {
-        Ok(raw) => {
-            // SAFETY: accept4 has just opened this descriptor, and nothing else knows it.
-            Accepted::Connection(Descriptor(unsafe { OwnedFd::from_raw_fd(raw) }))
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let answer = socket::accept4(listener.0.as_raw_fd(), flags);
+    // SAFETY: accept4 has just opened this descriptor, and nothing else knows it.
+    accepted(answer.map(|raw| Descriptor(unsafe { OwnedFd::from_raw_fd(raw) })))
+}
+
+/// What the answer of an accept means.
+pub(crate) fn accepted<D>(answer: nix::Result<D>) -> Accepted<D> {
+    let errno = match answer {
+        Ok(socket) => return Accepted::Connection(socket),
+        Err(errno) => errno,
+    };
+    let error = refused("accept4")(errno);
+    match errno {
+        Errno::EAGAIN => Accepted::Nobody,
+        // accept(2): Linux passes errors of the new socket on; they are to be treated like a retry.
+        Errno::EINTR
+        | Errno::ECONNABORTED
+        | Errno::EPROTO
+        | Errno::EPERM
+        | Errno::ENETDOWN
+        | Errno::ENOPROTOOPT
+        | Errno::EHOSTDOWN
+        | Errno::ENONET
+        | Errno::EHOSTUNREACH
+        | Errno::ENETUNREACH
+        | Errno::ETIMEDOUT => Accepted::Lost(error),
+        Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => {
+            Accepted::Exhausted(error)
         }
-        Err(Errno::EAGAIN) => Accepted::Nobody,
-        Err(errno) => {
-            let error = refused("accept4")(errno);
-            match errno {
-                // accept(2): Linux passes errors of the new socket on; they are to be treated like a retry.
-                Errno::EINTR
-                | Errno::ECONNABORTED
-                | Errno::EPROTO
-                | Errno::EPERM
-                | Errno::ENETDOWN
-                | Errno::ENOPROTOOPT
-                | Errno::EHOSTDOWN
-                | Errno::ENONET
-                | Errno::EHOSTUNREACH
-                | Errno::ENETUNREACH
-                | Errno::ETIMEDOUT => Accepted::Lost(error),
-                Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => {
-                    Accepted::Exhausted(error)
-                }
-                _ => Accepted::Broken(error),
-            }
-        }
+        _ => Accepted::Broken(error),
     }
 }
 
@@ -368,7 +381,8 @@ pub(crate) enum Transferred {
     Failed(Error),
 }
 
-fn transferred(call: &'static str, answer: nix::Result<usize>) -> Transferred {
+/// What the answer of a read or a write means.
+pub(crate) fn transferred(call: &'static str, answer: nix::Result<usize>) -> Transferred {
     match answer {
         Ok(bytes) => Transferred::Bytes(bytes),
         Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS) => Transferred::NotNow,

@@ -28,6 +28,11 @@ impl Listener {
     fn hears(&self) -> bool {
         !self.paused && self.starved.is_none()
     }
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn is_starved(&self) -> bool {
+        self.starved.is_some()
+    }
 }
 
 impl<C> Context<C> {

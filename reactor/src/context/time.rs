@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::connection::Flags;
 use crate::context::Context;
 use crate::error::Error;
+use crate::sys;
 use crate::token::{Source, TimerId, Token};
 use crate::wheel::{NodeId, Tick};
 
@@ -81,7 +82,7 @@ impl<C> Context<C> {
     pub(crate) fn wait_within(&self, most: Option<Duration>) -> Option<Duration> {
         let Some(tick) = self.wheel.next_tick() else { return most };
         let due = self.started + Duration::from_millis(tick);
-        let until_due = due.saturating_duration_since(std::time::Instant::now());
+        let until_due = due.saturating_duration_since(sys::now());
         Some(most.map_or(until_due, |most| most.min(until_due)))
     }
 

@@ -1,0 +1,80 @@
+//! What must be true of a context after each turn, whatever the service and the system have done; asserted by the
+//! simulation.
+
+use crate::connection::{Flags, Link};
+use crate::context::Context;
+use crate::sys::Readiness;
+use crate::token::Token;
+use crate::wheel::NodeId;
+
+impl<C> Context<C> {
+    /// # Panics
+    /// When something has leaked, is counted wrongly, or differs from what epoll knows.
+    pub(crate) fn audit(&self) {
+        self.audit_lists();
+        self.audit_queues();
+        self.audit_timers();
+        self.audit_epoll();
+        self.audit_stats();
+    }
+
+    fn links(&self) -> impl Iterator<Item = (Token, &Link)> {
+        self.tokens(0..self.slots()).filter_map(|token| Some((token, self.link(token)?)))
+    }
+
+    fn audit_lists(&self) {
+        assert!(self.doomed.is_empty(), "connections wait to be removed though the turn is over");
+        let starved = self.listeners().filter(|id| {
+            self.listeners.head(id.name()).is_some_and(|listener| listener.is_starved())
+        });
+        assert_eq!(starved.count(), self.starved.len(), "the list of starved listeners is wrong");
+        for (token, link) in self.links() {
+            let listed = self.unsettled.contains(&token);
+            assert_eq!(
+                link.flags.any(Flags::UNSETTLED),
+                listed,
+                "{token:?} in the list of unsettled"
+            );
+        }
+    }
+
+    fn audit_queues(&self) {
+        let held: Vec<u32> =
+            self.links().filter(|(_, link)| link.has_queue()).map(|(_, link)| link.queue).collect();
+        let mut known: Vec<u32> = held.iter().chain(&self.queues_free).copied().collect();
+        known.sort_unstable();
+        let all: Vec<u32> = (0..self.queues.len() as u32).collect();
+        assert_eq!(known, all, "a queue is lost, or has two owners");
+        assert!(held.iter().all(|&queue| !self.queues[queue as usize].is_empty()));
+        assert!(self.queues_free.iter().all(|&queue| self.queues[queue as usize].is_empty()));
+        let bytes: usize = self.queues.iter().map(|queue| queue.len_bytes()).sum();
+        assert_eq!(bytes, self.stats.queued_bytes, "queued bytes are counted wrongly");
+    }
+
+    fn audit_timers(&self) {
+        let timeouts = self.links().filter(|(_, link)| link.timer != NodeId::NONE).count();
+        let grace = self.shutdown.as_ref().is_some_and(|shutdown| shutdown.grace.is_some());
+        let owned = timeouts + self.timers.len() + self.starved.len() + usize::from(grace);
+        assert_eq!(self.wheel.len(), owned, "a timer has lost its owner, or the owner its timer");
+    }
+
+    fn audit_epoll(&self) {
+        for (token, link) in self.links() {
+            let registered = link.registered();
+            assert_eq!(registered, link.socket.registered(), "what epoll knows of {token:?}");
+            let settled = registered.unwrap_or(Readiness::NONE) == link.interest();
+            assert!(
+                settled || link.flags.any(Flags::UNSETTLED),
+                "epoll will not be told: {link:?}"
+            );
+        }
+    }
+
+    fn audit_stats(&self) {
+        let stats = &self.stats;
+        let open = self.links().filter(|(_, link)| link.flags.any(Flags::OPENED)).count() as u64;
+        assert_eq!(stats.opened - stats.closed, open, "{stats:?}");
+        assert_eq!(stats.accepted + stats.connected, stats.opened, "{stats:?}");
+        assert!(stats.open_max >= open && stats.open_max <= stats.opened, "{stats:?}");
+    }
+}

@@ -1,0 +1,220 @@
+//! A simulation of everything at once: a service that does what comes to its mind, on a kernel that does its worst.
+//!
+//! The kernel is `fake_sys.rs`; this is the service. Both take their decisions from one stream, from a seed in the unit
+//! test and from bytes under the fuzzer. Whatever they decide, each promise of [`Handler`](crate::Handler) must hold:
+//! [`Service`] keeps a record of each connection and checks every callback against it, and
+//! [`Context::audit`](crate::Context::audit) checks the reactor's own books after each turn. At the end the kernel calms
+//! down, and then everything that waits must happen, the reactor must come to rest, and nothing must be left.
+
+mod acts;
+mod service;
+
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::reactor::{Reactor, Status};
+use crate::sys::{self, Choices};
+
+use service::{Conn, Service};
+
+/// Turns within which a calm reactor must have done all there is to do.
+const CALM_TURNS_MAX: u32 = 3000;
+const TURNS_MAX: u32 = 60;
+
+/// Plays what these bytes say; panics where a promise is broken.
+#[cfg(fuzzing)]
+pub fn play_bytes(bytes: &[u8]) {
+    play(Choices::scripted(bytes));
+}
+
+fn play(choices: Choices) {
+    sys::boot(choices);
+    let config = small_config();
+    fail_to_start(&config);
+    let mut world = World::new(&config);
+    world.live();
+    world.calm_down();
+    world.shut_down();
+    world.end();
+    assert_eq!(sys::open_descriptors(), 0, "descriptors have leaked");
+}
+
+/// Bounds that are met all the time.
+fn small_config() -> Config {
+    let up_to = |bound: u32| 1 + sys::below(bound) as usize;
+    Config {
+        connections_max: up_to(20),
+        listeners_max: up_to(3),
+        timers_max: up_to(6),
+        watches_max: up_to(3),
+        sweeps_max: up_to(2),
+        events_per_wait: up_to(16),
+        accepts_per_wake: up_to(5),
+        timers_per_turn: up_to(8) as u32,
+        closes_per_turn: up_to(6),
+        visits_per_turn: up_to(6),
+        read_buffer_bytes: up_to(80),
+        write_queue_bytes_max: up_to(300),
+        write_queues_bytes_max: up_to(900),
+        flush_timeout: Duration::from_millis(sys::below(40).into()),
+        accept_pause_min: Duration::from_millis(sys::below(5).into()),
+        accept_pause_max: Duration::from_millis(sys::below(40).into()),
+    }
+}
+
+/// A reactor that can't be made leaves nothing behind.
+fn fail_to_start(config: &Config) {
+    sys::set_faults(40);
+    let made = Reactor::<Conn>::new(config);
+    sys::set_faults(0);
+    drop(made);
+    assert_eq!(sys::open_descriptors(), 0, "a reactor that was not made has leaked descriptors");
+}
+
+struct World {
+    reactor: Reactor<Conn>,
+    service: Service,
+    /// What the reactor holds of its own.
+    own_descriptors: usize,
+}
+
+impl World {
+    fn new(config: &Config) -> Self {
+        let mut reactor = Reactor::new(config).expect("nothing fails yet");
+        let service = Service::new(reactor.context());
+        Self { reactor, service, own_descriptors: sys::open_descriptors() }
+    }
+
+    /// The wild part.
+    fn live(&mut self) {
+        for _ in 0..4 {
+            self.service.act(self.reactor.context(), None);
+        }
+        let faults = [0, 2, 5, 15][sys::below(4) as usize];
+        sys::set_faults(faults);
+        if faults > 0 && sys::percent(50) {
+            sys::lower_limits();
+        }
+        let mut turns = 0;
+        while turns < TURNS_MAX && sys::has_choices() {
+            turns += 1;
+            let max_wait = match sys::below(4) {
+                0 => None,
+                1 => Some(Duration::ZERO),
+                _ => Some(Duration::from_millis(sys::below(20).into())),
+            };
+            self.turn(max_wait);
+            for _ in 0..sys::below(4) {
+                self.service.act(self.reactor.context(), None);
+            }
+        }
+    }
+
+    fn turn(&mut self, max_wait: Option<Duration>) {
+        let broken_before = sys::broken_waits();
+        match self.reactor.turn(&mut self.service, max_wait) {
+            Ok(status) => {
+                self.reactor.context().audit();
+                self.service.after_turn(self.reactor.context(), status);
+            }
+            Err(error) => assert!(sys::broken_waits() > broken_before, "{error}"),
+        }
+    }
+
+    /// With no fault and no news, everything that waits happens, and then nothing at all.
+    fn calm_down(&mut self) {
+        sys::calm_down();
+        self.service.calm_down(self.reactor.context());
+        self.rest();
+        self.service.check_at_rest(self.reactor.context());
+    }
+
+    fn rest(&mut self) {
+        for _ in 0..CALM_TURNS_MAX {
+            self.turn(None);
+            if sys::rests() {
+                return;
+            }
+        }
+        panic!("the reactor does not come to rest");
+    }
+
+    /// A shutdown ends, and within its grace.
+    fn shut_down(&mut self) {
+        let called = self.reactor.context().now();
+        self.service.shutdown(self.reactor.context(), Duration::from_millis(50));
+        for _ in 0..CALM_TURNS_MAX {
+            let status =
+                self.reactor.turn(&mut self.service, None).expect("nothing fails any more");
+            self.reactor.context().audit();
+            if status == Status::Stopped {
+                return self.service.check_shut_down(self.reactor.context(), called);
+            }
+        }
+        panic!("the shutdown does not end");
+    }
+
+    fn end(mut self) {
+        self.service.let_go(self.reactor.context());
+        let cx = self.reactor.context();
+        cx.audit();
+        assert_eq!(cx.stats().timers_armed, 0, "timers have leaked");
+        assert_eq!(cx.connections(), 0);
+        let held = sys::open_descriptors();
+        // The spare one may be missing when there was none to be had.
+        assert!(
+            held == self.own_descriptors || held + 1 == self.own_descriptors,
+            "{held} descriptors are open and not {}",
+            self.own_descriptors
+        );
+        self.service.check_end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    /// So many seeds are played unless `REACTOR_SEEDS` says otherwise.
+    const SEEDS: u64 = 3000;
+
+    fn number(variable: &str) -> Option<u64> {
+        let text = std::env::var(variable).ok()?;
+        Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
+    }
+
+    #[test]
+    fn each_promise_holds_on_a_kernel_that_does_its_worst() {
+        if let Some(seed) = number("REACTOR_SEED") {
+            return play(Choices::seeded(seed));
+        }
+        let seeds = number("REACTOR_SEEDS").unwrap_or(if cfg!(miri) { 2 } else { SEEDS });
+        let next = AtomicU64::new(0);
+        let play_all = || {
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= seeds {
+                    return;
+                }
+                if let Err(failure) = panic::catch_unwind(|| play(Choices::seeded(seed))) {
+                    eprintln!(
+                        "Seed {seed} fails. To replay it with a log:\n    REACTOR_SEED={seed} \
+                         REACTOR_TRACE=1 cargo test -p reactor --lib simulation -- --nocapture"
+                    );
+                    next.store(seeds, Ordering::Relaxed);
+                    panic::resume_unwind(failure);
+                }
+            }
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(play_all);
+            }
+        });
+    }
+}

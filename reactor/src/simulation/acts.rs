@@ -1,0 +1,361 @@
+//! What the service of the simulation does: each method of [`Context`](crate::Context), at any time, on any connection.
+
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::address::Address;
+use crate::config::{ConnectOptions, Keepalive, ListenOptions};
+use crate::error::{Error, WriteError, Written};
+use crate::interest::Interest;
+use crate::queue::Chunk;
+use crate::sys;
+use crate::token::{ListenerId, Token};
+
+use super::service::{Cx, Phase, Service, Sweep};
+
+const WRITE_BYTES_MAX: u32 = 150;
+const INTERESTS: [Interest; 4] =
+    [Interest::Nothing, Interest::Readable, Interest::Writable, Interest::Both];
+
+fn one_of<T: Copy>(list: &[T]) -> Option<T> {
+    if list.is_empty() { None } else { Some(list[sys::below(list.len() as u32) as usize]) }
+}
+
+/// Often none at all, at times longer than the simulation.
+fn some_time() -> Duration {
+    match sys::below(6) {
+        0 => Duration::ZERO,
+        1 => Duration::from_secs(sys::below(200).into()),
+        2 => Duration::from_micros(sys::below(3000).into()),
+        _ => Duration::from_millis(sys::below(60).into()),
+    }
+}
+
+impl Service {
+    /// Does one thing.
+    pub(super) fn act(&mut self, cx: &mut Cx, own: Option<Token>) {
+        match sys::below(40) {
+            0..=8 => self.write(cx, own),
+            9 => self.pause(cx, own, true),
+            10 | 11 => self.pause(cx, own, false),
+            12 | 13 => self.finish(cx, own),
+            14 | 15 => self.close(cx, own),
+            16 => self.abort(cx, own),
+            17 | 18 => self.set_timeout(cx, own),
+            19 => self.clear_timeout(cx, own),
+            20 => self.add_timer(cx),
+            21 => self.cancel_timer(cx),
+            22..=25 => self.connect(cx),
+            26 | 27 => self.listen(cx),
+            28 => self.unlisten(cx),
+            29 => self.pause_accepts(cx, true),
+            30 => self.pause_accepts(cx, false),
+            31 => self.watch(cx),
+            32 => self.unwatch(cx),
+            33 => self.set_interest(cx),
+            34 => self.sweep(cx),
+            35 => {
+                cx.waker().wake();
+                self.wake_due = true;
+            }
+            36 if sys::percent(20) => {
+                cx.stop();
+                self.stop_due = true;
+            }
+            37 if sys::percent(5) => self.shutdown(cx, some_time()),
+            _ => self.look(cx, own),
+        }
+    }
+
+    /// Its own connection, any other, or one that is gone.
+    fn some_record(&self, own: Option<Token>) -> Option<(usize, Token)> {
+        if let Some(own) = own
+            && sys::percent(60)
+        {
+            return Some((self.records.iter().position(|r| r.token == Some(own))?, own));
+        }
+        let held = sys::percent(85);
+        let named: Vec<(usize, Token)> = self
+            .records
+            .iter()
+            .enumerate()
+            .filter(|(_, record)| !held || record.is_held())
+            .filter_map(|(id, record)| Some((id, record.token?)))
+            .collect();
+        one_of(&named)
+    }
+
+    fn write(&mut self, cx: &mut Cx, own: Option<Token>) {
+        let Some((id, token)) = self.some_record(own) else { return };
+        let length = sys::below(WRITE_BYTES_MAX) as usize;
+        let begin = self.records[id].written.len();
+        let bytes: Vec<u8> = (begin..begin + length)
+            .map(|place| (id * 7 + place) as u8 ^ (place >> 8) as u8)
+            .collect();
+        let queued_before = cx.queued_bytes(token);
+        let sent_before = sys::bytes_taken();
+        let total_before = cx.stats().queued_bytes;
+        let answer = match sys::below(4) {
+            0 => {
+                let (one, two) = bytes.split_at(length / 2);
+                cx.write_vectored(token, &[IoSlice::new(one), IoSlice::new(two)])
+            }
+            1 => cx.write_chunk(token, Chunk::Owned(bytes.clone())),
+            2 => cx.write_chunk(token, Arc::<[u8]>::from(&bytes[..])),
+            _ => cx.write(token, &bytes),
+        };
+        sys::trace(|| format!("  write {length} to {token:?}: {answer:?}"));
+        let fits = queued_before + length <= cx.config().write_queue_bytes_max;
+        let fits_in_total = total_before + length <= cx.config().write_queues_bytes_max;
+        let record = &mut self.records[id];
+        let queued = cx.queued_bytes(token);
+        match answer {
+            Ok(written) => {
+                assert!(fits && fits_in_total, "it takes more than its bounds");
+                assert!(record.is_held() && !record.finished && !record.closing, "{record:?}");
+                record.written.extend(bytes);
+                match written {
+                    Written::Sent if length > 0 => assert_eq!(queued, 0, "some bytes wait"),
+                    Written::Queued => {
+                        assert!(queued > 0, "no byte waits");
+                        record.drain_due = true;
+                    }
+                    Written::Sent => {}
+                }
+                let sent = sys::wire(record.serial).sent.len();
+                assert_eq!(sent + queued, record.written.len(), "bytes are lost or doubled");
+            }
+            Err(refused) => {
+                assert_eq!(queued, queued_before, "bytes of a refused write are queued");
+                assert_eq!(sys::bytes_taken(), sent_before, "bytes of a refused write have left");
+                match refused {
+                    WriteError::Full => assert!(!fits, "there was room"),
+                    WriteError::FullInTotal => assert!(!fits_in_total, "there was room"),
+                    WriteError::Closed => {}
+                }
+            }
+        }
+    }
+
+    fn pause(&mut self, cx: &mut Cx, own: Option<Token>, on: bool) {
+        let Some((id, token)) = self.some_record(own) else { return };
+        if on {
+            cx.pause_reads(token);
+        } else {
+            cx.resume_reads(token);
+        }
+        self.records[id].paused = on;
+        sys::trace(|| format!("  pause {token:?}: {on}"));
+    }
+
+    fn finish(&mut self, cx: &mut Cx, own: Option<Token>) {
+        let Some((id, token)) = self.some_record(own) else { return };
+        cx.finish(token);
+        let record = &mut self.records[id];
+        record.finished |= !record.closing;
+        sys::trace(|| format!("  finish {token:?}"));
+    }
+
+    fn close(&mut self, cx: &mut Cx, own: Option<Token>) {
+        let Some((id, token)) = self.some_record(own) else { return };
+        cx.close(token);
+        let record = &mut self.records[id];
+        record.closing = true;
+        // on_drain tells of a queue that runs empty, but not of one that is closed.
+        record.drain_due = false;
+        sys::trace(|| format!("  close {token:?}"));
+    }
+
+    fn abort(&mut self, cx: &mut Cx, own: Option<Token>) {
+        let Some((id, token)) = self.some_record(own) else { return };
+        cx.abort(token);
+        self.records[id].aborted = true;
+        sys::trace(|| format!("  abort {token:?}"));
+    }
+
+    fn set_timeout(&mut self, cx: &mut Cx, own: Option<Token>) {
+        let Some((id, token)) = self.some_record(own) else { return };
+        let after = some_time();
+        cx.set_timeout(token, after);
+        let record = &mut self.records[id];
+        if record.is_held() && !record.closing {
+            record.deadline = Some(cx.now() + after);
+        }
+    }
+
+    fn clear_timeout(&mut self, cx: &mut Cx, own: Option<Token>) {
+        let Some((id, token)) = self.some_record(own) else { return };
+        cx.clear_timeout(token);
+        self.records[id].deadline = None;
+    }
+
+    fn add_timer(&mut self, cx: &mut Cx) {
+        let after = some_time();
+        let full = self.timers.len() == cx.config().timers_max;
+        match cx.add_timer(after) {
+            Ok(timer) => {
+                let earlier = self.timers.insert(timer, cx.now() + after);
+                assert!(!full && earlier.is_none(), "a timer that can't be");
+                assert!(!self.timers_gone.contains(&timer), "the name of an earlier timer");
+            }
+            Err(error) => assert!(full, "{error}"),
+        }
+    }
+
+    fn cancel_timer(&mut self, cx: &mut Cx) {
+        if let Some(timer) = one_of(&self.timers_gone) {
+            assert!(!cx.cancel_timer(timer), "a stale name cancels another's timer");
+        }
+        let armed: Vec<_> = self.timers.keys().copied().collect();
+        if let Some(timer) = one_of(&armed) {
+            assert!(cx.cancel_timer(timer), "it was armed");
+            self.timers.remove(&timer);
+            self.timers_gone.push(timer);
+        }
+    }
+
+    fn connect(&mut self, cx: &mut Cx) {
+        let options = ConnectOptions {
+            source: sys::percent(20).then(|| ([127, 0, 0, 2], 0).into()),
+            port_range: sys::percent(20).then_some(1..=9),
+            timeout: sys::percent(50).then(some_time),
+            nodelay: sys::percent(20),
+            keepalive: sys::percent(20).then(Keepalive::default),
+            user_timeout: sys::percent(20).then_some(Duration::from_secs(1)),
+        };
+        let address = match sys::below(4) {
+            0 if options.source.is_none() => Address::from(Path::new("/socket")),
+            _ => Address::from(([127, 0, 0, 1], 7)),
+        };
+        let full = cx.connections() == cx.config().connections_max;
+        let conn = self.new_conn(Phase::Connecting);
+        let id = conn.record;
+        match cx.connect(address, &options, conn) {
+            Ok(token) => {
+                assert!(!full && self.shutting_down.is_none(), "there was no room for it");
+                self.note_name(cx, id, token);
+                self.records[id].deadline = options.timeout.map(|timeout| cx.now() + timeout);
+                sys::trace(|| format!("  connect {token:?}"));
+            }
+            Err(error) => {
+                self.records[id].phase = Phase::Closed;
+                match error {
+                    Error::Full { .. } => assert!(full),
+                    Error::Invalid(_) => assert!(self.shutting_down.is_some()),
+                    _ => assert!(error.errno().is_some(), "{error}"),
+                }
+            }
+        }
+    }
+
+    fn listen(&mut self, cx: &mut Cx) {
+        let options = ListenOptions { nodelay: sys::percent(50), ..ListenOptions::default() };
+        let full = self.listeners.len() == cx.config().listeners_max;
+        match cx.listen(([127, 0, 0, 1], 9), &options) {
+            Ok(listener) => {
+                assert!(!full && self.shutting_down.is_none(), "there was no room for it");
+                assert!(self.listeners.insert(listener, false).is_none());
+                assert!(!self.listeners_gone.contains(&listener), "an earlier listener's name");
+            }
+            Err(error) => assert!(full || self.shutting_down.is_some() || error.errno().is_some()),
+        }
+    }
+
+    fn some_listener(&self) -> Option<ListenerId> {
+        let names: Vec<_> = self.listeners.keys().copied().collect();
+        if sys::percent(85) { one_of(&names) } else { one_of(&self.listeners_gone) }
+    }
+
+    fn unlisten(&mut self, cx: &mut Cx) {
+        let Some(listener) = self.some_listener() else { return };
+        cx.unlisten(listener);
+        if self.listeners.remove(&listener).is_some() {
+            self.listeners_gone.push(listener);
+        }
+    }
+
+    fn pause_accepts(&mut self, cx: &mut Cx, on: bool) {
+        let Some(listener) = self.some_listener() else { return };
+        let answer = if on { cx.pause_accepts(listener) } else { cx.resume_accepts(listener) };
+        match self.listeners.get_mut(&listener) {
+            Some(paused) => *paused = on,
+            None => assert!(matches!(answer, Err(Error::Stale)), "{answer:?}"),
+        }
+        let _ = cx.set_backlog(listener, Some(7));
+    }
+
+    fn watch(&mut self, cx: &mut Cx) {
+        let descriptor = null();
+        let interest = INTERESTS[sys::below(4) as usize];
+        let full = self.watches.len() == cx.config().watches_max;
+        match cx.watch(descriptor, interest) {
+            Ok(watch) => {
+                assert!(!full && self.watches.insert(watch, interest).is_none());
+                assert!(!self.watches_gone.contains(&watch), "an earlier watch's name");
+            }
+            Err(error) => assert!(full || error.errno().is_some(), "{error}"),
+        }
+    }
+
+    fn unwatch(&mut self, cx: &mut Cx) {
+        if let Some(watch) = one_of(&self.watches_gone) {
+            assert!(cx.unwatch(watch).is_none(), "a stale name ends another's watch");
+        }
+        let watched: Vec<_> = self.watches.keys().copied().collect();
+        if let Some(watch) = one_of(&watched) {
+            assert!(cx.unwatch(watch).is_some(), "it was watched");
+            self.watches.remove(&watch);
+            self.watches_gone.push(watch);
+        }
+    }
+
+    fn set_interest(&mut self, cx: &mut Cx) {
+        let watched: Vec<_> = self.watches.keys().copied().collect();
+        let Some(watch) = one_of(&watched) else { return };
+        let interest = INTERESTS[sys::below(4) as usize];
+        match cx.set_interest(watch, interest) {
+            Ok(()) => drop(self.watches.insert(watch, interest)),
+            Err(error) => assert!(error.errno().is_some(), "{error}"),
+        }
+    }
+
+    fn sweep(&mut self, cx: &mut Cx) {
+        let full = self.sweeps.len() == cx.config().sweeps_max;
+        match cx.sweep() {
+            Ok(id) => {
+                assert!(!full, "there was no room for it");
+                let open =
+                    |(id, record): (usize, &super::service::Record)| record.is_open().then_some(id);
+                let due = self.records.iter().enumerate().filter_map(open).collect();
+                self.sweeps.insert(id, Sweep { due, ..Sweep::default() });
+            }
+            Err(error) => assert!(full, "{error}"),
+        }
+    }
+
+    pub(super) fn shutdown(&mut self, cx: &mut Cx, grace: Duration) {
+        cx.shutdown(grace);
+        self.shutting_down.get_or_insert(cx.now() + grace);
+        self.listeners_gone.extend(std::mem::take(&mut self.listeners).into_keys());
+        sys::trace(|| format!("  shutdown {grace:?}"));
+    }
+
+    /// Questions change nothing.
+    fn look(&mut self, cx: &mut Cx, own: Option<Token>) {
+        let Some((id, token)) = self.some_record(own) else { return };
+        let record = &self.records[id];
+        assert_eq!(cx.holds(token), record.is_held(), "{token:?}: {record:?}");
+        let _ = (cx.peer_addr(token), cx.local_addr(token), cx.conn_mut(token).is_some());
+        assert!(cx.tokens(0..cx.slots()).count() == cx.connections());
+        for &listener in self.listeners.keys() {
+            assert!(!matches!(cx.listener_addr(listener), Err(Error::Stale)));
+        }
+    }
+}
+
+fn null() -> OwnedFd {
+    std::fs::File::open("/dev/null").expect("there is a null device").into()
+}

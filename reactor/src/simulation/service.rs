@@ -1,0 +1,466 @@
+//! The service of the simulation: it keeps a record of each connection and holds the reactor to its promises.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::context::{Context, SweepId};
+use crate::error::{CloseReason, Error};
+use crate::handler::{Handler, Incoming};
+use crate::interest::Interest;
+use crate::reactor::Status;
+use crate::signal::Signal;
+use crate::sys::{self, Readiness};
+use crate::token::{ListenerId, TimerId, Token, WatchId};
+
+pub(super) type Cx = Context<Conn>;
+
+/// A connection's state: the number of its record.
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub(super) record: usize,
+    alive: Rc<Cell<usize>>,
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        self.alive.set(self.alive.get() - 1);
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// `on_accept` has taken it, and it has no name yet.
+    Offered,
+    Connecting,
+    Open,
+    /// Its peer has finished.
+    Ended,
+    Closed,
+}
+
+/// What the service knows of a connection.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) phase: Phase,
+    pub(super) token: Option<Token>,
+    /// The fake kernel's number of the socket.
+    pub(super) serial: u32,
+    /// Every byte that the reactor has accepted.
+    pub(super) written: Vec<u8>,
+    pub(super) received: usize,
+    pub(super) paused: bool,
+    pub(super) finished: bool,
+    pub(super) closing: bool,
+    pub(super) aborted: bool,
+    /// Bytes were queued, and `on_drain` is to follow.
+    pub(super) drain_due: bool,
+    pub(super) deadline: Option<Instant>,
+}
+
+impl Record {
+    pub(super) fn new(phase: Phase) -> Self {
+        Self {
+            phase,
+            token: None,
+            serial: 0,
+            written: Vec::new(),
+            received: 0,
+            paused: false,
+            finished: false,
+            closing: false,
+            aborted: false,
+            drain_due: false,
+            deadline: None,
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::Ended)
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.is_open() || self.phase == Phase::Connecting
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Sweep {
+    pub(super) due: BTreeSet<usize>,
+    pub(super) visited: BTreeSet<usize>,
+}
+
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) records: Vec<Record>,
+    pub(super) alive: Rc<Cell<usize>>,
+    pub(super) timers: BTreeMap<TimerId, Instant>,
+    pub(super) timers_gone: Vec<TimerId>,
+    pub(super) sweeps: BTreeMap<SweepId, Sweep>,
+    pub(super) watches: BTreeMap<WatchId, Interest>,
+    pub(super) watches_gone: Vec<WatchId>,
+    /// Listeners, and whether they are paused.
+    pub(super) listeners: BTreeMap<ListenerId, bool>,
+    pub(super) listeners_gone: Vec<ListenerId>,
+    pub(super) wake_due: bool,
+    pub(super) stop_due: bool,
+    pub(super) shutting_down: Option<Instant>,
+    pub(super) calm: bool,
+    tokens: BTreeSet<Token>,
+    inside: bool,
+    signals: Option<u64>,
+    signals_seen: u64,
+    bytes_in: u64,
+    accept_errors: u64,
+    refused: u64,
+}
+
+impl Service {
+    pub(super) fn new(cx: &mut Cx) -> Self {
+        let signals = sys::percent(50).then(|| {
+            cx.watch_signals(&[Signal::Hangup]).expect("nothing fails yet");
+            1
+        });
+        Self {
+            records: Vec::new(),
+            alive: Rc::default(),
+            timers: BTreeMap::new(),
+            timers_gone: Vec::new(),
+            sweeps: BTreeMap::new(),
+            watches: BTreeMap::new(),
+            watches_gone: Vec::new(),
+            listeners: BTreeMap::new(),
+            listeners_gone: Vec::new(),
+            wake_due: false,
+            stop_due: false,
+            shutting_down: None,
+            calm: false,
+            tokens: BTreeSet::new(),
+            inside: false,
+            signals,
+            signals_seen: 0,
+            bytes_in: 0,
+            accept_errors: 0,
+            refused: 0,
+        }
+    }
+
+    pub(super) fn new_conn(&mut self, phase: Phase) -> Conn {
+        self.alive.set(self.alive.get() + 1);
+        self.records.push(Record::new(phase));
+        Conn { record: self.records.len() - 1, alive: self.alive.clone() }
+    }
+
+    pub(super) fn note_name(&mut self, cx: &Cx, record: usize, token: Token) {
+        assert!(self.tokens.insert(token), "{token:?} is the name of an earlier connection");
+        let link = cx.link(token).expect("it is held");
+        self.records[record].token = Some(token);
+        self.records[record].serial = link.socket.serial();
+    }
+
+    /// What is true of each callback.
+    fn enter(&mut self, name: &str) {
+        sys::trace(|| format!("  {name}"));
+        assert!(!self.inside, "{name} was entered while another callback ran");
+        self.inside = true;
+    }
+
+    /// The end of each callback: the service does what comes to its mind.
+    fn leave(&mut self, cx: &mut Cx, own: Option<Token>) {
+        if !self.calm {
+            for _ in 0..sys::below(4) {
+                self.act(cx, own);
+            }
+        }
+        self.inside = false;
+    }
+
+    /// What is true of each callback about an open connection.
+    fn about(&mut self, cx: &Cx, name: &str, token: Token, conn: &Conn) -> &mut Record {
+        self.enter(&format!("{name} {token:?}"));
+        assert!(cx.holds(token), "{name} with a stale name");
+        assert!(cx.conn(token).is_none(), "the state is lent to the callback");
+        let record = &mut self.records[conn.record];
+        assert_eq!(record.token, Some(token), "{name} reaches a wrong connection");
+        assert!(record.is_open(), "{name} of one that is not open: {record:?}");
+        assert!(!record.aborted, "{name} after an abort");
+        record
+    }
+
+    fn check_written(cx: &Cx, record: &Record, token: Token) {
+        let sent = sys::wire(record.serial).sent;
+        assert_eq!(
+            sent.len() + cx.queued_bytes(token),
+            record.written.len(),
+            "bytes were lost or doubled: {record:?}"
+        );
+        assert!(record.written.starts_with(&sent), "other bytes were sent than were written");
+    }
+
+    pub(super) fn after_turn(&mut self, cx: &mut Cx, status: Status) {
+        for record in self.records.iter().filter(|record| record.is_held()) {
+            let token = record.token.expect("one that is held has a name");
+            assert!(cx.holds(token), "{token:?} is gone without on_close");
+            assert_eq!(cx.conn(token).map(|conn| conn.record), self.record_of(token));
+            Self::check_written(cx, record, token);
+        }
+        let held = self.records.iter().filter(|record| record.is_held()).count();
+        assert_eq!(cx.connections(), held, "the reactor holds what the service does not know");
+        assert_eq!(self.alive.get(), held, "states are dropped with their connections");
+        self.check_stats(cx);
+        let complete = self.shutting_down.is_some() && held == 0;
+        assert_eq!(status == Status::Stopped, self.stop_due || complete, "{status:?}");
+        self.stop_due = false;
+        if complete {
+            self.shutting_down = None;
+        }
+        assert_eq!(cx.is_shutting_down(), self.shutting_down.is_some());
+    }
+
+    fn record_of(&self, token: Token) -> Option<usize> {
+        self.records.iter().position(|record| record.token == Some(token))
+    }
+
+    fn check_stats(&self, cx: &Cx) {
+        let stats = cx.stats();
+        assert_eq!(stats.refused, self.refused);
+        assert_eq!(stats.bytes_in, self.bytes_in);
+        assert_eq!(stats.bytes_out, sys::bytes_taken());
+        let granted = stats.accepted + stats.refused + stats.dropped;
+        assert_eq!(granted, sys::accepts_granted(), "{stats:?}");
+        assert_eq!(stats.accept_errors.values().sum::<u64>(), self.accept_errors);
+    }
+
+    /// A calm kernel lacks nothing, so it is the slots; as soon as one is free, the listener must be heard again.
+    fn make_room(&mut self, cx: &mut Cx, error: &Error) {
+        assert!(matches!(error, Error::Full { .. }), "{error}");
+        let first = self.records.iter_mut().find(|record| record.is_held() && !record.aborted);
+        if let Some(record) = first {
+            record.aborted = true;
+            cx.abort(record.token.expect("one that is held has a name"));
+        }
+    }
+
+    /// No more ideas of its own; it only lets things happen.
+    pub(super) fn calm_down(&mut self, cx: &mut Cx) {
+        self.calm = true;
+        for record in self.records.iter_mut().filter(|record| record.is_held()) {
+            cx.resume_reads(record.token.expect("one that is held has a name"));
+            record.paused = false;
+        }
+        for (&listener, paused) in &mut self.listeners {
+            cx.resume_accepts(listener).expect("nothing fails any more");
+            *paused = false;
+        }
+    }
+
+    /// Nothing that could have happened is outstanding.
+    pub(super) fn check_at_rest(&mut self, cx: &mut Cx) {
+        for record in self.records.iter().filter(|record| record.is_held()) {
+            let wire = sys::wire(record.serial);
+            assert!(record.is_open(), "the connect is decided, and nobody was told: {record:?}");
+            assert!(!record.closing, "it does not end: {record:?}");
+            assert_eq!(record.received, wire.arrived, "bytes wait to be read: {record:?}");
+            assert_eq!(record.phase == Phase::Ended, wire.fin || wire.gone, "the end: {record:?}");
+            assert_eq!(wire.sent.len(), record.written.len(), "bytes wait to be sent: {record:?}");
+            assert!(!record.drain_due, "nobody was told that the queue is empty: {record:?}");
+            assert_eq!(record.deadline, None, "the timeout does not come: {record:?}");
+        }
+        assert!(self.timers.is_empty(), "timers do not fire: {:?}", self.timers);
+        assert!(self.sweeps.is_empty(), "sweeps do not end: {:?}", self.sweeps);
+        assert!(!self.wake_due, "the wake-up does not come");
+        if self.signals.is_some() {
+            assert_eq!(self.signals_seen, sys::signals_raised(), "signals are lost");
+        }
+        assert_eq!(cx.stats().queued_bytes, 0);
+    }
+
+    /// The shutdown took no longer than it was given.
+    pub(super) fn check_shut_down(&mut self, cx: &mut Cx, called: Instant) {
+        let deadline = self.shutting_down.expect("it was called").max(called);
+        assert!(cx.now() <= deadline + Duration::from_millis(5), "the grace had passed");
+        self.after_turn(cx, Status::Stopped);
+        assert!(self.records.iter().all(|record| !record.is_held()), "a connection is left");
+    }
+
+    /// Gives up what is the service's.
+    pub(super) fn let_go(&mut self, cx: &mut Cx) {
+        for watch in std::mem::take(&mut self.watches).into_keys() {
+            assert!(cx.unwatch(watch).is_some(), "{watch:?} is gone");
+        }
+    }
+
+    pub(super) fn check_end(&self) {
+        assert_eq!(self.alive.get(), 0, "states of connections have leaked");
+    }
+}
+
+impl Handler for Service {
+    type Conn = Conn;
+
+    fn on_accept(&mut self, cx: &mut Cx, incoming: &Incoming<'_>) -> Option<Conn> {
+        self.enter("on_accept");
+        let heard = self.listeners.get(&incoming.listener());
+        assert_eq!(heard, Some(&false), "an accept of a listener that is paused or gone");
+        let _ = incoming.peer_addr();
+        let conn = if sys::percent(85) { Some(self.new_conn(Phase::Offered)) } else { None };
+        self.refused += u64::from(conn.is_none());
+        self.leave(cx, None);
+        conn
+    }
+
+    fn on_open(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn) {
+        self.enter(&format!("on_open {token:?}"));
+        assert!(cx.conn(token).is_none(), "the state is lent to the callback");
+        match self.records[conn.record].phase {
+            Phase::Offered => self.note_name(cx, conn.record, token),
+            Phase::Connecting => assert_eq!(self.records[conn.record].token, Some(token)),
+            other => panic!("on_open of one that is {other:?}"),
+        }
+        let record = &mut self.records[conn.record];
+        assert!(!record.aborted, "on_open after an abort");
+        record.phase = Phase::Open;
+        if !record.closing {
+            record.deadline = None;
+        }
+        self.leave(cx, Some(token));
+    }
+
+    fn on_data(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn, bytes: &[u8]) {
+        let record = self.about(cx, "on_data", token, conn);
+        assert!(!record.closing && !record.paused, "data that nobody wants: {record:?}");
+        assert_eq!(record.phase, Phase::Open, "data after the end");
+        assert!(!bytes.is_empty(), "no data is no event");
+        for &byte in bytes {
+            let expected = sys::byte_of(record.serial, record.received);
+            assert_eq!(byte, expected, "bytes are lost, doubled or another's: {record:?}");
+            record.received += 1;
+        }
+        self.bytes_in += bytes.len() as u64;
+        self.leave(cx, Some(token));
+    }
+
+    fn on_eof(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn) {
+        let record = self.about(cx, "on_eof", token, conn);
+        assert!(!record.closing && !record.paused, "an end that nobody wants: {record:?}");
+        assert_eq!(record.phase, Phase::Open, "it ends twice");
+        assert_eq!(record.received, sys::wire(record.serial).arrived, "bytes before the end");
+        record.phase = Phase::Ended;
+        self.leave(cx, Some(token));
+    }
+
+    fn on_drain(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn) {
+        assert_eq!(cx.queued_bytes(token), 0, "the queue is not empty");
+        let record = self.about(cx, "on_drain", token, conn);
+        assert!(!record.closing, "it is being closed: {record:?}");
+        assert!(std::mem::take(&mut record.drain_due), "nothing was queued: {record:?}");
+        self.leave(cx, Some(token));
+    }
+
+    fn on_timeout(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn) {
+        let now = cx.now();
+        let record = self.about(cx, "on_timeout", token, conn);
+        let deadline = record.deadline.take().expect("it was armed");
+        assert!(deadline <= now, "it comes too early");
+        assert!(!record.closing, "it is being closed: {record:?}");
+        self.leave(cx, Some(token));
+    }
+
+    fn on_close(&mut self, cx: &mut Cx, token: Token, conn: Conn, reason: CloseReason) {
+        self.enter(&format!("on_close {token:?}: {reason}"));
+        assert!(!cx.holds(token), "the name is stale in on_close");
+        let record = &mut self.records[conn.record];
+        assert_eq!(record.token, Some(token), "on_close reaches a wrong connection");
+        assert!(record.is_held(), "on_close of one that is {:?}", record.phase);
+        check_reason(record, self.shutting_down.is_some(), &reason, cx.now());
+        record.phase = Phase::Closed;
+        self.leave(cx, None);
+    }
+
+    fn on_accept_error(&mut self, cx: &mut Cx, _listener: ListenerId, error: &Error) {
+        self.enter("on_accept_error");
+        self.accept_errors += u64::from(error.errno().is_some());
+        if self.calm {
+            self.make_room(cx, error);
+        }
+        self.leave(cx, None);
+    }
+
+    fn on_timer(&mut self, cx: &mut Cx, timer: TimerId) {
+        self.enter("on_timer");
+        let deadline = self.timers.remove(&timer).expect("it is armed, and fires once");
+        assert!(deadline <= cx.now(), "it comes too early");
+        self.timers_gone.push(timer);
+        assert!(!cx.cancel_timer(timer), "its name is stale now");
+        self.leave(cx, None);
+    }
+
+    fn on_visit(&mut self, cx: &mut Cx, sweep: SweepId, token: Token, conn: &mut Conn) {
+        let record = self.about(cx, "on_visit", token, conn);
+        assert!(!record.closing, "it is being closed: {record:?}");
+        let sweep = self.sweeps.get_mut(&sweep).expect("it was asked for");
+        assert!(sweep.visited.insert(conn.record), "visited twice");
+        self.leave(cx, Some(token));
+    }
+
+    fn on_swept(&mut self, cx: &mut Cx, sweep: SweepId) {
+        self.enter("on_swept");
+        let sweep = self.sweeps.remove(&sweep).expect("it was asked for, and ends once");
+        for id in sweep.due.difference(&sweep.visited) {
+            let record = &self.records[*id];
+            let may_be_passed_over = record.closing || self.shutting_down.is_some();
+            assert!(!record.is_open() || may_be_passed_over, "it was passed over: {record:?}");
+        }
+        self.leave(cx, None);
+    }
+
+    fn on_wake(&mut self, cx: &mut Cx) {
+        self.enter("on_wake");
+        assert!(std::mem::take(&mut self.wake_due), "nobody has used the waker");
+        self.leave(cx, None);
+    }
+
+    fn on_ready(&mut self, cx: &mut Cx, watch: WatchId, _readiness: Readiness) {
+        self.enter("on_ready");
+        let interest = self.watches.get(&watch).expect("it is watched");
+        assert_ne!(*interest, Interest::Nothing);
+        assert!(cx.watched(watch).is_some());
+        sys::read_watched();
+        self.leave(cx, None);
+    }
+
+    fn on_signal(&mut self, cx: &mut Cx, _signal: Signal) {
+        self.enter("on_signal");
+        self.signals_seen += 1;
+        self.leave(cx, None);
+    }
+}
+
+/// The reason that is given is the true one.
+fn check_reason(record: &Record, shutting_down: bool, reason: &CloseReason, now: Instant) {
+    let wire = sys::wire(record.serial);
+    assert!(record.written.starts_with(&wire.sent), "other bytes were sent than were written");
+    let all_sent = wire.sent.len() == record.written.len();
+    match reason {
+        CloseReason::Closed => {
+            assert!(record.closing || shutting_down, "nobody has closed it: {record:?}");
+            assert!(all_sent, "bytes were lost: {record:?}");
+        }
+        CloseReason::Finished => {
+            let finished = record.finished && record.phase == Phase::Ended;
+            assert!(all_sent && finished, "it is not finished: {record:?}");
+        }
+        CloseReason::Aborted => assert!(record.aborted, "nobody has aborted it"),
+        CloseReason::Failed(error) => assert!(error.errno().is_some(), "{error}"),
+        CloseReason::ConnectFailed(_) => assert!(!record.is_open(), "it was open"),
+        CloseReason::ConnectTimedOut => {
+            assert!(!record.is_open(), "it was open");
+            assert!(record.deadline.is_some_and(|deadline| deadline <= now), "it had time left");
+        }
+        CloseReason::FlushTimedOut => {
+            assert!(record.closing || shutting_down, "nobody has closed it: {record:?}");
+        }
+        CloseReason::ShutDown => assert!(shutting_down, "there is no shutdown: {record:?}"),
+    }
+}
