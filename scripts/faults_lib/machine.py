@@ -7,6 +7,7 @@ import random
 import socket
 import struct
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -56,6 +57,29 @@ class MemoryCgroup:
             if line.split()[0] == key:
                 return int(line.split()[1])
         raise KeyError(key)
+
+
+class FailingCalls:
+    """A library that makes accept4 or epoll_ctl fail in the process that it is preloaded into."""
+
+    CALLS = ("accept4", "epoll_ctl")
+
+    def __init__(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="faults-")
+        library, switch = Path(self.folder.name) / "failing.so", Path(self.folder.name) / "switch"
+        source = Path(__file__).with_name("failing.c")
+        try:
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise Skipped(f"no C compiler works here: {error}") from error
+        switch.write_bytes(bytes(8))
+        self.switch = switch
+        self.environment = {"LD_PRELOAD": str(library), "FAULTS_SWITCH": str(switch)}
+
+    def fail(self, call=None, error=0):
+        values = [error if call == name else 0 for name in self.CALLS]
+        with open(self.switch, "r+b") as switch:
+            switch.write(struct.pack("2i", *values))
 
 
 class Namespace:

@@ -1,5 +1,6 @@
 """The faults, each with what must hold: the rows of docs/reliability.md."""
 
+import errno
 import json
 import random
 import resource
@@ -94,6 +95,40 @@ def descriptors_lowered(run):
         record = run.ends(server)
         run.figure(accept_errors=str(record["accept_errors"]), accept_pauses=record["accept_pauses"])
         run.check("EMFILE is counted", record["accept_errors"].get("EMFILE", 0) > 0)
+
+
+@row("exhausted", "ENFILE, ENOMEM, ENOBUFS on each accept, ENOSPC, ENOMEM on each epoll_ctl that adds (put in by a preloaded library)",
+     "holds what it has, wakes a few times a second, and takes those that waited as soon as the fault is over")
+def exhausted(run):
+    calls = machine.FailingCalls()
+    with Server(environment=calls.environment) as server, peers.Crowd(server.address) as crowd:
+        crowd.add(200)
+        for call, error in (("accept4", "ENFILE"), ("accept4", "ENOMEM"), ("accept4", "ENOBUFS"),
+                            ("epoll_ctl", "ENOSPC"), ("epoll_ctl", "ENOMEM")):
+            name = f"{error} on {call}"
+            held, reset = crowd.count("open"), crowd.gone.total()
+            calls.fail(call, getattr(errno, error))
+            for _ in range(200):
+                crowd.start()
+            crowd.settle(1)
+            server.bystander.pause()
+            wakes = wakes_per_second(server, crowd)
+            server.bystander.resume()
+            run.check(f"{name}: it wakes a few times a second", wakes < 50)
+            run.check(f"{name}: nobody gets in", crowd.count("open") == held)
+            run.check(f"{name}: all held ones echo", crowd.prove() == held)
+            calls.fail()
+            started = time.monotonic()
+            while crowd.count("waiting") + crowd.count("connecting") and time.monotonic() - started < 10:
+                crowd.step(0.05)
+            got_in, reset = crowd.count("open") - held, crowd.gone.total() - reset
+            run.figure(**{name: f"{wakes} wakes/s, {reset} reset, {got_in} in {time.monotonic() - started:.2f} s after"})
+            run.check(f"{name}: those that waited get in", got_in + reset == 200 and got_in > 0)
+        crowd.close()
+        record = run.ends(server, stall_ms_max=None)
+        run.figure(accept_errors=str(record["accept_errors"]), refused_by=str(record["refused_by"]))
+        for error in ("ENFILE", "ENOMEM", "ENOBUFS", "ENOSPC"):
+            run.check(f"{error} is counted", record["accept_errors"].get(error, 0) > 0)
 
 
 @row("memory-cgroup", "a memory cgroup of 12 MB, 18,000 clients",

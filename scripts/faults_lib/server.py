@@ -24,7 +24,7 @@ class Server:
     """A running server, and the bystander on the last of its ports."""
 
     def __init__(self, *arguments, namespace=None, cgroup=None, descriptors=None, bind="127.0.0.1",
-                 first_port=None, bystander=True):
+                 first_port=None, bystander=True, environment=None):
         self.folder = tempfile.TemporaryDirectory(prefix="faults-")
         self.record_path = Path(self.folder.name) / "record.json"
         self.log_path = Path(self.folder.name) / "log"
@@ -47,7 +47,7 @@ class Server:
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
                 prefix + self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                preexec_fn=prepare,
+                preexec_fn=prepare, env={**os.environ, **(environment or {})},
             )
         try:
             wait_until(lambda: "ready: " in self.log(), READY_SECONDS, "the server is ready")

@@ -57,15 +57,17 @@ guests_plan() {
 }
 
 guests_boot() {
-    local guest half=$((CONNECTIONS / 2)) quarter_mb=$((MEMORY_MB / 4))
+    local guest half=$((CONNECTIONS / 2))
+    local server_mb=${SERVER_MEMORY_MB:-$((MEMORY_MB / 2))}
+    local client_mb=$(((MEMORY_MB - server_mb) / 2))
     say "booting ${guests[*]} with $(grouped "$MEMORY_MB") MB in all ($ACCEL)"
     if [[ ${guests[0]} == one ]]; then
         guest_boot one "$MEMORY_MB" "$CONNECTIONS" "lab_client=client lab_server=127.0.0.1"
     else
-        guest_boot server $((MEMORY_MB / 2)) "$CONNECTIONS" "" 1 2
-        guest_boot client-1 "$quarter_mb" $((CONNECTIONS - half)) \
+        guest_boot server "$server_mb" "$CONNECTIONS" "" 1 2
+        guest_boot client-1 "$client_mb" $((CONNECTIONS - half)) \
             "lab_client=client-1 lab_server=$SERVER_ADDRESS_1" 1
-        guest_boot client-2 "$quarter_mb" "$half" \
+        guest_boot client-2 "$client_mb" "$half" \
             "lab_client=client-2 lab_server=$SERVER_ADDRESS_2" 2
     fi
     for guest in "${guests[@]}"; do
