@@ -4,6 +4,7 @@
 //! it to a [`summary`]. How the reactor works stands in the `reactor` crate.
 
 mod args;
+mod closings;
 mod guard;
 mod meter;
 mod service;

@@ -12,6 +12,7 @@ use reactor::{
 };
 
 use crate::args::{Mode, Settings};
+use crate::closings::Closings;
 use crate::guard::{Change, Guard, LOOK_INTERVAL, Overload};
 use crate::meter::Meter;
 use crate::sources::{Source, Sources};
@@ -43,6 +44,7 @@ pub(crate) struct Service {
     pub(crate) left_by: Option<Signal>,
     sources: Option<Sources>,
     look_timer: Option<TimerId>,
+    closings: Closings,
     pub(crate) guard: Guard,
     pub(crate) meter: Meter,
     /// Those who were not let in, and those who were thrown out: reason to count.
@@ -72,6 +74,7 @@ impl Service {
             left_by: None,
             sources: settings.max_per_source.map(Sources::new),
             look_timer: None,
+            closings: Closings::new(),
             guard,
             meter,
             refused_by: BTreeMap::new(),
@@ -258,6 +261,10 @@ impl Handler for Service {
         }
     }
 
+    fn on_eof(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut ()) {
+        self.closings.close(cx, token);
+    }
+
     fn on_drain(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut ()) {
         cx.resume_reads(token);
         match self.idle_timeout {
@@ -294,6 +301,9 @@ impl Handler for Service {
     }
 
     fn on_timer(&mut self, cx: &mut Context<()>, timer: TimerId) {
+        if self.closings.proceed(cx, timer) {
+            return;
+        }
         let again = if self.look_timer == Some(timer) {
             self.look(cx);
             cx.add_timer(LOOK_INTERVAL).map(|timer| self.look_timer = Some(timer))

@@ -146,6 +146,21 @@ fn a_silent_connection_is_closed_and_a_talking_one_is_not() {
 }
 
 #[test]
+fn when_all_leave_at_once_each_of_them_is_closed() {
+    let server = Server::start(1, &[]);
+    let staying = server.connect(0);
+    echo(&staying, b"here");
+    let before = server.descriptors();
+    let leaving: Vec<TcpStream> = (0..500).map(|_| server.connect(0)).collect();
+    echo_all(&leaving, b"for a moment");
+    leaving.iter().for_each(|stream| stream.shutdown(Shutdown::Write).unwrap());
+    assert!(leaving.iter().all(|stream| read_to_end(stream).1.is_ok()), "each gets its end");
+    assert!(until(DEADLINE, || server.descriptors() <= before));
+    echo(&staying, b"still here");
+    assert_eq!(server.stop().closed, 501);
+}
+
+#[test]
 fn it_listens_on_ipv6() {
     let server = Server::start(1, &["--bind", "::1"]);
     let stream = connect(SocketAddr::from((Ipv6Addr::LOCALHOST, server.first_port)));

@@ -153,6 +153,10 @@ impl Server {
         ServerRecord::read(&self.folder.path().join("record")).unwrap()
     }
 
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
     /// Resident memory now.
     pub(crate) fn rss_bytes(&self) -> u64 {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).unwrap();
