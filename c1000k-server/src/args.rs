@@ -18,6 +18,9 @@ const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 const USER_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_millis(i32::MAX as u64);
 
+/// The reactors of a server at the most.
+const THREADS_MAX: u64 = 256;
+
 /// Holds a million TCP connections on one thread, and shows what each of them costs.
 #[derive(Debug, Parser)]
 #[command(name = "c1000k-server", version)]
@@ -31,6 +34,9 @@ pub(crate) struct Args {
     /// How many ports to listen on
     #[arg(long, value_name = "N", default_value = "100", value_parser = parse_count)]
     ports: u64,
+    /// Reactors, each on a thread of its own with its own listeners on all ports
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_count)]
+    threads: u64,
     /// Connections held at the most; more are refused cleanly [default: what the limits allow]
     #[arg(long, value_name = "N", value_parser = parse_count)]
     max_connections: Option<u64>,
@@ -100,10 +106,10 @@ impl Mode {
 /// What was asked for, and makes sense.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// `--check`: a server with so many connections on so many ports.
+    /// `--check`: a server with so many connections and so many descriptors to listen with.
     Check {
         connections: u64,
-        ports: u64,
+        listening: u64,
     },
     Serve(Settings),
 }
@@ -113,6 +119,7 @@ pub(crate) struct Settings {
     pub(crate) bind: IpAddr,
     pub(crate) first_port: u16,
     pub(crate) ports: u16,
+    pub(crate) threads: u64,
     /// `None`: what the limits allow.
     pub(crate) max_connections: Option<u64>,
     pub(crate) mode: Mode,
@@ -134,9 +141,15 @@ impl Args {
     /// One line: what is wrong, and what would be right.
     pub(crate) fn check(self) -> Result<Command, String> {
         let ports = ports(self.first_port, self.ports)?;
+        if !(1..=THREADS_MAX).contains(&self.threads) {
+            return Err(format!(
+                "--threads is {}: give 1 to {THREADS_MAX}, one for each processor at the most",
+                self.threads
+            ));
+        }
         if self.check {
             let connections = self.connections.max(1);
-            return Ok(Command::Check { connections, ports: u64::from(ports) });
+            return Ok(Command::Check { connections, listening: listening(ports, self.threads) });
         }
         if self.max_connections == Some(0) {
             return Err("--max-connections is 0, so nobody could connect: give at least 1".into());
@@ -170,6 +183,7 @@ impl Args {
             bind: self.bind,
             first_port: self.first_port,
             ports,
+            threads: self.threads,
             max_connections: self.max_connections,
             mode: self.mode,
             idle_timeout: self.idle_timeout,
@@ -202,7 +216,17 @@ fn ports(first: u16, count: u64) -> Result<u16, String> {
     }
 }
 
+/// Descriptors to listen with: each reactor has its own listeners, and each one more three descriptors of its own.
+fn listening(ports: u16, threads: u64) -> u64 {
+    u64::from(ports) * threads + (threads - 1) * 3
+}
+
 impl Settings {
+    /// Descriptors that are not for connections, beside what any process needs.
+    pub(crate) fn listening(&self) -> u64 {
+        listening(self.ports, self.threads)
+    }
+
     /// The addresses to listen on.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         (0..self.ports).map(|offset| SocketAddr::new(self.bind, self.first_port + offset))
@@ -245,6 +269,8 @@ mod tests {
             (&["--first-port", "65500", "--ports", "37"], "--ports 36"),
             (&["--ports", "99999999999"], "past 65535"),
             (&["--first-port", "0"], "1 to 65535"),
+            (&["--threads", "0"], "1 to 256"),
+            (&["--threads", "1k"], "1 to 256"),
             (&["--max-connections", "0"], "at least 1"),
             (&["--interval", "0s"], "--interval"),
             (&["--idle-timeout", "0s"], "leave it out"),
@@ -257,6 +283,16 @@ mod tests {
             let Err(line) = checked(arguments) else { panic!("{arguments:?} passed") };
             assert!(line.contains(part) && !line.contains('\n'), "{line}");
         }
+    }
+
+    #[test]
+    fn each_thread_has_its_own_listeners() {
+        let listening = |arguments| match checked(arguments) {
+            Ok(Command::Serve(settings)) => settings.listening(),
+            _ => panic!("{arguments:?} are right"),
+        };
+        assert_eq!(listening(&["--ports", "7"]), 7);
+        assert_eq!(listening(&["--ports", "7", "--threads", "4"]), 28 + 9);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Looking at memory reads a few small files, so it is not done for each connection. Each look allows as many
 //! admissions as fit into half of the room above the reserve, by what a connection was seen to cost; when those are
 //! used up, or a timer says so, memory is looked at again. However fast peers arrive, the room can't be overrun
-//! between two looks.
+//! between two looks. Threads draw a few admissions at a time, so that few of them wait in one while another finds none.
 //!
 //! Memory of closed connections does not all come back to the machine at once: the kernel keeps it in its slabs for the
 //! next connections. So as many as were held when the guard closed may be held again, as long as nobody else has taken
@@ -25,8 +25,9 @@ pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// And at least once in so many admissions.
 const ALLOWANCE_MAX: u64 = 4_096;
 
-/// With room for fewer than these the guard closes: looking at each single connection would cost more than it holds.
-const ALLOWANCE_MIN: u64 = 64;
+/// With room for fewer than these for each thread the guard closes: looking at each single connection would cost more
+/// than it holds. And a thread draws so many at once at the most, so what others have drawn and not used does fit.
+pub(crate) const ALLOWANCE_MIN: u64 = 64;
 
 /// The guard stays closed for so long at the least: it does not flap.
 const CLOSED_MIN: Duration = Duration::from_secs(1);
@@ -84,6 +85,8 @@ struct View {
 pub(crate) struct Guard {
     reader: MemoryReader,
     reserve: Reserve,
+    /// With room for fewer it closes.
+    allowance_min: u64,
     /// `net.ipv4.tcp_mem` in bytes.
     buffer_limits: Option<[u64; 3]>,
     /// Admissions until the next look.
@@ -128,10 +131,12 @@ impl Reserve {
 }
 
 impl Guard {
-    pub(crate) fn new(reserve: Reserve) -> Self {
+    /// A guard that so many threads draw their admissions from.
+    pub(crate) fn new(reserve: Reserve, threads: u64) -> Self {
         Self {
             reader: MemoryReader::new(),
             reserve,
+            allowance_min: ALLOWANCE_MIN * threads,
             buffer_limits: SocketUsage::buffer_limits_bytes(),
             allowance: 0,
             closed: None,
@@ -161,13 +166,14 @@ impl Guard {
         self.allowance == 0 && self.closed.is_none()
     }
 
-    /// Admits one connection, or says that there is no room.
-    pub(crate) fn admit(&mut self) -> Result<(), &Shortage> {
+    /// Admits up to so many connections, and one at the least, or says that there is no room.
+    pub(crate) fn admit(&mut self, most: u64) -> Result<u64, &Shortage> {
         match &self.closed {
             Some((shortage, _)) => Err(shortage),
             None => {
-                self.allowance = self.allowance.saturating_sub(1);
-                Ok(())
+                let admitted = self.allowance.min(most);
+                self.allowance -= admitted;
+                Ok(admitted.max(1))
             }
         }
     }
@@ -217,7 +223,7 @@ impl Guard {
         let fitting = spare_bytes.max(0) as u64 / self.bytes_per_connection / 2;
         let replaced = self.replaceable(spare_bytes, connections);
         let shortage = self.buffers_short(view.queued_bytes).or_else(|| {
-            let short = fitting < ALLOWANCE_MIN && replaced == 0;
+            let short = fitting < self.allowance_min && replaced == 0;
             let shortage =
                 || Shortage::Memory { room: room.clone(), reserve_bytes: self.reserve_bytes };
             short.then(shortage)
@@ -347,7 +353,7 @@ mod tests {
                 if guard.wants_look() {
                     guard.judge(&self.view(), self.held, now);
                 }
-                if guard.admit().is_ok() {
+                if guard.admit(1).is_ok() {
                     self.held += 1;
                     self.held_max = self.held_max.max(self.held);
                 }
@@ -362,7 +368,7 @@ mod tests {
     }
 
     fn guard(reserve: Reserve) -> Guard {
-        Guard { buffer_limits: Some([100, 200, 300]), ..Guard::new(reserve) }
+        Guard { buffer_limits: Some([100, 200, 300]), ..Guard::new(reserve, 1) }
     }
 
     #[test]
@@ -381,6 +387,22 @@ mod tests {
             assert!(guard.looks < admitted / ALLOWANCE_MAX + 100, "{} looks", guard.looks);
             assert_eq!((guard.closings, guard.shortage().map(Shortage::name)), (1, Some("memory")));
         }
+    }
+
+    #[test]
+    fn what_other_threads_have_drawn_and_not_used_still_fits_when_it_closes() {
+        const THREADS: u64 = 8;
+        let mut machine = machine(2 * GIB, 3_900);
+        let mut guard = Guard { buffer_limits: None, ..Guard::new(Reserve::Default, THREADS) };
+        let now = Instant::now();
+        guard.judge(&machine.view(), 0, now);
+        let idle: u64 = (1..THREADS).map(|_| guard.admit(ALLOWANCE_MIN).unwrap()).sum();
+        machine.offer(&mut guard, 3_000_000, now);
+        assert!(guard.shortage().is_some());
+        machine.held += idle;
+        machine.held_max = machine.held;
+        let room = machine.view().rooms[0].bytes;
+        assert!(room >= Reserve::Default.bytes(2 * GIB), "{room} are left, {idle} came late");
     }
 
     #[test]
@@ -453,7 +475,7 @@ mod tests {
     fn where_nothing_can_be_seen_everybody_is_admitted() {
         let mut guard = guard(Reserve::Default);
         assert_eq!(guard.judge(&View::default(), 0, Instant::now()), None);
-        assert!(guard.admit().is_ok() && guard.record(Instant::now()).is_none());
+        assert!(guard.admit(1).is_ok() && guard.record(Instant::now()).is_none());
     }
 
     #[test]

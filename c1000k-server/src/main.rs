@@ -1,10 +1,11 @@
-//! The server: holds what arrives on its ports from one thread, and shows what it costs.
+//! The server: holds what arrives on its ports, from one thread unless told otherwise, and shows what it costs.
 //!
 //! It only wires: [`args`] to settings, settings to a reactor with its [`service`], and what came of
 //! it to a [`summary`]. How the reactor works stands in the `reactor` crate.
 
 mod args;
 mod closings;
+mod crew;
 mod guard;
 mod meter;
 mod service;
@@ -14,16 +15,18 @@ mod summary;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use c1000k_host::check::{CapKind, Machine, Need, Role, fits, largest_target, render, table};
 use c1000k_host::command_line::{self, REACHED, SHORT, USAGE, fail};
 use c1000k_host::limits::{connections_within, raise_descriptor_limit};
 use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
 use c1000k_report::{Destination, format};
-use reactor::{Config, Keepalive, ListenOptions, Reactor, Signal};
+use reactor::{Config, Keepalive, ListenOptions, Reactor, Signal, Status};
 
 use args::{Args, Command, Settings};
+use crew::{Crew, Lead, Shared};
 use guard::Guard;
 use meter::Meter;
 use service::Service;
@@ -47,7 +50,7 @@ fn main() -> ExitCode {
     command_line::start_log();
     match args.check() {
         Err(line) => fail(USAGE, &line),
-        Ok(Command::Check { connections, ports }) => check(connections, ports),
+        Ok(Command::Check { connections, listening }) => check(connections, listening),
         Ok(Command::Serve(settings)) => match serve(&settings) {
             Ok(code) => code,
             Err(line) => fail(SHORT, &line),
@@ -56,8 +59,9 @@ fn main() -> ExitCode {
 }
 
 /// Prints what this machine allows.
-fn check(connections: u64, ports: u64) -> ExitCode {
-    let rows = table(&Machine::read(), &Need { ports, ..Need::new(Role::Server, connections) });
+fn check(connections: u64, listening: u64) -> ExitCode {
+    let need = Need { ports: listening, ..Need::new(Role::Server, connections) };
+    let rows = table(&Machine::read(), &need);
     print(&render(&rows));
     ExitCode::from(if fits(&rows) { REACHED } else { SHORT })
 }
@@ -68,23 +72,24 @@ fn serve(settings: &Settings) -> Result<ExitCode, String> {
         destination.check_writable().map_err(|error| error.to_string())?;
     }
     let connections_max = connections_max(settings)?;
-    let guard = Guard::new(settings.memory_reserve);
-    let mut reactor = listening(settings, connections_max, queues_bytes_max(&guard))?;
-    let mut service = Service::new(settings, connections_max, guard, Meter::start());
+    let guard = Guard::new(settings.memory_reserve, settings.threads);
+    let (mut reactor, others) = listening(settings, connections_max, queues_bytes_max(&guard))?;
+    let shared = Arc::new(Shared::new(settings, connections_max, guard));
+    let meter = Meter::start();
+    let crew = Crew::start(others, settings, &shared, &reactor.context().waker())?;
+    let mut service = Service::new(settings, &shared, Lead { meter, crew });
     service.start(reactor.context()).map_err(|error| error.to_string())?;
-    log::info!(
-        "ready: listening on {} ports, {} to {}, for {} connections",
-        settings.ports,
-        SocketAddr::new(settings.bind, settings.first_port),
-        settings.last_port(),
-        format::count(connections_max),
-    );
-    reactor.run(&mut service).map_err(|error| format!("the reactor can't go on: {error}"))?;
+    tell_ready(settings, connections_max);
+    run(&mut reactor, &mut service).map_err(|error| format!("the reactor can't go on: {error}"))?;
     if let Some(signal) = service.left_by {
         return Ok(ExitCode::from(ended_by(signal)));
     }
-    let stats = reactor.context().stats();
-    let record = summary::record(settings, connections_max, started_at, &stats, &mut service);
+    service.duty.crew.join()?;
+    let totals = service.duty.totals(service.totals(reactor.context()), &shared);
+    let meter = &mut service.duty.meter;
+    let memory_guard = shared.guard().record(Instant::now());
+    let record =
+        summary::record(settings, connections_max, started_at, &totals, meter, memory_guard);
     let text = summary::text(&record);
     if settings.json == Some(Destination::Stdout) {
         let _ = std::io::stderr().write_all(text.as_bytes());
@@ -97,20 +102,50 @@ fn serve(settings: &Settings) -> Result<ExitCode, String> {
     Ok(ExitCode::from(REACHED))
 }
 
+fn tell_ready(settings: &Settings, connections_max: u64) {
+    let threads = match settings.threads {
+        1 => String::new(),
+        threads => format!(", by {threads} threads"),
+    };
+    log::info!(
+        "ready: listening on {} ports, {} to {}, for {} connections{threads}",
+        settings.ports,
+        SocketAddr::new(settings.bind, settings.first_port),
+        settings.last_port(),
+        format::count(connections_max),
+    );
+}
+
+/// Serves until all threads have let go of all their connections, or a second signal says that this takes too long.
+fn run(reactor: &mut Reactor<()>, service: &mut Service<Lead>) -> Result<(), reactor::Error> {
+    reactor.run(service)?;
+    while service.left_by.is_none() && service.duty.crew.running() > 0 {
+        if reactor.turn(service, None)? == Status::Stopped {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// Raises the descriptor limit as far as it goes, and says how many connections may come.
 fn connections_max(settings: &Settings) -> Result<u64, String> {
     let limit = raise_descriptor_limit().map_err(|error| {
         format!("the descriptor limit can't be read or raised: {error}; see `ulimit -n`")
     })?;
-    let ports = u64::from(settings.ports);
-    let room = connections_within(limit.soft, ports);
+    let listening = settings.listening();
+    let room = connections_within(limit.soft, listening);
     if room == 0 {
+        let (threads, fewer) = match settings.threads {
+            1 => (String::new(), "--ports"),
+            threads => (format!(" in {threads} threads"), "--ports or --threads"),
+        };
         return Err(format!(
-            "RLIMIT_NOFILE is {}, which is too low for {ports} listening ports: raise it with `ulimit -n`, or give fewer --ports",
-            format::count(limit.soft)
+            "RLIMIT_NOFILE is {}, which is too low for {} listening ports{threads}: raise it with `ulimit -n`, or give fewer {fewer}",
+            format::count(limit.soft),
+            settings.ports
         ));
     }
-    let need = Need { ports, ..Need::new(Role::Server, settings.target()) };
+    let need = Need { ports: listening, ..Need::new(Role::Server, settings.target()) };
     let cap = largest_target(&machine_with_all_its_memory(), &need);
     let allowed = match (&settings.max_connections, &cap) {
         (None, Some(cap)) => room.min(cap.connections.max(1)),
@@ -147,35 +182,65 @@ fn queues_bytes_max(guard: &Guard) -> usize {
     quarter.unwrap_or(most).clamp(WRITE_QUEUE_BYTES_MAX, most)
 }
 
-/// A reactor that listens on all ports, or on none.
+/// The reactors, the lead's first, each of which listens on all ports, or none does.
 fn listening(
     settings: &Settings,
     connections_max: u64,
     write_queues_bytes_max: usize,
-) -> Result<Reactor<()>, String> {
+) -> Result<(Reactor<()>, Vec<Reactor<()>>), String> {
     let refused = |error: reactor::Error| format!("the reactor can't be set up: {error}");
+    let threads = usize::try_from(settings.threads).unwrap_or(usize::MAX);
     let config = Config {
         connections_max: usize::try_from(connections_max).unwrap_or(usize::MAX).saturating_add(1),
         listeners_max: usize::from(settings.ports),
         write_queue_bytes_max: WRITE_QUEUE_BYTES_MAX,
-        write_queues_bytes_max,
+        write_queues_bytes_max: (write_queues_bytes_max / threads).max(WRITE_QUEUE_BYTES_MAX),
         ..Config::default()
     };
-    let mut reactor = Reactor::new(&config).map_err(refused)?;
+    let mut lead = Reactor::new(&config).map_err(refused)?;
+    lead.context().watch_signals(&[Signal::Interrupt, Signal::Terminate]).map_err(refused)?;
+    if threads > 1 {
+        see_that_ports_are_free(settings, &mut lead)?;
+    }
+    listen(settings, &mut lead)?;
+    let mut others = Vec::new();
+    for _ in 1..threads {
+        let mut reactor = Reactor::new(&config).map_err(refused)?;
+        listen(settings, &mut reactor)?;
+        others.push(reactor);
+    }
+    Ok((lead, others))
+}
+
+/// With `SO_REUSEPORT` two servers of one user would share their ports without a word; without it the kernel tells.
+fn see_that_ports_are_free(settings: &Settings, reactor: &mut Reactor<()>) -> Result<(), String> {
     let cx = reactor.context();
-    cx.watch_signals(&[Signal::Interrupt, Signal::Terminate]).map_err(refused)?;
+    for address in settings.addresses() {
+        let options = ListenOptions { backlog: Some(1), ..Default::default() };
+        let listener =
+            cx.listen(address, &options).map_err(|error| listen_refusal(address, &error))?;
+        cx.unlisten(listener);
+    }
+    Ok(())
+}
+
+fn listen(settings: &Settings, reactor: &mut Reactor<()>) -> Result<(), String> {
     let options = ListenOptions {
         backlog: settings.backlog,
+        reuse_port: settings.threads > 1,
         keepalive: settings.keepalive.map(|idle| Keepalive { idle, ..Default::default() }),
         user_timeout: settings.tcp_user_timeout,
         ..Default::default()
     };
     for address in settings.addresses() {
-        cx.listen(address, &options).map_err(|error| {
-            format!("can't listen on {address}: {error}; {}", listen_remedy(&error))
-        })?;
+        let listened = reactor.context().listen(address, &options);
+        listened.map_err(|error| listen_refusal(address, &error))?;
     }
-    Ok(reactor)
+    Ok(())
+}
+
+fn listen_refusal(address: SocketAddr, error: &reactor::Error) -> String {
+    format!("can't listen on {address}: {error}; {}", listen_remedy(error))
 }
 
 fn listen_remedy(error: &reactor::Error) -> &'static str {

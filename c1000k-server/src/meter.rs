@@ -12,6 +12,11 @@ use reactor::Stats;
 /// So often the peak is looked for, though status lines may be rarer.
 const SAMPLE_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
+/// How long to wait for the next sample.
+pub(crate) fn sample_interval(interval: Duration) -> Duration {
+    interval.min(SAMPLE_INTERVAL_MAX)
+}
+
 #[derive(Debug)]
 pub(crate) struct Meter {
     started: Instant,
@@ -51,11 +56,6 @@ impl Meter {
             series: Series::new(),
             last_line: Line { at: now, accepted: 0 },
         }
-    }
-
-    /// How long to wait for the next sample.
-    pub(crate) fn sample_interval(&self, interval: Duration) -> Duration {
-        interval.min(SAMPLE_INTERVAL_MAX)
     }
 
     /// Measures, and prints a status line when one is due.

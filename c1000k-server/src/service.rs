@@ -3,6 +3,8 @@
 //! Who is refused, and who is dropped, is decided here; how, is the reactor's.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use c1000k_host::errno_name;
@@ -13,8 +15,9 @@ use reactor::{
 
 use crate::args::{Mode, Settings};
 use crate::closings::Closings;
-use crate::guard::{Change, Guard, LOOK_INTERVAL, Overload};
-use crate::meter::Meter;
+use crate::crew::{Duty, Held, Moment, Shared, Totals};
+use crate::guard::{ALLOWANCE_MIN, Change, LOOK_INTERVAL, Overload, Shortage};
+use crate::meter::sample_interval;
 use crate::sources::{Source, Sources};
 
 /// A connection that came and went at the bound is worth a line again once so many have left.
@@ -24,9 +27,9 @@ const ROOM_AGAIN_PERCENT: u64 = 5;
 const BACKLOG_REFUSING: u32 = 16;
 const BACKLOG_PAUSED: u32 = 1;
 
-/// The server's side of all connections. One connection has no state of its own.
+/// The server's side of one reactor's connections. One connection has no state of its own.
 #[derive(Debug)]
-pub(crate) struct Service {
+pub(crate) struct Service<D> {
     mode: Mode,
     idle_timeout: Option<Duration>,
     slow_reader_timeout: Duration,
@@ -34,9 +37,14 @@ pub(crate) struct Service {
     overload: Overload,
     interval: Duration,
     grace: Duration,
-    connections_max: u64,
-    /// The bound was told of, and no room was seen since.
-    told_full: bool,
+    shared: Arc<Shared>,
+    pub(crate) duty: D,
+    /// Admissions drawn from the memory guard and not used.
+    admissions: u64,
+    /// Memory is not short, as far as the listeners know.
+    door_is_open: bool,
+    /// A place among all threads' connections is taken for one that is not open yet.
+    has_claim: bool,
     /// Errors of accepting that were told of.
     told_errors: BTreeMap<Option<i32>, u64>,
     is_signalled: bool,
@@ -45,20 +53,13 @@ pub(crate) struct Service {
     sources: Option<Sources>,
     look_timer: Option<TimerId>,
     closings: Closings,
-    pub(crate) guard: Guard,
-    pub(crate) meter: Meter,
     /// Those who were not let in, and those who were thrown out: reason to count.
-    pub(crate) refused_by: BTreeMap<&'static str, u64>,
-    pub(crate) closed_by: BTreeMap<&'static str, u64>,
+    refused_by: BTreeMap<&'static str, u64>,
+    closed_by: BTreeMap<&'static str, u64>,
 }
 
-impl Service {
-    pub(crate) fn new(
-        settings: &Settings,
-        connections_max: u64,
-        guard: Guard,
-        meter: Meter,
-    ) -> Self {
+impl<D: Duty> Service<D> {
+    pub(crate) fn new(settings: &Settings, shared: &Arc<Shared>, duty: D) -> Self {
         Self {
             mode: settings.mode,
             idle_timeout: settings.idle_timeout,
@@ -67,16 +68,17 @@ impl Service {
             overload: settings.overload,
             interval: settings.interval,
             grace: settings.grace,
-            connections_max,
-            told_full: false,
+            shared: Arc::clone(shared),
+            duty,
+            admissions: 0,
+            door_is_open: true,
+            has_claim: false,
             told_errors: BTreeMap::new(),
             is_signalled: false,
             left_by: None,
-            sources: settings.max_per_source.map(Sources::new),
+            sources: shared.sources.as_ref().map(Sources::share),
             look_timer: None,
             closings: Closings::new(),
-            guard,
-            meter,
             refused_by: BTreeMap::new(),
             closed_by: BTreeMap::new(),
         }
@@ -84,39 +86,76 @@ impl Service {
 
     /// Starts what happens by the clock.
     pub(crate) fn start(&mut self, cx: &mut Context<()>) -> Result<(), Error> {
-        self.look(cx);
+        self.look_by_clock(cx);
         self.look_timer = Some(cx.add_timer(LOOK_INTERVAL)?);
         self.start_sampling(cx)
     }
 
     fn start_sampling(&self, cx: &mut Context<()>) -> Result<(), Error> {
-        cx.add_timer(self.meter.sample_interval(self.interval)).map(drop)
+        cx.add_timer(sample_interval(self.interval)).map(drop)
     }
 
-    /// Looks at memory, and shuts or opens the door when that has changed what may be done.
-    fn look(&mut self, cx: &mut Context<()>) {
-        let held = cx.connections() as u64;
-        let change = self.guard.look(held, cx.now());
+    /// Passes on what was counted.
+    pub(crate) fn report(&mut self, cx: &Context<()>) {
+        self.report_within(cx, self.interval);
+    }
+
+    fn report_within(&mut self, cx: &Context<()>, interval: Duration) {
+        let moment = Moment { now: cx.now(), interval, state: &self.state() };
+        self.duty.report(self.totals(cx), &self.shared, &moment);
+    }
+
+    /// What this thread has counted.
+    pub(crate) fn totals(&self, cx: &Context<()>) -> Totals {
+        Totals {
+            stats: cx.stats(),
+            refused_by: self.refused_by.clone(),
+            closed_by: self.closed_by.clone(),
+        }
+    }
+
+    /// The connections of all threads.
+    fn held(&self, cx: &Context<()>) -> u64 {
+        self.shared.held.as_ref().map_or(cx.connections() as u64, Held::count)
+    }
+
+    fn look_by_clock(&mut self, cx: &mut Context<()>) {
+        if D::LOOKS {
+            self.look(cx);
+        }
+        let open = self.shared.guard().shortage().is_none();
+        self.set_door(cx, open);
+    }
+
+    /// Looks at memory, and tells when that has changed what may be done.
+    fn look(&mut self, cx: &Context<()>) {
+        self.admissions = 0;
+        let mut guard = self.shared.guard();
+        let held = self.held(cx);
+        let change = guard.look(held, cx.now());
         let held = format::count(held);
-        match (change, self.guard.shortage()) {
+        match (change, guard.shortage()) {
             (Some(Change::Closed), Some(shortage)) => {
                 let what = match self.overload {
                     Overload::Refuse => "more are refused",
                     Overload::Pause => "more have to wait",
                 };
                 log::warn!("{shortage}: {held} connections are held, {what}");
-                self.set_door(cx, false);
             }
             (Some(Change::Opened), _) => {
                 log::info!("memory is back: {held} connections are held, more are admitted again");
-                self.set_door(cx, true);
             }
             _ => {}
         }
     }
 
-    /// While memory is short the backlogs are too: what completes in them is memory as well.
-    fn set_door(&self, cx: &mut Context<()>, open: bool) {
+    /// Tells the listeners, where they do not know, whether memory is short. While it is the backlogs are too: what
+    /// completes in them is memory as well.
+    fn set_door(&mut self, cx: &mut Context<()>, open: bool) {
+        if std::mem::replace(&mut self.door_is_open, open) == open {
+            return;
+        }
+        self.admissions = 0;
         let listeners: Vec<ListenerId> = cx.listeners().collect();
         for listener in listeners {
             let done = match (open, self.overload) {
@@ -141,33 +180,75 @@ impl Service {
             Overload::Refuse => "refusing",
             Overload::Pause => "pausing",
         };
-        let shortage = self.guard.shortage();
+        let guard = self.shared.guard();
+        let shortage = guard.shortage();
         shortage.map_or_else(String::new, |shortage| format!(" | {doing}: {}", shortage.name()))
     }
 
     /// Why this peer may not come in.
     fn refusal(&mut self, cx: &mut Context<()>, incoming: &Incoming<'_>) -> Option<&'static str> {
-        if self.is_full(cx) {
+        if !self.claim(cx) {
             self.tell_full();
             return Some("max_connections");
         }
-        if self.guard.wants_look() {
-            self.look(cx);
-        }
         // Where accepting is paused, this one had come before.
-        if let Err(shortage) = self.guard.admit()
+        if let Err(shortage) = self.admit(cx)
             && self.overload == Overload::Refuse
         {
-            return Some(shortage.name());
+            return Some(shortage);
         }
         let sources = self.sources.as_mut()?;
         let Ok(address) = incoming.peer_addr() else { return Some("gone") };
         let source = Source::from(address.ip());
-        if sources.has_room(source) {
+        if sources.claim(source) {
             return None;
         }
         self.tell_source(source);
         Some("max_per_source")
+    }
+
+    /// Takes a place among all threads' connections, unless they are as many as there may be.
+    fn claim(&mut self, cx: &Context<()>) -> bool {
+        let max = self.shared.connections_max;
+        match &self.shared.held {
+            None => (cx.connections() as u64) < max,
+            Some(held) => {
+                self.has_claim = held.claim(max);
+                self.has_claim
+            }
+        }
+    }
+
+    /// Gives back what was taken for a connection that did not open.
+    fn release_claims(&mut self) {
+        if std::mem::take(&mut self.has_claim)
+            && let Some(held) = &self.shared.held
+        {
+            held.release();
+        }
+        if let Some(sources) = &mut self.sources {
+            sources.release_unopened();
+        }
+    }
+
+    /// Uses one admission of the memory guard.
+    fn admit(&mut self, cx: &mut Context<()>) -> Result<(), &'static str> {
+        if self.admissions == 0 {
+            self.admissions = self.draw_admissions(cx)?;
+        }
+        self.admissions -= 1;
+        Ok(())
+    }
+
+    fn draw_admissions(&mut self, cx: &mut Context<()>) -> Result<u64, &'static str> {
+        if self.shared.guard().wants_look() {
+            self.look(cx);
+        }
+        let drawn = self.shared.guard().admit(ALLOWANCE_MIN).map_err(Shortage::name);
+        if drawn.is_err() {
+            self.set_door(cx, false);
+        }
+        drawn
     }
 
     fn tell_source(&self, source: Source) {
@@ -179,26 +260,23 @@ impl Service {
         }
     }
 
-    fn is_full(&self, cx: &Context<()>) -> bool {
-        cx.connections() as u64 >= self.connections_max
-    }
-
-    fn tell_full(&mut self) {
-        if !self.told_full {
-            self.told_full = true;
-            let most = format::count(self.connections_max);
+    fn tell_full(&self) {
+        if !self.shared.told_full.swap(true, Ordering::Relaxed) {
+            let most = format::count(self.shared.connections_max);
             log::warn!("{most} connections are held, which is the limit: more are refused");
         }
     }
 
-    fn note_room(&mut self, cx: &Context<()>) {
-        let enough = self.connections_max - self.connections_max * ROOM_AGAIN_PERCENT / 100;
-        if self.told_full && (cx.connections() as u64) < enough {
-            self.told_full = false;
-            log::info!(
-                "there is room again: {} connections",
-                format::count(cx.connections() as u64)
-            );
+    fn note_room(&self, cx: &Context<()>) {
+        if !self.shared.told_full.load(Ordering::Relaxed) {
+            return;
+        }
+        let most = self.shared.connections_max;
+        let held = self.held(cx);
+        if held < most - most * ROOM_AGAIN_PERCENT / 100
+            && self.shared.told_full.swap(false, Ordering::Relaxed)
+        {
+            log::info!("there is room again: {} connections", format::count(held));
         }
     }
 
@@ -220,9 +298,7 @@ impl Service {
             Err(_) => self.drop_connection(cx, token, "queues_full"),
         }
     }
-}
 
-impl Service {
     /// Resets a connection by a rule of the server's own.
     fn drop_connection(&mut self, cx: &mut Context<()>, token: Token, reason: &'static str) {
         let times = self.closed_by.entry(reason).or_default();
@@ -236,19 +312,30 @@ impl Service {
         }
         cx.abort(token);
     }
+
+    /// The server ends, as far as this thread goes.
+    fn end(&mut self, cx: &mut Context<()>) {
+        self.duty.end();
+        cx.shutdown(self.grace);
+    }
 }
 
-impl Handler for Service {
+impl<D: Duty> Handler for Service<D> {
     type Conn = ();
 
     fn on_accept(&mut self, cx: &mut Context<()>, incoming: &Incoming<'_>) -> Option<()> {
         let Some(reason) = self.refusal(cx, incoming) else { return Some(()) };
+        self.release_claims();
         *self.refused_by.entry(reason).or_default() += 1;
         None
     }
 
     fn on_open(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut ()) {
         self.refresh_idle_timeout(cx, token);
+        self.has_claim = false;
+        if let Some(held) = &self.shared.held {
+            held.note_open();
+        }
         if let Some(sources) = &mut self.sources {
             sources.note_open(token);
         }
@@ -282,6 +369,9 @@ impl Handler for Service {
     }
 
     fn on_close(&mut self, cx: &mut Context<()>, token: Token, _conn: (), _reason: CloseReason) {
+        if let Some(held) = &self.shared.held {
+            held.note_close();
+        }
         if let Some(sources) = &mut self.sources {
             sources.note_close(token);
         }
@@ -289,10 +379,12 @@ impl Handler for Service {
     }
 
     fn on_accept_error(&mut self, cx: &mut Context<()>, _listener: ListenerId, error: &Error) {
+        self.release_claims();
+        let open = self.held(cx);
         let times = self.told_errors.entry(error.errno()).or_default();
         *times += 1;
         if times.is_power_of_two() {
-            let open = format::count(cx.connections() as u64);
+            let open = format::count(open);
             let name = error.errno().map_or_else(|| "bound".to_owned(), errno_name);
             log::warn!(
                 "accepting failed with {open} connections held ({name}, {times} times): {error}"
@@ -305,14 +397,20 @@ impl Handler for Service {
             return;
         }
         let again = if self.look_timer == Some(timer) {
-            self.look(cx);
+            self.look_by_clock(cx);
             cx.add_timer(LOOK_INTERVAL).map(|timer| self.look_timer = Some(timer))
         } else {
-            self.meter.sample(&cx.stats(), cx.now(), self.interval, &self.state());
+            self.report(cx);
             self.start_sampling(cx)
         };
         if let Err(error) = again {
             log::error!("memory or status is not looked at any more: {error}");
+        }
+    }
+
+    fn on_wake(&mut self, cx: &mut Context<()>) {
+        if self.duty.wants_end() {
+            self.end(cx);
         }
     }
 
@@ -322,10 +420,10 @@ impl Handler for Service {
             log::warn!("a second signal: leaving at once");
             return cx.stop();
         }
-        let open = format::count(cx.connections() as u64);
+        let open = format::count(self.held(cx));
         let grace = format::duration(self.grace.as_secs_f64());
         log::info!("{signal:?}: closing {open} connections, {grace} at the most");
-        self.meter.sample(&cx.stats(), cx.now(), Duration::MAX, "");
-        cx.shutdown(self.grace);
+        self.report_within(cx, Duration::MAX);
+        self.end(cx);
     }
 }

@@ -7,46 +7,73 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex};
 
 use reactor::Token;
+
+use crate::crew::lock;
 
 /// A network in 64 bits: IPv4 has the lowest 32 of ::/64, where no IPv6 peer comes from but the loopback's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Source(u64);
 
+/// One thread's connections by source, and all threads' counts.
 #[derive(Debug)]
 pub(crate) struct Sources {
     max: u32,
-    held: HashMap<Source, u32>,
+    held: Arc<Mutex<HashMap<Source, u32>>>,
     /// The source of the connection in each slot.
     by_slot: Vec<Source>,
-    /// Where the connection that opens next comes from.
-    next: Source,
+    /// Where the connection that opens next comes from; it is counted already.
+    next: Option<Source>,
 }
 
 impl Sources {
     pub(crate) fn new(max: u32) -> Self {
-        Self { max, held: HashMap::new(), by_slot: Vec::new(), next: Source::default() }
+        Self { max, held: Arc::default(), by_slot: Vec::new(), next: None }
     }
 
-    /// Whether this source may have one connection more; the one that opens next is then its own.
-    pub(crate) fn has_room(&mut self, source: Source) -> bool {
-        self.next = source;
-        self.held.get(&source).is_none_or(|&held| held < self.max)
+    /// The same bound for another thread's connections: those of all threads count.
+    pub(crate) fn share(&self) -> Self {
+        Self { held: Arc::clone(&self.held), ..Self::new(self.max) }
+    }
+
+    /// Takes a place for the connection that opens next, if this source may have one more.
+    pub(crate) fn claim(&mut self, source: Source) -> bool {
+        let mut all = lock(&self.held);
+        let held = all.entry(source).or_default();
+        let has_room = *held < self.max;
+        if has_room {
+            *held += 1;
+            self.next = Some(source);
+        }
+        has_room
+    }
+
+    /// Gives the place back if the connection did not open.
+    pub(crate) fn release_unopened(&mut self) {
+        if let Some(source) = self.next.take() {
+            self.release(source);
+        }
     }
 
     pub(crate) fn note_open(&mut self, token: Token) {
+        let Some(source) = self.next.take() else { return };
         let slot = token.index();
         if slot >= self.by_slot.len() {
             self.by_slot.resize(slot + 1, Source::default());
         }
-        self.by_slot[slot] = self.next;
-        *self.held.entry(self.next).or_default() += 1;
+        self.by_slot[slot] = source;
     }
 
     pub(crate) fn note_close(&mut self, token: Token) {
-        let Some(&source) = self.by_slot.get(token.index()) else { return };
-        if let Entry::Occupied(mut held) = self.held.entry(source) {
+        if let Some(&source) = self.by_slot.get(token.index()) {
+            self.release(source);
+        }
+    }
+
+    fn release(&self, source: Source) {
+        if let Entry::Occupied(mut held) = lock(&self.held).entry(source) {
             *held.get_mut() -= 1;
             if *held.get() == 0 {
                 held.remove();
@@ -90,5 +117,16 @@ mod tests {
         assert_eq!(source("192.0.2.1").to_string(), "192.0.2.1");
         assert_eq!(source("2001:db8:0:1::1").to_string(), "2001:db8:0:1::/64");
         assert_eq!(source("::1").to_string(), "::/64");
+    }
+
+    #[test]
+    fn what_one_thread_has_claimed_counts_for_the_others() {
+        let mut one = Sources::new(2);
+        let mut other = one.share();
+        let peer = source("192.0.2.1");
+        assert!(one.claim(peer) && other.claim(peer) && !one.claim(peer));
+        other.release_unopened();
+        other.release_unopened();
+        assert!(one.claim(peer) && !other.claim(peer));
     }
 }

@@ -1,17 +1,18 @@
 //! How a run ended: the record for programs, and a few lines for people.
 
 use std::collections::BTreeMap;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use c1000k_host::check::{Need, Role, predict};
 use c1000k_host::errno_name;
 use c1000k_host::usage::ProcessUsage;
 use c1000k_report::format;
-use c1000k_report::record::{Prediction, SERVER_SCHEMA, ServerRecord, timestamp};
+use c1000k_report::record::{MemoryGuard, Prediction, SERVER_SCHEMA, ServerRecord, timestamp};
 use reactor::Stats;
 
 use crate::args::Settings;
-use crate::service::Service;
+use crate::crew::Totals;
+use crate::meter::Meter;
 
 /// The process's own share of a connection without an idle timeout, and what one adds: the promise
 /// of the reactor.
@@ -22,10 +23,11 @@ pub(crate) fn record(
     settings: &Settings,
     connections_max: u64,
     started_at: SystemTime,
-    stats: &Stats,
-    service: &mut Service,
+    totals: &Totals,
+    meter: &mut Meter,
+    memory_guard: Option<MemoryGuard>,
 ) -> ServerRecord {
-    let meter = &mut service.meter;
+    let stats = &totals.stats;
     let usage = ProcessUsage::read();
     let rss_at_start_bytes = meter.rss_at_start_bytes();
     let peak = meter.peak().cloned();
@@ -59,11 +61,11 @@ pub(crate) fn record(
         ports: u64::from(settings.ports),
         mode: settings.mode.name().to_owned(),
         connections_max,
-        threads: 1,
+        threads: settings.threads,
         accept_pauses: stats.accept_pauses,
-        refused_by: refused_by(stats, &service.refused_by),
-        closed_by: service.closed_by.iter().map(counted).collect(),
-        memory_guard: service.guard.record(Instant::now()),
+        refused_by: refused_by(stats, &totals.refused_by),
+        closed_by: totals.closed_by.iter().map(counted).collect(),
+        memory_guard,
         wakeups: stats.wakeups,
         kernel_bytes_by_slab: peak.as_ref().and_then(|peak| peak.bytes_by_slab()),
         rss_at_start_bytes,

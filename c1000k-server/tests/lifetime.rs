@@ -166,6 +166,8 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         &["--first-port", "65500", "--ports", "100"],
         &["--first-port", "70000"],
         &["--ports", "0"],
+        &["--threads", "0"],
+        &["--threads", "many"],
         &["--max-connections", "0"],
         &["--max-per-source", "0"],
         &["--memory-reserve", "100%"],
