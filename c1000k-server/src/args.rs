@@ -143,7 +143,7 @@ impl Args {
         let ports = ports(self.first_port, self.ports)?;
         if !(1..=THREADS_MAX).contains(&self.threads) {
             return Err(format!(
-                "--threads is {}: give 1 to {THREADS_MAX}, one for each processor at the most",
+                "--threads is {}: give 1 to {THREADS_MAX}, and no more than there are processors",
                 self.threads
             ));
         }

@@ -322,6 +322,30 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::{Args, Command};
+    use clap::Parser;
+    use reactor::{Config, Status};
+
+    #[test]
+    fn a_worker_that_ends_unasked_ends_them_all() {
+        let args = Args::parse_from(["c1000k-server", "--threads", "2"]);
+        let Ok(Command::Serve(settings)) = args.check() else { panic!("they are right") };
+        let guard = Guard::new(settings.memory_reserve, settings.threads);
+        let shared = Arc::new(Shared::new(&settings, 10, guard));
+        let config = Config { connections_max: 10, ..Config::default() };
+        let mut reactor = Reactor::new(&config).unwrap();
+        let others = vec![Reactor::new(&config).unwrap()];
+        let crew = Crew::start(others, &settings, &shared, &reactor.context().waker()).unwrap();
+        crew.workers[0].orders.send(ShutDown).unwrap();
+
+        let mut service = Service::new(&settings, &shared, Lead { meter: Meter::start(), crew });
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while reactor.turn(&mut service, Some(Duration::from_secs(1))).unwrap() == Status::Running {
+            assert!(Instant::now() < deadline, "the lead goes on and on");
+        }
+        assert!(service.duty.crew.is_ending && service.duty.crew.running() == 0);
+        assert_eq!(service.duty.crew.join(), Ok(()));
+    }
 
     #[test]
     fn however_many_threads_claim_no_more_than_the_bound_get_a_place() {
