@@ -99,16 +99,16 @@ fn without_memory_above_the_reserve_each_thread_refuses() {
 #[test]
 fn each_thread_hands_over_what_is_queued_before_the_record_is_written() {
     let mut server = Server::start(1, &["--threads", "2", "--grace", "15s"]);
-    let slow: Vec<TcpStream> = (0..8).map(|_| server.connect(0)).collect();
+    let slow: Vec<TcpStream> = (0..3).map(|_| server.connect(0)).collect();
     for stream in &slow {
         fill(stream, Duration::from_millis(200), 64 << 20);
     }
     server.signal(Signal::SIGTERM);
-    assert!(server.sees_line("Terminate: closing 8 connections"));
+    assert!(server.sees_line("Terminate: closing 3 connections"));
     let received: usize = slow.iter().map(|stream| common::read_to_end(stream).0.len()).sum();
     assert_eq!(server.wait().code(), Some(0));
     let record = server.record();
-    assert_eq!((record.open, record.closed), (0, 8));
+    assert_eq!((record.open, record.closed), (0, 3));
     assert_eq!((record.bytes_in, record.bytes_out), (received as u64, received as u64));
 }
 
