@@ -1,0 +1,131 @@
+//! No descriptor is left behind, whatever way a connection, a listener, a watch or a reactor ends.
+//!
+//! It counts the descriptors of the whole process, so it is one test in a binary of its own. (That none leaks when calls
+//! fail is shown by the simulation among the unit tests.)
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use common::{Conn, DEADLINE, Event, Why, World, closed_port, peer, reset};
+use reactor::{ConnectOptions, Interest};
+
+fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn accepted_and_closed(world: &mut World) {
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    world.cx().close(token);
+    assert_eq!(world.until_closed(token), Why::Closed);
+}
+
+fn aborted(world: &mut World) {
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    world.cx().abort(token);
+    assert_eq!(world.until_closed(token), Why::Aborted);
+}
+
+fn reset_by_its_peer(world: &mut World) {
+    let address = world.listen();
+    let (peer, token) = world.pair(address);
+    reset(peer);
+    assert!(matches!(world.until_closed(token), Why::Failed(_)));
+}
+
+fn refused_in_on_accept(world: &mut World) {
+    let address = world.listen();
+    world.service.refusing = true;
+    let _peer = peer(address);
+    world.until("the refusal", |world| world.cx().stats().refused == 1);
+}
+
+fn connected_to_nobody(world: &mut World) {
+    let (_bound, address) = closed_port([127, 0, 0, 1].into());
+    let token = world.cx().connect(address, &ConnectOptions::default(), Conn::Connecting).unwrap();
+    assert!(matches!(world.until_closed(token), Why::ConnectFailed(_)));
+}
+
+fn connected_from_an_impossible_source(world: &mut World) {
+    let source = Some(([192, 0, 2, 1], 0).into());
+    let options = ConnectOptions { source, ..ConnectOptions::default() };
+    world.cx().connect(([127, 0, 0, 1], 9), &options, Conn::Connecting).unwrap_err();
+}
+
+fn let_go_with_bytes_unread_and_unsent(world: &mut World) {
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    world.cx().pause_reads(token);
+    peer.write_all(b"nobody reads this").unwrap();
+    world.until("a full socket", |world| {
+        world.cx().write(token, &[7; 64 * 1024]).is_err() || world.cx().queued_bytes(token) > 0
+    });
+}
+
+fn unlistened_with_a_peer_in_the_backlog(world: &mut World) {
+    let (listener, address) = world.listener();
+    world.cx().pause_accepts(listener).unwrap();
+    let _peer = peer(address);
+    world.cx().unlisten(listener);
+}
+
+fn watched_and_given_back(world: &mut World) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let watch = world.cx().watch(socket, Interest::Readable).unwrap();
+    assert!(world.cx().unwatch(watch).is_some());
+}
+
+fn watched_to_the_end(world: &mut World) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    world.cx().watch(socket, Interest::Readable).unwrap();
+}
+
+fn shut_down(world: &mut World) {
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    world.cx().shutdown(DEADLINE);
+    assert_eq!(world.until_closed(token), Why::Closed);
+}
+
+fn closed_in_on_open(world: &mut World) {
+    let address = world.listen();
+    world.script(|cx, event| {
+        if let Event::Open(token) = event {
+            cx.close(*token);
+        }
+    });
+    let (_peer, token) = world.pair(address);
+    assert_eq!(world.until_closed(token), Why::Closed);
+}
+
+#[test]
+fn nothing_is_left_open_whatever_way_it_ends() {
+    type Ending = (&'static str, fn(&mut World));
+    let endings: [Ending; 12] = [
+        ("accepted and closed", accepted_and_closed),
+        ("aborted", aborted),
+        ("reset by its peer", reset_by_its_peer),
+        ("refused in on_accept", refused_in_on_accept),
+        ("connected to nobody", connected_to_nobody),
+        ("connected from an impossible source", connected_from_an_impossible_source),
+        ("let go with bytes unread and unsent", let_go_with_bytes_unread_and_unsent),
+        ("unlistened with a peer in the backlog", unlistened_with_a_peer_in_the_backlog),
+        ("watched and given back", watched_and_given_back),
+        ("watched to the end", watched_to_the_end),
+        ("shut down", shut_down),
+        ("closed in on_open", closed_in_on_open),
+    ];
+    for (name, ending) in endings {
+        let before = descriptors();
+        let mut world = World::new();
+        ending(&mut world);
+        let _ = world.turn(Duration::ZERO);
+        drop(world);
+        assert_eq!(descriptors(), before, "{name}: descriptors have leaked");
+    }
+}
