@@ -3,6 +3,8 @@
 //! It counts the descriptors of the whole process, so it is one test in a binary of its own. (That none leaks when calls
 //! fail is shown by the simulation among the unit tests.)
 
+#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+
 mod common;
 
 use std::fs;
