@@ -105,6 +105,15 @@ pub(crate) fn bytes_taken() -> u64 {
     kernel(|kernel| kernel.bytes_taken)
 }
 
+/// Peers that wait to be accepted.
+pub(crate) fn peers_waiting() -> usize {
+    let waiting = |file: &File| match file {
+        File::Listener { backlog } => backlog.len(),
+        _ => 0,
+    };
+    kernel(|kernel| kernel.files.values().map(waiting).sum())
+}
+
 /// The watched descriptors have nothing to tell, as if they had been read.
 pub(crate) fn read_watched() {
     kernel(|kernel| {

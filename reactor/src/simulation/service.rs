@@ -267,6 +267,7 @@ impl Service {
             assert!(!record.drain_due, "nobody was told that the queue is empty: {record:?}");
             assert_eq!(record.deadline, None, "the timeout does not come: {record:?}");
         }
+        assert_eq!(sys::peers_waiting(), 0, "peers wait, and nobody accepts them");
         assert!(self.timers.is_empty(), "timers do not fire: {:?}", self.timers);
         assert!(self.sweeps.is_empty(), "sweeps do not end: {:?}", self.sweeps);
         assert!(!self.wake_due, "the wake-up does not come");
