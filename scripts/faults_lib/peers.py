@@ -118,9 +118,10 @@ class Crowd:
         """Says something on each open connection; returns how many echoes came back."""
         return self.hear_all(self.ask(), patience)
 
-    def ask(self):
-        """Says something on each open connection, and returns them."""
+    def ask(self, most=None):
+        """Says something on each open connection, or on so many of the newest, and returns them."""
         asked = [peer for peer in self.peers.values() if peer.state == "open"]
+        asked = asked[-most:] if most else asked
         for number, peer in enumerate(asked):
             try:
                 self.say(peer, b"still there, number %d?" % number)

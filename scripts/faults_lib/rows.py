@@ -550,6 +550,22 @@ def link_down(run):
         run.ends(server, stall_ms_max=None)
 
 
+@row("peer-machine-gone", "the link to 500 silent peers goes down for good, with --keepalive 1s --tcp-user-timeout 3s",
+     "the server finds out, and lets go of them")
+def peer_machine_gone(run):
+    with machine.Namespace() as space, Server(
+            "--keepalive", "1s", "--tcp-user-timeout", "3s", namespace=space.name, bind=space.inner) as server:
+        with peers.Crowd(server.address) as crowd:
+            before = server.descriptors()
+            crowd.add(500)
+            time.sleep(3)
+            run.check("those who answer stay", server.descriptors() == before + 500)
+            space.link("down")
+            gone_again(run, server, before, seconds=60)
+            run.check("only their machine knows nothing of it", crowd.count("open") == 500)
+        run.ends(server)
+
+
 @row("suspended", "the server suspended for 12 s with 5,000 idle timeouts of 5 s due meanwhile (SIGSTOP, SIGCONT)",
      "each timeout fires once, without a storm")
 def suspended(run):
