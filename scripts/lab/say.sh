@@ -33,10 +33,10 @@ count_of() {
     echo "$number"
 }
 
-# 512M -> 512, 14G -> 14336; fails on anything else.
+# 512M -> 512, 14G -> 14336; fails on anything else, and on nothing at all.
 mebibytes_of() {
     [[ $1 =~ ^([0-9]{1,6})([mMgG])$ ]] || return 1
     local number=$((10#${BASH_REMATCH[1]}))
     [[ ${BASH_REMATCH[2]} == [gG] ]] && number=$((number * 1024))
-    echo "$number"
+    ((number > 0)) && echo "$number"
 }
