@@ -52,6 +52,8 @@ printing_changes_nothing() {
     server -c "$N" >/dev/null
     client -c "$N" >/dev/null
     expect_as_before 'printing'
+    [ "$(client -c "$N" --ports 1 2>&1 | grep -c 'too few')" = 1 ] ||
+        fail 'that the 5-tuples are too few is not told once'
     server --revert | grep -q 'nothing is applied' || fail 'a revert of nothing does not say so'
 }
 
@@ -120,6 +122,8 @@ the_original_is_applied_or_its_refusal_is_told() {
 }
 
 wrong_usage_is_refused() {
+    server --apply --revert >/dev/null 2>&1
+    [ $? -eq 2 ] || fail '--apply --revert is not refused as wrong usage'
     for arguments in '-c' '-c 0' '-c ten' '--ports -1' '--nonsense' '--root /no/such/directory'; do
         # shellcheck disable=SC2086 # they are several words
         "$SCRIPTS/tune-server" $arguments >/dev/null 2>&1

@@ -26,8 +26,8 @@ tune() {
     MODULES=$TUNE_ROOT/etc/modules-load.d/90-c1000k-$ROLE.conf
     STATE=$TUNE_ROOT/var/lib/c1000k/previous
     case $MODE in
-        print) show ;;
-        apply) must_be_root || return; apply ;;
+        print) cautions; show ;;
+        apply) must_be_root || return; cautions; apply ;;
         revert) must_be_root || return; revert ;;
     esac
     return "$FAILED"
@@ -58,8 +58,11 @@ parse() {
                 shift
                 ;;
             --original) WANTS=original_settings ;;
-            --apply) MODE=apply ;;
-            --revert) MODE=revert ;;
+            --apply | --revert)
+                [ "$MODE" = print ] || [ "$MODE" = "${1#--}" ] ||
+                    misuse "--apply and --revert exclude each other"
+                MODE=${1#--}
+                ;;
             -h | --help) usage && exit 0 ;;
             *) misuse "$1 is not understood" ;;
         esac
@@ -152,8 +155,9 @@ show() {
     show_file "$SYSCTLS" "$(sysctl_text)"
     show_file "$LIMITS" "$(limits_text)"
     show_file "$MODULES" "$(modules_text)"
-    echo 'Enough as they are:'
-    { plan && plan_nofile; } | awk -F '|' '$2 == $3 { printf "  %-32s %s\n", $1, $2 }'
+    { plan && plan_nofile; } | awk -F '|' '
+        $2 == $3 && !told++ { print "Enough as they are:" }
+        $2 == $3 { printf "  %-32s %s\n", $1, $2 }'
     [ "$WANTS" = original_settings ] ||
         echo 'Left alone: tcp_rmem and tcp_wmem (tiny ones save nothing), the stack limit.'
     cat <<TEXT
