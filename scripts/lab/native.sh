@@ -91,7 +91,8 @@ native_start_clients() {
     done
 }
 
-# Relays the clients' logs until all have ended; takes the peak when all of them hold.
+# Relays the clients' logs until all have ended; takes the peak when all of them hold. Past the
+# time-out they get as long as a teardown to end by themselves.
 native_watch_clients() {
     local deadline=$((SECONDS + 60 + $1 / 200)) told=''
     while native_relay_clients; do
@@ -101,6 +102,8 @@ native_watch_clients() {
             native_interrupt
             told=yes
         fi
+        ((SECONDS < deadline + TEARDOWN_SECONDS)) ||
+            fail "the clients did not end within $TEARDOWN_SECONDS s; what there is lies in $OUT"
         pause
     done
 }
