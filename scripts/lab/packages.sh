@@ -44,13 +44,21 @@ packages_need_apt() {
         fail "apt-get and dpkg-deb are missing: unpack Debian's linux-image-cloud-amd64 and busybox-static into $PACKAGES by hand"
 }
 
+# Unpacked elsewhere and then moved: a run that is ended in between leaves nothing half there that a
+# later one would take for whole. What is looked for moves last.
 packages_unpack() {
     packages_need_apt
-    local folder=$PACKAGES/download
+    local folder part
     say "fetching $1 into $PACKAGES"
-    mkdir -p "$folder"
+    mkdir -p "$PACKAGES"
+    folder=$(mktemp -d "$PACKAGES/download.XXXXXX")
     (cd "$folder" && packages_quietly apt-get download "$1")
-    packages_quietly dpkg-deb --extract "$folder/$1"_*.deb "$PACKAGES"
+    packages_quietly dpkg-deb --extract "$folder/$1"_*.deb "$folder/tree"
+    for part in boot bin lib/modules; do
+        [[ -d $folder/tree/$part ]] || continue
+        mkdir -p "$PACKAGES/$part"
+        packages_quietly mv "$folder/tree/$part"/* "$PACKAGES/$part/"
+    done
     rm -rf "$folder"
 }
 
