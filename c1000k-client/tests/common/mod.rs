@@ -1,10 +1,10 @@
 //! Servers of every manner in this process, and the real client as a child, with a deadline on each wait.
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -75,21 +75,17 @@ impl Drop for Server {
     }
 }
 
-/// The system chooses the first port; where one of the next is taken, it chooses again.
+/// Listens on consecutive ports below those that the system gives to outbound connections, of which the tests have many.
 fn listening(ports: u16) -> (Reactor<bool>, u16) {
-    for _ in 0..100 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    for _ in 0..500 {
         let config = Config { connections_max: 8_192, ..Config::default() };
         let mut reactor = Reactor::new(&config).unwrap();
         let cx = reactor.context();
         let options = ListenOptions::default();
-        let first = cx.listen((Ipv4Addr::LOCALHOST, 0), &options).unwrap();
-        let first_port = cx.listener_addr(first).unwrap().port();
-        let mut others = (1..ports).map(|offset| first_port.checked_add(offset));
-        if others.all(|port| {
-            port.is_some_and(|port| {
-                cx.listen(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), &options).is_ok()
-            })
-        }) {
+        let first_port = 11_000 + NEXT.fetch_add(ports, Ordering::Relaxed) % 20_000;
+        let mut all = first_port..first_port + ports;
+        if all.all(|port| cx.listen((Ipv4Addr::LOCALHOST, port), &options).is_ok()) {
             return (reactor, first_port);
         }
     }
