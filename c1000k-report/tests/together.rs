@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A test may unwrap: its panic is its report.
 
+use std::collections::HashSet;
 use std::env::consts::EXE_SUFFIX;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -103,16 +104,18 @@ fn sockets_in_use() -> u64 {
     line.split_whitespace().nth(2).unwrap().parse().unwrap()
 }
 
-/// Established connections whose local port is one of these, as the kernel lists them.
+/// Established connections whose local port is one of these, as the kernel lists them. While others come and go it may
+/// list one twice, so each pair of addresses counts once.
 fn established_at(ports: std::ops::Range<u16>) -> u64 {
     let text = fs::read_to_string("/proc/net/tcp").unwrap();
-    let at_port = |line: &&str| {
-        let mut words = line.split_whitespace().skip(1);
-        let local = words.next().unwrap().rsplit(':').next().unwrap();
-        let state = words.nth(1).unwrap();
-        state == "01" && ports.contains(&u16::from_str_radix(local, 16).unwrap())
+    let pair_at_port = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().take(4).collect();
+        let port = u16::from_str_radix(words[1].rsplit(':').next().unwrap(), 16).unwrap();
+        let fits = words[3] == "01" && ports.contains(&port);
+        fits.then(|| (words[1].to_owned(), words[2].to_owned()))
     };
-    text.lines().skip(1).filter(at_port).count() as u64
+    let pairs: HashSet<_> = text.lines().skip(1).filter_map(pair_at_port).collect();
+    pairs.len() as u64
 }
 
 /// A child process that does not outlive the test, and its lines.
