@@ -35,6 +35,9 @@ fn the_public_surface_is_as_recorded() {
     assert_eq!(surface.lines().count(), expected.lines().count(), "the surface grew or shrank");
 }
 
+/// What tests and the fuzzer have in place of the system, and what they do to the reactor there; users never see it.
+const TEST_ONLY: [&str; 3] = ["fake_sys.rs", "simulation.rs", "simulation"];
+
 /// All source files below a folder, parsed, in the order of their paths.
 fn sources(folder: &Path) -> Vec<File> {
     let mut paths = Vec::new();
@@ -46,6 +49,9 @@ fn sources(folder: &Path) -> Vec<File> {
 fn collect_paths(folder: &Path, paths: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
+        if TEST_ONLY.iter().any(|name| path.ends_with(name)) {
+            continue;
+        }
         if path.is_dir() {
             collect_paths(&path, paths);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
@@ -96,6 +102,8 @@ fn is_public(visibility: &Visibility) -> bool {
 /// What of an item others can see; `None` where that is nothing.
 fn public_part(item: Item, types: &BTreeSet<String>) -> Option<Item> {
     match item {
+        Item::Fn(item) if is_for_the_fuzzer(&item.attrs) => None,
+        Item::Use(item) if is_for_the_fuzzer(&item.attrs) => None,
         Item::Use(item) if is_public(&item.vis) => Some(Item::Use(item)),
         Item::Mod(mut item) if is_public(&item.vis) => {
             keep_telling(&mut item.attrs);
@@ -122,6 +130,13 @@ fn public_part(item: Item, types: &BTreeSet<String>) -> Option<Item> {
         }
         _ => None,
     }
+}
+
+fn is_for_the_fuzzer(attributes: &[Attribute]) -> bool {
+    let is_fuzzing = |list: &syn::MetaList| list.tokens.to_string() == "fuzzing";
+    attributes.iter().any(|attribute| {
+        attribute.path().is_ident("cfg") && attribute.meta.require_list().is_ok_and(is_fuzzing)
+    })
 }
 
 /// Documentation is no part of the surface, but these attributes are.
