@@ -107,6 +107,7 @@ fn measure(run: &Run) -> io::Result<()> {
     let scratch = tempfile::tempdir()?;
     let setting = setting(&run.programs, scratch.path())?;
     let size = size(run);
+    let machine = record::machine();
     prepare(&size)?;
     fs::create_dir_all(&run.out)?;
     let contestants = if run.prototypes { setting.prototypes() } else { setting.contestants() };
@@ -115,7 +116,7 @@ fn measure(run: &Run) -> io::Result<()> {
     let flags: String = flags.iter().filter(|flag| flag.0).map(|flag| flag.1).collect();
     let mut record = Record {
         command: format!("scripts/bench{flags}"),
-        machine: record::machine(),
+        machine,
         size,
         results: contest_rounds(&setting, &size, &contestants)?,
         syscalls: count_syscalls(&setting, &contestants)?,
@@ -235,7 +236,12 @@ fn micro(setting: &Setting, quick: bool) -> io::Result<Vec<Micro>> {
     say("timers and slabs");
     let (entries, rounds) = if quick { ("1000000", "1") } else { ("1000000,10000000", "3") };
     let program = setting.own.with_file_name("c1000k-bench-micro");
-    let output = Command::new(program).args(["--entries", entries, "--rounds", rounds]).output()?;
+    let output = Command::new(program)
+        .args(["--entries", entries, "--rounds", rounds])
+        // Each large block by itself, and back to the system when it is freed: a page that one structure has touched
+        // is no gift to the next.
+        .env("MALLOC_MMAP_THRESHOLD_", "131072")
+        .output()?;
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
