@@ -382,18 +382,29 @@ pub(crate) enum Transferred {
 }
 
 /// What the answer of a read or a write means.
+#[inline]
 pub(crate) fn transferred(call: &'static str, answer: nix::Result<usize>) -> Transferred {
     match answer {
         Ok(bytes) => Transferred::Bytes(bytes),
-        Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS) => Transferred::NotNow,
-        Err(errno) => Transferred::Failed(refused(call)(errno)),
+        Err(errno) => not_transferred(call, errno),
     }
 }
 
+/// Out of the way, so that the usual case is small enough to be inlined.
+#[cold]
+fn not_transferred(call: &'static str, errno: Errno) -> Transferred {
+    match errno {
+        Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS => Transferred::NotNow,
+        errno => Transferred::Failed(refused(call)(errno)),
+    }
+}
+
+#[inline]
 pub(crate) fn receive(socket: &Descriptor, buffer: &mut [u8]) -> Transferred {
     transferred("recv", socket::recv(socket.0.as_raw_fd(), buffer, MsgFlags::empty()))
 }
 
+#[inline]
 pub(crate) fn send(socket: &Descriptor, bytes: &[u8]) -> Transferred {
     transferred("send", socket::send(socket.0.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL))
 }

@@ -20,8 +20,8 @@ pub(super) struct Listener {
     paused: bool,
     /// For want of something; the node is its pause in the wheel.
     starved: Option<NodeId>,
-    /// The next pause, in milliseconds.
-    pause: Tick,
+    /// The next pause, in milliseconds, where it is not the first.
+    pause: Option<Tick>,
 }
 
 impl Listener {
@@ -62,8 +62,7 @@ impl<C> Context<C> {
             set_tcp_options(&socket, options.nodelay, options.keepalive, options.user_timeout)?;
         }
         sys::listen(&socket, options.backlog)?;
-        let pause = self.first_pause();
-        let listener = Listener { socket, paused: false, starved: None, pause };
+        let listener = Listener { socket, paused: false, starved: None, pause: None };
         let id = ListenerId::from(self.listeners.insert(listener, ()).map_err(|_| full)?);
         let added = self.with_listener(id, |cx, listener| {
             cx.poller.add(&listener.socket, Readiness::READABLE, Source::Listener(id).to_bits())
@@ -168,15 +167,16 @@ impl<C> Context<C> {
 
     /// Something to accept with ran out: the listener waits.
     pub(crate) fn starve(&mut self, id: ListenerId) {
-        let pause_max = self.config.accept_pause_max.as_millis() as Tick;
+        let pause_min = (self.config.accept_pause_min.as_millis() as Tick).max(1);
+        let pause_max = (self.config.accept_pause_max.as_millis() as Tick).max(1);
         let now = self.tick();
         let Some(listener) = self.listeners.head_mut(id.name()) else { return };
         if listener.starved.is_some() {
             return;
         }
-        listener.starved =
-            Some(self.wheel.insert(now + listener.pause, Source::Listener(id).to_bits()));
-        listener.pause = (listener.pause * 2).min(pause_max.max(1));
+        let pause = listener.pause.unwrap_or(pause_min);
+        listener.starved = Some(self.wheel.insert(now + pause, Source::Listener(id).to_bits()));
+        listener.pause = Some((pause * 2).min(pause_max));
         self.starved.push_back(id);
         self.stats.accept_pauses += 1;
         if let Err(error) = self.settle_listener(id) {
@@ -196,9 +196,8 @@ impl<C> Context<C> {
 
     /// Accepting has worked: the next pause is a short one again.
     pub(crate) fn reset_pause(&mut self, id: ListenerId) {
-        let pause = self.first_pause();
         if let Some(listener) = self.listeners.head_mut(id.name()) {
-            listener.pause = pause;
+            listener.pause = None;
         }
     }
 
@@ -256,10 +255,6 @@ impl<C> Context<C> {
         if self.spare.is_none() {
             self.spare = sys::spare().ok();
         }
-    }
-
-    fn first_pause(&self) -> Tick {
-        (self.config.accept_pause_min.as_millis() as Tick).max(1)
     }
 }
 
