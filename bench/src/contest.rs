@@ -241,7 +241,8 @@ fn with_samples(measured: Measured, samples: &[Sample]) -> Phase {
 }
 
 fn latency(file: &Path) -> io::Result<Latency> {
-    let mut histogram = Histogram::<u64>::new(3).map_err(io::Error::other)?;
+    let mut histogram =
+        Histogram::<u64>::new_with_max(u64::from(u32::MAX), 3).map_err(io::Error::other)?;
     for ns in fs::read(file)?.chunks_exact(4) {
         histogram.saturating_record(u64::from(u32::from_le_bytes([ns[0], ns[1], ns[2], ns[3]])));
     }
