@@ -192,7 +192,7 @@ mod tests {
         if let Some(seed) = number("REACTOR_SEED") {
             return play(Choices::seeded(seed));
         }
-        let seeds = number("REACTOR_SEEDS").unwrap_or(if cfg!(miri) { 2 } else { SEEDS });
+        let seeds = number("REACTOR_SEEDS").unwrap_or(SEEDS);
         let next = AtomicU64::new(0);
         let play_all = || {
             loop {
