@@ -148,7 +148,10 @@ impl Args {
             ));
         }
         if self.check {
-            let connections = self.connections.max(1);
+            if self.connections == 0 {
+                return Err("--connections is 0: give at least 1, or leave it out".into());
+            }
+            let connections = self.connections;
             return Ok(Command::Check { connections, listening: listening(ports, self.threads) });
         }
         if self.max_connections == Some(0) {
@@ -272,6 +275,7 @@ mod tests {
             (&["--threads", "0"], "1 to 256"),
             (&["--threads", "1k"], "1 to 256"),
             (&["--max-connections", "0"], "at least 1"),
+            (&["--check", "--connections", "0"], "at least 1"),
             (&["--interval", "0s"], "--interval"),
             (&["--idle-timeout", "0s"], "leave it out"),
             (&["--backlog", "0"], "leave it out"),
