@@ -1,7 +1,7 @@
 //! The end of a run: every connection is reset, so that no TIME_WAIT stays behind.
 //!
 //! A reset is sent once. Where a network loses it, the server keeps a dead connection; so across a network the client
-//! resets no faster than the ramp has shown the way to bear. Loopback loses them too: what was sent waits for the kernel
+//! resets no faster than the ramp has shown the way to bear. Loopback can lose them too: what was sent waits for the kernel
 //! in a queue of 1,000 packets for each processor (`net.core.netdev_max_backlog`), and where the machine has other work
 //! to do, a burst overflows it.
 
