@@ -132,6 +132,15 @@ limits_text() {
     plan_nofile | changes | while IFS='|' read -r key before value why; do
         printf '# descriptors of a process; before: %s\n' "$before"
         printf '%-4s hard nofile %s\n' '*' "$value" root "$value"
+        [ "$WANTS" != original_settings ] || original_limits "$value"
+    done
+}
+
+# The rest of the original's advice: its soft limit, and a stack for its array of events, in KiB.
+original_limits() {
+    printf '%-4s soft nofile %s\n' '*' "$1" root "$1"
+    for kind in hard soft; do
+        printf '%-4s %s stack 12000\n' '*' "$kind" root "$kind"
     done
 }
 
