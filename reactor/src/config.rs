@@ -40,10 +40,10 @@ pub struct Config {
     pub write_queues_bytes_max: usize,
     /// How long a closed connection may take to hand its queue to the peer. Default: 30 s.
     pub flush_timeout: Duration,
-    /// The first pause of a listener after descriptors, memory or epoll watches ran out; it doubles up to
-    /// [`accept_pause_max`](Self::accept_pause_max). Default: 10 ms.
+    /// The first pause of listeners, which share it, after descriptors, memory or epoll watches ran out; it doubles up
+    /// to [`accept_pause_max`](Self::accept_pause_max). Default: 10 ms.
     pub accept_pause_min: Duration,
-    /// The longest pause of a listener. Default: 1 s.
+    /// The longest pause of listeners. Default: 1 s.
     pub accept_pause_max: Duration,
 }
 

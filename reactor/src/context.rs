@@ -31,7 +31,7 @@ use crate::token::{Inner, ListenerId, Source, Token};
 use crate::waker::Waker;
 use crate::wheel::{NodeId, Wheel};
 
-use listen::Listener;
+use listen::{Listener, Starved};
 use sweep::Sweep;
 use watch::Watch;
 
@@ -56,8 +56,7 @@ pub struct Context<C> {
     doomed: VecDeque<(Token, CloseReason)>,
     /// Connections whose interest may differ from what epoll knows.
     unsettled: Vec<Token>,
-    /// Listeners that wait for descriptors, memory or slots, in the order in which they ran out.
-    starved: VecDeque<ListenerId>,
+    starved: Starved,
     /// Connections that have gone since starved listeners were last looked at.
     freed: usize,
     spare: Option<Descriptor>,
@@ -70,11 +69,9 @@ pub struct Context<C> {
     shutdown: Option<Shutdown>,
 }
 
-/// Each connection, free timer and starved listener can have one in the wheel, and the grace of a shutdown.
+/// Each connection and free timer can have one in the wheel, the pause of starved listeners, and the grace of a shutdown.
 fn timers_in_wheel_max(config: &Config) -> usize {
-    [config.timers_max, config.listeners_max, 1]
-        .into_iter()
-        .fold(config.connections_max, usize::saturating_add)
+    config.connections_max.saturating_add(config.timers_max).saturating_add(2)
 }
 
 /// How far a shutdown has come.
@@ -112,7 +109,7 @@ impl<C> Context<C> {
             queues_free: Vec::new(),
             doomed: VecDeque::new(),
             unsettled: Vec::new(),
-            starved: VecDeque::new(),
+            starved: Starved::default(),
             freed: 0,
             spare: Some(sys::spare()?),
             waker,

@@ -255,7 +255,7 @@ impl<C> Reactor<C> {
         match self.cx.adopt(socket, Flags::NONE, conn) {
             Ok(token) => {
                 self.cx.stats_mut().accepted += 1;
-                self.cx.reset_pause(listener);
+                self.cx.reset_pause();
                 open(&mut self.cx, handler, token);
                 true
             }
@@ -295,9 +295,9 @@ impl<C> Reactor<C> {
             match source {
                 Source::Connection(token) => time_out(&mut self.cx, handler, token),
                 Source::Timer(timer) => handler.on_timer(&mut self.cx, timer),
-                Source::Listener(listener) => self.cx.end_pause(listener),
+                Source::Inner(Inner::Pause) => self.cx.end_pause(),
                 Source::Inner(_) => self.cx.harden_shutdown(),
-                Source::Watch(_) => {} // It has no timer.
+                Source::Listener(_) | Source::Watch(_) => {} // They have no timer.
             }
             bury_doomed(&mut self.cx, handler);
         }

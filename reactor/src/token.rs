@@ -148,6 +148,7 @@ pub(crate) enum Inner {
     Wake = 1,
     Signal = 2,
     Grace = 3,
+    Pause = 4,
 }
 
 impl Source {
@@ -171,6 +172,7 @@ impl Source {
                 1 => Inner::Wake,
                 2 => Inner::Signal,
                 3 => Inner::Grace,
+                4 => Inner::Pause,
                 _ => return None,
             }),
             4 => Source::Watch(WatchId(name)),
@@ -194,6 +196,7 @@ mod tests {
             Source::Inner(Inner::Wake),
             Source::Inner(Inner::Signal),
             Source::Inner(Inner::Grace),
+            Source::Inner(Inner::Pause),
         ] {
             assert_eq!(Source::from_bits(source.to_bits()), Some(source));
         }

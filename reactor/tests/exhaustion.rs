@@ -111,6 +111,86 @@ fn a_paused_or_forgotten_listener_stays_so_when_slots_are_freed() {
     assert_eq!(world.cx().stats().timers_armed, 0);
 }
 
+/// As many as the server listens on.
+const LISTENERS: usize = 100;
+
+/// The longest pause, twice: by then the pauses of 10 ms and more are over, and each second has one.
+const PAUSES_GROWN: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_hundred_starved_listeners_share_one_pause() {
+    let mut world = World::with(Config { connections_max: 1, ..Default::default() });
+    let addresses: Vec<_> = (0..LISTENERS).map(|_| world.listen()).collect();
+    let (_first, token) = world.pair(addresses[0]);
+    let _waiting: Vec<_> = addresses.iter().map(|&address| peer(address)).collect();
+    let all = LISTENERS as u64;
+    world.until("all starve", |world| world.cx().stats().accept_pauses >= all);
+    assert_eq!(world.cx().stats().timers_armed, 1);
+    world.run_for(PAUSES_GROWN);
+    let pauses = world.cx().stats().accept_pauses;
+    let wakeups = world.run_for(FULL);
+    // The end of a pause is one wake-up, and all that still find no slot are another.
+    assert!((2..=8).contains(&wakeups), "{wakeups} wake-ups in two seconds of being full");
+    let tried = world.cx().stats().accept_pauses - pauses;
+    assert!(tried >= all && tried <= 4 * all, "{tried} tries of {all} listeners");
+
+    // Each that leaves lets the next one in, at once.
+    let freed = Instant::now();
+    world.script(|cx, event| {
+        if let Event::Open(token) = event {
+            cx.abort(*token);
+        }
+    });
+    world.cx().abort(token);
+    world.until("all of them", |world| world.service.opened().len() == LISTENERS + 1);
+    assert!(freed.elapsed() < Duration::from_secs(10), "it took {:?}", freed.elapsed());
+    world.until("all ends", |world| world.cx().connections() == 0);
+    assert_eq!(world.cx().stats().timers_armed, 0, "who does not starve needs no pause");
+}
+
+#[test]
+fn a_hundred_listeners_without_descriptors_wake_a_handful_of_times_a_second() {
+    const NAME: &str = "a_hundred_listeners_without_descriptors_wake_a_handful_of_times_a_second";
+    const DESCRIPTORS: u64 = LISTENERS as u64 + 64;
+    if common::child::is_child() {
+        return serve_on_demand(LISTENERS, DESCRIPTORS);
+    }
+    let mut child = Child::start(NAME, Some(DESCRIPTORS));
+    let addresses = child.read("addresses");
+    let addresses: Vec<SocketAddr> = addresses.split(',').map(|one| one.parse().unwrap()).collect();
+    let room = child.ask("room") as usize;
+    assert!((32..64).contains(&room), "{room} fit");
+    let connect = |address| TcpStream::connect_timeout(address, DEADLINE).ok();
+    let mut waiting: Vec<_> =
+        addresses.iter().chain(&addresses).chain(&addresses).filter_map(connect).collect();
+    for peer in &mut waiting {
+        let _ = peer.write_all(b"hello");
+        peer.set_nonblocking(true).unwrap();
+    }
+    let (mut held, mut lost) = (Vec::new(), 0);
+    sort_out(&mut waiting, &mut held, &mut lost, |held, _| held >= room);
+
+    let grown = Instant::now();
+    sort_out(&mut waiting, &mut held, &mut lost, |_, _| grown.elapsed() > PAUSES_GROWN);
+    let (wakeups, dropped) = (child.ask("wakeups"), child.ask("dropped"));
+    let full = Instant::now();
+    sort_out(&mut waiting, &mut held, &mut lost, |_, _| full.elapsed() > FULL);
+    let (wakeups, dropped) = (child.ask("wakeups") - wakeups, child.ask("dropped") - dropped);
+    // Two of the wake-ups are the questions.
+    assert!((2..=10).contains(&wakeups), "{wakeups} wake-ups in two seconds of being full");
+    assert!(dropped <= 4, "{dropped} peers were reset in two seconds, not one in each pause");
+    assert!(waiting.len() >= LISTENERS, "{} still wait", waiting.len());
+    assert_eq!(held.len(), room);
+
+    // Those who leave make room for all others in the end, whichever port they wait at.
+    while !(held.is_empty() && waiting.is_empty()) {
+        held.drain(..).for_each(common::reset);
+        sort_out(&mut waiting, &mut held, &mut lost, |held, waiting| held > 0 || waiting == 0);
+    }
+    assert!(lost < LISTENERS, "{lost} of {} were reset", 3 * LISTENERS);
+    child.end();
+}
+
 const DESCRIPTORS: u64 = 64;
 
 /// How long the wake-ups of a full server are counted.
@@ -120,10 +200,10 @@ const FULL: Duration = Duration::from_secs(2);
 fn without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave() {
     const NAME: &str = "without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave";
     if common::child::is_child() {
-        return serve_on_demand();
+        return serve_on_demand(1, DESCRIPTORS);
     }
     let mut child = Child::start(NAME, Some(DESCRIPTORS));
-    let address: SocketAddr = child.read("address").parse().unwrap();
+    let address: SocketAddr = child.read("addresses").parse().unwrap();
 
     // More clients than fit. Each says hello, and who gets it back is held. A few are reset to let them know.
     let connect = |_| TcpStream::connect_timeout(&address, DEADLINE).ok();
@@ -214,13 +294,13 @@ fn greet(peer: &mut TcpStream) {
 }
 
 /// The child: an echo server that answers questions about itself on its standard streams.
-fn serve_on_demand() {
+fn serve_on_demand(listeners: usize, descriptors: u64) {
     let mut world = World::new();
     world.script(echo);
-    let address = world.listen();
-    let room = room();
+    let addresses: Vec<_> = (0..listeners).map(|_| world.listen().to_string()).collect();
+    let room = room(descriptors);
     let questions = common::child::Questions::start(world.cx().waker());
-    questions.answer("address", address);
+    questions.answer("addresses", addresses.join(","));
     loop {
         let _ = world.turn(DEADLINE);
         let stats = world.cx().stats();
@@ -243,10 +323,10 @@ fn serve_on_demand() {
 }
 
 /// How many descriptors are left below the limit. Those above it, which this process may have inherited, take no room.
-fn room() -> u64 {
+fn room(descriptors: u64) -> u64 {
     let listing = std::fs::read_dir("/proc/self/fd").unwrap();
     let numbers = listing.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse::<u64>());
-    let open = numbers.filter(|number| *number.as_ref().unwrap() < DESCRIPTORS).count() as u64;
+    let open = numbers.filter(|number| *number.as_ref().unwrap() < descriptors).count() as u64;
     // The listing itself was one of them.
-    DESCRIPTORS - (open - 1)
+    descriptors - (open - 1)
 }

@@ -54,7 +54,9 @@ impl<C> Context<C> {
     fn audit_timers(&self) {
         let timeouts = self.links().filter(|(_, link)| link.timer != NodeId::NONE).count();
         let grace = self.shutdown.as_ref().is_some_and(|shutdown| shutdown.grace.is_some());
-        let owned = timeouts + self.timers.len() + self.starved.len() + usize::from(grace);
+        let pause = self.starved.has_pause();
+        assert_eq!(pause, self.starved.len() > 0, "a pause is for those that starve");
+        let owned = timeouts + self.timers.len() + usize::from(pause) + usize::from(grace);
         assert_eq!(self.wheel.len(), owned, "a timer has lost its owner, or the owner its timer");
     }
 

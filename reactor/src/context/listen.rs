@@ -1,8 +1,11 @@
 //! Listening, and what happens when there is nothing left to accept with.
 //!
 //! A listener that finds no descriptor, memory, epoll watch or slot is starved: it leaves epoll's interest, so that
-//! nothing spins, and comes back when a connection has gone or when its pause, which doubles each time, has passed.
+//! nothing spins, and comes back when a connection has gone or when the pause has passed. All that starve share one
+//! pause, which doubles each time: what has run out has run out for all of them, and a hundred listeners that try again
+//! one by one would be a hundred wake-ups.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use crate::address::Address;
@@ -10,7 +13,7 @@ use crate::config::ListenOptions;
 use crate::context::{Context, set_tcp_options};
 use crate::error::Error;
 use crate::sys::{self, Accepted, Descriptor, Readiness};
-use crate::token::{ListenerId, Source};
+use crate::token::{Inner, ListenerId, Source};
 use crate::wheel::{NodeId, Tick};
 
 #[derive(Debug)]
@@ -18,20 +21,41 @@ pub(super) struct Listener {
     socket: Descriptor,
     /// By the service's wish.
     paused: bool,
-    /// For want of something; the node is its pause in the wheel.
-    starved: Option<NodeId>,
-    /// The next pause, in milliseconds, where it is not the first.
-    pause: Option<Tick>,
+    /// For want of something.
+    starved: bool,
 }
 
 impl Listener {
     fn hears(&self) -> bool {
-        !self.paused && self.starved.is_none()
+        !self.paused && !self.starved
     }
 
     #[cfg(any(test, fuzzing))]
     pub(super) fn is_starved(&self) -> bool {
-        self.starved.is_some()
+        self.starved
+    }
+}
+
+/// The listeners that wait for descriptors, memory or slots, and the pause that they share.
+#[derive(Debug, Default)]
+pub(super) struct Starved {
+    /// In the order in which they ran out.
+    waiting: VecDeque<ListenerId>,
+    /// The end of the pause in the wheel; there is one for as long as somebody waits.
+    pause: Option<NodeId>,
+    /// How long the next pause is, in milliseconds, where it is not the first.
+    pause_next: Option<Tick>,
+}
+
+impl Starved {
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn has_pause(&self) -> bool {
+        self.pause.is_some()
     }
 }
 
@@ -62,7 +86,7 @@ impl<C> Context<C> {
             set_tcp_options(&socket, options.nodelay, options.keepalive, options.user_timeout)?;
         }
         sys::listen(&socket, options.backlog)?;
-        let listener = Listener { socket, paused: false, starved: None, pause: None };
+        let listener = Listener { socket, paused: false, starved: false };
         let id = ListenerId::from(self.listeners.insert(listener, ()).map_err(|_| full)?);
         let added = self.with_listener(id, |cx, listener| {
             cx.poller.add(&listener.socket, Readiness::READABLE, Source::Listener(id).to_bits())
@@ -167,37 +191,44 @@ impl<C> Context<C> {
 
     /// Something to accept with ran out: the listener waits.
     pub(crate) fn starve(&mut self, id: ListenerId) {
-        let pause_min = (self.config.accept_pause_min.as_millis() as Tick).max(1);
-        let pause_max = (self.config.accept_pause_max.as_millis() as Tick).max(1);
-        let now = self.tick();
         let Some(listener) = self.listeners.head_mut(id.name()) else { return };
-        if listener.starved.is_some() {
+        if std::mem::replace(&mut listener.starved, true) {
             return;
         }
-        let pause = listener.pause.unwrap_or(pause_min);
-        listener.starved = Some(self.wheel.insert(now + pause, Source::Listener(id).to_bits()));
-        listener.pause = Some((pause * 2).min(pause_max));
-        self.starved.push_back(id);
+        self.starved.waiting.push_back(id);
+        self.begin_pause();
         self.stats.accept_pauses += 1;
         if let Err(error) = self.settle_listener(id) {
             log::warn!("a listener could not be paused: {error}");
         }
     }
 
-    /// The wheel has given out the pause of this listener.
-    pub(crate) fn end_pause(&mut self, id: ListenerId) {
-        if let Some(listener) = self.listeners.head_mut(id.name())
-            && listener.starved.take().is_some()
-        {
-            self.starved.retain(|&other| other != id);
+    /// Begins a pause, unless one is under way.
+    fn begin_pause(&mut self) {
+        if self.starved.pause.is_some() {
+            return;
+        }
+        let pause_min = (self.config.accept_pause_min.as_millis() as Tick).max(1);
+        let pause_max = (self.config.accept_pause_max.as_millis() as Tick).max(1);
+        let pause = self.starved.pause_next.unwrap_or(pause_min);
+        let end = self.tick() + pause;
+        self.starved.pause = Some(self.wheel.insert(end, Source::Inner(Inner::Pause).to_bits()));
+        self.starved.pause_next = Some((pause * 2).min(pause_max));
+    }
+
+    /// The wheel has given out the end of the pause: all that starve try again.
+    pub(crate) fn end_pause(&mut self) {
+        self.starved.pause = None;
+        for id in std::mem::take(&mut self.starved.waiting) {
             self.hear_again(id);
         }
     }
 
-    /// Accepting has worked: the next pause is a short one again.
-    pub(crate) fn reset_pause(&mut self, id: ListenerId) {
-        if let Some(listener) = self.listeners.head_mut(id.name()) {
-            listener.pause = None;
+    /// Accepting has worked. If nobody starves any more, the next pause is a short one again; as long as somebody does,
+    /// a place that was freed and taken is no sign of plenty.
+    pub(crate) fn reset_pause(&mut self) {
+        if self.starved.waiting.is_empty() {
+            self.starved.pause_next = None;
         }
     }
 
@@ -205,22 +236,26 @@ impl<C> Context<C> {
     pub(crate) fn feed_starved(&mut self) {
         let freed = std::mem::take(&mut self.freed);
         for _ in 0..freed {
-            let Some(&id) = self.starved.front() else { return };
+            let Some(&id) = self.starved.waiting.front() else { return };
             self.forget_starvation(id);
             self.hear_again(id);
         }
     }
 
+    /// The listener starves no more; the last one takes the pause with it.
     fn forget_starvation(&mut self, id: ListenerId) {
-        if let Some(listener) = self.listeners.head_mut(id.name())
-            && let Some(node) = listener.starved.take()
+        self.starved.waiting.retain(|&other| other != id);
+        if self.starved.waiting.is_empty()
+            && let Some(pause) = self.starved.pause.take()
         {
-            self.wheel.remove(node);
-            self.starved.retain(|&other| other != id);
+            self.wheel.remove(pause);
         }
     }
 
     fn hear_again(&mut self, id: ListenerId) {
+        if let Some(listener) = self.listeners.head_mut(id.name()) {
+            listener.starved = false;
+        }
         self.restock_spare();
         if let Err(error) = self.settle_listener(id) {
             log::warn!("a listener could not be resumed: {error}");
@@ -228,9 +263,10 @@ impl<C> Context<C> {
         }
     }
 
-    /// With no descriptor left, the spare one makes room to take one connection and let it know by a reset.
+    /// With no descriptor left, the spare one makes room to take one connection and let it know by a reset. One in each
+    /// pause, whatever the number of listeners: the others may still get in when there is room again.
     pub(crate) fn drain_one(&mut self, id: ListenerId) {
-        if self.spare.take().is_none() {
+        if self.starved.pause.is_some() || self.spare.take().is_none() {
             return;
         }
         if let Accepted::Connection(socket) = self.accept(id) {
