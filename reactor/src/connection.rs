@@ -34,25 +34,34 @@ impl Link {
         self.queue != NO_QUEUE
     }
 
-    pub(crate) fn wants_reads(&self) -> bool {
-        let never = Flags::CONNECTING | Flags::EOF | Flags::DOOMED;
-        let not_now = Flags::READS_PAUSED | Flags::CLOSING;
-        !self.flags.any(never) && (self.lingers() || !self.flags.any(not_now))
+    /// What arrives is for the service.
+    pub(crate) fn reads(&self) -> bool {
+        !self.flags.any(Flags::UNREADABLE | Flags::READS_PAUSED | Flags::CLOSING)
     }
 
-    /// All has gone out, and only the peer's end is missing: what it still sends is read and dropped.
+    /// What arrives is dropped.
+    pub(crate) fn drains(&self) -> bool {
+        self.lingers() && !self.flags.any(Flags::UNREADABLE)
+    }
+
+    /// All has gone out, and only the peer's end is missing.
     pub(crate) fn lingers(&self) -> bool {
         self.flags.any(Flags::CLOSING) && self.flags.any(Flags::FINISHED)
     }
 
+    /// What is written goes to the kernel at once.
+    pub(crate) fn sends_at_once(&self) -> bool {
+        !self.has_queue() && !self.flags.any(Flags::UNWRITABLE | Flags::CONNECTING)
+    }
+
     pub(crate) fn takes_writes(&self) -> bool {
-        !self.flags.any(Flags::FINISHING | Flags::CLOSING | Flags::DOOMED)
+        !self.flags.any(Flags::UNWRITABLE)
     }
 
     /// What epoll should watch the socket for.
     pub(crate) fn interest(&self) -> Readiness {
         let mut interest = Readiness::NONE;
-        if self.wants_reads() {
+        if self.reads() || self.drains() {
             interest = interest.with(Readiness::READABLE);
         }
         if self.has_queue() || self.flags.any(Flags::CONNECTING) {
@@ -88,7 +97,6 @@ impl Link {
 pub(crate) struct Flags(u16);
 
 impl Flags {
-    pub(crate) const NONE: Flags = Flags(0);
     /// An outbound connect is under way.
     pub(crate) const CONNECTING: Flags = Flags(1);
     /// `on_open` was called.
@@ -113,6 +121,12 @@ impl Flags {
     pub(crate) const WATCHED: Flags = Flags(1 << 10);
     pub(crate) const WATCHED_READ: Flags = Flags(1 << 11);
     pub(crate) const WATCHED_WRITE: Flags = Flags(1 << 12);
+
+    /// There is nothing to read, not yet or never more.
+    const UNREADABLE: Flags = Flags(Self::CONNECTING.0 | Self::EOF.0 | Self::DOOMED.0);
+
+    /// Nothing more is taken from the service.
+    const UNWRITABLE: Flags = Flags(Self::FINISHING.0 | Self::CLOSING.0 | Self::DOOMED.0);
 
     pub(crate) fn any(self, flags: Flags) -> bool {
         self.0 & flags.0 != 0

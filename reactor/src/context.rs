@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use crate::config::{Config, Keepalive};
 use crate::connection::Link;
 use crate::error::{CloseReason, Error};
-use crate::queue::WriteQueue;
+use crate::queue::{QueuedBytes, WriteQueue};
 use crate::signal::Signal;
 use crate::slab::Slab;
 use crate::stats::Stats;
@@ -35,6 +35,7 @@ use listen::{Listener, Starved};
 use sweep::Sweep;
 use watch::Watch;
 
+pub(crate) use stream::Received;
 pub use sweep::SweepId;
 
 /// Everything a reactor offers to its service; `C` is the state of one connection.
@@ -52,6 +53,7 @@ pub struct Context<C> {
     wheel: Wheel,
     queues: Vec<WriteQueue>,
     queues_free: Vec<u32>,
+    queued: QueuedBytes,
     /// Connections to be removed as soon as no callback runs.
     doomed: VecDeque<(Token, CloseReason)>,
     /// Connections whose interest may differ from what epoll knows.
@@ -64,6 +66,8 @@ pub struct Context<C> {
     signals: Option<SignalReader>,
     started: Instant,
     now: Instant,
+    /// From `started` to `now`.
+    elapsed: Duration,
     stats: Stats,
     stop: bool,
     shutdown: Option<Shutdown>,
@@ -107,6 +111,7 @@ impl<C> Context<C> {
             wheel: Wheel::with_capacity(timers_in_wheel_max(config)).map_err(no_memory)?,
             queues: Vec::new(),
             queues_free: Vec::new(),
+            queued: QueuedBytes::new(config.write_queue_bytes_max, config.write_queues_bytes_max),
             doomed: VecDeque::new(),
             unsettled: Vec::new(),
             starved: Starved::default(),
@@ -116,6 +121,7 @@ impl<C> Context<C> {
             signals: None,
             started: now,
             now,
+            elapsed: Duration::ZERO,
             stats: Stats::default(),
             stop: false,
             shutdown: None,
@@ -133,7 +139,11 @@ impl<C> Context<C> {
     /// What has been counted so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats { timers_armed: self.wheel.len(), ..self.stats.clone() }
+        Stats {
+            queued_bytes: self.queued.bytes(),
+            timers_armed: self.wheel.len(),
+            ..self.stats.clone()
+        }
     }
 
     /// How many connections are held, those included that are still connecting or flushing.
@@ -258,6 +268,7 @@ impl<C> Context<C> {
 
     pub(crate) fn read_clock(&mut self) {
         self.now = sys::now();
+        self.elapsed = self.now.duration_since(self.started);
     }
 
     pub(crate) fn begin_turn(&mut self) {

@@ -842,8 +842,8 @@ impl Events {
         self.filled.len()
     }
 
-    pub(crate) fn at(&self, index: usize) -> (u64, Readiness) {
-        self.filled[index]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, Readiness)> {
+        self.filled.iter().copied()
     }
 }
 

@@ -71,24 +71,23 @@ impl<H, B> Slab<H, B> {
 
     /// Puts an entry into a free slot; gives it back when there is none.
     pub(crate) fn insert(&mut self, head: H, body: B) -> Result<Name, (H, B)> {
+        let Some(vacancy) = self.vacancy() else { return Err((head, body)) };
+        let (name, generation) = (vacancy.name, vacancy.name.generation());
+        vacancy.fill(Slot::Full { generation, head, body });
+        Ok(name)
+    }
+
+    /// The slot that the next entry will have; `None` when there is none.
+    #[inline]
+    pub(crate) fn vacancy(&mut self) -> Option<Vacancy<'_, H, B>> {
         if self.is_full() {
-            return Err((head, body));
+            return None;
         }
-        self.len += 1;
-        if self.free_first == NO_SLOT {
-            let generation = self.generation_floor;
-            let index = self.slots.len() as u32;
-            self.slots.push(Slot::Full { generation, head, body });
-            return Ok(Name::new(index, generation));
-        }
-        let index = self.free_first;
-        let slot = &mut self.slots[index as usize];
-        let Slot::Vacant { generation, next } = *slot else {
-            unreachable!("the free list leads only to vacant slots")
+        let name = match self.slots.get(self.free_first as usize) {
+            Some(Slot::Vacant { generation, .. }) => Name::new(self.free_first, *generation),
+            _ => Name::new(self.slots.len() as u32, self.generation_floor),
         };
-        self.free_first = next;
-        *slot = Slot::Full { generation, head, body };
-        Ok(Name::new(index, generation))
+        Some(Vacancy { slab: self, name })
     }
 
     pub(crate) fn head(&self, name: Name) -> Option<&H> {
@@ -130,26 +129,40 @@ impl<H, B> Slab<H, B> {
 
     /// Takes the body out of its slot until [`give_back`](Self::give_back).
     pub(crate) fn lend(&mut self, name: Name) -> Option<B> {
+        self.lend_if(name, |_| Some(())).map(|(body, ())| body)
+    }
+
+    /// The same after a look at the head that says whether to: one look-up for both.
+    #[inline]
+    pub(crate) fn lend_if<T>(
+        &mut self,
+        name: Name,
+        look: impl FnOnce(&H) -> Option<T>,
+    ) -> Option<(B, T)> {
         let slot = self.slots.get_mut(name.index() as usize)?;
-        // Looked at before it is moved: once known to match, the head need not really be copied to and fro.
-        if !matches!(slot, Slot::Full { generation, .. } if *generation == name.generation()) {
+        let seen = match slot {
+            Slot::Full { generation, head, .. } if *generation == name.generation() => look(head)?,
+            _ => return None,
+        };
+        // Asked once more before it is moved: where it is known to match, the head is not really copied to and fro.
+        if !matches!(slot, Slot::Full { .. }) {
             return None;
         }
         match mem::replace(slot, Slot::Vacant { generation: 0, next: NO_SLOT }) {
             Slot::Full { generation, head, body } => {
                 *slot = Slot::Lent { generation, head };
-                Some(body)
+                Some((body, seen))
             }
             _ => None,
         }
     }
 
-    /// Puts a lent body back. A slot can't be removed while its body is lent, so the slot is there.
+    /// Puts a lent body back. A slot can't be removed while its body is lent, so the slot is there, and still the one
+    /// that the name is of.
+    #[inline]
     pub(crate) fn give_back(&mut self, name: Name, body: B) {
         let slot = &mut self.slots[name.index() as usize];
-        let lent =
-            matches!(slot, Slot::Lent { generation, .. } if *generation == name.generation());
-        assert!(lent, "{name:?} was not lent");
+        assert!(matches!(slot, Slot::Lent { .. }), "only what was lent can be given back");
         if let Slot::Lent { generation, head } =
             mem::replace(slot, Slot::Vacant { generation: 0, next: NO_SLOT })
         {
@@ -204,6 +217,40 @@ impl<H, B> Slab<H, B> {
             self.free_first = NO_SLOT;
             self.generation_floor = generation_after(self.generation_highest);
             self.generation_highest = self.generation_floor;
+        }
+    }
+}
+
+/// A slot that waits for its entry.
+pub(crate) struct Vacancy<'a, H, B> {
+    slab: &'a mut Slab<H, B>,
+    name: Name,
+}
+
+impl<H, B> Vacancy<'_, H, B> {
+    /// The name that the entry will have.
+    pub(crate) fn name(&self) -> Name {
+        self.name
+    }
+
+    /// Puts an entry in whose body is lent from the beginning: [`Slab::give_back`] makes it complete.
+    #[inline]
+    pub(crate) fn insert_lent(self, head: H) {
+        let generation = self.name.generation();
+        self.fill(Slot::Lent { generation, head });
+    }
+
+    #[inline]
+    fn fill(self, entry: Slot<H, B>) {
+        let Self { slab, name } = self;
+        slab.len += 1;
+        match slab.slots.get_mut(name.index() as usize) {
+            None => slab.slots.push(entry),
+            Some(slot) => {
+                if let Slot::Vacant { next, .. } = mem::replace(slot, entry) {
+                    slab.free_first = next;
+                }
+            }
         }
     }
 }

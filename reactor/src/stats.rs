@@ -46,8 +46,15 @@ pub struct Stats {
 }
 
 impl Stats {
+    #[inline]
+    pub(crate) fn count_open(&mut self) {
+        self.opened += 1;
+        self.open_max = self.open_max.max(self.open());
+    }
+
     /// Connections open now.
     #[must_use]
+    #[inline]
     pub fn open(&self) -> u64 {
         self.opened - self.closed
     }

@@ -41,11 +41,12 @@ impl Token {
 
     /// The token that [`to_bits`](Self::to_bits) gave; `None` for bits that are no connection's name.
     #[must_use]
+    #[inline]
     pub fn from_bits(bits: u64) -> Option<Self> {
-        match Source::from_bits(bits)? {
-            Source::Connection(token) => Some(token),
-            _ => None,
+        if bits >> KIND_SHIFT != Kind::Connection as u64 {
+            return None;
         }
+        Name::from_bits(bits).map(Self)
     }
 }
 
@@ -62,11 +63,9 @@ pub(crate) const GENERATION_MAX: u32 = (1 << (KIND_SHIFT - 32)) - 1;
 impl Name {
     /// # Panics
     /// If the generation is not within 1 to [`GENERATION_MAX`]: the slab hands out no other.
+    #[inline]
     pub(crate) fn new(index: u32, generation: u32) -> Self {
-        assert!(
-            (1..=GENERATION_MAX).contains(&generation),
-            "generation {generation} is out of range"
-        );
+        assert!((1..=GENERATION_MAX).contains(&generation), "a generation is out of range");
         let bits = u64::from(generation) << 32 | u64::from(index);
         Self(NonZeroU64::new(bits).expect("a generation is never zero"))
     }

@@ -160,6 +160,9 @@ impl Wheel {
 
     /// The occupied bucket that comes up first: its level, its number and the tick at which it starts.
     fn next_bucket(&self) -> Option<(usize, usize, Tick)> {
+        if self.len == 0 {
+            return None;
+        }
         let first_of = |level: usize| {
             let occupied = self.levels[level].occupied;
             if occupied == 0 {

@@ -36,38 +36,28 @@ impl<C> Context<C> {
         }
         let socket = prepared(&address, options)?;
         sys::connect(&socket, &address)?;
-        let token = self.adopt(socket, Flags::CONNECTING, conn)?;
+        let token = self.adopt(socket, Flags::CONNECTING)?;
+        self.give_back(token, conn);
         if let Some(timeout) = options.timeout {
             self.set_timeout(token, timeout);
         }
         Ok(token)
     }
 
-    /// Gives a connection its slot and its place in epoll. Where that fails, socket and `conn` are dropped.
-    pub(crate) fn adopt(
-        &mut self,
-        socket: Descriptor,
-        flags: Flags,
-        conn: C,
-    ) -> Result<Token, Error> {
-        let full = Error::Full { what: "connections", limit: self.connections.capacity() };
-        let link = Link::new(socket, flags);
+    /// Gives a connection its place in epoll and its slot, its state lent from the beginning. Where that fails, the
+    /// socket is dropped.
+    #[inline]
+    pub(crate) fn adopt(&mut self, socket: Descriptor, flags: Flags) -> Result<Token, Error> {
+        let limit = self.connections.capacity();
+        let full = || Error::Full { what: "connections", limit };
+        let vacancy = self.connections.vacancy().ok_or_else(full)?;
+        let token = Token::from(vacancy.name());
+        let mut link = Link::new(socket, flags);
         let interest = link.interest();
-        let token = Token::from(self.connections.insert(link, conn).map_err(|_| full)?);
-        match self.watch_link(token, interest) {
-            Ok(()) => Ok(token),
-            Err(error) => {
-                self.connections.remove(token.name());
-                Err(error)
-            }
-        }
-    }
-
-    fn watch_link(&mut self, token: Token, interest: Readiness) -> Result<(), Error> {
-        let link = self.connections.head_mut(token.name()).ok_or(Error::Stale)?;
         self.poller.add(&link.socket, interest, Source::Connection(token).to_bits())?;
         link.set_registered(Some(interest));
-        Ok(())
+        vacancy.insert_lent(link);
+        Ok(token)
     }
 
     /// The connect is decided; says how.
@@ -79,6 +69,7 @@ impl<C> Context<C> {
             return Err(error);
         }
         link.flags.set(Flags::CONNECTING, false);
+        link.flags.set(Flags::OPENED, true);
         let finishes = link.flags.any(Flags::FINISHING) && !link.has_queue();
         self.clear_timeout(token);
         self.unsettle(token);

@@ -10,13 +10,23 @@ use crate::sys::{self, Transferred};
 use crate::token::{Source, Token};
 use crate::wheel::NodeId;
 
+/// What a read from a connection brought.
+pub(crate) enum Received<C> {
+    /// So many, and the connection's state, which is lent from now on.
+    Bytes(C, usize),
+    /// None: the peer has finished, has sent nothing yet, or is lost.
+    Nothing(Transferred),
+}
+
 impl<C> Context<C> {
     /// Sends bytes: to the kernel at once when nothing is queued, and what it does not take waits in the queue.
     ///
     /// # Errors
     /// [`WriteError`]; no byte was taken then.
+    #[inline]
     pub fn write(&mut self, token: Token, bytes: &[u8]) -> Result<Written, WriteError> {
-        match self.write_directly(token, bytes.len(), |socket| sys::send(socket, bytes))? {
+        let sent = self.direct_socket(token, bytes.len())?.map(|socket| sys::send(socket, bytes));
+        match self.count_sent(token, sent)? {
             sent if sent == bytes.len() => Ok(Written::Sent),
             sent => Ok(self.enqueue(token, bytes.len() - sent, |queue| queue.copy(&bytes[sent..]))),
         }
@@ -33,7 +43,9 @@ impl<C> Context<C> {
     ) -> Result<Written, WriteError> {
         let total = slices.iter().map(|slice| slice.len()).sum();
         let first = &slices[..slices.len().min(CHUNKS_PER_SEND)];
-        match self.write_directly(token, total, |socket| sys::send_vectored(socket, first))? {
+        let sent =
+            self.direct_socket(token, total)?.map(|socket| sys::send_vectored(socket, first));
+        match self.count_sent(token, sent)? {
             sent if sent == total => Ok(Written::Sent),
             sent => Ok(self.enqueue(token, total - sent, |queue| {
                 let mut skip = sent;
@@ -57,7 +69,9 @@ impl<C> Context<C> {
     ) -> Result<Written, WriteError> {
         let chunk = chunk.into();
         let total = chunk.as_bytes().len();
-        match self.write_directly(token, total, |socket| sys::send(socket, chunk.as_bytes()))? {
+        let sent =
+            self.direct_socket(token, total)?.map(|socket| sys::send(socket, chunk.as_bytes()));
+        match self.count_sent(token, sent)? {
             sent if sent == total => Ok(Written::Sent),
             sent => Ok(self.enqueue(token, total - sent, |queue| queue.append(chunk, sent))),
         }
@@ -182,7 +196,7 @@ impl<C> Context<C> {
                 self.wheel.remove(link.timer);
             }
             if link.has_queue() {
-                self.stats.queued_bytes -= self.queues[link.queue as usize].len_bytes();
+                self.queued.shrink(self.queues[link.queue as usize].len_bytes());
                 self.release_queue(link.queue);
             }
             if link.flags.any(Flags::RESET)
@@ -200,6 +214,37 @@ impl<C> Context<C> {
         }
     }
 
+    /// Reads once, if the connection reads, and lends its state with the bytes; `None` where it does not read.
+    #[inline]
+    pub(crate) fn receive(&mut self, token: Token, buffer: &mut [u8]) -> Option<Received<C>> {
+        let mut nothing = None;
+        let lent = self.connections.lend_if(token.name(), |link| {
+            if !link.reads() {
+                return None;
+            }
+            match sys::receive(&link.socket, buffer) {
+                Transferred::Bytes(received @ 1..) => Some(received),
+                other => {
+                    nothing = Some(Received::Nothing(other));
+                    None
+                }
+            }
+        });
+        let Some((conn, received)) = lent else { return nothing };
+        self.stats.bytes_in += received as u64;
+        Some(Received::Bytes(conn, received))
+    }
+
+    /// Reads once and forgets it, from a connection of which only the end is wanted.
+    pub(crate) fn drain(&mut self, token: Token, buffer: &mut [u8]) {
+        let Some(link) = self.link(token) else { return };
+        match sys::receive(&link.socket, buffer) {
+            Transferred::Bytes(0) => self.doom(token, CloseReason::Closed),
+            Transferred::Bytes(_) | Transferred::NotNow => {}
+            Transferred::Failed(error) => self.doom(token, CloseReason::Failed(error)),
+        }
+    }
+
     /// Hands queued bytes to the kernel; says whether the queue has run empty and the service is to be told.
     pub(crate) fn flush(&mut self, token: Token) -> bool {
         let Some(link) = self.connections.head_mut(token.name()) else { return false };
@@ -213,7 +258,7 @@ impl<C> Context<C> {
             Transferred::Bytes(sent) => {
                 queue.consume(sent);
                 self.stats.bytes_out += sent as u64;
-                self.stats.queued_bytes -= sent;
+                self.queued.shrink(sent);
             }
             Transferred::NotNow => {}
             Transferred::Failed(error) => {
@@ -302,37 +347,58 @@ impl<C> Context<C> {
         Ok(())
     }
 
-    /// Checks that `total` bytes may be taken, and sends what can be sent directly: says how many have left.
-    fn write_directly(
-        &mut self,
+    /// Checks that `total` bytes may be taken: the socket where they can be sent directly, `None` where they have to
+    /// wait behind others.
+    #[inline]
+    fn direct_socket(
+        &self,
         token: Token,
         total: usize,
-        send: impl FnOnce(&sys::Descriptor) -> Transferred,
-    ) -> Result<usize, WriteError> {
-        let link = self.link(token).filter(|link| link.takes_writes()).ok_or(WriteError::Closed)?;
-        let queued = self.queue_bytes(link);
-        if queued + total > self.config.write_queue_bytes_max {
-            return Err(WriteError::Full);
+    ) -> Result<Option<&sys::Descriptor>, WriteError> {
+        let link = self.link(token).ok_or(WriteError::Closed)?;
+        if link.sends_at_once() && (1..=self.queued.room_bytes()).contains(&total) {
+            return Ok(Some(&link.socket));
         }
-        if self.stats.queued_bytes + total > self.config.write_queues_bytes_max {
-            return Err(WriteError::FullInTotal);
-        }
-        if total == 0 || link.has_queue() || link.flags.any(Flags::CONNECTING) {
-            return Ok(0);
-        }
-        match send(&link.socket) {
-            Transferred::Bytes(sent) => {
-                self.stats.bytes_out += sent as u64;
-                Ok(sent)
-            }
-            Transferred::NotNow => Ok(0),
-            Transferred::Failed(error) => {
-                self.doom(token, CloseReason::Failed(error));
-                Err(WriteError::Closed)
-            }
+        self.check_queueing(link, total).map(|()| None)
+    }
+
+    /// What is wrong with bytes that can't be sent directly, if anything.
+    #[cold]
+    #[inline(never)]
+    fn check_queueing(&self, link: &Link, total: usize) -> Result<(), WriteError> {
+        if !link.takes_writes() {
+            Err(WriteError::Closed)
+        } else if self.queue_bytes(link) + total > self.config.write_queue_bytes_max {
+            Err(WriteError::Full)
+        } else if self.queued.bytes() + total > self.config.write_queues_bytes_max {
+            Err(WriteError::FullInTotal)
+        } else {
+            Ok(())
         }
     }
 
+    /// How many bytes have left, if it was tried.
+    #[inline]
+    fn count_sent(&mut self, token: Token, sent: Option<Transferred>) -> Result<usize, WriteError> {
+        match sent {
+            Some(Transferred::Bytes(sent)) => {
+                self.stats.bytes_out += sent as u64;
+                Ok(sent)
+            }
+            None | Some(Transferred::NotNow) => Ok(0),
+            Some(Transferred::Failed(error)) => Err(self.fail_write(token, error)),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fail_write(&mut self, token: Token, error: Error) -> WriteError {
+        self.doom(token, CloseReason::Failed(error));
+        WriteError::Closed
+    }
+
+    #[cold]
+    #[inline(never)]
     fn enqueue(
         &mut self,
         token: Token,
@@ -344,7 +410,7 @@ impl<C> Context<C> {
             _ => self.claim_queue(token),
         };
         fill(&mut self.queues[queue as usize]);
-        self.stats.queued_bytes += bytes;
+        self.queued.grow(bytes);
         Written::Queued
     }
 

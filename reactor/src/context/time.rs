@@ -98,12 +98,17 @@ impl<C> Context<C> {
     }
 
     pub(super) fn tick(&self) -> Tick {
-        self.now.duration_since(self.started).as_millis() as Tick
+        ticks(self.elapsed, self.elapsed.subsec_millis())
     }
 
     /// The first tick at which `after` has passed.
     pub(super) fn tick_after(&self, after: Duration) -> Tick {
-        let deadline = self.now.duration_since(self.started).saturating_add(after);
-        deadline.as_nanos().div_ceil(1_000_000).min(u128::from(Tick::MAX / 2)) as Tick
+        let deadline = self.elapsed.saturating_add(after);
+        ticks(deadline, deadline.subsec_nanos().div_ceil(1_000_000)).min(Tick::MAX / 2)
     }
+}
+
+/// The whole seconds of a time and some milliseconds, as ticks.
+fn ticks(time: Duration, milliseconds: u32) -> Tick {
+    time.as_secs().saturating_mul(1000).saturating_add(Tick::from(milliseconds))
 }
