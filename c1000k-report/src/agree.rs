@@ -186,7 +186,7 @@ fn sockets(run: &Run, host: &str) -> Check {
 
 /// Sockets by the kernel's allocator, which knows nothing of the other counters.
 fn tcp_objects(run: &Run, host: &str) -> Check {
-    let ends = if run.is_one_kernel() { 2 } else { 1 };
+    let ends = run.ends_in_kernel();
     let check = Question::new(
         format!("Slab objects of host {host}"),
         format!("the TCP caches rose by {ends} for each connection"),
@@ -205,7 +205,7 @@ fn tcp_objects(run: &Run, host: &str) -> Check {
 fn kernel_bytes(run: &Run) -> Check {
     let check = Question::new(
         "Kernel bytes for one end of a connection",
-        "the server's own figure is that of the snapshots",
+        "the server's own figure is that of the snapshots, by the slab caches that connections live in",
     );
     let told = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
     let (Some(seen), Some(told)) = (cost::server_end_bytes(run), told) else {
@@ -234,7 +234,7 @@ fn process_bytes(run: &Run) -> Check {
 fn slab_returned(run: &Run, host: &str) -> Check {
     let check = Question::new(
         format!("Slab memory given back on host {host}"),
-        "after the teardown, of what it grew by",
+        "after the teardown, of what the caches that connections live in grew by",
     );
     let Some(share) = cost::slab_share_returned(run, host) else {
         return check.not_seen("slabinfo before, at the peak or after is missing, or did not grow");

@@ -1,10 +1,12 @@
 //! What a connection cost, in the process and in the kernel, and what came back after the teardown.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+
+use c1000k_host::usage::SlabUsage;
 
 use crate::record::ServerRecord;
 use crate::run::{Moment, Run};
-use crate::snapshot::{Slab, Snapshot};
+use crate::snapshot::Snapshot;
 
 /// The slab memory of one kernel per connection.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,21 +54,22 @@ impl KernelCost {
 /// The cost on each kernel that showed its slabs before and at the peak.
 #[must_use]
 pub fn kernels(run: &Run) -> Vec<KernelCost> {
-    let ends = if run.is_one_kernel() { 2 } else { 1 };
     // Hosts that share a kernel show the same slabs: the server's host tells of all connections.
     let is_told = |host: &&str| !run.is_one_kernel() || *host == run.server_host();
-    run.hosts().filter(is_told).filter_map(|host| kernel(run, host, ends)).collect()
+    run.hosts().filter(is_told).filter_map(|host| kernel(run, host)).collect()
 }
 
-/// What the server's end of a connection took of the slabs.
+/// What the server's end of a connection took of the slabs that connections live in, which is what
+/// the server weighs too.
 #[must_use]
 pub fn server_end_bytes(run: &Run) -> Option<f64> {
-    let costs = kernels(run);
-    let cost = costs.iter().find(|cost| cost.host == run.server_host())?;
-    Some(cost.bytes() / float(cost.ends))
+    let host = run.server_host();
+    let bytes = |moment| run.snapshot(host, moment).and_then(Snapshot::connection_bytes);
+    let grown = float(bytes(Moment::Peak)?) - float(bytes(Moment::Before)?);
+    Some(grown / (float(run.connections_of(host)?) * float(run.ends_in_kernel())))
 }
 
-fn kernel(run: &Run, host: &str, ends: u64) -> Option<KernelCost> {
+fn kernel(run: &Run, host: &str) -> Option<KernelCost> {
     let connections = run.connections_of(host)?;
     let before = run.snapshot(host, Moment::Before)?.slabs.as_ref()?;
     let peak = run.snapshot(host, Moment::Peak)?.slabs.as_ref()?;
@@ -76,24 +79,21 @@ fn kernel(run: &Run, host: &str, ends: u64) -> Option<KernelCost> {
     let (caches, rest): (Vec<_>, Vec<_>) =
         caches.into_iter().partition(|cache| cache.objects > 0.5 && cache.bytes > 0.0);
     let rest_bytes = rest.iter().map(|cache| cache.bytes).sum();
+    let ends = run.ends_in_kernel();
     Some(KernelCost { host: host.to_owned(), ends, connections, caches, rest_bytes })
 }
 
-fn growth(
-    before: &BTreeMap<String, Slab>,
-    peak: &BTreeMap<String, Slab>,
-    connections: u64,
-) -> Vec<CacheCost> {
-    let names: BTreeSet<&String> = before.keys().chain(peak.keys()).collect();
+fn growth(before: &SlabUsage, peak: &SlabUsage, connections: u64) -> Vec<CacheCost> {
+    let names: BTreeSet<&String> = before.caches().keys().chain(peak.caches().keys()).collect();
     let share = |new: u64, old: u64| (float(new) - float(old)) / float(connections);
     let cost = |name: &String| {
-        let old = before.get(name).copied().unwrap_or_default();
-        let new = peak.get(name).copied().unwrap_or_default();
+        let old = before.cache(name).copied().unwrap_or_default();
+        let new = peak.cache(name).copied().unwrap_or_default();
         CacheCost {
             name: name.clone(),
-            objects: share(new.objects, old.objects),
+            objects: share(new.active_objects, old.active_objects),
             object_bytes: new.object_bytes,
-            bytes: share(new.bytes, old.bytes),
+            bytes: share(new.slab_bytes, old.slab_bytes),
         }
     };
     names.into_iter().map(cost).collect()
@@ -138,10 +138,11 @@ impl ProcessMemory {
     }
 }
 
-/// The share of what the slabs of a host grew by that came back after the teardown.
+/// The share of what the slabs that connections live in grew by, on a host, that came back after
+/// the teardown.
 #[must_use]
 pub fn slab_share_returned(run: &Run, host: &str) -> Option<f64> {
-    let bytes = |moment| run.snapshot(host, moment).and_then(Snapshot::slab_bytes);
+    let bytes = |moment| run.snapshot(host, moment).and_then(Snapshot::connection_bytes);
     share_returned(bytes(Moment::Before)?, bytes(Moment::Peak)?, bytes(Moment::After)?)
 }
 
@@ -161,10 +162,13 @@ mod tests {
 
     #[test]
     fn growth_counts_new_caches_and_shrinking_ones() {
-        let slab = |objects, bytes| Slab { objects, object_bytes: 64, bytes };
-        let before = BTreeMap::from([("a".to_owned(), slab(10, 1_000))]);
-        let peak = BTreeMap::from([("b".to_owned(), slab(20, 2_000))]);
-        let costs = growth(&before, &peak, 10);
+        let slabs = |name: &str, slabs: u64| {
+            let text = format!(
+                "slabinfo - version: 2.1\n{name} 10 10 64 10 1 : tunables 0 0 0 : slabdata 0 {slabs} 0\n"
+            );
+            SlabUsage::parse(&text, 1_000).unwrap()
+        };
+        let costs = growth(&slabs("a", 1), &slabs("b", 2), 10);
         let bytes: Vec<_> = costs.iter().map(|cost| (cost.name.as_str(), cost.bytes)).collect();
         assert_eq!(bytes, [("a", -100.0), ("b", 200.0)]);
     }

@@ -178,6 +178,10 @@ pub struct ServerRecord {
     /// ends are in it where they lie in this kernel. Null where the slabs may not be read.
     #[serde(default)]
     pub kernel_bytes_by_slab: Option<BTreeMap<String, u64>>,
+    /// Those caches of a connection that the kernel shows under another's name: own name to the one
+    /// in `/proc/slabinfo`.
+    #[serde(default)]
+    pub slabs_shown_as: BTreeMap<String, String>,
     /// Resident memory once all ports listened.
     #[serde(default)]
     pub rss_at_start_bytes: Option<u64>,

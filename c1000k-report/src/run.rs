@@ -61,13 +61,26 @@ impl Run {
         if clients.is_empty() && server.is_none() {
             return Err(RunError::Empty(folder.to_owned()));
         }
-        Ok(Self {
+        let mut run = Self {
             folder: folder.to_owned(),
             clients,
             server,
             machine: Machine::read(&folder.join("machine.txt")),
             hosts: hosts(&folder.join("snapshots")),
-        })
+        };
+        run.name_merged_slabs();
+        Ok(run)
+    }
+
+    /// The server asked its kernel, and all hosts of a run have the same.
+    fn name_merged_slabs(&mut self) {
+        let Some(server) = &self.server else { return };
+        let snapshots = self.hosts.values_mut().flat_map(BTreeMap::values_mut);
+        for slabs in snapshots.filter_map(|snapshot| snapshot.slabs.as_mut()) {
+            for (name, shown) in &server.slabs_shown_as {
+                slabs.name_merged(name, shown);
+            }
+        }
     }
 
     /// Where the ends of the connections were.
@@ -86,6 +99,12 @@ impl Run {
     #[must_use]
     pub fn is_one_kernel(&self) -> bool {
         self.topology() == Topology::OneHost || self.machine.value("where") == Some("native")
+    }
+
+    /// The ends of each connection that lie in the memory of one kernel.
+    #[must_use]
+    pub fn ends_in_kernel(&self) -> u64 {
+        if self.is_one_kernel() { 2 } else { 1 }
     }
 
     /// The host that the server ran on.

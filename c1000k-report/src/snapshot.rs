@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use crate::run::total;
+use c1000k_host::usage::SlabUsage;
 
 /// The page that `slabinfo` counts in, as on x86-64.
 const PAGE_BYTES: u64 = 4_096;
@@ -15,8 +15,8 @@ const PAGE_BYTES: u64 = 4_096;
 /// The files of one host at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Slab caches by name, from `slabinfo`.
-    pub slabs: Option<BTreeMap<String, Slab>>,
+    /// Slab caches, from `slabinfo`.
+    pub slabs: Option<SlabUsage>,
     /// TCP sockets in use, from `sockstat`.
     pub tcp_inuse: Option<u64>,
     /// The kernel's `ListenOverflows` and `ListenDrops`, from `netstat`.
@@ -29,17 +29,6 @@ pub struct Snapshot {
     pub server_rss_bytes: Option<u64>,
 }
 
-/// One slab cache.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Slab {
-    /// Objects in use.
-    pub objects: u64,
-    /// The size of one.
-    pub object_bytes: u64,
-    /// What its pages take, used or not.
-    pub bytes: u64,
-}
-
 impl Snapshot {
     /// Reads what there is in a folder such as `snapshots/one/peak`.
     #[must_use]
@@ -48,7 +37,9 @@ impl Snapshot {
         let netstat = text("netstat").unwrap_or_default();
         let tcp_ext = tcp_ext(&netstat);
         Self {
-            slabs: text("slabinfo").map(|text| slabs(&text)).filter(|slabs| !slabs.is_empty()),
+            slabs: text("slabinfo")
+                .and_then(|text| SlabUsage::parse(&text, PAGE_BYTES))
+                .filter(|slabs| !slabs.caches().is_empty()),
             tcp_inuse: text("sockstat").and_then(|text| tcp_inuse(&text)),
             listen_overflows: tcp_ext.get("ListenOverflows").copied(),
             listen_drops: tcp_ext.get("ListenDrops").copied(),
@@ -59,38 +50,19 @@ impl Snapshot {
         }
     }
 
-    /// The pages of all slab caches.
+    /// The pages of the slab caches that connections live in.
     #[must_use]
-    pub fn slab_bytes(&self) -> Option<u64> {
-        Some(total(self.slabs.as_ref()?.values().map(|slab| slab.bytes)))
+    pub fn connection_bytes(&self) -> Option<u64> {
+        Some(self.slabs.as_ref()?.connection_bytes())
     }
 
     /// TCP sockets by the kernel's allocator: those of IPv4 and of IPv6.
     #[must_use]
     pub fn tcp_objects(&self) -> Option<u64> {
         let slabs = self.slabs.as_ref()?;
-        let objects = |name: &str| slabs.get(name).map_or(0, |slab| slab.objects);
+        let objects = |name| slabs.cache(name).map_or(0, |cache| cache.active_objects);
         Some(objects("TCP").saturating_add(objects("TCPv6")))
     }
-}
-
-/// `name active objects size per_slab pages_per_slab : tunables .. : slabdata active slabs shared`
-fn slabs(text: &str) -> BTreeMap<String, Slab> {
-    text.lines().filter(|line| !line.starts_with(['#', ' '])).filter_map(slab).collect()
-}
-
-fn slab(line: &str) -> Option<(String, Slab)> {
-    let (name, rest) = line.split_once(char::is_whitespace)?;
-    let (figures, rest) = rest.split_once(" : tunables")?;
-    let (_, slabdata) = rest.split_once(": slabdata")?;
-    let number = |text: &str, index| text.split_whitespace().nth(index)?.parse::<u64>().ok();
-    let pages = number(slabdata, 1)?.saturating_mul(number(figures, 4)?);
-    let slab = Slab {
-        objects: number(figures, 0)?,
-        object_bytes: number(figures, 2)?,
-        bytes: pages.saturating_mul(PAGE_BYTES),
-    };
-    Some((name.to_owned(), slab))
 }
 
 /// `TCP: inuse 5 orphan 0 tw 0 alloc 7 mem 1`
@@ -137,13 +109,11 @@ half a line
 
     #[test]
     fn slabs_are_read_by_objects_and_by_pages() {
-        let slabs = slabs(SLABINFO);
-        assert_eq!(slabs.len(), 3);
-        let tcp = Slab { objects: 91, object_bytes: 2_368, bytes: 12 * 8 * 4_096 };
-        assert_eq!(slabs["TCP"], tcp);
-        let snapshot = Snapshot { slabs: Some(slabs), ..Snapshot::default() };
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("slabinfo"), SLABINFO).unwrap();
+        let snapshot = Snapshot::read(folder.path());
         assert_eq!(snapshot.tcp_objects(), Some(104));
-        assert_eq!(snapshot.slab_bytes(), Some((12 * 8 + 8 + 2) * 4_096));
+        assert_eq!(snapshot.connection_bytes(), Some((12 * 8 + 8) * 4_096));
     }
 
     #[test]

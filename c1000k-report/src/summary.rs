@@ -303,7 +303,7 @@ fn teardown(run: &Run) -> String {
     )];
     for cost in cost::kernels(run) {
         rows.push(row(
-            &format!("slabs of host {}", cost.host),
+            &format!("slabs that connections live in, host {}", cost.host),
             seen(cost::slab_share_returned(run, &cost.host).map(format::percent)),
         ));
     }

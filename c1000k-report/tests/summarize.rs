@@ -135,6 +135,33 @@ fn a_cost_that_the_slabs_do_not_show_disagrees() {
 }
 
 #[test]
+fn what_others_on_the_machine_take_of_the_slabs_alarms_nobody() {
+    let fixture = Fixture::one_host();
+    let inodes = |objects| {
+        format!("inodes {objects} {objects} 1024 4 1 : tunables 0 0 0 : slabdata 1 {objects} 0\n")
+    };
+    for (moment, objects) in [("before", 10), ("peak", 60_000), ("after", 90_000)] {
+        let name = format!("snapshots/one/{moment}/slabinfo");
+        fixture.put(&name, &(fixture.read(&name) + &inodes(objects)));
+    }
+    let output = fixture.summarize(&["--check"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+}
+
+#[test]
+fn a_cache_that_the_kernel_shows_under_another_name_is_weighed_with_the_rest() {
+    let fixture = Fixture::one_host();
+    for moment in ["before", "peak", "after"] {
+        let name = format!("snapshots/one/{moment}/slabinfo");
+        fixture.replace(&name, "sock_inode_cache", "merged");
+    }
+    assert_disagrees(&fixture, "Kernel bytes for one end");
+    fixture.set("server.json", "slabs_shown_as", json!({"sock_inode_cache": "merged"}));
+    assert_eq!(fixture.summarize(&["--check"]).status.code(), Some(0));
+    assert!(fixture.read("summary.md").contains("| sock_inode_cache |"));
+}
+
+#[test]
 fn a_process_that_grew_too_large_disagrees() {
     let fixture = Fixture::one_host();
     fixture.replace("snapshots/one/peak/server-smaps_rollup", "3400 kB", "34000 kB");

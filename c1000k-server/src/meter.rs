@@ -118,6 +118,10 @@ impl Meter {
         self.peak.as_ref()
     }
 
+    pub(crate) fn slabs_shown_as(&self) -> BTreeMap<String, String> {
+        self.kernel.shown_as()
+    }
+
     /// What the kernel's own counters have grown by.
     pub(crate) fn counters(&self) -> BTreeMap<String, u64> {
         let grown = self.counters_at_start.as_ref().zip(NetCounters::read());

@@ -68,6 +68,7 @@ pub(crate) fn record(
         memory_guard,
         wakeups: stats.wakeups,
         kernel_bytes_by_slab: peak.as_ref().and_then(|peak| peak.bytes_by_slab()),
+        slabs_shown_as: meter.slabs_shown_as(),
         rss_at_start_bytes,
         rss_now_bytes: usage.map(|usage| usage.rss_bytes),
         rss_at_peak_bytes: peak.as_ref().and_then(|peak| peak.rss_bytes),

@@ -1,5 +1,7 @@
 //! What one socket costs the kernel: growth since a baseline, divided by the sockets added.
 
+use std::collections::BTreeMap;
+
 use super::{
     slab::{CONNECTION_CACHES, SlabReader, SlabUsage},
     sockets::SocketUsage,
@@ -36,6 +38,13 @@ impl KernelMeter {
         let reader = SlabReader::new();
         let baseline = sample(&reader);
         Self { reader, baseline }
+    }
+
+    /// Those caches of a connection that this kernel shows under another's name: own name to shown
+    /// name.
+    pub fn shown_as(&self) -> BTreeMap<String, String> {
+        let slabs = self.baseline.as_ref().map(|(slabs, _)| slabs.shown_as().clone());
+        slabs.unwrap_or_default()
     }
 
     /// The cost since the baseline. `None` where the slabs can't be read (no root), or where no

@@ -10,6 +10,6 @@ pub use {
     counters::NetCounters,
     kernel::{KernelCost, KernelMeter},
     process::ProcessUsage,
-    slab::{SlabCache, SlabReader, SlabUsage},
+    slab::{CONNECTION_CACHES, SlabCache, SlabReader, SlabUsage},
     sockets::SocketUsage,
 };

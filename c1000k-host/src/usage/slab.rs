@@ -16,7 +16,9 @@ use {
 
 /// The caches that a connection takes an object from. Kernels without a security module have no
 /// `lsm_*`, those before 5.11 no `ep_head`.
-pub(crate) const CONNECTION_CACHES: &[&str] = &[
+///
+/// Who weighs a connection weighs these: all other caches move with what else the machine does.
+pub const CONNECTION_CACHES: &[&str] = &[
     "TCP",
     "TCPv6",
     "sock_inode_cache",
@@ -44,6 +46,7 @@ pub struct SlabCache {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SlabUsage {
     caches: BTreeMap<String, SlabCache>,
+    shown_as: BTreeMap<String, String>,
 }
 
 impl SlabUsage {
@@ -52,16 +55,46 @@ impl SlabUsage {
         self.caches.get(name)
     }
 
+    /// All caches by their names.
+    pub fn caches(&self) -> &BTreeMap<String, SlabCache> {
+        &self.caches
+    }
+
+    /// Those of [`CONNECTION_CACHES`] that the kernel shows under another's name: own name to shown name.
+    pub fn shown_as(&self) -> &BTreeMap<String, String> {
+        &self.shown_as
+    }
+
+    /// Gives a cache of a connection that is shown under another's name its own one.
+    ///
+    /// It has no effect where the kernel shows a cache of that name, or none under the other's.
+    pub fn name_merged(&mut self, name: &str, shown: &str) {
+        // Two caches of a connection may be merged with each other: the first keeps it.
+        if self.caches.contains_key(name) || CONNECTION_CACHES.contains(&shown) {
+            return;
+        }
+        if let Some(cache) = self.caches.remove(shown) {
+            self.caches.insert(name.to_owned(), cache);
+            self.shown_as.insert(name.to_owned(), shown.to_owned());
+        }
+    }
+
+    /// Memory of the caches that connections live in.
+    pub fn connection_bytes(&self) -> u64 {
+        let bytes = |name| self.cache(name).map_or(0, |cache| cache.slab_bytes);
+        CONNECTION_CACHES.iter().fold(0, |total, name| total.saturating_add(bytes(name)))
+    }
+
     /// Memory of all caches together.
     pub fn total_bytes(&self) -> u64 {
         self.caches.values().fold(0, |total, cache| total.saturating_add(cache.slab_bytes))
     }
 
-    /// Understands `/proc/slabinfo` version 2; a line that is not understood is left out.
-    fn parse(text: &str, page_bytes: u64) -> Option<Self> {
+    /// Understands the text of `/proc/slabinfo`, version 2; a line that is not understood is left out.
+    pub fn parse(text: &str, page_bytes: u64) -> Option<Self> {
         text.starts_with("slabinfo - version: 2").then_some(())?;
         let caches = text.lines().filter_map(|line| parse_cache(line, page_bytes)).collect();
-        Some(Self { caches })
+        Some(Self { caches, shown_as: BTreeMap::new() })
     }
 }
 
@@ -90,15 +123,8 @@ impl SlabReader {
 
     fn rename(&self, usage: &mut SlabUsage) {
         for (name, shown_as) in &self.merged {
-            if usage.caches.contains_key(*name) {
-                continue;
-            }
-            // Two caches of a connection may be merged with each other: the first keeps it.
-            let shown = shown_as.iter().find(|shown| {
-                usage.caches.contains_key(*shown) && !CONNECTION_CACHES.contains(&shown.as_str())
-            });
-            if let Some(cache) = shown.and_then(|shown| usage.caches.remove(shown)) {
-                usage.caches.insert((*name).to_owned(), cache);
+            for shown in shown_as {
+                usage.name_merged(name, shown);
             }
         }
     }
@@ -179,6 +205,12 @@ anon_vma_chain      1210   1280     64   64    1 : tunables    0    0    0 : sla
     }
 
     #[test]
+    fn connections_live_in_some_of_the_caches() {
+        let usage = usage(SLABINFO);
+        assert_eq!(usage.connection_bytes(), usage.total_bytes() - 20 * 4096);
+    }
+
+    #[test]
     fn what_is_not_understood_is_left_out() {
         assert_eq!(SlabUsage::parse("", 4096), None);
         assert_eq!(SlabUsage::parse("slabinfo - version: 1.1\n", 4096), None);
@@ -210,6 +242,8 @@ anon_vma_chain      1210   1280     64   64    1 : tunables    0    0    0 : sla
         reader.rename(&mut usage);
         assert_eq!(usage.cache("eventpoll_pwq").map(|cache| cache.active_objects), Some(1210));
         assert_eq!(usage.cache("anon_vma_chain"), None);
+        let shown_as = [("eventpoll_pwq".to_owned(), "anon_vma_chain".to_owned())];
+        assert_eq!(usage.shown_as(), &BTreeMap::from(shown_as));
         assert_eq!(usage.cache("eventpoll_epi").map(|cache| cache.active_objects), Some(192));
         assert_eq!(usage.cache("TCP").map(|cache| cache.active_objects), Some(26));
         assert_eq!(usage.cache("lsm_file_cache"), None);
