@@ -93,23 +93,9 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
-    /// Adds all but `open_max`: peaks of different moments have no sum.
+    /// Adds all but the peak.
     fn add(&mut self, more: &Totals) {
-        let (stats, other) = (&mut self.stats, &more.stats);
-        stats.accepted += other.accepted;
-        stats.refused += other.refused;
-        stats.dropped += other.dropped;
-        stats.opened += other.opened;
-        stats.closed += other.closed;
-        stats.stale_events += other.stale_events;
-        stats.accept_pauses += other.accept_pauses;
-        stats.wakeups += other.wakeups;
-        stats.events += other.events;
-        stats.bytes_in += other.bytes_in;
-        stats.bytes_out += other.bytes_out;
-        stats.queued_bytes += other.queued_bytes;
-        stats.timers_armed += other.timers_armed;
-        add_each(&mut stats.accept_errors, &other.accept_errors);
+        self.stats += &more.stats;
         add_each(&mut self.refused_by, &more.refused_by);
         add_each(&mut self.closed_by, &more.closed_by);
     }

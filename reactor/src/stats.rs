@@ -1,6 +1,7 @@
 //! What a reactor has counted since it began.
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 
 /// Counters of one reactor; see [`Context::stats`](crate::Context::stats).
 ///
@@ -57,5 +58,104 @@ impl Stats {
     #[inline]
     pub fn open(&self) -> u64 {
         self.opened - self.closed
+    }
+}
+
+/// Adds what another reactor has counted, so that several can be told as one.
+///
+/// `open_max` stays as it is: peaks of different moments have no sum.
+impl AddAssign<&Self> for Stats {
+    fn add_assign(&mut self, other: &Self) {
+        // By name, so that a counter that is added later can't be forgotten here.
+        let Self {
+            accepted,
+            refused,
+            dropped,
+            connected,
+            connects_failed,
+            opened,
+            closed,
+            open_max: _,
+            stale_events,
+            accept_errors,
+            accept_pauses,
+            wakeups,
+            events,
+            bytes_in,
+            bytes_out,
+            queued_bytes,
+            timers_armed,
+        } = other;
+        self.accepted += accepted;
+        self.refused += refused;
+        self.dropped += dropped;
+        self.connected += connected;
+        self.connects_failed += connects_failed;
+        self.opened += opened;
+        self.closed += closed;
+        self.stale_events += stale_events;
+        self.accept_pauses += accept_pauses;
+        self.wakeups += wakeups;
+        self.events += events;
+        self.bytes_in += bytes_in;
+        self.bytes_out += bytes_out;
+        self.queued_bytes += queued_bytes;
+        self.timers_armed += timers_armed;
+        for (&errno, &times) in accept_errors {
+            *self.accept_errors.entry(errno).or_default() += times;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counts_of_two_reactors_add_up_and_their_peaks_do_not() {
+        let one = Stats {
+            accepted: 1,
+            refused: 2,
+            dropped: 3,
+            connected: 4,
+            connects_failed: 5,
+            opened: 7,
+            closed: 6,
+            open_max: 8,
+            stale_events: 9,
+            accept_errors: BTreeMap::from([(24, 10), (12, 1)]),
+            accept_pauses: 11,
+            wakeups: 12,
+            events: 13,
+            bytes_in: 14,
+            bytes_out: 15,
+            queued_bytes: 16,
+            timers_armed: 17,
+        };
+        let mut sum = Stats { open_max: 3, ..Stats::default() };
+        sum.accept_errors.insert(24, 1);
+        sum += &one;
+        sum += &one;
+        let twice = Stats {
+            accepted: 2,
+            refused: 4,
+            dropped: 6,
+            connected: 8,
+            connects_failed: 10,
+            opened: 14,
+            closed: 12,
+            open_max: 3,
+            stale_events: 18,
+            accept_errors: BTreeMap::from([(24, 21), (12, 2)]),
+            accept_pauses: 22,
+            wakeups: 24,
+            events: 26,
+            bytes_in: 28,
+            bytes_out: 30,
+            queued_bytes: 32,
+            timers_armed: 34,
+        };
+        assert_eq!(format!("{sum:?}"), format!("{twice:?}"));
+        assert_eq!(sum.open(), 2);
     }
 }
