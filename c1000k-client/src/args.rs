@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use c1000k_host::command_line::{self, USAGE};
-use c1000k_host::quantity::{format_count, parse_count, parse_duration};
+use c1000k_host::format;
+use c1000k_host::quantity::{parse_count, parse_duration};
 use c1000k_report::Destination;
 use clap::Parser;
 use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv6AddrRange};
@@ -146,7 +147,7 @@ fn port_count(first_port: u16, ports: u64) -> Result<u16, String> {
         _ => Err(format!(
             "{} ports from {first_port} on go past port 65535: \
              give --ports {room} at the most, or a lower FIRST_PORT",
-            format_count(ports)
+            format::count(ports)
         )),
     }
 }
@@ -195,7 +196,7 @@ fn sources(list: &str, destination: IpAddr, ports: u16) -> Result<Vec<IpAddr>, S
             if addresses.len() > SOURCES_MAX {
                 return Err(format!(
                     "--source names more than {} addresses: give fewer",
-                    format_count(SOURCES_MAX as u64)
+                    format::count(SOURCES_MAX as u64)
                 ));
             }
         }
@@ -203,8 +204,8 @@ fn sources(list: &str, destination: IpAddr, ports: u16) -> Result<Vec<IpAddr>, S
     if addresses.len() * usize::from(ports) > PAIRS_MAX {
         return Err(format!(
             "{} sources x {ports} ports are more than {} pairs: give fewer of either",
-            format_count(addresses.len() as u64),
-            format_count(PAIRS_MAX as u64)
+            format::count(addresses.len() as u64),
+            format::count(PAIRS_MAX as u64)
         ));
     }
     Ok(addresses)

@@ -14,8 +14,7 @@ use std::ops::RangeInclusive;
 use std::process;
 use std::time::{Duration, Instant};
 
-use c1000k_host::quantity::format_count;
-use c1000k_report::format::rate;
+use c1000k_host::format::{self, rate};
 use c1000k_report::record::per_second;
 use nix::errno::Errno;
 use reactor::{CloseReason, Context, Error, Handler, Incoming, Signal, TimerId, Token};
@@ -220,7 +219,7 @@ impl<'a> Flood<'a> {
             "holding",
             &format!(
                 "holding {} connections for {} s",
-                format_count(self.tally.held),
+                format::count(self.tally.held),
                 self.settings.hold.as_secs_f64()
             ),
         );
@@ -239,7 +238,7 @@ impl<'a> Flood<'a> {
         if self.tally.held > 0 {
             self.progress.begin(
                 "proving",
-                &format!("proving {} connections again", format_count(self.tally.held)),
+                &format!("proving {} connections again", format::count(self.tally.held)),
             );
         }
         self.tally.verified_passes.push(0);
@@ -314,8 +313,8 @@ impl<'a> Flood<'a> {
         let opened = self.tally.held.saturating_sub(self.held_at_tick);
         format!(
             "opening: {} of {}, {}{}",
-            format_count(self.tally.held),
-            format_count(u64::from(self.settings.goal)),
+            format::count(self.tally.held),
+            format::count(u64::from(self.settings.goal)),
             rate(per_second(opened, TICK.as_secs_f64())),
             some(self.tally.failures.by_name().values().sum(), "failed attempts"),
         )
@@ -324,8 +323,8 @@ impl<'a> Flood<'a> {
     fn proof_line(&self) -> String {
         format!(
             "proving: {} of {}{}",
-            format_count(self.tally.verified().unwrap_or(0)),
-            format_count(self.tally.held),
+            format::count(self.tally.verified().unwrap_or(0)),
+            format::count(self.tally.held),
             some(self.tally.lost, "lost"),
         )
     }
@@ -435,7 +434,7 @@ fn arm(cx: &mut Context<Conn>, after: Duration) -> Option<TimerId> {
 
 /// `, 12 lost`, or nothing where there are none.
 fn some(count: u64, what: &str) -> String {
-    if count == 0 { String::new() } else { format!(", {} {what}", format_count(count)) }
+    if count == 0 { String::new() } else { format!(", {} {what}", format::count(count)) }
 }
 
 /// What the system said of a failed attempt; the attempt's own time-out counts as the system's.

@@ -20,9 +20,9 @@ use std::time::{Instant, SystemTime};
 
 use c1000k_host::check::{self, Machine};
 use c1000k_host::command_line::{self, SHORT, fail};
+use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, descriptor_limit, raise_descriptor_limit};
 use c1000k_host::ports::ip_local_port_range;
-use c1000k_host::quantity::format_count;
 use c1000k_report::record::{CLIENT_SCHEMA, Descriptors, Verdict, per_second, timestamp};
 use c1000k_report::{ClientRecord, Destination};
 use reactor::{Config, Reactor, Signal};
@@ -106,12 +106,12 @@ fn announce(aim: &Aim) -> Result<(), String> {
         Some(cap) if aim.is_asked => {
             log::warn!(
                 "target: {}, more than this machine allows: {}",
-                format_count(aim.target),
+                format::count(aim.target),
                 cap.detail
             );
         }
         Some(cap) => log::info!("target: {}", cap.detail),
-        None => log::info!("target: {}", format_count(aim.target)),
+        None => log::info!("target: {}", format::count(aim.target)),
     }
     Ok(())
 }

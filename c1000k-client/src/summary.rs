@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
+use c1000k_host::format::{count, duration, rate};
 use c1000k_report::ClientRecord;
-use c1000k_report::format::{count, duration, rate};
 use c1000k_report::record::Verdict;
 
 /// Width of the names.

@@ -3,8 +3,8 @@
 use std::net::UdpSocket;
 
 use c1000k_host::check::{CapKind, Machine, Need, Role, largest_target};
+use c1000k_host::format;
 use c1000k_host::limits::connections_within;
-use c1000k_host::quantity::format_count;
 use c1000k_report::record::Limit;
 
 use crate::args::Arguments;
@@ -72,8 +72,8 @@ pub(crate) fn aim(arguments: &Arguments, machine: &Machine) -> Aim {
     }
     let detail = format!(
         "{} of {}: {}; to go further: {}",
-        format_count(room),
-        format_count(wanted),
+        format::count(room),
+        format::count(wanted),
         cap.reason,
         cap.remedy
     );

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use c1000k_host::quantity::format_count;
+use c1000k_host::format;
 use c1000k_report::record::{Limit, Verdict};
 use nix::errno::Errno;
 
@@ -127,7 +127,7 @@ fn limit_of(stop: Stop) -> Limit {
 }
 
 fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
-    let held = format_count(tally.peak);
+    let held = format::count(tally.peak);
     match stop {
         Stop::Descriptors(errno) => format!(
             "descriptors ran out at {held} connections ({errno:?}); to go further: \
@@ -176,7 +176,7 @@ fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
         Stop::ServerGone => format!(
             "the server went away: {} of {held} connections lost; look at its log: was it \
              killed for want of memory, or does it close idle connections?",
-            format_count(tally.lost)
+            format::count(tally.lost)
         ),
         Stop::Network(errno) if tally.peak == 0 => format!(
             "no connection to {to} came about ({errno:?}): look at the address, the route and \
@@ -189,7 +189,7 @@ fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
         Stop::Interrupted => {
             format!(
                 "a signal ended the run early, with {} connections held",
-                format_count(tally.held)
+                format::count(tally.held)
             )
         }
     }
@@ -201,8 +201,8 @@ fn loss(tally: &Tally) -> Option<String> {
         format!(
             "{} of {} connections were lost: the server dropped them (does it close idle ones?), \
              or something on the way",
-            format_count(tally.lost),
-            format_count(tally.peak)
+            format::count(tally.lost),
+            format::count(tally.peak)
         )
     })
 }
@@ -214,12 +214,12 @@ fn failed(tally: &Tally) -> (Limit, String) {
         .failures
         .by_name()
         .iter()
-        .map(|(name, &count)| format!("{name} {}", format_count(count)))
+        .map(|(name, &count)| format!("{name} {}", format::count(count)))
         .collect();
     let detail = format!(
         "{} connections were given up ({}); a longer --connect-timeout or fewer --in-flight may \
          help",
-        format_count(tally.failed),
+        format::count(tally.failed),
         names.join(", ")
     );
     (limit, detail)

@@ -91,7 +91,9 @@ pub fn percent(share: f64) -> String {
     clippy::cast_sign_loss,
     reason = "a cast from float saturates, and none below zero gets here"
 )]
-pub(crate) fn rounded(value: f64) -> u64 {
+/// A figure to the nearest count.
+#[must_use]
+pub fn rounded(value: f64) -> u64 {
     value.round() as u64
 }
 

@@ -1,6 +1,7 @@
 //! What a machine allows a process that holds very many TCP connections, and what they cost it.
 //!
-//! - [`quantity`] reads and writes counts, sizes and durations as people type them.
+//! - [`quantity`] reads counts, sizes and durations as people type them.
+//! - [`mod@format`] turns counts, bytes, durations and rates into text for people.
 //! - [`limits`] knows descriptor limits and raises them.
 //! - [`ports`] does the 5-tuple arithmetic of outbound connections.
 //! - [`memory`] tells how much room is left, in the machine and in every enclosing cgroup.
@@ -15,6 +16,7 @@
 pub mod check;
 pub mod command_line;
 mod errno;
+pub mod format;
 pub mod limits;
 pub mod memory;
 pub mod ports;

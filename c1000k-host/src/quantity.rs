@@ -1,4 +1,4 @@
-//! Counts, sizes and durations as people type them, and as they like to read them.
+//! Counts, sizes and durations as people type them.
 //!
 //! The parsers fit clap's `value_parser`; their errors say what is wrong and what is understood.
 
@@ -84,35 +84,6 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     })
 }
 
-/// A count with its thousands set apart: `1,000,000`.
-pub fn format_count(count: u64) -> String {
-    let digits = count.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (position, digit) in digits.char_indices() {
-        if position > 0 && (digits.len() - position).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// A size in the unit that suits it, in powers of 1,024: `832 B`, `3.8 KiB`, `4.6 GiB`.
-pub fn format_bytes(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let mut amount = bytes as f64 / 1024.0;
-    let mut unit = 0;
-    // 1023.95 would be printed as 1024.0 of the smaller unit.
-    while amount >= 1023.95 && unit + 1 < UNITS.len() {
-        amount /= 1024.0;
-        unit += 1;
-    }
-    format!("{amount:.1} {}", UNITS[unit])
-}
-
 fn parse_scaled(text: &str, units: &[(&str, u64)]) -> Result<u64, String> {
     let trimmed = text.trim();
     if trimmed.is_empty() {
@@ -170,7 +141,7 @@ fn ungrouped(digits: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use {super::*, proptest::prelude::*};
+    use {super::*, crate::format, proptest::prelude::*};
 
     #[test]
     fn counts_are_read_as_people_type_them() {
@@ -256,23 +227,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn figures_are_written_for_reading() {
-        assert_eq!(format_count(0), "0");
-        assert_eq!(format_count(999), "999");
-        assert_eq!(format_count(19_900), "19,900");
-        assert_eq!(format_count(1_000_000), "1,000,000");
-        assert_eq!(format_bytes(832), "832 B");
-        assert_eq!(format_bytes(3_848), "3.8 KiB");
-        assert_eq!(format_bytes((1 << 30) - 1), "1.0 GiB");
-        assert_eq!(format_bytes(6 << 30), "6.0 GiB");
-        assert_eq!(format_bytes(u64::MAX), "16.0 EiB");
-    }
-
     proptest! {
         #[test]
         fn a_formatted_count_reads_back(count: u64) {
-            prop_assert_eq!(parse_count(&format_count(count)), Ok(count));
+            prop_assert_eq!(parse_count(&format::count(count)), Ok(count));
         }
 
         #[test]

@@ -77,7 +77,7 @@ fn each_limit_that_is_too_low_fails_alone_and_names_its_command() {
             |machine| machine.epoll_watches_max = Some(2_000_163),
             "sysctl -w fs.epoll.max_user_watches=2000164",
         ),
-        ("memory", |machine| machine.memory.as_mut().expect("is set").bytes = 6 << 30, "7.5 GiB"),
+        ("memory", |machine| machine.memory.as_mut().expect("is set").bytes = 6 << 30, "8.1 GB"),
         (
             "net.ipv4.tcp_mem",
             |machine| machine.tcp_mem_pages = Some([1, 2, 3]),

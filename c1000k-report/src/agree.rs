@@ -5,8 +5,9 @@
 
 use std::fmt;
 
+use c1000k_host::format;
+
 use crate::cost::{self, float};
-use crate::format;
 use crate::record::{ClientRecord, Limit, Verdict};
 use crate::run::{Moment, Run, Topology};
 use crate::snapshot::Snapshot;

@@ -6,8 +6,9 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use c1000k_host::format;
+
 use crate::cost::{self, KernelCost, float};
-use crate::format;
 use crate::record::RampPoint;
 use crate::run::Run;
 use crate::trend;

@@ -1,7 +1,8 @@
 //! Two runs side by side.
 
+use c1000k_host::format;
+
 use crate::cost;
-use crate::format;
 use crate::markdown::table;
 use crate::record::{ClientRecord, LatencyUs, ServerRecord};
 use crate::run::{Moment, Run};

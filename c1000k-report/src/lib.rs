@@ -5,7 +5,6 @@
 //! - [`record`] holds the two records, [`ClientRecord`] and [`ServerRecord`].
 //! - [`series`] keeps figures over time in a bounded number of points.
 //! - [`destination`] is where `--json PATH` points.
-//! - [`mod@format`] turns counts, bytes, durations and rates into text.
 //!
 //! For the program `c1000k-report`, from what it reads to what it writes:
 //! - [`run`] and [`snapshot`] read the folder of a run.
@@ -17,7 +16,6 @@ pub mod chart;
 pub mod compare;
 pub mod cost;
 pub mod destination;
-pub mod format;
 mod markdown;
 pub mod record;
 pub mod run;

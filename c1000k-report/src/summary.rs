@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
+use c1000k_host::format;
+
 use crate::agree::{Check, Outcome};
 use crate::chart::Chart;
 use crate::cost::{self, KernelCost, float};
-use crate::format;
 use crate::markdown::{table, text_table};
 use crate::record::{ClientRecord, Verdict};
 use crate::run::{Moment, Run, Topology, total};

@@ -13,10 +13,11 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use c1000k_host::check::KERNEL_BYTES_PER_SOCKET;
+use c1000k_host::format;
 use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
 use c1000k_host::quantity::parse_bytes;
 use c1000k_host::usage::SocketUsage;
-use c1000k_report::{format, record};
+use c1000k_report::record;
 use clap::ValueEnum;
 
 /// Memory is looked at at least so often.

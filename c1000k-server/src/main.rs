@@ -20,9 +20,10 @@ use std::time::{Instant, SystemTime};
 
 use c1000k_host::check::{CapKind, Machine, Need, Role, fits, largest_target, render, table};
 use c1000k_host::command_line::{self, REACHED, SHORT, USAGE, fail};
+use c1000k_host::format;
 use c1000k_host::limits::{connections_within, raise_descriptor_limit};
 use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
-use c1000k_report::{Destination, format};
+use c1000k_report::Destination;
 use reactor::{Config, Keepalive, ListenOptions, Reactor, Signal, Status};
 
 use args::{Args, Command, Settings};

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use c1000k_host::format;
 use c1000k_host::usage::{KernelCost, KernelMeter, NetCounters, ProcessUsage, SocketUsage};
-use c1000k_report::format;
 use c1000k_report::record::ServerPoint;
 use c1000k_report::series::Series;
 use reactor::Stats;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use c1000k_host::errno_name;
-use c1000k_report::format;
+use c1000k_host::format;
 use reactor::{
     CloseReason, Context, Error, Handler, Incoming, ListenerId, Signal, TimerId, Token, Written,
 };

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use c1000k_host::check::{Need, Role, predict};
 use c1000k_host::errno_name;
+use c1000k_host::format;
 use c1000k_host::usage::ProcessUsage;
-use c1000k_report::format;
 use c1000k_report::record::{MemoryGuard, Prediction, SERVER_SCHEMA, ServerRecord, timestamp};
 use reactor::Stats;
 

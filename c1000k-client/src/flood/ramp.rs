@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use c1000k_host::quantity::format_count;
+use c1000k_host::format;
 use nix::errno::Errno;
 use reactor::{CloseReason, ConnectOptions, Context, Error, Token};
 
@@ -292,7 +292,7 @@ impl Flood<'_> {
             self.progress.warn(&format!(
                 "nothing listens on {} of the ports ({first} is the first of them): \
                  the others took their share",
-                format_count(count as u64)
+                format::count(count as u64)
             ));
         }
     }

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use c1000k_host::quantity::format_count;
+use c1000k_host::format;
 use reactor::{Context, Token};
 
 use super::{Conn, Flood, Stage, arm};
@@ -35,7 +35,7 @@ impl Flood<'_> {
         self.end_stage();
         self.enter(cx, Stage::Teardown);
         if self.tally.held > 0 {
-            self.progress.begin("closing", &format!("closing {}", format_count(self.tally.held)));
+            self.progress.begin("closing", &format!("closing {}", format::count(self.tally.held)));
         }
         self.cursor = 0;
         self.abort_slice(cx);
@@ -71,7 +71,7 @@ impl Flood<'_> {
     }
 
     pub(super) fn teardown_line(&self, cx: &Context<Conn>) -> String {
-        format!("closing: {} left", format_count(cx.connections() as u64))
+        format!("closing: {} left", format::count(cx.connections() as u64))
     }
 }
 

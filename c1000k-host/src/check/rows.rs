@@ -6,10 +6,10 @@ use {
         need::{Need, Role, predict},
     },
     crate::{
+        format,
         limits::{DescriptorLimit, descriptors_for},
         memory::MemoryBound,
         ports::port_room,
-        quantity::{format_bytes, format_count},
     },
 };
 
@@ -95,8 +95,8 @@ fn memory(machine: &Machine, need: &Need) -> Row {
     let present = machine.memory.as_ref();
     let row = Row {
         name: "memory available",
-        needed: format_bytes(needed),
-        present: present.map_or_else(unreadable, |room| format_bytes(room.bytes)),
+        needed: format::bytes(needed),
+        present: present.map_or_else(unreadable, |room| format::bytes(room.bytes)),
         verdict: compare(needed, present.map(|room| room.bytes)),
         remedy: None,
     };
@@ -105,12 +105,12 @@ fn memory(machine: &Machine, need: &Need) -> Row {
             "bound by the cgroup {} ({}): raise its limit,\n\
              as systemd-run --scope -p MemoryMax={needed} does, or lower the target",
             directory.display(),
-            format_bytes(total_bytes)
+            format::bytes(total_bytes)
         ),
         _ => format!(
             "the kernel takes {} of it, the process {}: add memory, or lower the target",
-            format_bytes(prediction.kernel_bytes),
-            format_bytes(prediction.user_bytes)
+            format::bytes(prediction.kernel_bytes),
+            format::bytes(prediction.user_bytes)
         ),
     })
 }
@@ -172,7 +172,7 @@ fn tuples(machine: &Machine, need: &Need) -> Row {
     let ports = machine.local_ports.as_ref();
     let room = ports.map(|ports| port_room(need.sources.unwrap_or(1), need.ports, ports));
     if !need.connects_out() {
-        return not_needed(NAME, room.map_or_else(unreadable, format_count));
+        return not_needed(NAME, room.map_or_else(unreadable, format::count));
     }
     at_least(NAME, need.connections, room)
         .with_remedy(|| "more source addresses (--source), more ports, or a wider range".to_owned())
@@ -189,7 +189,7 @@ fn wider_ports(needed: u64) -> String {
 
 fn backlog(name: &'static str, present: Option<u64>, need: &Need) -> Row {
     if !need.listens() {
-        return not_needed(name, present.map_or_else(unreadable, format_count));
+        return not_needed(name, present.map_or_else(unreadable, format::count));
     }
     let needed = need.in_flight.div_ceil(need.ports.max(1));
     at_least(name, needed, present).with_sysctl(name, needed)
@@ -206,7 +206,7 @@ fn conntrack(machine: &Machine, need: &Need) -> Row {
                     need.connections
                 )
             }),
-            ..not_needed(NAME, format_count(table.max))
+            ..not_needed(NAME, format::count(table.max))
         },
         Some(table) => {
             let needed = need.connections.saturating_add(table.count);
@@ -219,7 +219,7 @@ fn conntrack(machine: &Machine, need: &Need) -> Row {
 fn orphans(machine: &Machine, need: &Need) -> Row {
     const NAME: &str = "net.ipv4.tcp_max_orphans";
     if need.role == Role::Client {
-        return not_needed(NAME, machine.tcp_max_orphans.map_or_else(unreadable, format_count));
+        return not_needed(NAME, machine.tcp_max_orphans.map_or_else(unreadable, format::count));
     }
     let row = at_least(NAME, need.connections, machine.tcp_max_orphans);
     let verdict = if row.verdict == Verdict::Fail { Verdict::Advice } else { row.verdict };
@@ -270,8 +270,8 @@ impl Row {
 fn at_least(name: &'static str, needed: u64, present: Option<u64>) -> Row {
     Row {
         name,
-        needed: format_count(needed),
-        present: present.map_or_else(unreadable, format_count),
+        needed: format::count(needed),
+        present: present.map_or_else(unreadable, format::count),
         verdict: compare(needed, present),
         remedy: None,
     }

@@ -6,10 +6,10 @@ use {
         need::{KERNEL_BYTES_PER_SOCKET, Need},
     },
     crate::{
+        format,
         limits::{connections_within, descriptors_for},
         memory::MemoryBound,
         ports::port_room,
-        quantity::{format_bytes, format_count},
     },
     std::fmt,
 };
@@ -77,7 +77,7 @@ fn process_descriptors(machine: &Machine, need: &Need) -> Option<Cap> {
     Some(Cap {
         connections: connections_within(hard, need.listening_ports()),
         kind: CapKind::Descriptors,
-        reason: format!("RLIMIT_NOFILE is {} hard", format_count(hard)),
+        reason: format!("RLIMIT_NOFILE is {} hard", format::count(hard)),
         remedy: format!(
             "ulimit -Hn {wanted} as root in the shell that starts it, or scripts/million"
         ),
@@ -91,7 +91,7 @@ fn system_descriptors(machine: &Machine, need: &Need) -> Option<Cap> {
     Some(Cap {
         connections: limit.saturating_sub(others) / need.sockets_per_connection(),
         kind: CapKind::Descriptors,
-        reason: format!("fs.file-max is {}, of which {open} are open", format_count(limit)),
+        reason: format!("fs.file-max is {}, of which {open} are open", format::count(limit)),
         remedy: format!("sysctl -w fs.file-max={}", need.sockets().saturating_add(others)),
     })
 }
@@ -102,7 +102,7 @@ fn watches(machine: &Machine, need: &Need) -> Option<Cap> {
     Some(Cap {
         connections: limit.saturating_sub(others) / need.sockets_per_connection(),
         kind: CapKind::Watches,
-        reason: format!("fs.epoll.max_user_watches is {}", format_count(limit)),
+        reason: format!("fs.epoll.max_user_watches is {}", format::count(limit)),
         remedy: format!(
             "sysctl -w fs.epoll.max_user_watches={}",
             need.sockets().saturating_add(others)
@@ -120,7 +120,7 @@ fn ports(machine: &Machine, need: &Need) -> Option<Cap> {
             "{} x {} x {} local ports are all the 5-tuples there are",
             counted(sources, "source"),
             counted(need.ports, "destination port"),
-            format_count(local.len() as u64)
+            format::count(local.len() as u64)
         ),
         remedy: "give more source addresses (--source) or more ports (--ports)".to_owned(),
     })
@@ -139,8 +139,8 @@ fn memory(machine: &Machine, need: &Need) -> Option<Cap> {
         kind: CapKind::Memory,
         reason: format!(
             "{} of memory are there{place}, and a connection takes {}",
-            format_bytes(room.bytes),
-            format_bytes(bytes_per_connection)
+            format::bytes(room.bytes),
+            format::bytes(bytes_per_connection)
         ),
         remedy: match room.bound_by {
             MemoryBound::Machine => "add memory".to_owned(),
@@ -154,7 +154,7 @@ fn conntrack(machine: &Machine, need: &Need) -> Option<Cap> {
     Some(Cap {
         connections: table.max.saturating_sub(table.count),
         kind: CapKind::Conntrack,
-        reason: format!("nf_conntrack_max is {}", format_count(table.max)),
+        reason: format!("nf_conntrack_max is {}", format::count(table.max)),
         remedy: format!(
             "sysctl -w net.netfilter.nf_conntrack_max={}",
             need.connections.saturating_add(table.count)
@@ -163,5 +163,5 @@ fn conntrack(machine: &Machine, need: &Need) -> Option<Cap> {
 }
 
 fn counted(count: u64, noun: &str) -> String {
-    format!("{} {noun}{}", format_count(count), if count == 1 { "" } else { "s" })
+    format!("{} {noun}{}", format::count(count), if count == 1 { "" } else { "s" })
 }
