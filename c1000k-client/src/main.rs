@@ -12,7 +12,6 @@ mod tally;
 mod target;
 mod verdict;
 
-use std::env;
 use std::io::{self, Write};
 use std::net::UdpSocket;
 use std::process::ExitCode;
@@ -23,7 +22,7 @@ use c1000k_host::command_line::{self, SHORT, fail};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, descriptor_limit, raise_descriptor_limit};
 use c1000k_host::ports::ip_local_port_range;
-use c1000k_report::record::{CLIENT_SCHEMA, Descriptors, Verdict, per_second, timestamp};
+use c1000k_report::record::{CLIENT_SCHEMA, Descriptors, Head, Verdict, per_second};
 use c1000k_report::{ClientRecord, Destination};
 use reactor::{Config, Reactor, Signal};
 
@@ -166,7 +165,7 @@ fn record(
 ) -> ClientRecord {
     let ramp_seconds = tally.ramp.as_secs_f64();
     ClientRecord {
-        schema: CLIENT_SCHEMA.to_owned(),
+        head: Head::new(CLIENT_SCHEMA, env!("CARGO_PKG_VERSION"), started_at),
         target: judgement.target,
         attempted: tally.attempted,
         established: tally.peak,
@@ -179,9 +178,6 @@ fn record(
         connects_per_second: per_second(tally.peak, ramp_seconds),
         connect_latency_us: tally.latency(),
         verdict: judgement.verdict,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        argv: env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
-        started_at: timestamp(started_at),
         destination: arguments.destination.to_string(),
         ports: u64::from(arguments.ports),
         sources: arguments.sources.iter().map(ToString::to_string).collect(),

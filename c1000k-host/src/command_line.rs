@@ -1,6 +1,7 @@
 //! What the command lines of both binaries share: one line for a wrong argument, and the log.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -29,8 +30,9 @@ pub fn parse<A: Parser>() -> Result<A, ExitCode> {
 
 /// Prints one line on standard error, headed by the program's name.
 pub fn fail(code: u8, line: &str) -> ExitCode {
-    let program = std::env::args().next().unwrap_or_default();
-    let name = program.rsplit('/').next().unwrap_or_default();
+    // The name need not be UTF-8, and `args` panics where it is not.
+    let program = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&program).file_name().unwrap_or_default().display();
     let _ = writeln!(std::io::stderr(), "{name}: {line}");
     ExitCode::from(code)
 }

@@ -19,11 +19,28 @@ pub const CLIENT_SCHEMA: &str = "c1000k.client/1";
 /// What `schema` says in a server's record.
 pub const SERVER_SCHEMA: &str = "c1000k.server/1";
 
+/// What both records begin with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Head {
+    /// The kind of record and its version: [`CLIENT_SCHEMA`] or [`SERVER_SCHEMA`].
+    pub schema: String,
+    /// The version of the program.
+    #[serde(default)]
+    pub version: String,
+    /// The command as it was given.
+    #[serde(default)]
+    pub argv: Vec<String>,
+    /// When the run began, in UTC, as RFC 3339 to the second.
+    #[serde(default)]
+    pub started_at: String,
+}
+
 /// What a client asked for, what it held and what stopped it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClientRecord {
-    /// Always [`CLIENT_SCHEMA`].
-    pub schema: String,
+    /// Its schema is [`CLIENT_SCHEMA`].
+    #[serde(flatten)]
+    pub head: Head,
     /// The connections asked for.
     pub target: u64,
     /// The connects that were started, retries included.
@@ -49,15 +66,6 @@ pub struct ClientRecord {
     /// Whether the target was reached and all that was asked for was proven.
     pub verdict: Verdict,
 
-    /// The version of the program.
-    #[serde(default)]
-    pub version: String,
-    /// The command as it was given.
-    #[serde(default)]
-    pub argv: Vec<String>,
-    /// When the run began, in UTC, as [`timestamp`] writes it.
-    #[serde(default)]
-    pub started_at: String,
     /// The server's address and first port.
     #[serde(default)]
     pub destination: String,
@@ -96,8 +104,9 @@ pub struct ClientRecord {
 /// What a server accepted, held and spent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServerRecord {
-    /// Always [`SERVER_SCHEMA`].
-    pub schema: String,
+    /// Its schema is [`SERVER_SCHEMA`].
+    #[serde(flatten)]
+    pub head: Head,
     /// The connections accepted and kept.
     pub accepted: u64,
     /// The most connections open at once.
@@ -129,15 +138,6 @@ pub struct ServerRecord {
     /// Processor time spent in the kernel on its behalf.
     pub cpu_system_seconds: f64,
 
-    /// The version of the program.
-    #[serde(default)]
-    pub version: String,
-    /// The command as it was given.
-    #[serde(default)]
-    pub argv: Vec<String>,
-    /// When the server began, in UTC, as [`timestamp`] writes it.
-    #[serde(default)]
-    pub started_at: String,
     /// How long it ran.
     #[serde(default)]
     pub uptime_seconds: f64,
@@ -339,6 +339,21 @@ pub struct Prediction {
     pub kernel_bytes: u64,
 }
 
+impl Head {
+    /// The head of this process's record.
+    #[must_use]
+    pub fn new(schema: &str, version: &str, started_at: SystemTime) -> Self {
+        // Arguments need not be UTF-8, and `args` panics where one is not.
+        let argv = std::env::args_os();
+        Self {
+            schema: schema.to_owned(),
+            version: version.to_owned(),
+            argv: argv.map(|argument| argument.to_string_lossy().into_owned()).collect(),
+            started_at: humantime::format_rfc3339_seconds(started_at).to_string(),
+        }
+    }
+}
+
 impl ClientRecord {
     /// Reads a client's record from a file.
     ///
@@ -359,12 +374,6 @@ impl ServerRecord {
         let record: Self = read(path, SERVER_SCHEMA)?;
         Ok(record)
     }
-}
-
-/// Writes a moment as RFC 3339 in UTC, to the second: `2025-11-02T09:30:00Z`.
-#[must_use]
-pub fn timestamp(at: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(at).to_string()
 }
 
 /// `count / seconds`, and 0 where no time has passed.
@@ -431,11 +440,6 @@ impl std::error::Error for ReadError {
 }
 
 fn read<T: DeserializeOwned>(path: &Path, expected: &'static str) -> Result<T, ReadError> {
-    #[derive(Deserialize)]
-    struct Head {
-        schema: String,
-    }
-
     let malformed = |error| ReadError::Malformed(path.to_owned(), error);
     let text = fs::read(path).map_err(|error| ReadError::Io(path.to_owned(), error))?;
     let head: Head = serde_json::from_slice(&text).map_err(malformed)?;
@@ -553,7 +557,7 @@ mod tests {
     #[test]
     fn a_timestamp_is_rfc_3339_in_utc() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-        assert_eq!(timestamp(at), "2001-09-09T01:46:40Z");
+        assert_eq!(Head::new(CLIENT_SCHEMA, "1", at).started_at, "2001-09-09T01:46:40Z");
     }
 
     #[test]

@@ -322,8 +322,8 @@ fn machine(run: &Run) -> String {
     let mut rows: Vec<_> =
         run.machine.0.iter().map(|(key, value)| row(key, value.clone())).collect();
     let mut commands: Vec<_> =
-        run.clients.iter().map(|(name, client)| (name.as_str(), &client.argv)).collect();
-    commands.extend(run.server.as_ref().map(|server| ("server", &server.argv)));
+        run.clients.iter().map(|(name, client)| (name.as_str(), &client.head.argv)).collect();
+    commands.extend(run.server.as_ref().map(|server| ("server", &server.head.argv)));
     for (name, argv) in commands {
         if !argv.is_empty() {
             rows.push(row(&format!("{name} ran as"), format!("`{}`", argv.join(" "))));

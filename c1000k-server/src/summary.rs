@@ -7,7 +7,7 @@ use c1000k_host::check::{Need, Role, predict};
 use c1000k_host::errno_name;
 use c1000k_host::format;
 use c1000k_host::usage::ProcessUsage;
-use c1000k_report::record::{MemoryGuard, Prediction, SERVER_SCHEMA, ServerRecord, timestamp};
+use c1000k_report::record::{Head, MemoryGuard, Prediction, SERVER_SCHEMA, ServerRecord};
 use reactor::Stats;
 
 use crate::args::Settings;
@@ -33,7 +33,7 @@ pub(crate) fn record(
     let peak = meter.peak().cloned();
     let errors = stats.accept_errors.iter();
     ServerRecord {
-        schema: SERVER_SCHEMA.to_owned(),
+        head: Head::new(SERVER_SCHEMA, env!("CARGO_PKG_VERSION"), started_at),
         accepted: stats.accepted,
         peak: stats.open_max,
         open: stats.open(),
@@ -52,9 +52,6 @@ pub(crate) fn record(
         rss_peak_bytes: usage.and_then(|usage| usage.rss_peak_bytes),
         cpu_user_seconds: usage.map_or(0.0, |usage| usage.cpu_user_seconds),
         cpu_system_seconds: usage.map_or(0.0, |usage| usage.cpu_system_seconds),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        argv: std::env::args().collect(),
-        started_at: timestamp(started_at),
         uptime_seconds: meter.uptime_seconds(),
         bind: settings.bind.to_string(),
         first_port: settings.first_port,
