@@ -21,6 +21,8 @@ pub struct KernelCost {
     pub caches: Vec<CacheCost>,
     /// What all the other caches grew or shrank by, per connection.
     pub rest_bytes: f64,
+    /// One end of a connection by the caches that connections live in, whatever else the machine did.
+    pub end_bytes: f64,
 }
 
 /// The share of one slab cache in a connection.
@@ -63,10 +65,8 @@ pub fn kernels(run: &Run) -> Vec<KernelCost> {
 /// the server weighs too.
 #[must_use]
 pub fn server_end_bytes(run: &Run) -> Option<f64> {
-    let host = run.server_host();
-    let bytes = |moment| run.snapshot(host, moment).and_then(Snapshot::connection_bytes);
-    let grown = float(bytes(Moment::Peak)?) - float(bytes(Moment::Before)?);
-    Some(grown / (float(run.connections_of(host)?) * float(run.ends_in_kernel())))
+    let costs = kernels(run);
+    Some(costs.iter().find(|cost| cost.host == run.server_host())?.end_bytes)
 }
 
 fn kernel(run: &Run, host: &str) -> Option<KernelCost> {
@@ -80,7 +80,9 @@ fn kernel(run: &Run, host: &str) -> Option<KernelCost> {
         caches.into_iter().partition(|cache| cache.objects > 0.5 && cache.bytes > 0.0);
     let rest_bytes = rest.iter().map(|cache| cache.bytes).sum();
     let ends = run.ends_in_kernel();
-    Some(KernelCost { host: host.to_owned(), ends, connections, caches, rest_bytes })
+    let end = peak.bytes_per_socket(before, connections.saturating_mul(ends));
+    let end_bytes = end.iter().map(|(_, bytes)| bytes).sum();
+    Some(KernelCost { host: host.to_owned(), ends, connections, caches, rest_bytes, end_bytes })
 }
 
 fn growth(before: &SlabUsage, peak: &SlabUsage, connections: u64) -> Vec<CacheCost> {
@@ -138,8 +140,8 @@ impl ProcessMemory {
     }
 }
 
-/// The share of what the slabs that connections live in grew by, on a host, that came back after
-/// the teardown.
+/// The share of what the slabs that connections have to themselves grew by, on a host, that came
+/// back after the teardown.
 #[must_use]
 pub fn slab_share_returned(run: &Run, host: &str) -> Option<f64> {
     let bytes = |moment| run.snapshot(host, moment).and_then(Snapshot::connection_bytes);

@@ -50,7 +50,7 @@ impl Snapshot {
         }
     }
 
-    /// The pages of the slab caches that connections live in.
+    /// The pages of the slab caches that connections have to themselves.
     #[must_use]
     pub fn connection_bytes(&self) -> Option<u64> {
         Some(self.slabs.as_ref()?.connection_bytes())

@@ -225,6 +225,12 @@ fn kernel_cost(cost: &KernelCost) -> String {
     if cost.ends == 2 {
         let _ = writeln!(text, "\nThat is {} an end.", format::bytes_each(cost.bytes() / 2.0));
     }
+    let _ = writeln!(
+        text,
+        "\nOther processes move slabs too. By the caches that connections live in, of those shared \
+         with all files one object each, an end takes {}.",
+        format::bytes_each(cost.end_bytes)
+    );
     text
 }
 
@@ -304,7 +310,7 @@ fn teardown(run: &Run) -> String {
     )];
     for cost in cost::kernels(run) {
         rows.push(row(
-            &format!("slabs that connections live in, host {}", cost.host),
+            &format!("slabs that connections have to themselves, host {}", cost.host),
             seen(cost::slab_share_returned(run, &cost.host).map(format::percent)),
         ));
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    slab::{CONNECTION_CACHES, SlabReader, SlabUsage},
+    slab::{SlabReader, SlabUsage},
     sockets::SocketUsage,
 };
 
@@ -24,7 +24,8 @@ pub struct KernelMeter {
 pub struct KernelCost {
     /// Sockets added since the baseline, over which the growth is spread.
     pub sockets: u64,
-    /// Bytes per socket in each cache that a connection takes an object from, by the cache's name.
+    /// Bytes per socket in each cache that a connection takes an object from, by the cache's name; in those that every
+    /// file takes one from, too, the size of an object.
     pub slabs: Vec<(&'static str, f64)>,
     /// Bytes per socket by which all other caches together have grown (negative if they shrank).
     pub other_slabs: f64,
@@ -76,17 +77,12 @@ impl KernelCost {
             return None;
         }
         let per_socket = |before: u64, now: u64| (now as f64 - before as f64) / added as f64;
-        let bytes = |usage: &SlabUsage, name| usage.cache(name).map_or(0, |cache| cache.slab_bytes);
-        let growth: Vec<(&'static str, f64)> = CONNECTION_CACHES
-            .iter()
-            .filter(|name| slabs.cache(name).is_some())
-            .map(|&name| (name, per_socket(bytes(slabs_before, name), bytes(slabs, name))))
-            .collect();
-        let known: f64 = growth.iter().map(|(_, bytes)| bytes).sum();
+        let own = slabs.bytes_per_socket(slabs_before, added);
+        let known: f64 = own.iter().map(|(_, bytes)| bytes).sum();
         Some(Self {
             sockets: added,
             other_slabs: per_socket(slabs_before.total_bytes(), slabs.total_bytes()) - known,
-            slabs: growth,
+            slabs: own,
             buffers: per_socket(sockets_before.buffer_bytes, sockets.buffer_bytes),
         })
     }

@@ -10,6 +10,6 @@ pub use {
     counters::NetCounters,
     kernel::{KernelCost, KernelMeter},
     process::ProcessUsage,
-    slab::{CONNECTION_CACHES, SlabCache, SlabReader, SlabUsage},
+    slab::{SlabCache, SlabReader, SlabUsage},
     sockets::SocketUsage,
 };

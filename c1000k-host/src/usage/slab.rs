@@ -18,7 +18,7 @@ use {
 /// `lsm_*`, those before 5.11 no `ep_head`.
 ///
 /// Who weighs a connection weighs these: all other caches move with what else the machine does.
-pub const CONNECTION_CACHES: &[&str] = &[
+pub(crate) const CONNECTION_CACHES: &[&str] = &[
     "TCP",
     "TCPv6",
     "sock_inode_cache",
@@ -30,6 +30,10 @@ pub const CONNECTION_CACHES: &[&str] = &[
     "lsm_inode_cache",
     "lsm_file_cache",
 ];
+
+/// Those of them that every file takes an object from: whoever walks a directory tree moves them by more than
+/// thousands of connections do. So of these a connection's share is not measured, but the size of one object.
+const FILE_CACHES: &[&str] = &["dentry", "lsm_inode_cache"];
 
 /// One cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,10 +83,27 @@ impl SlabUsage {
         }
     }
 
-    /// Memory of the caches that connections live in.
+    /// Memory of the caches that connections have almost to themselves.
     pub fn connection_bytes(&self) -> u64 {
+        let own = CONNECTION_CACHES.iter().filter(|name| !FILE_CACHES.contains(name));
         let bytes = |name| self.cache(name).map_or(0, |cache| cache.slab_bytes);
-        CONNECTION_CACHES.iter().fold(0, |total, name| total.saturating_add(bytes(name)))
+        own.fold(0, |total, name| total.saturating_add(bytes(name)))
+    }
+
+    /// What one socket takes of each cache of a connection, now that so many were added since `before`.
+    ///
+    /// Growth by pages; in the caches that every file takes an object from, the size of one object.
+    pub fn bytes_per_socket(&self, before: &Self, sockets: u64) -> Vec<(&'static str, f64)> {
+        let grown = |name| {
+            let old = before.cache(name).map_or(0, |cache| cache.slab_bytes);
+            let now = self.cache(name)?;
+            Some(if FILE_CACHES.contains(&name) {
+                now.object_bytes as f64
+            } else {
+                (now.slab_bytes as f64 - old as f64) / sockets as f64
+            })
+        };
+        CONNECTION_CACHES.iter().filter_map(|&name| Some((name, grown(name)?))).collect()
     }
 
     /// Memory of all caches together.
@@ -208,6 +229,18 @@ anon_vma_chain      1210   1280     64   64    1 : tunables    0    0    0 : sla
     fn connections_live_in_some_of_the_caches() {
         let usage = usage(SLABINFO);
         assert_eq!(usage.connection_bytes(), usage.total_bytes() - 20 * 4096);
+    }
+
+    #[test]
+    fn files_of_others_do_not_weigh_on_a_socket() {
+        let with_dentries = |slabs: u64| {
+            let line = format!("dentry 1 1 192 21 1 : tunables 0 0 0 : slabdata {slabs} {slabs} 0");
+            usage(&format!("{SLABINFO}{line}\n"))
+        };
+        let (before, now) = (with_dentries(1), with_dentries(100_000));
+        assert_eq!(now.connection_bytes(), before.connection_bytes());
+        let taken = now.bytes_per_socket(&before, 10);
+        assert!(taken.contains(&("dentry", 192.0)) && taken.contains(&("filp", 0.0)), "{taken:?}");
     }
 
     #[test]
