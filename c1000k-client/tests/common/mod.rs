@@ -83,7 +83,8 @@ fn listening(ports: u16) -> (Reactor<bool>, u16) {
         let mut reactor = Reactor::new(&config).unwrap();
         let cx = reactor.context();
         let options = ListenOptions::default();
-        let first_port = 11_000 + NEXT.fetch_add(ports, Ordering::Relaxed) % 20_000;
+        // A test may also connect to the ports that follow, where no other may listen.
+        let first_port = 11_000 + NEXT.fetch_add(ports + 20, Ordering::Relaxed) % 20_000;
         let mut all = first_port..first_port + ports;
         if all.all(|port| cx.listen((Ipv4Addr::LOCALHOST, port), &options).is_ok()) {
             return (reactor, first_port);
