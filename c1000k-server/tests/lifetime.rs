@@ -187,6 +187,18 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
 }
 
 #[test]
+fn a_name_that_is_no_utf_8_is_borne() {
+    use std::os::unix::{ffi::OsStrExt, process::CommandExt};
+
+    let mut command = Command::new(BINARY);
+    command.arg0(std::ffi::OsStr::from_bytes(b"/bin/\xffserver")).args(["--ports", "0"]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("server: --ports is 0") && stderr.lines().count() == 1, "{stderr}");
+}
+
+#[test]
 fn a_record_that_could_not_be_written_stops_it_before_it_listens() {
     let output = serve(&["--ports", "1", "--json", "/no/such/folder/record"], free_ports(1));
     assert_eq!(output.status.code(), Some(1));
