@@ -190,6 +190,12 @@ fn sources(list: &str, destination: IpAddr, ports: u16) -> Result<Vec<IpAddr>, S
                      families: give sources of the destination's family"
                 ));
             }
+            if !is_source(address) {
+                return Err(format!(
+                    "--source {address} can't be the address of one machine: give addresses that \
+                     this machine has, as 127.0.0.2"
+                ));
+            }
             if seen.insert(address) {
                 addresses.push(address);
             }
@@ -209,6 +215,12 @@ fn sources(list: &str, destination: IpAddr, ports: u16) -> Result<Vec<IpAddr>, S
         ));
     }
     Ok(addresses)
+}
+
+/// Whether a machine can have it: neither a group's, nor everybody's, nor nobody's.
+fn is_source(address: IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !(is_broadcast || address.is_multicast() || address.is_unspecified())
 }
 
 /// The addresses of one item: `a`, `a-b` or `a/bits`, the latter without network and broadcast address.
@@ -294,6 +306,11 @@ mod tests {
             ("127.0.0.1 9900 --connect-timeout 0s", "below 1ms"),
             ("127.0.0.1 9900 --source ::1", "families"),
             ("127.0.0.1 9900 --source 127.0.0.9-127.0.0.2", "127.1.0.0/24"),
+            ("127.0.0.1 9900 --source 224.0.0.1", "of one machine"),
+            ("127.0.0.1 9900 --source 127.0.0.2,255.255.255.255", "of one machine"),
+            ("127.0.0.1 9900 --source 0.0.0.0", "of one machine"),
+            ("::1 9900 --source ::", "of one machine"),
+            ("::1 9900 --source ff02::1", "of one machine"),
             ("127.0.0.1 9900 --source 127.0.0.0/8", "more than 65,536 addresses"),
             ("127.0.0.1 9900 --source 127.0.0.1,,127.0.0.2", "no address"),
             ("127.0.0.1 9900 --source 127.0.0.0/16", "pairs"),

@@ -146,6 +146,10 @@ fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
              more source addresses (--source), more ports (--ports), or a wider \
              net.ipv4.ip_local_port_range"
         ),
+        Stop::ServerFull if tally.peak == 0 && tally.verified().is_none() => format!(
+            "the server on {to} drops every connection at once: it is full, or lets nobody in; \
+             look at its log"
+        ),
         Stop::ServerFull if tally.peak == 0 => format!(
             "the server on {to} drops every connection before its echo: it is full, or no echo \
              server (--no-verify skips the echo)"
@@ -154,6 +158,9 @@ fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
             "the server was the cap: it dropped every connection past {held}; to go further: \
              raise its limit (ulimit -n, --max-connections) where it runs"
         ),
+        Stop::ServerSilent if tally.peak == 0 && tally.verified().is_none() => {
+            format!("the server on {to} leaves every connection waiting: it hangs; look at its log")
+        }
         Stop::ServerSilent if tally.peak == 0 => format!(
             "the server on {to} takes connections and answers none: it hangs, or is no echo \
              server (--no-verify skips the echo)"
@@ -297,6 +304,18 @@ mod tests {
         let mut full = tally(0);
         full.stop = Some(Stop::ServerFull);
         assert_eq!(judge(&left_out(10), &full, to()).verdict, Verdict::Short);
+    }
+
+    #[test]
+    fn skipping_the_echo_is_advised_to_whom_it_helps() {
+        for stop in [Stop::ServerFull, Stop::ServerSilent] {
+            let mut nothing = tally(0);
+            nothing.stop = Some(stop);
+            let detail = |tally: &Tally| judge(&asked(10), tally, to()).detail.unwrap();
+            assert!(detail(&nothing).contains("--no-verify"));
+            nothing.verified_passes = vec![];
+            assert!(!detail(&nothing).contains("echo"), "{}", detail(&nothing));
+        }
     }
 
     #[test]

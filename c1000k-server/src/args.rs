@@ -18,6 +18,9 @@ const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 const USER_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_millis(i32::MAX as u64);
 
+/// Whoever ends a server wants it gone: an hour is more than any queue takes.
+const GRACE_MAX: Duration = Duration::from_secs(3_600);
+
 /// The reactors of a server at the most.
 const THREADS_MAX: u64 = 256;
 
@@ -179,6 +182,9 @@ impl Args {
                 "--tcp-user-timeout takes 1ms to 24 days: give a time within, as 30s".into()
             );
         }
+        if self.grace > GRACE_MAX {
+            return Err("--grace is more than 1h: give how long the end may take, as 5s".into());
+        }
         if self.backlog == Some(0) {
             return Err("--backlog is 0, so nobody could wait: leave it out, or give 1".into());
         }
@@ -283,6 +289,7 @@ mod tests {
             (&["--keepalive", "10h"], "32767s"),
             (&["--tcp-user-timeout", "0s"], "30s"),
             (&["--slow-reader-timeout", "0s"], "60s"),
+            (&["--grace", "1h 1ms"], "5s"),
         ] {
             let Err(line) = checked(arguments) else { panic!("{arguments:?} passed") };
             assert!(line.contains(part) && !line.contains('\n'), "{line}");

@@ -163,7 +163,8 @@ fn local_ports(machine: &Machine, need: &Need) -> Row {
     let lanes = need.sources.unwrap_or(1).saturating_mul(need.ports).max(1);
     let needed = need.connections.div_ceil(lanes);
     let row = at_least(NAME, needed, present.map(|ports| ports.len() as u64));
-    Row { needed: format!("{} ports", row.needed), present: shown, ..row }
+    let ports = if needed == 1 { "port" } else { "ports" };
+    Row { needed: format!("{} {ports}", row.needed), present: shown, ..row }
         .with_remedy(|| wider_ports(needed))
 }
 
