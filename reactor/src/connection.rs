@@ -3,16 +3,14 @@
 use crate::sys::{Descriptor, Readiness};
 use crate::wheel::NodeId;
 
-/// Stands for "no write queue" where an `Option` would cost four bytes more.
-pub(crate) const NO_QUEUE: u32 = u32::MAX;
-
 /// The reactor's half of a connection; the service's half is its `Handler::Conn`.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) socket: Descriptor,
     pub(crate) timer: NodeId,
-    /// Index into the reactor's write queues.
-    pub(crate) queue: u32,
+    /// Index into the reactor's write queues; of no meaning without [`Flags::QUEUED`]. An `Option` would cost four
+    /// bytes more.
+    queue: u32,
     pub(crate) flags: Flags,
 }
 
@@ -27,11 +25,20 @@ const _: () = {
 
 impl Link {
     pub(crate) fn new(socket: Descriptor, flags: Flags) -> Self {
-        Self { socket, timer: NodeId::NONE, queue: NO_QUEUE, flags }
+        Self { socket, timer: NodeId::NONE, queue: 0, flags }
     }
 
     pub(crate) fn has_queue(&self) -> bool {
-        self.queue != NO_QUEUE
+        self.flags.any(Flags::QUEUED)
+    }
+
+    pub(crate) fn queue(&self) -> Option<u32> {
+        self.has_queue().then_some(self.queue)
+    }
+
+    pub(crate) fn set_queue(&mut self, queue: Option<u32>) {
+        self.flags.set(Flags::QUEUED, queue.is_some());
+        self.queue = queue.unwrap_or(0);
     }
 
     /// What arrives is for the service.
@@ -51,7 +58,7 @@ impl Link {
 
     /// What is written goes to the kernel at once.
     pub(crate) fn sends_at_once(&self) -> bool {
-        !self.has_queue() && !self.flags.any(Flags::UNWRITABLE | Flags::CONNECTING)
+        !self.flags.any(Flags::UNWRITABLE | Flags::CONNECTING | Flags::QUEUED)
     }
 
     pub(crate) fn takes_writes(&self) -> bool {
@@ -121,6 +128,8 @@ impl Flags {
     pub(crate) const WATCHED: Flags = Flags(1 << 10);
     pub(crate) const WATCHED_READ: Flags = Flags(1 << 11);
     pub(crate) const WATCHED_WRITE: Flags = Flags(1 << 12);
+    /// Has a write queue.
+    pub(crate) const QUEUED: Flags = Flags(1 << 13);
 
     /// There is nothing to read, not yet or never more.
     const UNREADABLE: Flags = Flags(Self::CONNECTING.0 | Self::EOF.0 | Self::DOOMED.0);

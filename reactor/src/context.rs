@@ -319,7 +319,7 @@ impl<C> Context<C> {
     }
 
     pub(crate) fn lend(&mut self, token: Token) -> Option<C> {
-        self.connections.lend(token.name())
+        self.connections.lend(token.name()).map(|(_, conn)| conn)
     }
 
     pub(crate) fn give_back(&mut self, token: Token, conn: C) {

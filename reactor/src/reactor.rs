@@ -92,10 +92,7 @@ impl<C> Reactor<C> {
         cx.feed_starved();
         wait(cx, events, max_wait)?;
         bury_doomed(cx, handler);
-        for (data, ready) in events.iter() {
-            dispatch(cx, handler, read_buffer, data, ready);
-            bury_doomed(cx, handler);
-        }
+        dispatch_all(cx, handler, read_buffer, events);
         fire_timers(cx, handler);
         visit_slice(cx, handler);
         cx.tell_shutdown();
@@ -116,6 +113,19 @@ fn wait<C>(
     cx.begin_turn();
     cx.stats_mut().events += events.len() as u64;
     Ok(())
+}
+
+#[inline(never)] // A small function of its own has registers enough for what is usual.
+fn dispatch_all<H: Handler>(
+    cx: &mut Context<H::Conn>,
+    handler: &mut H,
+    buffer: &mut [u8],
+    events: &Events,
+) {
+    for (data, ready) in events.iter() {
+        dispatch(cx, handler, buffer, data, ready);
+        bury_doomed(cx, handler);
+    }
 }
 
 #[inline]
@@ -388,9 +398,14 @@ fn lend<C>(cx: &mut Context<C>, token: Token, callback: impl FnOnce(&mut Context
 /// Removes what callbacks, or the set-up code, have closed; the service hears of each one.
 #[inline]
 fn bury_doomed<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H) {
-    while cx.has_doomed() {
-        if let Some((token, conn, reason)) = cx.bury() {
-            handler.on_close(cx, token, conn, reason);
-        }
+    if cx.has_doomed() {
+        bury_all(cx, handler);
+    }
+}
+
+#[inline(never)]
+fn bury_all<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H) {
+    while let Some((token, conn, reason)) = cx.bury() {
+        handler.on_close(cx, token, conn, reason);
     }
 }

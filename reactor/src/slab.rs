@@ -127,32 +127,21 @@ impl<H, B> Slab<H, B> {
         }
     }
 
-    /// Takes the body out of its slot until [`give_back`](Self::give_back).
-    pub(crate) fn lend(&mut self, name: Name) -> Option<B> {
-        self.lend_if(name, |_| Some(())).map(|(body, ())| body)
-    }
-
-    /// The same after a look at the head that says whether to: one look-up for both.
+    /// Takes the body out of its slot until [`give_back`](Self::give_back), and shows the head.
     #[inline]
-    pub(crate) fn lend_if<T>(
-        &mut self,
-        name: Name,
-        look: impl FnOnce(&H) -> Option<T>,
-    ) -> Option<(B, T)> {
+    pub(crate) fn lend(&mut self, name: Name) -> Option<(&H, B)> {
         let slot = self.slots.get_mut(name.index() as usize)?;
-        let seen = match slot {
-            Slot::Full { generation, head, .. } if *generation == name.generation() => look(head)?,
-            _ => return None,
-        };
-        // Asked once more before it is moved: where it is known to match, the head is not really copied to and fro.
-        if !matches!(slot, Slot::Full { .. }) {
+        // Looked at before it is moved: once known to match, the head need not really be copied to and fro.
+        if !matches!(slot, Slot::Full { generation, .. } if *generation == name.generation()) {
             return None;
         }
-        match mem::replace(slot, Slot::Vacant { generation: 0, next: NO_SLOT }) {
-            Slot::Full { generation, head, body } => {
-                *slot = Slot::Lent { generation, head };
-                Some((body, seen))
-            }
+        let vacant = Slot::Vacant { generation: 0, next: NO_SLOT };
+        let Slot::Full { generation, head, body } = mem::replace(slot, vacant) else {
+            return None;
+        };
+        *slot = Slot::Lent { generation, head };
+        match slot {
+            Slot::Lent { head, .. } => Some((head, body)),
             _ => None,
         }
     }
@@ -387,13 +376,14 @@ mod tests {
         }
 
         fn lend(&mut self, name: Name) {
-            let body = self.slab.lend(name);
+            let lent = self.slab.lend(name);
             if self.lent.contains_key(&name) {
-                assert_eq!(body, None, "a body is lent once");
+                assert_eq!(lent, None, "a body is lent once");
                 return;
             }
-            assert_eq!(body.as_ref(), Some(&self.model[&name].1));
-            self.lent.insert(name, body.unwrap());
+            let (head, body) = lent.unwrap();
+            assert_eq!((head, &body), (&self.model[&name].0, &self.model[&name].1));
+            self.lent.insert(name, body);
         }
 
         fn compare(&mut self) {

@@ -39,8 +39,7 @@ impl<C> Context<C> {
     }
 
     fn audit_queues(&self) {
-        let held: Vec<u32> =
-            self.links().filter(|(_, link)| link.has_queue()).map(|(_, link)| link.queue).collect();
+        let held: Vec<u32> = self.links().filter_map(|(_, link)| link.queue()).collect();
         let mut known: Vec<u32> = held.iter().chain(&self.queues_free).copied().collect();
         known.sort_unstable();
         let all: Vec<u32> = (0..self.queues.len() as u32).collect();

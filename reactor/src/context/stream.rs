@@ -2,7 +2,7 @@
 
 use std::io::IoSlice;
 
-use crate::connection::{Flags, Link, NO_QUEUE};
+use crate::connection::{Flags, Link};
 use crate::context::Context;
 use crate::error::{CloseReason, Error, WriteError, Written};
 use crate::queue::{CHUNKS_PER_SEND, Chunk, WriteQueue};
@@ -195,9 +195,9 @@ impl<C> Context<C> {
             if link.timer != NodeId::NONE {
                 self.wheel.remove(link.timer);
             }
-            if link.has_queue() {
-                self.queued.shrink(self.queues[link.queue as usize].len_bytes());
-                self.release_queue(link.queue);
+            if let Some(queue) = link.queue() {
+                self.queued.shrink(self.queues[queue as usize].len_bytes());
+                self.release_queue(queue);
             }
             if link.flags.any(Flags::RESET)
                 && let Err(error) = sys::reset_on_close(&link.socket)
@@ -217,22 +217,18 @@ impl<C> Context<C> {
     /// Reads once, if the connection reads, and lends its state with the bytes; `None` where it does not read.
     #[inline]
     pub(crate) fn receive(&mut self, token: Token, buffer: &mut [u8]) -> Option<Received<C>> {
-        let mut nothing = None;
-        let lent = self.connections.lend_if(token.name(), |link| {
-            if !link.reads() {
-                return None;
+        let (link, conn) = self.connections.lend(token.name())?;
+        let received = if link.reads() { Some(sys::receive(&link.socket, buffer)) } else { None };
+        match received {
+            Some(Transferred::Bytes(received @ 1..)) => {
+                self.stats.bytes_in += received as u64;
+                Some(Received::Bytes(conn, received))
             }
-            match sys::receive(&link.socket, buffer) {
-                Transferred::Bytes(received @ 1..) => Some(received),
-                other => {
-                    nothing = Some(Received::Nothing(other));
-                    None
-                }
+            other => {
+                self.give_back(token, conn);
+                other.map(Received::Nothing)
             }
-        });
-        let Some((conn, received)) = lent else { return nothing };
-        self.stats.bytes_in += received as u64;
-        Some(Received::Bytes(conn, received))
+        }
     }
 
     /// Reads once and forgets it, from a connection of which only the end is wanted.
@@ -248,10 +244,11 @@ impl<C> Context<C> {
     /// Hands queued bytes to the kernel; says whether the queue has run empty and the service is to be told.
     pub(crate) fn flush(&mut self, token: Token) -> bool {
         let Some(link) = self.connections.head_mut(token.name()) else { return false };
-        if !link.has_queue() || link.flags.any(Flags::DOOMED) {
+        let Some(index) = link.queue() else { return false };
+        if link.flags.any(Flags::DOOMED) {
             return false;
         }
-        let queue = &mut self.queues[link.queue as usize];
+        let queue = &mut self.queues[index as usize];
         let mut slices = [IoSlice::new(&[]); CHUNKS_PER_SEND];
         let filled = queue.slices(&mut slices);
         match sys::send_vectored(&link.socket, &slices[..filled]) {
@@ -269,10 +266,9 @@ impl<C> Context<C> {
         if !queue.is_empty() {
             return false;
         }
-        let emptied = link.queue;
-        link.queue = NO_QUEUE;
+        link.set_queue(None);
         let flags = link.flags;
-        self.release_queue(emptied);
+        self.release_queue(index);
         self.unsettle(token);
         if flags.any(Flags::CLOSING) {
             self.linger(token);
@@ -405,9 +401,9 @@ impl<C> Context<C> {
         bytes: usize,
         fill: impl FnOnce(&mut WriteQueue),
     ) -> Written {
-        let queue = match self.link(token) {
-            Some(link) if link.has_queue() => link.queue,
-            _ => self.claim_queue(token),
+        let queue = match self.link(token).and_then(Link::queue) {
+            Some(queue) => queue,
+            None => self.claim_queue(token),
         };
         fill(&mut self.queues[queue as usize]);
         self.queued.grow(bytes);
@@ -420,7 +416,7 @@ impl<C> Context<C> {
             self.queues.len() as u32 - 1
         });
         if let Some(link) = self.link_mut(token) {
-            link.queue = queue;
+            link.set_queue(Some(queue));
         }
         self.unsettle(token);
         queue
@@ -433,7 +429,7 @@ impl<C> Context<C> {
     }
 
     fn queue_bytes(&self, link: &Link) -> usize {
-        if link.has_queue() { self.queues[link.queue as usize].len_bytes() } else { 0 }
+        link.queue().map_or(0, |queue| self.queues[queue as usize].len_bytes())
     }
 
     pub(super) fn finish_now(&mut self, token: Token) {
