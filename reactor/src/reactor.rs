@@ -115,7 +115,8 @@ fn wait<C>(
     Ok(())
 }
 
-#[inline(never)] // A small function of its own has registers enough for what is usual.
+/// Small, and a function of its own, so that what is usual stays in registers.
+#[inline(never)]
 fn dispatch_all<H: Handler>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -168,7 +169,7 @@ fn dispatch_other<H: Handler>(
 
 /// The usual event says that there is something to read for a connection that reads: it is read at the price of one
 /// look-up, and what else there may be is looked at only when it is not so.
-#[inline(always)] // Left alone, the compiler makes a call of it, which costs a seventh of what a message does.
+#[inline(always)] // Left alone, the compiler makes a call of it for every message.
 fn serve<H: Handler>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
