@@ -24,6 +24,7 @@ fn ample() -> Machine {
             bytes: 24 << 30,
             total_bytes: 25 << 30,
             bound_by: MemoryBound::Machine,
+            socket_data_bytes: None,
         }),
         tcp_mem_pages: Some([287_901, 383_868, 575_802]),
         tcp_rmem_bytes: Some([4_096, 131_072, 33_554_432]),

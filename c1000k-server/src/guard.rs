@@ -37,6 +37,10 @@ const CLOSED_MIN: Duration = Duration::from_secs(1);
 const LEARN_FROM: u64 = 1_000;
 const BYTES_PER_CONNECTION: u64 = KERNEL_BYTES_PER_SOCKET + 64;
 
+/// What a connection takes for as long as data of it is under way, where that is charged to a cgroup: a page. All may
+/// have some at once.
+const DATA_BYTES_PER_CONNECTION: u64 = 4_096;
+
 /// The default reserve.
 const RESERVE_PERCENT: f64 = 10.0;
 const RESERVE_BYTES_MAX: u64 = 1 << 30;
@@ -208,7 +212,9 @@ impl Guard {
     fn judge(&mut self, view: &View, connections: u64, now: Instant) -> Option<Change> {
         self.looks += 1;
         let above = |room: &MemoryRoom| {
-            room.bytes as i64 - self.reserve.bytes(room.total_bytes).min(i64::MAX as u64) as i64
+            let kept_bytes =
+                self.reserve.bytes(room.total_bytes).saturating_add(data_bytes(room, connections));
+            idle_bytes(room) as i64 - kept_bytes.min(i64::MAX as u64) as i64
         };
         let Some(room) = view.rooms.iter().min_by_key(|room| above(room)) else {
             // What can't be seen can't be guarded.
@@ -221,7 +227,8 @@ impl Guard {
         self.room_min_bytes = self.room_min_bytes.min(room.bytes);
         self.learn(room, connections);
 
-        let fitting = spare_bytes.max(0) as u64 / self.bytes_per_connection / 2;
+        let each_bytes = self.bytes_per_connection + data_bytes(room, 1);
+        let fitting = spare_bytes.max(0) as u64 / each_bytes / 2;
         let replaced = self.replaceable(spare_bytes, connections);
         let shortage = self.buffers_short(view.queued_bytes).or_else(|| {
             let short = fitting < self.allowance_min && replaced == 0;
@@ -271,7 +278,7 @@ impl Guard {
         };
         let added = connections.saturating_sub(*connections_first);
         if added >= LEARN_FROM {
-            let each = first.bytes.saturating_sub(room.bytes) / added;
+            let each = idle_bytes(first).saturating_sub(idle_bytes(room)) / added;
             self.bytes_per_connection =
                 each.clamp(BYTES_PER_CONNECTION / 8, BYTES_PER_CONNECTION * 8);
         }
@@ -285,6 +292,17 @@ impl Guard {
         (queued_bytes > bound)
             .then_some(Shortage::SocketBuffers { queued_bytes, limit_bytes: limit })
     }
+}
+
+/// The room if no data were under way.
+fn idle_bytes(room: &MemoryRoom) -> u64 {
+    room.bytes.saturating_add(room.socket_data_bytes.unwrap_or(0))
+}
+
+/// What so many connections' data may come to take of the room.
+fn data_bytes(room: &MemoryRoom, connections: u64) -> u64 {
+    let now_bytes = room.socket_data_bytes;
+    now_bytes.map_or(0, |bytes| bytes.max(connections.saturating_mul(DATA_BYTES_PER_CONNECTION)))
 }
 
 impl Shortage {
@@ -333,18 +351,23 @@ mod tests {
         held: u64,
         held_max: u64,
         kept_percent: u64,
+        data_bytes: Option<u64>,
     }
 
     impl Machine {
         fn view(&self) -> View {
             let kept = (self.held_max - self.held) * self.kept_percent / 100;
-            let used = self.others_bytes + (self.held + kept) * self.bytes_each;
+            let used = self.others_bytes
+                + (self.held + kept) * self.bytes_each
+                + self.data_bytes.unwrap_or(0);
             let bytes = self.total_bytes.saturating_sub(used);
-            let bound_by = MemoryBound::Machine;
-            View {
-                rooms: vec![MemoryRoom { bytes, total_bytes: self.total_bytes, bound_by }],
-                queued_bytes: 0,
-            }
+            let room = MemoryRoom {
+                bytes,
+                total_bytes: self.total_bytes,
+                bound_by: MemoryBound::Machine,
+                socket_data_bytes: self.data_bytes,
+            };
+            View { rooms: vec![room], queued_bytes: 0 }
         }
 
         /// Offers so many connections; says how many were admitted.
@@ -365,7 +388,15 @@ mod tests {
 
     fn machine(total_bytes: u64, bytes_each: u64) -> Machine {
         let others_bytes = total_bytes / 20;
-        Machine { total_bytes, others_bytes, bytes_each, held: 0, held_max: 0, kept_percent: 0 }
+        Machine {
+            total_bytes,
+            others_bytes,
+            bytes_each,
+            held: 0,
+            held_max: 0,
+            kept_percent: 0,
+            data_bytes: None,
+        }
     }
 
     fn guard(reserve: Reserve) -> Guard {
@@ -388,6 +419,25 @@ mod tests {
             assert!(guard.looks < admitted / ALLOWANCE_MAX + 100, "{} looks", guard.looks);
             assert_eq!((guard.closings, guard.shortage().map(Shortage::name)), (1, Some("memory")));
         }
+    }
+
+    #[test]
+    fn where_data_counts_as_well_all_may_have_some_at_once() {
+        let mut machine = Machine { data_bytes: Some(0), ..machine(12 << 20, 1_600) };
+        let mut guard = guard(Reserve::Default);
+        let started = Instant::now();
+        machine.offer(&mut guard, 20_000, started);
+        assert!(machine.held > 1_500, "{} held", machine.held);
+        machine.data_bytes = Some(machine.held * DATA_BYTES_PER_CONNECTION);
+        let room = machine.view().rooms[0].bytes;
+        let reserve = Reserve::Default.bytes(12 << 20);
+        assert!(room >= reserve, "{room} are left, {reserve} are the reserve");
+
+        // Once it has been dealt with, the door is where it was.
+        machine.data_bytes = Some(0);
+        let later = started + Duration::from_secs(10);
+        assert_eq!(guard.judge(&machine.view(), machine.held, later), None);
+        assert!(guard.shortage().is_some());
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct CgroupLimit {
     pub used_bytes: u64,
     /// The part of it that is page cache out of use, which the kernel takes back first.
     pub reclaimable_bytes: u64,
+    /// The part of it that is data queued in sockets; `None` where that is not charged to the group.
+    pub socket_data_bytes: Option<u64>,
 }
 
 impl CgroupLimit {
@@ -55,12 +57,15 @@ struct Files {
     used: &'static str,
     /// The key in `memory.stat`, groups below included.
     reclaimable: &'static str,
+    /// The same for data in sockets. Version 1 counts that elsewhere, and by default not at all.
+    socket_data: Option<&'static str>,
 }
 
 const VERSION_1: Files = Files {
     limits: &["memory.limit_in_bytes"],
     used: "memory.usage_in_bytes",
     reclaimable: "total_inactive_file",
+    socket_data: None,
 };
 
 const VERSION_2: Files = Files {
@@ -68,6 +73,7 @@ const VERSION_2: Files = Files {
     limits: &["memory.max", "memory.high"],
     used: "memory.current",
     reclaimable: "inactive_file",
+    socket_data: Some("sock"),
 };
 
 impl Cgroups {
@@ -116,6 +122,10 @@ impl Group {
             limit_bytes,
             used_bytes: number(&self.files.used)?,
             reclaimable_bytes: stat_value(&stat, self.files.reclaimable).unwrap_or(0),
+            socket_data_bytes: self
+                .files
+                .socket_data
+                .map(|key| stat_value(&stat, key).unwrap_or(0)),
         })
     }
 }
@@ -217,7 +227,7 @@ mod tests {
             ("two/memory.max", "1073741824\n"),
             ("two/memory.high", "536870912\n"),
             ("two/memory.current", "104857600\n"),
-            ("two/memory.stat", "anon 1\ninactive_file 4857600\nactive_file 9\n"),
+            ("two/memory.stat", "anon 1\nsock 12288\ninactive_file 4857600\nactive_file 9\n"),
             ("one/memory.limit_in_bytes", "1048576\n"),
             ("one/memory.usage_in_bytes", "2097152\n"),
             ("free/memory.max", "max\n"),
@@ -233,8 +243,10 @@ mod tests {
         let limited = version_2.limit().expect("has a limit");
         assert_eq!(limited.limit_bytes, 536_870_912);
         assert_eq!(limited.room_bytes(), 536_870_912 - 100_000_000);
+        assert_eq!(limited.socket_data_bytes, Some(12_288));
         let overdrawn = version_1.limit().expect("has a limit");
         assert_eq!((overdrawn.limit_bytes, overdrawn.room_bytes()), (1 << 20, 0));
+        assert_eq!(overdrawn.socket_data_bytes, None);
         assert_eq!(unlimited.limit(), None);
         assert_eq!(huge.limit(), None);
         fs::remove_dir_all(root).expect("was made above");

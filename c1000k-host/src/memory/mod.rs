@@ -32,6 +32,9 @@ pub struct MemoryRoom {
     pub total_bytes: u64,
     /// Where it is tightest.
     pub bound_by: MemoryBound,
+    /// What is taken of it by data queued in sockets, if that is charged here: a cgroup of version 2 is, a page at the
+    /// least for each socket that has some, and when it is full the kernel kills.
+    pub socket_data_bytes: Option<u64>,
 }
 
 /// Tells the room again and again; which cgroups count is found out once.
@@ -80,11 +83,14 @@ fn rooms(
         bytes: available_bytes.saturating_sub(pinned_bytes),
         total_bytes: text::kilobytes_of(meminfo, "MemTotal")?,
         bound_by: MemoryBound::Machine,
+        // The kernel bounds it by `tcp_mem`.
+        socket_data_bytes: None,
     };
     let cgroups = cgroups.map(|cgroup| MemoryRoom {
         bytes: cgroup.room_bytes(),
         total_bytes: cgroup.limit_bytes,
         bound_by: MemoryBound::Cgroup(cgroup.directory),
+        socket_data_bytes: cgroup.socket_data_bytes,
     });
     Some([machine].into_iter().chain(cgroups).collect())
 }
@@ -105,7 +111,13 @@ mod tests {
     }
 
     fn cgroup(directory: &str, limit_bytes: u64, used_bytes: u64) -> CgroupLimit {
-        CgroupLimit { directory: directory.into(), limit_bytes, used_bytes, reclaimable_bytes: 0 }
+        CgroupLimit {
+            directory: directory.into(),
+            limit_bytes,
+            used_bytes,
+            reclaimable_bytes: 0,
+            socket_data_bytes: None,
+        }
     }
 
     #[test]
