@@ -264,8 +264,7 @@ def slowloris(run):
         run.figure(sent=sent, heard=heard, process_grew_bytes=server.rss_bytes() - rss)
         run.check("each byte came back", heard == sent == 8 * MANY)
         run.check("the process grew by less than 1 MB", server.rss_bytes() - rss < 1 << 20)
-        # 15,000 messages a second take a processor of their own; what is left is for the bystander.
-        run.ends(server, stall_ms_max=250)
+        run.ends(server)
 
 
 def peer_blocking(peer):

@@ -44,9 +44,11 @@ class Run:
         if seen:
             self.check("the bystander was served to the end", seen["lost"] is None and seen["echoes"] > 0)
             if stall_ms_max is not None and seen["max_ms"] is not None:
-                # For an echo the server has to be woken, and the bystander again: the machine may be late twice.
+                # The kernel's own work for an echo is late as well when the machine is: once on each way.
                 most = stall_ms_max + 2 * seen["oversleep_max_ms"]
-                self.check(f"the bystander never waited {stall_ms_max} ms longer than the machine made it", seen["max_ms"] <= most)
+                self.check(
+                    f"the bystander never waited {stall_ms_max} ms longer than the machine made it",
+                    seen["max_ms_without_waits_for_a_processor"] <= most)
         return record or {}
 
     def to_json(self, state, seconds):
@@ -128,5 +130,5 @@ def short(figures, seen):
     """The figures that fit into a line."""
     simple = {key: value for key, value in figures.items() if not isinstance(value, (list, dict))}
     told = ", ".join(f"{key} {value}" for key, value in simple.items())
-    waits = f"; bystander max {seen['max_ms']} ms (machine {seen['oversleep_max_ms']} ms)" if seen else ""
+    waits = f"; bystander max {seen['max_ms']} ms ({seen['max_ms_without_waits_for_a_processor']} ms without waits for a processor; machine {seen['oversleep_max_ms']} ms late)" if seen else ""
     return told + waits

@@ -52,7 +52,7 @@ class Server:
         try:
             wait_until(lambda: "ready: " in self.log(), READY_SECONDS, "the server is ready")
             if bystander:
-                self.bystander = Bystander(bind, self.first_port + PORTS - 1, namespace)
+                self.bystander = Bystander(bind, self.first_port + PORTS - 1, self.process.pid, namespace)
         except BaseException:
             self.clean()
             raise
@@ -124,11 +124,11 @@ class Ended:
 
 
 class Bystander:
-    def __init__(self, host, port, namespace=None):
+    def __init__(self, host, port, server_pid, namespace=None):
         prefix = ["ip", "netns", "exec", namespace] if namespace else []
         script = str(Path(__file__).with_name("bystander.py"))
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, script, host, str(port)],
+            [*prefix, sys.executable, script, host, str(port), str(server_pid)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )
         if self.process.stdout.readline() != b"ready\n":
@@ -140,7 +140,7 @@ class Bystander:
             output, _ = self.process.communicate(b"\n", timeout=40)
             return json.loads(output)
         except (subprocess.TimeoutExpired, ValueError):
-            return {"echoes": 0, "max_ms": None, "oversleep_max_ms": 0, "lost": "it hangs"}
+            return {"echoes": 0, "max_ms": None, "max_ms_without_waits_for_a_processor": None, "oversleep_max_ms": 0, "lost": "it hangs"}
         finally:
             self.kill()
 
