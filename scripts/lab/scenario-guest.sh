@@ -21,12 +21,35 @@ conduct() {
     done
 }
 
-# start NAME USER COMMAND...: in the background; what it prints goes to NAME.log.
+# start NAME USER COMMAND...: in the background, and in the cgroup $GROUP where one is given; what it
+# prints goes to NAME.log.
 start() {
     name=$1 user=$2
     shift 2
-    su "$user" -c "exec $*" >"$OUT/$name.log" 2>&1 </dev/null &
+    # shellcheck disable=SC2016 # for the shell that moves
+    sh -c '[ -z "$0" ] || echo $$ >"$0/cgroup.procs"; exec su "$1" -c "exec $2"' "$GROUP" "$user" "$*" \
+        >"$OUT/$name.log" 2>&1 </dev/null &
     echo $! >"/pid-$name"
+}
+
+# cgroups OUTER INNER: two of version 2, one in the other, with these memory limits.
+cgroups() {
+    mount -t cgroup2 none /sys/fs/cgroup && cd /sys/fs/cgroup || return
+    mkdir -p outer/inner &&
+        echo +memory >cgroup.subtree_control && echo +memory >outer/cgroup.subtree_control &&
+        echo "$1" >outer/memory.max && echo "$2" >outer/inner/memory.max
+    cd /
+}
+
+# sample NAME SECONDS: every so often how many files are open here, the process's memory in kB, and
+# the kernel's slabs in kB. To list 300,000 descriptors would itself take memory and time.
+sample() {
+    sampled=$(pid "$1")
+    while kill -0 "$sampled" 2>/dev/null; do
+        echo "$(cut -d ' ' -f 1 /proc/uptime) $(cut -f 1 /proc/sys/fs/file-nr)" \
+            "$(awk '/^VmRSS/ { print $2 }' "/proc/$sampled/status") $(awk '/^Slab/ { print $2 }' /proc/meminfo)"
+        sleep "$2"
+    done >"$OUT/samples.log" 2>/dev/null &
 }
 
 # within SECONDS COMMAND...: waits until the command succeeds, and shows what the newest log says.
