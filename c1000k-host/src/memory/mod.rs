@@ -11,8 +11,8 @@ use {
 
 /// What a TCP socket has in slabs that the kernel counts as reclaimable, and so as available, though nothing takes
 /// them back while the socket is open: sock_inode_cache 832 + dentry 192 bytes, each with its share of what is lost at
-/// the end of its slab.
-const PINNED_BYTES_PER_SOCKET: u64 = 1_035;
+/// the end of its slab. Seen as the growth of `SReclaimable` by two million sockets.
+const PINNED_BYTES_PER_SOCKET: u64 = 1_057;
 
 /// What binds first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,7 +145,7 @@ mod tests {
     fn what_open_sockets_pin_is_not_available() {
         let meminfo = MEMINFO.replace("Buffers: ", "SReclaimable:  20000 kB\nBuffers: ");
         let room = |sockets| tightest(&meminfo, sockets, std::iter::empty()).expect("a meminfo");
-        assert_eq!(room(0).bytes - room(10_000).bytes, 10_350_000);
+        assert_eq!(room(0).bytes - room(10_000).bytes, 10_570_000);
         assert_eq!(room(0).bytes - room(1_000_000).bytes, 20_000 * 1024);
     }
 
