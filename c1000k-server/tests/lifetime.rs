@@ -2,12 +2,13 @@
 
 mod common;
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use c1000k_report::record::ServerRecord;
 use common::{BINARY, Server, echo, echo_all, fill, free_ports, pattern, read_to_end, run, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -205,13 +206,41 @@ fn a_record_that_could_not_be_written_stops_it_before_it_listens() {
     assert!(one_line(&output).contains("/no/such/folder"), "{}", text(&output.stderr));
 }
 
+/// `SERVER_FUZZ_ROUNDS` asks for more rounds, `SERVER_FUZZ_SEED` for others.
 #[test]
 fn whatever_it_is_told_and_whenever_it_is_ended_it_does_not_panic() {
-    let values =
-        ["0", "1", "7", "1M", "18446744073709551615", "-1", "", "50%", "99%", "1ms", "::1", "x"];
+    let values = [
+        "0",
+        "1",
+        "2",
+        "7",
+        "1M",
+        "18446744073709551615",
+        "-1",
+        "",
+        "50%",
+        "99%",
+        "100%",
+        "1ms",
+        "1s",
+        "10000h",
+        "::1",
+        "127.0.0.1",
+        "224.0.0.1",
+        "echo",
+        "sink",
+        "pause",
+        "-",
+        "/",
+        "run.json",
+        "x",
+        "\u{fffd}",
+    ];
     let flags = [
         "--bind",
+        "--first-port",
         "--ports",
+        "--threads",
         "--max-connections",
         "--mode",
         "--idle-timeout",
@@ -228,20 +257,25 @@ fn whatever_it_is_told_and_whenever_it_is_ended_it_does_not_panic() {
         "--check",
         "--json",
     ];
-    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let asked = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let mut random = asked("SERVER_FUZZ_SEED").unwrap_or(0x2545_f491_4f6c_dd1d_u64).max(1);
     let mut next = |below: usize| {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
         (random % below as u64) as usize
     };
-    for _ in 0..60 {
+    for _ in 0..asked("SERVER_FUZZ_ROUNDS").unwrap_or(60) {
         let first_port = free_ports(8);
         let mut command = Command::new(BINARY);
-        command.arg(format!("--first-port={first_port}"));
-        let arguments: Vec<&str> = (0..next(4))
-            .flat_map(|_| [flags[next(flags.len())], values[next(values.len())]])
-            .collect();
+        let mut arguments = vec!["--json", "run.json"];
+        arguments.truncate(next(2) * 2);
+        for _ in 0..next(4) {
+            arguments.extend([flags[next(flags.len())], values[next(values.len())]]);
+        }
+        if !arguments.contains(&"--first-port") {
+            command.arg(format!("--first-port={first_port}"));
+        }
         let folder = tempfile::tempdir().unwrap();
         command.args(&arguments).current_dir(folder.path());
         let mut child = command
@@ -251,17 +285,38 @@ fn whatever_it_is_told_and_whenever_it_is_ended_it_does_not_panic() {
             .spawn()
             .unwrap();
         std::thread::sleep(Duration::from_millis(next(60) as u64));
-        for _ in 0..=next(2) {
-            let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+        // A peer or two, so that there is something to end.
+        let peers: Vec<_> = (0..next(3))
+            .filter_map(|port| {
+                TcpStream::connect((Ipv4Addr::LOCALHOST, first_port + port as u16)).ok()
+            })
+            .collect();
+        let mut sent = Vec::new();
+        for _ in 0..=next(3) {
+            let signal = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP][next(3)];
+            let _ = kill(Pid::from_raw(child.id() as i32), signal);
+            sent.push(signal as i32);
+            std::thread::sleep(Duration::from_millis(next(4) as u64));
         }
+        // The last one is one that it heeds.
+        let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+        sent.push(Signal::SIGTERM as i32);
         let status = wait(&mut child);
+        drop(peers);
         let output = child.wait_with_output().unwrap();
         let told = text(&output.stderr);
         // Before it watches signals, one ends it by its default.
-        let ended = status
-            .code()
-            .map_or(status.signal() == Some(15), |code| [0, 1, 2, 130].contains(&code));
+        let ended = match (status.code(), status.signal()) {
+            (Some(code), _) => [0, 1, 2, 130, 143].contains(&code),
+            (None, signal) => signal.is_some_and(|signal| sent.contains(&signal)),
+        };
         assert!(ended && !told.contains("panicked"), "{arguments:?}: {status}: {told}");
+        // A record is there whole, or not at all.
+        let record = folder.path().join("run.json");
+        if record.exists() {
+            let record = ServerRecord::read(&record).unwrap();
+            assert_eq!(record.accepted, record.closed + record.open, "{arguments:?}");
+        }
     }
 }
 
