@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use c1000k_host::command_line::{self, SHORT, USAGE, fail};
 use c1000k_report::agree::{self, Check, Outcome};
 use c1000k_report::run::{Run, RunError};
 use c1000k_report::{chart, compare, destination, summary};
@@ -13,7 +14,7 @@ use clap::{Parser, Subcommand};
 
 /// Tell what a run shows, from the folder that it left.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, arg_required_else_help = false)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -41,14 +42,17 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Arguments::parse().command {
+    let arguments = match command_line::parse::<Arguments>() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    let outcome = match arguments.command {
         Command::Summarize { folder, check } => summarize(&folder, check),
         Command::Compare { first, second } => compare(&first, &second),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("c1000k-report: {error}");
         // What was given is no run; all else is the system's refusal.
-        ExitCode::from(if error.is::<RunError>() { 2 } else { 1 })
+        fail(if error.is::<RunError>() { USAGE } else { SHORT }, &error.to_string())
     })
 }
 

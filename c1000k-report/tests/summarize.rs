@@ -336,8 +336,11 @@ fn absurd_figures_and_names_harm_nothing() {
 
 #[test]
 fn wrong_usage_is_exit_2() {
-    assert_eq!(report(&[]).status.code(), Some(2));
-    assert_eq!(report(&["summarize"]).status.code(), Some(2));
+    for arguments in [&[][..], &["summarize"], &["bogus"], &["compare", "one"]] {
+        let output = report(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(stderr(&output).lines().count(), 1, "{arguments:?}: {}", stderr(&output));
+    }
 }
 
 #[test]
