@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use c1000k_host::command_line::{self, USAGE};
+use c1000k_host::command_line::{self, USAGE, parse_ip};
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration};
 use c1000k_report::Destination;
@@ -161,14 +161,6 @@ fn at_least_one(flag: &str, value: Option<u64>) -> Result<(), String> {
 
 fn at_most(value: Duration, flag: &str) -> Result<(), String> {
     if value <= DURATION_MAX { Ok(()) } else { Err(format!("{flag} is more than 24h: give less")) }
-}
-
-fn parse_ip(text: &str) -> Result<IpAddr, String> {
-    text.parse().map_err(|_| {
-        "no IP address; write it as 192.0.2.1 or 2001:db8::1 \
-         (`getent hosts NAME` tells the address of a name)"
-            .to_owned()
-    })
 }
 
 fn parse_port(text: &str) -> Result<u16, String> {

@@ -1,6 +1,7 @@
 //! What the command lines of both binaries share: one line for a wrong argument, and the log.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -35,6 +36,18 @@ pub fn fail(code: u8, line: &str) -> ExitCode {
     let name = Path::new(&program).file_name().unwrap_or_default().display();
     let _ = writeln!(std::io::stderr(), "{name}: {line}");
     ExitCode::from(code)
+}
+
+/// Reads an IP address, for clap's `value_parser`.
+///
+/// # Errors
+/// What is understood, and how a name is turned into an address.
+pub fn parse_ip(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| {
+        "no IP address; write it as 192.0.2.1 or 2001:db8::1 \
+         (`getent hosts NAME` tells the address of a name)"
+            .to_owned()
+    })
 }
 
 /// Starts the log: plain lines on standard error, `info` and above unless `RUST_LOG` says otherwise.

@@ -1,9 +1,10 @@
 //! The arguments: as typed, and as checked.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use c1000k_host::command_line::parse_ip;
 use c1000k_host::quantity::{parse_count, parse_duration};
 use c1000k_report::Destination;
 use clap::{Parser, ValueEnum};
@@ -29,7 +30,7 @@ const THREADS_MAX: u64 = 256;
 #[command(name = "c1000k-server", version)]
 pub(crate) struct Args {
     /// Address to listen on, IPv4 or IPv6
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0")]
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0", value_parser = parse_ip)]
     bind: IpAddr,
     /// The first listening port
     #[arg(long, value_name = "PORT", default_value_t = 9900)]
@@ -159,6 +160,13 @@ impl Args {
         }
         if self.max_connections == Some(0) {
             return Err("--max-connections is 0, so nobody could connect: give at least 1".into());
+        }
+        let is_broadcast = self.bind == IpAddr::V4(Ipv4Addr::BROADCAST);
+        if is_broadcast || self.bind.is_multicast() {
+            return Err(format!(
+                "--bind {} is no address of one machine: give one that this machine has, or 0.0.0.0",
+                self.bind
+            ));
         }
         if self.interval.is_zero() {
             return Err("--interval is 0: give the time between two status lines, as 1s".into());
@@ -290,6 +298,8 @@ mod tests {
             (&["--tcp-user-timeout", "0s"], "30s"),
             (&["--slow-reader-timeout", "0s"], "60s"),
             (&["--grace", "1h 1ms"], "5s"),
+            (&["--bind", "224.0.0.1"], "0.0.0.0"),
+            (&["--bind", "255.255.255.255"], "0.0.0.0"),
         ] {
             let Err(line) = checked(arguments) else { panic!("{arguments:?} passed") };
             assert!(line.contains(part) && !line.contains('\n'), "{line}");

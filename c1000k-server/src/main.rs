@@ -108,8 +108,9 @@ fn tell_ready(settings: &Settings, connections_max: u64) {
         1 => String::new(),
         threads => format!(", by {threads} threads"),
     };
+    let ports = if settings.ports == 1 { "port" } else { "ports" };
     log::info!(
-        "ready: listening on {} ports, {} to {}, for {} connections{threads}",
+        "ready: listening on {} {ports}, {} to {}, for {} connections{threads}",
         settings.ports,
         SocketAddr::new(settings.bind, settings.first_port),
         settings.last_port(),
