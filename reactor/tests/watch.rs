@@ -2,16 +2,28 @@
 
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
+mod common;
+
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{PipeWriter, Read, Write, pipe};
-use std::net::UdpSocket;
+use std::io::{ErrorKind, PipeWriter, Read, Write, pipe};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::net::if_::if_nametoindex;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use reactor::{
     Config, Context, Error, Handler, Incoming, Interest, Reactor, Readiness, Token, WatchId,
 };
+use socket2::{Domain, Socket, Type};
+use tappers::{AddAddressV4, Tun};
+
+use common::descriptors::Descriptors;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -83,6 +95,7 @@ fn watched_pipe(reactor: &mut Reactor<()>) -> (WatchId, PipeWriter) {
 
 #[test]
 fn a_pipe_is_reported_until_it_is_read() {
+    let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let (watch, mut writer) = watched_pipe(&mut reactor);
     glance(&mut reactor, &mut notes);
@@ -104,6 +117,7 @@ fn a_pipe_is_reported_until_it_is_read() {
 
 #[test]
 fn interest_decides_what_is_reported() {
+    let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -130,6 +144,7 @@ fn interest_decides_what_is_reported() {
 
 #[test]
 fn no_interest_means_no_hang_up_either() {
+    let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let (watch, writer) = watched_pipe(&mut reactor);
     reactor.context().set_interest(watch, Interest::Nothing).unwrap();
@@ -143,6 +158,7 @@ fn no_interest_means_no_hang_up_either() {
 
 #[test]
 fn a_duplicate_does_not_keep_a_watch_alive() {
+    let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let (reader, mut writer) = pipe().unwrap();
     let duplicate = reader.try_clone().unwrap();
@@ -157,6 +173,7 @@ fn a_duplicate_does_not_keep_a_watch_alive() {
 
 #[test]
 fn what_is_given_back_is_the_open_file_itself() {
+    let _descriptors = Descriptors::counted();
     let mut reactor = reactor();
     let (watch, mut writer) = watched_pipe(&mut reactor);
     writer.write_all(b"still here").unwrap();
@@ -169,6 +186,7 @@ fn what_is_given_back_is_the_open_file_itself() {
 
 #[test]
 fn a_watch_that_a_callback_ends_is_not_heard_of_again_in_the_same_turn() {
+    let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let (one, mut one_writer) = watched_pipe(&mut reactor);
     let (two, mut two_writer) = watched_pipe(&mut reactor);
@@ -187,6 +205,7 @@ fn a_watch_that_a_callback_ends_is_not_heard_of_again_in_the_same_turn() {
 
 #[test]
 fn a_stale_watch_is_refused_and_its_slot_serves_the_next() {
+    let _descriptors = Descriptors::counted();
     let mut reactor = reactor();
     let (first, _writer) = watched_pipe(&mut reactor);
     reactor.context().unwatch(first).unwrap();
@@ -199,6 +218,7 @@ fn a_stale_watch_is_refused_and_its_slot_serves_the_next() {
 
 #[test]
 fn the_bound_holds_and_a_plain_file_is_refused() {
+    let _descriptors = Descriptors::counted();
     let mut reactor = reactor();
     let _two = [watched_pipe(&mut reactor), watched_pipe(&mut reactor)];
     let (reader, _writer) = pipe().unwrap();
@@ -215,6 +235,7 @@ fn the_bound_holds_and_a_plain_file_is_refused() {
 
 #[test]
 fn a_service_that_minds_no_watch_does_not_spin() {
+    let _descriptors = Descriptors::counted();
     struct Indifferent;
     impl Handler for Indifferent {
         type Conn = ();
@@ -233,7 +254,204 @@ fn a_service_that_minds_no_watch_does_not_spin() {
 
 #[test]
 fn a_watched_descriptor_is_used_through_the_context() {
+    let _descriptors = Descriptors::counted();
     let mut reactor = reactor();
     let (watch, _writer) = watched_pipe(&mut reactor);
     assert!(reactor.context().watched(watch).unwrap().as_fd().try_clone_to_owned().is_ok());
+}
+
+// Descriptors of each kind: who closes them, and that interest is what it is for a pipe.
+
+/// Interest is taken away from a watch that is ready, and given back.
+fn interest_is_minded(reactor: &mut Reactor<()>, notes: &mut Notes, watch: WatchId) {
+    reactor.context().set_interest(watch, Interest::Nothing).unwrap();
+    let (times, events) = (notes.times(watch), reactor.context().stats().events);
+    glance(reactor, notes);
+    assert_eq!(notes.times(watch), times);
+    assert_eq!(reactor.context().stats().events, events, "the kernel was not even asked");
+    reactor.context().set_interest(watch, Interest::Readable).unwrap();
+    turn_until(reactor, notes, |notes| notes.times(watch) > times);
+    assert!(notes.seen[&watch].last().unwrap().is_readable());
+}
+
+/// What was read is reported no more.
+fn falls_silent(reactor: &mut Reactor<()>, notes: &mut Notes, watch: WatchId) {
+    let times = notes.times(watch);
+    glance(reactor, notes);
+    assert_eq!(notes.times(watch), times, "what was read is not ready");
+}
+
+#[test]
+fn a_timerfd_is_watched_and_its_owner_may_keep_the_other_end() {
+    let _descriptors = Descriptors::counted();
+    let (mut reactor, mut notes) = (reactor(), Notes::default());
+    let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).unwrap();
+    let same = timer.as_fd().try_clone_to_owned().unwrap();
+    let watch = reactor.context().watch(same, Interest::Readable).unwrap();
+    glance(&mut reactor, &mut notes);
+    assert_eq!(notes.times(watch), 0, "a timer that is not armed is not ready");
+
+    let soon = || Expiration::OneShot(TimeSpec::new(0, 1_000_000));
+    timer.set(soon(), TimerSetTimeFlags::empty()).unwrap();
+    turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 2);
+    interest_is_minded(&mut reactor, &mut notes, watch);
+    timer.wait().unwrap();
+    falls_silent(&mut reactor, &mut notes, watch);
+
+    // The reactor's part is given back and closed; the timer itself lives on in the part that was kept.
+    drop(reactor.context().unwatch(watch).unwrap());
+    timer.set(soon(), TimerSetTimeFlags::empty()).unwrap();
+    let given_up = reactor.context().watch(timer, Interest::Readable).unwrap();
+    turn_until(&mut reactor, &mut notes, |notes| notes.times(given_up) > 0);
+    // This one was not kept: it ends with the reactor.
+}
+
+#[test]
+fn inotify_tells_of_files_while_it_is_watched() {
+    let _descriptors = Descriptors::counted();
+    let (mut reactor, mut notes) = (reactor(), Notes::default());
+    let folder = tempfile::tempdir().unwrap();
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).unwrap();
+    inotify.add_watch(folder.path(), AddWatchFlags::IN_CREATE).unwrap();
+    let same = inotify.as_fd().try_clone_to_owned().unwrap();
+    let watch = reactor.context().watch(same, Interest::Readable).unwrap();
+    glance(&mut reactor, &mut notes);
+    assert_eq!(notes.times(watch), 0, "nothing has happened");
+
+    drop(File::create(folder.path().join("new")).unwrap());
+    turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 2);
+    interest_is_minded(&mut reactor, &mut notes, watch);
+    let told = inotify.read_events().unwrap();
+    assert_eq!(told[0].name.as_deref(), Some("new".as_ref()));
+    falls_silent(&mut reactor, &mut notes, watch);
+
+    // The library's part is dropped; the reactor's keeps the watch alive until it is given back.
+    drop(inotify);
+    drop(File::create(folder.path().join("newer")).unwrap());
+    turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) > 3);
+    assert!(reactor.context().unwatch(watch).is_some());
+}
+
+#[test]
+fn another_library_s_socket_is_watched_and_closed_by_whom_it_was_given_to() {
+    let _descriptors = Descriptors::counted();
+    let (mut reactor, mut notes) = (reactor(), Notes::default());
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    sender.connect(address).unwrap();
+    let watch = reactor.context().watch(socket.try_clone().unwrap(), Interest::Readable).unwrap();
+    glance(&mut reactor, &mut notes);
+    assert_eq!(notes.times(watch), 0, "nothing was sent");
+
+    sender.send(b"hello").unwrap();
+    turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 2);
+    interest_is_minded(&mut reactor, &mut notes, watch);
+    let mut buffer = [0; 16];
+    let received = (&socket).read(&mut buffer).unwrap();
+    assert_eq!(&buffer[..received], b"hello");
+    falls_silent(&mut reactor, &mut notes, watch);
+
+    reactor.context().set_interest(watch, Interest::Both).unwrap();
+    let times = notes.times(watch);
+    turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) > times);
+    let last = *notes.seen[&watch].last().unwrap();
+    assert!(last.is_writable() && !last.is_readable(), "{last:?}");
+
+    // The library's own part is closed. The reactor's is open: a datagram is still taken.
+    drop(socket);
+    sender.send(b"more").unwrap();
+    turn_until(&mut reactor, &mut notes, |notes| notes.seen[&watch].last().unwrap().is_readable());
+    // The last part is closed by the one it was given back to, and only then is nobody there.
+    let given_back = reactor.context().unwatch(watch).unwrap();
+    sender.send(b"even more").unwrap();
+    assert!(sender.take_error().unwrap().is_none());
+    drop(given_back);
+    sender.send(b"too late").unwrap();
+    let refused = sender.recv(&mut buffer).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn a_tun_device_is_watched_in_both_directions_and_goes_with_its_last_owner() {
+    let _descriptors = Descriptors::counted();
+    // In a thread of its own, which gets a network of its own, so that the machine's stays as it is.
+    let done = std::thread::spawn(|| match own_network_with_tun() {
+        Ok(tun) => echo_packets(tun),
+        // Past the capture of the test harness: who reads a green test is to know that this one was not played.
+        Err(why) => {
+            writeln!(std::io::stderr(), "the test of a tun device is skipped: {why}").unwrap()
+        }
+    });
+    done.join().unwrap();
+}
+
+const OURS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+const BEYOND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 18, 0, 2), 4242);
+
+fn own_network_with_tun() -> Result<Tun, String> {
+    if !Path::new("/dev/net/tun").exists() {
+        return Err("there is no /dev/net/tun".to_owned());
+    }
+    unshare(CloneFlags::CLONE_NEWNET)
+        .map_err(|errno| format!("a network namespace takes privilege: {errno}"))?;
+    let mut tun = Tun::new().map_err(|error| format!("/dev/net/tun: {error}"))?;
+    let mut ours = AddAddressV4::new(OURS);
+    ours.set_netmask(30);
+    tun.add_addr(ours).unwrap();
+    tun.set_up().unwrap();
+    tun.set_nonblocking(true).unwrap();
+    Ok(tun)
+}
+
+fn echo_packets(tun: Tun) {
+    let (mut reactor, mut notes) = (reactor(), Notes::default());
+    let name = tun.name().unwrap().name().into_string().unwrap();
+    let same = tun.as_fd().try_clone_to_owned().unwrap();
+    let watch = reactor.context().watch(same, Interest::Readable).unwrap();
+    let socket = UdpSocket::bind((OURS, 0)).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    socket.send_to(b"hello", BEYOND).unwrap();
+    turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 2);
+    interest_is_minded(&mut reactor, &mut notes, watch);
+
+    // The kernel may have sent packets of its own, of IPv6, before or after ours.
+    let mut packet = read_udp_packet(&tun);
+    reactor.context().set_interest(watch, Interest::Writable).unwrap();
+    turn_until(&mut reactor, &mut notes, |notes| notes.seen[&watch].last().unwrap().is_writable());
+    // With both addresses and both ports exchanged, it is the answer, and its checksums stay right.
+    for (one, other, bytes) in [(12, 16, 4), (20, 22, 2)] {
+        for byte in 0..bytes {
+            packet.swap(one + byte, other + byte);
+        }
+    }
+    tun.send(&packet).unwrap();
+    let mut buffer = [0; 16];
+    let (received, from) = socket.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..received], from), (&b"hello"[..], BEYOND.into()));
+
+    // The device is there for as long as somebody holds it, and that is the reactor now.
+    drop(tun);
+    assert!(if_nametoindex(name.as_str()).is_ok());
+    drop(reactor);
+    assert!(if_nametoindex(name.as_str()).is_err(), "the reactor has not closed the device");
+}
+
+fn read_udp_packet(tun: &Tun) -> Vec<u8> {
+    const IPV4: u8 = 4;
+    const UDP: u8 = 17;
+    let deadline = Instant::now() + DEADLINE;
+    let mut buffer = [0; 2048];
+    loop {
+        if let Ok(read) = tun.recv(&mut buffer)
+            && buffer[0] >> 4 == IPV4
+            && buffer[9] == UDP
+        {
+            return buffer[..read].to_vec();
+        }
+        assert!(Instant::now() < deadline, "the packet did not come");
+    }
 }

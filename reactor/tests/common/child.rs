@@ -92,13 +92,17 @@ impl Questions {
     pub(crate) fn start(waker: Waker) -> Self {
         let (sender, questions) = channel();
         std::thread::spawn(move || {
-            for line in std::io::stdin().lines().map_while(Result::ok) {
+            let mut lines = std::io::stdin().lines().map_while(Result::ok);
+            loop {
+                // No line means that the parent is gone.
+                let line = lines.next().unwrap_or_else(|| "end".to_owned());
+                let is_end = line == "end";
                 let _ = sender.send(line);
                 waker.wake();
+                if is_end {
+                    return;
+                }
             }
-            // The parent is gone.
-            let _ = sender.send("end".to_owned());
-            waker.wake();
         });
         Self(questions)
     }

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
 
 pub(crate) mod child;
+pub(crate) mod descriptors;
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
