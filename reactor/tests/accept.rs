@@ -10,10 +10,12 @@ use std::time::Duration;
 use nix::libc::EADDRINUSE;
 use reactor::{Config, Error, Handler, Incoming, ListenOptions, ListenerId, Reactor};
 
+use common::descriptors::Descriptors;
 use common::{Conn, Cx, Event, LOOPBACK, Why, World, echo, echo_once, peer, read_to_end, reset};
 
 #[test]
 fn a_refused_peer_sees_a_reset_and_no_other_callback_follows() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.service.refusing = true;
     let address = world.listen();
@@ -34,6 +36,7 @@ fn a_refused_peer_sees_a_reset_and_no_other_callback_follows() {
 
 #[test]
 fn ipv4_and_ipv6_listeners_serve_side_by_side() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(echo);
     let v6 = SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 0);
@@ -49,6 +52,7 @@ fn ipv4_and_ipv6_listeners_serve_side_by_side() {
 
 #[test]
 fn an_ipv6_wildcard_takes_ipv4_too_unless_told_otherwise() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let wildcard = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
     let both = world.cx().listen(wildcard, &ListenOptions::default()).unwrap();
@@ -64,6 +68,7 @@ fn an_ipv6_wildcard_takes_ipv4_too_unless_told_otherwise() {
 
 #[test]
 fn on_accept_knows_the_listener_and_both_addresses() {
+    let _descriptors = Descriptors::counted();
     #[derive(Default)]
     struct Seen(Vec<(ListenerId, SocketAddr, SocketAddr)>);
     impl Handler for Seen {
@@ -92,6 +97,7 @@ fn on_accept_knows_the_listener_and_both_addresses() {
 
 #[test]
 fn a_port_in_use_is_an_error_that_names_the_call() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let error = world.cx().listen(address, &ListenOptions::default()).unwrap_err();
@@ -103,6 +109,7 @@ fn a_port_in_use_is_an_error_that_names_the_call() {
 
 #[test]
 fn a_port_is_free_again_as_soon_as_its_listener_is_gone() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (listener, address) = world.listener();
     let (_peer, token) = world.pair(address);
@@ -117,6 +124,7 @@ fn a_port_is_free_again_as_soon_as_its_listener_is_gone() {
 
 #[test]
 fn two_reactors_can_share_a_port() {
+    let _descriptors = Descriptors::counted();
     let options = ListenOptions { reuse_port: true, ..Default::default() };
     let (mut first, mut second) = (World::new(), World::new());
     let listener = first.cx().listen(LOOPBACK, &options).unwrap();
@@ -132,6 +140,7 @@ fn two_reactors_can_share_a_port() {
 
 #[test]
 fn a_hundred_listeners_serve_from_one_reactor() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(echo);
     let addresses: Vec<_> = (0..100).map(|_| world.listen()).collect();
@@ -145,6 +154,7 @@ fn a_hundred_listeners_serve_from_one_reactor() {
 
 #[test]
 fn listeners_have_a_bound() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { listeners_max: 2, ..Default::default() });
     let (first, _) = world.listener();
     world.listen();
@@ -156,6 +166,7 @@ fn listeners_have_a_bound() {
 
 #[test]
 fn more_than_one_wake_takes_are_all_accepted() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { accepts_per_wake: 3, ..Default::default() });
     let address = world.listen();
     let peers: Vec<_> = (0..50).map(|_| peer(address)).collect();
@@ -166,6 +177,7 @@ fn more_than_one_wake_takes_are_all_accepted() {
 
 #[test]
 fn a_paused_listener_lets_peers_wait_and_does_not_wake() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (listener, address) = world.listener();
     world.cx().pause_accepts(listener).unwrap();
@@ -180,6 +192,7 @@ fn a_paused_listener_lets_peers_wait_and_does_not_wake() {
 
 #[test]
 fn pausing_within_a_callback_stops_the_batch() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (listener, address) = world.listener();
     world.script(move |cx, event| {
@@ -198,6 +211,7 @@ fn pausing_within_a_callback_stops_the_batch() {
 
 #[test]
 fn unlistening_within_a_callback_resets_those_who_wait() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (listener, address) = world.listener();
     let mut peers: Vec<_> = (0..3).map(|_| peer(address)).collect();
@@ -216,6 +230,7 @@ fn unlistening_within_a_callback_resets_those_who_wait() {
 
 #[test]
 fn a_smaller_backlog_lets_fewer_wait() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (listener, address) = world.listener();
     world.cx().pause_accepts(listener).unwrap();
@@ -233,6 +248,7 @@ fn a_smaller_backlog_lets_fewer_wait() {
 
 #[test]
 fn a_stale_listener_reaches_nothing() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (old, _) = world.listener();
     world.cx().unlisten(old);
@@ -248,6 +264,7 @@ fn a_stale_listener_reaches_nothing() {
 
 #[test]
 fn a_peer_that_resets_before_it_is_accepted_disturbs_nobody() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(echo);
     let (listener, address) = world.listener();

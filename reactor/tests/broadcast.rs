@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
+mod common;
+
 use std::collections::{HashMap, HashSet};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,6 +15,8 @@ use reactor::{
     CloseReason, Config, Context, Error, Handler, Incoming, ListenOptions, Reactor, Status,
     SweepId, Token, Written,
 };
+
+use common::descriptors::Descriptors;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const VISITS_PER_TURN: usize = 256;
@@ -160,6 +164,7 @@ fn stuff(world: &mut World, token: Token) {
 
 #[test]
 fn a_broadcast_to_5000_reaches_everybody_in_slices_while_a_bystander_is_served() {
+    let _descriptors = Descriptors::counted();
     const PEERS: usize = 5_000;
     const SLOW: usize = 10;
     raise_descriptor_limit();
@@ -211,6 +216,7 @@ fn a_broadcast_to_5000_reaches_everybody_in_slices_while_a_bystander_is_served()
 
 #[test]
 fn two_broadcasts_arrive_in_order_and_wait_for_each_other() {
+    let _descriptors = Descriptors::counted();
     let count = VISITS_PER_TURN + 10;
     let mut world = World::new(count);
     let mut peers = world.peers(count);
@@ -230,6 +236,7 @@ fn two_broadcasts_arrive_in_order_and_wait_for_each_other() {
 
 #[test]
 fn those_who_leave_or_come_during_a_sweep_disturb_nobody() {
+    let _descriptors = Descriptors::counted();
     let count = VISITS_PER_TURN * 2;
     let mut world = World::new(count + 1);
     let peers = world.peers(count);
@@ -254,6 +261,7 @@ fn those_who_leave_or_come_during_a_sweep_disturb_nobody() {
 
 #[test]
 fn a_sweep_of_nobody_ends_at_once() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new(4);
     let sweep = world.reactor.context().sweep().unwrap();
     world.turn(DEADLINE);
@@ -262,6 +270,7 @@ fn a_sweep_of_nobody_ends_at_once() {
 
 #[test]
 fn a_reader_that_catches_up_gets_every_byte_in_order() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new(2);
     let mut peers = world.peers(1);
     let token = world.station.opened[0];

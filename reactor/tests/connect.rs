@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::libc::{EADDRNOTAVAIL, ECONNREFUSED};
 use reactor::{Config, ConnectOptions, Error, ListenOptions, Token};
 
+use common::descriptors::Descriptors;
 use common::{Conn, Event, LOOPBACK, Why, World, closed_port, echo};
 
 fn connect(world: &mut World, address: SocketAddr, options: &ConnectOptions) -> Token {
@@ -32,6 +33,7 @@ fn black_hole() -> (World, SocketAddr, Vec<TcpStream>) {
 
 #[test]
 fn both_ends_of_a_connection_can_be_in_one_reactor() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let token = connect(&mut world, address, &ConnectOptions::default());
@@ -55,6 +57,7 @@ fn both_ends_of_a_connection_can_be_in_one_reactor() {
 
 #[test]
 fn a_closed_port_gives_only_on_close() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (_held, address) = closed_port(LOOPBACK.ip());
     let token = connect(&mut world, address, &ConnectOptions::default());
@@ -68,6 +71,7 @@ fn a_closed_port_gives_only_on_close() {
 
 #[test]
 fn a_closed_port_gives_only_on_close_also_over_ipv6() {
+    let _descriptors = Descriptors::counted();
     let (_held, address) = closed_port(Ipv6Addr::LOCALHOST.into());
     let mut world = World::new();
     let token = connect(&mut world, address, &ConnectOptions::default());
@@ -76,6 +80,7 @@ fn a_closed_port_gives_only_on_close_also_over_ipv6() {
 
 #[test]
 fn a_failed_connect_drops_what_was_written_and_its_timeout() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let options = ConnectOptions { timeout: Some(common::DEADLINE), ..Default::default() };
     let (_held, address) = closed_port(LOOPBACK.ip());
@@ -90,6 +95,7 @@ fn a_failed_connect_drops_what_was_written_and_its_timeout() {
 
 #[test]
 fn a_black_hole_times_out() {
+    let _descriptors = Descriptors::counted();
     let (_hole, address, _waiting) = black_hole();
     let mut world = World::new();
     let timeout = Duration::from_millis(100);
@@ -104,6 +110,7 @@ fn a_black_hole_times_out() {
 
 #[test]
 fn a_connect_can_be_given_up() {
+    let _descriptors = Descriptors::counted();
     let (_hole, address, _waiting) = black_hole();
     let mut world = World::new();
     for (end, why) in
@@ -118,6 +125,7 @@ fn a_connect_can_be_given_up() {
 
 #[test]
 fn a_timeout_of_the_connect_is_gone_once_it_is_open() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let timeout = Duration::from_secs(2);
@@ -129,6 +137,7 @@ fn a_timeout_of_the_connect_is_gone_once_it_is_open() {
 
 #[test]
 fn a_source_that_is_not_of_this_machine_is_an_error_at_once() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     // 192.0.2.0/24 is for documentation: nobody has it.
@@ -144,6 +153,7 @@ fn a_source_that_is_not_of_this_machine_is_an_error_at_once() {
 
 #[test]
 fn a_source_of_the_other_family_is_an_error_at_once() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let source = Some(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 0));
@@ -154,6 +164,7 @@ fn a_source_of_the_other_family_is_an_error_at_once() {
 
 #[test]
 fn a_source_address_is_used() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     for last in 2..10 {
@@ -168,6 +179,7 @@ fn a_source_address_is_used() {
 
 #[test]
 fn a_source_port_is_used_and_refused_when_taken() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     // A port that was free a moment ago, on an address of our own.
@@ -189,6 +201,7 @@ fn knows_port_ranges() -> bool {
 
 #[test]
 fn a_port_range_is_kept_to_and_runs_out() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let ip = IpAddr::V4(Ipv4Addr::new(127, 77, 1, 2));
@@ -217,6 +230,7 @@ fn a_port_range_is_kept_to_and_runs_out() {
 
 #[test]
 fn a_port_range_that_is_none_is_an_error_at_once() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     #[allow(clippy::reversed_empty_ranges)] // It is the bad input.
@@ -227,6 +241,7 @@ fn a_port_range_that_is_none_is_an_error_at_once() {
 
 #[test]
 fn connects_stop_at_the_bound() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 1, ..Default::default() });
     let (_held, address) = closed_port(LOOPBACK.ip());
     let first = connect(&mut world, address, &ConnectOptions::default());
@@ -239,6 +254,7 @@ fn connects_stop_at_the_bound() {
 
 #[test]
 fn reads_paused_while_connecting_stay_paused() {
+    let _descriptors = Descriptors::counted();
     let listener = TcpListener::bind(LOOPBACK).unwrap();
     let mut world = World::new();
     let address = listener.local_addr().unwrap();
@@ -255,6 +271,7 @@ fn reads_paused_while_connecting_stay_paused() {
 
 #[test]
 fn many_connects_succeed_and_fail_side_by_side() {
+    let _descriptors = Descriptors::counted();
     const EACH: usize = 200;
     let mut world = World::new();
     let address = world.listen();

@@ -1,7 +1,7 @@
 //! No descriptor is left behind, whatever way a connection, a listener, a watch or a reactor ends.
 //!
-//! It counts the descriptors of the whole process, so it is one test in a binary of its own. (That none leaks when calls
-//! fail is shown by the simulation among the unit tests.)
+//! That no test of any binary leaves one behind is checked by each of them; here is every way to end, and that no test
+//! forgets to count. (That none leaks when calls fail is shown by the simulation among the unit tests.)
 
 #![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
 
@@ -10,14 +10,12 @@ mod common;
 use std::fs;
 use std::io::Write;
 use std::net::UdpSocket;
+use std::path::Path;
 use std::time::Duration;
 
+use common::descriptors::Descriptors;
 use common::{Conn, DEADLINE, Event, Why, World, closed_port, peer, reset};
 use reactor::{ConnectOptions, Interest};
-
-fn descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").unwrap().count()
-}
 
 fn accepted_and_closed(world: &mut World) {
     let address = world.listen();
@@ -107,6 +105,7 @@ fn closed_in_on_open(world: &mut World) {
 
 #[test]
 fn nothing_is_left_open_whatever_way_it_ends() {
+    let descriptors = Descriptors::counted();
     type Ending = (&'static str, fn(&mut World));
     let endings: [Ending; 12] = [
         ("accepted and closed", accepted_and_closed),
@@ -123,11 +122,42 @@ fn nothing_is_left_open_whatever_way_it_ends() {
         ("closed in on_open", closed_in_on_open),
     ];
     for (name, ending) in endings {
-        let before = descriptors();
+        println!("{name}");
         let mut world = World::new();
         ending(&mut world);
         let _ = world.turn(Duration::ZERO);
         drop(world);
-        assert_eq!(descriptors(), before, "{name}: descriptors have leaked");
+        descriptors.check();
     }
+}
+
+#[test]
+fn a_descriptor_that_stays_open_is_found() {
+    let descriptors = Descriptors::counted();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    assert_eq!(descriptors.more().len(), 1);
+    drop(socket);
+    assert!(descriptors.more().is_empty());
+}
+
+#[test]
+fn every_test_counts_the_descriptors_that_are_open() {
+    let _descriptors = Descriptors::counted();
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut seen = 0;
+    for file in fs::read_dir(tests).unwrap().map(|entry| entry.unwrap().path()) {
+        if file.extension().is_none_or(|extension| extension != "rs") {
+            continue;
+        }
+        let source = fs::read_to_string(&file).unwrap();
+        for test in source.split("\n#[test]\n").skip(1) {
+            let body = test.split_once("{\n").unwrap().1;
+            seen += 1;
+            let first = body.lines().next().unwrap();
+            let counts =
+                first.trim_start().starts_with("let") && first.ends_with("Descriptors::counted();");
+            assert!(counts, "{}: {}", file.display(), test.lines().next().unwrap());
+        }
+    }
+    assert!(seen > 100, "only {seen} tests were found");
 }

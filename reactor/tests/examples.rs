@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
+mod common;
+
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
@@ -12,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use common::descriptors::Descriptors;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const ANY_PORT: &str = "127.0.0.1:0";
@@ -149,6 +153,7 @@ const TOO_MUCH_BYTES: usize = 64 * 1024 * 1024;
 
 #[test]
 fn echo_sends_everything_back_and_ends_when_told() {
+    let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("echo");
     let mut peer = peer(address);
     for message in ["one", "two", "three"] {
@@ -171,6 +176,7 @@ fn echo_sends_everything_back_and_ends_when_told() {
 
 #[test]
 fn echo_slows_a_peer_that_does_not_read_and_nobody_else() {
+    let _descriptors = Descriptors::counted();
     let (_example, address) = Example::listening("echo");
     let mut slow = peer(address);
     let bytes = pattern(TOO_MUCH_BYTES);
@@ -187,6 +193,7 @@ fn echo_slows_a_peer_that_does_not_read_and_nobody_else() {
 
 #[test]
 fn udp_echo_sends_each_datagram_back_to_where_it_came_from() {
+    let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("udp_echo");
     let sockets = [ANY_PORT, ANY_PORT].map(|any| UdpSocket::bind(any).unwrap());
     for (number, socket) in sockets.iter().enumerate() {
@@ -220,6 +227,7 @@ fn accept(upstream: &TcpListener) -> TcpStream {
 
 #[test]
 fn tcp_proxy_passes_bytes_and_half_closes_on_both_ways() {
+    let _descriptors = Descriptors::counted();
     let (example, address, upstream) = proxied();
     let mut client = peer(address);
     client.write_all(b"question").unwrap();
@@ -238,6 +246,7 @@ fn tcp_proxy_passes_bytes_and_half_closes_on_both_ways() {
 
 #[test]
 fn tcp_proxy_slows_either_side_down_to_the_other() {
+    let _descriptors = Descriptors::counted();
     let (_example, address, upstream) = proxied();
     let bytes = pattern(TOO_MUCH_BYTES);
     let mut client = peer(address);
@@ -256,6 +265,7 @@ fn push_through(from: &mut TcpStream, to: &mut TcpStream, bytes: &[u8]) {
 
 #[test]
 fn tcp_proxy_passes_a_reset_on_and_survives_a_dead_upstream() {
+    let _descriptors = Descriptors::counted();
     let (example, address, upstream) = proxied();
     let mut client = peer(address);
     client.write_all(b"x").unwrap();
@@ -282,6 +292,7 @@ const HELLO: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Leng
 
 #[test]
 fn http_keepalive_answers_what_is_pipelined_in_order() {
+    let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("http_keepalive");
     let mut peer = peer(address);
     peer.write_all(
@@ -298,6 +309,7 @@ fn http_keepalive_answers_what_is_pipelined_in_order() {
 
 #[test]
 fn http_keepalive_answers_many_thousands_pipelined_to_a_reader_that_starts_late() {
+    let _descriptors = Descriptors::counted();
     const REQUESTS: usize = 100_000;
     let (_example, address) = Example::listening("http_keepalive");
     let mut peer = peer(address);
@@ -316,6 +328,7 @@ fn http_keepalive_answers_many_thousands_pipelined_to_a_reader_that_starts_late(
 
 #[test]
 fn http_keepalive_takes_requests_in_pieces_and_skips_their_bodies() {
+    let _descriptors = Descriptors::counted();
     let (_example, address) = Example::listening("http_keepalive");
     let mut peer = peer(address);
     let request = b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\n0123456789GET / HTTP/1.1\r\n\r\n";
@@ -327,6 +340,7 @@ fn http_keepalive_takes_requests_in_pieces_and_skips_their_bodies() {
 
 #[test]
 fn http_keepalive_closes_where_it_must() {
+    let _descriptors = Descriptors::counted();
     let (_example, address) = Example::listening("http_keepalive");
     let closing = HELLO.replace("keep-alive", "close");
     let long = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(8 * 1024));
@@ -389,6 +403,7 @@ impl Guest {
 
 #[test]
 fn chat_keeps_rooms_apart_and_tells_all_what_is_for_all() {
+    let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("chat");
     let mut ada = Guest::enter(address, "ada");
     let mut bob = Guest::enter(address, "bob");
@@ -418,6 +433,7 @@ fn chat_keeps_rooms_apart_and_tells_all_what_is_for_all() {
 
 #[test]
 fn chat_drops_a_reader_that_is_too_slow_and_a_guest_that_floods() {
+    let _descriptors = Descriptors::counted();
     let (_example, address) = Example::listening("chat");
     let mut ada = Guest::enter(address, "ada");
     let mut slow = Guest::enter(address, "slow");
@@ -474,6 +490,7 @@ fn device(address: SocketAddr, operator: &mut TcpStream, number: u64) -> TcpStre
 
 #[test]
 fn idle_push_reaches_the_chosen_one_or_all() {
+    let _descriptors = Descriptors::counted();
     let (example, devices, operators) = gateway("60");
     let mut operator = peer(operators);
     let mut numbers =
@@ -502,6 +519,7 @@ fn idle_push_reaches_the_chosen_one_or_all() {
 
 #[test]
 fn idle_push_closes_the_silent_and_keeps_those_with_a_heartbeat() {
+    let _descriptors = Descriptors::counted();
     let (_example, devices, operators) = gateway("2.5");
     let mut operator = peer(operators);
     let mut silent = device(devices, &mut operator, 1);

@@ -14,10 +14,12 @@ use nix::libc::EMFILE;
 use reactor::Config;
 
 use common::child::Child;
+use common::descriptors::Descriptors;
 use common::{DEADLINE, Event, World, echo, echo_once, peer};
 
 #[test]
 fn as_many_as_there_are_slots_is_no_exhaustion() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 10, ..Default::default() });
     let address = world.listen();
     let _peers: Vec<_> = (0..10).map(|_| peer(address)).collect();
@@ -30,6 +32,7 @@ fn as_many_as_there_are_slots_is_no_exhaustion() {
 
 #[test]
 fn peers_wait_for_a_slot_and_get_it_as_soon_as_one_is_free() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 10, ..Default::default() });
     world.script(echo);
     let (listener, address) = world.listener();
@@ -61,6 +64,7 @@ fn peers_wait_for_a_slot_and_get_it_as_soon_as_one_is_free() {
 
 #[test]
 fn a_slot_freed_between_turns_is_used_at_once() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 1, ..Default::default() });
     let address = world.listen();
     let (_first, token) = world.pair(address);
@@ -80,6 +84,7 @@ fn a_slot_freed_between_turns_is_used_at_once() {
 
 #[test]
 fn every_starved_listener_gets_its_turn() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 3, ..Default::default() });
     let addresses: Vec<_> = (0..3).map(|_| world.listen()).collect();
     let _peers: Vec<_> =
@@ -94,6 +99,7 @@ fn every_starved_listener_gets_its_turn() {
 
 #[test]
 fn a_paused_or_forgotten_listener_stays_so_when_slots_are_freed() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 1, ..Default::default() });
     let (paused, paused_address) = world.listener();
     let (forgotten, forgotten_address) = world.listener();
@@ -119,6 +125,7 @@ const PAUSES_GROWN: Duration = Duration::from_secs(2);
 
 #[test]
 fn a_hundred_starved_listeners_share_one_pause() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 1, ..Default::default() });
     let addresses: Vec<_> = (0..LISTENERS).map(|_| world.listen()).collect();
     let (_first, token) = world.pair(addresses[0]);
@@ -150,6 +157,7 @@ fn a_hundred_starved_listeners_share_one_pause() {
 
 #[test]
 fn a_hundred_listeners_without_descriptors_wake_a_handful_of_times_a_second() {
+    let _descriptors = Descriptors::counted();
     const NAME: &str = "a_hundred_listeners_without_descriptors_wake_a_handful_of_times_a_second";
     const DESCRIPTORS: u64 = LISTENERS as u64 + 64;
     if common::child::is_child() {
@@ -198,6 +206,7 @@ const FULL: Duration = Duration::from_secs(2);
 
 #[test]
 fn without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave() {
+    let _descriptors = Descriptors::counted();
     const NAME: &str = "without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave";
     if common::child::is_child() {
         return serve_on_demand(1, DESCRIPTORS);

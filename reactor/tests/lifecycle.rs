@@ -14,6 +14,7 @@ use std::time::Duration;
 use nix::libc::ECONNRESET;
 use reactor::{Chunk, Config, ConnectOptions, Error, Token, WriteError};
 
+use common::descriptors::Descriptors;
 use common::{Conn, Cx, Event, Why, World, echo, peer, read_to_end, reset};
 
 /// A way to end a connection.
@@ -51,6 +52,7 @@ fn end_within(at: fn(&Event) -> Option<Token>, provoke: fn(&mut World, &mut TcpS
 
 #[test]
 fn closing_within_on_open() {
+    let _descriptors = Descriptors::counted();
     end_within(
         |event| match event {
             Event::Open(token) => Some(*token),
@@ -62,6 +64,7 @@ fn closing_within_on_open() {
 
 #[test]
 fn closing_within_on_data() {
+    let _descriptors = Descriptors::counted();
     end_within(
         |event| match event {
             Event::Data(token, _) => Some(*token),
@@ -73,6 +76,7 @@ fn closing_within_on_data() {
 
 #[test]
 fn closing_within_on_eof() {
+    let _descriptors = Descriptors::counted();
     end_within(
         |event| match event {
             Event::Eof(token) => Some(*token),
@@ -84,6 +88,7 @@ fn closing_within_on_eof() {
 
 #[test]
 fn closing_within_on_timeout() {
+    let _descriptors = Descriptors::counted();
     end_within(
         |event| match event {
             Event::Timeout(token) => Some(*token),
@@ -95,6 +100,7 @@ fn closing_within_on_timeout() {
 
 #[test]
 fn closing_within_on_drain() {
+    let _descriptors = Descriptors::counted();
     end_within(
         |event| match event {
             Event::Drain(token) => Some(*token),
@@ -118,6 +124,7 @@ fn closing_within_on_drain() {
 
 #[test]
 fn a_reset_by_the_peer_ends_in_on_close_with_its_errno() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (peer, token) = world.pair(address);
@@ -127,6 +134,7 @@ fn a_reset_by_the_peer_ends_in_on_close_with_its_errno() {
 
 #[test]
 fn a_reset_that_comes_with_data_loses_the_connection_and_nothing_else() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (mut bystander, other) = world.pair(address);
@@ -140,6 +148,7 @@ fn a_reset_that_comes_with_data_loses_the_connection_and_nothing_else() {
 
 #[test]
 fn a_peer_that_finishes_is_told_once_and_what_it_sent_before_comes_first() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -154,6 +163,7 @@ fn a_peer_that_finishes_is_told_once_and_what_it_sent_before_comes_first() {
 
 #[test]
 fn another_connection_can_be_closed_within_a_callback() {
+    let _descriptors = Descriptors::counted();
     let ends: [(End, Why); 2] = [(Cx::close, Why::Closed), (Cx::abort, Why::Aborted)];
     for (end, why) in ends {
         let mut world = World::new();
@@ -182,6 +192,7 @@ fn another_connection_can_be_closed_within_a_callback() {
 
 #[test]
 fn on_close_can_open_and_close_others() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (_first, first) = world.pair(address);
@@ -206,6 +217,7 @@ fn on_close_can_open_and_close_others() {
 
 #[test]
 fn closing_between_turns_is_told_in_the_next_one() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (_peer, token) = world.pair(address);
@@ -239,6 +251,7 @@ fn use_stale(cx: &mut Cx, stale: Token) {
 
 #[test]
 fn a_stale_token_reaches_nothing_even_when_its_slot_is_used_again() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(echo);
     let address = world.listen();
@@ -262,6 +275,7 @@ fn a_stale_token_reaches_nothing_even_when_its_slot_is_used_again() {
 
 #[test]
 fn a_stale_token_reaches_nothing_within_callbacks() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (_old_peer, old) = world.pair(address);
@@ -279,6 +293,7 @@ fn a_stale_token_reaches_nothing_within_callbacks() {
 
 #[test]
 fn tokens_survive_their_64_bits() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (_peer, token) = world.pair(address);
@@ -287,6 +302,7 @@ fn tokens_survive_their_64_bits() {
 
 #[test]
 fn all_connections_can_be_visited_in_slices() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let mut pairs: Vec<_> = (0..10).map(|_| world.pair(address)).collect();
@@ -304,6 +320,7 @@ fn all_connections_can_be_visited_in_slices() {
 
 #[test]
 fn random_ends_of_many_connections_keep_every_promise() {
+    let _descriptors = Descriptors::counted();
     const CONNECTIONS: usize = 300;
     let mut world = World::with(Config { events_per_wait: 7, ..Default::default() });
     world.script(echo);

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,6 +14,8 @@ use std::time::{Duration, Instant};
 use reactor::{
     Config, Context, Handler, Incoming, ListenOptions, Mailbox, Reactor, Sender, Status, Token,
 };
+
+use common::descriptors::Descriptors;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -56,6 +60,7 @@ fn turn(reactor: &mut Reactor<()>, post: &mut Post, max_wait: Duration) {
 
 #[test]
 fn many_messages_make_one_wake_up() {
+    let _descriptors = Descriptors::counted();
     let (mut reactor, sender, mut post) = post(100);
     for message in 0..100 {
         sender.send(message).unwrap();
@@ -73,6 +78,7 @@ fn many_messages_make_one_wake_up() {
 
 #[test]
 fn a_full_mailbox_gives_the_message_back_and_takes_more_once_it_is_emptied() {
+    let _descriptors = Descriptors::counted();
     let (mut reactor, sender, mut post) = post(2);
     sender.send(1).unwrap();
     sender.send(2).unwrap();
@@ -85,6 +91,7 @@ fn a_full_mailbox_gives_the_message_back_and_takes_more_once_it_is_emptied() {
 
 #[test]
 fn a_mailbox_that_is_gone_gives_the_message_back() {
+    let _descriptors = Descriptors::counted();
     let (reactor, sender, post) = post(2);
     drop((reactor, post));
     assert!(matches!(sender.send(7), Err(TrySendError::Disconnected(7))));
@@ -92,6 +99,7 @@ fn a_mailbox_that_is_gone_gives_the_message_back() {
 
 #[test]
 fn one_wake_up_hands_out_a_bounded_number_and_the_rest_follows() {
+    let _descriptors = Descriptors::counted();
     let (mut reactor, sender, mut post) = post(3000);
     for message in 0..3000 {
         sender.send(message).unwrap();
@@ -105,6 +113,7 @@ fn one_wake_up_hands_out_a_bounded_number_and_the_rest_follows() {
 
 #[test]
 fn no_message_of_several_threads_is_lost_or_out_of_its_senders_order() {
+    let _descriptors = Descriptors::counted();
     const THREADS: u64 = 4;
     const EACH: u64 = 20_000;
     let (mut reactor, sender, mut post) = post(64);
@@ -184,6 +193,7 @@ fn ask(address: SocketAddr) -> u8 {
 
 #[test]
 fn reactors_of_several_threads_share_a_port_and_stop_when_told() {
+    let _descriptors = Descriptors::counted();
     const SHARDS: u8 = 3;
     let mut address = "127.0.0.1:0".parse().unwrap();
     let mut threads = Vec::new();

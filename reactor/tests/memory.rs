@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use allocation_counter::measure;
 use reactor::{Config, Context, Handler, Incoming, ListenOptions, Reactor, Token};
 
+use common::descriptors::Descriptors;
 use common::{DEADLINE, LOOPBACK, peer};
 
 /// An echo server that records nothing.
@@ -67,12 +68,14 @@ impl Server {
 
 #[test]
 fn the_counter_counts() {
+    let _descriptors = Descriptors::counted();
     let info = measure(|| drop(std::hint::black_box(vec![1_u8; 100])));
     assert_eq!((info.count_total, info.bytes_total), (1, 100));
 }
 
 #[test]
 fn an_echoed_message_allocates_nothing() {
+    let _descriptors = Descriptors::counted();
     let mut server = Server::new();
     let mut peers: Vec<_> = (0..10).map(|_| peer(server.address)).collect();
     for peer in &mut peers {
@@ -90,6 +93,7 @@ fn an_echoed_message_allocates_nothing() {
 
 #[test]
 fn an_idle_connection_and_its_timeout_have_no_heap_block() {
+    let _descriptors = Descriptors::counted();
     const CONNECTIONS: usize = 500;
     let mut server = Server::new();
     let mut peers = Vec::with_capacity(CONNECTIONS + 1);
@@ -122,6 +126,7 @@ fn an_idle_connection_and_its_timeout_have_no_heap_block() {
 
 #[test]
 fn churn_allocates_nothing_once_warm() {
+    let _descriptors = Descriptors::counted();
     let mut server = Server::new();
     let churn = |server: &mut Server| {
         let peer = peer(server.address);
@@ -138,6 +143,7 @@ fn churn_allocates_nothing_once_warm() {
 
 #[test]
 fn a_queue_gives_its_memory_back_when_it_has_run_empty() {
+    let _descriptors = Descriptors::counted();
     let mut server = Server::new();
     let mut peer = peer(server.address);
     server.until(|cx| cx.connections() == 1);
@@ -176,6 +182,7 @@ fn reserved_bytes_per_connection<C>() -> f64 {
 
 #[test]
 fn a_connection_costs_at_most_48_bytes_and_its_state() {
+    let _descriptors = Descriptors::counted();
     let without_state = reserved_bytes_per_connection::<()>();
     assert!((24.0..=48.0).contains(&without_state), "{without_state}");
     let with_state = reserved_bytes_per_connection::<[u64; 4]>();
@@ -184,6 +191,7 @@ fn a_connection_costs_at_most_48_bytes_and_its_state() {
 
 #[test]
 fn all_timers_there_may_be_fit_into_what_was_reserved() {
+    let _descriptors = Descriptors::counted();
     let config = Config { connections_max: 10, timers_max: 5000, ..Default::default() };
     let mut reactor = Reactor::<()>::new(&config).unwrap();
     let info = measure(|| {

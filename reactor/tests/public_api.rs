@@ -6,6 +6,8 @@
 
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,8 @@ use syn::{
     Visibility, parse_quote,
 };
 
+use common::descriptors::Descriptors;
+
 const HEAD: &str = "\
 // The public surface of `reactor`: private items, private fields and bodies are left out.
 // Checked by `reactor/tests/public_api.rs`, which also says how to accept a change.
@@ -22,6 +26,7 @@ const HEAD: &str = "\
 
 #[test]
 fn the_public_surface_is_as_recorded() {
+    let _descriptors = Descriptors::counted();
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let recorded = package.join("public-api.txt");
     let surface = surface(&sources(&package.join("src")));

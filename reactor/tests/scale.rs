@@ -15,6 +15,7 @@ use reactor::{
 
 use common::DEADLINE;
 use common::child::{Child, Questions};
+use common::descriptors::Descriptors;
 
 const CONNECTIONS: usize = 10_000;
 /// Connects under way at once; far below any backlog.
@@ -25,6 +26,7 @@ const DESCRIPTORS_BESIDE: usize = 100;
 
 #[test]
 fn ten_thousand_connections_echo_and_end_and_both_sides_agree() {
+    let _descriptors = Descriptors::counted();
     const NAME: &str = "ten_thousand_connections_echo_and_end_and_both_sides_agree";
     if common::child::is_child() {
         return serve();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use reactor::{Config, ConnectOptions, ListenOptions, Status};
 
+use common::descriptors::Descriptors;
 use common::{Conn, DEADLINE, Event, LOOPBACK, Why, World, echo, echo_once, pattern, read_to_end};
 
 /// What `Reactor::run` does, with a deadline on each wait.
@@ -19,6 +20,7 @@ fn run(world: &mut World) {
 
 #[test]
 fn stop_ends_run_and_leaves_the_connections_alone() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -39,6 +41,7 @@ fn stop_ends_run_and_leaves_the_connections_alone() {
 
 #[test]
 fn stop_before_run_makes_it_return_at_once() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.listen();
     // Without the stop, this timer would be the first thing to end the wait.
@@ -51,6 +54,7 @@ fn stop_before_run_makes_it_return_at_once() {
 
 #[test]
 fn a_turn_says_whether_another_is_wanted() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     assert_eq!(world.turn(Duration::ZERO), Status::Running);
     world.cx().stop();
@@ -60,6 +64,7 @@ fn a_turn_says_whether_another_is_wanted() {
 
 #[test]
 fn a_turn_waits_no_longer_than_it_is_told() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.listen();
     let before = Instant::now();
@@ -70,6 +75,7 @@ fn a_turn_waits_no_longer_than_it_is_told() {
 
 #[test]
 fn one_reactor_serves_two_handlers_in_turn() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -104,6 +110,7 @@ fn one_reactor_serves_two_handlers_in_turn() {
 
 #[test]
 fn shutdown_with_nothing_to_close_completes_at_once() {
+    let _descriptors = Descriptors::counted();
     for with_past in [false, true] {
         let mut world = World::new();
         let address = world.listen();
@@ -125,6 +132,7 @@ fn shutdown_with_nothing_to_close_completes_at_once() {
 
 #[test]
 fn shutdown_hands_over_what_is_queued_within_the_grace() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { write_queue_bytes_max: 32 << 20, ..Default::default() });
     let address = world.listen();
     let stream = pattern(16 << 20);
@@ -152,6 +160,7 @@ fn shutdown_hands_over_what_is_queued_within_the_grace() {
 
 #[test]
 fn shutdown_cuts_off_what_is_left_after_the_grace() {
+    let _descriptors = Descriptors::counted();
     let grace = Duration::from_millis(100);
     let mut world = World::with(Config { write_queue_bytes_max: 32 << 20, ..Default::default() });
     let address = world.listen();
@@ -170,6 +179,7 @@ fn shutdown_cuts_off_what_is_left_after_the_grace() {
 
 #[test]
 fn shutdown_closes_in_slices_and_leaves_none_out() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { closes_per_turn: 7, ..Default::default() });
     let address = world.listen();
     let peers: Vec<_> = (0..50).map(|_| common::peer(address)).collect();
@@ -183,6 +193,7 @@ fn shutdown_closes_in_slices_and_leaves_none_out() {
 
 #[test]
 fn shutdown_within_each_callback_keeps_the_promises() {
+    let _descriptors = Descriptors::counted();
     let callbacks: [fn(&Event) -> bool; 5] = [
         |event| matches!(event, Event::Open(_)),
         |event| matches!(event, Event::Data(..)),
@@ -213,6 +224,7 @@ fn shutdown_within_each_callback_keeps_the_promises() {
 
 #[test]
 fn nothing_new_starts_during_a_shutdown() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { write_queue_bytes_max: 32 << 20, ..Default::default() });
     let address = world.listen();
     let (_peer, token) = world.pair(address);
@@ -230,6 +242,7 @@ fn nothing_new_starts_during_a_shutdown() {
 
 #[test]
 fn a_connect_under_way_is_given_up_by_a_shutdown() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let options = ConnectOptions::default();
@@ -243,6 +256,7 @@ fn a_connect_under_way_is_given_up_by_a_shutdown() {
 
 #[test]
 fn a_second_shutdown_changes_nothing() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { write_queue_bytes_max: 32 << 20, ..Default::default() });
     let address = world.listen();
     let (_peer, token) = world.pair(address);

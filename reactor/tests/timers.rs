@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use reactor::{Config, Error, TimerId};
 
+use common::descriptors::Descriptors;
 use common::{DEADLINE, Event, Why, World, echo, echo_once};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
 #[test]
 fn timers_fire_in_the_order_of_their_deadlines_and_never_early() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let fired = Rc::new(RefCell::new(Vec::new()));
     let seen = fired.clone();
@@ -43,6 +45,7 @@ fn timers_fire_in_the_order_of_their_deadlines_and_never_early() {
 
 #[test]
 fn timers_that_are_late_fire_in_order_too() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let spans = [90, 80, 10, 85, 70, 66];
     let mut expected: Vec<_> =
@@ -60,6 +63,7 @@ fn timers_that_are_late_fire_in_order_too() {
 
 #[test]
 fn a_timer_set_between_turns_counts_from_when_it_is_set() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let before = Instant::now();
     while before.elapsed() < MS(60) {
@@ -73,6 +77,7 @@ fn a_timer_set_between_turns_counts_from_when_it_is_set() {
 
 #[test]
 fn a_cancelled_timer_does_not_fire_and_its_name_is_stale() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let cancelled = world.cx().add_timer(MS(1)).unwrap();
     assert!(world.cx().cancel_timer(cancelled));
@@ -90,6 +95,7 @@ fn a_cancelled_timer_does_not_fire_and_its_name_is_stale() {
 
 #[test]
 fn a_timer_can_cancel_another_and_set_itself_again() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let victim = world.cx().add_timer(MS(2)).unwrap();
     let mut left = 5;
@@ -116,6 +122,7 @@ fn a_timer_can_cancel_another_and_set_itself_again() {
 
 #[test]
 fn timers_have_a_bound() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { timers_max: 2, ..Default::default() });
     let first = world.cx().add_timer(DEADLINE).unwrap();
     world.cx().add_timer(DEADLINE).unwrap();
@@ -127,6 +134,7 @@ fn timers_have_a_bound() {
 
 #[test]
 fn many_timers_at_once_are_spread_over_turns_and_none_is_lost() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { timers_per_turn: 10, ..Default::default() });
     for _ in 0..95 {
         world.cx().add_timer(Duration::ZERO).unwrap();
@@ -142,6 +150,7 @@ fn many_timers_at_once_are_spread_over_turns_and_none_is_lost() {
 
 #[test]
 fn a_far_deadline_costs_few_wake_ups() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.cx().add_timer(Duration::MAX).unwrap();
     world.cx().add_timer(Duration::from_secs(3600)).unwrap();
@@ -152,6 +161,7 @@ fn a_far_deadline_costs_few_wake_ups() {
 
 #[test]
 fn a_timeout_comes_once_and_does_not_close_by_itself() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (_peer, token) = world.pair(address);
@@ -171,6 +181,7 @@ fn a_timeout_comes_once_and_does_not_close_by_itself() {
 
 #[test]
 fn a_timeout_can_be_moved_both_ways_and_cleared() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (_peer, token) = world.pair(address);
@@ -191,6 +202,7 @@ fn a_timeout_can_be_moved_both_ways_and_cleared() {
 
 #[test]
 fn a_connection_that_goes_takes_its_timeout_with_it() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (_peer, token) = world.pair(address);
@@ -207,6 +219,7 @@ fn a_connection_that_goes_takes_its_timeout_with_it() {
 
 #[test]
 fn an_idle_timeout_spares_the_busy_and_finds_the_silent() {
+    let _descriptors = Descriptors::counted();
     const IDLE: Duration = Duration::from_secs(1);
     let mut world = World::new();
     world.script(|cx, event| match *event {

@@ -7,6 +7,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::path::Path;
 
+use common::descriptors::Descriptors;
 use common::{Conn, DEADLINE, Event, LOOPBACK, Why, World, echo};
 use nix::libc;
 use reactor::{Address, ConnectOptions, Error, ListenOptions, ListenerId};
@@ -29,6 +30,7 @@ fn unique_name(of: &str) -> String {
 
 #[test]
 fn a_path_is_served_like_a_port() {
+    let _descriptors = Descriptors::counted();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("echo.socket");
     let mut world = World::new();
@@ -49,6 +51,7 @@ fn a_path_is_served_like_a_port() {
 
 #[test]
 fn an_abstract_name_is_connected_to_by_the_reactor_itself() {
+    let _descriptors = Descriptors::counted();
     let name = unique_name("abstract");
     let mut world = World::new();
     let address = Address::unix_abstract(name.as_str());
@@ -68,6 +71,7 @@ fn an_abstract_name_is_connected_to_by_the_reactor_itself() {
 
 #[test]
 fn its_ends_say_that_they_have_no_ip_address() {
+    let _descriptors = Descriptors::counted();
     let address = Address::unix_abstract(unique_name("address"));
     let mut world = World::new();
     let listener = listen(&mut world, address.clone()).unwrap();
@@ -88,6 +92,7 @@ fn its_ends_say_that_they_have_no_ip_address() {
 
 #[test]
 fn a_file_left_behind_is_in_the_way_until_the_caller_removes_it() {
+    let _descriptors = Descriptors::counted();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("stale.socket");
     let mut world = World::new();
@@ -106,6 +111,7 @@ fn a_file_left_behind_is_in_the_way_until_the_caller_removes_it() {
 
 #[test]
 fn what_can_not_be_is_refused_at_once_and_leaves_nothing() {
+    let _descriptors = Descriptors::counted();
     let folder = tempfile::tempdir().unwrap();
     let mut world = World::new();
     let errno = |result: Result<ListenerId, Error>| result.unwrap_err().errno();
@@ -125,6 +131,7 @@ fn what_can_not_be_is_refused_at_once_and_leaves_nothing() {
 
 #[test]
 fn options_of_tcp_do_not_disturb_it() {
+    let _descriptors = Descriptors::counted();
     let address = Address::unix_abstract(unique_name("options"));
     let mut world = World::new();
     let options = ListenOptions {
@@ -149,6 +156,7 @@ fn options_of_tcp_do_not_disturb_it() {
 
 #[test]
 fn a_full_backlog_is_told_at_once() {
+    let _descriptors = Descriptors::counted();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("full.socket");
     let mut world = World::new();
@@ -167,6 +175,7 @@ fn a_full_backlog_is_told_at_once() {
 
 #[test]
 fn a_half_close_and_an_abort_arrive() {
+    let _descriptors = Descriptors::counted();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("half.socket");
     let outside = UnixListener::bind(&path).unwrap();

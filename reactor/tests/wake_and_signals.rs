@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal as Raised, raise};
 use reactor::{Error, Signal};
 
+use common::descriptors::Descriptors;
 use common::{DEADLINE, Event, World};
 
 #[test]
 fn a_wake_ends_the_wait() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let waker = world.cx().waker();
     let thread = std::thread::spawn(move || waker.wake());
@@ -27,6 +29,7 @@ fn a_wake_ends_the_wait() {
 
 #[test]
 fn many_wakes_before_a_turn_make_one_call() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let waker = world.cx().waker();
     for _ in 0..1000 {
@@ -40,6 +43,7 @@ fn many_wakes_before_a_turn_make_one_call() {
 
 #[test]
 fn a_wake_within_on_wake_makes_another_call() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let waker = world.cx().waker();
     let mut left = 3;
@@ -57,6 +61,7 @@ fn a_wake_within_on_wake_makes_another_call() {
 
 #[test]
 fn no_wake_is_lost_under_load() {
+    let _descriptors = Descriptors::counted();
     const THREADS: u64 = 4;
     const WAKES: u64 = 20_000;
     let mut world = World::new();
@@ -90,6 +95,7 @@ fn no_wake_is_lost_under_load() {
 
 #[test]
 fn each_wake_of_a_ping_pong_is_delivered() {
+    let _descriptors = Descriptors::counted();
     // The other thread wakes only after it saw the call: no wake can cover for another.
     let mut world = World::new();
     let (waker, calls) = (world.cx().waker(), Arc::new(AtomicU64::new(0)));
@@ -118,6 +124,7 @@ fn each_wake_of_a_ping_pong_is_delivered() {
 
 #[test]
 fn a_waker_outlives_its_reactor() {
+    let _descriptors = Descriptors::counted();
     let waker = World::new().cx().waker();
     waker.wake();
     waker.clone().wake();
@@ -125,6 +132,7 @@ fn a_waker_outlives_its_reactor() {
 
 #[test]
 fn signals_arrive_as_callbacks() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.cx().watch_signals(&[Signal::User1, Signal::User2]).unwrap();
     raise(Raised::SIGUSR1).unwrap();
@@ -137,6 +145,7 @@ fn signals_arrive_as_callbacks() {
 
 #[test]
 fn signals_that_arrive_together_are_each_told() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.cx().watch_signals(&[Signal::User1, Signal::User2, Signal::Hangup]).unwrap();
     for signal in [Raised::SIGUSR1, Raised::SIGUSR2, Raised::SIGHUP, Raised::SIGUSR1] {
@@ -149,6 +158,7 @@ fn signals_that_arrive_together_are_each_told() {
 
 #[test]
 fn signals_are_watched_once() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.cx().watch_signals(&[Signal::User1]).unwrap();
     let again = world.cx().watch_signals(&[Signal::User2]);
@@ -157,6 +167,7 @@ fn signals_are_watched_once() {
 
 #[test]
 fn the_default_for_a_signal_is_an_orderly_end() {
+    let _descriptors = Descriptors::counted();
     struct Plain;
     impl reactor::Handler for Plain {
         type Conn = ();

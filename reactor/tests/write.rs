@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use reactor::{Chunk, Config, ConnectOptions, Token, WriteError, Written};
 
+use common::descriptors::Descriptors;
 use common::{Conn, Event, Why, World, echo, echo_once, pattern, peer, read_to_end, reset};
 
 /// Small bounds, so that a queue fills in no time.
@@ -51,6 +52,7 @@ fn drain(world: &mut World, peer: &mut TcpStream, expected: usize) -> Vec<u8> {
 
 #[test]
 fn a_queue_fills_is_refused_whole_and_drains_in_order() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -83,6 +85,7 @@ fn a_queue_fills_is_refused_whole_and_drains_in_order() {
 
 #[test]
 fn a_refused_write_lets_no_byte_leave_even_when_the_kernel_has_room() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -95,6 +98,7 @@ fn a_refused_write_lets_no_byte_leave_even_when_the_kernel_has_room() {
 
 #[test]
 fn all_queues_together_have_a_bound() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
     let stream = pattern(16 << 20);
@@ -116,6 +120,7 @@ fn all_queues_together_have_a_bound() {
 
 #[test]
 fn the_three_ways_to_write_send_the_same() {
+    let _descriptors = Descriptors::counted();
     let stream = pattern(8 << 20);
     let mut world = World::with(Config { write_queue_bytes_max: 16 << 20, ..Default::default() });
     let address = world.listen();
@@ -148,6 +153,7 @@ fn the_three_ways_to_write_send_the_same() {
 
 #[test]
 fn vectored_writes_reach_the_peer_directly_when_few() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -159,6 +165,7 @@ fn vectored_writes_reach_the_peer_directly_when_few() {
 
 #[test]
 fn bytes_written_before_the_connect_is_finished_follow_it() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let options = ConnectOptions::default();
@@ -176,6 +183,7 @@ fn bytes_written_before_the_connect_is_finished_follow_it() {
 
 #[test]
 fn closing_before_the_connect_is_finished_still_sends_what_was_written() {
+    let _descriptors = Descriptors::counted();
     let listener = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
     let mut world = World::new();
     let options = ConnectOptions::default();
@@ -191,6 +199,7 @@ fn closing_before_the_connect_is_finished_still_sends_what_was_written() {
 
 #[test]
 fn closing_before_the_connect_is_finished_with_nothing_written_gives_up_at_once() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let options = ConnectOptions::default();
@@ -202,6 +211,7 @@ fn closing_before_the_connect_is_finished_with_nothing_written_gives_up_at_once(
 
 #[test]
 fn finishing_before_the_connect_is_finished_sends_the_fin() {
+    let _descriptors = Descriptors::counted();
     for message in [&b""[..], b"request"] {
         let listener = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
         let mut world = World::new();
@@ -226,6 +236,7 @@ fn finishing_before_the_connect_is_finished_sends_the_fin() {
 
 #[test]
 fn close_hands_over_the_queue_first() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -245,6 +256,7 @@ fn close_hands_over_the_queue_first() {
 
 #[test]
 fn close_gives_up_on_a_peer_that_takes_nothing() {
+    let _descriptors = Descriptors::counted();
     let flush_timeout = Duration::from_millis(80);
     let mut world = World::with(Config { flush_timeout, ..bounded() });
     let address = world.listen();
@@ -264,6 +276,7 @@ fn close_gives_up_on_a_peer_that_takes_nothing() {
 
 #[test]
 fn abort_resets_and_drops_the_queue() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -276,6 +289,7 @@ fn abort_resets_and_drops_the_queue() {
 
 #[test]
 fn a_peer_that_resets_while_bytes_are_queued_ends_the_connection() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
     let (peer, token) = world.pair(address);
@@ -286,6 +300,7 @@ fn a_peer_that_resets_while_bytes_are_queued_ends_the_connection() {
 
 #[test]
 fn a_write_that_shows_the_peer_gone_is_followed_by_on_close() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (peer, token) = world.pair(address);
@@ -298,6 +313,7 @@ fn a_write_that_shows_the_peer_gone_is_followed_by_on_close() {
 
 #[test]
 fn half_close_works_from_this_side_first() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -315,6 +331,7 @@ fn half_close_works_from_this_side_first() {
 
 #[test]
 fn half_close_works_from_the_peers_side_first() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -332,6 +349,7 @@ fn half_close_works_from_the_peers_side_first() {
 
 #[test]
 fn finish_waits_for_the_queue() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -350,6 +368,7 @@ fn finish_waits_for_the_queue() {
 
 #[test]
 fn paused_reads_leave_the_bytes_with_the_kernel_and_wake_nobody() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -366,6 +385,7 @@ fn paused_reads_leave_the_bytes_with_the_kernel_and_wake_nobody() {
 
 #[test]
 fn reads_paused_within_on_open_see_nothing() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(|cx, event| {
         if let Event::Open(token) = event {
@@ -385,6 +405,7 @@ fn reads_paused_within_on_open_see_nothing() {
 
 #[test]
 fn a_reset_while_reads_are_paused_ends_the_connection_and_does_not_spin() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -397,6 +418,7 @@ fn a_reset_while_reads_are_paused_ends_the_connection_and_does_not_spin() {
 
 #[test]
 fn a_hang_up_while_reads_are_paused_does_not_spin_and_is_found_later() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -416,6 +438,7 @@ fn a_hang_up_while_reads_are_paused_does_not_spin_and_is_found_later() {
 
 #[test]
 fn echo_with_back_pressure_passes_a_stream_far_larger_than_the_bounds() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     world.script(|cx, event| match *event {
         Event::Data(token, ref bytes) => {
@@ -451,6 +474,7 @@ fn echo_with_back_pressure_passes_a_stream_far_larger_than_the_bounds() {
 
 #[test]
 fn a_slow_reader_does_not_slow_others_down() {
+    let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
     let (_slow, slow_token) = world.pair(address);
