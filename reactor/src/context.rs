@@ -215,7 +215,9 @@ impl<C> Context<C> {
     /// Takes delivery of these signals: from now on each calls [`on_signal`](crate::Handler::on_signal).
     ///
     /// They are blocked in the calling thread (`pthread_sigmask`, then `signalfd`); call it before starting other
-    /// threads, which inherit that.
+    /// threads, which inherit that. They stay blocked when the reactor is gone: a second Ctrl-C that came while it shut
+    /// down would otherwise end the process in the middle of what it does last, and the threads that have inherited the
+    /// mask could not be given theirs back.
     ///
     /// # Errors
     /// The system's refusal, or [`Error::Invalid`] when signals are watched already.
