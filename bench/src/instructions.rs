@@ -100,10 +100,18 @@ pub(crate) fn compare(recorded: &Instructions, counted: &Instructions) -> (Strin
         let change = counted / recorded - 1.0;
         let within = change.abs() <= TOLERANCE;
         all_within &= within;
+        let verdict = if within { "  ok" } else { "FAIL" };
+        let advice = match change {
+            _ if within => "",
+            worse if worse > 0.0 => {
+                ": find out what has grown, or record it anew by scripts/instructions"
+            }
+            _ => ": it has become better, so record it anew by scripts/instructions",
+        };
         text += &format!(
-            "{} instructions per {what}: {counted:.0}, recorded {recorded:.0} ({:+.1}%)\n",
-            if within { "  ok" } else { "FAIL" },
-            change * 100.0
+            "{verdict} instructions per {what}: {counted:.0}, recorded {recorded:.0} ({:+.1}%, {:.0}% is allowed){advice}\n",
+            change * 100.0,
+            TOLERANCE * 100.0
         );
     }
     (text, all_within)
@@ -124,8 +132,12 @@ mod tests {
 
     #[test]
     fn a_count_further_off_fails_in_either_direction() {
-        assert!(!compare(&figures(1000.0, 500.0), &figures(1051.0, 500.0)).1);
-        assert!(!compare(&figures(1000.0, 500.0), &figures(1000.0, 474.0)).1);
+        let (worse, within) = compare(&figures(1000.0, 500.0), &figures(1051.0, 500.0));
+        assert!(
+            !within && worse.contains("FAIL instructions per accept: 1051, recorded 1000 (+5.1%")
+        );
+        let (better, within) = compare(&figures(1000.0, 500.0), &figures(1000.0, 474.0));
+        assert!(!within && better.contains("it has become better"), "{better}");
     }
 
     #[test]

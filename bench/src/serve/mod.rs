@@ -1,24 +1,23 @@
 //! The same echo server once per contestant, each in the best form that its own documentation recommends.
 //!
-//! Alike in all: the listening sockets ([`listeners`]), one thread, [`EVENTS`] events a wait where that can be said,
+//! Alike in all: the listening sockets (`listeners.rs`), one thread, [`EVENTS`] events a wait where that can be said,
 //! accepting as the library likes it, and one receive and one send per message: none reads again after a short read.
 //! Where the library lets connections share one read buffer, it has [`BUFFER_BYTES`].
 
+#[cfg(feature = "opponents")]
+mod listeners;
+#[cfg(feature = "opponents")]
 mod mio;
+#[cfg(feature = "opponents")]
 mod monoio;
+#[cfg(feature = "opponents")]
 mod polling;
 mod reactor;
+#[cfg(feature = "opponents")]
 mod tokio;
 
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::AsRawFd;
 use std::time::Duration;
-
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket,
-    sockopt,
-};
 
 /// The read buffer that all connections share.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -33,9 +32,13 @@ const BACKLOG: i32 = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Library {
     Reactor,
+    #[cfg(feature = "opponents")]
     Mio,
+    #[cfg(feature = "opponents")]
     Polling,
+    #[cfg(feature = "opponents")]
     Tokio,
+    #[cfg(feature = "opponents")]
     Monoio,
 }
 
@@ -49,30 +52,18 @@ pub(crate) fn serve(
     let addresses = first_port..first_port + ports;
     match library {
         Library::Reactor => reactor::serve(addresses, idle_timeout),
-        Library::Mio => mio::serve(listeners(addresses)?),
-        Library::Polling => polling::serve(listeners(addresses)?),
-        Library::Tokio => tokio::serve(listeners(addresses)?, idle_timeout),
-        Library::Monoio => monoio::serve(listeners(addresses)?),
+        #[cfg(feature = "opponents")]
+        Library::Mio => mio::serve(listeners::bound(addresses)?),
+        #[cfg(feature = "opponents")]
+        Library::Polling => polling::serve(listeners::bound(addresses)?),
+        #[cfg(feature = "opponents")]
+        Library::Tokio => tokio::serve(listeners::bound(addresses)?, idle_timeout),
+        #[cfg(feature = "opponents")]
+        Library::Monoio => monoio::serve(listeners::bound(addresses)?),
     }
 }
 
 /// Says that the ports are open.
 fn say_ready() {
     println!("ready");
-}
-
-/// The listening sockets, with the options that the reactor gives its own.
-fn listeners(ports: std::ops::Range<u16>) -> io::Result<Vec<TcpListener>> {
-    ports.map(listener).collect()
-}
-
-fn listener(port: u16) -> io::Result<TcpListener> {
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
-    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
-    let [a, b, c, d] = Ipv4Addr::LOCALHOST.octets();
-    bind(socket.as_raw_fd(), &SockaddrIn::new(a, b, c, d, port))?;
-    listen(&socket, Backlog::new(BACKLOG)?)?;
-    Ok(TcpListener::from(socket))
 }
