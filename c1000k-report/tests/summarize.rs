@@ -334,6 +334,45 @@ fn absurd_figures_and_names_harm_nothing() {
     assert!(!fixture.read("summary.md").contains("NaN"));
 }
 
+/// `REPORT_FUZZ_ROUNDS` asks for more rounds, `REPORT_FUZZ_SEED` for others.
+#[test]
+fn however_a_run_is_damaged_it_is_told_and_breaks_nothing() {
+    let asked = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let mut random = asked("REPORT_FUZZ_SEED").unwrap_or(0x2545_f491_4f6c_dd1d_u64).max(1);
+    let mut next = |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random % below as u64) as usize
+    };
+    let snapshot = "snapshots/one/peak";
+    let files = [
+        "client.json".to_owned(),
+        "server.json".to_owned(),
+        "machine.txt".to_owned(),
+        format!("{snapshot}/slabinfo"),
+        format!("{snapshot}/sockstat"),
+        format!("{snapshot}/netstat"),
+        format!("{snapshot}/server-smaps_rollup"),
+    ];
+    let parts = ["", "0", "-1", "1e400", "18446744073709551616", "null", "\"", "{", "\n", "\u{0}"];
+    for _ in 0..asked("REPORT_FUZZ_ROUNDS").unwrap_or(40) {
+        let fixture = Fixture::one_host();
+        let file = &files[next(files.len())];
+        for _ in 0..=next(3) {
+            let whole = fixture.read(file).into_bytes();
+            let start = next(whole.len() + 1);
+            let end = (start + next(12)).min(whole.len());
+            let damaged = [&whole[..start], parts[next(parts.len())].as_bytes(), &whole[end..]];
+            fixture.put(file, &String::from_utf8_lossy(&damaged.concat()));
+        }
+        let output = fixture.summarize(&[]);
+        let (code, told) = (output.status.code(), stderr(&output));
+        assert!(matches!(code, Some(0..=2)), "{file}: {told}\n{}", fixture.read(file));
+        assert_eq!(told.lines().count(), usize::from(code == Some(2)), "{file}: {told}");
+    }
+}
+
 #[test]
 fn wrong_usage_is_exit_2() {
     for arguments in [&[][..], &["summarize"], &["bogus"], &["compare", "one"]] {
