@@ -64,7 +64,7 @@ impl SlabUsage {
         &self.caches
     }
 
-    /// Those of [`CONNECTION_CACHES`] that the kernel shows under another's name: own name to shown name.
+    /// Those caches of a connection that the kernel shows under another's name: own name to shown name.
     pub fn shown_as(&self) -> &BTreeMap<String, String> {
         &self.shown_as
     }
