@@ -117,6 +117,12 @@ class Namespace:
             # Forged addresses get their answers sent, to nowhere.
             ip("-n", self.name, "route", "replace", "default", "via", self.outer)
 
+    def vanish(self):
+        """Whoever is out here answers no more, and nobody is told: frames go to a card that is not there."""
+        card = Path(f"/sys/class/net/{self.device}/address").read_text().strip()
+        ip("-n", self.name, "neigh", "replace", self.outer, "lladdr", card, "dev", "inside", "nud", "permanent")
+        ip("link", "set", self.device, "address", "02:c1:00:00:00:01")
+
     def set(self, setting, value):
         """Sets what is the namespace's own."""
         subprocess.run(
