@@ -16,7 +16,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use c1000k_host::check::{CapKind, Machine, Need, Role, fits, largest_target, render, table};
 use c1000k_host::command_line::{self, REACHED, SHORT, USAGE, fail};
@@ -226,11 +226,17 @@ fn see_that_ports_are_free(settings: &Settings, reactor: &mut Reactor<()>) -> Re
     Ok(())
 }
 
+/// Who wants to know after a second of silence does not want to wait ten more for each of the next probes.
+fn keepalive(idle: Duration) -> Keepalive {
+    let usual = Keepalive::default();
+    Keepalive { idle, interval: usual.interval.min(idle), ..usual }
+}
+
 fn listen(settings: &Settings, reactor: &mut Reactor<()>) -> Result<(), String> {
     let options = ListenOptions {
         backlog: settings.backlog,
         reuse_port: settings.threads > 1,
-        keepalive: settings.keepalive.map(|idle| Keepalive { idle, ..Default::default() }),
+        keepalive: settings.keepalive.map(keepalive),
         user_timeout: settings.tcp_user_timeout,
         ..Default::default()
     };
