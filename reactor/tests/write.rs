@@ -7,6 +7,7 @@ mod common;
 use std::io::{IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use reactor::{Chunk, Config, ConnectOptions, Token, WriteError, Written};
@@ -191,10 +192,14 @@ fn closing_before_the_connect_is_finished_still_sends_what_was_written() {
     let token = world.cx().connect(address, &options, Conn::Connecting).unwrap();
     world.cx().write(token, b"fire and forget").unwrap();
     world.cx().close(token);
+    // It ends when the peer has ended too, so the peer has to do its part meanwhile.
+    let peer = thread::spawn(move || {
+        let (mut peer, _) = listener.accept().unwrap();
+        peer.set_read_timeout(Some(common::DEADLINE)).unwrap();
+        read_to_end(&mut peer)
+    });
     assert_eq!(world.until_closed(token), Why::Closed);
-    let (mut peer, _) = listener.accept().unwrap();
-    peer.set_read_timeout(Some(common::DEADLINE)).unwrap();
-    assert_eq!(read_to_end(&mut peer), (b"fire and forget".to_vec(), false));
+    assert_eq!(peer.join().unwrap(), (b"fire and forget".to_vec(), false));
 }
 
 #[test]
