@@ -21,13 +21,14 @@ MANY = 15_000
 
 
 class Row:
-    def __init__(self, name, fault, must_hold, play):
-        self.name, self.fault, self.must_hold, self.play = name, fault, must_hold, play
+    def __init__(self, name, fault, must_hold, when_named, play):
+        self.name, self.fault, self.must_hold, self.when_named, self.play = name, fault, must_hold, when_named, play
 
 
-def row(name, fault, must_hold):
+def row(name, fault, must_hold, when_named=False):
+    """`when_named`: it takes minutes, and is not played unless it is asked for."""
     def add(play):
-        ROWS.append(Row(name, fault, must_hold, play))
+        ROWS.append(Row(name, fault, must_hold, when_named, play))
         return play
     return add
 
@@ -596,12 +597,21 @@ def peer_machine_gone(run):
 @row("suspended", "the server suspended for 12 s with 5,000 idle timeouts of 5 s due meanwhile (SIGSTOP, SIGCONT)",
      "each timeout fires once, without a storm")
 def suspended(run):
+    suspend(run, 12)
+
+
+@row("suspended-minutes", "the same for 3 minutes", "the same", when_named=True)
+def suspended_minutes(run):
+    suspend(run, 180)
+
+
+def suspend(run, seconds):
     with Server("--idle-timeout", "5s", bystander=False) as server, peers.Crowd(server.address) as crowd:
         before = server.descriptors()
         crowd.add(many(5_000))
         run.check("all are held", crowd.count("open") == 5_000)
         server.send(signal.SIGSTOP)
-        time.sleep(12)
+        time.sleep(seconds)
         cpu = server.cpu_seconds()
         server.send(signal.SIGCONT)
         gone_again(run, server, before)
