@@ -58,7 +58,7 @@ class Run:
             "must_hold": self.row.must_hold,
             "state": state,
             "reproduce": f"scripts/faults {self.row.name}",
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "machine": f"{os.cpu_count()} cpus, Linux {platform.release()}",
             "load_average": os.getloadavg()[0],
             "seconds": round(seconds, 1),
