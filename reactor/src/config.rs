@@ -22,7 +22,7 @@ pub struct Config {
     pub watches_max: usize,
     /// Sweeps that may wait for each other. Default: 64.
     pub sweeps_max: usize,
-    /// Events taken from the kernel by one wait at the most. Default: 1,024.
+    /// Events taken from the kernel by one wait at the most; more than 65,536 are not. Default: 1,024.
     pub events_per_wait: usize,
     /// Connections accepted from one listener before other events get their turn. Default: 64.
     pub accepts_per_wake: usize,
@@ -34,11 +34,12 @@ pub struct Config {
     pub visits_per_turn: usize,
     /// Size of the one buffer that all reads share. Default: 64 KiB.
     pub read_buffer_bytes: usize,
-    /// Bytes that may wait in the write queue of one connection. Default: 256 KiB.
+    /// Bytes that may wait in the write queue of one connection; a larger message is refused even where nothing waits.
+    /// Default: 256 KiB.
     pub write_queue_bytes_max: usize,
     /// Bytes that may wait in all write queues together. Default: 256 MiB.
     pub write_queues_bytes_max: usize,
-    /// How long a closed connection may take to hand its queue to the peer. Default: 30 s.
+    /// How long a closed connection may take to hand over what the peer has not got yet. Default: 30 s.
     pub flush_timeout: Duration,
     /// The first pause of listeners, which share it, after descriptors, memory or epoll watches ran out; it doubles up
     /// to [`accept_pause_max`](Self::accept_pause_max). Default: 10 ms.

@@ -22,14 +22,14 @@ use std::time::{Duration, Instant};
 use crate::config::{Config, Keepalive};
 use crate::connection::Link;
 use crate::error::{CloseReason, Error};
-use crate::queue::{QueuedBytes, WriteQueue};
+use crate::queue::WriteQueue;
 use crate::signal::Signal;
 use crate::slab::Slab;
 use crate::stats::Stats;
 use crate::sys::{self, Descriptor, Poller, SignalReader};
-use crate::token::{Inner, ListenerId, Source, Token};
+use crate::token::{Inner, Source, Token};
 use crate::waker::Waker;
-use crate::wheel::{NodeId, Wheel};
+use crate::wheel::{NodeId, Tick, Wheel};
 
 use listen::{Listener, Starved};
 use sweep::Sweep;
@@ -53,7 +53,6 @@ pub struct Context<C> {
     wheel: Wheel,
     queues: Vec<WriteQueue>,
     queues_free: Vec<u32>,
-    queued: QueuedBytes,
     /// Connections to be removed as soon as no callback runs.
     doomed: VecDeque<(Token, CloseReason)>,
     /// Connections whose interest may differ from what epoll knows.
@@ -87,6 +86,7 @@ struct Shutdown {
     hard: bool,
     /// The end of the grace, while it has not passed.
     grace: Option<NodeId>,
+    deadline: Tick,
 }
 
 impl<C> Context<C> {
@@ -111,7 +111,6 @@ impl<C> Context<C> {
             wheel: Wheel::with_capacity(timers_in_wheel_max(config)).map_err(no_memory)?,
             queues: Vec::new(),
             queues_free: Vec::new(),
-            queued: QueuedBytes::new(config.write_queue_bytes_max, config.write_queues_bytes_max),
             doomed: VecDeque::new(),
             unsettled: Vec::new(),
             starved: Starved::default(),
@@ -139,11 +138,7 @@ impl<C> Context<C> {
     /// What has been counted so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats {
-            queued_bytes: self.queued.bytes(),
-            timers_armed: self.wheel.len(),
-            ..self.stats.clone()
-        }
+        Stats { timers_armed: self.wheel.len(), ..self.stats.clone() }
     }
 
     /// How many connections are held, those included that are still connecting or flushing.
@@ -237,19 +232,24 @@ impl<C> Context<C> {
     }
 
     /// Lets go of all listeners, closes every connection once its queue has been handed over, and makes `run` return
-    /// when none is left. What is not handed over within `grace` is reset.
+    /// when none is left. What is not handed over within `grace` is reset. Called again, it can only shorten the grace.
     pub fn shutdown(&mut self, grace: Duration) {
-        if self.shutdown.is_some() {
+        let deadline = self.tick_after(grace);
+        if let Some(shutdown) = &mut self.shutdown {
+            if let Some(end) = shutdown.grace
+                && deadline < shutdown.deadline
+            {
+                shutdown.deadline = deadline;
+                self.wheel.set_deadline(end, deadline);
+            }
             return;
         }
-        let listeners: Vec<_> =
-            self.listeners.names(0, self.listeners.slots_used()).map(ListenerId::from).collect();
+        let listeners: Vec<_> = self.listeners().collect();
         for listener in listeners {
             self.unlisten(listener);
         }
-        let deadline = self.tick_after(grace);
         let grace = self.wheel.insert(deadline, Source::Inner(Inner::Grace).to_bits());
-        self.shutdown = Some(Shutdown { told: 0, hard: false, grace: Some(grace) });
+        self.shutdown = Some(Shutdown { told: 0, hard: false, grace: Some(grace), deadline });
     }
 
     /// Whether [`shutdown`](Self::shutdown) was called.
@@ -331,7 +331,7 @@ impl<C> Context<C> {
     /// The grace of the shutdown has passed: everything that is left will be reset.
     pub(crate) fn harden_shutdown(&mut self) {
         if let Some(shutdown) = &mut self.shutdown {
-            *shutdown = Shutdown { told: 0, hard: true, grace: None };
+            *shutdown = Shutdown { told: 0, hard: true, grace: None, ..*shutdown };
         }
     }
 
@@ -343,7 +343,7 @@ impl<C> Context<C> {
     /// Tells the next slice of connections that the reactor shuts down.
     pub(crate) fn tell_shutdown(&mut self) {
         let Some(shutdown) = &mut self.shutdown else { return };
-        let slice = shutdown.told..shutdown.told + self.config.closes_per_turn.max(1);
+        let slice = shutdown.told..shutdown.told.saturating_add(self.config.closes_per_turn.max(1));
         let hard = shutdown.hard;
         shutdown.told = slice.end;
         let tokens: Vec<_> = self.tokens(slice).collect();
@@ -351,7 +351,7 @@ impl<C> Context<C> {
             if hard {
                 self.end_closing(token, CloseReason::ShutDown);
             } else {
-                self.close_gently(token);
+                self.close(token);
             }
         }
     }

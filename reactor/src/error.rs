@@ -73,18 +73,19 @@ impl From<Error> for io::Error {
     }
 }
 
-/// Why bytes were not taken. In each case none of them was sent or queued.
+/// Why bytes were not taken. None of them was sent or queued, unless the connection is lost by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WriteError {
     /// They would not fit into this connection's queue
-    /// ([`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max)).
+    /// ([`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max)): too much waits there, or they are
+    /// more than it ever takes.
     Full,
-    /// They would not fit into what all queues together may hold
+    /// They have to wait, and would not fit into what all queues together may hold
     /// ([`Config::write_queues_bytes_max`](crate::Config::write_queues_bytes_max)).
     FullInTotal,
     /// The connection is gone, is being closed, or its writing side is finished. Where the send itself showed that
-    /// the peer is gone, `on_close` follows with the reason.
+    /// the peer is gone, or the kernel took a part and all queues are full, `on_close` follows with the reason.
     Closed,
 }
 

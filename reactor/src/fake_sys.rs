@@ -222,6 +222,8 @@ struct Kernel {
     clock: Duration,
     files: BTreeMap<i32, File>,
     files_max: usize,
+    /// A security module lets nobody in, which is no reason for an event to go away.
+    refuses_accepts: bool,
     watches: BTreeMap<i32, Watch>,
     watches_max: usize,
     /// The data of watches that are gone, for events that come too late.
@@ -276,6 +278,7 @@ impl Kernel {
             clock: Duration::ZERO,
             files: BTreeMap::new(),
             files_max: usize::MAX,
+            refuses_accepts: false,
             watches: BTreeMap::new(),
             watches_max: usize::MAX,
             retired: VecDeque::new(),
@@ -307,6 +310,7 @@ impl Kernel {
         self.calm = true;
         self.faults_percent = 0;
         self.files_max = usize::MAX;
+        self.refuses_accepts = false;
         self.watches_max = usize::MAX;
         for file in self.files.values_mut() {
             match file {
@@ -955,6 +959,9 @@ pub(crate) fn accept(listener: &Descriptor) -> Accepted {
         Errno::ENOSR,
     ];
     accepted(kernel(|kernel| {
+        if kernel.refuses_accepts {
+            return Err(Errno::EPERM);
+        }
         kernel.touch(listener);
         // Linux looks for a descriptor before it looks for a peer.
         kernel.room_for_descriptor("accept4")?;
@@ -1153,10 +1160,11 @@ impl Kernel {
     fn limit(&mut self) {
         self.files_max = self.files.len() + 1 + self.choices.below(30) as usize;
         self.watches_max = self.watches.len() + 1 + self.choices.below(30) as usize;
+        self.refuses_accepts = self.percent(10);
     }
 }
 
-/// Lowers the limits of descriptors and epoll watches.
+/// Lowers the limits of descriptors and epoll watches, and now and then lets nobody in any more.
 pub(crate) fn lower_limits() {
     kernel(Kernel::limit);
 }

@@ -124,44 +124,6 @@ impl WriteQueue {
     }
 }
 
-/// How many bytes wait in all queues together.
-#[derive(Debug)]
-pub(crate) struct QueuedBytes {
-    bytes: usize,
-    queue_bytes_max: usize,
-    bytes_max: usize,
-    /// What one message may have while its own queue is empty; kept, because each write asks for it.
-    room_bytes: usize,
-}
-
-impl QueuedBytes {
-    pub(crate) fn new(queue_bytes_max: usize, bytes_max: usize) -> Self {
-        let room_bytes = queue_bytes_max.min(bytes_max);
-        Self { bytes: 0, queue_bytes_max, bytes_max, room_bytes }
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    pub(crate) fn room_bytes(&self) -> usize {
-        self.room_bytes
-    }
-
-    pub(crate) fn grow(&mut self, bytes: usize) {
-        self.set(self.bytes + bytes);
-    }
-
-    pub(crate) fn shrink(&mut self, bytes: usize) {
-        self.set(self.bytes - bytes);
-    }
-
-    fn set(&mut self, bytes: usize) {
-        self.bytes = bytes;
-        self.room_bytes = self.queue_bytes_max.min(self.bytes_max - bytes);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;

@@ -1,6 +1,7 @@
 //! The loop: wait, hand each event to the service, remove what is to be removed, fire timers.
 
 use std::fmt;
+use std::mem;
 use std::time::Duration;
 
 use crate::config::Config;
@@ -19,12 +20,26 @@ pub struct Reactor<C> {
     cx: Context<C>,
     events: Events,
     read_buffer: Vec<u8>,
+    /// A turn has begun and not returned; found at the beginning of another, a callback of it has panicked.
+    turning: bool,
 }
 
 impl<C> fmt::Debug for Reactor<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reactor").field("context", &self.cx).finish_non_exhaustive()
     }
+}
+
+/// More events are not asked for at once, whatever is configured.
+const EVENTS_PER_WAIT_MAX: usize = 1 << 16;
+
+fn zeroes(bytes: usize) -> Result<Vec<u8>, Error> {
+    let mut buffer = Vec::new();
+    buffer
+        .try_reserve_exact(bytes)
+        .map_err(|_| Error::Invalid("there is no memory for so large a read buffer"))?;
+    buffer.resize(bytes, 0);
+    Ok(buffer)
 }
 
 /// Whether a reactor wants another turn.
@@ -45,21 +60,26 @@ impl<C> Reactor<C> {
     /// The system's refusal (`EMFILE`: no descriptor left), or [`Error::Invalid`] where a bound is zero or there is no
     /// address space for that many connections.
     pub fn new(config: &Config) -> Result<Self, Error> {
-        if config.events_per_wait == 0
-            || config.read_buffer_bytes == 0
-            || config.accepts_per_wake == 0
-        {
+        let needed = [
+            config.connections_max,
+            config.listeners_max,
+            config.events_per_wait,
+            config.accepts_per_wake,
+            config.timers_per_turn as usize,
+            config.read_buffer_bytes,
+            config.write_queue_bytes_max,
+        ];
+        if needed.contains(&0) {
             return Err(Error::Invalid(
-                "events_per_wait, read_buffer_bytes and accepts_per_wake must not be zero",
+                "connections_max, listeners_max, events_per_wait, accepts_per_wake, timers_per_turn, \
+                 read_buffer_bytes and write_queue_bytes_max must not be zero",
             ));
-        }
-        if config.timers_per_turn == 0 {
-            return Err(Error::Invalid("timers_per_turn must not be zero"));
         }
         Ok(Self {
             cx: Context::new(config)?,
-            events: Events::with_capacity(config.events_per_wait),
-            read_buffer: vec![0; config.read_buffer_bytes],
+            events: Events::with_capacity(config.events_per_wait.min(EVENTS_PER_WAIT_MAX)),
+            read_buffer: zeroes(config.read_buffer_bytes)?,
+            turning: false,
         })
     }
 
@@ -73,7 +93,7 @@ impl<C> Reactor<C> {
     ///
     /// # Errors
     /// Only what makes waiting itself impossible; faults of connections go to the handler.
-    pub fn run<H: Handler<Conn = C>>(&mut self, handler: &mut H) -> Result<(), Error> {
+    pub fn run<H: Handler<Conn = C> + ?Sized>(&mut self, handler: &mut H) -> Result<(), Error> {
         while self.turn(handler, None)? == Status::Running {}
         Ok(())
     }
@@ -81,13 +101,27 @@ impl<C> Reactor<C> {
     /// Waits for events, `max_wait` at the most (`None`: as long as it takes), and handles them.
     ///
     /// # Errors
-    /// Only what makes waiting itself impossible; faults of connections go to the handler.
-    pub fn turn<H: Handler<Conn = C>>(
+    /// Only what makes waiting itself impossible; faults of connections go to the handler. [`Error::Invalid`] after a
+    /// callback has panicked: what it was about is lost, and the reactor is only good for being dropped.
+    pub fn turn<H: Handler<Conn = C> + ?Sized>(
         &mut self,
         handler: &mut H,
         max_wait: Option<Duration>,
     ) -> Result<Status, Error> {
-        let Self { cx, events, read_buffer } = self;
+        if mem::replace(&mut self.turning, true) {
+            return Err(Error::Invalid("a callback has panicked in this reactor: drop it"));
+        }
+        let status = self.turn_whole(handler, max_wait);
+        self.turning = false;
+        status
+    }
+
+    fn turn_whole<H: Handler<Conn = C> + ?Sized>(
+        &mut self,
+        handler: &mut H,
+        max_wait: Option<Duration>,
+    ) -> Result<Status, Error> {
+        let Self { cx, events, read_buffer, .. } = self;
         bury_doomed(cx, handler);
         cx.feed_starved();
         wait(cx, events, max_wait)?;
@@ -117,7 +151,7 @@ fn wait<C>(
 
 /// Small, and a function of its own, so that what is usual stays in registers.
 #[inline(never)]
-fn dispatch_all<H: Handler>(
+fn dispatch_all<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     buffer: &mut [u8],
@@ -130,7 +164,7 @@ fn dispatch_all<H: Handler>(
 }
 
 #[inline]
-fn dispatch<H: Handler>(
+fn dispatch<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     buffer: &mut [u8],
@@ -144,7 +178,7 @@ fn dispatch<H: Handler>(
 }
 
 /// An event that is about no connection.
-fn dispatch_other<H: Handler>(
+fn dispatch_other<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     data: u64,
@@ -170,7 +204,7 @@ fn dispatch_other<H: Handler>(
 /// The usual event says that there is something to read for a connection that reads: it is read at the price of one
 /// look-up, and what else there may be is looked at only when it is not so.
 #[inline(always)] // Left alone, the compiler makes a call of it for every message.
-fn serve<H: Handler>(
+fn serve<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     buffer: &mut [u8],
@@ -192,7 +226,7 @@ fn serve<H: Handler>(
 
 /// Sends what waits to be sent; says whether the event is about more than that.
 #[cold]
-fn send_first<H: Handler>(
+fn send_first<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     token: Token,
@@ -207,7 +241,7 @@ fn send_first<H: Handler>(
 
 /// An event of a connection that does not read.
 #[cold]
-fn serve_unread<H: Handler>(
+fn serve_unread<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     buffer: &mut [u8],
@@ -233,7 +267,7 @@ fn serve_unread<H: Handler>(
 
 /// A read has brought no bytes.
 #[cold]
-fn end_input<H: Handler>(
+fn end_input<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     token: Token,
@@ -250,7 +284,7 @@ fn end_input<H: Handler>(
     }
 }
 
-fn open_connected<H: Handler>(
+fn open_connected<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     token: Token,
@@ -266,11 +300,13 @@ fn open_connected<H: Handler>(
     }
 }
 
-fn accept<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H, listener: ListenerId) {
+fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, listener: ListenerId) {
     if !cx.hears(listener) {
         return cx.hush(listener);
     }
-    for round in 0..cx.config().accepts_per_wake {
+    let rounds = cx.config().accepts_per_wake;
+    let mut lost = 0;
+    for round in 0..rounds {
         // The kernel has told of one peer that waits. Whether there is another behind it is not known: if so, it
         // tells again.
         let somebody_waits = round == 0;
@@ -287,7 +323,10 @@ fn accept<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H, listener: List
                 }
             }
             Accepted::Nobody => return,
-            Accepted::Lost(error) => count_accept_error(cx, handler, listener, &error),
+            Accepted::Lost(error) => {
+                lost += 1;
+                count_accept_error(cx, handler, listener, &error);
+            }
             Accepted::Exhausted(_) if !somebody_waits => return,
             Accepted::Exhausted(error) => {
                 cx.drain_one(listener);
@@ -297,10 +336,14 @@ fn accept<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H, listener: List
         }
         bury_doomed(cx, handler);
     }
+    // One lost after the other is no bad luck: some answers, as that of a security module, come again for ever.
+    if lost == rounds {
+        cx.starve(listener);
+    }
 }
 
 /// Asks the service and opens the connection; `false` when there was no epoll watch for it.
-fn admit<H: Handler>(
+fn admit<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     listener: ListenerId,
@@ -327,7 +370,7 @@ fn admit<H: Handler>(
     }
 }
 
-fn starve<H: Handler>(
+fn starve<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     listener: ListenerId,
@@ -337,7 +380,7 @@ fn starve<H: Handler>(
     count_accept_error(cx, handler, listener, error);
 }
 
-fn count_accept_error<H: Handler>(
+fn count_accept_error<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     listener: ListenerId,
@@ -349,7 +392,7 @@ fn count_accept_error<H: Handler>(
     handler.on_accept_error(cx, listener, error);
 }
 
-fn fire_timers<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H) {
+fn fire_timers<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
     let mut budget = cx.config().timers_per_turn;
     while let Some(source) = cx.next_due(&mut budget) {
         match source {
@@ -364,7 +407,7 @@ fn fire_timers<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H) {
 }
 
 /// Makes one slice of the visits of a sweep.
-fn visit_slice<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H) {
+fn visit_slice<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
     let Some((sweep, slots)) = cx.next_slice() else { return };
     for slot in slots {
         if let Some(token) = cx.visitable(slot) {
@@ -377,7 +420,7 @@ fn visit_slice<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H) {
     }
 }
 
-fn time_out<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H, token: Token) {
+fn time_out<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, token: Token) {
     let Some(link) = cx.link(token) else { return };
     if link.flags.any(Flags::CLOSING) {
         cx.end_closing(token, CloseReason::FlushTimedOut);
@@ -398,14 +441,14 @@ fn lend<C>(cx: &mut Context<C>, token: Token, callback: impl FnOnce(&mut Context
 
 /// Removes what callbacks, or the set-up code, have closed; the service hears of each one.
 #[inline]
-fn bury_doomed<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H) {
+fn bury_doomed<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
     if cx.has_doomed() {
         bury_all(cx, handler);
     }
 }
 
 #[inline(never)]
-fn bury_all<H: Handler>(cx: &mut Context<H::Conn>, handler: &mut H) {
+fn bury_all<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
     while let Some((token, conn, reason)) = cx.bury() {
         handler.on_close(cx, token, conn, reason);
     }

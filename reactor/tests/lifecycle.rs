@@ -8,11 +8,15 @@ mod common;
 use std::cell::RefCell;
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
 use nix::libc::ECONNRESET;
-use reactor::{Chunk, Config, ConnectOptions, Error, Token, WriteError};
+use reactor::{
+    Chunk, Config, ConnectOptions, Context, Error, Handler, Incoming, ListenOptions, Reactor,
+    Token, WriteError,
+};
 
 use common::descriptors::Descriptors;
 use common::{Conn, Cx, Event, Why, World, echo, peer, read_to_end, reset};
@@ -22,7 +26,16 @@ type End = fn(&mut Cx, Token);
 
 /// Ends the connection, more than once, in the callback that `at` picks; then nothing else may come but `on_close`.
 fn end_within(at: fn(&Event) -> Option<Token>, provoke: fn(&mut World, &mut TcpStream)) {
-    let ends: [(End, Why); 2] = [(Cx::close, Why::Closed), (Cx::abort, Why::Aborted)];
+    end_either_way(Why::Closed, at, provoke);
+}
+
+/// The same; `closed` is the reason where `close` came first.
+fn end_either_way(
+    closed: Why,
+    at: fn(&Event) -> Option<Token>,
+    provoke: fn(&mut World, &mut TcpStream),
+) {
+    let ends: [(End, Why); 2] = [(Cx::close, closed), (Cx::abort, Why::Aborted)];
     for (end, why) in ends {
         let mut world = World::new();
         world.script(move |cx, event| {
@@ -101,7 +114,9 @@ fn closing_within_on_timeout() {
 #[test]
 fn closing_within_on_drain() {
     let _descriptors = Descriptors::counted();
-    end_within(
+    // The kernel has still bytes to send, so the close is under way when the abort comes.
+    end_either_way(
+        Why::Aborted,
         |event| match event {
             Event::Drain(token) => Some(*token),
             _ => None,
@@ -367,4 +382,32 @@ fn random_ends_of_many_connections_keep_every_promise() {
     });
     assert_eq!(world.service.closed().len(), CONNECTIONS);
     assert_eq!(world.cx().stats().open(), 0);
+}
+
+struct Panics;
+
+impl Handler for Panics {
+    type Conn = ();
+
+    fn on_accept(&mut self, _cx: &mut Context<()>, _incoming: &Incoming<'_>) -> Option<()> {
+        panic!("on purpose");
+    }
+
+    fn on_data(&mut self, _cx: &mut Context<()>, _token: Token, _conn: &mut (), _bytes: &[u8]) {}
+}
+
+#[test]
+fn after_a_panic_in_a_callback_a_reactor_only_says_so() {
+    let _descriptors = Descriptors::counted();
+    let mut reactor = Reactor::new(&Config::default()).unwrap();
+    let listener = reactor.context().listen(common::LOOPBACK, &ListenOptions::default()).unwrap();
+    let _peer = peer(reactor.context().listener_addr(listener).unwrap());
+    // The handler is one of many kinds, as behind a plug-in.
+    let handler: &mut dyn Handler<Conn = ()> = &mut Panics;
+    let turn = AssertUnwindSafe(|| reactor.turn(handler, Some(common::DEADLINE)).map(drop));
+    assert!(catch_unwind(turn).is_err());
+    for _ in 0..2 {
+        let refused = reactor.turn(&mut Panics, Some(common::DEADLINE)).unwrap_err();
+        assert!(refused.to_string().contains("panicked"), "{refused}");
+    }
 }

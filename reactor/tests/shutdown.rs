@@ -268,3 +268,22 @@ fn a_second_shutdown_changes_nothing() {
     assert!(before.elapsed() < DEADLINE);
     assert_eq!(world.service.why(token), Some(Why::ShutDown));
 }
+
+#[test]
+fn a_second_shutdown_can_only_shorten_the_grace() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let address = world.listen();
+    let (_silent, token) = world.pair(address);
+    let stream = pattern(200_000);
+    while world.cx().queued_bytes(token) == 0 {
+        world.cx().write(token, &stream).unwrap();
+    }
+    let before = Instant::now();
+    world.cx().shutdown(DEADLINE * 10);
+    world.cx().shutdown(DEADLINE * 20);
+    world.cx().shutdown(Duration::from_millis(50));
+    run(&mut world);
+    assert_eq!(world.service.why(token), Some(Why::ShutDown));
+    assert!(before.elapsed() >= Duration::from_millis(50) && before.elapsed() < DEADLINE);
+}

@@ -110,13 +110,44 @@ fn all_queues_together_have_a_bound() {
         world.cx().write(*token, &stream[..room]).unwrap();
     }
     let (_, last) = pairs[2];
-    assert_eq!(world.cx().write(last, &[0; 50_001]), Err(WriteError::FullInTotal));
-    assert_eq!(world.cx().write(last, &[0; 50_000]), Ok(Written::Sent));
+    // Who reads what it is sent suffers nothing from those that do not.
+    assert_eq!(world.cx().write(last, &[0; 50_001]), Ok(Written::Sent));
+    // Who doesn't gets no more than what is left.
+    let refused = fill_until_refused(&mut world, last);
+    assert!(matches!(refused, WriteError::FullInTotal | WriteError::Closed), "{refused:?}");
+    assert!(world.cx().stats().queued_bytes <= 250_000);
     // A connection that goes gives its part back.
     world.cx().abort(pairs[0].1);
+    world.cx().abort(last);
     world.until_closed(pairs[0].1);
     assert_eq!(world.cx().stats().queued_bytes, 100_000);
-    assert_eq!(world.cx().write(last, &[0; 50_001]), Ok(Written::Sent));
+}
+
+/// Writes until it is not taken any more; says why.
+fn fill_until_refused(world: &mut World, token: Token) -> WriteError {
+    for _ in 0..10_000 {
+        if let Err(refused) = world.cx().write(token, &[0; 60_000]) {
+            return refused;
+        }
+    }
+    panic!("600 MB were taken");
+}
+
+#[test]
+fn closing_delivers_what_the_kernel_has_though_input_lies_unread() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    // Input that the service never reads makes TCP reset the connection when its socket is closed.
+    world.cx().pause_reads(token);
+    peer.write_all(&[1; 1000]).unwrap();
+    let stream = pattern(200_000);
+    assert_eq!(world.cx().write(token, &stream), Ok(Written::Sent));
+    world.cx().close(token);
+    let reader = thread::spawn(move || read_to_end(&mut peer));
+    assert_eq!(world.until_closed(token), Why::Closed);
+    assert_eq!(reader.join().unwrap(), (stream, false));
 }
 
 #[test]

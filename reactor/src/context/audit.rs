@@ -47,7 +47,7 @@ impl<C> Context<C> {
         assert!(held.iter().all(|&queue| !self.queues[queue as usize].is_empty()));
         assert!(self.queues_free.iter().all(|&queue| self.queues[queue as usize].is_empty()));
         let bytes: usize = self.queues.iter().map(|queue| queue.len_bytes()).sum();
-        assert_eq!(bytes, self.queued.bytes(), "queued bytes are counted wrongly");
+        assert_eq!(bytes, self.stats.queued_bytes, "queued bytes are counted wrongly");
     }
 
     fn audit_timers(&self) {

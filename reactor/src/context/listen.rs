@@ -7,14 +7,18 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::address::Address;
-use crate::config::ListenOptions;
+use crate::config::{Config, ListenOptions};
 use crate::context::{Context, set_tcp_options};
 use crate::error::Error;
 use crate::sys::{self, Accepted, Descriptor, Readiness};
 use crate::token::{Inner, ListenerId, Source};
-use crate::wheel::{NodeId, Tick};
+use crate::wheel::NodeId;
+
+/// Whatever is configured: the wheel goes by milliseconds.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 pub(super) struct Listener {
@@ -44,7 +48,7 @@ pub(super) struct Starved {
     /// The end of the pause in the wheel; there is one for as long as somebody waits.
     pause: Option<NodeId>,
     /// How long the next pause is, in milliseconds, where it is not the first.
-    pause_next: Option<Tick>,
+    pause_next: Option<Duration>,
 }
 
 impl Starved {
@@ -208,12 +212,11 @@ impl<C> Context<C> {
         if self.starved.pause.is_some() {
             return;
         }
-        let pause_min = (self.config.accept_pause_min.as_millis() as Tick).max(1);
-        let pause_max = (self.config.accept_pause_max.as_millis() as Tick).max(1);
-        let pause = self.starved.pause_next.unwrap_or(pause_min);
-        let end = self.tick() + pause;
+        let Config { accept_pause_min, accept_pause_max, .. } = self.config;
+        let pause = self.starved.pause_next.unwrap_or(accept_pause_min).max(PAUSE_MIN);
+        let end = self.tick_after(pause);
         self.starved.pause = Some(self.wheel.insert(end, Source::Inner(Inner::Pause).to_bits()));
-        self.starved.pause_next = Some((pause * 2).min(pause_max));
+        self.starved.pause_next = Some(pause.saturating_mul(2).min(accept_pause_max));
     }
 
     /// The wheel has given out the end of the pause: all that starve try again.

@@ -21,6 +21,9 @@ pub(crate) enum Received<C> {
 impl<C> Context<C> {
     /// Sends bytes: to the kernel at once when nothing is queued, and what it does not take waits in the queue.
     ///
+    /// [`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max) bounds the queue, and so the largest
+    /// message: a larger one is refused even where nothing waits.
+    ///
     /// # Errors
     /// [`WriteError`]; no byte was taken then.
     #[inline]
@@ -28,7 +31,7 @@ impl<C> Context<C> {
         let sent = self.direct_socket(token, bytes.len())?.map(|socket| sys::send(socket, bytes));
         match self.count_sent(token, sent)? {
             sent if sent == bytes.len() => Ok(Written::Sent),
-            sent => Ok(self.enqueue(token, bytes.len() - sent, |queue| queue.copy(&bytes[sent..]))),
+            sent => self.enqueue(token, sent, bytes.len(), |queue| queue.copy(&bytes[sent..])),
         }
     }
 
@@ -47,14 +50,14 @@ impl<C> Context<C> {
             self.direct_socket(token, total)?.map(|socket| sys::send_vectored(socket, first));
         match self.count_sent(token, sent)? {
             sent if sent == total => Ok(Written::Sent),
-            sent => Ok(self.enqueue(token, total - sent, |queue| {
+            sent => self.enqueue(token, sent, total, |queue| {
                 let mut skip = sent;
                 for slice in slices {
                     let skipped = skip.min(slice.len());
                     queue.copy(&slice[skipped..]);
                     skip -= skipped;
                 }
-            })),
+            }),
         }
     }
 
@@ -73,7 +76,7 @@ impl<C> Context<C> {
             self.direct_socket(token, total)?.map(|socket| sys::send(socket, chunk.as_bytes()));
         match self.count_sent(token, sent)? {
             sent if sent == total => Ok(Written::Sent),
-            sent => Ok(self.enqueue(token, total - sent, |queue| queue.append(chunk, sent))),
+            sent => self.enqueue(token, sent, total, |queue| queue.append(chunk, sent)),
         }
     }
 
@@ -107,31 +110,27 @@ impl<C> Context<C> {
         }
     }
 
-    /// Closes the connection once its queue is empty: `on_close` follows. The service gets nothing more to read, and a
-    /// peer that does not take the rest within [`Config::flush_timeout`](crate::Config::flush_timeout) is reset. A
-    /// connection that is still connecting opens first when bytes wait in its queue, and is given up when none do.
-    /// Nothing for a stale token.
+    /// Closes the connection once everything written is with the peer: `on_close` follows. The service gets nothing more
+    /// to read, and a peer that does not take the rest within
+    /// [`Config::flush_timeout`](crate::Config::flush_timeout) is reset. A connection that is still connecting opens
+    /// first when bytes wait in its queue, and is given up when none do. Nothing for a stale token.
     ///
     /// Closing a socket while input lies unread makes TCP send a reset and forget what the peer has not taken yet. So
-    /// where something was queued, the connection ends when the peer has finished too, or after the same time: what
-    /// still arrives until then is dropped. Where nothing was queued the socket is closed at once.
+    /// where something has still to go out, from the queue or from the kernel, the connection ends when the peer has
+    /// finished too, or after the same time: what still arrives until then is dropped. Where nothing is on its way, or
+    /// the peer has finished already, the socket is closed at once. To find out costs one system call where the peer
+    /// has not finished and the queue is empty.
     pub fn close(&mut self, token: Token) {
-        let Some(link) = self.link_mut(token) else { return };
+        let Some(link) = self.link(token) else { return };
         if link.flags.any(Flags::CLOSING | Flags::DOOMED) {
             return;
         }
-        if !link.has_queue() {
-            return self.doom(token, CloseReason::Closed);
+        if link.has_queue() {
+            return self.begin_closing(token);
         }
-        self.begin_closing(token);
-    }
-
-    /// The same for a connection that nothing is known of: what the kernel has still to send counts as queued too.
-    pub(crate) fn close_gently(&mut self, token: Token) {
-        let Some(link) = self.link(token) else { return };
-        let known = Flags::CONNECTING | Flags::CLOSING | Flags::DOOMED;
-        if link.has_queue() || link.flags.any(known) || !sys::has_unsent(&link.socket) {
-            return self.close(token);
+        let is_over = link.flags.any(Flags::CONNECTING | Flags::EOF);
+        if is_over || !sys::has_unsent(&link.socket) {
+            return self.doom(token, CloseReason::Closed);
         }
         self.begin_closing(token);
         self.linger(token);
@@ -196,7 +195,7 @@ impl<C> Context<C> {
                 self.wheel.remove(link.timer);
             }
             if let Some(queue) = link.queue() {
-                self.queued.shrink(self.queues[queue as usize].len_bytes());
+                self.stats.queued_bytes -= self.queues[queue as usize].len_bytes();
                 self.release_queue(queue);
             }
             if link.flags.any(Flags::RESET)
@@ -255,7 +254,7 @@ impl<C> Context<C> {
             Transferred::Bytes(sent) => {
                 queue.consume(sent);
                 self.stats.bytes_out += sent as u64;
-                self.queued.shrink(sent);
+                self.stats.queued_bytes -= sent;
             }
             Transferred::NotNow => {}
             Transferred::Failed(error) => {
@@ -352,7 +351,7 @@ impl<C> Context<C> {
         total: usize,
     ) -> Result<Option<&sys::Descriptor>, WriteError> {
         let link = self.link(token).ok_or(WriteError::Closed)?;
-        if link.sends_at_once() && (1..=self.queued.room_bytes()).contains(&total) {
+        if link.sends_at_once() && (1..=self.config.write_queue_bytes_max).contains(&total) {
             return Ok(Some(&link.socket));
         }
         self.check_queueing(link, total).map(|()| None)
@@ -366,8 +365,6 @@ impl<C> Context<C> {
             Err(WriteError::Closed)
         } else if self.queue_bytes(link) + total > self.config.write_queue_bytes_max {
             Err(WriteError::Full)
-        } else if self.queued.bytes() + total > self.config.write_queues_bytes_max {
-            Err(WriteError::FullInTotal)
         } else {
             Ok(())
         }
@@ -393,21 +390,33 @@ impl<C> Context<C> {
         WriteError::Closed
     }
 
+    /// Queues what is left of `total` bytes of which so many have been `sent`. Without room for it in all queues
+    /// together, a connection that has sent a part can't go on.
     #[cold]
     #[inline(never)]
     fn enqueue(
         &mut self,
         token: Token,
-        bytes: usize,
+        sent: usize,
+        total: usize,
         fill: impl FnOnce(&mut WriteQueue),
-    ) -> Written {
+    ) -> Result<Written, WriteError> {
+        let (left, limit) = (total - sent, self.config.write_queues_bytes_max);
+        if left > limit - self.stats.queued_bytes {
+            if sent == 0 {
+                return Err(WriteError::FullInTotal);
+            }
+            let full = Error::Full { what: "bytes in all write queues", limit };
+            self.cut_off(token, CloseReason::Failed(full));
+            return Err(WriteError::Closed);
+        }
         let queue = match self.link(token).and_then(Link::queue) {
             Some(queue) => queue,
             None => self.claim_queue(token),
         };
         fill(&mut self.queues[queue as usize]);
-        self.queued.grow(bytes);
-        Written::Queued
+        self.stats.queued_bytes += left;
+        Ok(Written::Queued)
     }
 
     fn claim_queue(&mut self, token: Token) -> u32 {

@@ -54,7 +54,8 @@ impl<C> Context<C> {
     /// The slots of this turn, of the sweep that is under way.
     pub(crate) fn next_slice(&mut self) -> Option<(SweepId, Range<usize>)> {
         let sweep = self.sweeps.front_mut()?;
-        let end = sweep.left.end.min(sweep.left.start + self.config.visits_per_turn.max(1));
+        let most = self.config.visits_per_turn.max(1);
+        let end = sweep.left.end.min(sweep.left.start.saturating_add(most));
         let slice = sweep.left.start..end;
         sweep.left.start = end;
         Some((sweep.id, slice))

@@ -54,6 +54,8 @@ pub(super) struct Record {
     pub(super) finished: bool,
     pub(super) closing: bool,
     pub(super) aborted: bool,
+    /// A part of a write has left, and the queues had no room for the rest.
+    pub(super) cut_short: bool,
     /// Bytes were queued, and `on_drain` is to follow.
     pub(super) drain_due: bool,
     pub(super) deadline: Option<Instant>,
@@ -71,6 +73,7 @@ impl Record {
             finished: false,
             closing: false,
             aborted: false,
+            cut_short: false,
             drain_due: false,
             deadline: None,
         }
@@ -453,6 +456,7 @@ fn check_reason(record: &Record, shutting_down: bool, reason: &CloseReason, now:
             assert!(all_sent && finished, "it is not finished: {record:?}");
         }
         CloseReason::Aborted => assert!(record.aborted, "nobody has aborted it"),
+        CloseReason::Failed(Error::Full { .. }) => assert!(record.cut_short, "it had room"),
         CloseReason::Failed(error) => assert!(error.errno().is_some(), "{error}"),
         CloseReason::ConnectFailed(_) => assert!(!record.is_open(), "it was open"),
         CloseReason::ConnectTimedOut => {
