@@ -6,11 +6,19 @@
 use std::fmt;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use serde::Serialize;
 use tempfile::NamedTempFile;
+
+/// So long a pipe's reader may take to come, once the record is there.
+const READER_WAIT: Duration = Duration::from_secs(2);
+const READER_POLL: Duration = Duration::from_millis(10);
 
 /// Where a record is written.
 ///
@@ -42,6 +50,15 @@ impl Destination {
         }
     }
 
+    /// Whether writing may have to wait for a reader: a pipe or a terminal, and no file.
+    #[must_use]
+    pub fn may_wait(&self) -> bool {
+        match self {
+            Self::Stdout => true,
+            Self::Path(path) => matches!(Target::of(path), Ok(Target::WriteThrough(_))),
+        }
+    }
+
     /// Tells now whether [`write`](Self::write) could work later; leaves nothing behind.
     ///
     /// # Errors
@@ -61,7 +78,7 @@ impl Destination {
     /// A reader of standard output that has gone away is no error: nobody is left to be told.
     ///
     /// # Errors
-    /// The system refused to make, write or rename the file.
+    /// The system refused to make, write or rename the file; or nobody opened the pipe within two seconds.
     pub fn write<T: Serialize>(&self, record: &T) -> Result<(), WriteError> {
         let mut text =
             serde_json::to_vec_pretty(record).map_err(|error| self.error(error.into()))?;
@@ -70,7 +87,7 @@ impl Destination {
             Self::Stdout => pour(io::stdout().lock(), &text),
             Self::Path(path) => Target::of(path).and_then(|target| match target {
                 Target::Replace(file) => replace(&file, &text),
-                Target::WriteThrough(file) => pour(File::options().write(true).open(file)?, &text),
+                Target::WriteThrough(file) => pour(open_through(&file)?, &text),
             }),
         };
         outcome.map_err(|error| self.error(error))
@@ -166,6 +183,27 @@ fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
         .map_err(|error| error.kind().into())
 }
 
+/// Opens a pipe or a device. To open a pipe waits for its reader, so it is seen first that there is one.
+fn open_through(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true);
+    if !fs::metadata(path)?.file_type().is_fifo() {
+        return options.open(path);
+    }
+    let deadline = Instant::now() + READER_WAIT;
+    loop {
+        let probe = options.clone().custom_flags(OFlag::O_NONBLOCK.bits()).open(path);
+        match probe {
+            Ok(_has_reader) => return options.open(path),
+            Err(error) if error.raw_os_error() != Some(Errno::ENXIO as i32) => return Err(error),
+            Err(_) if Instant::now() >= deadline => {
+                return Err(io::Error::new(io::ErrorKind::NotConnected, "nobody reads this pipe"));
+            }
+            Err(_) => thread::sleep(READER_POLL),
+        }
+    }
+}
+
 fn pour(mut out: impl Write, text: &[u8]) -> io::Result<()> {
     match out.write_all(text).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -243,6 +281,24 @@ mod tests {
         null.check_writable().unwrap();
         null.write(&1).unwrap();
         assert!(!fs::metadata("/dev/null").unwrap().is_file());
+    }
+
+    #[test]
+    fn a_pipe_is_written_to_and_without_a_reader_it_is_an_error_in_good_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let pipe = to(&path);
+        pipe.check_writable().unwrap();
+        assert!(pipe.may_wait() && !to(&folder.path().join("file")).may_wait());
+        let began = Instant::now();
+        let error = pipe.write(&1).unwrap_err().to_string();
+        assert!(error.contains("nobody reads this pipe") && error.lines().count() == 1, "{error}");
+        assert!(began.elapsed() < READER_WAIT * 5);
+
+        let reader = thread::spawn(move || fs::read_to_string(path).unwrap());
+        pipe.write(&1).unwrap();
+        assert_eq!(reader.join().unwrap(), "1\n");
     }
 
     #[test]
