@@ -34,6 +34,13 @@ impl Failures {
         self.last = Some(errno);
     }
 
+    /// Attempts that were still under way when no more was waited for.
+    pub(crate) fn count_unfinished(&mut self, count: u64) {
+        if count > 0 {
+            *self.counts.entry(format!("{:?}", Errno::ECANCELED)).or_default() += count;
+        }
+    }
+
     pub(crate) fn by_name(&self) -> &BTreeMap<String, u64> {
         &self.counts
     }
@@ -136,9 +143,11 @@ mod tests {
         failures.count_errno(Errno::ECONNREFUSED);
         failures.count_errno(Errno::ECONNREFUSED);
         failures.count(EOF);
+        failures.count_unfinished(0);
+        failures.count_unfinished(3);
         let counted: Vec<_> =
             failures.by_name().iter().map(|(name, &n)| (name.as_str(), n)).collect();
-        assert_eq!(counted, [("ECONNREFUSED", 2), ("EOF", 1)]);
+        assert_eq!(counted, [("ECANCELED", 3), ("ECONNREFUSED", 2), ("EOF", 1)]);
     }
 
     #[test]

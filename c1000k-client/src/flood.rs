@@ -14,6 +14,7 @@ use std::ops::RangeInclusive;
 use std::process;
 use std::time::{Duration, Instant};
 
+use c1000k_host::command_line;
 use c1000k_host::format::{self, rate};
 use c1000k_report::record::per_second;
 use nix::errno::Errno;
@@ -200,6 +201,7 @@ impl<'a> Flood<'a> {
 
     /// Nothing more will be opened, and what is still under way never will be.
     fn end_ramp(&mut self, cx: &mut Context<Conn>) {
+        self.tally.failures.count_unfinished(self.in_flight as u64);
         let unfinished = self.in_flight + self.again.len() + self.retries.give_up();
         self.tally.failed += unfinished as u64;
         self.again.clear();
@@ -416,6 +418,7 @@ impl Handler for Flood<'_> {
     fn on_signal(&mut self, cx: &mut Context<Conn>, signal: Signal) {
         if std::mem::replace(&mut self.is_signalled, true) {
             self.progress.end();
+            command_line::flush_log();
             process::exit(if signal == Signal::Interrupt { 130 } else { 143 });
         }
         // Where all is done but the closing, there is nothing left to end early.

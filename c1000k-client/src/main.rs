@@ -12,13 +12,12 @@ mod tally;
 mod target;
 mod verdict;
 
-use std::io::{self, Write};
 use std::net::UdpSocket;
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime};
 
 use c1000k_host::check::{self, Machine};
-use c1000k_host::command_line::{self, SHORT, fail};
+use c1000k_host::command_line::{self, SHORT, fail, print, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, descriptor_limit, raise_descriptor_limit};
 use c1000k_host::ports::ip_local_port_range;
@@ -42,6 +41,12 @@ const SETBACKS_MIN: u32 = 100;
 
 fn main() -> ExitCode {
     command_line::start_log();
+    let code = run_command();
+    command_line::flush_log();
+    code
+}
+
+fn run_command() -> ExitCode {
     match args::parse() {
         Ok(arguments) if arguments.check => print_check(&arguments),
         Ok(arguments) => run(&arguments).unwrap_or_else(|error| fail(SHORT, &error.to_string())),
@@ -49,15 +54,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// A reader that has gone away is no error.
-fn print(mut out: impl Write, text: &str) {
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-}
-
 fn print_check(arguments: &Arguments) -> ExitCode {
     raise_limit();
     let rows = check::table(&Machine::read(), &target::need(arguments));
-    print(io::stdout(), &check::render(&rows));
+    print(&check::render(&rows));
     ExitCode::from(if check::fits(&rows) { 0 } else { SHORT })
 }
 
@@ -193,16 +193,22 @@ fn record(
 }
 
 /// The record, the summary and the exit code. Where nothing at all was held, one line says why. A record that can't be
-/// written takes nothing from the summary.
+/// written takes nothing from the summary. Signals that come while a pipe is not read end the program.
 fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, String> {
-    let written = arguments.json.as_ref().map_or(Ok(()), |json| json.write(record));
+    let write = |json: &Destination| json.write(record);
+    let (waiting, prompt) = match &arguments.json {
+        Some(json) if json.may_wait() => (Some(json), None),
+        prompt => (None, prompt.as_ref()),
+    };
+    let written = prompt.map_or(Ok(()), write);
+    command_line::give_signals_back();
     let code = match (&record.limit_detail, record.established) {
         (Some(detail), 0) => fail(SHORT, &detail.to_string()),
         _ => {
             let text = summary::render(record);
             match arguments.json {
-                Some(Destination::Stdout) => print(io::stderr(), &text),
-                _ => print(io::stdout(), &text),
+                Some(Destination::Stdout) => print_error(&text),
+                _ => print(&text),
             }
             match record.verdict {
                 Verdict::Reached => ExitCode::SUCCESS,
@@ -210,6 +216,7 @@ fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, Stri
             }
         }
     };
+    let written = written.and_then(|()| waiting.map_or(Ok(()), write));
     written.map_err(|error| error.to_string())?;
     Ok(code)
 }

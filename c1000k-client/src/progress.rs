@@ -1,7 +1,8 @@
 //! What a person sees while it runs, on standard error: a bar on a terminal, plain lines in a pipe.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 
+use c1000k_host::command_line;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// What the bar looks like.
@@ -70,7 +71,7 @@ impl Progress {
     }
 }
 
-/// A reader that has gone away is no reason to stop.
+/// By the way that the log takes: nobody waits for who reads it.
 fn print_line(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "{line}");
+    command_line::tell(format!("{line}\n"));
 }

@@ -97,6 +97,9 @@ fn cap(aim: &Aim, tally: &Tally, to: Destination) -> Option<(Limit, String)> {
     if tally.peak < u64::from(aim.goal) && tally.failed > 0 {
         return Some(failed(tally));
     }
+    if aim.is_asked && tally.peak >= aim.target {
+        return None;
+    }
     let lowered = aim.cap.as_ref()?;
     Some((lowered.limit, lowered.detail.clone()))
 }
@@ -270,6 +273,13 @@ mod tests {
         let judgement = judge(&left_out(10), &tally(10), to());
         assert_eq!(judgement.verdict, Verdict::Reached);
         assert_eq!(judgement.limit, Some(Limit::Descriptors));
+    }
+
+    #[test]
+    fn a_target_that_was_asked_for_and_reached_has_met_no_limit() {
+        let aim = Aim { is_asked: true, ..left_out(10) };
+        assert_eq!(judge(&aim, &tally(10), to()).limit, None);
+        assert_eq!(judge(&aim, &tally(9), to()).limit, Some(Limit::Descriptors));
     }
 
     #[test]

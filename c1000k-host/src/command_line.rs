@@ -1,12 +1,23 @@
-//! What the command lines of both binaries share: one line for a wrong argument, and the log.
+//! What the command lines of both binaries share: one line for a wrong argument, the log, and what is said at the end.
+//!
+//! Nothing here waits without end for somebody to read it.
 
-use std::io::Write;
+mod outlet;
+
+use std::io::{self, IsTerminal, Write};
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use env_logger::{Target, WriteStyle};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use outlet::{LogLines, PATIENCE, STANDARD_ERROR};
 
 /// Exit code: the target was reached, and everything asked for was verified.
 pub const REACHED: u8 = 0;
@@ -34,8 +45,46 @@ pub fn fail(code: u8, line: &str) -> ExitCode {
     // The name need not be UTF-8, and `args` panics where it is not.
     let program = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&program).file_name().unwrap_or_default().display();
-    let _ = writeln!(std::io::stderr(), "{name}: {line}");
+    print_error(&format!("{name}: {line}\n"));
     ExitCode::from(code)
+}
+
+/// Prints on standard error, after the log so far, and waits for nobody.
+pub fn tell(text: String) {
+    STANDARD_ERROR.push(text.into_bytes());
+}
+
+/// Prints on standard error, after the log so far; without a reader it waits for a second at the most.
+pub fn print_error(text: &str) {
+    STANDARD_ERROR.push(text.as_bytes().to_vec());
+    STANDARD_ERROR.flush();
+}
+
+/// Prints on standard output, after the log so far. A reader that has gone away is no fault, and one that does not
+/// read is waited for a second at the most.
+pub fn print(text: &str) {
+    STANDARD_ERROR.flush();
+    let text = text.as_bytes().to_vec();
+    let (done, is_done) = mpsc::sync_channel(1);
+    let write = move || {
+        let mut out = io::stdout();
+        let _ = out.write_all(&text).and_then(|()| out.flush());
+        let _ = done.send(());
+    };
+    if thread::Builder::new().spawn(write).is_ok() {
+        let _ = is_done.recv_timeout(PATIENCE);
+    }
+}
+
+/// From here on SIGINT and SIGTERM end the process, as they do by default; those that have come are forgotten.
+///
+/// For what may have to wait for a reader at the end, when the reactor that took the signals does not run any more.
+pub fn give_signals_back() {
+    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+    if let Ok(pending) = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK) {
+        while let Ok(Some(_)) = pending.read_signal() {}
+    }
+    let _ = signals.thread_unblock();
 }
 
 /// Reads an IP address, for clap's `value_parser`.
@@ -51,9 +100,38 @@ pub fn parse_ip(text: &str) -> Result<IpAddr, String> {
 }
 
 /// Starts the log: plain lines on standard error, `info` and above unless `RUST_LOG` says otherwise.
+///
+/// A thread of its own writes them, so that nobody waits for who reads them; [`flush_log`] belongs to the program's end.
 pub fn start_log() {
     let default = env_logger::Env::default().default_filter_or("info");
-    let _ = env_logger::Builder::from_env(default).format_target(false).try_init();
+    let mut builder = env_logger::Builder::from_env(default);
+    builder.format_target(false);
+    if STANDARD_ERROR.start(io::stderr()).is_ok() {
+        builder.target(Target::Pipe(Box::new(LogLines)));
+        if wants_colour() {
+            builder.write_style(WriteStyle::Always);
+        }
+    }
+    let _ = builder.try_init();
+}
+
+/// Waits until the log is written, for a second at the most.
+pub fn flush_log() {
+    STANDARD_ERROR.flush();
+}
+
+/// Lines of the log that were dropped, because nobody read those before them.
+#[must_use]
+pub fn log_lines_dropped() -> u64 {
+    STANDARD_ERROR.dropped()
+}
+
+/// As `env_logger` decides where it writes by itself.
+fn wants_colour() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_told = std::env::var("RUST_LOG_STYLE").is_ok_and(|style| style != "auto");
+    let is_dumb = std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
+    !is_told && !is_dumb && !is_set("NO_COLOR") && io::stderr().is_terminal()
 }
 
 /// The first paragraph of clap's words in one line, and the usage.

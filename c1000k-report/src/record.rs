@@ -165,9 +165,12 @@ pub struct ServerRecord {
     /// The connections turned away: reason to count.
     #[serde(default)]
     pub refused_by: BTreeMap<String, u64>,
-    /// The connections that the server ended by its own rules: reason to count.
+    /// The connections that ended before both sides had finished, by the server's rules or by TCP: reason to count.
     #[serde(default)]
     pub closed_by: BTreeMap<String, u64>,
+    /// Lines of the log that nobody read in time.
+    #[serde(default)]
+    pub log_lines_dropped: u64,
     /// What the memory guard saw and did; null where memory could not be read.
     #[serde(default)]
     pub memory_guard: Option<MemoryGuard>,

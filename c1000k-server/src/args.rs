@@ -8,6 +8,7 @@ use c1000k_host::command_line::parse_ip;
 use c1000k_host::quantity::{parse_count, parse_duration};
 use c1000k_report::Destination;
 use clap::{Parser, ValueEnum};
+use reactor::Keepalive;
 
 use crate::guard::{Overload, Reserve};
 
@@ -18,6 +19,13 @@ const MILLION: u64 = 1_000_000;
 const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(32_767);
 const USER_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_millis(i32::MAX as u64);
+
+/// The kernel gives up on a peer that takes nothing so much later than the server does: so the server's own rule comes
+/// first and is counted, and the kernel's is for what the server has closed already.
+const USER_TIMEOUT_BEYOND_SLOW_READER: Duration = Duration::from_secs(10);
+
+/// A faster status is for nobody's eyes, and costs what it measures.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// Whoever ends a server wants it gone: an hour is more than any queue takes.
 const GRACE_MAX: Duration = Duration::from_secs(3_600);
@@ -65,7 +73,8 @@ pub(crate) struct Args {
     /// Let TCP ask a peer that is silent for so long whether it is still there [default: never]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     keepalive: Option<Duration>,
-    /// Give a connection up when the peer acknowledges nothing for so long [default: the kernel's]
+    /// Give a connection up when the peer takes nothing for so long; 0s: as late as the kernel does [default: 10s beyond
+    /// --slow-reader-timeout, or what --keepalive takes]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     tcp_user_timeout: Option<Duration>,
     /// Connections that may wait at each port [default: as many as the kernel allows]
@@ -115,7 +124,7 @@ pub(crate) enum Command {
         connections: u64,
         listening: u64,
     },
-    Serve(Settings),
+    Serve(Box<Settings>),
 }
 
 #[derive(Clone, Debug)]
@@ -132,7 +141,8 @@ pub(crate) struct Settings {
     pub(crate) memory_reserve: Reserve,
     pub(crate) overload: Overload,
     pub(crate) slow_reader_timeout: Duration,
-    pub(crate) keepalive: Option<Duration>,
+    pub(crate) keepalive: Option<Keepalive>,
+    /// `None`: the kernel's own.
     pub(crate) tcp_user_timeout: Option<Duration>,
     pub(crate) backlog: Option<u32>,
     pub(crate) interval: Duration,
@@ -168,8 +178,11 @@ impl Args {
                 self.bind
             ));
         }
-        if self.interval.is_zero() {
-            return Err("--interval is 0: give the time between two status lines, as 1s".into());
+        if self.interval < INTERVAL_MIN {
+            return Err(
+                "--interval takes 100ms or more: give the time between two status lines, as 1s"
+                    .into(),
+            );
         }
         if self.idle_timeout == Some(Duration::ZERO) {
             return Err("--idle-timeout is 0, which would close everything: leave it out".into());
@@ -185,18 +198,24 @@ impl Args {
                 "--keepalive takes 1s to 32767s, as TCP does: give a time within, as 60s".into()
             );
         }
-        if self.tcp_user_timeout.is_some_and(|most| !USER_TIMEOUT.contains(&most)) {
+        let is_off = self.tcp_user_timeout == Some(Duration::ZERO);
+        if !is_off && self.tcp_user_timeout.is_some_and(|most| !USER_TIMEOUT.contains(&most)) {
             return Err(
-                "--tcp-user-timeout takes 1ms to 24 days: give a time within, as 30s".into()
+                "--tcp-user-timeout takes 1ms to 24 days, or 0s for the kernel's own: give a time within, as 30s"
+                    .into(),
             );
         }
+        let keepalive = self.keepalive.map(keepalive);
+        let user_timeout = self
+            .tcp_user_timeout
+            .unwrap_or_else(|| user_timeout(self.slow_reader_timeout, keepalive.as_ref()));
         if self.grace > GRACE_MAX {
             return Err("--grace is more than 1h: give how long the end may take, as 5s".into());
         }
         if self.backlog == Some(0) {
             return Err("--backlog is 0, so nobody could wait: leave it out, or give 1".into());
         }
-        Ok(Command::Serve(Settings {
+        Ok(Command::Serve(Box::new(Settings {
             bind: self.bind,
             first_port: self.first_port,
             ports,
@@ -208,14 +227,30 @@ impl Args {
             memory_reserve: self.memory_reserve.unwrap_or(Reserve::Default),
             overload: self.overload,
             slow_reader_timeout: self.slow_reader_timeout,
-            keepalive: self.keepalive,
-            tcp_user_timeout: self.tcp_user_timeout,
+            keepalive,
+            tcp_user_timeout: (!is_off).then_some(user_timeout),
             backlog: self.backlog.map(|most| u32::try_from(most).unwrap_or(u32::MAX)),
             interval: self.interval,
             grace: self.grace,
             json: self.json,
-        }))
+        })))
     }
+}
+
+/// Who wants to know after a second of silence does not want to wait ten more for each of the next probes.
+fn keepalive(idle: Duration) -> Keepalive {
+    let usual = Keepalive::default();
+    Keepalive { idle, interval: usual.interval.min(idle), ..usual }
+}
+
+/// Where none is given. With keepalive the kernel takes the user timeout in place of the number of probes, so it is the
+/// time of these: any other would change when a silent peer is given up.
+fn user_timeout(slow_reader_timeout: Duration, keepalive: Option<&Keepalive>) -> Duration {
+    let most = match keepalive {
+        Some(keepalive) => keepalive.idle + keepalive.interval * keepalive.probes_max,
+        None => slow_reader_timeout.saturating_add(USER_TIMEOUT_BEYOND_SLOW_READER),
+    };
+    most.clamp(*USER_TIMEOUT.start(), *USER_TIMEOUT.end())
 }
 
 /// The number of ports, if that many follow the first one.
@@ -290,12 +325,14 @@ mod tests {
             (&["--threads", "1k"], "1 to 256"),
             (&["--max-connections", "0"], "at least 1"),
             (&["--check", "--connections", "0"], "at least 1"),
-            (&["--interval", "0s"], "--interval"),
+            (&["--interval", "0s"], "100ms"),
+            (&["--interval", "1us"], "100ms"),
             (&["--idle-timeout", "0s"], "leave it out"),
             (&["--backlog", "0"], "leave it out"),
             (&["--max-per-source", "0"], "leave it out"),
             (&["--keepalive", "10h"], "32767s"),
-            (&["--tcp-user-timeout", "0s"], "30s"),
+            (&["--tcp-user-timeout", "100us"], "30s"),
+            (&["--tcp-user-timeout", "25days"], "30s"),
             (&["--slow-reader-timeout", "0s"], "60s"),
             (&["--grace", "1h 1ms"], "5s"),
             (&["--bind", "224.0.0.1"], "0.0.0.0"),
@@ -303,6 +340,25 @@ mod tests {
         ] {
             let Err(line) = checked(arguments) else { panic!("{arguments:?} passed") };
             assert!(line.contains(part) && !line.contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_a_peer_does_not_take_is_given_up_unless_told_otherwise() {
+        for (arguments, seconds) in [
+            (&[][..], Some(70)),
+            (&["--slow-reader-timeout", "2s"], Some(12)),
+            (&["--keepalive", "60s"], Some(90)),
+            (&["--keepalive", "1s"], Some(4)),
+            (&["--keepalive", "1s", "--tcp-user-timeout", "30s"], Some(30)),
+            (&["--tcp-user-timeout", "0s"], None),
+        ] {
+            let Ok(Command::Serve(settings)) = checked(arguments) else { panic!("{arguments:?}") };
+            assert_eq!(
+                settings.tcp_user_timeout,
+                seconds.map(Duration::from_secs),
+                "{arguments:?}"
+            );
         }
     }
 

@@ -19,13 +19,20 @@ use crate::meter::Meter;
 use crate::service::Service;
 use crate::sources::Sources;
 
+/// Time between two lines about the bound of connections.
+const NOTICE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A worker is told to shut down, and perhaps not to wait any longer.
+const ORDERS_MAX: usize = 2;
+
 /// What all threads share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) connections_max: u64,
     pub(crate) guard: Mutex<Guard>,
-    /// The bound was told of, and no room was seen since.
-    pub(crate) told_full: AtomicBool,
+    pub(crate) full: FullNotice,
+    /// Peers refused because their source held its share.
+    pub(crate) refused_by_source: AtomicU64,
     /// `None` for one thread, whose reactor knows it all.
     pub(crate) held: Option<Held>,
     pub(crate) sources: Option<Sources>,
@@ -36,7 +43,8 @@ impl Shared {
         Self {
             connections_max,
             guard: Mutex::new(guard),
-            told_full: AtomicBool::new(false),
+            full: FullNotice::default(),
+            refused_by_source: AtomicU64::new(0),
             held: (settings.threads > 1).then(Held::default),
             sources: settings.max_per_source.map(Sources::new),
         }
@@ -45,6 +53,48 @@ impl Shared {
     pub(crate) fn guard(&self) -> MutexGuard<'_, Guard> {
         lock(&self.guard)
     }
+}
+
+/// When it is worth a line that the bound of connections is reached, and that there is room again: whoever comes and goes
+/// at the bound can't fill the log.
+#[derive(Debug, Default)]
+pub(crate) struct FullNotice {
+    /// The bound was told of, and no room was since.
+    is_told: AtomicBool,
+    told_at: Mutex<Option<Instant>>,
+}
+
+impl FullNotice {
+    /// Whether to tell now that all places are taken.
+    pub(crate) fn wants_full(&self, now: Instant) -> bool {
+        self.changes(true, now)
+    }
+
+    /// Whether to tell now that there is room.
+    pub(crate) fn wants_room(&self, held: u64, most: u64, now: Instant) -> bool {
+        self.is_told.load(Ordering::Relaxed)
+            && held <= most - room_again(most)
+            && self.changes(false, now)
+    }
+
+    fn changes(&self, to: bool, now: Instant) -> bool {
+        if self.is_told.load(Ordering::Relaxed) == to {
+            return false;
+        }
+        let mut told_at = lock(&self.told_at);
+        let is_early =
+            told_at.is_some_and(|at| now.saturating_duration_since(at) < NOTICE_INTERVAL);
+        if is_early || self.is_told.swap(to, Ordering::Relaxed) == to {
+            return false;
+        }
+        *told_at = Some(now);
+        true
+    }
+}
+
+/// So many places must be free before a line says so: 5%, and more than one peer that leaves where there are more.
+fn room_again(most: u64) -> u64 {
+    (most / 20).max(2).min(most)
 }
 
 /// The connections of all threads together, so that bound and peak are those of the whole.
@@ -115,10 +165,10 @@ pub(crate) trait Duty {
     /// Passes on what the thread has counted.
     fn report(&mut self, mine: Totals, shared: &Shared, moment: &Moment<'_>);
 
-    /// Woken by another thread: whether the server is to end.
+    /// Woken by another thread: whether the server is to end; said again, at once.
     fn wants_end(&mut self) -> bool;
 
-    /// The server ends.
+    /// The server ends; said again, at once.
     fn end(&mut self);
 }
 
@@ -198,7 +248,7 @@ impl Duty for Worker {
     fn end(&mut self) {}
 }
 
-/// The order to let all connections go, and to end.
+/// The order to let all connections go, and to end; the second one does not wait for them.
 #[derive(Debug)]
 struct ShutDown;
 
@@ -261,7 +311,7 @@ fn hire(
     shared: &Arc<Shared>,
     shift: Shift,
 ) -> Result<Hired, String> {
-    let (orders, mailbox) = reactor.context().mailbox(1);
+    let (orders, mailbox) = reactor.context().mailbox(ORDERS_MAX);
     let board = Arc::new(Mutex::new(Totals::default()));
     let worker = Worker { orders: mailbox, board: Arc::clone(&board) };
     let mut service = Service::new(settings, shared, worker);
@@ -331,6 +381,25 @@ mod tests {
         }
         assert!(service.duty.crew.is_ending && service.duty.crew.running() == 0);
         assert_eq!(service.duty.crew.join(), Ok(()));
+    }
+
+    #[test]
+    fn whoever_comes_and_goes_at_the_bound_makes_a_line_a_second_at_the_most() {
+        for most in [1, 2, 10, 1_000] {
+            let notice = FullNotice::default();
+            let start = Instant::now();
+            let lines = (0..10_000_u64).filter(|&step| {
+                let now = start + Duration::from_millis(step);
+                notice.wants_full(now) | notice.wants_room(0, most, now)
+            });
+            assert!((9..=10).contains(&lines.count()), "{most}");
+        }
+        let notice = FullNotice::default();
+        let now = Instant::now();
+        assert!(notice.wants_full(now) && !notice.wants_full(now));
+        let later = now + NOTICE_INTERVAL;
+        assert!(!notice.wants_room(9, 10, later), "one that leaves is no room");
+        assert!(notice.wants_room(8, 10, later) && !notice.wants_room(8, 10, later));
     }
 
     #[test]

@@ -12,38 +12,45 @@ mod service;
 mod sources;
 mod summary;
 
-use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use c1000k_host::check::{CapKind, Machine, Need, Role, fits, largest_target, render, table};
-use c1000k_host::command_line::{self, REACHED, SHORT, USAGE, fail};
+use c1000k_host::command_line::{self, REACHED, SHORT, USAGE, fail, print, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{connections_within, raise_descriptor_limit};
 use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
 use c1000k_report::Destination;
-use reactor::{Config, Keepalive, ListenOptions, Reactor, Signal, Status};
+use c1000k_report::record::ServerRecord;
+use reactor::{Config, ListenOptions, Reactor, Signal, Status};
 
 use args::{Args, Command, Settings};
 use crew::{Crew, Lead, Shared};
 use guard::Guard;
 use meter::Meter;
-use service::Service;
+use service::{SHUT_DOWN, Service};
 
 /// A connection's output queue holds one read at the most; the rest is room for what is being sent.
 const WRITE_QUEUE_BYTES_MAX: usize = 128 * 1024;
 
 /// A second signal ends the process as the signal itself would.
-const fn ended_by(signal: Signal) -> u8 {
-    match signal {
-        Signal::Terminate => 143,
-        _ => 130,
+const fn exit_code(left_by: Option<Signal>) -> u8 {
+    match left_by {
+        None => REACHED,
+        Some(Signal::Terminate) => 143,
+        Some(_) => 130,
     }
 }
 
 fn main() -> ExitCode {
+    let code = run_command();
+    command_line::flush_log();
+    code
+}
+
+fn run_command() -> ExitCode {
     let args = match command_line::parse::<Args>() {
         Ok(args) => args,
         Err(code) => return code,
@@ -82,25 +89,45 @@ fn serve(settings: &Settings) -> Result<ExitCode, String> {
     service.start(reactor.context()).map_err(|error| error.to_string())?;
     tell_ready(settings, connections_max);
     run(&mut reactor, &mut service).map_err(|error| format!("the reactor can't go on: {error}"))?;
-    if let Some(signal) = service.left_by {
-        return Ok(ExitCode::from(ended_by(signal)));
-    }
     service.duty.crew.join()?;
     let totals = service.duty.totals(service.totals(reactor.context()), &shared);
     let meter = &mut service.duty.meter;
     let memory_guard = shared.guard().record(Instant::now());
     let record =
         summary::record(settings, connections_max, started_at, &totals, meter, memory_guard);
-    let text = summary::text(&record);
+    tell_losses(&record);
+    let code = exit_code(service.left_by);
+    conclude(settings, &record).map(|()| ExitCode::from(code))
+}
+
+/// Output that was lost is told of where people look first.
+fn tell_losses(record: &ServerRecord) {
+    let lost = |reason| record.closed_by.get(reason).copied().unwrap_or(0);
+    let cut_off = lost(SHUT_DOWN) + record.open;
+    if cut_off > 0 {
+        log::warn!(
+            "{} connections were cut off at the end, and what their peers had not taken is lost: a longer --grace gives them time",
+            format::count(cut_off)
+        );
+    }
+}
+
+/// The record, and the summary. Neither holds the end up: signals that come while a pipe is not read end the program.
+fn conclude(settings: &Settings, record: &ServerRecord) -> Result<(), String> {
+    let write = |destination: &Destination| destination.write(record);
+    let (waiting, prompt) = match &settings.json {
+        Some(destination) if destination.may_wait() => (Some(destination), None),
+        prompt => (None, prompt.as_ref()),
+    };
+    let written = prompt.map_or(Ok(()), write);
+    command_line::give_signals_back();
+    let text = summary::text(record);
     if settings.json == Some(Destination::Stdout) {
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        print_error(&text);
     } else {
         print(&text);
     }
-    if let Some(destination) = &settings.json {
-        destination.write(&record).map_err(|error| error.to_string())?;
-    }
-    Ok(ExitCode::from(REACHED))
+    written.and_then(|()| waiting.map_or(Ok(()), write)).map_err(|error| error.to_string())
 }
 
 fn tell_ready(settings: &Settings, connections_max: u64) {
@@ -226,17 +253,11 @@ fn see_that_ports_are_free(settings: &Settings, reactor: &mut Reactor<()>) -> Re
     Ok(())
 }
 
-/// Who wants to know after a second of silence does not want to wait ten more for each of the next probes.
-fn keepalive(idle: Duration) -> Keepalive {
-    let usual = Keepalive::default();
-    Keepalive { idle, interval: usual.interval.min(idle), ..usual }
-}
-
 fn listen(settings: &Settings, reactor: &mut Reactor<()>) -> Result<(), String> {
     let options = ListenOptions {
         backlog: settings.backlog,
         reuse_port: settings.threads > 1,
-        keepalive: settings.keepalive.map(keepalive),
+        keepalive: settings.keepalive,
         user_timeout: settings.tcp_user_timeout,
         ..Default::default()
     };
@@ -259,9 +280,4 @@ fn listen_remedy(error: &reactor::Error) -> &'static str {
         ErrorKind::AddrNotAvailable => "give a --bind that is an address of this machine",
         _ => "give another --bind or --first-port",
     }
-}
-
-/// Prints; a reader that has gone away is no fault.
-fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -3,6 +3,7 @@
 //! Who is refused, and who is dropped, is decided here; how, is the reactor's.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -20,8 +21,8 @@ use crate::guard::{ALLOWANCE_MIN, Change, LOOK_INTERVAL, Overload, Shortage};
 use crate::meter::sample_interval;
 use crate::sources::{Source, Sources};
 
-/// A connection that came and went at the bound is worth a line again once so many have left.
-const ROOM_AGAIN_PERCENT: u64 = 5;
+/// Why a connection ended whose peer had not taken what the server closed it with: at the end of the grace.
+pub(crate) const SHUT_DOWN: &str = "shut_down";
 
 /// What may wait at each port while memory is short. Those who are refused wait for one wake at the most.
 const BACKLOG_REFUSING: u32 = 16;
@@ -188,7 +189,7 @@ impl<D: Duty> Service<D> {
     /// Why this peer may not come in.
     fn refusal(&mut self, cx: &mut Context<()>, incoming: &Incoming<'_>) -> Option<&'static str> {
         if !self.claim(cx) {
-            self.tell_full();
+            self.tell_full(cx);
             return Some("max_connections");
         }
         // Where accepting is paused, this one had come before.
@@ -252,29 +253,25 @@ impl<D: Duty> Service<D> {
     }
 
     fn tell_source(&self, source: Source) {
-        let times = self.refused_by.get("max_per_source").copied().unwrap_or(0) + 1;
+        let times = self.shared.refused_by_source.fetch_add(1, Ordering::Relaxed) + 1;
         if times.is_power_of_two() {
             log::warn!(
-                "{source} holds its share: more of it are refused ({times} times by source)"
+                "{source} holds its share: more of it are refused ({times} times, all sources together)"
             );
         }
     }
 
-    fn tell_full(&self) {
-        if !self.shared.told_full.swap(true, Ordering::Relaxed) {
+    fn tell_full(&self, cx: &Context<()>) {
+        if self.shared.full.wants_full(cx.now()) {
             let most = format::count(self.shared.connections_max);
             log::warn!("{most} connections are held, which is the limit: more are refused");
         }
     }
 
     fn note_room(&self, cx: &Context<()>) {
-        if !self.shared.told_full.load(Ordering::Relaxed) {
-            return;
-        }
-        let most = self.shared.connections_max;
         let held = self.held(cx);
-        if held < most - most * ROOM_AGAIN_PERCENT / 100
-            && self.shared.told_full.swap(false, Ordering::Relaxed)
+        if !cx.is_shutting_down()
+            && self.shared.full.wants_room(held, self.shared.connections_max, cx.now())
         {
             log::info!("there is room again: {} connections", format::count(held));
         }
@@ -313,10 +310,11 @@ impl<D: Duty> Service<D> {
         cx.abort(token);
     }
 
-    /// The server ends, as far as this thread goes.
+    /// The server ends, as far as this thread goes; asked again, at once.
     fn end(&mut self, cx: &mut Context<()>) {
         self.duty.end();
-        cx.shutdown(self.grace);
+        let grace = if cx.is_shutting_down() { Duration::ZERO } else { self.grace };
+        cx.shutdown(grace);
     }
 }
 
@@ -368,7 +366,10 @@ impl<D: Duty> Handler for Service<D> {
         cx.close(token);
     }
 
-    fn on_close(&mut self, cx: &mut Context<()>, token: Token, _conn: (), _reason: CloseReason) {
+    fn on_close(&mut self, cx: &mut Context<()>, token: Token, _conn: (), reason: CloseReason) {
+        if let Some(reason) = ended_by(&reason) {
+            *self.closed_by.entry(reason).or_default() += 1;
+        }
         if let Some(held) = &self.shared.held {
             held.note_close();
         }
@@ -400,6 +401,7 @@ impl<D: Duty> Handler for Service<D> {
             self.look_by_clock(cx);
             cx.add_timer(LOOK_INTERVAL).map(|timer| self.look_timer = Some(timer))
         } else {
+            self.note_room(cx);
             self.report(cx);
             self.start_sampling(cx)
         };
@@ -409,7 +411,7 @@ impl<D: Duty> Handler for Service<D> {
     }
 
     fn on_wake(&mut self, cx: &mut Context<()>) {
-        if self.duty.wants_end() {
+        while self.duty.wants_end() {
             self.end(cx);
         }
     }
@@ -418,12 +420,26 @@ impl<D: Duty> Handler for Service<D> {
         if std::mem::replace(&mut self.is_signalled, true) {
             self.left_by = Some(signal);
             log::warn!("a second signal: leaving at once");
-            return cx.stop();
+            return self.end(cx);
         }
         let open = format::count(self.held(cx));
         let grace = format::duration(self.grace.as_secs_f64());
         log::info!("{signal:?}: closing {open} connections, {grace} at the most");
         self.report_within(cx, Duration::MAX);
         self.end(cx);
+    }
+}
+
+/// Why a connection ended before both sides had finished, where no rule of the service has counted it.
+fn ended_by(reason: &CloseReason) -> Option<&'static str> {
+    match reason {
+        CloseReason::FlushTimedOut => Some("flush_timeout"),
+        CloseReason::ShutDown => Some(SHUT_DOWN),
+        CloseReason::Failed(error) => Some(match error.kind() {
+            ErrorKind::TimedOut => "tcp_timeout",
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "reset",
+            _ => "failed",
+        }),
+        _ => None,
     }
 }

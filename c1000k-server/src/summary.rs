@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use c1000k_host::check::{Need, Role, predict};
+use c1000k_host::command_line::log_lines_dropped;
 use c1000k_host::errno_name;
 use c1000k_host::format;
 use c1000k_host::usage::ProcessUsage;
@@ -62,6 +63,7 @@ pub(crate) fn record(
         accept_pauses: stats.accept_pauses,
         refused_by: refused_by(stats, &totals.refused_by),
         closed_by: totals.closed_by.iter().map(counted).collect(),
+        log_lines_dropped: log_lines_dropped(),
         memory_guard,
         wakeups: stats.wakeups,
         kernel_bytes_by_slab: peak.as_ref().and_then(|peak| peak.bytes_by_slab()),
@@ -136,6 +138,10 @@ pub(crate) fn text(record: &ServerRecord) -> String {
     );
     rows.extend(
         record.closed_by.iter().map(|(why, &times)| count(&format!("closed, {why}"), times)),
+    );
+    rows.extend(
+        (record.log_lines_dropped > 0)
+            .then(|| count("lines of log dropped", record.log_lines_dropped)),
     );
     rows.extend(
         record

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -14,6 +15,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const NOBODY: u32 = 65_534;
+
+/// What a pipe holds that nobody reads.
+const PIPE_BYTES: usize = 65_536;
 
 #[test]
 fn sigterm_hands_over_what_is_queued_and_writes_the_record() {
@@ -48,9 +52,10 @@ fn sigint_ends_it_as_well() {
 }
 
 #[test]
-fn a_second_signal_leaves_at_once() {
-    for (second, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
-        let mut server = Server::start(1, &["--grace", "1h"]);
+fn a_second_signal_leaves_at_once_with_a_record() {
+    let seconds = [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)];
+    for ((second, code), threads) in seconds.into_iter().zip(["1", "3"]) {
+        let mut server = Server::start(1, &["--grace", "1h", "--threads", threads]);
         let slow = server.connect(0);
         fill(&slow, Duration::from_millis(300), 64 << 20);
         server.signal(Signal::SIGTERM);
@@ -59,7 +64,40 @@ fn a_second_signal_leaves_at_once() {
         server.signal(second);
         assert_eq!(server.wait().code(), Some(code));
         assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+        let record = server.record();
+        assert_eq!((record.accepted, record.open + record.closed), (1, 1));
+        assert!(server.sees_line("1 connections were cut off"));
     }
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_holds_up_neither_the_server_nor_its_end() {
+    let (_unread, mut full) = std::io::pipe().unwrap();
+    full.write_all(&[b'.'; PIPE_BYTES]).unwrap();
+    let first_port = free_ports(1);
+    let folder = tempfile::tempdir().unwrap();
+    let record = folder.path().join("record");
+    let mut child = Command::new(BINARY)
+        .args(["--bind", "127.0.0.1", "--ports", "1", "--interval", "100ms", "--json"])
+        .arg(&record)
+        .arg(format!("--first-port={first_port}"))
+        .stdout(full.try_clone().unwrap())
+        .stderr(full)
+        .spawn()
+        .unwrap();
+    let mut stream = None;
+    common::until(common::DEADLINE, || {
+        stream = TcpStream::connect((Ipv4Addr::LOCALHOST, first_port)).ok();
+        stream.is_some()
+    });
+    let stream = stream.expect("it listens, though it can't say so");
+    stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
+    for _ in 0..5 {
+        echo(&stream, b"served all the same");
+    }
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(wait(&mut child).code(), Some(0));
+    assert_eq!(ServerRecord::read(&record).unwrap().accepted, 1);
 }
 
 #[test]
@@ -71,6 +109,8 @@ fn what_is_not_handed_over_within_the_grace_is_cut_off() {
     assert_eq!(server.wait().code(), Some(0));
     assert!(read_to_end(&slow).1.is_err(), "what is cut off ends with a reset");
     assert_eq!((server.record().open, server.record().closed), (0, 1));
+    assert_eq!(server.record().closed_by.get("shut_down"), Some(&1));
+    assert!(server.sees_line("1 connections were cut off"));
 }
 
 #[test]

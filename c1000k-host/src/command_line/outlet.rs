@@ -1,0 +1,206 @@
+//! Standard error, written by a thread of its own: nobody who serves waits for whoever reads it.
+//!
+//! A pipe that nobody reads is full after some 64 KB, and a terminal may be stopped: from then on a write waits, perhaps
+//! for ever. So what is told goes into a bounded queue; what finds it full is dropped and counted.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::SigSet;
+
+/// Texts that may wait; each is a line, or a few.
+const TEXTS_MAX: usize = 1024;
+
+/// So long the end of the program waits for those who read what it said.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// It calls `write`, and nothing else.
+const STACK_BYTES: usize = 128 * 1024;
+
+/// The one way to standard error.
+pub(super) static STANDARD_ERROR: Outlet = Outlet::new();
+
+/// Texts on their way to a writer.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    is_running: bool,
+    is_writing: bool,
+    /// The writer was waited for in vain, and has written nothing since.
+    is_stuck: bool,
+    waiting: VecDeque<Vec<u8>>,
+    dropped: u64,
+    /// Those of them that no line has told of.
+    dropped_untold: u64,
+}
+
+impl Outlet {
+    pub(super) const fn new() -> Self {
+        let state = State {
+            is_running: false,
+            is_writing: false,
+            is_stuck: false,
+            waiting: VecDeque::new(),
+            dropped: 0,
+            dropped_untold: 0,
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// Starts the thread that writes. Signals are for others: it blocks them all.
+    ///
+    /// # Errors
+    /// The system refused to start it; then each text is written by who brings it.
+    pub(super) fn start(&'static self, out: impl Write + Send + 'static) -> io::Result<()> {
+        let before = SigSet::thread_get_mask()?;
+        SigSet::all().thread_block()?;
+        let thread = thread::Builder::new().name("log".to_owned()).stack_size(STACK_BYTES);
+        let started = thread.spawn(move || self.pour(out));
+        before.thread_set_mask()?;
+        started?;
+        self.state().is_running = true;
+        Ok(())
+    }
+
+    /// Takes a text, without waiting for anybody.
+    pub(super) fn push(&self, text: Vec<u8>) {
+        let mut state = self.state();
+        if !state.is_running {
+            drop(state);
+            // A reader that has gone away is no fault.
+            let _ = io::stderr().write_all(&text);
+            return;
+        }
+        if state.waiting.len() < TEXTS_MAX {
+            state.waiting.push_back(text);
+            self.changed.notify_all();
+        } else {
+            state.dropped += 1;
+            state.dropped_untold += 1;
+        }
+    }
+
+    /// Waits until all is written, for a second at the most.
+    pub(super) fn flush(&self) {
+        let is_busy = |state: &mut State| {
+            let has_more = state.dropped_untold > 0 || !state.waiting.is_empty();
+            state.is_running && !state.is_stuck && (state.is_writing || has_more)
+        };
+        let waited = self.changed.wait_timeout_while(self.state(), PATIENCE, is_busy);
+        let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.is_stuck |= waited.timed_out();
+    }
+
+    /// Texts that found the queue full.
+    pub(super) fn dropped(&self) -> u64 {
+        self.state().dropped
+    }
+
+    fn pour(&self, mut out: impl Write) {
+        loop {
+            let text = self.next();
+            let _ = out.write_all(&text).and_then(|()| out.flush());
+        }
+    }
+
+    /// What is to be written next, once there is something. That some were dropped is told when there is room again.
+    fn next(&self) -> Vec<u8> {
+        let mut state = self.state();
+        (state.is_writing, state.is_stuck) = (false, false);
+        self.changed.notify_all();
+        let is_idle = |state: &mut State| state.waiting.is_empty() && state.dropped_untold == 0;
+        let waited = self.changed.wait_while(state, is_idle);
+        state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.is_writing = true;
+        state.waiting.pop_front().unwrap_or_else(|| {
+            let dropped = std::mem::take(&mut state.dropped_untold);
+            format!("{dropped} lines of log are missing here: nobody read them in time\n").into()
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A line of log, which comes in one piece.
+#[derive(Debug)]
+pub(super) struct LogLines;
+
+impl Write for LogLines {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        STANDARD_ERROR.push(text.to_vec());
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::time::Instant;
+
+    use super::*;
+
+    fn outlet(out: impl Write + Send + 'static) -> &'static Outlet {
+        let outlet = Box::leak(Box::new(Outlet::new()));
+        outlet.start(out).unwrap();
+        outlet
+    }
+
+    #[test]
+    fn what_is_read_comes_whole_and_in_order() {
+        let (reader, writer) = io::pipe().unwrap();
+        let outlet = outlet(writer);
+        for number in 0..100 {
+            outlet.push(format!("{number}\n").into());
+        }
+        outlet.flush();
+        let mut lines = BufReader::new(reader).lines();
+        for number in 0..100 {
+            assert_eq!(lines.next().unwrap().unwrap(), number.to_string());
+        }
+        assert_eq!(outlet.dropped(), 0);
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_holds_nobody_up_and_what_is_missing_is_told() {
+        let (reader, writer) = io::pipe().unwrap();
+        let outlet = outlet(writer);
+        let began = Instant::now();
+        let line = format!("{}\n", "x".repeat(999));
+        for _ in 0..TEXTS_MAX * 2 {
+            outlet.push(line.clone().into());
+        }
+        outlet.flush();
+        outlet.flush();
+        assert!(began.elapsed() < PATIENCE * 5, "{:?}", began.elapsed());
+        let dropped = outlet.dropped();
+        assert!(dropped > 0);
+
+        let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
+        let read = lines.by_ref().take_while(|line| !line.contains("missing")).count() as u64;
+        assert_eq!(read + dropped, TEXTS_MAX as u64 * 2);
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_away_is_no_fault() {
+        let (reader, writer) = io::pipe().unwrap();
+        let outlet = outlet(writer);
+        drop(reader);
+        outlet.push(b"to nobody\n".to_vec());
+        outlet.flush();
+        assert!(!outlet.state().is_stuck && outlet.state().waiting.is_empty());
+    }
+}
