@@ -575,7 +575,8 @@ def peer_machine_gone(run):
                 run.figure(tcp_abort_on_timeout=aborted)
                 run.check("the kernel counts each of them", aborted == 1_000)
                 record = run.ends(probing)
-                run.check("so does the record", record["accepted"] == record["closed"] == 501)
+                run.figure(closed_by=str(record["closed_by"]))
+                run.check("so does the record", record["closed_by"].get("tcp_timeout") == 500)
 
 
 def machine_vanishes(run, space, probing, answering):
