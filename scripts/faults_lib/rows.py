@@ -153,8 +153,7 @@ def memory_cgroup(run):
             run.check("many are held", held > 3_000)
             run.check("all others were reset", held + refused == 18_000)
             run.check("each one admitted echoes", crowd.prove() == held)
-            state = [line for line in server.log().splitlines() if "| refusing: memory" in line]
-            run.check("the status line says so", bool(state))
+            wait_until(lambda: "| refusing: memory" in server.log(), 10, "the status line says that memory is refused")
             crowd.close(held // 2)
             took = wait_until(lambda: peers.admitted(server.address(0)), 15, "it admits again")
             crowd.add(held // 4)
