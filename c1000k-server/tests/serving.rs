@@ -129,6 +129,34 @@ fn a_reader_that_stays_slow_is_dropped_after_its_time() {
 }
 
 #[test]
+fn what_a_peer_has_not_read_when_it_has_finished_is_given_up_in_time() {
+    let server = Server::start(1, &["--tcp-user-timeout", "1s"]);
+    let slow = server.connect(0);
+    fill(&slow, Duration::from_millis(150), 1 << 20);
+    slow.shutdown(Shutdown::Write).unwrap();
+    let local = slow.local_addr().unwrap().port();
+    let end = || state_of(server.first_port, local);
+    assert!(until(DEADLINE, || end() == Some(LAST_ACK)), "the server has not closed: {:?}", end());
+    assert!(until(DEADLINE, || end().is_none()), "the kernel keeps it: {:?}", end());
+    server.stop();
+}
+
+/// As the kernel numbers them.
+const LAST_ACK: u8 = 9;
+
+/// The state of the socket with these ports, if there is one.
+fn state_of(local: u16, peer: u16) -> Option<u8> {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("it is there on Linux");
+    let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
+    table.lines().skip(1).find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let ends = (port(fields.next()?)?, port(fields.next()?)?);
+        let state = u8::from_str_radix(fields.next()?, 16).ok()?;
+        (ends == (local, peer)).then_some(state)
+    })
+}
+
+#[test]
 fn a_silent_connection_is_closed_and_a_talking_one_is_not() {
     let server = Server::start(1, &["--idle-timeout", "400ms"]);
     let silent = server.connect(0);
