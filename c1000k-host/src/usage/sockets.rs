@@ -27,11 +27,17 @@ impl SocketUsage {
     }
 
     /// `net.ipv4.tcp_mem` in bytes: below the first all is well, above the second the kernel squeezes buffers, at the
-    /// third it queues nothing more.
+    /// third it queues nothing more. `None` in any network namespace but the first, though they hold there too.
     pub fn buffer_limits_bytes() -> Option<[u64; 3]> {
         let pages = text::numbers(&text::read("/proc/sys/net/ipv4/tcp_mem")?)?;
         let bytes = |pages: &u64| pages.saturating_mul(text::page_bytes());
         pages.iter().map(bytes).collect::<Vec<_>>().try_into().ok()
+    }
+
+    /// Whether the kernel squeezes buffers, as it says in each network namespace: queued data has gone above the second
+    /// limit, and not yet below the first.
+    pub fn is_pressed() -> bool {
+        text::read("/proc/net/protocols").is_some_and(|protocols| is_pressed(&protocols))
     }
 
     fn parse(version_4: &str, version_6: &str, page_bytes: u64) -> Option<Self> {
@@ -45,6 +51,15 @@ impl SocketUsage {
             buffer_bytes: field("mem")?.checked_mul(page_bytes)?,
         })
     }
+}
+
+/// Whether the line of TCP has a `yes` in the column `press`.
+fn is_pressed(protocols: &str) -> bool {
+    let mut lines = protocols.lines();
+    let column =
+        lines.next().and_then(|head| head.split_whitespace().position(|name| name == "press"));
+    let tcp = lines.map(str::split_whitespace).find(|line| line.clone().next() == Some("TCP"));
+    tcp.zip(column).is_some_and(|(mut line, column)| line.nth(column) == Some("yes"))
 }
 
 /// The number behind `name` in the line that starts with `protocol`.
@@ -92,6 +107,20 @@ mod tests {
         ] {
             assert_eq!(SocketUsage::parse(text, VERSION_6, 4096), None, "{text}");
         }
+    }
+
+    #[test]
+    fn the_pressure_on_buffers_is_that_of_tcp() {
+        let protocols = |tcp| {
+            format!(
+                "protocol  size sockets  memory press maxhdr  slab module\n\
+                 TCPv6     2432      0     351   no     192   yes  kernel\n\
+                 TCP       2304     27     351   {tcp}   192   yes  kernel\n"
+            )
+        };
+        assert!(is_pressed(&protocols("yes")));
+        assert!(!is_pressed(&protocols("no")));
+        assert!(!is_pressed("") && !is_pressed("press\nTCP") && !is_pressed("TCP yes"));
     }
 
     #[test]
