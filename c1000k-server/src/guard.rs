@@ -2,12 +2,16 @@
 //!
 //! Looking at memory reads a few small files, so it is not done for each connection. Each look allows as many
 //! admissions as fit into half of the room above the reserve, by what a connection was seen to cost; when those are
-//! used up, or a timer says so, memory is looked at again. However fast peers arrive, the room can't be overrun
-//! between two looks. Threads draw a few admissions at a time, so that few of them wait in one while another finds none.
+//! used up, or a timer says so, memory is looked at again: however fast peers arrive, those who are admitted leave the
+//! reserve alone. Threads draw a few admissions at a time, so that few of them wait in one while another finds none.
 //!
 //! Memory of closed connections does not all come back to the machine at once: the kernel keeps it in its slabs for the
 //! next connections. So as many as were held when the guard closed may be held again, as long as nobody else has taken
 //! the memory meanwhile.
+//!
+//! The reserve is for what comes later: output queues, which may take half of it, and those who are refused, whose
+//! sockets the kernel frees a moment after they were closed. So refusals are granted by looks as well, few at a time, and
+//! when more than half of the reserve is gone the largest output queues go.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -21,7 +25,16 @@ use c1000k_report::record;
 use clap::ValueEnum;
 
 /// Memory is looked at at least so often.
-pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// And so often while the reserve is being used.
+const LOOK_INTERVAL_TIGHT: Duration = Duration::from_millis(25);
+
+/// Refusals used up are granted anew after so long: by then the kernel has freed most of the sockets.
+pub(crate) const REST: Duration = Duration::from_millis(20);
+
+/// So many are refused between two rests, however little memory is left: they are to know.
+const REFUSALS_MIN: u64 = 16;
 
 /// And at least once in so many admissions.
 const ALLOWANCE_MAX: u64 = 4_096;
@@ -32,6 +45,9 @@ pub(crate) const ALLOWANCE_MIN: u64 = 64;
 
 /// The guard stays closed for so long at the least: it does not flap.
 const CLOSED_MIN: Duration = Duration::from_secs(1);
+
+/// If nobody has left, memory must have been back for so long: what comes and goes is no room.
+const BACK_MIN: Duration = Duration::from_secs(3);
 
 /// What a connection costs before so many were seen.
 const LEARN_FROM: u64 = 1_000;
@@ -67,8 +83,18 @@ pub(crate) enum Overload {
 /// Why the guard is closed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Shortage {
-    Memory { room: MemoryRoom, reserve_bytes: u64 },
-    SocketBuffers { queued_bytes: u64, limit_bytes: u64 },
+    Memory {
+        room: MemoryRoom,
+        reserve_bytes: u64,
+    },
+    SocketBuffers {
+        queued_bytes: u64,
+        limit_bytes: u64,
+    },
+    /// Where the limits can't be read.
+    BufferPressure {
+        queued_bytes: u64,
+    },
 }
 
 /// What a look has changed.
@@ -84,6 +110,8 @@ struct View {
     rooms: Vec<MemoryRoom>,
     /// Data queued in all sockets.
     queued_bytes: u64,
+    /// The kernel finds that too much.
+    buffers_pressed: bool,
 }
 
 #[derive(Debug)]
@@ -92,11 +120,15 @@ pub(crate) struct Guard {
     reserve: Reserve,
     /// With room for fewer it closes.
     allowance_min: u64,
-    /// `net.ipv4.tcp_mem` in bytes.
+    /// `net.ipv4.tcp_mem` in bytes; only the first network namespace shows it.
     buffer_limits: Option<[u64; 3]>,
     /// Admissions until the next look.
     allowance: u64,
+    /// Refusals until the next look.
+    refusals: u64,
     closed: Option<(Shortage, Instant)>,
+    /// Since then each look has found room to open again.
+    back_since: Option<Instant>,
     /// So many connections were held when the guard closed.
     proven: u64,
     /// The room that a count of connections left where memory is tightest, to learn what one costs.
@@ -144,7 +176,9 @@ impl Guard {
             allowance_min: ALLOWANCE_MIN * threads,
             buffer_limits: SocketUsage::buffer_limits_bytes(),
             allowance: 0,
+            refusals: 0,
             closed: None,
+            back_since: None,
             proven: 0,
             baseline: None,
             bytes_per_connection: BYTES_PER_CONNECTION,
@@ -157,13 +191,59 @@ impl Guard {
         }
     }
 
-    /// What is free above the reserve, where it is tightest; `None` where memory can't be read.
-    pub(crate) fn spare_bytes(&self) -> Option<u64> {
+    /// # Errors
+    /// One line, where the reserve is all the memory there is, so that nobody could ever be admitted.
+    pub(crate) fn check_reserve(&self) -> Result<(), String> {
+        let all = |room: &MemoryRoom| self.reserve.bytes(room.total_bytes) >= room.total_bytes;
+        let Some(room) = self.reader.rooms().into_iter().find(all) else { return Ok(()) };
+        Err(format!(
+            "--memory-reserve is {}, and {}{} is all the memory there is: give less, as 10%",
+            format::bytes(self.reserve.bytes(room.total_bytes)),
+            format::bytes(room.total_bytes),
+            place(&room),
+        ))
+    }
+
+    /// What all output queues together may take: half of the reserve, and a quarter of what is free above it; `None`
+    /// where memory can't be read. Who keeps nothing free leaves it to the second.
+    pub(crate) fn queues_bytes_max(&self) -> Option<u64> {
         let rooms = self.reader.rooms();
-        rooms
-            .iter()
-            .map(|room| room.bytes.saturating_sub(self.reserve.bytes(room.total_bytes)))
-            .min()
+        rooms.iter().map(|room| queues_bytes_within(room, self.reserve)).min()
+    }
+
+    /// How much more must be free before anybody is admitted, if memory is what lacks.
+    pub(crate) fn lacking_bytes(&self) -> Option<u64> {
+        let Some(Shortage::Memory { room, reserve_bytes }) = self.shortage() else { return None };
+        let wanted_bytes = reserve_bytes + back_bytes(*reserve_bytes, room.total_bytes);
+        Some(wanted_bytes.saturating_sub(room.bytes))
+    }
+
+    /// How long to wait for the next look.
+    pub(crate) fn look_interval(&self) -> Duration {
+        let is_tight =
+            self.reserve_left_bytes().is_some_and(|left| left < self.reserve_bytes / 4 * 3);
+        if is_tight { LOOK_INTERVAL_TIGHT } else { LOOK_INTERVAL }
+    }
+
+    /// How much of the output queues must go, for more than half of the reserve is gone.
+    pub(crate) fn overdraft_bytes(&self) -> u64 {
+        let left_bytes = self.reserve_left_bytes().unwrap_or(u64::MAX);
+        (self.reserve_bytes / 2).saturating_sub(left_bytes)
+    }
+
+    /// What was left at the last look, if the guard is closed.
+    fn reserve_left_bytes(&self) -> Option<u64> {
+        self.closed.as_ref().and(self.room_bytes)
+    }
+
+    /// Counts somebody who is refused; `false` when no more should be before the next look.
+    pub(crate) fn refuse(&mut self) -> bool {
+        self.refusals = self.refusals.saturating_sub(1);
+        !self.has_refused_enough()
+    }
+
+    pub(crate) fn has_refused_enough(&self) -> bool {
+        self.refusals == 0 && self.closed.is_some()
     }
 
     /// Whether memory is to be looked at before anybody else is admitted.
@@ -191,7 +271,8 @@ impl Guard {
     /// Looks at memory, with so many connections held.
     pub(crate) fn look(&mut self, connections: u64, now: Instant) -> Option<Change> {
         let queued_bytes = SocketUsage::read().map_or(0, |usage| usage.buffer_bytes);
-        let view = View { rooms: self.reader.rooms(), queued_bytes };
+        let buffers_pressed = self.buffer_limits.is_none() && SocketUsage::is_pressed();
+        let view = View { rooms: self.reader.rooms(), queued_bytes, buffers_pressed };
         self.judge(&view, connections, now)
     }
 
@@ -230,13 +311,17 @@ impl Guard {
         let each_bytes = self.bytes_per_connection + data_bytes(room, 1);
         let fitting = spare_bytes.max(0) as u64 / each_bytes / 2;
         let replaced = self.replaceable(spare_bytes, connections);
-        let shortage = self.buffers_short(view.queued_bytes).or_else(|| {
+        let shortage = self.buffers_short(view).or_else(|| {
             let short = fitting < self.allowance_min && replaced == 0;
             let shortage =
                 || Shortage::Memory { room: room.clone(), reserve_bytes: self.reserve_bytes };
             short.then(shortage)
         });
         self.allowance = fitting.max(replaced).min(ALLOWANCE_MAX);
+        self.refusals = self.refusals_fitting(room);
+        let back_bytes = back_bytes(self.reserve_bytes, room.total_bytes);
+        let is_back = spare_bytes >= back_bytes as i64;
+        self.back_since = is_back.then(|| self.back_since.unwrap_or(now));
         match (shortage, &mut self.closed) {
             (Some(shortage), None) => {
                 self.closed = Some((shortage, now));
@@ -249,8 +334,9 @@ impl Guard {
                 None
             }
             (None, Some((_, since))) => {
-                let enough = spare_bytes >= (self.reserve_bytes / 4) as i64
-                    || replaced >= (self.proven / 20).max(1);
+                let is_steady = |since| now.duration_since(since) >= BACK_MIN;
+                let enough =
+                    self.back_since.is_some_and(is_steady) || replaced >= (self.proven / 20).max(1);
                 let closed_for = now.duration_since(*since);
                 if !enough || closed_for < CLOSED_MIN {
                     return None;
@@ -265,8 +351,15 @@ impl Guard {
 
     /// How many may take the place of those that have left since the guard closed.
     fn replaceable(&self, spare_bytes: i64, connections: u64) -> u64 {
-        let taken_by_others = spare_bytes < -((self.reserve_bytes / 16) as i64);
+        let taken_by_others = spare_bytes < -((self.reserve_bytes / 8) as i64);
         if taken_by_others { 0 } else { self.proven.saturating_sub(connections) }
+    }
+
+    /// So many may be refused at once: all of them take a sixteenth of the reserve, and less the more of it is gone.
+    fn refusals_fitting(&self, room: &MemoryRoom) -> u64 {
+        let left_bytes = room.bytes.saturating_sub(self.reserve_bytes / 2);
+        let most_bytes = (left_bytes / 2).min(self.reserve_bytes / 16);
+        (most_bytes / self.bytes_per_connection).clamp(REFUSALS_MIN, ALLOWANCE_MAX)
     }
 
     /// What a connection takes, peers on the same machine included, as the room has shrunk since the first look.
@@ -285,8 +378,11 @@ impl Guard {
     }
 
     /// At its limit for queued data the kernel drops what arrives, on the connections that are held too.
-    fn buffers_short(&self, queued_bytes: u64) -> Option<Shortage> {
-        let [_, pressure, limit] = self.buffer_limits?;
+    fn buffers_short(&self, view: &View) -> Option<Shortage> {
+        let queued_bytes = view.queued_bytes;
+        let Some([_, pressure, limit]) = self.buffer_limits else {
+            return view.buffers_pressed.then_some(Shortage::BufferPressure { queued_bytes });
+        };
         let already = matches!(self.shortage(), Some(Shortage::SocketBuffers { .. }));
         let bound = if already { pressure } else { pressure.midpoint(limit) };
         (queued_bytes > bound)
@@ -305,12 +401,31 @@ fn data_bytes(room: &MemoryRoom, connections: u64) -> u64 {
     now_bytes.map_or(0, |bytes| bytes.max(connections.saturating_mul(DATA_BYTES_PER_CONNECTION)))
 }
 
+/// So much above the reserve is room again, which there has to be even where the reserve is almost everything.
+fn back_bytes(reserve_bytes: u64, total_bytes: u64) -> u64 {
+    reserve_bytes.min(total_bytes.saturating_sub(reserve_bytes)) / 4
+}
+
+fn queues_bytes_within(room: &MemoryRoom, reserve: Reserve) -> u64 {
+    let reserve_bytes = reserve.bytes(room.total_bytes);
+    let quarter = room.bytes.saturating_sub(reserve_bytes) / 4;
+    if reserve_bytes == 0 { quarter } else { quarter.min(reserve_bytes / 2) }
+}
+
+/// Names the cgroup, if it is one.
+fn place(room: &MemoryRoom) -> String {
+    match &room.bound_by {
+        MemoryBound::Cgroup(directory) => format!(" (cgroup {})", directory.display()),
+        MemoryBound::Machine => String::new(),
+    }
+}
+
 impl Shortage {
     /// The name that counters use.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Memory { .. } => "memory",
-            Self::SocketBuffers { .. } => "tcp_mem",
+            Self::SocketBuffers { .. } | Self::BufferPressure { .. } => "tcp_mem",
         }
     }
 }
@@ -322,16 +437,20 @@ impl fmt::Display for Shortage {
                 let total = format::bytes(room.total_bytes);
                 let left = format::bytes(room.bytes);
                 let reserve = format::bytes(*reserve_bytes);
-                write!(f, "memory: {left} are left of {total}")?;
-                if let MemoryBound::Cgroup(directory) = &room.bound_by {
-                    write!(f, " (cgroup {})", directory.display())?;
-                }
-                write!(f, ", and {reserve} are the reserve")
+                let place = place(room);
+                write!(
+                    f,
+                    "memory: {left} are left of {total}{place}, and {reserve} are the reserve"
+                )
             }
             Self::SocketBuffers { queued_bytes, limit_bytes } => {
                 let queued = format::bytes(*queued_bytes);
                 let limit = format::bytes(*limit_bytes);
                 write!(f, "tcp_mem: {queued} are queued in sockets, of {limit} at the most")
+            }
+            Self::BufferPressure { queued_bytes } => {
+                let queued = format::bytes(*queued_bytes);
+                write!(f, "tcp_mem: {queued} are queued in sockets, and the kernel is short of it")
             }
         }
     }
@@ -367,7 +486,7 @@ mod tests {
                 bound_by: MemoryBound::Machine,
                 socket_data_bytes: self.data_bytes,
             };
-            View { rooms: vec![room], queued_bytes: 0 }
+            View { rooms: vec![room], ..View::default() }
         }
 
         /// Offers so many connections; says how many were admitted.
@@ -520,6 +639,109 @@ mod tests {
         assert_eq!(judge(260, 1), Some(Change::Closed));
         assert_eq!(judge(240, 5), None, "still above the pressure mark");
         assert_eq!(judge(190, 6), Some(Change::Opened));
+    }
+
+    #[test]
+    fn where_the_limits_of_buffers_are_hidden_the_kernels_word_counts() {
+        let machine = machine(2 * GIB, 3_900);
+        let mut guard = Guard { buffer_limits: None, ..Guard::new(Reserve::Default, 1) };
+        let started = Instant::now();
+        let mut judge = |buffers_pressed, seconds| {
+            let view = View { buffers_pressed, ..machine.view() };
+            guard.judge(&view, 0, started + Duration::from_secs(seconds))
+        };
+        assert_eq!(judge(false, 0), None);
+        assert_eq!(judge(true, 1), Some(Change::Closed));
+        assert_eq!(judge(false, 6), Some(Change::Opened));
+    }
+
+    #[test]
+    fn memory_that_comes_and_goes_opens_nothing() {
+        let mut machine = machine(2 * GIB, 3_900);
+        let mut guard = guard(Reserve::Default);
+        let started = Instant::now();
+        machine.offer(&mut guard, 1_000_000, started);
+        let others_bytes = machine.others_bytes;
+        let mut change = |others_bytes, seconds| {
+            machine.others_bytes = others_bytes;
+            guard.judge(&machine.view(), machine.held, started + Duration::from_secs(seconds))
+        };
+        for round in 1..=10 {
+            assert_eq!(change(0, 10 * round), None);
+            assert_eq!(change(0, 10 * round + 2), None);
+            assert_eq!(change(others_bytes, 10 * round + 4), None);
+        }
+        assert_eq!(change(0, 200), None);
+        assert_eq!(change(0, 203), Some(Change::Opened));
+    }
+
+    #[test]
+    fn fewer_are_refused_at_once_the_more_of_the_reserve_is_gone() {
+        let mut machine = machine(12 << 20, 900);
+        let mut guard = guard(Reserve::Default);
+        let now = Instant::now();
+        machine.offer(&mut guard, 20_000, now);
+        let reserve = Reserve::Default.bytes(12 << 20);
+        let mut granted = |taken_bytes| {
+            machine.others_bytes += taken_bytes;
+            guard.judge(&machine.view(), machine.held, now);
+            (1..).find(|_| !guard.refuse()).unwrap_or_default()
+        };
+        let at_first = granted(0);
+        assert!((REFUSALS_MIN + 1..=reserve / 16 / 800).contains(&at_first), "{at_first}");
+        assert!(granted(reserve * 9 / 20) < at_first);
+        assert_eq!(granted(reserve / 2), REFUSALS_MIN, "those who come are still to know");
+    }
+
+    #[test]
+    fn output_queues_go_when_half_of_the_reserve_is_gone() {
+        let mut machine = machine(24 << 20, 900);
+        let mut guard = guard(Reserve::Default);
+        let now = Instant::now();
+        machine.offer(&mut guard, 30_000, now);
+        let reserve = Reserve::Default.bytes(24 << 20);
+        let room = machine.view().rooms[0].bytes;
+        let mut overdraft = |left_bytes| {
+            machine.others_bytes += machine.view().rooms[0].bytes - left_bytes;
+            guard.judge(&machine.view(), machine.held, now);
+            (guard.overdraft_bytes(), guard.look_interval())
+        };
+        assert_eq!(overdraft(room), (0, LOOK_INTERVAL));
+        assert_eq!(overdraft(reserve / 2), (0, LOOK_INTERVAL_TIGHT));
+        assert_eq!(overdraft(reserve / 2 - 1_000), (1_000, LOOK_INTERVAL_TIGHT));
+    }
+
+    #[test]
+    fn output_queues_leave_half_of_the_reserve() {
+        let room = |bytes| MemoryRoom { bytes, ..machine(2 * GIB, 1).view().rooms[0].clone() };
+        let reserve = Reserve::Bytes(100 << 20);
+        assert_eq!(queues_bytes_within(&room(GIB), reserve), 50 << 20);
+        assert_eq!(queues_bytes_within(&room(140 << 20), reserve), 10 << 20);
+        assert_eq!(queues_bytes_within(&room(GIB), Reserve::Bytes(0)), GIB / 4);
+    }
+
+    #[test]
+    fn a_reserve_of_all_the_memory_is_refused() {
+        for reserve in [Reserve::Bytes(1 << 50), Reserve::Bytes(u64::MAX)] {
+            let line = Guard::new(reserve, 1).check_reserve().expect_err("more than there is");
+            assert!(line.contains("all the memory there is") && !line.contains('\n'), "{line}");
+        }
+        assert_eq!(Guard::new(Reserve::Percent(99.0), 1).check_reserve(), Ok(()));
+    }
+
+    #[test]
+    fn a_reserve_of_nearly_all_opens_when_the_machine_is_idle() {
+        let mut machine = machine(2 * GIB, 3_900);
+        let mut guard = guard(Reserve::Percent(90.0));
+        let started = Instant::now();
+        machine.others_bytes = GIB;
+        assert_eq!(guard.judge(&machine.view(), 0, started), Some(Change::Closed));
+        let lacking = guard.lacking_bytes().expect("it is closed for memory");
+        machine.others_bytes -= lacking;
+        for (seconds, change) in [(5, None), (9, Some(Change::Opened))] {
+            let now = started + Duration::from_secs(seconds);
+            assert_eq!(guard.judge(&machine.view(), 0, now), change);
+        }
     }
 
     #[test]

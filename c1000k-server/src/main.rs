@@ -59,10 +59,13 @@ fn run_command() -> ExitCode {
     match args.check() {
         Err(line) => fail(USAGE, &line),
         Ok(Command::Check { connections, listening }) => check(connections, listening),
-        Ok(Command::Serve(settings)) => match serve(&settings) {
-            Ok(code) => code,
-            Err(line) => fail(SHORT, &line),
-        },
+        Ok(Command::Serve(settings)) => {
+            let guard = Guard::new(settings.memory_reserve, settings.threads);
+            if let Err(line) = guard.check_reserve() {
+                return fail(USAGE, &line);
+            }
+            serve(&settings, guard).unwrap_or_else(|line| fail(SHORT, &line))
+        }
     }
 }
 
@@ -74,13 +77,12 @@ fn check(connections: u64, listening: u64) -> ExitCode {
     ExitCode::from(if fits(&rows) { REACHED } else { SHORT })
 }
 
-fn serve(settings: &Settings) -> Result<ExitCode, String> {
+fn serve(settings: &Settings, guard: Guard) -> Result<ExitCode, String> {
     let started_at = SystemTime::now();
     if let Some(destination) = &settings.json {
         destination.check_writable().map_err(|error| error.to_string())?;
     }
     let connections_max = connections_max(settings)?;
-    let guard = Guard::new(settings.memory_reserve, settings.threads);
     let (mut reactor, others) = listening(settings, connections_max, queues_bytes_max(&guard))?;
     let shared = Arc::new(Shared::new(settings, connections_max, guard));
     let meter = Meter::start();
@@ -88,6 +90,9 @@ fn serve(settings: &Settings) -> Result<ExitCode, String> {
     let mut service = Service::new(settings, &shared, Lead { meter, crew });
     service.start(reactor.context()).map_err(|error| error.to_string())?;
     tell_ready(settings, connections_max);
+    if let Some(bytes) = shared.guard().lacking_bytes() {
+        log::warn!("nobody can be admitted until {} more are free", format::bytes(bytes));
+    }
     run(&mut reactor, &mut service).map_err(|error| format!("the reactor can't go on: {error}"))?;
     service.duty.crew.join()?;
     let totals = service.duty.totals(service.totals(reactor.context()), &shared);
@@ -204,11 +209,11 @@ fn machine_with_all_its_memory() -> Machine {
     Machine { memory, ..Machine::read() }
 }
 
-/// All output queues together take a quarter of the memory that is free at the start, at the most.
+/// What all output queues together may take.
 fn queues_bytes_max(guard: &Guard) -> usize {
     let most = Config::default().write_queues_bytes_max;
-    let quarter = guard.spare_bytes().map(|bytes| usize::try_from(bytes / 4).unwrap_or(most));
-    quarter.unwrap_or(most).clamp(WRITE_QUEUE_BYTES_MAX, most)
+    let part = guard.queues_bytes_max().map(|bytes| usize::try_from(bytes).unwrap_or(most));
+    part.unwrap_or(most).clamp(WRITE_QUEUE_BYTES_MAX, most)
 }
 
 /// The reactors, the lead's first, each of which listens on all ports, or none does.

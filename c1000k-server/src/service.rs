@@ -17,7 +17,7 @@ use reactor::{
 use crate::args::{Mode, Settings};
 use crate::closings::Closings;
 use crate::crew::{Duty, Held, Moment, Shared, Totals};
-use crate::guard::{ALLOWANCE_MIN, Change, LOOK_INTERVAL, Overload, Shortage};
+use crate::guard::{ALLOWANCE_MIN, Change, Overload, REST, Shortage};
 use crate::meter::sample_interval;
 use crate::sources::{Source, Sources};
 
@@ -53,6 +53,8 @@ pub(crate) struct Service<D> {
     pub(crate) left_by: Option<Signal>,
     sources: Option<Sources>,
     look_timer: Option<TimerId>,
+    /// Nobody is accepted, to be refused, before it fires.
+    rest_timer: Option<TimerId>,
     closings: Closings,
     /// Those who were not let in, and those who were thrown out: reason to count.
     refused_by: BTreeMap<&'static str, u64>,
@@ -79,6 +81,7 @@ impl<D: Duty> Service<D> {
             left_by: None,
             sources: shared.sources.as_ref().map(Sources::share),
             look_timer: None,
+            rest_timer: None,
             closings: Closings::new(),
             refused_by: BTreeMap::new(),
             closed_by: BTreeMap::new(),
@@ -88,8 +91,14 @@ impl<D: Duty> Service<D> {
     /// Starts what happens by the clock.
     pub(crate) fn start(&mut self, cx: &mut Context<()>) -> Result<(), Error> {
         self.look_by_clock(cx);
-        self.look_timer = Some(cx.add_timer(LOOK_INTERVAL)?);
+        self.start_looking(cx)?;
         self.start_sampling(cx)
+    }
+
+    fn start_looking(&mut self, cx: &mut Context<()>) -> Result<(), Error> {
+        let interval = self.shared.guard().look_interval();
+        self.look_timer = Some(cx.add_timer(interval)?);
+        Ok(())
     }
 
     fn start_sampling(&self, cx: &mut Context<()>) -> Result<(), Error> {
@@ -124,8 +133,57 @@ impl<D: Duty> Service<D> {
         if D::LOOKS {
             self.look(cx);
         }
+        self.follow_guard(cx);
+    }
+
+    /// Does what the last look asks for, whoever made it.
+    fn follow_guard(&mut self, cx: &mut Context<()>) {
+        self.shed(cx);
         let open = self.shared.guard().shortage().is_none();
         self.set_door(cx, open);
+    }
+
+    /// Resets those whose output queues are the largest, where these use up the reserve.
+    fn shed(&mut self, cx: &mut Context<()>) {
+        let overdraft_bytes = self.shared.guard().overdraft_bytes();
+        if overdraft_bytes == 0 || cx.stats().queued_bytes == 0 {
+            return;
+        }
+        let largest = largest_queues(cx, overdraft_bytes);
+        let before = self.closed_by.get("memory").copied().unwrap_or(0);
+        let times = before + largest.len() as u64;
+        self.closed_by.insert("memory", times);
+        if times.checked_ilog2() != before.checked_ilog2() {
+            log::warn!(
+                "memory: half of the reserve is used up, and {} peers with the largest output queues are reset ({times} by now)",
+                largest.len()
+            );
+        }
+        for token in largest {
+            cx.abort(token);
+        }
+    }
+
+    /// Refusing takes memory for a moment as well: when enough were refused, the others wait for the next look.
+    fn note_refusal(&mut self, cx: &mut Context<()>) {
+        if self.door_is_open || self.overload == Overload::Pause || self.rest_timer.is_some() {
+            return;
+        }
+        if !self.shared.guard().refuse()
+            && let Ok(timer) = cx.add_timer(REST)
+        {
+            self.rest_timer = Some(timer);
+            tell_listeners(cx, Context::pause_accepts);
+        }
+    }
+
+    fn end_rest(&mut self, cx: &mut Context<()>) {
+        self.rest_timer = None;
+        if self.shared.guard().has_refused_enough() {
+            self.look(cx);
+        }
+        self.follow_guard(cx);
+        tell_listeners(cx, Context::resume_accepts);
     }
 
     /// Looks at memory, and tells when that has changed what may be done.
@@ -157,22 +215,17 @@ impl<D: Duty> Service<D> {
             return;
         }
         self.admissions = 0;
-        let listeners: Vec<ListenerId> = cx.listeners().collect();
-        for listener in listeners {
-            let done = match (open, self.overload) {
-                (true, Overload::Refuse) => cx.set_backlog(listener, self.backlog),
-                (true, Overload::Pause) => cx
-                    .set_backlog(listener, self.backlog)
-                    .and_then(|()| cx.resume_accepts(listener)),
-                (false, Overload::Refuse) => cx.set_backlog(listener, Some(BACKLOG_REFUSING)),
-                (false, Overload::Pause) => cx
-                    .pause_accepts(listener)
-                    .and_then(|()| cx.set_backlog(listener, Some(BACKLOG_PAUSED))),
-            };
-            if let Err(error) = done {
-                log::warn!("a listener could not be told that memory has changed: {error}");
+        let (overload, backlog) = (self.overload, self.backlog);
+        tell_listeners(cx, |cx, listener| match (open, overload) {
+            (true, Overload::Refuse) => cx.set_backlog(listener, backlog),
+            (true, Overload::Pause) => {
+                cx.set_backlog(listener, backlog).and_then(|()| cx.resume_accepts(listener))
             }
-        }
+            (false, Overload::Refuse) => cx.set_backlog(listener, Some(BACKLOG_REFUSING)),
+            (false, Overload::Pause) => cx
+                .pause_accepts(listener)
+                .and_then(|()| cx.set_backlog(listener, Some(BACKLOG_PAUSED))),
+        });
     }
 
     /// What the status line says beside the figures.
@@ -318,6 +371,35 @@ impl<D: Duty> Service<D> {
     }
 }
 
+fn tell_listeners(
+    cx: &mut Context<()>,
+    mut tell: impl FnMut(&mut Context<()>, ListenerId) -> Result<(), Error>,
+) {
+    let listeners: Vec<ListenerId> = cx.listeners().collect();
+    for listener in listeners {
+        if let Err(error) = tell(cx, listener) {
+            log::warn!("a listener could not be told that memory has changed: {error}");
+        }
+    }
+}
+
+/// Those with the most queued, as many as have so much of it together.
+fn largest_queues(cx: &Context<()>, bytes: u64) -> Vec<Token> {
+    let tokens = cx.tokens(0..cx.slots());
+    let mut queues: Vec<(usize, Token)> = tokens
+        .map(|token| (cx.queued_bytes(token), token))
+        .filter(|&(queued_bytes, _)| queued_bytes > 0)
+        .collect();
+    queues.sort_unstable_by_key(|&(queued_bytes, _)| std::cmp::Reverse(queued_bytes));
+    let mut taken_bytes = 0;
+    let most = |&(queued_bytes, _): &(usize, Token)| {
+        let is_wanted = taken_bytes < bytes;
+        taken_bytes += queued_bytes as u64;
+        is_wanted
+    };
+    queues.into_iter().take_while(most).map(|(_, token)| token).collect()
+}
+
 impl<D: Duty> Handler for Service<D> {
     type Conn = ();
 
@@ -325,6 +407,7 @@ impl<D: Duty> Handler for Service<D> {
         let Some(reason) = self.refusal(cx, incoming) else { return Some(()) };
         self.release_claims();
         *self.refused_by.entry(reason).or_default() += 1;
+        self.note_refusal(cx);
         None
     }
 
@@ -397,9 +480,12 @@ impl<D: Duty> Handler for Service<D> {
         if self.closings.proceed(cx, timer) {
             return;
         }
+        if self.rest_timer == Some(timer) {
+            return self.end_rest(cx);
+        }
         let again = if self.look_timer == Some(timer) {
             self.look_by_clock(cx);
-            cx.add_timer(LOOK_INTERVAL).map(|timer| self.look_timer = Some(timer))
+            self.start_looking(cx)
         } else {
             self.note_room(cx);
             self.report(cx);

@@ -212,6 +212,7 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         &["--max-connections", "0"],
         &["--max-per-source", "0"],
         &["--memory-reserve", "100%"],
+        &["--memory-reserve", "1000T"],
         &["--memory-reserve", "much"],
         &["--overload", "panic"],
         &["--slow-reader-timeout", "0s"],
