@@ -30,8 +30,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// And so often while the reserve is being used.
 const LOOK_INTERVAL_TIGHT: Duration = Duration::from_millis(25);
 
-/// Refusals used up are granted anew after so long: by then the kernel has freed most of the sockets.
-pub(crate) const REST: Duration = Duration::from_millis(20);
+/// Refusals used up are granted anew after so long.
+pub(crate) const REST: Duration = Duration::from_millis(10);
 
 /// So many are refused between two rests, however little memory is left: they are to know.
 const REFUSALS_MIN: u64 = 16;
@@ -351,7 +351,7 @@ impl Guard {
 
     /// How many may take the place of those that have left since the guard closed.
     fn replaceable(&self, spare_bytes: i64, connections: u64) -> u64 {
-        let taken_by_others = spare_bytes < -((self.reserve_bytes / 8) as i64);
+        let taken_by_others = spare_bytes < -((self.reserve_bytes / 4) as i64);
         if taken_by_others { 0 } else { self.proven.saturating_sub(connections) }
     }
 
