@@ -5,12 +5,15 @@
 
 use std::collections::{HashMap, HashSet};
 use std::mem;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use reactor::{
     CloseReason, Config, Context, Handler, Incoming, ListenOptions, Reactor, Signal, SweepId, Token,
 };
+
+use common::{Failure, address};
+
+mod common;
 
 const LOBBY: &str = "lobby";
 const LINE_BYTES_MAX: usize = 1024;
@@ -158,12 +161,12 @@ impl Handler for Chat {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:7007".to_owned());
+fn main() -> Result<(), Failure> {
+    let argument = std::env::args().nth(1).unwrap_or("127.0.0.1:7007".to_owned());
     let config = Config { write_queue_bytes_max: BEHIND_BYTES_MAX, ..Config::default() };
     let mut reactor = Reactor::new(&config)?;
     let cx = reactor.context();
-    let listener = cx.listen(address.parse::<SocketAddr>()?, &ListenOptions::default())?;
+    let listener = cx.listen(address(&argument), &ListenOptions::default())?;
     cx.watch_signals(&[Signal::Interrupt, Signal::Terminate])?;
     println!("listening on {}", cx.listener_addr(listener)?);
     reactor.run(&mut Chat::default())?;

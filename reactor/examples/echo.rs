@@ -5,6 +5,10 @@
 
 use reactor::{Config, Context, Handler, Incoming, ListenOptions, Reactor, Signal, Token, Written};
 
+use common::{Failure, address};
+
+mod common;
+
 struct Echo;
 
 impl Handler for Echo {
@@ -27,12 +31,11 @@ impl Handler for Echo {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:7007".to_owned());
+fn main() -> Result<(), Failure> {
+    let argument = std::env::args().nth(1).unwrap_or("127.0.0.1:7007".to_owned());
     let mut reactor = Reactor::new(&Config::default())?;
     let cx = reactor.context();
-    let listener =
-        cx.listen(address.parse::<std::net::SocketAddr>()?, &ListenOptions::default())?;
+    let listener = cx.listen(address(&argument), &ListenOptions::default())?;
     cx.watch_signals(&[Signal::Interrupt, Signal::Terminate])?;
     println!("listening on {}", cx.listener_addr(listener)?);
     reactor.run(&mut Echo)?;

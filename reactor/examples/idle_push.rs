@@ -9,7 +9,6 @@
 
 use std::collections::HashMap;
 use std::mem;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,10 @@ use reactor::{
     CloseReason, Config, Context, Handler, Incoming, ListenOptions, ListenerId, Reactor, Signal,
     SweepId, Token, WriteError,
 };
+
+use common::{Failure, address, misused};
+
+mod common;
 
 const COMMAND_BYTES_MAX: usize = 4096;
 
@@ -160,18 +163,23 @@ impl Handler for Gateway {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn seconds(argument: &str) -> Duration {
+    let seconds =
+        argument.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.unwrap_or_else(|| misused(&format!("{argument:?} is no number of seconds")))
+}
+
+fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
     let devices = args.next().unwrap_or("127.0.0.1:7007".to_owned());
     let operators = args.next().unwrap_or("127.0.0.1:7008".to_owned());
-    let heartbeat_max =
-        Duration::try_from_secs_f64(args.next().map_or(Ok(60.0), |text| text.parse())?)?;
+    let heartbeat_max = seconds(&args.next().unwrap_or("60".to_owned()));
 
     let mut reactor = Reactor::new(&Config::default())?;
     let cx = reactor.context();
     let options = ListenOptions::default();
-    let devices = cx.listen(devices.parse::<SocketAddr>()?, &options)?;
-    let operators = cx.listen(operators.parse::<SocketAddr>()?, &options)?;
+    let devices = cx.listen(address(&devices), &options)?;
+    let operators = cx.listen(address(&operators), &options)?;
     cx.watch_signals(&[Signal::Interrupt, Signal::Terminate])?;
     println!("listening on {}", cx.listener_addr(devices)?);
     println!("operators: {}", cx.listener_addr(operators)?);

@@ -10,6 +10,10 @@ use reactor::{
     Reactor, Signal, Token, Written,
 };
 
+use common::{Failure, address, misused};
+
+mod common;
+
 struct Proxy {
     upstream: SocketAddr,
     options: ConnectOptions,
@@ -84,17 +88,19 @@ impl Handler for Proxy {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
-    let (Some(address), Some(upstream)) = (args.next(), args.next()) else {
-        return Err("usage: tcp_proxy LISTEN UPSTREAM".into());
+    let (Some(listen), Some(upstream)) = (args.next(), args.next()) else {
+        misused(
+            "give the address to listen on and the one to pass on to: tcp_proxy LISTEN UPSTREAM",
+        );
     };
     let mut reactor = Reactor::new(&Config::default())?;
     let cx = reactor.context();
     // No timeout of ours: a conversation may be silent. A peer that is gone without a word is found all the same.
     let keepalive = Some(Keepalive::default());
     let options = ListenOptions { keepalive, ..ListenOptions::default() };
-    let listener = cx.listen(address.parse::<SocketAddr>()?, &options)?;
+    let listener = cx.listen(address(&listen), &options)?;
     cx.watch_signals(&[Signal::Interrupt, Signal::Terminate])?;
     println!("listening on {}", cx.listener_addr(listener)?);
     let options = ConnectOptions {
@@ -103,6 +109,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         keepalive,
         ..ConnectOptions::default()
     };
-    reactor.run(&mut Proxy { upstream: upstream.parse()?, options })?;
+    reactor.run(&mut Proxy { upstream: address(&upstream), options })?;
     Ok(())
 }

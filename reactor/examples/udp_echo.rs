@@ -9,6 +9,10 @@ use reactor::{
     Config, Context, Handler, Incoming, Interest, Reactor, Readiness, Signal, Token, WatchId,
 };
 
+use common::{Failure, address};
+
+mod common;
+
 /// Datagrams answered before other descriptors get their turn; what is left is reported again.
 const DATAGRAMS_PER_TURN: usize = 64;
 
@@ -47,9 +51,9 @@ impl Handler for UdpEcho {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:7007".to_owned());
-    let socket = UdpSocket::bind(address)?;
+fn main() -> Result<(), Failure> {
+    let argument = std::env::args().nth(1).unwrap_or("127.0.0.1:7007".to_owned());
+    let socket = UdpSocket::bind(address(&argument))?;
     socket.set_nonblocking(true)?;
     let mut reactor = Reactor::new(&Config::default())?;
     let cx = reactor.context();

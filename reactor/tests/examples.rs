@@ -7,7 +7,7 @@ mod common;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,10 +28,14 @@ struct Example {
 
 impl Example {
     fn start(name: &str, args: &[&str]) -> Self {
+        Self::start_with(name, args, Stdio::null())
+    }
+
+    fn start_with(name: &str, args: &[&str], errors: Stdio) -> Self {
         let mut process = Command::new(binary(name))
             .args(args)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(errors)
             .spawn()
             .unwrap();
         let output = BufReader::new(process.stdout.take().unwrap());
@@ -60,12 +64,18 @@ impl Example {
     /// Asks it to end by SIGTERM, and sees that it does so in good order.
     fn terminate(mut self) {
         kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM).unwrap();
+        let status = self.end();
+        assert!(status.success(), "{status}");
+    }
+
+    /// Waits until it has ended by itself.
+    fn end(&mut self) -> ExitStatus {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            match self.process.try_wait().unwrap() {
-                Some(status) => return assert!(status.success(), "{status}"),
-                None => assert!(Instant::now() < deadline, "it does not end"),
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status;
             }
+            assert!(Instant::now() < deadline, "it does not end");
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -150,6 +160,38 @@ fn pattern(length: usize) -> Vec<u8> {
 
 /// More than all buffers on the way hold together.
 const TOO_MUCH_BYTES: usize = 64 * 1024 * 1024;
+
+/// What an example that can't work says on standard error, and its exit code.
+fn refusal(name: &str, args: &[&str]) -> (String, Option<i32>) {
+    let mut example = Example::start_with(name, args, Stdio::piped());
+    let status = example.end();
+    let mut said = String::new();
+    example.process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (said, status.code())
+}
+
+#[test]
+fn each_example_says_in_one_line_what_it_can_not_use() {
+    let _descriptors = Descriptors::counted();
+    let taken = TcpListener::bind(ANY_PORT).unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let no_address = "\"localhost:7007\" is no address; give IP:PORT, for example 127.0.0.1:7007";
+    for name in ["chat", "echo", "http_keepalive", "idle_push", "tcp_proxy", "udp_echo"] {
+        let (said, code) = refusal(name, &["localhost:7007", ANY_PORT]);
+        assert_eq!((said, code), (format!("Error: {no_address}\n"), Some(2)), "{name}");
+    }
+    for (name, args) in [("echo", &[taken.as_str()][..]), ("tcp_proxy", &[&taken, ANY_PORT])] {
+        let (said, code) = refusal(name, args);
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains("Address already in use"), "{said}");
+        assert_eq!(code, Some(1), "{name}");
+    }
+    let (said, code) = refusal("idle_push", &[ANY_PORT, ANY_PORT, "-1"]);
+    assert_eq!((said.as_str(), code), ("Error: \"-1\" is no number of seconds\n", Some(2)));
+    let (said, code) = refusal("tcp_proxy", &[ANY_PORT]);
+    assert!(said.contains("tcp_proxy LISTEN UPSTREAM"), "{said}");
+    assert_eq!((said.lines().count(), code), (1, Some(2)));
+}
 
 #[test]
 fn echo_sends_everything_back_and_ends_when_told() {
@@ -320,7 +362,7 @@ fn http_keepalive_answers_many_thousands_pipelined_to_a_reader_that_starts_late(
     const REQUESTS: usize = 100_000;
     let (_example, address) = Example::listening("http_keepalive");
     let mut peer = peer(address);
-    let requests = b"GET / HTTP/1.1\r\n\r\n".repeat(REQUESTS);
+    let requests = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(REQUESTS);
     let written = write_until_stuck(&mut peer, &requests);
     let mut writer = peer.try_clone().unwrap();
     let writing = thread::spawn(move || {
@@ -338,7 +380,8 @@ fn http_keepalive_takes_requests_in_pieces_and_skips_their_bodies() {
     let _descriptors = Descriptors::counted();
     let (_example, address) = Example::listening("http_keepalive");
     let mut peer = peer(address);
-    let request = b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\n0123456789GET / HTTP/1.1\r\n\r\n";
+    let request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789\
+                    GET / HTTP/1.1\r\nHost: a\r\n\r\n";
     for byte in request {
         peer.write_all(&[*byte]).unwrap();
     }
@@ -352,12 +395,23 @@ fn http_keepalive_closes_where_it_must() {
     let closing = HELLO.replace("keep-alive", "close");
     let long = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(8 * 1024));
     for (request, status) in [
-        ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", "HTTP/1.1 200 "),
+        ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "HTTP/1.1 200 "),
+        ("GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, close\r\n\r\n", "HTTP/1.1 200 "),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: Close ,x\r\nConnection: keep-alive\r\n\r\n",
+            "HTTP/1.1 200 ",
+        ),
         ("GET / HTTP/1.0\r\n\r\n", "HTTP/1.1 200 "),
+        ("GET / HTTP/1.0\r\nConnection: close, keep-alive\r\n\r\n", "HTTP/1.1 200 "),
         ("nonsense\r\n\r\n", "HTTP/1.1 400 "),
-        ("POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\n", "HTTP/1.1 400 "),
-        ("POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "HTTP/1.1 400 "),
-        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.1 501 "),
+        ("GET / HTTP/1.1\r\n\r\n", "HTTP/1.1 400 "),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "HTTP/1.1 400 "),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", "HTTP/1.1 400 "),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "HTTP/1.1 400 ",
+        ),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.1 501 "),
         (&long, "HTTP/1.1 431 "),
     ] {
         let mut peer = peer(address);
@@ -366,6 +420,21 @@ fn http_keepalive_closes_where_it_must() {
         assert!(answer.starts_with(status), "{request}: {answer}");
         assert!(answer.contains("Connection: close\r\n"), "{answer}");
         assert!(!status.contains("200") || answer == closing, "{answer}");
+    }
+}
+
+#[test]
+fn http_keepalive_stays_open_where_it_may() {
+    let _descriptors = Descriptors::counted();
+    let (_example, address) = Example::listening("http_keepalive");
+    let mut peer = peer(address);
+    for request in [
+        "GET / HTTP/1.1\r\nHost:\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade, x-close\r\n\r\n",
+        "GET / HTTP/1.0\r\nConnection: x,Keep-Alive\r\n\r\n",
+    ] {
+        peer.write_all(request.as_bytes()).unwrap();
+        expect(&mut peer, HELLO.as_bytes());
     }
 }
 
