@@ -16,10 +16,14 @@ const SIGNAL_GRACE: Duration = Duration::from_secs(5);
 /// A service: what to do when something happens on a connection.
 ///
 /// # Promises
-/// - Each connection that was kept gets one [`on_open`](Self::on_open), then exactly one [`on_close`](Self::on_close).
-///   An outbound connect that fails gets only `on_close`.
+/// - Each connection that was kept gets one [`on_open`](Self::on_open), then exactly one [`on_close`](Self::on_close)
+///   when it goes. An outbound connect that fails gets only `on_close`.
 /// - No callback is entered while another runs: what a callback closes is reported after it returned.
 /// - No event of an earlier connection reaches a later one that uses the same slot or descriptor.
+///
+/// There is no `on_close` for what has not gone or goes with the reactor: a [`run`](crate::Reactor::run) that ends by
+/// [`stop`](Context::stop) leaves its connections open for the next one, and a reactor that is dropped closes them and
+/// drops their states without a word. A callback that panics ends all of this: see [`turn`](crate::Reactor::turn).
 ///
 /// During a callback the connection's state is lent to it as `conn`. All *other* connections can be used through the
 /// context; the same one too, except that [`Context::conn`] gives `None` for it.
@@ -49,7 +53,8 @@ pub trait Handler {
         bytes: &[u8],
     );
 
-    /// The peer has finished writing; what was read before is all there is. Writing still works. The default closes.
+    /// The peer has finished writing; what was read before is all there is. Writing still works. The default closes,
+    /// so that the reason is [`CloseReason::Closed`] also where [`finish`](Context::finish) was called before.
     fn on_eof(&mut self, cx: &mut Context<Self::Conn>, token: Token, _conn: &mut Self::Conn) {
         cx.close(token);
     }
@@ -72,8 +77,9 @@ pub trait Handler {
     ) {
     }
 
-    /// Accepting did not work. Where descriptors, memory or epoll watches ran out, the listener pauses by itself and
-    /// comes back when a connection has closed, or after a while.
+    /// Accepting did not work. Where descriptors, memory, epoll watches or slots
+    /// ([`Config::connections_max`](crate::Config::connections_max): [`Error::Full`]) ran out, the listener pauses by
+    /// itself and comes back when a connection has closed, or after a while. Peers wait in its backlog meanwhile.
     fn on_accept_error(
         &mut self,
         _cx: &mut Context<Self::Conn>,
@@ -95,14 +101,18 @@ pub trait Handler {
     ) {
     }
 
-    /// A sweep has visited all there was to visit.
+    /// A sweep has visited all there was to visit. It is not called where a [`shutdown`](Context::shutdown) ends `run`
+    /// before that.
     fn on_swept(&mut self, _cx: &mut Context<Self::Conn>, _sweep: SweepId) {}
 
     /// A [`Waker`](crate::Waker) was used since the last time; many uses make one call.
     fn on_wake(&mut self, _cx: &mut Context<Self::Conn>) {}
 
-    /// A descriptor of [`Context::watch`] is ready. It is reported again in each turn until it is read, written, or of
-    /// no interest any more, and it may turn out not to be ready after all: read until `WouldBlock`. The default ends
+    /// A descriptor of [`Context::watch`] is ready. It is reported again in each turn for as long as it is, and it may
+    /// turn out not to be ready after all: read until `WouldBlock`.
+    ///
+    /// No reading takes away the end of a stream (a read of 0 bytes), a hang-up, or the error of a pipe without a
+    /// reader: these are reported without end. [`unwatch`](Context::unwatch) then, or the loop spins. The default ends
     /// the watch.
     fn on_ready(&mut self, cx: &mut Context<Self::Conn>, watch: WatchId, _readiness: Readiness) {
         cx.unwatch(watch);

@@ -2,15 +2,19 @@
 //!
 //! Each name is a slot index in the low 32 bits, a generation of 29 bits above it, and a kind in the top three bits.
 //! The same 64 bits are the epoll user data of the descriptor, so an event leads to its slot by an index, and the
-//! generation tells whether that slot still belongs to the one that the event is about.
+//! generation tells whether that slot still belongs to the one that the event is about. Each use of a slot raises the
+//! generation by one, and after 2^29 - 1 it starts again.
 
 use std::fmt;
 use std::num::NonZeroU64;
 
-/// A connection's name: it never matches a later connection that happens to reuse the same slot.
+/// A connection's name: it does not match a later connection that happens to reuse the same slot.
 ///
-/// Copy it freely, keep it as long as you like, send it to another thread: at worst it has become stale, and each
-/// method of [`Context`](crate::Context) says what it does with a stale token.
+/// Copy it freely, keep it, send it to another thread: at worst it has become stale, and each method of
+/// [`Context`](crate::Context) says what it does with a stale token.
+///
+/// It can't be mistaken for that of any of the next 536,870,910 connections of its reactor. Only after so many uses of
+/// one and the same slot do the names begin again: at 10,000 connections a second, all in the same slot, in 15 hours.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(Name);
 

@@ -13,8 +13,9 @@ impl<C> Context<C> {
     /// Arms the connection's timeout, or moves it: [`on_timeout`](crate::Handler::on_timeout) follows unless it is
     /// moved or cleared before. Moving it to later, as an idle timeout does on each message, stores one integer.
     ///
-    /// While the connection is still connecting, this is the time that the connect may take. Nothing for a stale
-    /// token, and for a connection that is being closed.
+    /// While the connection is still connecting, this is the time that the connect may take, and it is disarmed when
+    /// the connection opens: arm an idle timeout in [`on_open`](crate::Handler::on_open), not right after
+    /// [`connect`](Self::connect). Nothing for a stale token, and for a connection that is being closed.
     pub fn set_timeout(&mut self, token: Token, after: Duration) {
         if self.link(token).is_some_and(|link| !link.flags.any(Flags::CLOSING | Flags::DOOMED)) {
             self.arm(token, after);
