@@ -13,8 +13,8 @@ use std::num::NonZeroU64;
 /// Copy it freely, keep it, send it to another thread: at worst it has become stale, and each method of
 /// [`Context`](crate::Context) says what it does with a stale token.
 ///
-/// It can't be mistaken for that of any of the next 536,870,910 connections of its reactor. Only after so many uses of
-/// one and the same slot do the names begin again: at 10,000 connections a second, all in the same slot, in 15 hours.
+/// It can't be mistaken for a later one until the generations have run out and begin again, which takes at least
+/// 536,870,911 connections: 15 hours, at 10,000 a second that all take the same slot in turn.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(Name);
 

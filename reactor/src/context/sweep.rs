@@ -27,12 +27,12 @@ impl<C> Context<C> {
     /// [`on_swept`](crate::Handler::on_swept) at the end.
     ///
     /// At most [`Config::visits_per_turn`](crate::Config::visits_per_turn) connections are visited between two looks
-    /// at the sockets, so a visit to a million delays nobody by more than one slice. A connection that is open at
-    /// this call, and still is when its turn comes, is visited once; one that opens or begins to close after the call
-    /// may be or not, also where the sweep has to wait for others before it begins. Sweeps are made one after the other.
+    /// at the sockets, so a visit to a million delays nobody by more than one slice. A connection that is open at this
+    /// call, and still is when its turn comes, is visited once; one that opens or begins to close after the call may be
+    /// or not, also where the sweep has to wait for others before it begins. Sweeps are made one after the other.
     ///
-    /// A [`shutdown`](Self::shutdown) ends `run` when the last connection has gone, without an `on_swept` for the sweeps
-    /// that are left.
+    /// A [`shutdown`](Self::shutdown) ends `run` when the last connection has gone, without an `on_swept` for the
+    /// sweeps that are left.
     ///
     /// A broadcast is a sweep that writes a shared [`Chunk`](crate::Chunk): nothing is allocated for a connection that
     /// takes the bytes at once, and those that don't have the same bytes in their queues.

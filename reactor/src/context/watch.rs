@@ -19,8 +19,8 @@ pub(super) struct Watch {
 
 impl<C> Context<C> {
     /// Watches any descriptor that epoll can watch: [`on_ready`](crate::Handler::on_ready) follows whenever it is
-    /// ready, again and again for as long as it stays so (level-triggered). The end of a stream, a hang-up and a lasting
-    /// error stay so for ever: [`unwatch`](Self::unwatch) when they come.
+    /// ready, again and again for as long as it stays so (level-triggered). The end of a stream, a hang-up and a
+    /// lasting error stay for ever: [`unwatch`](Self::unwatch) when they come.
     ///
     /// The reactor owns the descriptor until [`unwatch`](Self::unwatch) gives it back, and leaves its flags alone: make
     /// it non-blocking before, where a read or a write might block. To use it through a type of its own, keep a
