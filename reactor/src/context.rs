@@ -212,7 +212,8 @@ impl<C> Context<C> {
     /// They are blocked in the calling thread (`pthread_sigmask`, then `signalfd`); call it before starting other
     /// threads, which inherit that. They stay blocked when the reactor is gone: a second Ctrl-C that came while it shut
     /// down would otherwise end the process in the middle of what it does last, and the threads that have inherited the
-    /// mask could not be given theirs back.
+    /// mask could not be given theirs back. A child process that is started later inherits the mask too, and does not
+    /// hear these signals unless it unblocks them.
     ///
     /// # Errors
     /// The system's refusal, or [`Error::Invalid`] when signals are watched already.

@@ -98,7 +98,8 @@ impl<C> Context<C> {
     }
 
     /// Ends the writing side once the queue is empty (FIN); reading goes on. When the peer has finished too, the
-    /// connection ends with [`CloseReason::Finished`]. Nothing for a stale token.
+    /// connection ends: with [`CloseReason::Finished`], or with [`CloseReason::Closed`] where
+    /// [`on_eof`](crate::Handler::on_eof) closes, as the default does. Nothing for a stale token.
     pub fn finish(&mut self, token: Token) {
         let Some(link) = self.link_mut(token) else { return };
         if !link.takes_writes() {
