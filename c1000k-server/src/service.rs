@@ -23,6 +23,7 @@ use crate::sources::{Source, Sources};
 
 /// Why a connection ended whose peer had not taken what the server closed it with: at the end of the grace.
 pub(crate) const SHUT_DOWN: &str = "shut_down";
+const QUEUES_FULL: &str = "queues_full";
 
 /// What may wait at each port while memory is short. Those who are refused wait for one wake at the most.
 const BACKLOG_REFUSING: u32 = 16;
@@ -345,7 +346,7 @@ impl<D: Duty> Service<D> {
                 cx.set_timeout(token, self.slow_reader_timeout);
             }
             Err(reactor::WriteError::Closed) => {}
-            Err(_) => self.drop_connection(cx, token, "queues_full"),
+            Err(_) => self.drop_connection(cx, token, QUEUES_FULL),
         }
     }
 
@@ -521,6 +522,8 @@ fn ended_by(reason: &CloseReason) -> Option<&'static str> {
     match reason {
         CloseReason::FlushTimedOut => Some("flush_timeout"),
         CloseReason::ShutDown => Some(SHUT_DOWN),
+        // The kernel took a part, and the queues had no room for the rest.
+        CloseReason::Failed(Error::Full { .. }) => Some(QUEUES_FULL),
         CloseReason::Failed(error) => Some(match error.kind() {
             ErrorKind::TimedOut => "tcp_timeout",
             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "reset",
