@@ -285,17 +285,33 @@ def peer_blocking(peer):
 @row("never-reading", "500 peers that send up to 1 MB and read nothing",
      "each costs a bounded queue, is dropped after --slow-reader-timeout, and harms nobody")
 def never_reading(run):
+    # At most 128 KiB and its overhead of the process each.
+    closed_by = play_never_reading(run, 500, 64 << 10, 500 * (160 << 10))
+    run.check("the record counts each of them", closed_by.get("slow_reader") == 500)
+
+
+@row("never-reading-many", f"{MANY:,} peers that send up to 1 MB and read nothing",
+     "all queues together are bounded, everybody is dropped and counted, and nobody else is harmed")
+def never_reading_many(run):
+    # 256 MiB of queues at the most, and as much again for what holds them.
+    closed_by = play_never_reading(run, many(MANY), 16 << 10, 512 << 20)
+    dropped = closed_by.get("slow_reader", 0) + closed_by.get("queues_full", 0)
+    run.check("the record counts each of them", dropped == MANY)
+
+
+def play_never_reading(run, count, kernel_bytes, process_bytes_max):
+    """What the record says of how they were dropped."""
     with machine.Namespace() as space, Server(
             "--slow-reader-timeout", "4s", namespace=space.name, bind=space.inner) as server:
         # Else the kernel takes megabytes for each of them before anything waits in the server.
-        space.set("net.ipv4.tcp_rmem", "4096 65536 65536")
-        space.set("net.ipv4.tcp_wmem", "4096 65536 65536")
+        space.set("net.ipv4.tcp_rmem", f"4096 {kernel_bytes} {kernel_bytes}")
+        space.set("net.ipv4.tcp_wmem", f"4096 {kernel_bytes} {kernel_bytes}")
         before, rss = server.descriptors(), server.rss_bytes()
         streams = []
-        for number in range(500):
+        for number in range(count):
             stream = socket.socket()
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kernel_bytes)
             stream.connect(server.address(number))
             stream.setblocking(False)
             streams.append(stream)
@@ -311,14 +327,14 @@ def never_reading(run):
             peak = max(peak, server.rss_bytes() - rss)
             time.sleep(0.1)
         run.figure(sent_bytes=sum(sent.values()), process_grew_bytes=peak)
-        run.check("at most 128 KiB and its overhead of the process each", peak < 500 * (160 << 10))
-        took = wait_until(lambda: server.descriptors() <= before, 30, "they are dropped")
+        run.check("the process stays within its bounds", peak < process_bytes_max)
+        took = wait_until(lambda: server.descriptors() <= before, 60, "they are dropped")
         run.figure(dropped_seconds=round(took, 2))
         for stream in streams:
             stream.close()
-        record = run.ends(server)
-        run.figure(closed_by=str(record["closed_by"]))
-        run.check("the record counts each of them", record["closed_by"].get("slow_reader") == 500)
+        closed_by = run.ends(server)["closed_by"]
+        run.figure(closed_by=str(closed_by))
+        return closed_by
 
 
 @row("full-accept-queue", "5,000 connects at ports with a backlog of 16, the server stopped for 2 s",
