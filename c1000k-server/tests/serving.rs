@@ -69,13 +69,7 @@ fn past_max_connections_peers_are_reset_until_there_is_room() {
     echo_all(&held, b"still held");
 
     held.pop();
-    let mut refusals = 2;
-    let admitted = until(DEADLINE, || {
-        let refused = server.refuses(1);
-        refusals += u64::from(refused);
-        !refused
-    });
-    assert!(admitted, "the slot of the one that left is not given again");
+    let refusals = 2 + server.refusals_until_room(1);
     let record = server.stop();
     assert_eq!((record.peak, record.accepted), (3, 4));
     assert_eq!(record.refused_by.get("max_connections"), Some(&refusals));
@@ -208,13 +202,7 @@ fn one_source_gets_its_share_and_others_still_get_in() {
     assert!(server.sees_line("127.0.0.1 holds its share"));
 
     held.pop();
-    let mut refusals = 1;
-    let admitted = until(DEADLINE, || {
-        let refused = server.refuses(0);
-        refusals += u64::from(refused);
-        !refused
-    });
-    assert!(admitted, "the share of the one that left is not given again");
+    let refusals = 1 + server.refusals_until_room(0);
     let record = server.stop();
     assert_eq!(record.refused_by.get("max_per_source"), Some(&refusals));
     assert_eq!(record.accepted, 5);

@@ -99,6 +99,21 @@ impl Server {
         try_connect(self.address(offset)).is_none_or(|stream| is_refused(&stream))
     }
 
+    /// How many are reset before one is let in, because somebody has left.
+    ///
+    /// # Panics
+    /// When nobody is within [`DEADLINE`].
+    pub(crate) fn refusals_until_room(&self, offset: u16) -> u64 {
+        let mut refusals = 0;
+        let admitted = until(DEADLINE, || {
+            let refused = self.refuses(offset);
+            refusals += u64::from(refused);
+            !refused
+        });
+        assert!(admitted, "the place of the one that left is not given again");
+        refusals
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }

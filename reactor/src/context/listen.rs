@@ -47,7 +47,7 @@ pub(super) struct Starved {
     waiting: VecDeque<ListenerId>,
     /// The end of the pause in the wheel; there is one for as long as somebody waits.
     pause: Option<NodeId>,
-    /// How long the next pause is, in milliseconds, where it is not the first.
+    /// How long the next pause is, where it is not the first.
     pause_next: Option<Duration>,
 }
 
