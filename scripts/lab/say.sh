@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Words to the person who waits, and numbers as people write them.
+# Words to the person who waits, and numbers as people write them. SCRIPT is who says them.
 
 say() {
     printf '%s\n' "$*"
@@ -7,13 +7,13 @@ say() {
 
 # The system or the run refused: one line, exit 1.
 fail() {
-    printf 'scripts/million: %s\n' "$*" >&2
+    printf '%s: %s\n' "$SCRIPT" "$*" >&2
     exit 1
 }
 
 # The command line is wrong: one line, exit 2.
 misuse() {
-    printf 'scripts/million: %s; see scripts/million --help\n' "$*" >&2
+    printf '%s: %s; see %s --help\n' "$SCRIPT" "$*" "$SCRIPT" >&2
     exit 2
 }
 
