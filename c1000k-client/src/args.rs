@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use c1000k_host::command_line::{self, USAGE, parse_ip};
+use c1000k_host::command_line::{self, USAGE, is_of_many, parse_ip};
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration};
 use c1000k_report::Destination;
@@ -182,7 +182,7 @@ fn sources(list: &str, destination: IpAddr, ports: u16) -> Result<Vec<IpAddr>, S
                      families: give sources of the destination's family"
                 ));
             }
-            if !is_source(address) {
+            if is_of_many(address) || address.is_unspecified() {
                 return Err(format!(
                     "--source {address} can't be the address of one machine: give addresses that \
                      this machine has, as 127.0.0.2"
@@ -207,12 +207,6 @@ fn sources(list: &str, destination: IpAddr, ports: u16) -> Result<Vec<IpAddr>, S
         ));
     }
     Ok(addresses)
-}
-
-/// Whether a machine can have it: neither a group's, nor everybody's, nor nobody's.
-fn is_source(address: IpAddr) -> bool {
-    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
-    !(is_broadcast || address.is_multicast() || address.is_unspecified())
 }
 
 /// The addresses of one item: `a`, `a-b` or `a/bits`, the latter without network and broadcast address.

@@ -99,6 +99,13 @@ pub fn parse_ip(text: &str) -> Result<IpAddr, String> {
     })
 }
 
+/// Whether it is no address of one machine, but a group's or everybody's.
+#[must_use]
+pub fn is_of_many(address: IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    is_broadcast || address.is_multicast()
+}
+
 /// Starts the log: plain lines on standard error, `info` and above unless `RUST_LOG` says otherwise.
 ///
 /// A thread of its own writes them, so that nobody waits for who reads them; [`flush_log`] belongs to the program's end.

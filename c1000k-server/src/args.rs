@@ -1,10 +1,10 @@
 //! The arguments: as typed, and as checked.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use c1000k_host::command_line::parse_ip;
+use c1000k_host::command_line::{is_of_many, parse_ip};
 use c1000k_host::quantity::{parse_count, parse_duration};
 use c1000k_report::Destination;
 use clap::{Parser, ValueEnum};
@@ -171,8 +171,7 @@ impl Args {
         if self.max_connections == Some(0) {
             return Err("--max-connections is 0, so nobody could connect: give at least 1".into());
         }
-        let is_broadcast = self.bind == IpAddr::V4(Ipv4Addr::BROADCAST);
-        if is_broadcast || self.bind.is_multicast() {
+        if is_of_many(self.bind) {
             return Err(format!(
                 "--bind {} is no address of one machine: give one that this machine has, or 0.0.0.0",
                 self.bind
