@@ -46,6 +46,29 @@ pub struct Config {
     pub accept_pause_min: Duration,
     /// The longest pause of listeners. Default: 1 s.
     pub accept_pause_max: Duration,
+    /// Where connections' sockets are held. Default: [`FileTable::Auto`].
+    pub file_table: FileTable,
+}
+
+/// Where the kernel keeps the files of connections' sockets. What a service sees of a connection is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FileTable {
+    /// Registered files where [`Config::connections_max`] does not fit under the soft limit of descriptors
+    /// (`RLIMIT_NOFILE`) and io_uring can be had, and else descriptors.
+    #[default]
+    Auto,
+    /// The process's descriptor table: a descriptor for each connection, and at most `RLIMIT_NOFILE` of them.
+    Process,
+    /// Tables of io_uring's (registered files), which `RLIMIT_NOFILE` does not count: it bounds the size of one table
+    /// and not their number. Raise the soft limit to the hard one before making the reactor, so that few tables do;
+    /// each takes one descriptor and some 8 KiB of locked memory (`RLIMIT_MEMLOCK`). Wants Linux 6.8, and an io_uring
+    /// that is not forbidden (`kernel.io_uring_disabled`, seccomp).
+    ///
+    /// A connection has a descriptor from its accept, or its connect, to the end of the turn. Receives and sends of one
+    /// turn go to the kernel together, and so a [`write`](crate::Context::write) in a callback is sent when the
+    /// callbacks of this turn's events have run.
+    Registered,
 }
 
 impl Default for Config {
@@ -67,6 +90,7 @@ impl Default for Config {
             flush_timeout: Duration::from_secs(30),
             accept_pause_min: Duration::from_millis(10),
             accept_pause_max: Duration::from_secs(1),
+            file_table: FileTable::Auto,
         }
     }
 }

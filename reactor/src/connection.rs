@@ -1,12 +1,12 @@
 //! What the reactor itself keeps of a connection: sixteen bytes.
 
-use crate::sys::{Descriptor, Readiness};
+use crate::sys::Socket;
 use crate::wheel::NodeId;
 
 /// The reactor's half of a connection; the service's half is its `Handler::Conn`.
 #[derive(Debug)]
 pub(crate) struct Link {
-    pub(crate) socket: Descriptor,
+    pub(crate) socket: Socket,
     pub(crate) timer: NodeId,
     /// Index into the reactor's write queues; of no meaning without [`Flags::QUEUED`]. An `Option` would cost four
     /// bytes more.
@@ -24,7 +24,7 @@ const _: () = {
 };
 
 impl Link {
-    pub(crate) fn new(socket: Descriptor, flags: Flags) -> Self {
+    pub(crate) fn new(socket: Socket, flags: Flags) -> Self {
         Self { socket, timer: NodeId::NONE, queue: 0, flags }
     }
 
@@ -46,6 +46,12 @@ impl Link {
         !self.flags.any(Flags::UNREADABLE | Flags::READS_PAUSED | Flags::CLOSING)
     }
 
+    /// What arrives is for the service, and that is all there is to do.
+    #[inline]
+    pub(crate) fn only_reads(&self) -> bool {
+        !self.flags.any(Flags::NOT_SIMPLY_READ)
+    }
+
     /// What arrives is dropped.
     pub(crate) fn drains(&self) -> bool {
         self.lingers() && !self.flags.any(Flags::UNREADABLE)
@@ -58,44 +64,11 @@ impl Link {
 
     /// What is written goes to the kernel at once.
     pub(crate) fn sends_at_once(&self) -> bool {
-        !self.flags.any(Flags::UNWRITABLE | Flags::CONNECTING | Flags::QUEUED)
+        !self.flags.any(Flags::UNWRITABLE | Flags::CONNECTING | Flags::QUEUED | Flags::SENDING)
     }
 
     pub(crate) fn takes_writes(&self) -> bool {
         !self.flags.any(Flags::UNWRITABLE)
-    }
-
-    /// What epoll should watch the socket for.
-    pub(crate) fn interest(&self) -> Readiness {
-        let mut interest = Readiness::NONE;
-        if self.reads() || self.drains() {
-            interest = interest.with(Readiness::READABLE);
-        }
-        if self.has_queue() || self.flags.any(Flags::CONNECTING) {
-            interest = interest.with(Readiness::WRITABLE);
-        }
-        interest
-    }
-
-    /// What epoll watches the socket for; `None` where the socket is not with epoll.
-    pub(crate) fn registered(&self) -> Option<Readiness> {
-        if !self.flags.any(Flags::WATCHED) {
-            return None;
-        }
-        let mut registered = Readiness::NONE;
-        if self.flags.any(Flags::WATCHED_READ) {
-            registered = registered.with(Readiness::READABLE);
-        }
-        if self.flags.any(Flags::WATCHED_WRITE) {
-            registered = registered.with(Readiness::WRITABLE);
-        }
-        Some(registered)
-    }
-
-    pub(crate) fn set_registered(&mut self, registered: Option<Readiness>) {
-        self.flags.set(Flags::WATCHED, registered.is_some());
-        self.flags.set(Flags::WATCHED_READ, registered.is_some_and(Readiness::is_readable));
-        self.flags.set(Flags::WATCHED_WRITE, registered.is_some_and(Readiness::is_writable));
     }
 }
 
@@ -104,6 +77,7 @@ impl Link {
 pub(crate) struct Flags(u16);
 
 impl Flags {
+    pub(crate) const NONE: Flags = Flags(0);
     /// An outbound connect is under way.
     pub(crate) const CONNECTING: Flags = Flags(1);
     /// `on_open` was called.
@@ -122,17 +96,28 @@ impl Flags {
     pub(crate) const DOOMED: Flags = Flags(1 << 7);
     /// Closing the socket resets it.
     pub(crate) const RESET: Flags = Flags(1 << 8);
-    /// In the list of those whose interest may have changed.
-    pub(crate) const UNSETTLED: Flags = Flags(1 << 9);
-    /// With epoll.
-    pub(crate) const WATCHED: Flags = Flags(1 << 10);
-    pub(crate) const WATCHED_READ: Flags = Flags(1 << 11);
-    pub(crate) const WATCHED_WRITE: Flags = Flags(1 << 12);
     /// Has a write queue.
-    pub(crate) const QUEUED: Flags = Flags(1 << 13);
+    pub(crate) const QUEUED: Flags = Flags(1 << 9);
+    /// Bytes are in the batch of sends that has not gone to the kernel yet.
+    pub(crate) const SENDING: Flags = Flags(1 << 10);
+    /// epoll has reported input that was not read: reads were paused, or the connect was not known to be decided.
+    pub(crate) const UNREAD: Flags = Flags(1 << 11);
+    /// epoll will report nothing more of this input's end, so it is read until the end, an error, or nothing.
+    pub(crate) const READ_TO_END: Flags = Flags(1 << 12);
+    /// The last send took all that it was offered, and more waits in the queue: epoll has nothing to report.
+    pub(crate) const UNSENT: Flags = Flags(1 << 13);
+    /// In the list of those to be served again though epoll reports nothing.
+    pub(crate) const LISTED: Flags = Flags(1 << 14);
+    /// Bytes were received before reads were paused, and wait for the service to read again.
+    pub(crate) const HELD: Flags = Flags(1 << 15);
 
     /// There is nothing to read, not yet or never more.
     const UNREADABLE: Flags = Flags(Self::CONNECTING.0 | Self::EOF.0 | Self::DOOMED.0);
+
+    /// What arrives is not simply for the service, or something has to be sent first.
+    const NOT_SIMPLY_READ: Flags = Flags(
+        Self::UNREADABLE.0 | Self::READS_PAUSED.0 | Self::CLOSING.0 | Self::QUEUED.0 | Self::HELD.0,
+    );
 
     /// Nothing more is taken from the service.
     const UNWRITABLE: Flags = Flags(Self::FINISHING.0 | Self::CLOSING.0 | Self::DOOMED.0);

@@ -1,10 +1,12 @@
 //! What a service works with, in every callback and while it is set up.
 //!
 //! The parts that belong to one concern each stand in files of their own: [`listen`], [`connect`], [`stream`] (write,
-//! pause, close), [`sweep`] (visiting all connections), [`time`] and [`watch`] (any other descriptor).
+//! pause, close), [`batch`] (what goes to the kernel together), [`sweep`] (visiting all connections), [`time`] and
+//! [`watch`] (any other descriptor).
 
 #[cfg(any(test, fuzzing))]
 mod audit;
+mod batch;
 mod connect;
 mod listen;
 mod stream;
@@ -19,14 +21,14 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, Keepalive};
+use crate::config::{Config, FileTable, Keepalive};
 use crate::connection::Link;
 use crate::error::{CloseReason, Error};
 use crate::queue::WriteQueue;
 use crate::signal::Signal;
 use crate::slab::Slab;
 use crate::stats::Stats;
-use crate::sys::{self, Descriptor, Poller, SignalReader};
+use crate::sys::{self, Descriptor, Poller, SendBatch, SignalReader, Sockets};
 use crate::token::{Inner, Source, Token};
 use crate::waker::Waker;
 use crate::wheel::{NodeId, Tick, Wheel};
@@ -35,6 +37,7 @@ use listen::{Listener, Starved};
 use sweep::Sweep;
 use watch::Watch;
 
+pub(crate) use batch::receives;
 pub(crate) use stream::Received;
 pub use sweep::SweepId;
 
@@ -52,11 +55,27 @@ pub struct Context<C> {
     sweep_next: NonZeroU64,
     wheel: Wheel,
     queues: Vec<WriteQueue>,
+    /// The connection of each queue; `None` for a free one.
+    queue_owners: Vec<Option<Token>>,
     queues_free: Vec<u32>,
+    /// When queues are tried again, while there is one, and the queue that was tried last.
+    retry: Option<NodeId>,
+    retry_next: usize,
+    sockets: Sockets,
+    /// What callbacks have written in this turn, where it goes to the kernel together.
+    sends: SendBatch,
+    /// A turn is under way, which flushes what is batched.
+    in_turn: bool,
+    /// Connections whose sockets are to move from descriptors to registered files.
+    moving: Vec<Token>,
+    /// Of those, while they move; empty in between.
+    moving_descriptors: Vec<(u32, Descriptor)>,
+    /// Connections to be served again though epoll reports nothing.
+    listed: VecDeque<Token>,
+    /// Bytes that were received before their connection's reads were paused.
+    held: Vec<(Token, Box<[u8]>)>,
     /// Connections to be removed as soon as no callback runs.
     doomed: VecDeque<(Token, CloseReason)>,
-    /// Connections whose interest may differ from what epoll knows.
-    unsettled: Vec<Token>,
     starved: Starved,
     /// Connections that have gone since starved listeners were last looked at.
     freed: usize,
@@ -72,9 +91,10 @@ pub struct Context<C> {
     shutdown: Option<Shutdown>,
 }
 
-/// Each connection and free timer can have one in the wheel, the pause of starved listeners, and the grace of a shutdown.
+/// Each connection and free timer can have one in the wheel, the pause of starved listeners, the grace of a shutdown, and
+/// the queues that are tried again.
 fn timers_in_wheel_max(config: &Config) -> usize {
-    config.connections_max.saturating_add(config.timers_max).saturating_add(2)
+    config.connections_max.saturating_add(config.timers_max).saturating_add(3)
 }
 
 /// How far a shutdown has come.
@@ -99,6 +119,9 @@ impl<C> Context<C> {
         let poller = Poller::new()?;
         let waker = Waker::new()?;
         waker.watch(&poller, Source::Inner(Inner::Wake).to_bits())?;
+        let sockets =
+            Sockets::new(config.file_table, config.connections_max, config.listeners_max)?;
+        let sends = if sockets.has_tables() { batch::sends() } else { SendBatch::default() };
         let now = sys::now();
         Ok(Self {
             poller,
@@ -110,9 +133,18 @@ impl<C> Context<C> {
             sweep_next: NonZeroU64::MIN,
             wheel: Wheel::with_capacity(timers_in_wheel_max(config)).map_err(no_memory)?,
             queues: Vec::new(),
+            queue_owners: Vec::new(),
             queues_free: Vec::new(),
+            retry: None,
+            retry_next: 0,
+            sockets,
+            sends,
+            in_turn: false,
+            moving: Vec::with_capacity(batch::MOVING_MAX),
+            moving_descriptors: Vec::with_capacity(batch::MOVING_MAX),
+            listed: VecDeque::new(),
+            held: Vec::new(),
             doomed: VecDeque::new(),
-            unsettled: Vec::new(),
             starved: Starved::default(),
             freed: 0,
             spare: Some(sys::spare()?),
@@ -138,7 +170,9 @@ impl<C> Context<C> {
     /// What has been counted so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats { timers_armed: self.wheel.len(), ..self.stats.clone() }
+        // Trying queues again is the reactor's own affair.
+        let timers_armed = self.wheel.len() - usize::from(self.retry.is_some());
+        Stats { timers_armed, ..self.stats.clone() }
     }
 
     /// How many connections are held, those included that are still connecting or flushing.
@@ -151,6 +185,12 @@ impl<C> Context<C> {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Where connections' sockets are held: [`FileTable::Process`] or [`FileTable::Registered`], whatever was asked for.
+    #[must_use]
+    pub fn file_table(&self) -> FileTable {
+        if self.sockets.has_tables() { FileTable::Registered } else { FileTable::Process }
     }
 
     /// The state of a connection; `None` for a stale token, and for the one that the running callback is about (its
@@ -184,21 +224,21 @@ impl<C> Context<C> {
         self.connections.slots_used()
     }
 
-    /// The address of the peer. Costs one system call.
+    /// The address of the peer. Costs one system call; three where the socket is a registered file.
     ///
     /// # Errors
     /// [`Error::Stale`], the system's refusal (`ENOTCONN` where the peer has gone), or [`Error::Invalid`] for a
     /// Unix-domain connection, which has no IP address.
     pub fn peer_addr(&self, token: Token) -> Result<SocketAddr, Error> {
-        sys::peer_addr(&self.link(token).ok_or(Error::Stale)?.socket)
+        self.sockets.peer_addr(&self.link(token).ok_or(Error::Stale)?.socket)
     }
 
-    /// The address of this side. Costs one system call.
+    /// The address of this side. Costs one system call; three where the socket is a registered file.
     ///
     /// # Errors
     /// [`Error::Stale`], the system's refusal, or [`Error::Invalid`] for a Unix-domain connection.
     pub fn local_addr(&self, token: Token) -> Result<SocketAddr, Error> {
-        sys::local_addr(&self.link(token).ok_or(Error::Stale)?.socket)
+        self.sockets.local_addr(&self.link(token).ok_or(Error::Stale)?.socket)
     }
 
     /// A handle that wakes this reactor from any thread.
@@ -274,9 +314,17 @@ impl<C> Context<C> {
         self.elapsed = self.now.duration_since(self.started);
     }
 
-    pub(crate) fn begin_turn(&mut self) {
+    pub(crate) fn end_wait(&mut self) {
         self.read_clock();
         self.stats.wakeups += 1;
+    }
+
+    pub(crate) fn set_in_turn(&mut self, in_turn: bool) {
+        self.in_turn = in_turn;
+    }
+
+    pub(crate) fn sockets(&self) -> &Sockets {
+        &self.sockets
     }
 
     /// Nothing new may start that would keep a shutdown from its end.

@@ -37,6 +37,11 @@ impl Error {
         }
     }
 
+    /// Whether the process has no descriptor left.
+    pub(crate) fn is_out_of_descriptors(&self) -> bool {
+        self.errno() == Some(nix::libc::EMFILE)
+    }
+
     /// The kind of the system's refusal; [`io::ErrorKind::Other`] for all that was not the system's.
     #[must_use]
     pub fn kind(&self) -> io::ErrorKind {

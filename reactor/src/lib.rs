@@ -83,17 +83,13 @@ mod signal;
 mod simulation;
 mod slab;
 mod stats;
-#[cfg(not(any(test, fuzzing)))]
-mod sys;
-#[cfg(any(test, fuzzing))]
-#[path = "fake_sys.rs"]
 mod sys;
 mod token;
 mod waker;
 mod wheel;
 
 pub use address::Address;
-pub use config::{Config, ConnectOptions, Keepalive, ListenOptions};
+pub use config::{Config, ConnectOptions, FileTable, Keepalive, ListenOptions};
 pub use context::{Context, SweepId};
 pub use error::{CloseReason, Error, WriteError, Written};
 pub use handler::{Handler, Incoming};

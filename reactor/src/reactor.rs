@@ -1,15 +1,19 @@
 //! The loop: wait, hand each event to the service, remove what is to be removed, fire timers.
+//!
+//! Connections are watched edge-triggered: epoll reports a change once. What a report leads to is done at once, or the
+//! connection is listed and served again in the next turn: when a read was full, reads were paused, or a send took all
+//! that it was offered.
 
 use std::fmt;
 use std::mem;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::connection::Flags;
-use crate::context::{Context, Received};
+use crate::connection::{Flags, Link};
+use crate::context::{Context, Received, receives};
 use crate::error::{CloseReason, Error};
 use crate::handler::{Handler, Incoming};
-use crate::sys::{self, Accepted, Descriptor, Events, Readiness, Transferred};
+use crate::sys::{Accepted, Descriptor, Events, IoResult, Readiness, ReceiveBatch};
 use crate::token::{Inner, ListenerId, Source, Token};
 
 /// An epoll loop over connections whose state is `C`.
@@ -20,6 +24,8 @@ pub struct Reactor<C> {
     cx: Context<C>,
     events: Events,
     read_buffer: Vec<u8>,
+    /// Receives that go to the kernel together, where sockets are registered files.
+    receives: Option<ReceiveBatch>,
     /// A turn has begun and not returned; found at the beginning of another, a callback of it has panicked.
     turning: bool,
 }
@@ -32,6 +38,11 @@ impl<C> fmt::Debug for Reactor<C> {
 
 /// More events are not asked for at once, whatever is configured.
 const EVENTS_PER_WAIT_MAX: usize = 1 << 16;
+
+/// What the reads of one round may bring in all: where many connections have much to be read, each gives a little.
+const ROUND_BYTES: usize = 4 << 20;
+/// But each at least so much.
+const READ_BYTES_MIN: usize = 4096;
 
 fn zeroes(bytes: usize) -> Result<Vec<u8>, Error> {
     let mut buffer = Vec::new();
@@ -75,10 +86,14 @@ impl<C> Reactor<C> {
                  read_buffer_bytes and write_queue_bytes_max must not be zero",
             ));
         }
+        let cx = Context::new(config)?;
+        let events_max = config.events_per_wait.min(EVENTS_PER_WAIT_MAX);
+        let batches = cx.sockets().has_tables();
         Ok(Self {
-            cx: Context::new(config)?,
-            events: Events::with_capacity(config.events_per_wait.min(EVENTS_PER_WAIT_MAX)),
+            cx,
+            events: Events::with_capacity(events_max),
             read_buffer: zeroes(config.read_buffer_bytes)?,
+            receives: batches.then(|| receives(events_max, config.read_buffer_bytes)),
             turning: false,
         })
     }
@@ -111,7 +126,9 @@ impl<C> Reactor<C> {
         if mem::replace(&mut self.turning, true) {
             return Err(Error::Invalid("a callback has panicked in this reactor: drop it"));
         }
+        self.cx.set_in_turn(true);
         let status = self.turn_whole(handler, max_wait);
+        self.cx.set_in_turn(false);
         self.turning = false;
         status
     }
@@ -121,16 +138,17 @@ impl<C> Reactor<C> {
         handler: &mut H,
         max_wait: Option<Duration>,
     ) -> Result<Status, Error> {
-        let Self { cx, events, read_buffer, .. } = self;
-        bury_doomed(cx, handler);
+        let Self { cx, events, read_buffer, receives, .. } = self;
+        finish_round(cx, handler);
         cx.feed_starved();
         wait(cx, events, max_wait)?;
-        bury_doomed(cx, handler);
-        dispatch_all(cx, handler, read_buffer, events);
+        dispatch_all(cx, handler, read_buffer, receives.as_mut(), events);
+        serve_listed(cx, handler, read_buffer);
+        finish_round(cx, handler);
         fire_timers(cx, handler);
         visit_slice(cx, handler);
         cx.tell_shutdown();
-        bury_doomed(cx, handler);
+        finish_round(cx, handler);
         Ok(if cx.take_stop() { Status::Stopped } else { Status::Running })
     }
 }
@@ -140,13 +158,29 @@ fn wait<C>(
     events: &mut Events,
     max_wait: Option<Duration>,
 ) -> Result<(), Error> {
-    cx.settle();
-    let at_once = cx.has_doomed() || cx.has_more_to_tell() || cx.has_sweeps() || cx.wants_stop();
+    let at_once = cx.listed() > 0 || cx.has_more_to_tell() || cx.has_sweeps() || cx.wants_stop();
     let wait = if at_once { Some(Duration::ZERO) } else { cx.wait_within(max_wait) };
     cx.poller().wait(events, wait)?;
-    cx.begin_turn();
+    cx.end_wait();
     cx.stats_mut().events += events.len() as u64;
     Ok(())
+}
+
+/// Removes what was closed and hands over what waits for others to go with, until neither leads to more.
+fn finish_round<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
+    loop {
+        bury_doomed(cx, handler);
+        cx.flush();
+        if !cx.has_doomed() {
+            return;
+        }
+    }
+}
+
+/// What each of so many connections may give in one round.
+fn share(buffer: &mut [u8], connections: usize) -> &mut [u8] {
+    let share = (ROUND_BYTES / connections.max(1)).max(READ_BYTES_MIN).min(buffer.len());
+    &mut buffer[..share]
 }
 
 /// Small, and a function of its own, so that what is usual stays in registers.
@@ -155,8 +189,13 @@ fn dispatch_all<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     buffer: &mut [u8],
+    receives: Option<&mut ReceiveBatch>,
     events: &Events,
 ) {
+    let buffer = share(buffer, events.len());
+    if let Some(receives) = receives {
+        return dispatch_batched(cx, handler, buffer, receives, events);
+    }
     for (data, ready) in events.iter() {
         dispatch(cx, handler, buffer, data, ready);
         bury_doomed(cx, handler);
@@ -174,6 +213,66 @@ fn dispatch<H: Handler + ?Sized>(
     match Token::from_bits(data) {
         Some(token) => serve(cx, handler, buffer, token, ready),
         None => dispatch_other(cx, handler, data, ready),
+    }
+}
+
+/// The same, but what is to be read from registered files is received together before the first callback, and what
+/// callbacks write is sent together after the last one.
+fn dispatch_batched<H: Handler + ?Sized>(
+    cx: &mut Context<H::Conn>,
+    handler: &mut H,
+    buffer: &mut [u8],
+    receives: &mut ReceiveBatch,
+    events: &Events,
+) {
+    receives.clear();
+    for (data, ready) in events.iter() {
+        if ready.any(Readiness::INPUT)
+            && let Some(token) = Token::from_bits(data)
+            && let Some(place) = cx.batched_place(token, ready)
+            && !receives.is_full()
+        {
+            receives.push(token, place);
+        }
+    }
+    cx.sockets().receive_all(receives);
+    let mut next = 0;
+    for (data, ready) in events.iter() {
+        if next < receives.len() && Token::from_bits(data) == Some(receives.token(next)) {
+            deliver(cx, handler, receives, next);
+            next += 1;
+        } else {
+            dispatch(cx, handler, buffer, data, ready);
+        }
+        bury_doomed(cx, handler);
+    }
+}
+
+/// Hands over what one receive of a batch has brought.
+#[inline]
+fn deliver<H: Handler + ?Sized>(
+    cx: &mut Context<H::Conn>,
+    handler: &mut H,
+    receives: &ReceiveBatch,
+    index: usize,
+) {
+    let token = receives.token(index);
+    match receives.result(index) {
+        IoResult::Bytes(received @ 1..) => {
+            let bytes = &receives.part(index)[..received];
+            match cx.lend_received(token, received, received == receives.bytes_each()) {
+                Some(mut conn) => {
+                    handler.on_data(cx, token, &mut conn, bytes);
+                    cx.give_back(token, conn);
+                }
+                None => cx.hold(token, bytes),
+            }
+        }
+        why => {
+            if cx.wants_end(token, &why) {
+                end_input(cx, handler, token, why);
+            }
+        }
     }
 }
 
@@ -211,8 +310,8 @@ fn serve<H: Handler + ?Sized>(
     token: Token,
     ready: Readiness,
 ) {
-    if ready != Readiness::READABLE && !send_first(cx, handler, token, ready) {
-        return;
+    if ready != Readiness::READABLE_AND_WRITABLE {
+        return serve_unusual(cx, handler, buffer, token, ready);
     }
     match cx.receive(token, buffer) {
         Some(Received::Bytes(mut conn, received)) => {
@@ -220,48 +319,122 @@ fn serve<H: Handler + ?Sized>(
             cx.give_back(token, conn);
         }
         Some(Received::Nothing(why)) => end_input(cx, handler, token, why),
-        None => serve_unread(cx, handler, buffer, token, ready),
+        None => serve_unusual(cx, handler, buffer, token, ready),
     }
 }
 
-/// Sends what waits to be sent; says whether the event is about more than that.
-#[cold]
-fn send_first<H: Handler + ?Sized>(
-    cx: &mut Context<H::Conn>,
-    handler: &mut H,
-    token: Token,
-    ready: Readiness,
-) -> bool {
-    let is_open = cx.link(token).is_some_and(|link| !link.flags.any(Flags::CONNECTING));
-    if ready.is_writable() && is_open && cx.flush(token) {
-        lend(cx, token, |cx, conn| handler.on_drain(cx, token, conn));
-    }
-    !is_open || ready.is_readable() || ready.is_error() || ready.is_hangup()
-}
-
-/// An event of a connection that does not read.
-#[cold]
-fn serve_unread<H: Handler + ?Sized>(
+#[inline(never)]
+fn serve_unusual<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     buffer: &mut [u8],
     token: Token,
     ready: Readiness,
 ) {
-    let Some(link) = cx.link(token) else {
+    let Some(link) = cx.link_mut(token) else {
         cx.stats_mut().stale_events += 1;
         return;
     };
+    if ready.any(Readiness::READ_TO_END) {
+        link.flags.set(Flags::READ_TO_END, true);
+    }
     if link.flags.any(Flags::CONNECTING) {
-        open_connected(cx, handler, token, ready);
-    } else if link.drains() {
-        cx.drain(token, buffer);
-    } else if ready.is_error()
-        && let Some(error) = sys::take_error(&link.socket, "epoll_wait")
+        return open_connected(cx, handler, token, ready);
+    }
+    if ready.is_writable() && link.has_queue() && cx.flush_queue(token) {
+        lend(cx, token, |cx, conn| handler.on_drain(cx, token, conn));
+    }
+    if ready.any(Readiness::INPUT) {
+        serve_input(cx, handler, buffer, token, ready);
+    }
+}
+
+/// There is something to be learnt by reading, or by asking where the connection does not read.
+fn serve_input<H: Handler + ?Sized>(
+    cx: &mut Context<H::Conn>,
+    handler: &mut H,
+    buffer: &mut [u8],
+    token: Token,
+    ready: Readiness,
+) {
+    let Some(link) = cx.link(token) else { return };
+    if link.reads() || link.drains() {
+        return read(cx, handler, buffer, token);
+    }
+    let error =
+        if ready.is_error() { cx.sockets().take_error(&link.socket, "epoll_wait") } else { None };
+    match error {
+        Some(error) => cx.doom(token, CloseReason::Failed(error)),
+        None => {
+            if ready.is_hangup() {
+                cx.end_if_finished(token);
+            }
+            cx.note_unread(token);
+        }
+    }
+}
+
+/// Reads once from a connection, whatever else there is to do for it: what was held back first.
+fn read<H: Handler + ?Sized>(
+    cx: &mut Context<H::Conn>,
+    handler: &mut H,
+    buffer: &mut [u8],
+    token: Token,
+) {
+    if cx.link(token).is_none_or(|link| !link.reads()) {
+        return cx.drain(token, buffer);
+    }
+    if let Some(bytes) = cx.take_held(token) {
+        cx.note_unread(token);
+        cx.stats_mut().bytes_in += bytes.len() as u64;
+        return lend(cx, token, |cx, conn| handler.on_data(cx, token, conn, &bytes));
+    }
+    match cx.receive_beside_queue(token, buffer) {
+        Some(Received::Bytes(mut conn, received)) => {
+            handler.on_data(cx, token, &mut conn, &buffer[..received]);
+            cx.give_back(token, conn);
+        }
+        Some(Received::Nothing(why)) => end_input(cx, handler, token, why),
+        None => {}
+    }
+}
+
+/// Serves the connections that were listed before, at most as many as a wait reports, and no more once they have given
+/// as much as a round may bring.
+fn serve_listed<H: Handler + ?Sized>(
+    cx: &mut Context<H::Conn>,
+    handler: &mut H,
+    buffer: &mut [u8],
+) {
+    let most = cx.listed().min(cx.config().events_per_wait);
+    let buffer = share(buffer, most);
+    let bytes_before = cx.stats_mut().bytes_in;
+    for _ in 0..most {
+        if cx.stats_mut().bytes_in - bytes_before > ROUND_BYTES as u64 {
+            return;
+        }
+        let Some(token) = cx.next_listed() else { return };
+        serve_again(cx, handler, buffer, token);
+        bury_doomed(cx, handler);
+    }
+}
+
+fn serve_again<H: Handler + ?Sized>(
+    cx: &mut Context<H::Conn>,
+    handler: &mut H,
+    buffer: &mut [u8],
+    token: Token,
+) {
+    let Some(link) = cx.link(token) else { return };
+    if link.flags.any(Flags::UNSENT) && !link.flags.any(Flags::CONNECTING) && cx.flush_queue(token)
     {
-        cx.doom(token, CloseReason::Failed(error));
-    } else if ready.is_hangup() {
-        cx.end_hung_up(token);
+        lend(cx, token, |cx, conn| handler.on_drain(cx, token, conn));
+    }
+    let is_wanted = |link: &Link| {
+        link.flags.any(Flags::UNREAD | Flags::HELD) && (link.reads() || link.drains())
+    };
+    if cx.link(token).is_some_and(is_wanted) {
+        read(cx, handler, buffer, token);
     }
 }
 
@@ -271,16 +444,17 @@ fn end_input<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     token: Token,
-    why: Transferred,
+    why: IoResult,
 ) {
     match why {
-        Transferred::Bytes(_) => {
+        IoResult::Bytes(_) => {
             cx.note_eof(token);
             lend(cx, token, |cx, conn| handler.on_eof(cx, token, conn));
             cx.end_if_finished(token);
         }
-        Transferred::NotNow => {}
-        Transferred::Failed(error) => cx.doom(token, CloseReason::Failed(error)),
+        IoResult::NotNow => cx.note_read_empty(token),
+        IoResult::Interrupted => cx.note_unread(token),
+        IoResult::Failed(error) => cx.doom(token, CloseReason::Failed(error)),
     }
 }
 
@@ -294,6 +468,12 @@ fn open_connected<H: Handler + ?Sized>(
         Ok(()) => {
             cx.stats_mut().connected += 1;
             cx.stats_mut().count_open();
+            if ready.any(Readiness::INPUT) {
+                cx.note_unread(token);
+            }
+            if cx.link(token).is_some_and(Link::has_queue) {
+                cx.mark_unsent(token);
+            }
             lend(cx, token, |cx, conn| handler.on_open(cx, token, conn));
         }
         Err(error) => cx.doom(token, CloseReason::ConnectFailed(error)),
@@ -322,11 +502,12 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
                     return;
                 }
             }
-            Accepted::Nobody => return,
+            Accepted::Empty => return,
             Accepted::Lost(error) => {
                 lost += 1;
                 count_accept_error(cx, handler, listener, &error);
             }
+            Accepted::Exhausted(_) if cx.free_descriptors() => {}
             Accepted::Exhausted(_) if !somebody_waits => return,
             Accepted::Exhausted(error) => {
                 cx.drain_one(listener);
@@ -353,7 +534,7 @@ fn admit<H: Handler + ?Sized>(
         cx.refuse(socket);
         return true;
     };
-    match cx.adopt(socket, Flags::OPENED) {
+    match cx.adopt(socket, cx.conn_flags(listener)) {
         Ok(token) => {
             cx.stats_mut().accepted += 1;
             cx.stats_mut().count_open();
@@ -399,6 +580,7 @@ fn fire_timers<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
             Source::Connection(token) => time_out(cx, handler, token),
             Source::Timer(timer) => handler.on_timer(cx, timer),
             Source::Inner(Inner::Pause) => cx.end_pause(),
+            Source::Inner(Inner::Retry) => cx.retry_queues(),
             Source::Inner(_) => cx.harden_shutdown(),
             Source::Listener(_) | Source::Watch(_) => {} // They have no timer.
         }

@@ -1,6 +1,6 @@
 //! A simulation of everything at once: a service that does what comes to its mind, on a kernel that does its worst.
 //!
-//! The kernel is `fake_sys.rs`; this is the service. Both take their decisions from one stream, from a seed in the unit
+//! The kernel is `sys/fake.rs`; this is the service. Both take their decisions from one stream, from a seed in the unit
 //! test and from bytes under the fuzzer. Whatever they decide, each promise of [`Handler`](crate::Handler) must hold:
 //! [`Service`] keeps a record of each connection and checks every callback against it, and
 //! [`Context::audit`](crate::Context::audit) checks the reactor's own books after each turn. At the end the kernel calms
@@ -11,7 +11,7 @@ mod service;
 
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, FileTable};
 use crate::reactor::{Reactor, Status};
 use crate::sys::{self, Choices};
 
@@ -36,7 +36,7 @@ fn play(choices: Choices) {
     world.calm_down();
     world.shut_down();
     world.end();
-    assert_eq!(sys::open_descriptors(), 0, "descriptors have leaked");
+    assert_eq!(sys::open_files() + sys::open_rings(), 0, "files have leaked");
 }
 
 /// Bounds that are met all the time.
@@ -59,6 +59,8 @@ fn small_config() -> Config {
         flush_timeout: Duration::from_millis(sys::below(40).into()),
         accept_pause_min: Duration::from_millis(sys::below(5).into()),
         accept_pause_max: Duration::from_millis(sys::below(40).into()),
+        file_table: [FileTable::Auto, FileTable::Process, FileTable::Registered]
+            [sys::below(3) as usize],
     }
 }
 
@@ -68,21 +70,21 @@ fn fail_to_start(config: &Config) {
     let made = Reactor::<Conn>::new(config);
     sys::set_faults(0);
     drop(made);
-    assert_eq!(sys::open_descriptors(), 0, "a reactor that was not made has leaked descriptors");
+    assert_eq!(sys::open_files(), 0, "a reactor that was not made has leaked files");
 }
 
 struct World {
     reactor: Reactor<Conn>,
     service: Service,
     /// What the reactor holds of its own.
-    own_descriptors: usize,
+    own_files: usize,
 }
 
 impl World {
     fn new(config: &Config) -> Self {
         let mut reactor = Reactor::new(config).expect("nothing fails yet");
         let service = Service::new(reactor.context());
-        Self { reactor, service, own_descriptors: sys::open_descriptors() }
+        Self { reactor, service, own_files: sys::open_files() }
     }
 
     /// The wild part.
@@ -160,12 +162,12 @@ impl World {
         cx.audit();
         assert_eq!(cx.stats().timers_armed, 0, "timers have leaked");
         assert_eq!(cx.connections(), 0);
-        let held = sys::open_descriptors();
+        let held = sys::open_files();
         // The spare one may be missing when there was none to be had.
         assert!(
-            held == self.own_descriptors || held + 1 == self.own_descriptors,
-            "{held} descriptors are open and not {}",
-            self.own_descriptors
+            held == self.own_files || held + 1 == self.own_files,
+            "{held} files are open and not {}",
+            self.own_files
         );
         self.service.check_end();
     }

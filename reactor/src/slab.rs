@@ -130,7 +130,7 @@ impl<H, B> Slab<H, B> {
 
     /// Takes the body out of its slot until [`give_back`](Self::give_back), and shows the head.
     #[inline]
-    pub(crate) fn lend(&mut self, name: Name) -> Option<(&H, B)> {
+    pub(crate) fn lend(&mut self, name: Name) -> Option<(&mut H, B)> {
         let slot = self.slots.get_mut(name.index() as usize)?;
         // Looked at before it is moved: once known to match, the head need not really be copied to and fro.
         if !matches!(slot, Slot::Full { generation, .. } if *generation == name.generation()) {
@@ -384,7 +384,7 @@ mod tests {
                 return;
             }
             let (head, body) = lent.unwrap();
-            assert_eq!((head, &body), (&self.model[&name].0, &self.model[&name].1));
+            assert_eq!((&*head, &body), (&self.model[&name].0, &self.model[&name].1));
             self.lent.insert(name, body);
         }
 

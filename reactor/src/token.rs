@@ -152,6 +152,7 @@ pub(crate) enum Inner {
     Signal = 2,
     Grace = 3,
     Pause = 4,
+    Retry = 5,
 }
 
 impl Source {
@@ -176,6 +177,7 @@ impl Source {
                 2 => Inner::Signal,
                 3 => Inner::Grace,
                 4 => Inner::Pause,
+                5 => Inner::Retry,
                 _ => return None,
             }),
             4 => Source::Watch(WatchId(name)),
@@ -200,6 +202,7 @@ mod tests {
             Source::Inner(Inner::Signal),
             Source::Inner(Inner::Grace),
             Source::Inner(Inner::Pause),
+            Source::Inner(Inner::Retry),
         ] {
             assert_eq!(Source::from_bits(source.to_bits()), Some(source));
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::Error;
-use crate::sys::{Bell, Poller};
+use crate::sys::{Poller, WakeFd};
 
 /// Makes the reactor call [`Handler::on_wake`](crate::Handler::on_wake), from any thread.
 ///
@@ -14,30 +14,30 @@ pub struct Waker(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    bell: Bell,
-    rung: AtomicBool,
+    fd: WakeFd,
+    signaled: AtomicBool,
 }
 
 impl Waker {
     pub(crate) fn new() -> Result<Self, Error> {
-        Ok(Self(Arc::new(Shared { bell: Bell::new()?, rung: AtomicBool::new(false) })))
+        Ok(Self(Arc::new(Shared { fd: WakeFd::new()?, signaled: AtomicBool::new(false) })))
     }
 
     /// Wakes the reactor, now or as soon as it waits again. Does nothing when the reactor is gone.
     pub fn wake(&self) {
-        if !self.0.rung.swap(true, Ordering::AcqRel) {
-            self.0.bell.ring();
+        if !self.0.signaled.swap(true, Ordering::AcqRel) {
+            self.0.fd.signal();
         }
     }
 
     /// Takes note of the wake-up, if there was one; what was done before any `wake` until now is visible afterwards.
     pub(crate) fn acknowledge(&self) -> bool {
-        self.0.bell.hush();
-        // A wake between these two lines rings no bell, but its cause is visible to the callback that follows.
-        self.0.rung.swap(false, Ordering::AcqRel)
+        self.0.fd.clear();
+        // A wake between these two lines signals nothing, but its cause is visible to the callback that follows.
+        self.0.signaled.swap(false, Ordering::AcqRel)
     }
 
     pub(crate) fn watch(&self, poller: &Poller, data: u64) -> Result<(), Error> {
-        self.0.bell.watch(poller, data)
+        self.0.fd.watch(poller, data)
     }
 }

@@ -11,7 +11,9 @@ use nix::libc::EADDRINUSE;
 use reactor::{Config, Error, Handler, Incoming, ListenOptions, ListenerId, Reactor};
 
 use common::descriptors::Descriptors;
-use common::{Conn, Cx, Event, LOOPBACK, Why, World, echo, echo_once, peer, read_to_end, reset};
+use common::{
+    Conn, Cx, Event, LOOPBACK, Why, World, echo, echo_once, file_table, peer, read_to_end, reset,
+};
 
 #[test]
 fn a_refused_peer_sees_a_reset_and_no_other_callback_follows() {
@@ -80,7 +82,8 @@ fn on_accept_knows_the_listener_and_both_addresses() {
         }
         fn on_data(&mut self, _: &mut Cx, _: reactor::Token, _: &mut Conn, _: &[u8]) {}
     }
-    let mut reactor = Reactor::new(&Config::default()).unwrap();
+    let mut reactor =
+        Reactor::new(&Config { file_table: file_table(), ..Config::default() }).unwrap();
     let mut seen = Seen::default();
     let options = ListenOptions::default();
     let listeners: Vec<_> =

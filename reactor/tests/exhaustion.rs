@@ -11,7 +11,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use nix::libc::EMFILE;
-use reactor::Config;
+use reactor::{Config, FileTable};
 
 use common::child::Child;
 use common::descriptors::Descriptors;
@@ -161,7 +161,7 @@ fn a_hundred_listeners_without_descriptors_wake_a_handful_of_times_a_second() {
     const NAME: &str = "a_hundred_listeners_without_descriptors_wake_a_handful_of_times_a_second";
     const DESCRIPTORS: u64 = LISTENERS as u64 + 64;
     if common::child::is_child() {
-        return serve_on_demand(LISTENERS, DESCRIPTORS);
+        return serve_on_demand(LISTENERS, DESCRIPTORS, FileTable::Process);
     }
     let mut child = Child::start(NAME, Some(DESCRIPTORS));
     let addresses = child.read("addresses");
@@ -199,6 +199,42 @@ fn a_hundred_listeners_without_descriptors_wake_a_handful_of_times_a_second() {
     child.end();
 }
 
+#[test]
+fn with_registered_files_far_more_are_held_than_there_are_descriptors() {
+    let _descriptors = Descriptors::counted();
+    const NAME: &str = "with_registered_files_far_more_are_held_than_there_are_descriptors";
+    const PEERS: usize = 5 * DESCRIPTORS as usize;
+    if common::child::is_child() {
+        return serve_on_demand(1, DESCRIPTORS, FileTable::Registered);
+    }
+    let mut child = Child::start(NAME, Some(DESCRIPTORS));
+    let address: SocketAddr = child.read("addresses").parse().unwrap();
+    let mut peers: Vec<_> = (0..PEERS).map(|_| common::peer(address)).collect();
+    for round in 0..3_u8 {
+        for peer in &mut peers {
+            peer.write_all(&[round; 100]).unwrap();
+        }
+        for peer in &mut peers {
+            let mut echoed = [0; 100];
+            peer.read_exact(&mut echoed).unwrap();
+            assert_eq!(echoed, [round; 100]);
+        }
+    }
+    assert_eq!(child.ask("open") as usize, PEERS);
+    assert_eq!((child.ask("emfile"), child.ask("dropped")), (0, 0));
+
+    // Those who leave give their places to others.
+    peers.drain(..PEERS / 2).for_each(common::reset);
+    let mut others: Vec<_> = (0..PEERS / 2).map(|_| common::peer(address)).collect();
+    for peer in others.iter_mut().chain(&mut peers) {
+        peer.write_all(b"again").unwrap();
+        let mut echoed = [0; 5];
+        peer.read_exact(&mut echoed).unwrap();
+        assert_eq!(&echoed, b"again");
+    }
+    child.end();
+}
+
 const DESCRIPTORS: u64 = 64;
 
 /// How long the wake-ups of a full server are counted.
@@ -209,7 +245,7 @@ fn without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave() {
     let _descriptors = Descriptors::counted();
     const NAME: &str = "without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave";
     if common::child::is_child() {
-        return serve_on_demand(1, DESCRIPTORS);
+        return serve_on_demand(1, DESCRIPTORS, FileTable::Process);
     }
     let mut child = Child::start(NAME, Some(DESCRIPTORS));
     let address: SocketAddr = child.read("addresses").parse().unwrap();
@@ -303,8 +339,8 @@ fn greet(peer: &mut TcpStream) {
 }
 
 /// The child: an echo server that answers questions about itself on its standard streams.
-fn serve_on_demand(listeners: usize, descriptors: u64) {
-    let mut world = World::new();
+fn serve_on_demand(listeners: usize, descriptors: u64, file_table: FileTable) {
+    let mut world = World::with(Config { file_table, ..Config::default() });
     world.script(echo);
     let addresses: Vec<_> = (0..listeners).map(|_| world.listen().to_string()).collect();
     let room = room(descriptors);

@@ -19,7 +19,7 @@ use reactor::{
 };
 
 use common::descriptors::Descriptors;
-use common::{Conn, Cx, Event, Why, World, echo, peer, read_to_end, reset};
+use common::{Conn, Cx, Event, Why, World, echo, file_table, peer, read_to_end, reset};
 
 /// A way to end a connection.
 type End = fn(&mut Cx, Token);
@@ -399,7 +399,8 @@ impl Handler for Panics {
 #[test]
 fn after_a_panic_in_a_callback_a_reactor_only_says_so() {
     let _descriptors = Descriptors::counted();
-    let mut reactor = Reactor::new(&Config::default()).unwrap();
+    let mut reactor =
+        Reactor::new(&Config { file_table: file_table(), ..Config::default() }).unwrap();
     let listener = reactor.context().listen(common::LOOPBACK, &ListenOptions::default()).unwrap();
     let _peer = peer(reactor.context().listener_addr(listener).unwrap());
     // The handler is one of many kinds, as behind a plug-in.

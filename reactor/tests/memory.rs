@@ -11,10 +11,10 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use allocation_counter::measure;
-use reactor::{Config, Context, Handler, Incoming, ListenOptions, Reactor, Token};
+use reactor::{Config, Context, FileTable, Handler, Incoming, ListenOptions, Reactor, Token};
 
 use common::descriptors::Descriptors;
-use common::{DEADLINE, LOOPBACK, peer};
+use common::{DEADLINE, LOOPBACK, file_table, peer};
 
 /// An echo server that records nothing.
 struct Echo;
@@ -38,7 +38,8 @@ struct Server {
 
 impl Server {
     fn new() -> Self {
-        let mut reactor = Reactor::new(&Config::default()).unwrap();
+        let config = Config { file_table: file_table(), ..Config::default() };
+        let mut reactor = Reactor::new(&config).unwrap();
         let listener = reactor.context().listen(LOOPBACK, &ListenOptions::default()).unwrap();
         let address = reactor.context().listener_addr(listener).unwrap();
         Self { reactor, address }
@@ -172,7 +173,8 @@ fn a_queue_gives_its_memory_back_when_it_has_run_empty() {
 fn reserved_bytes_per_connection<C>() -> f64 {
     const CONNECTIONS: usize = 1 << 16;
     let reserved = |connections_max| {
-        let config = Config { connections_max, ..Default::default() };
+        let config =
+            Config { connections_max, file_table: FileTable::Process, ..Default::default() };
         let mut kept = None;
         let info = measure(|| kept = Some(Reactor::<C>::new(&config).unwrap()));
         info.bytes_current as f64

@@ -13,9 +13,9 @@ use reactor::{
     Token,
 };
 
-use common::DEADLINE;
 use common::child::{Child, Questions};
 use common::descriptors::Descriptors;
+use common::{DEADLINE, file_table};
 
 const CONNECTIONS: usize = 10_000;
 /// Connects under way at once; far below any backlog.
@@ -39,7 +39,8 @@ fn ten_thousand_connections_echo_and_end_and_both_sides_agree() {
     let addresses = child.read("addresses").split(',').map(|it| it.parse().unwrap()).collect();
     let rss_before = child.ask("rss_bytes");
 
-    let mut reactor = Reactor::new(&Config::default()).unwrap();
+    let mut reactor =
+        Reactor::new(&Config { file_table: file_table(), ..Config::default() }).unwrap();
     let mut client = Client { addresses, target: connections, ..Default::default() };
     turn_until(&mut reactor, &mut client, |client, cx| {
         client.open_more(cx);
@@ -176,7 +177,8 @@ impl Handler for Server {
 }
 
 fn serve() {
-    let mut reactor = Reactor::new(&Config::default()).unwrap();
+    let mut reactor =
+        Reactor::new(&Config { file_table: file_table(), ..Config::default() }).unwrap();
     let mut listen = || {
         let options = ListenOptions::default();
         let listener = reactor.context().listen(common::LOOPBACK, &options).unwrap();

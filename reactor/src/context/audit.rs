@@ -3,7 +3,6 @@
 
 use crate::connection::{Flags, Link};
 use crate::context::Context;
-use crate::sys::Readiness;
 use crate::token::Token;
 use crate::wheel::NodeId;
 
@@ -29,13 +28,30 @@ impl<C> Context<C> {
         });
         assert_eq!(starved.count(), self.starved.len(), "the list of starved listeners is wrong");
         for (token, link) in self.links() {
-            let listed = self.unsettled.contains(&token);
-            assert_eq!(
-                link.flags.any(Flags::UNSETTLED),
-                listed,
-                "{token:?} in the list of unsettled"
+            let is_listed = self.listed.contains(&token);
+            assert_eq!(link.flags.any(Flags::LISTED), is_listed, "{token:?} in the list");
+            let is_held = self.held.iter().any(|(held, _)| *held == token);
+            assert_eq!(link.flags.any(Flags::HELD), is_held, "{token:?} among those held back");
+            assert!(
+                !link.flags.any(Flags::SENDING),
+                "bytes of {token:?} wait though the turn is over"
             );
         }
+        assert!(self.held.iter().all(|(token, _)| self.holds(*token)), "bytes of nobody are held");
+        assert!(self.sends.is_empty() && self.moving.is_empty() && !self.sockets.has_closes());
+    }
+
+    /// The same of all connections.
+    pub(crate) fn all_batched_bytes(&self) -> usize {
+        self.sends.len_bytes()
+    }
+
+    /// Bytes that wait for the end of the turn, and not in a queue.
+    pub(crate) fn batched_bytes(&self, token: Token) -> usize {
+        (0..self.sends.len())
+            .filter(|&index| self.sends.token(index) == token)
+            .map(|index| self.sends.bytes(index).len())
+            .sum()
     }
 
     fn audit_queues(&self) {
@@ -48,6 +64,16 @@ impl<C> Context<C> {
         assert!(self.queues_free.iter().all(|&queue| self.queues[queue as usize].is_empty()));
         let bytes: usize = self.queues.iter().map(|queue| queue.len_bytes()).sum();
         assert_eq!(bytes, self.stats.queued_bytes, "queued bytes are counted wrongly");
+        for (token, link) in self.links() {
+            if let Some(queue) = link.queue() {
+                assert_eq!(self.queue_owners[queue as usize], Some(token), "whose queue it is");
+            }
+        }
+        assert_eq!(
+            self.retry.is_some(),
+            !held.is_empty(),
+            "queues are tried again while there is one"
+        );
     }
 
     fn audit_timers(&self) {
@@ -55,19 +81,15 @@ impl<C> Context<C> {
         let grace = self.shutdown.as_ref().is_some_and(|shutdown| shutdown.grace.is_some());
         let pause = self.starved.has_pause();
         assert_eq!(pause, self.starved.len() > 0, "a pause is for those that starve");
-        let owned = timeouts + self.timers.len() + usize::from(pause) + usize::from(grace);
+        let retry = self.retry.is_some();
+        let single = usize::from(pause) + usize::from(grace) + usize::from(retry);
+        let owned = timeouts + self.timers.len() + single;
         assert_eq!(self.wheel.len(), owned, "a timer has lost its owner, or the owner its timer");
     }
 
     fn audit_epoll(&self) {
         for (token, link) in self.links() {
-            let registered = link.registered();
-            assert_eq!(registered, link.socket.registered(), "what epoll knows of {token:?}");
-            let settled = registered.unwrap_or(Readiness::NONE) == link.interest();
-            assert!(
-                settled || link.flags.any(Flags::UNSETTLED),
-                "epoll will not be told: {link:?}"
-            );
+            assert!(link.socket.is_watched(), "epoll does not know of {token:?}");
         }
     }
 

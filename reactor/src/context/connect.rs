@@ -7,15 +7,15 @@ use crate::config::ConnectOptions;
 use crate::connection::{Flags, Link};
 use crate::context::{Context, set_tcp_options};
 use crate::error::Error;
-use crate::sys::{self, Descriptor, Readiness};
+use crate::sys::{self, Descriptor, Readiness, Socket};
 use crate::token::{Source, Token};
 
 impl<C> Context<C> {
     /// Starts to connect; `conn` is the state of the new connection.
     ///
     /// [`on_open`](crate::Handler::on_open) follows, or [`on_close`](crate::Handler::on_close) when it fails later.
-    /// Bytes may be written at once: they wait until it is open. Costs `socket`, `connect` and two `epoll_ctl`, and one
-    /// call more for each option that is set.
+    /// Bytes may be written at once: they wait until it is open. Costs `socket`, `connect` and `epoll_ctl`, and one call
+    /// more for each option that is set.
     ///
     /// # Errors
     /// [`Error::Full`] at [`Config::connections_max`](crate::Config::connections_max), and what the system refuses at
@@ -34,9 +34,14 @@ impl<C> Context<C> {
         if let Some(error) = self.lacks_slot() {
             return Err(error);
         }
-        let socket = prepared(&address, options)?;
+        let socket = match prepared(&address, options) {
+            Err(error) if error.is_out_of_descriptors() && self.free_descriptors() => {
+                prepared(&address, options)
+            }
+            other => other,
+        }?;
         sys::connect(&socket, &address)?;
-        let token = self.adopt(socket, Flags::CONNECTING)?;
+        let token = self.adopt(socket, Flags::CONNECTING | input_flags(&address))?;
         self.give_back(token, conn);
         if let Some(timeout) = options.timeout {
             self.set_timeout(token, timeout);
@@ -52,19 +57,17 @@ impl<C> Context<C> {
         let full = || Error::Full { what: "connections", limit };
         let vacancy = self.connections.vacancy().ok_or_else(full)?;
         let token = Token::from(vacancy.name());
-        let mut link = Link::new(socket, flags);
-        let interest = link.interest();
-        self.poller.add(&link.socket, interest, Source::Connection(token).to_bits())?;
-        link.set_registered(Some(interest));
-        vacancy.insert_lent(link);
+        self.poller.add_connection(&socket, Source::Connection(token).to_bits())?;
+        vacancy.insert_lent(Link::new(Socket::from(socket), flags));
+        self.move_later(token);
         Ok(token)
     }
 
     /// The connect is decided; says how.
     pub(crate) fn finish_connect(&mut self, token: Token, ready: Readiness) -> Result<(), Error> {
-        let link = self.link_mut(token).ok_or(Error::Stale)?;
+        let link = self.connections.head_mut(token.name()).ok_or(Error::Stale)?;
         if (ready.is_error() || ready.is_hangup())
-            && let Some(error) = sys::take_error(&link.socket, "connect")
+            && let Some(error) = self.sockets.take_error(&link.socket, "connect")
         {
             return Err(error);
         }
@@ -72,12 +75,17 @@ impl<C> Context<C> {
         link.flags.set(Flags::OPENED, true);
         let finishes = link.flags.any(Flags::FINISHING) && !link.has_queue();
         self.clear_timeout(token);
-        self.unsettle(token);
         if finishes {
             self.finish_now(token);
         }
         Ok(())
     }
+}
+
+/// What is known of a connection's input from the beginning: on a Unix-domain stream, a read ends where the peer has sent
+/// descriptors, and says nothing about what lies behind.
+pub(super) fn input_flags(address: &Address) -> Flags {
+    if address.is_tcp() { Flags::NONE } else { Flags::READ_TO_END }
 }
 
 fn prepared(address: &Address, options: &ConnectOptions) -> Result<Descriptor, Error> {

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use crate::address::Address;
 use crate::config::{Config, ListenOptions};
+use crate::connection::Flags;
+use crate::context::connect::input_flags;
 use crate::context::{Context, set_tcp_options};
 use crate::error::Error;
 use crate::sys::{self, Accepted, Descriptor, Readiness};
@@ -23,6 +25,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(super) struct Listener {
     socket: Descriptor,
+    /// What its connections begin with.
+    conn_flags: Flags,
     /// By the service's wish.
     paused: bool,
     /// For want of something.
@@ -90,7 +94,8 @@ impl<C> Context<C> {
             set_tcp_options(&socket, options.nodelay, options.keepalive, options.user_timeout)?;
         }
         sys::listen(&socket, options.backlog)?;
-        let listener = Listener { socket, paused: false, starved: false };
+        let conn_flags = Flags::OPENED | input_flags(&address);
+        let listener = Listener { socket, conn_flags, paused: false, starved: false };
         let id = ListenerId::from(self.listeners.insert(listener, ()).map_err(|_| full)?);
         let added = self.with_listener(id, |cx, listener| {
             cx.poller.add(&listener.socket, Readiness::READABLE, Source::Listener(id).to_bits())
@@ -183,8 +188,14 @@ impl<C> Context<C> {
     pub(crate) fn accept(&self, id: ListenerId) -> Accepted {
         match self.listeners.head(id.name()) {
             Some(listener) if listener.hears() => sys::accept(&listener.socket),
-            _ => Accepted::Nobody,
+            _ => Accepted::Empty,
         }
+    }
+
+    /// What a connection of this listener begins with.
+    #[inline]
+    pub(crate) fn conn_flags(&self, id: ListenerId) -> Flags {
+        self.listeners.head(id.name()).map_or(Flags::OPENED, |listener| listener.conn_flags)
     }
 
     /// Why no connection could be kept now, were there one.

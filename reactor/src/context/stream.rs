@@ -1,21 +1,29 @@
 //! Writing, pausing and closing connections.
 
 use std::io::IoSlice;
+use std::time::Duration;
 
 use crate::connection::{Flags, Link};
 use crate::context::Context;
 use crate::error::{CloseReason, Error, WriteError, Written};
 use crate::queue::{CHUNKS_PER_SEND, Chunk, WriteQueue};
-use crate::sys::{self, Transferred};
-use crate::token::{Source, Token};
+use crate::sys::{IoResult, Socket, Sockets};
+use crate::token::{Inner, Source, Token};
 use crate::wheel::NodeId;
+
+/// Larger messages are not copied into the batch of sends.
+pub(super) const BATCHED_SEND_BYTES_MAX: usize = 2048;
+
+/// Between two tries to hand over what is queued, where epoll has reported nothing.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+const QUEUES_PER_RETRY: usize = 1024;
 
 /// What a read from a connection brought.
 pub(crate) enum Received<C> {
     /// So many, and the connection's state, which is lent from now on.
     Bytes(C, usize),
     /// None: the peer has finished, has sent nothing yet, or is lost.
-    Nothing(Transferred),
+    Nothing(IoResult),
 }
 
 impl<C> Context<C> {
@@ -24,12 +32,15 @@ impl<C> Context<C> {
     /// [`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max) bounds the queue, and so the largest
     /// message: a larger one is refused even where nothing waits.
     ///
+    /// With [registered files](crate::FileTable::Registered), small messages that callbacks write go to the kernel
+    /// together, when the callbacks of this turn's events have run; what it does not take is queued then.
+    ///
     /// # Errors
     /// [`WriteError`]; no byte was taken then.
     #[inline]
     pub fn write(&mut self, token: Token, bytes: &[u8]) -> Result<Written, WriteError> {
-        let sent = self.direct_socket(token, bytes.len())?.map(|socket| sys::send(socket, bytes));
-        match self.count_sent(token, sent)? {
+        let send = |sockets: &Sockets, socket: &Socket| sockets.send(socket, bytes);
+        match self.send(token, bytes.len(), std::iter::once(bytes), send)? {
             sent if sent == bytes.len() => Ok(Written::Sent),
             sent => self.enqueue(token, sent, bytes.len(), |queue| queue.copy(&bytes[sent..])),
         }
@@ -46,18 +57,23 @@ impl<C> Context<C> {
     ) -> Result<Written, WriteError> {
         let total = slices.iter().map(|slice| slice.len()).sum();
         let first = &slices[..slices.len().min(CHUNKS_PER_SEND)];
-        let sent =
-            self.direct_socket(token, total)?.map(|socket| sys::send_vectored(socket, first));
-        match self.count_sent(token, sent)? {
+        let send = |sockets: &Sockets, socket: &Socket| sockets.send_vectored(socket, first);
+        match self.send(token, total, slices.iter().map(|slice| &slice[..]), send)? {
             sent if sent == total => Ok(Written::Sent),
-            sent => self.enqueue(token, sent, total, |queue| {
-                let mut skip = sent;
-                for slice in slices {
-                    let skipped = skip.min(slice.len());
-                    queue.copy(&slice[skipped..]);
-                    skip -= skipped;
+            sent => {
+                // More slices than one send takes: epoll has nothing to report when it took all of them.
+                if sent > 0 && slices.len() > first.len() {
+                    self.mark_unsent(token);
                 }
-            }),
+                self.enqueue(token, sent, total, |queue| {
+                    let mut skip = sent;
+                    for slice in slices {
+                        let skipped = skip.min(slice.len());
+                        queue.copy(&slice[skipped..]);
+                        skip -= skipped;
+                    }
+                })
+            }
         }
     }
 
@@ -71,10 +87,10 @@ impl<C> Context<C> {
         chunk: impl Into<Chunk>,
     ) -> Result<Written, WriteError> {
         let chunk = chunk.into();
-        let total = chunk.as_bytes().len();
-        let sent =
-            self.direct_socket(token, total)?.map(|socket| sys::send(socket, chunk.as_bytes()));
-        match self.count_sent(token, sent)? {
+        let bytes = chunk.as_bytes();
+        let total = bytes.len();
+        let send = |sockets: &Sockets, socket: &Socket| sockets.send(socket, bytes);
+        match self.send(token, total, std::iter::once(bytes), send)? {
             sent if sent == total => Ok(Written::Sent),
             sent => self.enqueue(token, sent, total, |queue| queue.append(chunk, sent)),
         }
@@ -95,6 +111,7 @@ impl<C> Context<C> {
     /// Reads again. Nothing for a stale token.
     pub fn resume_reads(&mut self, token: Token) {
         self.set_flag(token, Flags::READS_PAUSED, false);
+        self.list_unread(token);
     }
 
     /// Ends the writing side once the queue is empty (FIN); reading goes on. When the peer has finished too, the
@@ -106,7 +123,7 @@ impl<C> Context<C> {
             return;
         }
         link.flags.set(Flags::FINISHING, true);
-        if !link.has_queue() && !link.flags.any(Flags::CONNECTING) {
+        if !link.flags.any(Flags::QUEUED | Flags::SENDING | Flags::CONNECTING) {
             self.finish_now(token);
         }
     }
@@ -126,15 +143,21 @@ impl<C> Context<C> {
         if link.flags.any(Flags::CLOSING | Flags::DOOMED) {
             return;
         }
-        if link.has_queue() {
+        if link.flags.any(Flags::QUEUED | Flags::SENDING) {
             return self.begin_closing(token);
         }
-        let is_over = link.flags.any(Flags::CONNECTING | Flags::EOF);
-        if is_over || !sys::has_unsent(&link.socket) {
+        if self.can_close_at_once(token) {
             return self.doom(token, CloseReason::Closed);
         }
         self.begin_closing(token);
         self.linger(token);
+    }
+
+    /// Closing the socket now loses nothing that was written.
+    fn can_close_at_once(&self, token: Token) -> bool {
+        self.link(token).is_none_or(|link| {
+            link.flags.any(Flags::CONNECTING | Flags::EOF) || !self.sockets.has_unsent(&link.socket)
+        })
     }
 
     fn begin_closing(&mut self, token: Token) {
@@ -149,7 +172,7 @@ impl<C> Context<C> {
             return self.doom(token, CloseReason::Closed);
         }
         self.finish_now(token);
-        self.unsettle(token);
+        self.list_unread(token);
     }
 
     /// The time for closing is over: what is with the kernel may still go out, the rest is lost.
@@ -199,11 +222,10 @@ impl<C> Context<C> {
                 self.stats.queued_bytes -= self.queues[queue as usize].len_bytes();
                 self.release_queue(queue);
             }
-            if link.flags.any(Flags::RESET)
-                && let Err(error) = sys::reset_on_close(&link.socket)
-            {
-                log::debug!("a connection is closed without a reset: {error}");
+            if link.flags.any(Flags::HELD) {
+                self.held.retain(|(held, _)| *held != token);
             }
+            self.sockets.close(link.socket, link.flags.any(Flags::RESET));
             if link.flags.any(Flags::OPENED) {
                 self.stats.closed += 1;
             } else {
@@ -214,35 +236,97 @@ impl<C> Context<C> {
         }
     }
 
-    /// Reads once, if the connection reads, and lends its state with the bytes; `None` where it does not read.
+    /// Reads once, if that is all there is to do for the connection, and lends its state with the bytes; `None` where
+    /// it is not all.
     #[inline]
     pub(crate) fn receive(&mut self, token: Token, buffer: &mut [u8]) -> Option<Received<C>> {
+        self.receive_where(token, buffer, Link::only_reads)
+    }
+
+    /// The same for a connection that may also have something to send.
+    pub(crate) fn receive_beside_queue(
+        &mut self,
+        token: Token,
+        buffer: &mut [u8],
+    ) -> Option<Received<C>> {
+        self.receive_where(token, buffer, Link::reads)
+    }
+
+    #[inline(always)]
+    fn receive_where(
+        &mut self,
+        token: Token,
+        buffer: &mut [u8],
+        is_ready: fn(&Link) -> bool,
+    ) -> Option<Received<C>> {
         let (link, conn) = self.connections.lend(token.name())?;
-        let received = if link.reads() { Some(sys::receive(&link.socket, buffer)) } else { None };
-        match received {
-            Some(Transferred::Bytes(received @ 1..)) => {
+        if !is_ready(link) {
+            self.give_back(token, conn);
+            return None;
+        }
+        match self.sockets.receive(&link.socket, buffer) {
+            IoResult::Bytes(received @ 1..) => {
+                if received == buffer.len() || link.flags.any(Flags::READ_TO_END | Flags::UNREAD) {
+                    self.note_partial_read(token, received == buffer.len());
+                }
                 self.stats.bytes_in += received as u64;
                 Some(Received::Bytes(conn, received))
             }
-            other => {
+            nothing => {
                 self.give_back(token, conn);
-                other.map(Received::Nothing)
+                Some(Received::Nothing(nothing))
             }
         }
+    }
+
+    /// A read has brought bytes: whether it is to be read again, though epoll will report nothing.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn note_partial_read(&mut self, token: Token, was_full: bool) {
+        let Some(link) = self.link_mut(token) else { return };
+        let is_unread = was_full || link.flags.any(Flags::READ_TO_END);
+        link.flags.set(Flags::UNREAD, is_unread);
+        self.list_unread(token);
+    }
+
+    /// A read has found nothing: epoll will report what comes.
+    pub(crate) fn note_read_empty(&mut self, token: Token) {
+        self.set_flag(token, Flags::UNREAD, false);
+    }
+
+    /// epoll has reported input that is not read now.
+    pub(crate) fn note_unread(&mut self, token: Token) {
+        self.set_flag(token, Flags::UNREAD, true);
+        self.list_unread(token);
+    }
+
+    /// Takes the bytes that were held back while reads were paused.
+    pub(crate) fn take_held(&mut self, token: Token) -> Option<Box<[u8]>> {
+        let link = self.link_mut(token)?;
+        if !link.flags.any(Flags::HELD) {
+            return None;
+        }
+        link.flags.set(Flags::HELD, false);
+        let index = self.held.iter().position(|(held, _)| *held == token)?;
+        Some(self.held.swap_remove(index).1)
     }
 
     /// Reads once and forgets it, from a connection of which only the end is wanted.
     pub(crate) fn drain(&mut self, token: Token, buffer: &mut [u8]) {
-        let Some(link) = self.link(token) else { return };
-        match sys::receive(&link.socket, buffer) {
-            Transferred::Bytes(0) => self.doom(token, CloseReason::Closed),
-            Transferred::Bytes(_) | Transferred::NotNow => {}
-            Transferred::Failed(error) => self.doom(token, CloseReason::Failed(error)),
+        drop(self.take_held(token));
+        let Some(link) = self.connections.head_mut(token.name()) else { return };
+        link.flags.set(Flags::UNREAD, false);
+        match self.sockets.receive(&link.socket, buffer) {
+            IoResult::Bytes(0) => self.doom(token, CloseReason::Closed),
+            IoResult::Bytes(received) => self.note_partial_read(token, received == buffer.len()),
+            IoResult::Interrupted => self.note_unread(token),
+            IoResult::NotNow => {}
+            IoResult::Failed(error) => self.doom(token, CloseReason::Failed(error)),
         }
     }
 
     /// Hands queued bytes to the kernel; says whether the queue has run empty and the service is to be told.
-    pub(crate) fn flush(&mut self, token: Token) -> bool {
+    pub(crate) fn flush_queue(&mut self, token: Token) -> bool {
         let Some(link) = self.connections.head_mut(token.name()) else { return false };
         let Some(index) = link.queue() else { return false };
         if link.flags.any(Flags::DOOMED) {
@@ -251,25 +335,32 @@ impl<C> Context<C> {
         let queue = &mut self.queues[index as usize];
         let mut slices = [IoSlice::new(&[]); CHUNKS_PER_SEND];
         let filled = queue.slices(&mut slices);
-        match sys::send_vectored(&link.socket, &slices[..filled]) {
-            Transferred::Bytes(sent) => {
+        let offered: usize = slices[..filled].iter().map(|slice| slice.len()).sum();
+        link.flags.set(Flags::UNSENT, false);
+        let mut took_all = false;
+        match self.sockets.send_vectored(&link.socket, &slices[..filled]) {
+            IoResult::Bytes(sent) => {
+                took_all = sent == offered;
                 queue.consume(sent);
                 self.stats.bytes_out += sent as u64;
                 self.stats.queued_bytes -= sent;
             }
-            Transferred::NotNow => {}
-            Transferred::Failed(error) => {
+            IoResult::NotNow => {}
+            IoResult::Interrupted => took_all = true,
+            IoResult::Failed(error) => {
                 self.doom(token, CloseReason::Failed(error));
                 return false;
             }
         }
         if !queue.is_empty() {
+            if took_all {
+                self.mark_unsent(token);
+            }
             return false;
         }
         link.set_queue(None);
         let flags = link.flags;
         self.release_queue(index);
-        self.unsettle(token);
         if flags.any(Flags::CLOSING) {
             self.linger(token);
             return false;
@@ -295,72 +386,175 @@ impl<C> Context<C> {
         }
     }
 
-    /// Both directions are shut while the service does not read: epoll would report that without end, so the socket
-    /// leaves epoll until the service reads again. With bytes in its queue it stays: the next send shows what is wrong.
-    pub(crate) fn end_hung_up(&mut self, token: Token) {
-        self.end_if_finished(token);
-        let Some(link) = self.connections.head_mut(token.name()) else { return };
-        if link.flags.any(Flags::DOOMED) || link.has_queue() || link.registered().is_none() {
-            return;
+    /// Puts a connection that has input which epoll will not report on the list of those to be served again, unless the
+    /// service does not want it now.
+    pub(crate) fn list_unread(&mut self, token: Token) {
+        if self.link(token).is_some_and(|link| {
+            link.flags.any(Flags::UNREAD | Flags::HELD) && (link.reads() || link.drains())
+        }) {
+            self.list(token);
         }
-        if let Err(error) = self.poller.delete(&link.socket) {
-            return self.doom(token, CloseReason::Failed(error));
-        }
-        link.set_registered(None);
     }
 
-    /// Remembers that epoll may have to be told something about this connection.
-    pub(crate) fn unsettle(&mut self, token: Token) {
+    /// More can be sent, though epoll will not report it.
+    pub(crate) fn mark_unsent(&mut self, token: Token) {
+        self.set_flag(token, Flags::UNSENT, true);
+        self.list(token);
+    }
+
+    /// Puts a connection on the list of those to be served again though epoll reports nothing.
+    fn list(&mut self, token: Token) {
         if let Some(link) = self.connections.head_mut(token.name())
-            && !link.flags.any(Flags::UNSETTLED)
+            && !link.flags.any(Flags::LISTED)
         {
-            link.flags.set(Flags::UNSETTLED, true);
-            self.unsettled.push(token);
+            link.flags.set(Flags::LISTED, true);
+            self.listed.push_back(token);
         }
     }
 
-    /// Tells epoll what has changed since the last turn, at most once per connection.
-    pub(crate) fn settle(&mut self) {
-        while let Some(token) = self.unsettled.pop() {
-            if let Err(error) = self.settle_link(token) {
-                self.cut_off(token, CloseReason::Failed(error));
-            }
-        }
+    pub(crate) fn listed(&self) -> usize {
+        self.listed.len()
     }
 
-    fn settle_link(&mut self, token: Token) -> Result<(), Error> {
-        let Some(link) = self.connections.head_mut(token.name()) else { return Ok(()) };
-        link.flags.set(Flags::UNSETTLED, false);
-        let interest = link.interest();
-        let data = Source::Connection(token).to_bits();
-        match link.registered() {
-            Some(registered) if registered == interest => return Ok(()),
-            Some(_) => self.poller.modify(&link.socket, interest, data)?,
-            None if interest == sys::Readiness::NONE => return Ok(()),
-            None => self.poller.add(&link.socket, interest, data)?,
-        }
-        link.set_registered(Some(interest));
-        Ok(())
+    pub(crate) fn next_listed(&mut self) -> Option<Token> {
+        let token = self.listed.pop_front()?;
+        self.set_flag(token, Flags::LISTED, false);
+        Some(token)
     }
 
-    /// Checks that `total` bytes may be taken: the socket where they can be sent directly, `None` where they have to
-    /// wait behind others.
+    /// Sends what can be sent at once and says how many bytes were taken: to the kernel, or to the batch of this turn.
     #[inline]
-    fn direct_socket(
-        &self,
+    fn send<'a>(
+        &mut self,
         token: Token,
         total: usize,
-    ) -> Result<Option<&sys::Descriptor>, WriteError> {
-        let link = self.link(token).ok_or(WriteError::Closed)?;
+        parts: impl Iterator<Item = &'a [u8]> + Clone,
+        send: impl FnOnce(&Sockets, &Socket) -> IoResult,
+    ) -> Result<usize, WriteError> {
+        let may_batch = self.in_turn && self.may_batch(total);
+        let link = self.connections.head_mut(token.name()).ok_or(WriteError::Closed)?;
         if link.sends_at_once() && (1..=self.config.write_queue_bytes_max).contains(&total) {
-            return Ok(Some(&link.socket));
+            return match link.socket.place() {
+                Some(place) if may_batch => {
+                    link.flags.set(Flags::SENDING, true);
+                    self.batch_send(token, place, parts);
+                    Ok(total)
+                }
+                _ => {
+                    let sent = send(&self.sockets, &link.socket);
+                    self.count_sent(token, sent)
+                }
+            };
         }
-        self.check_queueing(link, total).map(|()| None)
+        self.send_later(token, total, parts)
     }
 
-    /// What is wrong with bytes that can't be sent directly, if anything.
+    /// Whether bytes may wait for the end of the turn: what the kernel does not take of them then finds room in a queue.
+    #[inline]
+    fn may_batch(&self, total: usize) -> bool {
+        total <= BATCHED_SEND_BYTES_MAX && total <= self.queues_room()
+    }
+
+    /// Bytes that may still be queued, in all queues together.
+    fn queues_room(&self) -> usize {
+        let taken = self.stats.queued_bytes + self.sends.len_bytes();
+        self.config.write_queues_bytes_max.saturating_sub(taken)
+    }
+
+    #[inline]
+    fn batch_send<'a>(
+        &mut self,
+        token: Token,
+        place: u32,
+        parts: impl Iterator<Item = &'a [u8]> + Clone,
+    ) {
+        if !self.sends.push(token, place, parts.clone()) {
+            self.flush_sends();
+            let fits = self.sends.push(token, place, parts);
+            debug_assert!(fits, "an empty batch takes any message that is sent so");
+        }
+    }
+
+    /// Bytes that can't be sent at once, but for what is wrong with them: they join the batch behind others of theirs,
+    /// or wait in the queue.
     #[cold]
     #[inline(never)]
+    fn send_later<'a>(
+        &mut self,
+        token: Token,
+        total: usize,
+        parts: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<usize, WriteError> {
+        let link = self.link(token).ok_or(WriteError::Closed)?;
+        if link.flags.any(Flags::SENDING) {
+            let may_append = link.takes_writes() && self.may_batch(total);
+            if may_append && self.sends.append(token, parts, self.config.write_queue_bytes_max) {
+                return Ok(total);
+            }
+            self.flush_sends();
+        }
+        let link = self.link(token).ok_or(WriteError::Closed)?;
+        self.check_queueing(link, total).map(|()| 0)
+    }
+
+    /// Hands the batch of sends to the kernel.
+    pub(crate) fn flush_sends(&mut self) {
+        if self.sends.is_empty() {
+            return;
+        }
+        let mut sends = std::mem::take(&mut self.sends);
+        self.sockets.send_all(&mut sends);
+        for index in 0..sends.len() {
+            self.finish_send(sends.token(index), sends.result(index), sends.bytes(index));
+        }
+        sends.clear();
+        self.sends = sends;
+    }
+
+    #[inline]
+    fn finish_send(&mut self, token: Token, result: IoResult, bytes: &[u8]) {
+        let sent = match result {
+            IoResult::Bytes(sent) => sent,
+            _ => 0,
+        };
+        self.stats.bytes_out += sent as u64;
+        let Some(link) = self.link_mut(token) else { return };
+        link.flags.set(Flags::SENDING, false);
+        let rests = Flags::CLOSING | Flags::FINISHING | Flags::DOOMED;
+        if sent < bytes.len() || link.flags.any(rests) {
+            self.go_on_after_send(token, result, &bytes[sent..]);
+        }
+    }
+
+    /// What is left of a send that the kernel did not take whole, or that something was to follow.
+    #[cold]
+    #[inline(never)]
+    fn go_on_after_send(&mut self, token: Token, result: IoResult, left: &[u8]) {
+        let Some(flags) = self.link(token).map(|link| link.flags) else { return };
+        if flags.any(Flags::DOOMED) {
+            return;
+        }
+        if let IoResult::Failed(error) = result {
+            return self.doom(token, CloseReason::Failed(error));
+        }
+        if !left.is_empty() {
+            let queued = self.queue_left(token, left.len(), |queue| queue.copy(left));
+            debug_assert!(queued.is_ok(), "there was room when it was batched");
+            if matches!(result, IoResult::Interrupted) {
+                self.mark_unsent(token);
+            }
+        } else if flags.any(Flags::CLOSING) {
+            if self.can_close_at_once(token) {
+                self.doom(token, CloseReason::Closed);
+            } else {
+                self.linger(token);
+            }
+        } else if flags.any(Flags::FINISHING) {
+            self.finish_now(token);
+        }
+    }
+
+    /// What is wrong with bytes that have to wait, if anything.
     fn check_queueing(&self, link: &Link, total: usize) -> Result<(), WriteError> {
         if !link.takes_writes() {
             Err(WriteError::Closed)
@@ -371,24 +565,30 @@ impl<C> Context<C> {
         }
     }
 
-    /// How many bytes have left, if it was tried.
+    /// How many bytes have left.
     #[inline]
-    fn count_sent(&mut self, token: Token, sent: Option<Transferred>) -> Result<usize, WriteError> {
+    fn count_sent(&mut self, token: Token, sent: IoResult) -> Result<usize, WriteError> {
         match sent {
-            Some(Transferred::Bytes(sent)) => {
+            IoResult::Bytes(sent) => {
                 self.stats.bytes_out += sent as u64;
                 Ok(sent)
             }
-            None | Some(Transferred::NotNow) => Ok(0),
-            Some(Transferred::Failed(error)) => Err(self.fail_write(token, error)),
+            other => self.note_unsent(token, other),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn fail_write(&mut self, token: Token, error: Error) -> WriteError {
-        self.doom(token, CloseReason::Failed(error));
-        WriteError::Closed
+    fn note_unsent(&mut self, token: Token, sent: IoResult) -> Result<usize, WriteError> {
+        match sent {
+            IoResult::Interrupted => self.mark_unsent(token),
+            IoResult::Failed(error) => {
+                self.doom(token, CloseReason::Failed(error));
+                return Err(WriteError::Closed);
+            }
+            IoResult::Bytes(_) | IoResult::NotNow => {}
+        }
+        Ok(0)
     }
 
     /// Queues what is left of `total` bytes of which so many have been `sent`. Without room for it in all queues
@@ -402,14 +602,25 @@ impl<C> Context<C> {
         total: usize,
         fill: impl FnOnce(&mut WriteQueue),
     ) -> Result<Written, WriteError> {
-        let (left, limit) = (total - sent, self.config.write_queues_bytes_max);
-        if left > limit - self.stats.queued_bytes {
-            if sent == 0 {
-                return Err(WriteError::FullInTotal);
+        match self.queue_left(token, total - sent, fill) {
+            Err(WriteError::FullInTotal) if sent > 0 => {
+                let limit = self.config.write_queues_bytes_max;
+                let full = Error::Full { what: "bytes in all write queues", limit };
+                self.cut_off(token, CloseReason::Failed(full));
+                Err(WriteError::Closed)
             }
-            let full = Error::Full { what: "bytes in all write queues", limit };
-            self.cut_off(token, CloseReason::Failed(full));
-            return Err(WriteError::Closed);
+            other => other,
+        }
+    }
+
+    fn queue_left(
+        &mut self,
+        token: Token,
+        left: usize,
+        fill: impl FnOnce(&mut WriteQueue),
+    ) -> Result<Written, WriteError> {
+        if left > self.queues_room() {
+            return Err(WriteError::FullInTotal);
         }
         let queue = match self.link(token).and_then(Link::queue) {
             Some(queue) => queue,
@@ -423,19 +634,47 @@ impl<C> Context<C> {
     fn claim_queue(&mut self, token: Token) -> u32 {
         let queue = self.queues_free.pop().unwrap_or_else(|| {
             self.queues.push(WriteQueue::default());
+            self.queue_owners.push(None);
             self.queues.len() as u32 - 1
         });
+        self.queue_owners[queue as usize] = Some(token);
         if let Some(link) = self.link_mut(token) {
             link.set_queue(Some(queue));
         }
-        self.unsettle(token);
+        if self.retry.is_none() {
+            self.arm_retry();
+        }
         queue
+    }
+
+    fn arm_retry(&mut self) {
+        let deadline = self.tick_after(RETRY_INTERVAL);
+        self.retry = Some(self.wheel.insert(deadline, Source::Inner(Inner::Retry).to_bits()));
+    }
+
+    /// Tries some of the queues again, each in its turn. When TCP's memory is short, the kernel refuses bytes of a
+    /// connection that has nothing under way, and reports nothing when there is memory again.
+    pub(crate) fn retry_queues(&mut self) {
+        self.arm_retry();
+        let queues = self.queue_owners.len();
+        for _ in 0..queues.min(QUEUES_PER_RETRY) {
+            self.retry_next = (self.retry_next + 1) % queues;
+            if let Some(token) = self.queue_owners[self.retry_next] {
+                self.mark_unsent(token);
+            }
+        }
     }
 
     /// The queue's memory goes back; its place is used again.
     fn release_queue(&mut self, queue: u32) {
         self.queues[queue as usize] = WriteQueue::default();
+        self.queue_owners[queue as usize] = None;
         self.queues_free.push(queue);
+        if self.queues_free.len() == self.queues.len()
+            && let Some(retry) = self.retry.take()
+        {
+            self.wheel.remove(retry);
+        }
     }
 
     fn queue_bytes(&self, link: &Link) -> usize {
@@ -443,11 +682,11 @@ impl<C> Context<C> {
     }
 
     pub(super) fn finish_now(&mut self, token: Token) {
-        let Some(link) = self.link_mut(token) else { return };
+        let Some(link) = self.connections.head_mut(token.name()) else { return };
         if link.flags.any(Flags::DOOMED) {
             return;
         }
-        if let Err(error) = sys::finish_writing(&link.socket) {
+        if let Err(error) = self.sockets.finish_writing(&link.socket) {
             return self.doom(token, CloseReason::Failed(error));
         }
         link.flags.set(Flags::FINISHED, true);
@@ -457,7 +696,6 @@ impl<C> Context<C> {
     fn set_flag(&mut self, token: Token, flag: Flags, on: bool) {
         if let Some(link) = self.link_mut(token) {
             link.flags.set(flag, on);
-            self.unsettle(token);
         }
     }
 }

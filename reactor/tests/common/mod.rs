@@ -21,14 +21,24 @@ use nix::sys::socket::{
     sockopt,
 };
 use reactor::{
-    CloseReason, Config, Context, Error, Handler, Incoming, ListenOptions, ListenerId, Reactor,
-    Signal, Status, TimerId, Token, WriteError,
+    CloseReason, Config, Context, Error, FileTable, Handler, Incoming, ListenOptions, ListenerId,
+    Reactor, Signal, Status, TimerId, Token, WriteError,
 };
 
 /// Longer than anything takes on a busy machine; only a failure waits so long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// Where sockets are held: `scripts/check` runs the tests with each, `REACTOR_FILE_TABLE=process` and `registered`.
+pub(crate) fn file_table() -> FileTable {
+    match std::env::var("REACTOR_FILE_TABLE").as_deref() {
+        Ok("process") => FileTable::Process,
+        Ok("registered") => FileTable::Registered,
+        Ok(other) => panic!("REACTOR_FILE_TABLE={other}: give process or registered"),
+        Err(_) => FileTable::Auto,
+    }
+}
 
 /// The state of a connection: where it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,6 +273,11 @@ impl World {
     }
 
     pub(crate) fn with(config: Config) -> Self {
+        let file_table = match config.file_table {
+            FileTable::Auto => file_table(),
+            asked => asked,
+        };
+        let config = Config { file_table, ..config };
         Self { reactor: Reactor::new(&config).unwrap(), service: Service::new() }
     }
 

@@ -1,4 +1,4 @@
-//! A fake kernel in place of `sys.rs`, for the unit tests and the fuzzer: the same functions and types, and nothing
+//! A fake kernel in place of the real one, for the unit tests and the fuzzer: the same functions and types, and nothing
 //! real behind them.
 //!
 //! It is driven by choices that come from a seed or from a fuzzer's bytes, so every run can be repeated. It keeps to
@@ -7,16 +7,12 @@
 //! what is closed already. Its peers connect, send, finish, reset and vanish as they like. Each thread has a kernel of
 //! its own, with a clock of its own.
 
-// The real one: what is pure in it is shared, and its own tests run as well.
-#[allow(dead_code)]
-#[path = "sys.rs"]
-mod real;
-
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File as RealFile;
 use std::io::IoSlice;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
@@ -25,16 +21,14 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use crate::address::Address;
-use crate::config::Keepalive;
+use crate::config::{FileTable, Keepalive};
 use crate::error::Error;
 use crate::signal::Signal;
 
-use real::{accepted, refused, transferred};
+use super::{AcceptResult, IoResult, Readiness, ReceiveBatch, SendBatch};
+use super::{accept_result, io_result, refused};
 
-pub use real::Readiness;
-pub(crate) use real::Transferred;
-
-pub(crate) type Accepted = real::Accepted<Descriptor>;
+pub(crate) type Accepted = AcceptResult<Descriptor>;
 
 thread_local! {
     static KERNEL: RefCell<Kernel> = RefCell::new(Kernel::new(Choices::seeded(0)));
@@ -87,9 +81,14 @@ pub(crate) fn broken_waits() -> u64 {
     kernel(|kernel| kernel.broken_waits)
 }
 
-/// Descriptors that are open on this thread.
-pub(crate) fn open_descriptors() -> usize {
-    kernel(|kernel| kernel.files.len())
+/// Files that are open on this thread, with a descriptor or in a registered-file table, but for the rings.
+pub(crate) fn open_files() -> usize {
+    kernel(|kernel| kernel.files.values().filter(|file| !matches!(file, File::Ring)).count())
+}
+
+/// Rings that are open on this thread.
+pub(crate) fn open_rings() -> usize {
+    kernel(|kernel| kernel.files.len()) - open_files()
 }
 
 pub(crate) fn signals_raised() -> u64 {
@@ -155,15 +154,20 @@ pub(crate) fn byte_of(serial: u32, place: usize) -> u8 {
     (serial as u8).wrapping_mul(31).wrapping_add(place as u8) ^ (place >> 8) as u8
 }
 
-impl Descriptor {
+impl Socket {
     /// Which of all sockets ever made it is.
     pub(crate) fn serial(&self) -> u32 {
-        kernel(|kernel| kernel.socket(self).serial)
+        kernel(|kernel| kernel.socket(self.0).serial)
     }
 
-    /// What the fake epoll watches it for.
-    pub(crate) fn registered(&self) -> Option<Readiness> {
-        kernel(|kernel| kernel.watches.get(&self.0).map(|watch| watch.interest))
+    /// Whether the fake epoll knows of it.
+    pub(crate) fn is_watched(&self) -> bool {
+        kernel(|kernel| kernel.watches.contains_key(&self.0))
+    }
+
+    /// Whether its table is lost, and the file with it.
+    pub(crate) fn is_lost(&self) -> bool {
+        kernel(|kernel| !kernel.files.contains_key(&self.0))
     }
 }
 
@@ -220,6 +224,7 @@ struct Kernel {
     calm: bool,
     started: Instant,
     clock: Duration,
+    /// By descriptor; those of registered-file tables by the complement of their place.
     files: BTreeMap<i32, File>,
     files_max: usize,
     /// A security module lets nobody in, which is no reason for an event to go away.
@@ -241,31 +246,46 @@ struct Kernel {
 enum File {
     Epoll,
     Null,
-    Bell { rung: bool },
+    Ring,
+    Wake { signaled: bool },
     Signals { pending: VecDeque<Signal> },
-    Listener { backlog: VecDeque<Socket> },
-    Socket(Socket),
+    Listener { backlog: VecDeque<FakeSocket> },
+    Socket(FakeSocket),
     Foreign { descriptor: OwnedFd, ready: Readiness },
 }
 
 #[derive(Debug)]
-struct Socket {
+struct FakeSocket {
     serial: u32,
     listens: bool,
     error: Option<Errno>,
     incoming: VecDeque<u8>,
     /// Bytes that the peer can still be sent.
     room: usize,
+    /// A send has found no room, and epoll reports when there is.
+    wants_room: bool,
+    /// Reads may end early: the peer has sent urgent data, or descriptors over a Unix-domain stream.
+    cuts_reads: bool,
+    urgent: bool,
     finished: bool,
     wire: Wire,
 }
 
 #[derive(Debug)]
 struct Watch {
-    interest: Readiness,
+    trigger: Trigger,
     data: u64,
     /// True reports since the last call on the descriptor.
     ignored: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Trigger {
+    Level(Readiness),
+    /// Something has changed since the last report, or nothing.
+    Edge {
+        pending: bool,
+    },
 }
 
 impl Kernel {
@@ -312,11 +332,14 @@ impl Kernel {
         self.files_max = usize::MAX;
         self.refuses_accepts = false;
         self.watches_max = usize::MAX;
-        for file in self.files.values_mut() {
+        for (&number, file) in &mut self.files {
             match file {
                 File::Socket(socket) => {
                     socket.room = usize::MAX;
-                    socket.wire.connecting = false;
+                    let changes = std::mem::take(&mut socket.wire.connecting) || socket.wants_room;
+                    if changes && let Some(watch) = self.watches.get_mut(&number) {
+                        watch.report_change();
+                    }
                 }
                 File::Listener { backlog } => {
                     backlog.iter_mut().for_each(|socket| socket.room = usize::MAX);
@@ -345,7 +368,7 @@ impl Kernel {
     }
 
     fn room_for_descriptor(&mut self, call: &str) -> Result<(), Errno> {
-        if self.files.len() >= self.files_max {
+        if self.files.range(0..).count() >= self.files_max {
             trace(|| format!("  {call}: no descriptor left"));
             return Err(Errno::EMFILE);
         }
@@ -378,17 +401,24 @@ impl Kernel {
         self.retired.push_back(watch.data);
     }
 
-    fn touch(&mut self, descriptor: &Descriptor) {
-        if let Some(watch) = self.watches.get_mut(&descriptor.0) {
+    fn touch(&mut self, number: i32) {
+        if let Some(watch) = self.watches.get_mut(&number) {
             watch.ignored = 0;
         }
     }
 
-    fn socket(&mut self, descriptor: &Descriptor) -> &mut Socket {
-        self.touch(descriptor);
-        match self.files.get_mut(&descriptor.0) {
+    /// Something about the file has changed: epoll reports it where it is watched for changes.
+    fn change(&mut self, number: i32) {
+        if let Some(watch) = self.watches.get_mut(&number) {
+            watch.report_change();
+        }
+    }
+
+    fn socket(&mut self, number: i32) -> &mut FakeSocket {
+        self.touch(number);
+        match self.files.get_mut(&number) {
             Some(File::Socket(socket)) => socket,
-            other => panic!("{descriptor:?} is no socket: {other:?}"),
+            other => panic!("{number} is no socket: {other:?}"),
         }
     }
 
@@ -402,15 +432,20 @@ impl Kernel {
             .expect("each serial was given to a socket")
     }
 
-    fn new_socket(&mut self) -> Socket {
+    fn new_socket(&mut self) -> FakeSocket {
         self.serial_next += 1;
-        let room = if self.calm { usize::MAX } else { self.choices.below(ROOM_BYTES_MAX) as usize };
-        Socket {
+        // There is some at first, or the end of a connect would not be reported.
+        let room =
+            if self.calm { usize::MAX } else { 1 + self.choices.below(ROOM_BYTES_MAX) as usize };
+        FakeSocket {
             serial: self.serial_next,
             listens: false,
             error: None,
             incoming: VecDeque::new(),
             room,
+            wants_room: false,
+            cuts_reads: false,
+            urgent: false,
             finished: false,
             wire: Wire::default(),
         }
@@ -428,14 +463,18 @@ impl Kernel {
         for _ in 0..self.choices.below(6) {
             let Some(&number) = nth(&self.files, &mut self.choices) else { return };
             let Some(mut file) = self.files.remove(&number) else { return };
-            self.move_file(&mut file);
+            let is_changed = self.move_file(&mut file);
             self.files.insert(number, file);
+            if is_changed {
+                self.change(number);
+            }
         }
     }
 
-    fn move_file(&mut self, file: &mut File) {
+    /// Says whether epoll hears of a change of a connection.
+    fn move_file(&mut self, file: &mut File) -> bool {
         match file {
-            File::Socket(socket) if !socket.listens => self.move_socket(socket),
+            File::Socket(socket) if !socket.listens => return self.move_socket(socket),
             File::Listener { backlog } if self.files.len() + backlog.len() < SOCKETS_MAX => {
                 for _ in 0..=self.choices.below(3) {
                     let mut socket = self.new_socket();
@@ -462,24 +501,30 @@ impl Kernel {
             }
             _ => {}
         }
+        false
     }
 
-    fn move_socket(&mut self, socket: &mut Socket) {
+    fn move_socket(&mut self, socket: &mut FakeSocket) -> bool {
         if socket.wire.gone {
-            return;
+            return false;
         }
         if socket.wire.connecting {
-            return match self.choices.below(4) {
+            match self.choices.below(4) {
                 0 => self.fail(socket, &CONNECT_ERRNOS),
                 1 | 2 => socket.wire.connecting = false,
-                _ => {}
-            };
+                _ => return false,
+            }
+            return true;
         }
         match self.choices.below(12) {
             0..=4 if !socket.wire.fin => {
                 for _ in 0..=self.choices.below(100) {
                     socket.incoming.push_back(byte_of(socket.serial, socket.wire.arrived));
                     socket.wire.arrived += 1;
+                }
+                if self.percent(5) {
+                    socket.urgent = true;
+                    socket.cuts_reads = true;
                 }
             }
             5 => socket.wire.fin = true,
@@ -489,11 +534,15 @@ impl Kernel {
                 socket.wire.fin = true;
                 socket.wire.gone = true;
             }
-            _ => socket.room += self.choices.below(ROOM_BYTES_MAX) as usize,
+            _ => {
+                socket.room += self.choices.below(ROOM_BYTES_MAX) as usize;
+                return socket.room > 0 && std::mem::take(&mut socket.wants_room);
+            }
         }
+        true
     }
 
-    fn fail(&mut self, socket: &mut Socket, errnos: &[Errno]) {
+    fn fail(&mut self, socket: &mut FakeSocket, errnos: &[Errno]) {
         socket.error = Some(errnos[self.choices.below(errnos.len() as u32) as usize]);
         socket.wire.gone = true;
         socket.wire.connecting = false;
@@ -504,8 +553,8 @@ impl Kernel {
     fn ready(&self, number: i32) -> Readiness {
         let readable = |yes: bool| if yes { Readiness::READABLE } else { Readiness::NONE };
         match &self.files[&number] {
-            File::Epoll | File::Null => Readiness::NONE,
-            File::Bell { rung } => readable(*rung),
+            File::Epoll | File::Null | File::Ring => Readiness::NONE,
+            File::Wake { signaled } => readable(*signaled),
             File::Signals { pending } => readable(!pending.is_empty()),
             File::Listener { backlog } => readable(!backlog.is_empty()),
             File::Foreign { ready, .. } => *ready,
@@ -517,7 +566,11 @@ impl Kernel {
     fn true_events(&mut self) -> Vec<(i32, u64, Readiness)> {
         let mut events = Vec::new();
         for (&number, watch) in &self.watches {
-            let ready = reported(self.ready(number), watch.interest);
+            let ready = match watch.trigger {
+                Trigger::Level(interest) => reported(self.ready(number), interest),
+                Trigger::Edge { pending: true } => self.ready(number),
+                Trigger::Edge { pending: false } => Readiness::NONE,
+            };
             if ready != Readiness::NONE {
                 events.push((number, watch.data, ready));
             }
@@ -561,6 +614,10 @@ impl Kernel {
             return; // Whether it is read is the service's affair.
         }
         if let Some(watch) = self.watches.get_mut(&number) {
+            if let Trigger::Edge { pending } = &mut watch.trigger {
+                *pending = false;
+                return;
+            }
             watch.ignored += 1;
             assert!(
                 watch.ignored <= IGNORED_MAX,
@@ -598,8 +655,11 @@ impl Kernel {
                     continue;
                 }
                 let watch = &self.watches[&number];
-                let noise = Readiness::READABLE.with(Readiness::WRITABLE);
-                let ready = reported(noise, watch.interest);
+                let noise = Readiness::READABLE_AND_WRITABLE;
+                let ready = match watch.trigger {
+                    Trigger::Level(interest) => reported(noise, interest),
+                    Trigger::Edge { .. } => noise,
+                };
                 if ready == Readiness::NONE || events.filled.iter().any(|e| e.0 == watch.data) {
                     continue;
                 }
@@ -613,7 +673,15 @@ impl Kernel {
     }
 }
 
-impl Socket {
+impl Watch {
+    fn report_change(&mut self) {
+        if let Trigger::Edge { pending } = &mut self.trigger {
+            *pending = true;
+        }
+    }
+}
+
+impl FakeSocket {
     fn ready(&self) -> Readiness {
         let all = Readiness::READABLE.with(Readiness::WRITABLE).with(Readiness::HANGUP);
         let mut ready = Readiness::NONE;
@@ -635,6 +703,12 @@ impl Socket {
         if self.wire.fin && self.finished {
             ready = ready.with(all);
         }
+        if self.wire.fin || self.wire.gone {
+            ready = ready.with(Readiness::PEER_FINISHED);
+        }
+        if self.urgent {
+            ready = ready.with(Readiness::URGENT);
+        }
         ready
     }
 
@@ -645,10 +719,9 @@ impl Socket {
         if self.wire.gone || self.finished {
             return Err(Errno::EPIPE);
         }
-        match self.room.min(most) {
-            0 if most > 0 => Err(Errno::EAGAIN),
-            taken => Ok(taken),
-        }
+        let taken = self.room.min(most);
+        self.wants_room |= taken < most;
+        if taken == 0 && most > 0 { Err(Errno::EAGAIN) } else { Ok(taken) }
     }
 
     fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
@@ -695,7 +768,7 @@ fn nth_of<'a, T>(list: &'a VecDeque<T>, choices: &mut Choices) -> Option<&'a T> 
     list.get(index as usize)
 }
 
-// --- the calls, as in sys.rs -------------------------------------------------------------------------------------------
+// --- the calls, as of the real one ---------------------------------------------------------------------------------------
 
 const CONNECT_ERRNOS: [Errno; 5] = [
     Errno::ECONNREFUSED,
@@ -719,6 +792,14 @@ impl Drop for Descriptor {
     }
 }
 
+impl Descriptor {
+    fn into_number(self) -> i32 {
+        let number = self.0;
+        std::mem::forget(self);
+        number
+    }
+}
+
 impl From<OwnedFd> for Descriptor {
     fn from(descriptor: OwnedFd) -> Self {
         let file = File::Foreign { descriptor, ready: Readiness::NONE };
@@ -734,8 +815,7 @@ impl From<OwnedFd> for Descriptor {
 
 impl From<Descriptor> for OwnedFd {
     fn from(descriptor: Descriptor) -> Self {
-        let number = descriptor.0;
-        std::mem::forget(descriptor);
+        let number = descriptor.into_number();
         kernel(|kernel| {
             assert!(
                 !kernel.watches.contains_key(&number),
@@ -780,6 +860,21 @@ impl Poller {
         interest: Readiness,
         data: u64,
     ) -> Result<(), Error> {
+        self.watch(descriptor, data, |_, _| Trigger::Level(interest))
+    }
+
+    pub(crate) fn add_connection(&self, descriptor: &Descriptor, data: u64) -> Result<(), Error> {
+        self.watch(descriptor, data, |kernel, number| Trigger::Edge {
+            pending: kernel.ready(number) != Readiness::NONE,
+        })
+    }
+
+    fn watch(
+        &self,
+        descriptor: &Descriptor,
+        data: u64,
+        trigger: impl FnOnce(&Kernel, i32) -> Trigger,
+    ) -> Result<(), Error> {
         kernel(|kernel| {
             assert!(!kernel.watches.contains_key(&descriptor.0), "EEXIST: {descriptor:?}");
             let foreign = matches!(kernel.files[&descriptor.0], File::Foreign { .. });
@@ -788,7 +883,8 @@ impl Poller {
             if kernel.watches.len() >= kernel.watches_max {
                 return Err(Errno::ENOSPC);
             }
-            kernel.watches.insert(descriptor.0, Watch { interest, data, ignored: 0 });
+            let trigger = trigger(kernel, descriptor.0);
+            kernel.watches.insert(descriptor.0, Watch { trigger, data, ignored: 0 });
             Ok(())
         })
         .map_err(refused("epoll_ctl"))
@@ -804,7 +900,8 @@ impl Poller {
             let watch = kernel.watches.get_mut(&descriptor.0).expect("ENOENT");
             watch.ignored = 0;
             kernel.fault("epoll_ctl", &[Errno::ENOMEM])?;
-            kernel.watches.insert(descriptor.0, Watch { interest, data, ignored: 0 });
+            let trigger = Trigger::Level(interest);
+            kernel.watches.insert(descriptor.0, Watch { trigger, data, ignored: 0 });
             Ok(())
         })
         .map_err(refused("epoll_ctl"))
@@ -875,7 +972,7 @@ pub(crate) fn stream_socket(_address: &Address) -> Result<Descriptor, Error> {
 /// Calls that only set something: nothing comes of them here, but they may be refused.
 fn set(call: &'static str, socket: &Descriptor, errnos: &[Errno]) -> Result<(), Error> {
     kernel(|kernel| {
-        kernel.touch(socket);
+        kernel.touch(socket.0);
         kernel.fault(call, errnos)
     })
     .map_err(refused(call))
@@ -929,9 +1026,10 @@ pub(crate) fn connect(socket: &Descriptor, address: &Address) -> Result<(), Erro
     ];
     set("connect", socket, &errnos)?;
     kernel(|kernel| {
-        if !address.is_tcp() || kernel.percent(10) {
-            kernel.socket(socket).wire.connecting = false; // Decided at once.
-        }
+        let is_decided_at_once = !address.is_tcp() || kernel.percent(10);
+        let socket = kernel.socket(socket.0);
+        socket.cuts_reads |= !address.is_tcp();
+        socket.wire.connecting &= !is_decided_at_once;
     });
     Ok(())
 }
@@ -958,11 +1056,11 @@ pub(crate) fn accept(listener: &Descriptor) -> Accepted {
         Errno::EOPNOTSUPP,
         Errno::ENOSR,
     ];
-    accepted(kernel(|kernel| {
+    accept_result(kernel(|kernel| {
         if kernel.refuses_accepts {
             return Err(Errno::EPERM);
         }
-        kernel.touch(listener);
+        kernel.touch(listener.0);
         // Linux looks for a descriptor before it looks for a peer.
         kernel.room_for_descriptor("accept4")?;
         let fault = kernel.fault("accept4", &errnos);
@@ -980,7 +1078,7 @@ pub(crate) fn accept(listener: &Descriptor) -> Accepted {
     }))
 }
 
-pub(crate) fn receive(socket: &Descriptor, buffer: &mut [u8]) -> Transferred {
+fn receive(number: i32, buffer: &mut [u8]) -> Result<usize, Errno> {
     let errnos = [
         Errno::EAGAIN,
         Errno::EINTR,
@@ -989,20 +1087,16 @@ pub(crate) fn receive(socket: &Descriptor, buffer: &mut [u8]) -> Transferred {
         Errno::ETIMEDOUT,
         Errno::EHOSTUNREACH,
     ];
-    let answer = kernel(|kernel| {
-        kernel.touch(socket);
-        kernel.fault("recv", &errnos)?;
-        let most = kernel.cut_short(buffer.len());
-        kernel.socket(socket).receive(&mut buffer[..most])
-    });
-    transferred("recv", answer)
+    kernel(|kernel| {
+        kernel.touch(number);
+        kernel.fault_or_later("recv", number, &errnos)?;
+        let cuts_reads = kernel.socket(number).cuts_reads;
+        let most = if cuts_reads { kernel.cut_short(buffer.len()) } else { buffer.len() };
+        kernel.socket(number).receive(&mut buffer[..most])
+    })
 }
 
-pub(crate) fn send(socket: &Descriptor, bytes: &[u8]) -> Transferred {
-    send_vectored(socket, &[IoSlice::new(bytes)])
-}
-
-pub(crate) fn send_vectored(socket: &Descriptor, slices: &[IoSlice<'_>]) -> Transferred {
+fn send(number: i32, slices: &[IoSlice<'_>]) -> Result<usize, Errno> {
     let errnos = [
         Errno::EAGAIN,
         Errno::EINTR,
@@ -1012,24 +1106,35 @@ pub(crate) fn send_vectored(socket: &Descriptor, slices: &[IoSlice<'_>]) -> Tran
         Errno::ECONNRESET,
         Errno::EHOSTUNREACH,
     ];
-    let answer = kernel(|kernel| {
-        kernel.touch(socket);
-        kernel.fault("send", &errnos)?;
+    kernel(|kernel| {
+        kernel.touch(number);
+        kernel.fault_or_later("send", number, &errnos)?;
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
         let most = kernel.cut_short(total);
-        let socket = kernel.socket(socket);
+        if most < total {
+            kernel.change(number); // As if room came a moment later.
+        }
+        let socket = kernel.socket(number);
         let taken = socket.send(most)?;
         socket.room -= taken;
         socket.wire.sent.extend(slices.iter().flat_map(|slice| slice.iter()).take(taken));
         kernel.bytes_taken += taken as u64;
         trace(|| format!("  send takes {taken} of {total}"));
         Ok(taken)
-    });
-    transferred("send", answer)
+    })
 }
 
 impl Kernel {
-    /// A part of so many bytes, one at the least where there is one.
+    /// Whether this read or write fails, and with what. What comes after a needless EAGAIN is a change.
+    fn fault_or_later(&mut self, call: &str, number: i32, errnos: &[Errno]) -> Result<(), Errno> {
+        self.fault(call, errnos).inspect_err(|&errno| {
+            if errno == Errno::EAGAIN {
+                self.change(number);
+            }
+        })
+    }
+
+    /// A part of so many bytes, at least one where there is one.
     fn cut_short(&mut self, bytes: usize) -> usize {
         if self.faults_percent > 0 && bytes > 1 && self.percent(30) {
             1 + self.choices.below(bytes as u32 - 1) as usize
@@ -1039,39 +1144,289 @@ impl Kernel {
     }
 }
 
-pub(crate) fn finish_writing(socket: &Descriptor) -> Result<(), Error> {
-    kernel(|kernel| {
-        kernel.touch(socket);
-        kernel.fault("shutdown", &[Errno::ENOTCONN, Errno::ENOBUFS])?;
-        let socket = kernel.socket(socket);
-        assert!(!socket.wire.connecting, "shutdown before the connect was decided");
-        if socket.wire.gone {
-            return Err(Errno::ENOTCONN);
-        }
-        socket.finished = true;
-        Ok(())
-    })
-    .map_err(refused("shutdown"))
-}
-
 pub(crate) fn reset_on_close(socket: &Descriptor) -> Result<(), Error> {
     set("setsockopt(SO_LINGER)", socket, &[Errno::EINVAL])?;
-    kernel(|kernel| kernel.socket(socket).wire.resets = true);
+    kernel(|kernel| kernel.socket(socket.0).wire.resets = true);
     Ok(())
 }
 
-pub(crate) fn has_unsent(socket: &Descriptor) -> bool {
-    kernel(|kernel| !kernel.socket(socket).wire.sent.is_empty() && kernel.percent(50))
+/// A connection's socket: a descriptor, or the complement of a place in the registered-file tables.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Socket(i32);
+
+impl From<Descriptor> for Socket {
+    fn from(descriptor: Descriptor) -> Self {
+        Self(descriptor.into_number())
+    }
 }
 
-pub(crate) fn take_error(socket: &Descriptor, call: &'static str) -> Option<Error> {
-    kernel(|kernel| {
-        kernel.touch(socket);
-        if let Err(errno) = kernel.fault("getsockopt", &[Errno::ENOBUFS]) {
-            return Some(refused("getsockopt(SO_ERROR)")(errno));
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.0 >= 0 {
+            drop(Descriptor(self.0));
         }
-        kernel.socket(socket).error.take().map(refused(call))
-    })
+    }
+}
+
+impl Socket {
+    pub(crate) fn at_place(place: u32) -> Self {
+        Self(!(place as i32))
+    }
+
+    pub(crate) fn place(&self) -> Option<u32> {
+        if self.0 < 0 { Some(!self.0 as u32) } else { None }
+    }
+
+    pub(crate) fn take_descriptor(self) -> Option<Descriptor> {
+        let number = self.0;
+        std::mem::forget(self);
+        if number < 0 { None } else { Some(Descriptor(number)) }
+    }
+}
+
+/// The calls on connections' sockets, and registered-file tables of a few places each, whose rings refuse to be made,
+/// have no room, and are lost.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    rings: Option<RefCell<Rings>>,
+    closing: Vec<(u32, bool)>,
+}
+
+#[derive(Debug)]
+struct Rings {
+    places_each: u32,
+    made: BTreeMap<u32, Descriptor>,
+    lost: Vec<u32>,
+    /// Tables that were lost at any time: only of these may a place be found empty.
+    ever_lost: BTreeSet<u32>,
+}
+
+impl Rings {
+    fn make(&mut self, index: u32) -> Result<(), Errno> {
+        if !self.made.contains_key(&index) {
+            let ring = kernel(|kernel| {
+                kernel.fault("io_uring_setup", &[Errno::EPERM, Errno::ENOSYS, Errno::ENOMEM])?;
+                kernel.open("io_uring_setup", File::Ring)
+            })?;
+            self.made.insert(index, ring);
+        }
+        Ok(())
+    }
+
+    /// A ring that nothing can be submitted to is given up, and its files are closed.
+    fn enter(&mut self, place: u32) -> Result<(), Errno> {
+        let index = place / self.places_each;
+        let is_empty = kernel(|kernel| !kernel.files.contains_key(&!(place as i32)));
+        if !self.made.contains_key(&index) || (is_empty && self.ever_lost.contains(&index)) {
+            return Err(Errno::EBADF);
+        }
+        if kernel(|kernel| kernel.faults_percent > 0 && kernel.choices.below(300) == 0) {
+            trace(|| format!("  ring {index} is lost"));
+            self.made.remove(&index);
+            self.lost.push(index);
+            self.ever_lost.insert(index);
+            let places = self.places(index);
+            kernel(|kernel| places.for_each(|place| kernel.close(!(place as i32))));
+            return Err(Errno::ENOMEM);
+        }
+        Ok(())
+    }
+
+    fn places(&self, index: u32) -> Range<u32> {
+        index * self.places_each..(index + 1) * self.places_each
+    }
+}
+
+impl Drop for Rings {
+    fn drop(&mut self) {
+        for &index in self.made.keys() {
+            let places = self.places(index);
+            let _ = KERNEL.try_with(|kernel| {
+                if let Ok(mut kernel) = kernel.try_borrow_mut() {
+                    places.for_each(|place| kernel.close(!(place as i32)));
+                }
+            });
+        }
+    }
+}
+
+impl Sockets {
+    pub(crate) fn new(wanted: FileTable, _places: usize, _others: usize) -> Result<Self, Error> {
+        let is_wanted = match wanted {
+            FileTable::Process => false,
+            FileTable::Registered => true,
+            FileTable::Auto => percent(50),
+        };
+        if !is_wanted {
+            return Ok(Self { rings: None, closing: Vec::new() });
+        }
+        let places_each = 1 + below(8);
+        let mut rings = Rings {
+            places_each,
+            made: BTreeMap::new(),
+            lost: Vec::new(),
+            ever_lost: BTreeSet::new(),
+        };
+        match rings.make(0) {
+            Ok(()) => Ok(Self { rings: Some(RefCell::new(rings)), closing: Vec::new() }),
+            Err(_) if wanted == FileTable::Auto => Ok(Self { rings: None, closing: Vec::new() }),
+            Err(errno) => Err(refused("io_uring_setup")(errno)),
+        }
+    }
+
+    pub(crate) fn has_tables(&self) -> bool {
+        self.rings.is_some()
+    }
+
+    /// Goes to the kernel by the ring, where the socket is in its table.
+    fn enter(&self, socket: &Socket) -> Result<(), Errno> {
+        match (socket.place(), &self.rings) {
+            (Some(place), Some(rings)) => rings.borrow_mut().enter(place),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn receive(&self, socket: &Socket, buffer: &mut [u8]) -> IoResult {
+        io_result("recv", self.enter(socket).and_then(|()| receive(socket.0, buffer)))
+    }
+
+    pub(crate) fn send(&self, socket: &Socket, bytes: &[u8]) -> IoResult {
+        self.send_vectored(socket, &[IoSlice::new(bytes)])
+    }
+
+    pub(crate) fn send_vectored(&self, socket: &Socket, slices: &[IoSlice<'_>]) -> IoResult {
+        io_result("send", self.enter(socket).and_then(|()| send(socket.0, slices)))
+    }
+
+    pub(crate) fn finish_writing(&self, socket: &Socket) -> Result<(), Error> {
+        let number = socket.0;
+        let finish = |kernel: &mut Kernel| {
+            kernel.touch(number);
+            kernel.fault("shutdown", &[Errno::ENOTCONN, Errno::ENOBUFS])?;
+            let socket = kernel.socket(number);
+            assert!(!socket.wire.connecting, "shutdown before the connect was decided");
+            if socket.wire.gone {
+                return Err(Errno::ENOTCONN);
+            }
+            socket.finished = true;
+            let is_hangup = socket.wire.fin;
+            if is_hangup {
+                kernel.change(number);
+            }
+            Ok(())
+        };
+        self.enter(socket).and_then(|()| kernel(finish)).map_err(refused("shutdown"))
+    }
+
+    pub(crate) fn has_unsent(&self, socket: &Socket) -> bool {
+        self.enter(socket).is_ok()
+            && kernel(|kernel| !kernel.socket(socket.0).wire.sent.is_empty() && kernel.percent(50))
+    }
+
+    pub(crate) fn take_error(&self, socket: &Socket, call: &'static str) -> Option<Error> {
+        if let Err(errno) = self.enter(socket) {
+            return Some(refused(call)(errno));
+        }
+        kernel(|kernel| {
+            kernel.touch(socket.0);
+            if let Err(errno) = kernel.fault("getsockopt", &[Errno::ENOBUFS]) {
+                return Some(refused("getsockopt(SO_ERROR)")(errno));
+            }
+            kernel.socket(socket.0).error.take().map(refused(call))
+        })
+    }
+
+    pub(crate) fn peer_addr(&self, socket: &Socket) -> Result<SocketAddr, Error> {
+        self.enter(socket).map_err(refused("io_uring(FIXED_FD_INSTALL)"))?;
+        Ok(SocketAddr::from(([127, 0, 0, 1], 1)))
+    }
+
+    pub(crate) fn local_addr(&self, socket: &Socket) -> Result<SocketAddr, Error> {
+        self.peer_addr(socket)
+    }
+
+    pub(crate) fn close(&mut self, socket: Socket, reset: bool) {
+        match socket.place() {
+            Some(place) => self.closing.push((place, reset)),
+            None => {
+                let descriptor = Descriptor(socket.0);
+                std::mem::forget(socket);
+                if reset {
+                    let _ = reset_on_close(&descriptor);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn has_closes(&self) -> bool {
+        !self.closing.is_empty()
+    }
+
+    pub(crate) fn flush_closes(&mut self) {
+        for (place, reset) in std::mem::take(&mut self.closing) {
+            let socket = Socket::at_place(place);
+            if self.enter(&socket).is_ok() {
+                kernel(|kernel| {
+                    kernel.socket(socket.0).wire.resets |= reset;
+                    kernel.close(socket.0);
+                });
+            }
+        }
+    }
+
+    pub(crate) fn register(&self, moving: &mut Vec<(u32, Descriptor)>) {
+        let Some(rings) = &self.rings else { return };
+        let mut rings = rings.borrow_mut();
+        for (place, descriptor) in std::mem::take(moving) {
+            let index = place / rings.places_each;
+            let has_room = kernel(|kernel| kernel.fault("register", &[Errno::ENOMEM])).is_ok();
+            if !has_room || rings.make(index).is_err() {
+                moving.push((place, descriptor));
+                continue;
+            }
+            let (from, to) = (descriptor.into_number(), !(place as i32));
+            kernel(|kernel| {
+                let file = kernel.files.remove(&from).expect("it is open");
+                assert!(kernel.files.insert(to, file).is_none(), "place {place} is taken");
+                if let Some(watch) = kernel.watches.remove(&from) {
+                    kernel.watches.insert(to, watch);
+                }
+            });
+        }
+    }
+
+    pub(crate) fn receive_all(&self, batch: &mut ReceiveBatch) {
+        let (entries, buffer, bytes_each) = batch.operations();
+        for (entry, part) in entries.iter_mut().zip(buffer.chunks_mut(bytes_each)) {
+            let socket = Socket::at_place(entry.place);
+            let answer = self.enter(&socket).and_then(|()| receive(socket.0, part));
+            entry.result = to_ring_answer(answer);
+        }
+    }
+
+    pub(crate) fn send_all(&self, batch: &mut SendBatch) {
+        let (entries, buffer) = batch.operations();
+        for entry in entries {
+            let socket = Socket::at_place(entry.operation.place);
+            let bytes = &buffer[entry.start..entry.end];
+            let answer = self.enter(&socket).and_then(|()| send(socket.0, &[IoSlice::new(bytes)]));
+            entry.operation.result = to_ring_answer(answer);
+        }
+    }
+
+    pub(crate) fn take_lost(&self) -> Option<Range<usize>> {
+        let mut rings = self.rings.as_ref()?.borrow_mut();
+        let index = rings.lost.pop()?;
+        let places = rings.places(index);
+        Some(places.start as usize..places.end as usize)
+    }
+}
+
+fn to_ring_answer(answer: Result<usize, Errno>) -> i32 {
+    match answer {
+        Ok(bytes) => bytes as i32,
+        Err(errno) => -(errno as i32),
+    }
 }
 
 pub(crate) fn peer_addr(socket: &Descriptor) -> Result<SocketAddr, Error> {
@@ -1086,40 +1441,40 @@ pub(crate) fn local_addr(socket: &Descriptor) -> Result<SocketAddr, Error> {
 
 pub(crate) fn spare() -> Result<Descriptor, Error> {
     kernel(|kernel| {
-        kernel.fault("open", &[Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM])?;
-        kernel.open("open", File::Null)
+        kernel.fault("eventfd", &[Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM])?;
+        kernel.open("eventfd", File::Null)
     })
-    .map_err(refused("open"))
+    .map_err(refused("eventfd"))
 }
 
 #[derive(Debug)]
-pub(crate) struct Bell(Descriptor);
+pub(crate) struct WakeFd(Descriptor);
 
-impl Bell {
+impl WakeFd {
     pub(crate) fn new() -> Result<Self, Error> {
         kernel(|kernel| {
             kernel.fault("eventfd", &[Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM])?;
-            kernel.open("eventfd", File::Bell { rung: false })
+            kernel.open("eventfd", File::Wake { signaled: false })
         })
         .map(Self)
         .map_err(refused("eventfd"))
     }
 
-    fn set_rung(&self, on: bool) {
+    fn set_signaled(&self, on: bool) {
         kernel(|kernel| {
-            kernel.touch(&self.0);
-            if let Some(File::Bell { rung }) = kernel.files.get_mut(&self.0.0) {
-                *rung = on;
+            kernel.touch(self.0.0);
+            if let Some(File::Wake { signaled }) = kernel.files.get_mut(&self.0.0) {
+                *signaled = on;
             }
         });
     }
 
-    pub(crate) fn ring(&self) {
-        self.set_rung(true);
+    pub(crate) fn signal(&self) {
+        self.set_signaled(true);
     }
 
-    pub(crate) fn hush(&self) {
-        self.set_rung(false);
+    pub(crate) fn clear(&self) {
+        self.set_signaled(false);
     }
 
     pub(crate) fn watch(&self, poller: &Poller, data: u64) -> Result<(), Error> {
@@ -1142,7 +1497,7 @@ impl SignalReader {
 
     pub(crate) fn read(&self) -> Option<Signal> {
         kernel(|kernel| {
-            kernel.touch(&self.0);
+            kernel.touch(self.0.0);
             match kernel.files.get_mut(&self.0.0) {
                 Some(File::Signals { pending }) => pending.pop_front(),
                 other => panic!("no signals are read from {other:?}"),
@@ -1158,7 +1513,7 @@ impl SignalReader {
 impl Kernel {
     /// Fewer descriptors and watches than may be asked for.
     fn limit(&mut self) {
-        self.files_max = self.files.len() + 1 + self.choices.below(30) as usize;
+        self.files_max = self.files.range(0..).count() + 1 + self.choices.below(30) as usize;
         self.watches_max = self.watches.len() + 1 + self.choices.below(30) as usize;
         self.refuses_accepts = self.percent(10);
     }

@@ -1,0 +1,159 @@
+//! Socket options.
+
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::refused;
+use super::socket::Descriptor;
+use crate::config::Keepalive;
+use crate::error::Error;
+
+pub(crate) fn set_nodelay(socket: &Descriptor) -> Result<(), Error> {
+    setsockopt(socket, sockopt::TcpNoDelay, &true).map_err(refused("setsockopt(TCP_NODELAY)"))
+}
+
+pub(crate) fn set_keepalive(socket: &Descriptor, keepalive: &Keepalive) -> Result<(), Error> {
+    setsockopt(socket, sockopt::TcpKeepIdle, &whole_seconds(keepalive.idle))
+        .map_err(refused("setsockopt(TCP_KEEPIDLE)"))?;
+    setsockopt(socket, sockopt::TcpKeepInterval, &whole_seconds(keepalive.interval))
+        .map_err(refused("setsockopt(TCP_KEEPINTVL)"))?;
+    setsockopt(socket, sockopt::TcpKeepCount, &keepalive.probes_max)
+        .map_err(refused("setsockopt(TCP_KEEPCNT)"))?;
+    setsockopt(socket, sockopt::KeepAlive, &true).map_err(refused("setsockopt(SO_KEEPALIVE)"))
+}
+
+fn whole_seconds(time: Duration) -> u32 {
+    time.as_nanos().div_ceil(1_000_000_000).min(i32::MAX as u128) as u32
+}
+
+pub(crate) fn set_user_timeout(socket: &Descriptor, timeout: Duration) -> Result<(), Error> {
+    let milliseconds = timeout.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as u32;
+    setsockopt(socket, sockopt::TcpUserTimeout, &milliseconds)
+        .map_err(refused("setsockopt(TCP_USER_TIMEOUT)"))
+}
+
+/// Lets the kernel choose the source port at connect time, when it knows the whole 5-tuple.
+pub(crate) fn defer_source_port(socket: &Descriptor) -> Result<(), Error> {
+    setsockopt(socket, sockopt::IpBindAddressNoPort, &true)
+        .map_err(refused("setsockopt(IP_BIND_ADDRESS_NO_PORT)"))
+}
+
+mod port_range {
+    use nix::libc;
+    use nix::sys::socket::sockopt::SetStruct;
+    use nix::{setsockopt_impl, sockopt_impl};
+
+    /// From linux/in.h, since Linux 6.3; the libc crate does not name it.
+    const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+
+    sockopt_impl!(
+        LocalPortRange,
+        SetOnly,
+        libc::IPPROTO_IP,
+        IP_LOCAL_PORT_RANGE,
+        u32,
+        SetStruct<u32>
+    );
+}
+
+/// Restricts the ports that the kernel chooses from. A kernel before 6.3 does not know the option and keeps to the
+/// system's range, which is no error.
+pub(crate) fn set_port_range(
+    socket: &Descriptor,
+    range: &RangeInclusive<u16>,
+) -> Result<(), Error> {
+    let packed = u32::from(*range.end()) << 16 | u32::from(*range.start());
+    match setsockopt(socket, port_range::LocalPortRange, &packed) {
+        Ok(()) | Err(Errno::ENOPROTOOPT) => Ok(()),
+        Err(errno) => Err(refused("setsockopt(IP_LOCAL_PORT_RANGE)")(errno)),
+    }
+}
+
+/// Makes closing the socket reset the connection: the peer learns it at once, and no TIME_WAIT stays behind.
+pub(crate) fn reset_on_close(socket: &impl AsFd) -> Result<(), Error> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(socket, sockopt::Linger, &linger).map_err(refused("setsockopt(SO_LINGER)"))
+}
+
+/// The soft limit of descriptors, which also bounds a registered-file table.
+pub(super) fn descriptors_max() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use nix::sys::socket::getsockopt;
+
+    use super::super::poller::{Events, Poller};
+    use super::super::socket::{accept, bound, listen, local_addr, stream_socket};
+    use super::super::{AcceptResult, Readiness};
+    use super::*;
+    use crate::address::Address;
+
+    /// The options as they are on a socket: nodelay, keepalive, its three figures, and the user timeout.
+    fn options(socket: &impl AsFd) -> (bool, bool, [u32; 3], u32) {
+        let figures = [
+            getsockopt(socket, sockopt::TcpKeepIdle).unwrap(),
+            getsockopt(socket, sockopt::TcpKeepInterval).unwrap(),
+            getsockopt(socket, sockopt::TcpKeepCount).unwrap(),
+        ];
+        (
+            getsockopt(socket, sockopt::TcpNoDelay).unwrap(),
+            getsockopt(socket, sockopt::KeepAlive).unwrap(),
+            figures,
+            getsockopt(socket, sockopt::TcpUserTimeout).unwrap(),
+        )
+    }
+
+    fn accept_within_a_second(listener: &Descriptor) -> Descriptor {
+        let poller = Poller::new().unwrap();
+        let mut events = Events::with_capacity(1);
+        poller.add(listener, Readiness::READABLE, 1).unwrap();
+        poller.wait(&mut events, Some(Duration::from_secs(1))).unwrap();
+        match accept(listener) {
+            AcceptResult::Connection(socket) => socket,
+            other => panic!("nobody came: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn accepted_sockets_inherit_every_option_of_their_listener() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let address = Address::Ip(address.parse().unwrap());
+            let listener = bound(&address, false, false).unwrap();
+            listen(&listener, None).unwrap();
+            let destination = local_addr(&listener).unwrap();
+            let _plain_peer = TcpStream::connect(destination).unwrap();
+            let plain = options(&accept_within_a_second(&listener));
+            assert!(!plain.0 && !plain.1 && plain.3 == 0, "{plain:?}");
+
+            set_nodelay(&listener).unwrap();
+            let keepalive = Keepalive {
+                idle: Duration::from_millis(41_001),
+                interval: Duration::from_secs(7),
+                probes_max: 5,
+            };
+            set_keepalive(&listener, &keepalive).unwrap();
+            set_user_timeout(&listener, Duration::from_micros(33_000_001)).unwrap();
+            let _peer = TcpStream::connect(destination).unwrap();
+            let inherited = options(&accept_within_a_second(&listener));
+            assert_eq!(inherited, (true, true, [42, 7, 5], 33_001));
+        }
+    }
+
+    #[test]
+    fn a_keepalive_out_of_range_is_refused_by_name() {
+        let socket = stream_socket(&Address::from(([127, 0, 0, 1], 0))).unwrap();
+        let keepalive = Keepalive { probes_max: 128, ..Keepalive::default() };
+        let refused = set_keepalive(&socket, &keepalive).unwrap_err().to_string();
+        assert!(refused.starts_with("setsockopt(TCP_KEEPCNT)"), "{refused}");
+    }
+}

@@ -1,0 +1,114 @@
+//! epoll.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use super::socket::Descriptor;
+use super::{Readiness, refused};
+use crate::error::Error;
+
+/// The kernel's list of watched files.
+#[derive(Debug)]
+pub(crate) struct Poller(Epoll);
+
+/// What a connection is watched for, once and for good: each change is reported, none is reported twice.
+const EVERY_CHANGE: EpollFlags = EpollFlags::EPOLLIN
+    .union(EpollFlags::EPOLLOUT)
+    .union(EpollFlags::EPOLLRDHUP)
+    .union(EpollFlags::EPOLLPRI)
+    .union(EpollFlags::EPOLLET);
+
+impl Poller {
+    pub(crate) fn new() -> Result<Self, Error> {
+        Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map(Self).map_err(refused("epoll_create1"))
+    }
+
+    /// Watches a descriptor level-triggered.
+    pub(crate) fn add(
+        &self,
+        descriptor: &Descriptor,
+        interest: Readiness,
+        data: u64,
+    ) -> Result<(), Error> {
+        self.watch(descriptor, EpollFlags::from_bits_retain(interest.bits() as i32), data)
+    }
+
+    /// Watches a connection's socket edge-triggered, for as long as its file is open: also when the descriptor is
+    /// closed while a registered-file table keeps the file.
+    #[inline]
+    pub(crate) fn add_connection(&self, descriptor: &Descriptor, data: u64) -> Result<(), Error> {
+        self.watch(descriptor, EVERY_CHANGE, data)
+    }
+
+    #[inline]
+    pub(super) fn watch(
+        &self,
+        descriptor: impl AsFd,
+        flags: EpollFlags,
+        data: u64,
+    ) -> Result<(), Error> {
+        self.0.add(descriptor, EpollEvent::new(flags, data)).map_err(refused("epoll_ctl"))
+    }
+
+    pub(crate) fn modify(
+        &self,
+        descriptor: &Descriptor,
+        interest: Readiness,
+        data: u64,
+    ) -> Result<(), Error> {
+        let flags = EpollFlags::from_bits_retain(interest.bits() as i32);
+        self.0.modify(descriptor, &mut EpollEvent::new(flags, data)).map_err(refused("epoll_ctl"))
+    }
+
+    pub(crate) fn delete(&self, descriptor: &Descriptor) -> Result<(), Error> {
+        self.0.delete(descriptor).map_err(refused("epoll_ctl"))
+    }
+
+    /// Waits for events, at most `wait` (rounded up to a millisecond); an interruption counts as no event.
+    pub(crate) fn wait(&self, events: &mut Events, wait: Option<Duration>) -> Result<(), Error> {
+        events.filled = match self.0.wait(&mut events.buffer, milliseconds(wait)) {
+            Ok(filled) => filled,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(refused("epoll_wait")(errno)),
+        };
+        Ok(())
+    }
+}
+
+fn milliseconds(wait: Option<Duration>) -> EpollTimeout {
+    match wait {
+        None => EpollTimeout::NONE,
+        Some(wait) => {
+            let rounded_up = wait.as_nanos().div_ceil(1_000_000);
+            EpollTimeout::try_from(rounded_up.min(i32::MAX as u128) as i32)
+                .unwrap_or(EpollTimeout::MAX)
+        }
+    }
+}
+
+/// Room for the events of one wait.
+#[derive(Debug)]
+pub(crate) struct Events {
+    buffer: Vec<EpollEvent>,
+    filled: usize,
+}
+
+impl Events {
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
+        Self { buffer: vec![EpollEvent::empty(); capacity], filled: 0 }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.filled
+    }
+
+    /// Each with the data of its descriptor.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, Readiness)> {
+        self.buffer[..self.filled]
+            .iter()
+            .map(|event| (event.data(), Readiness::from_bits(event.events().bits() as u32)))
+    }
+}

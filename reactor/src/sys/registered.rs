@@ -1,0 +1,396 @@
+//! The registered-file tables of io_uring: files without descriptors.
+//!
+//! `RLIMIT_NOFILE` bounds the size of one table and not the number of tables, and each ring has one. A place is a number
+//! over all tables: the first table has the first places, and is made when one of them is needed. Every operation here
+//! completes before the call that submits it returns, so a ring holds nothing between two calls, and no buffer is lent
+//! for longer than its borrow.
+
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use io_uring::squeue::Entry;
+use io_uring::{IoUring, Probe, opcode, types};
+use nix::errno::Errno;
+use nix::libc;
+
+use super::batch::{Operation, ReceiveBatch, SendBatch, SendOperation};
+use super::socket::{self, Descriptor};
+use super::{IoResult, io_result, options, refused, ring_answer};
+use crate::error::Error;
+
+/// More places than this the kernel grants no table.
+const PLACES_PER_TABLE_MAX: u64 = 1 << 20;
+
+/// The memory of all rings is locked, and an ordinary user may lock 8 MiB, all processes together.
+const RINGS_BYTES_MAX: usize = 2 << 20;
+/// A submission and two completions.
+const ENTRY_BYTES: usize = 64 + 2 * 16 + 4;
+const ENTRIES_MAX: usize = 256;
+const ENTRIES_MIN: usize = 16;
+
+/// A ring that takes nothing for a second, for want of memory, is given up.
+const SUBMIT_TRIES_MAX: u32 = 1000;
+const SUBMIT_PAUSE: Duration = Duration::from_millis(1);
+
+/// From linux/io_uring.h, since Linux 6.7; the crate does not name it.
+const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
+
+/// Descriptors that are moved at once, usually.
+const RUN_MAX: usize = 64;
+
+/// In place of the place of a descriptor that was moved.
+const MOVED: u32 = u32::MAX;
+
+const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+
+pub(super) struct Tables {
+    tables: Vec<Option<Box<Table>>>,
+    places_each: u32,
+    entries_each: u32,
+    /// Those with operations that wait to be submitted.
+    busy: Vec<usize>,
+    lost: Vec<usize>,
+    /// Of descriptors that are being moved; empty in between.
+    numbers: Vec<RawFd>,
+}
+
+impl std::fmt::Debug for Tables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tables")
+            .field("made", &self.tables.iter().flatten().count())
+            .field("places_each", &self.places_each)
+            .field("entries_each", &self.entries_each)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Table {
+    ring: IoUring,
+    /// Operations that wait to be submitted.
+    queued: usize,
+}
+
+impl Tables {
+    /// Tables with so many places in all; makes the first one.
+    pub(super) fn new(places: usize) -> Result<Self, Error> {
+        let places_each = options::descriptors_max().clamp(1, PLACES_PER_TABLE_MAX);
+        let places_each = places_each.min(places.max(1) as u64) as u32;
+        let tables = places.div_ceil(places_each as usize).max(1);
+        let entries = (RINGS_BYTES_MAX / ENTRY_BYTES / tables).clamp(ENTRIES_MIN, ENTRIES_MAX);
+        let entries_each = 1 << entries.ilog2();
+        let first = Table::new(places_each, entries_each)?;
+        first.check_operations()?;
+        let mut list = Vec::new();
+        list.resize_with(tables, || None);
+        list[0] = Some(Box::new(first));
+        Ok(Self {
+            tables: list,
+            places_each,
+            entries_each,
+            busy: Vec::with_capacity(tables),
+            lost: Vec::new(),
+            numbers: Vec::with_capacity(RUN_MAX),
+        })
+    }
+
+    fn locate(&self, place: u32) -> (usize, u32) {
+        ((place / self.places_each) as usize, place % self.places_each)
+    }
+
+    pub(super) fn receive(&mut self, place: u32, buffer: &mut [u8]) -> IoResult {
+        let (start, room) = (buffer.as_mut_ptr(), length(buffer.len()));
+        let answer = self.one(place, |file| {
+            opcode::Recv::new(file, start, room).flags(libc::MSG_DONTWAIT).build()
+        });
+        io_result("recv", answer)
+    }
+
+    pub(super) fn send(&mut self, place: u32, bytes: &[u8]) -> IoResult {
+        let (start, length) = (bytes.as_ptr(), length(bytes.len()));
+        let answer = self
+            .one(place, |file| opcode::Send::new(file, start, length).flags(SEND_FLAGS).build());
+        io_result("send", answer)
+    }
+
+    pub(super) fn send_vectored(&mut self, place: u32, slices: &[IoSlice<'_>]) -> IoResult {
+        // SAFETY: all zeroes is a message without address, data and control data.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        // An IoSlice has the layout of an iovec; the kernel only reads through it.
+        message.msg_iov = slices.as_ptr().cast_mut().cast();
+        message.msg_iovlen = slices.len() as _;
+        let start = &raw const message;
+        let answer = self
+            .one(place, |file| opcode::SendMsg::new(file, start).flags(SEND_FLAGS as u32).build());
+        io_result("sendmsg", answer)
+    }
+
+    /// What the kernel holds that the peer has not acknowledged; `None` where this can't be asked so.
+    pub(super) fn unsent_bytes(&mut self, place: u32) -> Option<usize> {
+        self.one(place, |file| opcode::UringCmd16::new(file, SOCKET_URING_OP_SIOCOUTQ).build()).ok()
+    }
+
+    /// The kernel has this done by a thread of its own, which is waited for.
+    pub(super) fn finish_writing(&mut self, place: u32) -> Result<(), Error> {
+        self.one(place, |file| opcode::Shutdown::new(file, libc::SHUT_WR).build())
+            .map(drop)
+            .map_err(refused("shutdown"))
+    }
+
+    /// A descriptor of the file at this place.
+    pub(super) fn install_descriptor(&mut self, place: u32) -> Result<OwnedFd, Error> {
+        let number = self
+            .one(place, |file| opcode::FixedFdInstall::new(file, 0).build())
+            .map_err(refused("io_uring(FIXED_FD_INSTALL)"))?;
+        // SAFETY: the kernel has just opened this descriptor, and nothing else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(number as RawFd) })
+    }
+
+    pub(super) fn receive_all(&mut self, batch: &mut ReceiveBatch) {
+        let (entries, buffer, bytes_each) = batch.operations();
+        let start = buffer.as_mut_ptr();
+        self.all(
+            entries,
+            |entry: &Operation| entry.place,
+            |index, _, file| {
+                let part = start.wrapping_add(index * bytes_each);
+                let receive = opcode::Recv::new(file, part, length(bytes_each));
+                receive.flags(libc::MSG_DONTWAIT).build()
+            },
+            |entry, result| entry.result = result,
+        );
+    }
+
+    pub(super) fn send_all(&mut self, batch: &mut SendBatch) {
+        let (entries, buffer) = batch.operations();
+        self.all(
+            entries,
+            |entry: &SendOperation| entry.operation.place,
+            |_, entry, file| {
+                let bytes = &buffer[entry.start..entry.end];
+                let send = opcode::Send::new(file, bytes.as_ptr(), length(bytes.len()));
+                send.flags(SEND_FLAGS).build()
+            },
+            |entry, result| entry.operation.result = result,
+        );
+    }
+
+    /// Takes each step, in this order within a table.
+    pub(super) fn close(&mut self, steps: &mut [(u32, ClosingStep)]) {
+        self.all(
+            steps,
+            |&(place, _)| place,
+            |_, &(_, step), file| match step {
+                ClosingStep::Reset => {
+                    let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+                    opcode::Connect::new(file, &raw const UNSPECIFIED, length).build()
+                }
+                ClosingStep::Close => opcode::Close::new(file).build(),
+            },
+            |_, _| {}, // A peer that has gone already can't be reset, and a file of a lost ring is closed.
+        );
+    }
+
+    /// Moves descriptors to the places beside them, those that are neighbours together; leaves in the list what could not
+    /// be moved.
+    pub(super) fn register(&mut self, moving: &mut Vec<(u32, Descriptor)>) {
+        moving.sort_unstable_by_key(|&(place, _)| place);
+        let mut rest = &mut moving[..];
+        while let Some(&(first, _)) = rest.first() {
+            let (table, offset) = self.locate(first);
+            let room = (self.places_each - offset) as usize;
+            let neighbours = rest.iter().zip(first..).take(room);
+            let run = neighbours.take_while(|((place, _), next)| place == next).count();
+            let (run, others) = rest.split_at_mut(run);
+            let count = self.update(table, offset, run);
+            for (place, _) in run.iter_mut().take(count) {
+                *place = MOVED;
+            }
+            rest = others;
+        }
+        for (_, descriptor) in moving.extract_if(.., |&mut (place, _)| place == MOVED) {
+            self.numbers.push(descriptor.into_raw());
+        }
+        socket::close_all(&mut self.numbers);
+    }
+
+    /// Puts files into a table, which is made where it is not there; says how many.
+    fn update(&mut self, index: usize, offset: u32, run: &[(u32, Descriptor)]) -> usize {
+        self.numbers.clear();
+        self.numbers.extend(run.iter().map(|(_, file)| file.as_fd().as_raw_fd()));
+        let numbers = std::mem::take(&mut self.numbers);
+        let moved = self.made_table(index).and_then(|ring| {
+            let update = ring.submitter().register_files_update(offset, &numbers);
+            update.map_err(failed("io_uring_register(FILES_UPDATE)"))
+        });
+        self.numbers = numbers;
+        self.numbers.clear();
+        moved.unwrap_or_else(|error| {
+            log::debug!("sockets keep their descriptors: {error}");
+            0
+        })
+    }
+
+    fn made_table(&mut self, index: usize) -> Result<&IoUring, Error> {
+        let table = &mut self.tables[index];
+        match table {
+            Some(table) => Ok(&table.ring),
+            None => {
+                let made = Table::new(self.places_each, self.entries_each)?;
+                Ok(&table.insert(Box::new(made)).ring)
+            }
+        }
+    }
+
+    /// The places of a table that was lost since this was last asked.
+    pub(super) fn take_lost(&mut self) -> Option<Range<usize>> {
+        let first = self.lost.pop()? * self.places_each as usize;
+        Some(first..first + self.places_each as usize)
+    }
+
+    /// Does one operation.
+    fn one(
+        &mut self,
+        place: u32,
+        operation: impl FnOnce(types::Fixed) -> Entry,
+    ) -> nix::Result<usize> {
+        let (index, file) = self.locate(place);
+        let table =
+            self.tables.get_mut(index).and_then(Option::as_deref_mut).ok_or(Errno::EBADF)?;
+        table.push(&operation(types::Fixed(file)), 0);
+        let mut answer = Err(Errno::ENOMEM);
+        self.complete(index, |_, result| answer = ring_answer(result));
+        answer
+    }
+
+    /// Does an operation for each entry, those of one table together.
+    fn all<E>(
+        &mut self,
+        entries: &mut [E],
+        place: impl Fn(&E) -> u32,
+        operation: impl Fn(usize, &E, types::Fixed) -> Entry,
+        mut done: impl FnMut(&mut E, i32),
+    ) {
+        for number in 0..entries.len() {
+            let (index, file) = self.locate(place(&entries[number]));
+            let Some(table) = self.tables.get_mut(index).and_then(Option::as_deref_mut) else {
+                done(&mut entries[number], -(Errno::EBADF as i32));
+                continue;
+            };
+            if table.queued == 0 {
+                self.busy.push(index);
+            }
+            table.push(&operation(number, &entries[number], types::Fixed(file)), number as u64);
+            if table.queued == self.entries_each as usize {
+                self.complete(index, |number, result| done(&mut entries[number], result));
+                self.busy.retain(|&other| other != index);
+            }
+        }
+        while let Some(index) = self.busy.pop() {
+            self.complete(index, |number, result| done(&mut entries[number], result));
+        }
+    }
+
+    /// Submits what is queued in a table and hands each result over. A ring that can't be submitted to is given up.
+    fn complete(&mut self, index: usize, done: impl FnMut(usize, i32)) {
+        let Some(table) = self.tables.get_mut(index).and_then(Option::as_deref_mut) else { return };
+        if let Err(error) = table.complete(done) {
+            log::error!("a table of {} sockets is lost: io_uring_enter: {error}", self.places_each);
+            self.tables[index] = None;
+            self.lost.push(index);
+        }
+    }
+}
+
+impl Table {
+    fn new(places: u32, entries: u32) -> Result<Self, Error> {
+        let ring = IoUring::builder()
+            .setup_clamp()
+            .setup_submit_all()
+            .build(entries)
+            .map_err(failed("io_uring_setup"))?;
+        ring.submitter()
+            .register_files_sparse(places)
+            .map_err(failed("io_uring_register(FILES)"))?;
+        Ok(Self { ring, queued: 0 })
+    }
+
+    /// Whether this kernel has all that is asked of it here.
+    fn check_operations(&self) -> Result<(), Error> {
+        let mut probe = Probe::new();
+        self.ring
+            .submitter()
+            .register_probe(&mut probe)
+            .map_err(failed("io_uring_register(PROBE)"))?;
+        // The newest of them, since Linux 6.8.
+        if probe.is_supported(opcode::FixedFdInstall::CODE) {
+            Ok(())
+        } else {
+            Err(Error::Invalid("registered files want an io_uring of Linux 6.8 or later"))
+        }
+    }
+
+    fn push(&mut self, operation: &Entry, number: u64) {
+        let entry = operation.clone().user_data(number);
+        // SAFETY: what the entry points to is borrowed until the call that pushes it returns, and each such call
+        // completes the entry before that, or drops the ring with it.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        debug_assert!(pushed.is_ok(), "it is completed when it is full");
+        self.queued += 1;
+    }
+
+    /// Submits what is queued and hands over the number and the result of each.
+    fn complete(&mut self, mut done: impl FnMut(usize, i32)) -> io::Result<()> {
+        let (mut tries, mut want) = (0, 0);
+        while self.queued > 0 {
+            match self.ring.submit_and_wait(want) {
+                Ok(_) => {}
+                Err(error) if is_passing(&error) && tries < SUBMIT_TRIES_MAX => {
+                    tries += 1;
+                    std::thread::sleep(SUBMIT_PAUSE);
+                }
+                Err(error) => return Err(error),
+            }
+            for completion in self.ring.completion() {
+                self.queued -= 1;
+                done(completion.user_data() as usize, completion.result());
+            }
+            // All of them complete while they are submitted; what does not is waited for.
+            want = 1;
+        }
+        Ok(())
+    }
+}
+
+/// The kernel lets go of a ring, and of its files, some time after it is closed; of files that are taken out, at once.
+impl Drop for Table {
+    fn drop(&mut self) {
+        let _ = self.ring.submitter().unregister_files();
+    }
+}
+
+/// The steps of closing a file.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ClosingStep {
+    /// Connecting to no address at all ends a TCP connection with a reset.
+    Reset,
+    Close,
+}
+
+static UNSPECIFIED: libc::sockaddr =
+    libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+
+fn is_passing(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EAGAIN | Errno::EBUSY | Errno::EINTR | Errno::ENOMEM))
+}
+
+fn failed(call: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::System { call, source }
+}
+
+/// What one operation may be of; the kernel takes no more at once anyway.
+fn length(bytes: usize) -> u32 {
+    bytes.min(i32::MAX as usize) as u32
+}

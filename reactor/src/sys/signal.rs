@@ -1,0 +1,55 @@
+//! Signals as something to read.
+
+use std::os::fd::AsFd;
+
+use nix::sys::epoll::EpollFlags;
+use nix::sys::signal::{SigSet, Signal as NixSignal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::poller::Poller;
+use super::refused;
+use crate::error::Error;
+use crate::signal::Signal;
+
+/// A signalfd.
+#[derive(Debug)]
+pub(crate) struct SignalReader(SignalFd);
+
+impl SignalReader {
+    /// Blocks the signals in this thread, so that they arrive here and nowhere else.
+    pub(crate) fn new(signals: &[Signal]) -> Result<Self, Error> {
+        let mask: SigSet = signals.iter().map(|&signal| to_nix(signal)).collect();
+        mask.thread_block().map_err(refused("pthread_sigmask"))?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        SignalFd::with_flags(&mask, flags).map(Self).map_err(refused("signalfd"))
+    }
+
+    pub(crate) fn read(&self) -> Option<Signal> {
+        let info = self.0.read_signal().ok()??;
+        ALL_SIGNALS.into_iter().find(|&signal| to_nix(signal) as u32 == info.ssi_signo)
+    }
+
+    pub(crate) fn watch(&self, poller: &Poller, data: u64) -> Result<(), Error> {
+        poller.watch(self.0.as_fd(), EpollFlags::EPOLLIN, data)
+    }
+}
+
+const ALL_SIGNALS: [Signal; 6] = [
+    Signal::Hangup,
+    Signal::Interrupt,
+    Signal::Quit,
+    Signal::Terminate,
+    Signal::User1,
+    Signal::User2,
+];
+
+fn to_nix(signal: Signal) -> NixSignal {
+    match signal {
+        Signal::Hangup => NixSignal::SIGHUP,
+        Signal::Interrupt => NixSignal::SIGINT,
+        Signal::Quit => NixSignal::SIGQUIT,
+        Signal::Terminate => NixSignal::SIGTERM,
+        Signal::User1 => NixSignal::SIGUSR1,
+        Signal::User2 => NixSignal::SIGUSR2,
+    }
+}

@@ -1,0 +1,240 @@
+//! Descriptors, and the calls on those that are sockets. They are owned, non-blocking and close-on-exec from birth.
+
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{
+    self, AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockProtocol, SockType,
+    SockaddrStorage, UnixAddr, setsockopt, sockopt,
+};
+
+use super::{AcceptResult, IoResult, accept_result, io_result, refused};
+use crate::address::Address;
+use crate::error::Error;
+
+/// An open descriptor: closed when dropped.
+#[derive(Debug)]
+pub(crate) struct Descriptor(OwnedFd);
+
+impl From<OwnedFd> for Descriptor {
+    fn from(descriptor: OwnedFd) -> Self {
+        Self(descriptor)
+    }
+}
+
+impl From<Descriptor> for OwnedFd {
+    fn from(descriptor: Descriptor) -> Self {
+        descriptor.0
+    }
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Descriptor {
+    pub(super) fn into_raw(self) -> RawFd {
+        self.0.into_raw_fd()
+    }
+}
+
+/// Closes descriptors that are owned by nothing else, those with consecutive numbers by one call.
+pub(super) fn close_all(numbers: &mut Vec<RawFd>) {
+    numbers.sort_unstable();
+    let mut rest = &numbers[..];
+    while let Some(&first) = rest.first() {
+        let run = rest.iter().zip(first..).take_while(|(number, next)| *number == next).count();
+        if run == 1 || !close_range(first, rest[run - 1]) {
+            for &number in &rest[..run] {
+                // SAFETY: the caller owns it, and gives it up.
+                drop(unsafe { OwnedFd::from_raw_fd(number) });
+            }
+        }
+        rest = &rest[run..];
+    }
+    numbers.clear();
+}
+
+/// Closes these numbers; `false` where the kernel can't (before Linux 5.9).
+fn close_range(first: RawFd, last: RawFd) -> bool {
+    // SAFETY: the call takes numbers only; the caller owns each descriptor of the range. It is called by its number
+    // because an older C library has no function for it.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) == 0 }
+}
+
+/// The monotonic clock.
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// A descriptor that is good for nothing but being closed when descriptors have run out. An eventfd needs no file.
+pub(crate) fn spare() -> Result<Descriptor, Error> {
+    EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
+        .map(|spare| Descriptor(spare.into()))
+        .map_err(refused("eventfd"))
+}
+
+/// A socket that is bound but does not listen yet.
+pub(crate) fn bound(
+    address: &Address,
+    reuse_port: bool,
+    only_v6: bool,
+) -> Result<Descriptor, Error> {
+    let socket = stream_socket(address)?;
+    if let Address::Ip(ip) = address {
+        setsockopt(&socket.0, sockopt::ReuseAddr, &true)
+            .map_err(refused("setsockopt(SO_REUSEADDR)"))?;
+        if reuse_port {
+            setsockopt(&socket.0, sockopt::ReusePort, &true)
+                .map_err(refused("setsockopt(SO_REUSEPORT)"))?;
+        }
+        if ip.is_ipv6() {
+            setsockopt(&socket.0, sockopt::Ipv6V6Only, &only_v6)
+                .map_err(refused("setsockopt(IPV6_V6ONLY)"))?;
+        }
+    }
+    bind(&socket, address)?;
+    Ok(socket)
+}
+
+pub(crate) fn stream_socket(address: &Address) -> Result<Descriptor, Error> {
+    let (family, protocol) = match address {
+        Address::Ip(SocketAddr::V4(_)) => (AddressFamily::Inet, Some(SockProtocol::Tcp)),
+        Address::Ip(SocketAddr::V6(_)) => (AddressFamily::Inet6, Some(SockProtocol::Tcp)),
+        Address::Unix(_) | Address::UnixAbstract(_) => (AddressFamily::Unix, None),
+    };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    socket::socket(family, SockType::Stream, flags, protocol)
+        .map(Descriptor)
+        .map_err(refused("socket"))
+}
+
+pub(crate) fn bind(socket: &Descriptor, address: &Address) -> Result<(), Error> {
+    let socket = socket.0.as_raw_fd();
+    match address {
+        Address::Ip(ip) => socket::bind(socket, &SockaddrStorage::from(*ip)),
+        _ => unix_addr(address).and_then(|unix| socket::bind(socket, &unix)),
+    }
+    .map_err(refused("bind"))
+}
+
+fn unix_addr(address: &Address) -> nix::Result<UnixAddr> {
+    match address {
+        // The system would take an empty path for an abstract name.
+        Address::Unix(path) if path.as_os_str().is_empty() => Err(Errno::ENOENT),
+        Address::Unix(path) => UnixAddr::new(path),
+        Address::UnixAbstract(name) => UnixAddr::new_abstract(name),
+        Address::Ip(_) => Err(Errno::EAFNOSUPPORT),
+    }
+}
+
+/// Listens, or changes the backlog of a socket that does; `None` asks for as much as the kernel allows.
+pub(crate) fn listen(socket: &Descriptor, backlog: Option<u32>) -> Result<(), Error> {
+    // Backlog::new refuses more than 4,096, which a raised net.core.somaxconn allows; the kernel clamps for itself.
+    let backlog =
+        backlog.map_or(Backlog::MAXALLOWABLE.into(), |most| most.min(i32::MAX as u32) as i32);
+    // SAFETY: listen() takes no pointer, and the descriptor is open for as long as it is borrowed here.
+    let answer = unsafe { libc::listen(socket.0.as_raw_fd(), backlog) };
+    Errno::result(answer).map(drop).map_err(refused("listen"))
+}
+
+/// Starts to connect; the socket becomes writable, or reports an error, when it is decided.
+pub(crate) fn connect(socket: &Descriptor, address: &Address) -> Result<(), Error> {
+    let socket = socket.0.as_raw_fd();
+    let answer = match address {
+        Address::Ip(ip) => socket::connect(socket, &SockaddrStorage::from(*ip)),
+        _ => unix_addr(address).and_then(|unix| socket::connect(socket, &unix)),
+    };
+    match answer {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(()),
+        Err(errno) => Err(refused("connect")(errno)),
+    }
+}
+
+#[inline]
+pub(crate) fn accept(listener: &Descriptor) -> AcceptResult<Descriptor> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let answer = socket::accept4(listener.0.as_raw_fd(), flags);
+    // SAFETY: accept4 has just opened this descriptor, and nothing else knows it.
+    accept_result(answer.map(|raw| Descriptor(unsafe { OwnedFd::from_raw_fd(raw) })))
+}
+
+// The two calls of every message go to libc themselves: nix's functions for them are not inlined, and that is a tenth of
+// what a message costs beside the kernel.
+
+#[inline]
+pub(super) fn receive(socket: RawFd, buffer: &mut [u8]) -> IoResult {
+    let (start, room) = (buffer.as_mut_ptr().cast(), buffer.len());
+    // SAFETY: the kernel writes at most `room` bytes from `start`, all of them borrowed exclusively here.
+    let answer = unsafe { libc::recv(socket, start, room, 0) };
+    io_result("recv", counted(answer))
+}
+
+#[inline]
+pub(super) fn send(socket: RawFd, bytes: &[u8]) -> IoResult {
+    let (start, length) = (bytes.as_ptr().cast(), bytes.len());
+    // SAFETY: the kernel reads `length` bytes from `start`, all of them borrowed here.
+    let answer = unsafe { libc::send(socket, start, length, libc::MSG_NOSIGNAL) };
+    io_result("send", counted(answer))
+}
+
+/// What libc has answered, as nix would put it.
+#[inline]
+fn counted(answer: libc::ssize_t) -> nix::Result<usize> {
+    usize::try_from(answer).map_err(|_| Errno::last())
+}
+
+pub(super) fn send_vectored(socket: RawFd, slices: &[IoSlice<'_>]) -> IoResult {
+    let answer =
+        socket::sendmsg::<SockaddrStorage>(socket, slices, &[], MsgFlags::MSG_NOSIGNAL, None);
+    io_result("sendmsg", answer)
+}
+
+pub(super) fn finish_writing(socket: RawFd) -> Result<(), Error> {
+    socket::shutdown(socket, Shutdown::Write).map_err(refused("shutdown"))
+}
+
+/// Whether the kernel holds bytes that the peer has not acknowledged yet.
+pub(super) fn has_unsent(socket: RawFd) -> bool {
+    let mut unsent: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ, which is TIOCOUTQ, stores one int through the pointer, which is valid for the call.
+    let answer = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut unsent) };
+    answer == 0 && unsent > 0
+}
+
+/// Takes the error that waits on the socket, if there is one.
+pub(super) fn take_error(socket: BorrowedFd<'_>, call: &'static str) -> Option<Error> {
+    match socket::getsockopt(&socket, sockopt::SocketError) {
+        Ok(0) => None,
+        Ok(errno) => Some(refused(call)(Errno::from_raw(errno))),
+        Err(errno) => Some(refused("getsockopt(SO_ERROR)")(errno)),
+    }
+}
+
+pub(crate) fn peer_addr(socket: &impl AsFd) -> Result<SocketAddr, Error> {
+    let name = socket::getpeername(socket.as_fd().as_raw_fd()).map_err(refused("getpeername"))?;
+    ip_address(&name)
+}
+
+pub(crate) fn local_addr(socket: &impl AsFd) -> Result<SocketAddr, Error> {
+    let name = socket::getsockname(socket.as_fd().as_raw_fd()).map_err(refused("getsockname"))?;
+    ip_address(&name)
+}
+
+fn ip_address(name: &SockaddrStorage) -> Result<SocketAddr, Error> {
+    if let Some(v4) = name.as_sockaddr_in() {
+        return Ok(SocketAddr::V4((*v4).into()));
+    }
+    if let Some(v6) = name.as_sockaddr_in6() {
+        // With its scope, without which a link-local address leads nowhere.
+        return Ok(SocketAddr::V6((*v6).into()));
+    }
+    Err(Error::Invalid("a Unix-domain socket has no IP address"))
+}

@@ -1,0 +1,245 @@
+//! A connection's socket, and every call on it, wherever its file is held.
+
+use std::cell::RefCell;
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use super::batch::{ReceiveBatch, SendBatch};
+use super::registered::{ClosingStep, Tables};
+use super::socket::{self, Descriptor};
+use super::{IoResult, options};
+use crate::config::FileTable;
+use crate::error::Error;
+
+/// A connection's socket in four bytes: a descriptor that it owns, or the complement of its place in the registered-file
+/// tables. Dropped, it closes a descriptor; a place is given up by [`Sockets::close`], or with the tables.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Socket(i32);
+
+impl From<Descriptor> for Socket {
+    fn from(descriptor: Descriptor) -> Self {
+        Self(descriptor.into_raw())
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.0 >= 0 {
+            // SAFETY: the number was an owned descriptor's, and nothing else closes it.
+            drop(unsafe { OwnedFd::from_raw_fd(self.0) });
+        }
+    }
+}
+
+impl Socket {
+    pub(crate) fn at_place(place: u32) -> Self {
+        Self(!(place as i32))
+    }
+
+    /// Its place in the tables; `None` for a descriptor.
+    #[inline]
+    pub(crate) fn place(&self) -> Option<u32> {
+        if self.0 < 0 { Some(!self.0 as u32) } else { None }
+    }
+
+    /// The descriptor that it is; `None` for a place in the tables.
+    pub(crate) fn take_descriptor(self) -> Option<Descriptor> {
+        let number = self.0;
+        if number < 0 {
+            return None;
+        }
+        std::mem::forget(self);
+        // SAFETY: the number was an owned descriptor's, and its owner has just been forgotten.
+        Some(Descriptor::from(unsafe { OwnedFd::from_raw_fd(number) }))
+    }
+
+    fn location(&self) -> Location<'_> {
+        match self.place() {
+            Some(place) => Location::Place(place),
+            // SAFETY: the descriptor is open for as long as its owner is borrowed.
+            None => Location::Descriptor(unsafe { BorrowedFd::borrow_raw(self.0) }),
+        }
+    }
+
+    fn number(&self) -> RawFd {
+        self.0
+    }
+}
+
+enum Location<'a> {
+    Descriptor(BorrowedFd<'a>),
+    Place(u32),
+}
+
+/// The calls on connections' sockets, and the registered-file tables where there are any.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    /// Asking for an address goes through a ring, too, and does not change what anyone sees of it.
+    tables: Option<RefCell<Tables>>,
+    /// What is to be done with files that are to be closed.
+    closing: Vec<(u32, ClosingStep)>,
+}
+
+impl Sockets {
+    /// For `places` connections. `Auto` takes registered files where that many and `others` do not fit under the limit of
+    /// descriptors, and falls back to descriptors where io_uring can't be had.
+    pub(crate) fn new(wanted: FileTable, places: usize, others: usize) -> Result<Self, Error> {
+        let tables = match wanted {
+            FileTable::Process => None,
+            FileTable::Registered => Some(Tables::new(places)?),
+            FileTable::Auto
+                if places.saturating_add(others) as u64 <= options::descriptors_max() =>
+            {
+                None
+            }
+            FileTable::Auto => Tables::new(places)
+                .inspect_err(|error| {
+                    log::warn!("connections stay in the process's descriptor table: {error}");
+                })
+                .ok(),
+        };
+        Ok(Self { tables: tables.map(RefCell::new), closing: Vec::new() })
+    }
+
+    /// Whether connections move to registered-file tables.
+    #[inline]
+    pub(crate) fn has_tables(&self) -> bool {
+        self.tables.is_some()
+    }
+
+    #[inline]
+    pub(crate) fn receive(&self, socket: &Socket, buffer: &mut [u8]) -> IoResult {
+        match (socket.place(), &self.tables) {
+            (Some(place), Some(tables)) => tables.borrow_mut().receive(place, buffer),
+            _ => socket::receive(socket.number(), buffer),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn send(&self, socket: &Socket, bytes: &[u8]) -> IoResult {
+        match (socket.place(), &self.tables) {
+            (Some(place), Some(tables)) => tables.borrow_mut().send(place, bytes),
+            _ => socket::send(socket.number(), bytes),
+        }
+    }
+
+    pub(crate) fn send_vectored(&self, socket: &Socket, slices: &[IoSlice<'_>]) -> IoResult {
+        match (socket.place(), &self.tables) {
+            (Some(place), Some(tables)) => tables.borrow_mut().send_vectored(place, slices),
+            _ => socket::send_vectored(socket.number(), slices),
+        }
+    }
+
+    pub(crate) fn finish_writing(&self, socket: &Socket) -> Result<(), Error> {
+        let finished =
+            self.with_descriptor(socket, |socket| socket::finish_writing(socket.as_raw_fd()));
+        match (finished, socket.place(), &self.tables) {
+            (Ok(finished), _, _) => finished,
+            (Err(_), Some(place), Some(tables)) => tables.borrow_mut().finish_writing(place),
+            (Err(error), _, _) => Err(error),
+        }
+    }
+
+    /// Whether the kernel holds bytes that the peer has not acknowledged yet.
+    pub(crate) fn has_unsent(&self, socket: &Socket) -> bool {
+        if let (Some(place), Some(tables)) = (socket.place(), &self.tables)
+            && let Some(unsent_bytes) = tables.borrow_mut().unsent_bytes(place)
+        {
+            return unsent_bytes > 0;
+        }
+        self.with_descriptor(socket, |socket| socket::has_unsent(socket.as_raw_fd()))
+            .unwrap_or(false)
+    }
+
+    /// Takes the error that waits on the socket, if there is one.
+    pub(crate) fn take_error(&self, socket: &Socket, call: &'static str) -> Option<Error> {
+        let taken = self.with_descriptor(socket, |socket| socket::take_error(socket, call));
+        taken.unwrap_or_else(|_| match self.send(socket, &[]) {
+            IoResult::Failed(Error::System { source, .. }) => Some(Error::System { call, source }),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn peer_addr(&self, socket: &Socket) -> Result<SocketAddr, Error> {
+        self.with_descriptor(socket, |socket| socket::peer_addr(&socket))?
+    }
+
+    pub(crate) fn local_addr(&self, socket: &Socket) -> Result<SocketAddr, Error> {
+        self.with_descriptor(socket, |socket| socket::local_addr(&socket))?
+    }
+
+    /// Closes a descriptor at once, and a place with the next [`flush_closes`](Self::flush_closes). With `reset` the peer
+    /// is sent a reset, and no TIME_WAIT stays behind.
+    pub(crate) fn close(&mut self, socket: Socket, reset: bool) {
+        match socket.location() {
+            Location::Place(place) => {
+                if reset {
+                    self.closing.push((place, ClosingStep::Reset));
+                }
+                self.closing.push((place, ClosingStep::Close));
+            }
+            Location::Descriptor(socket) if reset => {
+                if let Err(error) = options::reset_on_close(&socket) {
+                    log::debug!("a connection is closed without a reset: {error}");
+                }
+            }
+            Location::Descriptor(_) => {}
+        }
+    }
+
+    /// Whether files wait to be closed.
+    #[inline]
+    pub(crate) fn has_closes(&self) -> bool {
+        !self.closing.is_empty()
+    }
+
+    pub(crate) fn flush_closes(&mut self) {
+        if let Some(tables) = &self.tables {
+            tables.borrow_mut().close(&mut self.closing);
+        }
+        self.closing.clear();
+    }
+
+    /// Moves descriptors to the places beside them; those that could not be moved are left in the list.
+    pub(crate) fn register(&self, moving: &mut Vec<(u32, Descriptor)>) {
+        if let Some(tables) = &self.tables {
+            tables.borrow_mut().register(moving);
+        }
+    }
+
+    pub(crate) fn receive_all(&self, batch: &mut ReceiveBatch) {
+        if let Some(tables) = &self.tables {
+            tables.borrow_mut().receive_all(batch);
+        }
+    }
+
+    pub(crate) fn send_all(&self, batch: &mut SendBatch) {
+        if let Some(tables) = &self.tables {
+            tables.borrow_mut().send_all(batch);
+        }
+    }
+
+    /// The places of a table that was lost since this was last asked.
+    pub(crate) fn take_lost(&self) -> Option<Range<usize>> {
+        self.tables.as_ref()?.borrow_mut().take_lost()
+    }
+
+    /// Calls with the socket's descriptor; a file in the tables is given one for the time of the call, which can't be done
+    /// when descriptors have run out.
+    fn with_descriptor<T>(
+        &self,
+        socket: &Socket,
+        call: impl FnOnce(BorrowedFd<'_>) -> T,
+    ) -> Result<T, Error> {
+        match (socket.location(), &self.tables) {
+            (Location::Descriptor(descriptor), _) => Ok(call(descriptor)),
+            (Location::Place(place), Some(tables)) => {
+                let descriptor = tables.borrow_mut().install_descriptor(place)?;
+                Ok(call(descriptor.as_fd()))
+            }
+            (Location::Place(_), None) => Err(Error::Stale),
+        }
+    }
+}
