@@ -16,7 +16,7 @@ use crate::token::Token;
 /// Sockets that have a descriptor while they wait to move.
 pub(super) const MOVING_MAX: usize = 64;
 /// What one receive of a batch may bring; a connection that has more is read by itself.
-const RECEIVE_BYTES: usize = 2048;
+const RECEIVE_BYTES: usize = 1024;
 const SENDS_MAX: usize = 1024;
 const SENDS_BYTES_MAX: usize = 1 << 20;
 const _: () = assert!(BATCHED_SEND_BYTES_MAX <= SENDS_BYTES_MAX);

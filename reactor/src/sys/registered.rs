@@ -215,32 +215,30 @@ impl Tables {
         socket::close_all(&mut self.numbers);
     }
 
-    /// Puts files into a table, which is made where it is not there; says how many.
-    fn update(&mut self, index: usize, offset: u32, run: &[(u32, Descriptor)]) -> usize {
-        self.numbers.clear();
-        self.numbers.extend(run.iter().map(|(_, file)| file.as_fd().as_raw_fd()));
-        let numbers = std::mem::take(&mut self.numbers);
-        let moved = self.made_table(index).and_then(|ring| {
-            let update = ring.submitter().register_files_update(offset, &numbers);
-            update.map_err(failed("io_uring_register(FILES_UPDATE)"))
-        });
-        self.numbers = numbers;
-        self.numbers.clear();
-        moved.unwrap_or_else(|error| {
-            log::debug!("sockets keep their descriptors: {error}");
-            0
-        })
+    /// Makes a table, unless it is there or there is no such table.
+    fn make(&mut self, index: usize) -> Result<(), Error> {
+        if let Some(table @ None) = self.tables.get_mut(index) {
+            *table = Some(Box::new(Table::new(self.places_each, self.entries_each)?));
+        }
+        Ok(())
     }
 
-    fn made_table(&mut self, index: usize) -> Result<&IoUring, Error> {
-        let table = &mut self.tables[index];
-        match table {
-            Some(table) => Ok(&table.ring),
-            None => {
-                let made = Table::new(self.places_each, self.entries_each)?;
-                Ok(&table.insert(Box::new(made)).ring)
-            }
-        }
+    /// Puts files into a table, which is made where it is not there; says how many. The next table is made with it: when
+    /// it is needed, those that wait for it may have taken all descriptors.
+    fn update(&mut self, index: usize, offset: u32, run: &[(u32, Descriptor)]) -> usize {
+        let made = self.make(index).and_then(|()| self.make(index + 1));
+        let Some(table) = &self.tables[index] else {
+            log::debug!("sockets keep their descriptors: {made:?}");
+            return 0;
+        };
+        self.numbers.clear();
+        self.numbers.extend(run.iter().map(|(_, file)| file.as_fd().as_raw_fd()));
+        let moved = table.ring.submitter().register_files_update(offset, &self.numbers);
+        self.numbers.clear();
+        moved.unwrap_or_else(|error| {
+            log::debug!("sockets keep their descriptors: io_uring_register(FILES_UPDATE): {error}");
+            0
+        })
     }
 
     /// The places of a table that was lost since this was last asked.
