@@ -17,6 +17,12 @@ pub(crate) fn numbers(text: &str) -> Option<Vec<u64>> {
     text.split_whitespace().map(|word| word.parse().ok()).collect()
 }
 
+/// The number behind `key` in a text of lines such as `inactive_file 4096`.
+pub(crate) fn value_of(text: &str, key: &str) -> Option<u64> {
+    let value = |line: &str| line.strip_prefix(key)?.strip_prefix([' ', '\t'])?.trim().parse().ok();
+    text.lines().find_map(value)
+}
+
 /// The value of `key` in a text of lines such as `VmHWM:   2064 kB`, in bytes.
 pub(crate) fn kilobytes_of(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
@@ -48,7 +54,7 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn damaged_numbers_break_nothing(text in damaged("VmHWM:\t 2064 kB\n4096\t131072\n")) {
-            let _ = (numbers(&text), kilobytes_of(&text, "VmHWM"));
+            let _ = (numbers(&text), kilobytes_of(&text, "VmHWM"), value_of(&text, "VmHWM:"));
         }
     }
 
@@ -68,6 +74,17 @@ pub(crate) mod tests {
         assert_eq!(kilobytes_of(text, "VmRSS"), None);
         assert_eq!(kilobytes_of("VmHWM: many kB", "VmHWM"), None);
         assert_eq!(kilobytes_of("VmHWM: 18446744073709551615 kB", "VmHWM"), None);
+    }
+
+    #[test]
+    fn a_value_is_found_by_its_whole_key() {
+        let text = "active_file_x 1\nactive_file 2\nPPid:\t3\n";
+        assert_eq!(value_of(text, "active_file"), Some(2));
+        assert_eq!(value_of(text, "PPid:"), Some(3));
+        assert_eq!(
+            (value_of(text, "active"), value_of("active_file", "active_file")),
+            (None, None)
+        );
     }
 
     #[test]

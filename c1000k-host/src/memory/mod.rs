@@ -1,12 +1,13 @@
 //! How much memory is left: in the machine, and in every cgroup around this process.
 
 mod cgroup;
+mod machine;
 
 pub use cgroup::{CgroupLimit, Cgroups};
 
 use {
-    crate::{text, usage::SocketUsage},
-    std::path::PathBuf,
+    crate::usage::SocketUsage,
+    std::path::{Path, PathBuf},
 };
 
 /// What a TCP socket has in slabs that the kernel counts as reclaimable, and so as available, though nothing takes
@@ -49,7 +50,7 @@ impl MemoryReader {
         Self { cgroups: Cgroups::of_self() }
     }
 
-    /// The room that is left now, where it is tightest; `None` where `/proc/meminfo` can't be read.
+    /// The room that is left now, where it is tightest; `None` where nothing of it can be read.
     ///
     /// Under a cgroup limit, page cache that the group could give back counts as room. The machine's own room is
     /// `MemAvailable` without what open sockets pin.
@@ -57,12 +58,16 @@ impl MemoryReader {
         self.rooms().into_iter().min_by_key(|room| room.bytes)
     }
 
-    /// The room that is left now in the machine and in each cgroup that has a limit; nothing where `/proc/meminfo`
-    /// can't be read.
+    /// The room that is left now in the machine and in each cgroup that has a limit, as far as each can be read.
     pub fn rooms(&self) -> Vec<MemoryRoom> {
-        let meminfo = text::read("/proc/meminfo").unwrap_or_default();
         let sockets = SocketUsage::read().map_or(0, |usage| usage.tcp_alloc);
-        rooms(&meminfo, sockets, self.cgroups.limits()).unwrap_or_default()
+        let cgroups = self.cgroups.limits(sockets).map(MemoryRoom::from);
+        machine::room(sockets).into_iter().chain(cgroups).collect()
+    }
+
+    /// This process's cgroup, if its limits can't be read: nobody who goes by [`rooms`](Self::rooms) keeps to them.
+    pub fn hidden_cgroup(&self) -> Option<&Path> {
+        self.cgroups.hidden()
     }
 }
 
@@ -71,101 +76,35 @@ pub fn memory_available() -> Option<MemoryRoom> {
     MemoryReader::new().read()
 }
 
-fn rooms(
-    meminfo: &str,
-    tcp_sockets: u64,
-    cgroups: impl Iterator<Item = CgroupLimit>,
-) -> Option<Vec<MemoryRoom>> {
-    let reclaimable_bytes = text::kilobytes_of(meminfo, "SReclaimable").unwrap_or(0);
-    let pinned_bytes = tcp_sockets.saturating_mul(PINNED_BYTES_PER_SOCKET).min(reclaimable_bytes);
-    let available_bytes = text::kilobytes_of(meminfo, "MemAvailable")?;
-    let machine = MemoryRoom {
-        bytes: available_bytes.saturating_sub(pinned_bytes),
-        total_bytes: text::kilobytes_of(meminfo, "MemTotal")?,
-        bound_by: MemoryBound::Machine,
-        // The kernel bounds it by `tcp_mem`.
-        socket_data_bytes: None,
-    };
-    let cgroups = cgroups.map(|cgroup| MemoryRoom {
-        bytes: cgroup.room_bytes(),
-        total_bytes: cgroup.limit_bytes,
-        bound_by: MemoryBound::Cgroup(cgroup.directory),
-        socket_data_bytes: cgroup.socket_data_bytes,
-    });
-    Some([machine].into_iter().chain(cgroups).collect())
+impl From<CgroupLimit> for MemoryRoom {
+    fn from(cgroup: CgroupLimit) -> Self {
+        Self {
+            bytes: cgroup.room_bytes(),
+            total_bytes: cgroup.limit_bytes,
+            bound_by: MemoryBound::Cgroup(cgroup.directory),
+            socket_data_bytes: cgroup.socket_data_bytes,
+        }
+    }
+}
+
+/// What so many sockets keep of the slabs that count as reclaimable.
+fn pinned_bytes(tcp_sockets: u64) -> u64 {
+    tcp_sockets.saturating_mul(PINNED_BYTES_PER_SOCKET)
+}
+
+fn total(bytes: impl Iterator<Item = u64>) -> u64 {
+    bytes.fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]
 mod tests {
-    use {super::*, crate::text::tests::damaged, proptest::prelude::*};
-
-    const MEMINFO: &str = "MemTotal:       24684092 kB\nMemFree:        24387136 kB\n\
-        MemAvailable:   24354432 kB\nBuffers:            2720 kB\nCached:           161864 kB\n";
-
-    fn tightest(
-        meminfo: &str,
-        tcp_sockets: u64,
-        cgroups: impl Iterator<Item = CgroupLimit>,
-    ) -> Option<MemoryRoom> {
-        rooms(meminfo, tcp_sockets, cgroups)?.into_iter().min_by_key(|room| room.bytes)
-    }
-
-    fn cgroup(directory: &str, limit_bytes: u64, used_bytes: u64) -> CgroupLimit {
-        CgroupLimit {
-            directory: directory.into(),
-            limit_bytes,
-            used_bytes,
-            reclaimable_bytes: 0,
-            socket_data_bytes: None,
-        }
-    }
-
-    #[test]
-    fn without_a_cgroup_limit_the_machine_binds() {
-        let room = tightest(MEMINFO, 0, std::iter::empty()).expect("a meminfo");
-        assert_eq!(room.bytes, 24_354_432 * 1024);
-        assert_eq!(room.total_bytes, 24_684_092 * 1024);
-        assert_eq!(room.bound_by, MemoryBound::Machine);
-    }
-
-    #[test]
-    fn the_tightest_of_nested_groups_binds_by_what_it_has_left() {
-        let groups = [
-            cgroup("/wide", 64 << 30, 0),
-            cgroup("/wide/full", 8 << 30, (8 << 30) - 4096),
-            cgroup("/wide/full/small", 1 << 20, 0),
-        ];
-        let room = tightest(MEMINFO, 0, groups.into_iter()).expect("a meminfo");
-        assert_eq!(room.bytes, 4096);
-        assert_eq!(room.total_bytes, 8 << 30);
-        assert_eq!(room.bound_by, MemoryBound::Cgroup("/wide/full".into()));
-    }
-
-    #[test]
-    fn what_open_sockets_pin_is_not_available() {
-        let meminfo = MEMINFO.replace("Buffers: ", "SReclaimable:  20000 kB\nBuffers: ");
-        let room = |sockets| tightest(&meminfo, sockets, std::iter::empty()).expect("a meminfo");
-        assert_eq!(room(0).bytes - room(10_000).bytes, 10_570_000);
-        assert_eq!(room(0).bytes - room(1_000_000).bytes, 20_000 * 1024);
-    }
-
-    #[test]
-    fn what_is_no_meminfo_is_none() {
-        for text in ["", "MemTotal: x kB", "\u{0}", &MEMINFO.replace("MemAvailable", "Other")] {
-            assert_eq!(tightest(text, 0, std::iter::empty()), None, "{text}");
-        }
-    }
+    use super::*;
 
     #[test]
     fn this_machine_has_room() {
         let room = memory_available().expect("meminfo is world-readable");
         assert!(room.bytes > 0 && room.bytes <= room.total_bytes, "{room:?}");
-    }
-
-    proptest! {
-        #[test]
-        fn a_damaged_meminfo_breaks_nothing(text in damaged(MEMINFO)) {
-            let _ = tightest(&text, u64::MAX, std::iter::empty());
-        }
+        let rooms = MemoryReader::new().rooms();
+        assert!(rooms.contains(&room) || rooms.iter().any(|other| other.bound_by == room.bound_by));
     }
 }

@@ -35,8 +35,8 @@ pub struct NetCounters(BTreeMap<&'static str, u64>);
 impl NetCounters {
     /// Reads `/proc/net/netstat` and `/proc/net/snmp`.
     pub fn read() -> Option<Self> {
-        let netstat = text::read("/proc/net/netstat")?;
-        let snmp = text::read("/proc/net/snmp").unwrap_or_default();
+        let netstat = text::read("/proc/self/net/netstat")?;
+        let snmp = text::read("/proc/self/net/snmp").unwrap_or_default();
         Some(Self::parse(&[("TcpExt:", &netstat), ("Tcp:", &snmp)]))
     }
 

@@ -22,8 +22,8 @@ pub struct SocketUsage {
 impl SocketUsage {
     /// Reads both files.
     pub fn read() -> Option<Self> {
-        let version_6 = text::read("/proc/net/sockstat6").unwrap_or_default();
-        Self::parse(&text::read("/proc/net/sockstat")?, &version_6, text::page_bytes())
+        let version_6 = text::read("/proc/self/net/sockstat6").unwrap_or_default();
+        Self::parse(&text::read("/proc/self/net/sockstat")?, &version_6, text::page_bytes())
     }
 
     /// `net.ipv4.tcp_mem` in bytes: below the first all is well, above the second the kernel squeezes buffers, at the
@@ -37,7 +37,7 @@ impl SocketUsage {
     /// Whether the kernel squeezes buffers, as it says in each network namespace: queued data has gone above the second
     /// limit, and not yet below the first.
     pub fn is_pressed() -> bool {
-        text::read("/proc/net/protocols").is_some_and(|protocols| is_pressed(&protocols))
+        text::read("/proc/self/net/protocols").is_some_and(|protocols| is_pressed(&protocols))
     }
 
     fn parse(version_4: &str, version_6: &str, page_bytes: u64) -> Option<Self> {

@@ -1,0 +1,140 @@
+//! What the machine has left, by `/proc/meminfo`, or by what else tells the same where that is missing or tells less.
+//!
+//! `/proc` may be mounted with `subset=pid`, which leaves the processes only; a container may be shown a file of its
+//! own, with fewer lines; kernels before 3.14 have no `MemAvailable`.
+
+use {
+    super::{MemoryBound, MemoryRoom, pinned_bytes, total},
+    crate::text,
+    nix::sys::sysinfo::sysinfo,
+    std::fs,
+};
+
+/// Where `MemAvailable` is missing, so small a part of the memory is not counted as free, and not as cache that can be
+/// taken: the kernel sets it aside by its watermarks, which are some 0.3% to 1% of the memory.
+const SET_ASIDE_DIVISOR: u64 = 64;
+
+/// The machine's room, on a system with so many TCP sockets; `None` where nothing tells.
+pub(super) fn room(tcp_sockets: u64) -> Option<MemoryRoom> {
+    let tells = |meminfo: &String| {
+        ["MemAvailable", "MemFree"].iter().any(|key| sum_of(meminfo, key).is_some())
+    };
+    let meminfo = text::read("/proc/meminfo").filter(tells).unwrap_or_else(meminfo_of_nodes);
+    let total_bytes = sum_of(&meminfo, "MemTotal").or_else(|| Some(sysinfo().ok()?.ram_total()))?;
+    room_of(&meminfo, total_bytes, tcp_sockets)
+}
+
+/// What `/sys` tells of each memory node, all of them in one text; empty where it tells nothing.
+fn meminfo_of_nodes() -> String {
+    let entries = fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
+    entries.filter_map(|node| text::read(node.path().join("meminfo"))).collect()
+}
+
+fn room_of(meminfo: &str, total_bytes: u64, tcp_sockets: u64) -> Option<MemoryRoom> {
+    let slab_bytes = sum_of(meminfo, "SReclaimable").unwrap_or(0);
+    let available_bytes = sum_of(meminfo, "MemAvailable")
+        .or_else(|| estimate(meminfo, slab_bytes, total_bytes / SET_ASIDE_DIVISOR))?;
+    let bytes = available_bytes.saturating_sub(pinned_bytes(tcp_sockets).min(slab_bytes));
+    Some(MemoryRoom {
+        bytes: bytes.min(total_bytes),
+        total_bytes,
+        bound_by: MemoryBound::Machine,
+        // The kernel bounds it by `tcp_mem`.
+        socket_data_bytes: None,
+    })
+}
+
+/// As the kernel reckons `MemAvailable` (`si_mem_available`): what is free, and what can shrink, each but for a mark.
+fn estimate(meminfo: &str, slab_bytes: u64, set_aside_bytes: u64) -> Option<u64> {
+    let free_bytes = sum_of(meminfo, "MemFree")?.saturating_sub(set_aside_bytes);
+    let page_cache = ["Active(file)", "Inactive(file)"];
+    let page_cache_bytes = total(page_cache.iter().filter_map(|key| sum_of(meminfo, key)));
+    let shrinking = |bytes: u64| bytes - set_aside_bytes.min(bytes / 2);
+    Some(total([free_bytes, shrinking(page_cache_bytes), shrinking(slab_bytes)].into_iter()))
+}
+
+/// The value of `key`, in bytes; the sum of it where each memory node has a line of its own (`Node 0 MemFree: 4 kB`).
+fn sum_of(meminfo: &str, key: &str) -> Option<u64> {
+    let values = meminfo.lines().filter_map(|line| text::kilobytes_of(without_node(line), key));
+    values.reduce(u64::saturating_add)
+}
+
+fn without_node(line: &str) -> &str {
+    let numbered = line.strip_prefix("Node ").and_then(|node| node.split_once(' '));
+    numbered.map_or(line, |(_, rest)| rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use {super::*, crate::text::tests::damaged, proptest::prelude::*};
+
+    const KIB: u64 = 1024;
+    const TOTAL: u64 = 24_684_092 * KIB;
+
+    const MEMINFO: &str = "MemTotal:       24684092 kB\nMemFree:        24387136 kB\n\
+        MemAvailable:   24354432 kB\nBuffers:            2720 kB\nCached:           161864 kB\n\
+        Active(file):      90000 kB\nInactive(file):    60000 kB\nSReclaimable:      20000 kB\n";
+
+    const NODES: &str = "Node 0 MemTotal:       1000000 kB\nNode 0 MemFree:         500000 kB\n\
+        Node 0 Active(file):    200000 kB\nNode 0 SReclaimable:         0 kB\n\
+        Node 1 MemTotal:       1000000 kB\nNode 1 MemFree:         300000 kB\n";
+
+    fn room_bytes(meminfo: &str, tcp_sockets: u64) -> Option<u64> {
+        room_of(meminfo, TOTAL, tcp_sockets).map(|room| room.bytes)
+    }
+
+    #[test]
+    fn what_the_kernel_calls_available_is_room() {
+        assert_eq!(room_bytes(MEMINFO, 0), Some(24_354_432 * KIB));
+        assert_eq!(sum_of(MEMINFO, "MemTotal"), Some(TOTAL));
+    }
+
+    #[test]
+    fn what_open_sockets_pin_is_not_available() {
+        let room = |sockets| room_bytes(MEMINFO, sockets).expect("a meminfo");
+        assert_eq!(room(0) - room(10_000), 10_570_000);
+        assert_eq!(room(0) - room(1_000_000), 20_000 * KIB);
+    }
+
+    #[test]
+    fn without_mem_available_it_is_estimated_as_the_kernel_does() {
+        let without = MEMINFO.replace("MemAvailable", "Other");
+        let set_aside = TOTAL / 64;
+        let expected = 24_387_136 * KIB - set_aside + 75_000 * KIB + 10_000 * KIB;
+        assert_eq!(room_bytes(&without, 0), Some(expected));
+        let told = room_bytes(MEMINFO, 0).expect("a meminfo");
+        assert!(expected.abs_diff(told) < told / 50, "{expected} and {told}");
+    }
+
+    #[test]
+    fn nodes_are_added_up() {
+        assert_eq!(sum_of(NODES, "MemTotal"), Some(2_000_000 * KIB));
+        let total = 2_000_000 * KIB;
+        let expected = 800_000 * KIB - total / 64 + 200_000 * KIB - total / 64;
+        assert_eq!(room_of(NODES, total, 0).map(|room| room.bytes), Some(expected));
+    }
+
+    #[test]
+    fn what_is_no_meminfo_is_none() {
+        for text in ["", "MemTotal: x kB", "\u{0}", "MemTotal: 4 kB\nCached: 2 kB\n"] {
+            assert_eq!(room_bytes(text, 0), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn this_machines_nodes_promise_no_more_than_its_meminfo() {
+        let room = |meminfo: &str| room_of(meminfo, sum_of(meminfo, "MemTotal")?, 0);
+        // Where the kernel knows no nodes there is nothing to compare.
+        let Some(of_nodes) = room(&meminfo_of_nodes()) else { return };
+        let meminfo = text::read("/proc/meminfo").expect("is world-readable");
+        let told = room(&meminfo).expect("is a meminfo");
+        assert!(of_nodes.bytes < told.bytes / 4 * 5, "{of_nodes:?} and {told:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_meminfo_breaks_nothing(text in damaged(MEMINFO), nodes in damaged(NODES)) {
+            let _ = (room_of(&text, u64::MAX, u64::MAX), room_of(&nodes, 0, 1));
+        }
+    }
+}
