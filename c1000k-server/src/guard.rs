@@ -204,6 +204,23 @@ impl Guard {
         ))
     }
 
+    /// What it can't see of the memory, and so can't keep to: a line each.
+    pub(crate) fn blind_spots(&self) -> Vec<String> {
+        let machine = self.reader.rooms().is_empty().then(|| {
+            "memory: nothing here tells how much is left (/proc/meminfo can't be read), so --memory-reserve is not kept; \
+             bound the server by --max-connections"
+                .to_owned()
+        });
+        let cgroup = self.reader.hidden_cgroup().map(|group| {
+            format!(
+                "memory: the limits of the cgroup {} can't be read here, so they are not kept; mount its files where the \
+                 server runs, or bound the server by --max-connections",
+                group.display()
+            )
+        });
+        machine.into_iter().chain(cgroup).collect()
+    }
+
     /// What all output queues together may take: half of the reserve, and a quarter of what is free above it; `None`
     /// where memory can't be read. Who keeps nothing free leaves it to the second.
     pub(crate) fn queues_bytes_max(&self) -> Option<u64> {
@@ -298,8 +315,8 @@ impl Guard {
             idle_bytes(room) as i64 - kept_bytes.min(i64::MAX as u64) as i64
         };
         let Some(room) = view.rooms.iter().min_by_key(|room| above(room)) else {
-            // What can't be seen can't be guarded.
-            self.allowance = ALLOWANCE_MAX;
+            // What can't be seen can't be guarded; what could be seen a moment ago is not taken to be plenty.
+            self.allowance = if self.room_bytes.is_none() { ALLOWANCE_MAX } else { ALLOWANCE_MIN };
             return None;
         };
         let spare_bytes = above(room);

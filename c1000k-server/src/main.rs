@@ -89,6 +89,9 @@ fn serve(settings: &Settings, guard: Guard) -> Result<ExitCode, String> {
     let crew = Crew::start(others, settings, &shared, &reactor.context().waker())?;
     let mut service = Service::new(settings, &shared, Lead { meter, crew });
     service.start(reactor.context()).map_err(|error| error.to_string())?;
+    for blind_spot in shared.guard().blind_spots() {
+        log::warn!("{blind_spot}");
+    }
     tell_ready(settings, connections_max);
     if let Some(bytes) = shared.guard().lacking_bytes() {
         log::warn!("nobody can be admitted until {} more are free", format::bytes(bytes));

@@ -37,37 +37,25 @@ pub(crate) struct Server {
 impl Server {
     /// Starts it on `ports` free ports of the loopback and waits until it is ready.
     pub(crate) fn start(ports: u16, arguments: &[&str]) -> Self {
-        Self::start_with(ports, |first| vec![format!("--first-port={first}")], arguments, None)
+        Self::start_by("", ports, arguments)
     }
 
     /// The same, with a hard limit on its descriptors.
     pub(crate) fn start_limited(descriptors: u32, ports: u16, arguments: &[&str]) -> Self {
-        Self::start_with(
-            ports,
-            |first| vec![format!("--first-port={first}")],
-            arguments,
-            Some(descriptors),
-        )
+        Self::start_by(&descriptor_limit(descriptors), ports, arguments)
     }
 
-    fn start_with(
-        ports: u16,
-        port_arguments: impl Fn(u16) -> Vec<String>,
-        arguments: &[&str],
-        descriptors: Option<u32>,
-    ) -> Self {
+    /// The same by a shell that first does what `prelude` says, and becomes the server then.
+    pub(crate) fn start_by(prelude: &str, ports: u16, arguments: &[&str]) -> Self {
         let deadline = Instant::now() + DEADLINE;
         loop {
             let first_port = free_ports(ports);
             let folder = tempfile::tempdir().unwrap();
-            let mut command = match descriptors {
-                None => Command::new(BINARY),
-                Some(most) => limited(most),
-            };
+            let mut command = by_shell(prelude);
             if !arguments.contains(&"--bind") {
                 command.args(["--bind", "127.0.0.1"]);
             }
-            command.args(port_arguments(first_port)).args(["--ports", &ports.to_string()]);
+            command.arg(format!("--first-port={first_port}")).args(["--ports", &ports.to_string()]);
             command.args(["--interval", "100ms", "--json"]).arg(folder.path().join("record"));
             command
                 .args(arguments)
@@ -189,9 +177,24 @@ impl Drop for Server {
 
 /// The server with a hard limit of its own on descriptors.
 pub(crate) fn limited(descriptors: u32) -> Command {
+    by_shell(&descriptor_limit(descriptors))
+}
+
+/// What a shell does before it becomes the server.
+fn descriptor_limit(descriptors: u32) -> String {
+    format!("ulimit -n {descriptors} &&")
+}
+
+/// The server, by a shell that does what `prelude` says and becomes the server then.
+pub(crate) fn by_shell(prelude: &str) -> Command {
     let mut command = Command::new("sh");
-    command.args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""), BINARY]);
+    command.args(["-c", &format!("{prelude} exec \"$0\" \"$@\""), BINARY]);
     command
+}
+
+/// A test of something that this machine does not have says so, and passes.
+pub(crate) fn skip(what: &str, why: &str) {
+    writeln!(std::io::stderr(), "{what} is skipped: {why}").unwrap();
 }
 
 /// Runs to its end, which must come soon.
