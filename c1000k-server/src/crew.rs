@@ -30,6 +30,8 @@ const ORDERS_MAX: usize = 2;
 pub(crate) struct Shared {
     pub(crate) connections_max: u64,
     pub(crate) guard: Mutex<Guard>,
+    /// What one thread may have drawn of the guard's admissions and not used yet.
+    pub(crate) share: AtomicU64,
     pub(crate) full: FullNotice,
     /// Peers refused because their source held its share.
     pub(crate) refused_by_source: AtomicU64,
@@ -43,6 +45,7 @@ impl Shared {
         Self {
             connections_max,
             guard: Mutex::new(guard),
+            share: AtomicU64::new(0),
             full: FullNotice::default(),
             refused_by_source: AtomicU64::new(0),
             held: (settings.threads > 1).then(Held::default),

@@ -1,9 +1,10 @@
 //! The memory guard: stops admitting before a reserve of memory is touched, and goes on when there is room again.
 //!
 //! Looking at memory reads a few small files, so it is not done for each connection. Each look allows as many
-//! admissions as fit into half of the room above the reserve, by what a connection was seen to cost; when those are
-//! used up, or a timer says so, memory is looked at again: however fast peers arrive, those who are admitted leave the
-//! reserve alone. Threads draw a few admissions at a time, so that few of them wait in one while another finds none.
+//! admissions as fit into half of the room above the reserve, by what a connection was seen to [`cost`](crate::cost);
+//! when those are used up, or a timer says so, memory is looked at again: however fast peers arrive, those who are
+//! admitted leave the reserve alone. Threads draw a few admissions at a time, fewer the less room there is, and what
+//! they have not used shrinks with it.
 //!
 //! Memory of closed connections does not all come back to the machine at once: the kernel keeps it in its slabs for the
 //! next connections. So as many as were held when the guard closed may be held again, as long as nobody else has taken
@@ -16,13 +17,14 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use c1000k_host::check::KERNEL_BYTES_PER_SOCKET;
 use c1000k_host::format;
 use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
 use c1000k_host::quantity::parse_bytes;
 use c1000k_host::usage::SocketUsage;
 use c1000k_report::record;
 use clap::ValueEnum;
+
+use crate::cost::Cost;
 
 /// Memory is looked at at least so often.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -39,19 +41,15 @@ const REFUSALS_MIN: u64 = 16;
 /// And at least once in so many admissions.
 const ALLOWANCE_MAX: u64 = 4_096;
 
-/// With room for fewer than these for each thread the guard closes: looking at each single connection would cost more
-/// than it holds. And a thread draws so many at once at the most, so what others have drawn and not used does fit.
-pub(crate) const ALLOWANCE_MIN: u64 = 64;
+/// With room for fewer than these the guard closes: looking at each single connection would cost more than it holds.
+/// And a thread draws so many at once at the most.
+const ALLOWANCE_MIN: u64 = 64;
 
 /// The guard stays closed for so long at the least: it does not flap.
 const CLOSED_MIN: Duration = Duration::from_secs(1);
 
 /// If nobody has left, memory must have been back for so long: what comes and goes is no room.
 const BACK_MIN: Duration = Duration::from_secs(3);
-
-/// What a connection costs before so many were seen.
-const LEARN_FROM: u64 = 1_000;
-const BYTES_PER_CONNECTION: u64 = KERNEL_BYTES_PER_SOCKET + 64;
 
 /// What a connection takes for as long as data of it is under way, where that is charged to a cgroup: a page. All may
 /// have some at once.
@@ -118,11 +116,12 @@ struct View {
 pub(crate) struct Guard {
     reader: MemoryReader,
     reserve: Reserve,
-    /// With room for fewer it closes.
-    allowance_min: u64,
+    threads: u64,
     /// `net.ipv4.tcp_mem` in bytes; only the first network namespace shows it.
     buffer_limits: Option<[u64; 3]>,
-    /// Admissions until the next look.
+    /// Admissions that the last look allowed.
+    granted: u64,
+    /// Those that are left until the next one.
     allowance: u64,
     /// Refusals until the next look.
     refusals: u64,
@@ -131,9 +130,7 @@ pub(crate) struct Guard {
     back_since: Option<Instant>,
     /// So many connections were held when the guard closed.
     proven: u64,
-    /// The room that a count of connections left where memory is tightest, to learn what one costs.
-    baseline: Option<(MemoryRoom, u64)>,
-    bytes_per_connection: u64,
+    cost: Cost,
     room_bytes: Option<u64>,
     room_min_bytes: u64,
     reserve_bytes: u64,
@@ -173,15 +170,15 @@ impl Guard {
         Self {
             reader: MemoryReader::new(),
             reserve,
-            allowance_min: ALLOWANCE_MIN * threads,
+            threads,
             buffer_limits: SocketUsage::buffer_limits_bytes(),
+            granted: 0,
             allowance: 0,
             refusals: 0,
             closed: None,
             back_since: None,
             proven: 0,
-            baseline: None,
-            bytes_per_connection: BYTES_PER_CONNECTION,
+            cost: Cost::new(),
             room_bytes: None,
             room_min_bytes: u64::MAX,
             reserve_bytes: 0,
@@ -268,12 +265,21 @@ impl Guard {
         self.allowance == 0 && self.closed.is_none()
     }
 
-    /// Admits up to so many connections, and one at the least, or says that there is no room.
-    pub(crate) fn admit(&mut self, most: u64) -> Result<u64, &Shortage> {
+    /// What one thread may have drawn and not used yet: those of all threads together fit, and none when it is closed.
+    pub(crate) fn share(&self) -> u64 {
+        match self.closed {
+            Some(_) => 0,
+            None => (self.granted / self.threads).clamp(1, ALLOWANCE_MIN),
+        }
+    }
+
+    /// Admits as many connections as are a thread's share, and one at the least, or says that there is no room.
+    pub(crate) fn admit(&mut self) -> Result<u64, &Shortage> {
+        let share = self.share();
         match &self.closed {
             Some((shortage, _)) => Err(shortage),
             None => {
-                let admitted = self.allowance.min(most);
+                let admitted = self.allowance.min(share);
                 self.allowance -= admitted;
                 Ok(admitted.max(1))
             }
@@ -303,7 +309,7 @@ impl Guard {
             reserve_bytes: self.reserve_bytes,
             room_bytes: self.room_bytes?,
             room_min_bytes: self.room_min_bytes,
-            bytes_per_connection: self.bytes_per_connection,
+            bytes_per_connection: self.cost.bytes(),
         })
     }
 
@@ -316,25 +322,26 @@ impl Guard {
         };
         let Some(room) = view.rooms.iter().min_by_key(|room| above(room)) else {
             // What can't be seen can't be guarded; what could be seen a moment ago is not taken to be plenty.
-            self.allowance = if self.room_bytes.is_none() { ALLOWANCE_MAX } else { ALLOWANCE_MIN };
+            self.grant(if self.room_bytes.is_none() { ALLOWANCE_MAX } else { ALLOWANCE_MIN });
             return None;
         };
         let spare_bytes = above(room);
         self.reserve_bytes = self.reserve.bytes(room.total_bytes);
         self.room_bytes = Some(room.bytes);
         self.room_min_bytes = self.room_min_bytes.min(room.bytes);
-        self.learn(room, connections);
+        self.cost.note(room, idle_bytes(room), connections, now);
 
-        let each_bytes = self.bytes_per_connection + data_bytes(room, 1);
-        let fitting = spare_bytes.max(0) as u64 / each_bytes / 2;
+        let half_bytes = spare_bytes.max(0) as u64 / 2;
+        let fitting = half_bytes / (self.cost.bytes() + data_bytes(room, 1));
+        let granted = half_bytes / (self.cost.bytes_at_most() + data_bytes(room, 1));
         let replaced = self.replaceable(spare_bytes, connections);
         let shortage = self.buffers_short(view).or_else(|| {
-            let short = fitting < self.allowance_min && replaced == 0;
+            let short = fitting < ALLOWANCE_MIN.max(self.threads) && replaced == 0;
             let shortage =
                 || Shortage::Memory { room: room.clone(), reserve_bytes: self.reserve_bytes };
             short.then(shortage)
         });
-        self.allowance = fitting.max(replaced).min(ALLOWANCE_MAX);
+        self.grant(granted.max(replaced).min(ALLOWANCE_MAX));
         self.refusals = self.refusals_fitting(room);
         let back_bytes = back_bytes(self.reserve_bytes, room.total_bytes);
         let is_back = spare_bytes >= back_bytes as i64;
@@ -376,22 +383,12 @@ impl Guard {
     fn refusals_fitting(&self, room: &MemoryRoom) -> u64 {
         let left_bytes = room.bytes.saturating_sub(self.reserve_bytes / 2);
         let most_bytes = (left_bytes / 2).min(self.reserve_bytes / 16);
-        (most_bytes / self.bytes_per_connection).clamp(REFUSALS_MIN, ALLOWANCE_MAX)
+        (most_bytes / self.cost.bytes()).clamp(REFUSALS_MIN, ALLOWANCE_MAX)
     }
 
-    /// What a connection takes, peers on the same machine included, as the room has shrunk since the first look.
-    fn learn(&mut self, room: &MemoryRoom, connections: u64) {
-        let known = self.baseline.as_ref().filter(|(first, _)| first.bound_by == room.bound_by);
-        let Some((first, connections_first)) = known else {
-            self.baseline = Some((room.clone(), connections));
-            return;
-        };
-        let added = connections.saturating_sub(*connections_first);
-        if added >= LEARN_FROM {
-            let each = idle_bytes(first).saturating_sub(idle_bytes(room)) / added;
-            self.bytes_per_connection =
-                each.clamp(BYTES_PER_CONNECTION / 8, BYTES_PER_CONNECTION * 8);
-        }
+    fn grant(&mut self, admissions: u64) {
+        self.granted = admissions;
+        self.allowance = admissions;
     }
 
     /// At its limit for queued data the kernel drops what arrives, on the connections that are held too.
@@ -488,6 +485,8 @@ mod tests {
         held_max: u64,
         kept_percent: u64,
         data_bytes: Option<u64>,
+        /// Admissions drawn and not used.
+        drawn: u64,
     }
 
     impl Machine {
@@ -510,10 +509,14 @@ mod tests {
         fn offer(&mut self, guard: &mut Guard, count: u64, now: Instant) -> u64 {
             let before = self.held;
             for _ in 0..count {
-                if guard.wants_look() {
+                if self.drawn == 0 && guard.wants_look() {
                     guard.judge(&self.view(), self.held, now);
                 }
-                if guard.admit(1).is_ok() {
+                if self.drawn == 0 {
+                    self.drawn = guard.admit().unwrap_or(0);
+                }
+                if self.drawn > 0 {
+                    self.drawn -= 1;
                     self.held += 1;
                     self.held_max = self.held_max.max(self.held);
                 }
@@ -532,6 +535,7 @@ mod tests {
             held_max: 0,
             kept_percent: 0,
             data_bytes: None,
+            drawn: 0,
         }
     }
 
@@ -577,19 +581,55 @@ mod tests {
     }
 
     #[test]
-    fn what_other_threads_have_drawn_and_not_used_still_fits_when_it_closes() {
+    fn what_other_threads_have_drawn_and_not_used_fits_whatever_is_left() {
         const THREADS: u64 = 8;
         let mut machine = machine(2 * GIB, 3_900);
         let mut guard = Guard { buffer_limits: None, ..Guard::new(Reserve::Default, THREADS) };
         let now = Instant::now();
-        guard.judge(&machine.view(), 0, now);
-        let idle: u64 = (1..THREADS).map(|_| guard.admit(ALLOWANCE_MIN).unwrap()).sum();
-        machine.offer(&mut guard, 3_000_000, now);
-        assert!(guard.shortage().is_some());
-        machine.held += idle;
-        machine.held_max = machine.held;
-        let room = machine.view().rooms[0].bytes;
-        assert!(room >= Reserve::Default.bytes(2 * GIB), "{room} are left, {idle} came late");
+        let reserve = Reserve::Default.bytes(2 * GIB);
+        while guard.shortage().is_none() {
+            machine.offer(&mut guard, 1_000, now);
+            let drawn_bytes = (THREADS - 1) * guard.share() * machine.bytes_each;
+            let room = machine.view().rooms[0].bytes;
+            assert!(room - drawn_bytes >= reserve, "{room} are left, {drawn_bytes} come late");
+        }
+        assert_eq!(guard.share(), 0, "who has drawn some knows at once that it is closed");
+    }
+
+    #[test]
+    fn many_threads_in_a_small_place_take_smaller_shares() {
+        const THREADS: u64 = 16;
+        let mut machine = Machine { others_bytes: 22 << 20, ..machine(32 << 20, 1_500) };
+        let mut guard = Guard { buffer_limits: None, ..Guard::new(Reserve::Default, THREADS) };
+        assert_eq!(machine.offer(&mut guard, 60, Instant::now()), 60);
+        machine.offer(&mut guard, 20_000, Instant::now());
+        let unused = machine.view().rooms[0].bytes - Reserve::Default.bytes(32 << 20);
+        assert!(unused < 1 << 20, "{unused} are unused");
+    }
+
+    #[test]
+    fn a_neighbour_that_goes_leaves_the_reserve_as_it_was() {
+        let mut machine = machine(24 << 20, 1_500);
+        machine.others_bytes = 8 << 20;
+        let mut guard = guard(Reserve::Default);
+        let now = Instant::now();
+        for step in 0..8 {
+            machine.others_bytes = (8 - step) << 20;
+            machine.offer(&mut guard, 1_000, now);
+        }
+        machine.offer(&mut guard, 20_000, now);
+        let (room, reserve) = (machine.view().rooms[0].bytes, Reserve::Default.bytes(24 << 20));
+        assert!(guard.shortage().is_some() && room >= reserve, "{room} of {reserve}");
+    }
+
+    #[test]
+    fn what_can_not_be_seen_any_more_is_not_taken_to_be_plenty() {
+        let mut machine = machine(2 * GIB, 3_900);
+        let mut guard = guard(Reserve::Default);
+        let now = Instant::now();
+        machine.offer(&mut guard, 1_000, now);
+        assert_eq!(guard.judge(&View::default(), 1_000, now), None);
+        assert_eq!(guard.granted, ALLOWANCE_MIN);
     }
 
     #[test]
@@ -765,7 +805,7 @@ mod tests {
     fn where_nothing_can_be_seen_everybody_is_admitted() {
         let mut guard = guard(Reserve::Default);
         assert_eq!(guard.judge(&View::default(), 0, Instant::now()), None);
-        assert!(guard.admit(1).is_ok() && guard.record(Instant::now()).is_none());
+        assert!(guard.admit().is_ok() && guard.record(Instant::now()).is_none());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod args;
 mod closings;
+mod cost;
 mod crew;
 mod guard;
 mod meter;

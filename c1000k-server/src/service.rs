@@ -17,7 +17,7 @@ use reactor::{
 use crate::args::{Mode, Settings};
 use crate::closings::Closings;
 use crate::crew::{Duty, Held, Moment, Shared, Totals};
-use crate::guard::{ALLOWANCE_MIN, Change, Overload, REST, Shortage};
+use crate::guard::{Change, Overload, REST, Shortage};
 use crate::meter::sample_interval;
 use crate::sources::{Source, Sources};
 
@@ -193,6 +193,7 @@ impl<D: Duty> Service<D> {
         let mut guard = self.shared.guard();
         let held = self.held(cx);
         let change = guard.look(held, cx.now());
+        self.shared.share.store(guard.share(), Ordering::Relaxed);
         let held = format::count(held);
         match (change, guard.shortage()) {
             (Some(Change::Closed), Some(shortage)) => {
@@ -288,6 +289,7 @@ impl<D: Duty> Service<D> {
 
     /// Uses one admission of the memory guard.
     fn admit(&mut self, cx: &mut Context<()>) -> Result<(), &'static str> {
+        self.admissions = self.admissions.min(self.shared.share.load(Ordering::Relaxed));
         if self.admissions == 0 {
             self.admissions = self.draw_admissions(cx)?;
         }
@@ -299,7 +301,7 @@ impl<D: Duty> Service<D> {
         if self.shared.guard().wants_look() {
             self.look(cx);
         }
-        let drawn = self.shared.guard().admit(ALLOWANCE_MIN).map_err(Shortage::name);
+        let drawn = self.shared.guard().admit().map_err(Shortage::name);
         if drawn.is_err() {
             self.set_door(cx, false);
         }
