@@ -19,7 +19,7 @@ use std::time::{Instant, SystemTime};
 use c1000k_host::check::{self, Machine};
 use c1000k_host::command_line::{self, SHORT, fail, print, print_error};
 use c1000k_host::format;
-use c1000k_host::limits::{DescriptorLimit, descriptor_limit, raise_descriptor_limit};
+use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
 use c1000k_host::ports::ip_local_port_range;
 use c1000k_report::record::{CLIENT_SCHEMA, Descriptors, Head, Verdict, per_second};
 use c1000k_report::{ClientRecord, Destination};
@@ -55,8 +55,8 @@ fn run_command() -> ExitCode {
 }
 
 fn print_check(arguments: &Arguments) -> ExitCode {
-    raise_limit();
-    let rows = check::table(&Machine::read(), &target::need(arguments));
+    let machine = Machine { descriptors: raise_limit(), ..Machine::read() };
+    let rows = check::table(&machine, &target::need(arguments));
     print(&check::render(&rows));
     ExitCode::from(if check::fits(&rows) { 0 } else { SHORT })
 }
@@ -68,7 +68,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     }
     check_sources(arguments)?;
     let descriptors = raise_limit();
-    let aim = target::aim(arguments, &Machine::read());
+    let aim = target::aim(arguments, &Machine { descriptors, ..Machine::read() });
     announce(&aim)?;
     let tally = flood(arguments, &aim)?;
     let judgement = judge(&aim, &tally, destination(arguments));
@@ -76,12 +76,15 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     report(arguments, &record)
 }
 
-/// Where that is refused, the run goes as far as the soft limit does.
+/// Where that is refused, the run goes as far as the limit does.
 fn raise_limit() -> Option<DescriptorLimit> {
-    raise_descriptor_limit()
-        .map_err(|error| log::warn!("the descriptor limit can't be raised: {error}"))
-        .or_else(|()| descriptor_limit().map_err(drop))
-        .ok()
+    let raised = raise_descriptor_limit()
+        .inspect_err(|error| log::warn!("the descriptor limit can't be read: {error}"))
+        .ok()?;
+    if let Some(line) = raised.shortfall {
+        log::warn!("{line}");
+    }
+    Some(raised.limit)
 }
 
 fn check_sources(arguments: &Arguments) -> Result<(), String> {

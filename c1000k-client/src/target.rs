@@ -4,7 +4,6 @@ use std::net::UdpSocket;
 
 use c1000k_host::check::{CapKind, Machine, Need, Role, largest_target};
 use c1000k_host::format;
-use c1000k_host::limits::connections_within;
 use c1000k_report::record::Limit;
 
 use crate::args::Arguments;
@@ -61,10 +60,8 @@ pub(crate) fn aim(arguments: &Arguments, machine: &Machine) -> Aim {
         return Aim { is_asked, target: wanted, goal: bounded(wanted), cap: None };
     };
     // Both ends keep room for the listeners, wherever they are: so a client and a server with the same limit meet.
-    let room = match (cap.kind, machine.descriptors) {
-        (CapKind::Descriptors, Some(limit)) => {
-            cap.connections.min(connections_within(limit.hard, need.ports))
-        }
+    let room = match (cap.kind, machine.connections_within(need.ports)) {
+        (CapKind::Descriptors, Some(within)) => cap.connections.min(within),
         _ => cap.connections,
     };
     if wanted <= room {
@@ -82,8 +79,8 @@ pub(crate) fn aim(arguments: &Arguments, machine: &Machine) -> Aim {
         return Aim { is_asked, target: room, goal: bounded(room), cap: cap_told };
     }
     // As far as it goes: the listeners' share of the descriptors may be had, past memory there is no return.
-    let furthest = match (cap.kind, machine.descriptors) {
-        (CapKind::Descriptors, Some(limit)) => connections_within(limit.hard, 0),
+    let furthest = match (cap.kind, machine.connections_within(0)) {
+        (CapKind::Descriptors, Some(within)) => within,
         _ => room,
     };
     Aim { is_asked, target: wanted, goal: bounded(wanted.min(furthest)), cap: cap_told }

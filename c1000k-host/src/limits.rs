@@ -1,14 +1,27 @@
 //! Descriptor limits: of this process (`RLIMIT_NOFILE`) and of the system.
 
 use {
-    crate::text,
+    crate::{format, text},
     nix::sys::resource::{Resource, getrlimit, setrlimit},
-    std::io,
+    std::{fs, io, path::Path},
 };
 
 /// Descriptors that a process keeps for itself: standard streams, epoll, timers, signals, its log,
-/// its record and the samplers. Both ends leave so many free.
+/// its record, the samplers, and what it has inherited. Both ends leave so many free.
 pub const RESERVED_DESCRIPTORS: u64 = 32;
+
+/// So many of [`RESERVED_DESCRIPTORS`] are for what a process inherits: shells and build tools leave a few open. More
+/// than these take room from connections.
+pub const INHERITED_DESCRIPTORS: u64 = 16;
+
+/// `CAP_SYS_ADMIN` among the bits of `CapEff`.
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+/// The user namespace whose capabilities the kernel asks for; it gives it this number (`PROC_USER_INIT_INO`).
+const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
+
+/// Standard input, output and error.
+const STANDARD_STREAMS: u64 = 3;
 
 /// `RLIMIT_NOFILE` of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,25 +32,94 @@ pub struct DescriptorLimit {
     pub hard: u64,
 }
 
-/// Reads the descriptor limit of this process.
+/// What came of raising the descriptor limit.
+#[derive(Debug)]
+pub struct Raised {
+    /// What holds now. Where raising was refused, both are what the process really has.
+    pub limit: DescriptorLimit,
+    /// One line, where it is less than the hard limit allowed.
+    pub shortfall: Option<String>,
+}
+
+/// Reads the descriptor limit of this process, by `getrlimit`, or where that is refused by `/proc/self/limits`.
 ///
 /// # Errors
 /// What `getrlimit` refuses with.
 pub fn descriptor_limit() -> io::Result<DescriptorLimit> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    Ok(DescriptorLimit { soft, hard })
+    let from_proc = || limit_in(&text::read("/proc/self/limits")?);
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((soft, hard)) => Ok(DescriptorLimit { soft, hard }),
+        Err(refusal) => from_proc().ok_or(refusal.into()),
+    }
 }
 
-/// Raises the soft descriptor limit to the hard one and returns what then holds.
+/// Raises the soft descriptor limit to the hard one, or as far as the system lets it, and returns what then holds.
+///
+/// The kernel refuses where the hard limit is above `fs.nr_open`, which may have been lowered since; then both are set
+/// to that, for it is all that can be had. A sandbox may refuse any change.
 ///
 /// # Errors
-/// What `getrlimit` or `setrlimit` refuse with.
-pub fn raise_descriptor_limit() -> io::Result<DescriptorLimit> {
-    let limit = descriptor_limit()?;
-    if limit.soft < limit.hard {
-        setrlimit(Resource::RLIMIT_NOFILE, limit.hard, limit.hard)?;
+/// The limit can't be read at all.
+pub fn raise_descriptor_limit() -> io::Result<Raised> {
+    let per_process_max = system_descriptor_limits().per_process_max;
+    let set = |to| setrlimit(Resource::RLIMIT_NOFILE, to, to).map_err(io::Error::from);
+    Ok(raised(descriptor_limit()?, per_process_max, set))
+}
+
+fn raised(
+    limit: DescriptorLimit,
+    per_process_max: Option<u64>,
+    set: impl Fn(u64) -> io::Result<()>,
+) -> Raised {
+    let both = |to| DescriptorLimit { soft: to, hard: to };
+    if limit.soft >= limit.hard {
+        return Raised { limit, shortfall: None };
     }
-    descriptor_limit()
+    let Err(refusal) = set(limit.hard) else {
+        return Raised { limit: both(limit.hard), shortfall: None };
+    };
+    let within = per_process_max.filter(|most| (limit.soft + 1..limit.hard).contains(most));
+    let reached = within.filter(|&most| set(most).is_ok()).unwrap_or(limit.soft);
+    let shortfall = format!(
+        "the descriptor limit is {}, and can't be raised to the hard one of {}: {refusal}; see fs.nr_open, and what \
+         confines this process",
+        format::count(reached),
+        format::count(limit.hard)
+    );
+    Raised { limit: both(reached), shortfall: Some(shortfall) }
+}
+
+/// `Max open files            1024                 524288               files`
+fn limit_in(limits: &str) -> Option<DescriptorLimit> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let number = |word: &str| if word == "unlimited" { Some(u64::MAX) } else { word.parse().ok() };
+    let mut words = line.split_whitespace().map(number);
+    Some(DescriptorLimit { soft: words.next()??, hard: words.next()?? })
+}
+
+/// Descriptors that are open below this limit beside the standard streams: at the start of a process, those that it has
+/// inherited. 0 where they can't be told.
+pub fn open_descriptors(limit: u64) -> u64 {
+    let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let open = numbers.filter(|number| (STANDARD_STREAMS..limit).contains(number)).count() as u64;
+    // One of them is what they are read by.
+    open.saturating_sub(1)
+}
+
+/// Whether `fs.file-max` does not bind this process: the kernel lets `CAP_SYS_ADMIN` pass it.
+pub fn may_exceed_file_max() -> bool {
+    let is_capable = |status: String| has_cap_sys_admin(&status);
+    // In another user namespace a process may have all capabilities, and none of them counts here.
+    let namespace = fs::read_link("/proc/self/ns/user");
+    namespace.is_ok_and(|namespace| namespace == Path::new(FIRST_USER_NAMESPACE))
+        && text::read("/proc/self/status").is_some_and(is_capable)
+}
+
+fn has_cap_sys_admin(status: &str) -> bool {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    bits.is_some_and(|bits| bits & CAP_SYS_ADMIN != 0)
 }
 
 /// How many connections fit under a descriptor limit beside the listeners and
@@ -82,12 +164,67 @@ pub fn system_descriptor_limits() -> SystemDescriptorLimits {
 mod tests {
     use super::*;
 
+    const LIMIT: DescriptorLimit = DescriptorLimit { soft: 1_024, hard: 2_000_000 };
+
+    /// A system that sets limits up to this one.
+    fn up_to(most: u64) -> impl Fn(u64) -> io::Result<()> {
+        move |to| if to <= most { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+    }
+
     #[test]
     fn raising_reaches_the_hard_limit() {
         let raised =
-            raise_descriptor_limit().expect("a soft limit may always rise to the hard one");
+            raise_descriptor_limit().expect("a soft limit may always rise to the hard one").limit;
         assert_eq!(raised.soft, raised.hard);
         assert_eq!(descriptor_limit().expect("was read before"), raised);
+    }
+
+    #[test]
+    fn a_hard_limit_above_what_the_kernel_allows_is_raised_as_far_as_it_goes() {
+        let raised = raised(LIMIT, Some(1_048_576), up_to(1_048_576));
+        assert_eq!(raised.limit, DescriptorLimit { soft: 1_048_576, hard: 1_048_576 });
+        let line = raised.shortfall.expect("it falls short");
+        assert!(line.contains("1,048,576") && line.contains("fs.nr_open"), "{line}");
+    }
+
+    #[test]
+    fn where_raising_is_refused_the_soft_limit_is_all_there_is() {
+        for per_process_max in [None, Some(1_048_576), Some(512)] {
+            let raised = raised(LIMIT, per_process_max, up_to(0));
+            assert_eq!(raised.limit, DescriptorLimit { soft: 1_024, hard: 1_024 });
+            assert!(raised.shortfall.is_some_and(|line| line.contains("is 1,024,")));
+        }
+        let raised = raised(DescriptorLimit { soft: 9, hard: 9 }, None, up_to(0));
+        assert!(raised.limit.soft == 9 && raised.shortfall.is_none(), "{raised:?}");
+    }
+
+    #[test]
+    fn the_limit_is_read_from_proc_too() {
+        let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
+            Max processes             96365                96365                processes \n\
+            Max open files            1024                 2000000              files     \n";
+        assert_eq!(limit_in(text), Some(LIMIT));
+        let own = text::read("/proc/self/limits").and_then(|limits| limit_in(&limits));
+        assert_eq!(own, descriptor_limit().ok());
+        for text in ["", "Max open files", "Max open files 1", "Max open files a b files"] {
+            assert_eq!(limit_in(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_open_below_the_limit_is_counted() {
+        // Other tests of this process open files meanwhile.
+        let held: Vec<_> = (0..100).map(|_| fs::File::open("/proc/self/stat")).collect();
+        assert!(open_descriptors(u64::MAX) >= 100 && held.len() == 100);
+        assert!(open_descriptors(20) <= 17);
+    }
+
+    #[test]
+    fn a_capability_is_a_bit() {
+        let status = |bits: &str| format!("Name:\tx\nCapPrm:\t0\nCapEff:\t{bits}\n");
+        assert!(has_cap_sys_admin(&status("000001ffffffffff")));
+        assert!(!has_cap_sys_admin(&status("00000000a80425fb")), "a container's root");
+        assert!(!has_cap_sys_admin(&status("x")) && !has_cap_sys_admin(""));
     }
 
     #[test]

@@ -14,11 +14,13 @@ type Change = fn(&mut Machine);
 fn ample() -> Machine {
     Machine {
         descriptors: Some(DescriptorLimit { soft: 2_000_000, hard: 2_000_000 }),
+        descriptors_inherited: 0,
         system_descriptors: SystemDescriptorLimits {
             per_process_max: Some(2_000_000),
             system_max: Some(4_000_000),
             system_open: Some(413),
         },
+        exceeds_file_max: false,
         epoll_watches_max: Some(5_491_511),
         memory: Some(MemoryRoom {
             bytes: 24 << 30,
@@ -26,6 +28,7 @@ fn ample() -> Machine {
             bound_by: MemoryBound::Machine,
             socket_data_bytes: None,
         }),
+        hidden_cgroup: None,
         tcp_mem_pages: Some([287_901, 383_868, 575_802]),
         tcp_rmem_bytes: Some([4_096, 131_072, 33_554_432]),
         tcp_wmem_bytes: Some([4_096, 16_384, 4_194_304]),
@@ -123,6 +126,59 @@ fn a_soft_limit_below_a_sufficient_hard_one_passes() {
     assert_eq!(row(&machine, &million(Role::Server), "RLIMIT_NOFILE soft").verdict, Verdict::Pass);
     machine.descriptors = Some(DescriptorLimit { soft: 1_024, hard: 20_000 });
     assert_eq!(row(&machine, &million(Role::Server), "RLIMIT_NOFILE soft").verdict, Verdict::Fail);
+}
+
+#[test]
+fn what_the_process_has_inherited_takes_room_from_connections() {
+    let mut machine = ample();
+    machine.descriptors = Some(DescriptorLimit { soft: 256, hard: 256 });
+    let need = Need { ports: 4, ..Need::new(Role::Server, 220) };
+    assert_eq!(row(&machine, &need, "RLIMIT_NOFILE hard").verdict, Verdict::Pass);
+    machine.descriptors_inherited = 16;
+    assert_eq!(self::row(&machine, &need, "RLIMIT_NOFILE hard").verdict, Verdict::Pass, "a few");
+    machine.descriptors_inherited = 198;
+    let row = row(&machine, &need, "RLIMIT_NOFILE hard");
+    assert_eq!((row.verdict, row.needed.as_str()), (Verdict::Fail, "438"));
+    let cap = largest_target(&machine, &need).expect("limits are known");
+    assert_eq!(cap.connections, 256 - (198 - 16) - 4 - 32);
+    assert_eq!(cap.reason, "RLIMIT_NOFILE is 256 hard, of which 198 were open at the start");
+    assert!(cap.remedy.contains("ulimit -Hn 438"), "{cap:?}");
+}
+
+#[test]
+fn a_limit_of_files_that_was_lowered_below_the_hard_limit_is_the_cap() {
+    let mut machine = ample();
+    machine.system_descriptors.per_process_max = Some(1_000);
+    let cap = largest_target(&machine, &million(Role::Server)).expect("limits are known");
+    assert_eq!((cap.connections, cap.kind), (1_000 - 132, CapKind::Descriptors));
+    assert!(cap.reason.starts_with("fs.nr_open is 1,000"), "{cap:?}");
+    assert_eq!(cap.remedy, "sysctl -w fs.nr_open=1000132");
+}
+
+#[test]
+fn the_limit_of_open_files_does_not_bind_who_may_exceed_it() {
+    let mut machine = ample();
+    machine.system_descriptors.system_open = Some(4_000_000);
+    let before = row(&machine, &million(Role::Server), "fs.file-max");
+    assert_eq!(before.verdict, Verdict::Fail);
+    let cap = largest_target(&machine, &million(Role::Server)).expect("limits are known");
+    assert_eq!((cap.connections, cap.kind), (0, CapKind::Descriptors));
+
+    machine.exceeds_file_max = true;
+    let row = row(&machine, &million(Role::Server), "fs.file-max");
+    assert_eq!(row.verdict, Verdict::Pass, "{row:?}");
+    let remedy = row.remedy.expect("it binds others");
+    assert!(remedy.contains("CAP_SYS_ADMIN") && remedy.contains("fs.file-max=5000132"), "{remedy}");
+    let cap = largest_target(&machine, &million(Role::Server)).expect("limits are known");
+    assert!(cap.connections >= 1_000_000, "{cap:?}");
+}
+
+#[test]
+fn a_cgroup_whose_limits_are_hidden_is_named() {
+    let machine = Machine { hidden_cgroup: Some("/system.slice/x".into()), ..ample() };
+    let row = row(&machine, &million(Role::Server), "memory");
+    assert_eq!(row.verdict, Verdict::Pass);
+    assert!(row.remedy.is_some_and(|remedy| remedy.contains("/system.slice/x")));
 }
 
 #[test]

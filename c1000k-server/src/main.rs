@@ -21,7 +21,7 @@ use std::time::{Instant, SystemTime};
 use c1000k_host::check::{CapKind, Machine, Need, Role, fits, largest_target, render, table};
 use c1000k_host::command_line::{self, REACHED, SHORT, USAGE, fail, print, print_error};
 use c1000k_host::format;
-use c1000k_host::limits::{connections_within, raise_descriptor_limit};
+use c1000k_host::limits::raise_descriptor_limit;
 use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
 use c1000k_report::Destination;
 use c1000k_report::record::ServerRecord;
@@ -73,7 +73,7 @@ fn run_command() -> ExitCode {
 /// Prints what this machine allows.
 fn check(connections: u64, listening: u64) -> ExitCode {
     let need = Need { ports: listening, ..Need::new(Role::Server, connections) };
-    let rows = table(&Machine::read(), &need);
+    let rows = table(&machine(), &need);
     print(&render(&rows));
     ExitCode::from(if fits(&rows) { REACHED } else { SHORT })
 }
@@ -94,7 +94,7 @@ fn serve(settings: &Settings, guard: Guard) -> Result<ExitCode, String> {
         log::warn!("{blind_spot}");
     }
     tell_ready(settings, connections_max);
-    if let Some(bytes) = shared.guard().lacking_bytes() {
+    if let Some(bytes) = shared.guard().lacking_bytes().filter(|&bytes| bytes > 0) {
         log::warn!("nobody can be admitted until {} more are free", format::bytes(bytes));
     }
     run(&mut reactor, &mut service).map_err(|error| format!("the reactor can't go on: {error}"))?;
@@ -165,26 +165,27 @@ fn run(reactor: &mut Reactor<()>, service: &mut Service<Lead>) -> Result<(), rea
     Ok(())
 }
 
-/// Raises the descriptor limit as far as it goes, and says how many connections may come.
+/// This machine with the descriptor limit raised as far as it goes; what falls short of the hard limit is said.
+fn machine() -> Machine {
+    let raised = raise_descriptor_limit()
+        .inspect_err(|error| log::warn!("the descriptor limit can't be read: {error}"))
+        .ok();
+    if let Some(line) = raised.as_ref().and_then(|raised| raised.shortfall.as_ref()) {
+        log::warn!("{line}");
+    }
+    Machine { descriptors: raised.map(|raised| raised.limit), ..Machine::read() }
+}
+
+/// Says how many connections may come.
 fn connections_max(settings: &Settings) -> Result<u64, String> {
-    let limit = raise_descriptor_limit().map_err(|error| {
-        format!("the descriptor limit can't be read or raised: {error}; see `ulimit -n`")
-    })?;
+    let machine = machine();
     let listening = settings.listening();
-    let room = connections_within(limit.soft, listening);
+    let room = machine.connections_within(listening).unwrap_or_else(|| settings.target());
     if room == 0 {
-        let (threads, fewer) = match settings.threads {
-            1 => (String::new(), "--ports"),
-            threads => (format!(" in {threads} threads"), "--ports or --threads"),
-        };
-        return Err(format!(
-            "RLIMIT_NOFILE is {}, which is too low for {} listening ports{threads}: raise it with `ulimit -n`, or give fewer {fewer}",
-            format::count(limit.soft),
-            settings.ports
-        ));
+        return Err(no_room(settings, &machine));
     }
     let need = Need { ports: listening, ..Need::new(Role::Server, settings.target()) };
-    let cap = largest_target(&machine_with_all_its_memory(), &need);
+    let cap = largest_target(&with_all_its_memory(machine), &need);
     let allowed = match (&settings.max_connections, &cap) {
         (None, Some(cap)) => room.min(cap.connections.max(1)),
         (None, None) => room,
@@ -205,12 +206,28 @@ fn connections_max(settings: &Settings) -> Result<u64, String> {
     Ok(allowed)
 }
 
+fn no_room(settings: &Settings, machine: &Machine) -> String {
+    let (threads, fewer) = match settings.threads {
+        1 => (String::new(), "--ports"),
+        threads => (format!(" in {threads} threads"), "--ports or --threads"),
+    };
+    let inherited = match machine.descriptors_inherited {
+        0 => String::new(),
+        count => format!(" beside {} descriptors that are open already", format::count(count)),
+    };
+    format!(
+        "RLIMIT_NOFILE is {}, which is too low for {} listening ports{threads}{inherited}: raise it with `ulimit -n`, or give fewer {fewer}",
+        format::count(machine.descriptors.map_or(0, |limit| limit.hard)),
+        settings.ports
+    )
+}
+
 /// What is left of the memory changes, and the guard watches it; all that there is bounds the connections for good.
-fn machine_with_all_its_memory() -> Machine {
+fn with_all_its_memory(machine: Machine) -> Machine {
     let rooms = MemoryReader::new().rooms();
     let whole = rooms.into_iter().find(|room| room.bound_by == MemoryBound::Machine);
     let memory = whole.map(|room| MemoryRoom { bytes: room.total_bytes, ..room });
-    Machine { memory, ..Machine::read() }
+    Machine { memory, ..machine }
 }
 
 /// What all output queues together may take.

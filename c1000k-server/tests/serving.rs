@@ -90,6 +90,23 @@ fn under_a_hard_descriptor_limit_it_holds_what_fits_and_refuses_the_rest() {
 }
 
 #[test]
+fn descriptors_that_were_inherited_take_room_from_connections() {
+    // Not every shell opens descriptors above 9.
+    let inherit = "ulimit -n 256 && exec bash -c 'for fd in {10..207}; do eval \"exec $fd</dev/null\"; done; exec \"$0\" \"$@\"' \"$0\" \"$@\";";
+    let mut server = Server::start_by(inherit, 4, &[]);
+    assert!(server.sees_line(" were open at the start"));
+    let ready = server.lines_with("ready: ").remove(0);
+    let room: usize = ready.split_whitespace().rev().nth(1).unwrap().parse().unwrap();
+    assert!((30..=38).contains(&room), "{ready}");
+    let streams: Vec<TcpStream> =
+        (0..60).filter_map(|index| try_connect(server.address(index % 4))).collect();
+    let held = streams.iter().filter(|stream| !is_refused(stream)).count();
+    assert_eq!(held, room, "what it announced");
+    let record = server.stop();
+    assert_eq!(record.refused_by.get("max_connections"), Some(&(60 - room as u64)), "{record:?}");
+}
+
+#[test]
 fn a_reader_that_reads_nothing_costs_a_bounded_queue_and_harms_no_bystander() {
     let server = Server::start(2, &[]);
     let bystander = server.connect(1);

@@ -3,13 +3,14 @@
 use {
     crate::{
         limits::{
-            DescriptorLimit, SystemDescriptorLimits, descriptor_limit, system_descriptor_limits,
+            DescriptorLimit, INHERITED_DESCRIPTORS, SystemDescriptorLimits, connections_within,
+            descriptor_limit, may_exceed_file_max, open_descriptors, system_descriptor_limits,
         },
-        memory::{MemoryRoom, memory_available},
+        memory::{MemoryReader, MemoryRoom},
         ports::ip_local_port_range,
         text,
     },
-    std::{fs, ops::RangeInclusive},
+    std::{fs, ops::RangeInclusive, path::PathBuf},
 };
 
 /// Readings of a machine. Each is `None` where it can't be read; a test fills in its own.
@@ -17,12 +18,18 @@ use {
 pub struct Machine {
     /// `RLIMIT_NOFILE` of this process.
     pub descriptors: Option<DescriptorLimit>,
+    /// Descriptors that this process has inherited, beside the standard streams.
+    pub descriptors_inherited: u64,
     /// `fs.nr_open`, `fs.file-max`, `fs.file-nr`.
     pub system_descriptors: SystemDescriptorLimits,
+    /// This process has `CAP_SYS_ADMIN`, and so `fs.file-max` does not bind it.
+    pub exceeds_file_max: bool,
     /// `fs.epoll.max_user_watches`, which counts for all processes of a user.
     pub epoll_watches_max: Option<u64>,
     /// Memory that is left, in the machine or in the tightest cgroup.
     pub memory: Option<MemoryRoom>,
+    /// This process's cgroup, if its limits can't be read.
+    pub hidden_cgroup: Option<PathBuf>,
     /// `net.ipv4.tcp_mem`, in pages: below the first all is well, above the second the kernel
     /// presses, at the third it refuses.
     pub tcp_mem_pages: Option<[u64; 3]>,
@@ -54,13 +61,20 @@ pub struct Conntrack {
 }
 
 impl Machine {
-    /// Reads this machine, as this process sees it.
+    /// Reads this machine, as this process sees it at its start, before it opens anything.
     pub fn read() -> Self {
+        let descriptors = descriptor_limit().ok();
+        let memory = MemoryReader::new();
         Self {
-            descriptors: descriptor_limit().ok(),
+            descriptors,
+            descriptors_inherited: open_descriptors(
+                descriptors.map_or(u64::MAX, |limit| limit.hard),
+            ),
             system_descriptors: system_descriptor_limits(),
+            exceeds_file_max: may_exceed_file_max(),
             epoll_watches_max: text::read_number("/proc/sys/fs/epoll/max_user_watches"),
-            memory: memory_available(),
+            memory: memory.read(),
+            hidden_cgroup: memory.hidden_cgroup().map(PathBuf::from),
             tcp_mem_pages: read_triple("/proc/sys/net/ipv4/tcp_mem"),
             tcp_rmem_bytes: read_triple("/proc/sys/net/ipv4/tcp_rmem"),
             tcp_wmem_bytes: read_triple("/proc/sys/net/ipv4/tcp_wmem"),
@@ -71,6 +85,27 @@ impl Machine {
             conntrack: read_conntrack(),
             rp_filter: read_rp_filter(),
         }
+    }
+}
+
+impl Machine {
+    /// How many connections of one process fit under its descriptor limit beside so many listeners and what it has
+    /// inherited; `None` where the limit can't be read.
+    pub fn connections_within(&self, listening_ports: u64) -> Option<u64> {
+        let limit = self.descriptors_max()?;
+        Some(connections_within(limit, self.descriptors_beside(listening_ports)))
+    }
+
+    /// Descriptors that are neither for connections nor among those that each process keeps for itself.
+    pub(super) fn descriptors_beside(&self, listening_ports: u64) -> u64 {
+        let unexpected = self.descriptors_inherited.saturating_sub(INHERITED_DESCRIPTORS);
+        listening_ports.saturating_add(unexpected)
+    }
+
+    /// What the process may come to have: its hard limit, or `fs.nr_open` where that was lowered since.
+    pub(super) fn descriptors_max(&self) -> Option<u64> {
+        let hard = self.descriptors?.hard;
+        Some(self.system_descriptors.per_process_max.map_or(hard, |most| most.min(hard)))
     }
 }
 

@@ -42,7 +42,7 @@ pub fn table(machine: &Machine, need: &Need) -> Vec<Row> {
 }
 
 fn soft_descriptors(machine: &Machine, need: &Need) -> Row {
-    let needed = descriptors_for(need.connections, need.listening_ports());
+    let needed = descriptors_needed(machine, need);
     let row = at_least("RLIMIT_NOFILE soft", needed, machine.descriptors.map(|limit| limit.soft));
     match machine.descriptors {
         Some(DescriptorLimit { soft, hard }) if soft < needed && needed <= hard => Row {
@@ -54,8 +54,13 @@ fn soft_descriptors(machine: &Machine, need: &Need) -> Row {
     }
 }
 
+/// Of one process.
+fn descriptors_needed(machine: &Machine, need: &Need) -> u64 {
+    descriptors_for(need.connections, machine.descriptors_beside(need.listening_ports()))
+}
+
 fn hard_descriptors(machine: &Machine, need: &Need) -> Row {
-    let needed = descriptors_for(need.connections, need.listening_ports());
+    let needed = descriptors_needed(machine, need);
     at_least("RLIMIT_NOFILE hard", needed, machine.descriptors.map(|limit| limit.hard)).with_remedy(
         || {
             format!(
@@ -71,7 +76,7 @@ fn hard_descriptors(machine: &Machine, need: &Need) -> Row {
 }
 
 fn nr_open(machine: &Machine, need: &Need) -> Row {
-    let needed = descriptors_for(need.connections, need.listening_ports());
+    let needed = descriptors_needed(machine, need);
     let present = machine.system_descriptors.per_process_max;
     at_least("fs.nr_open", needed, present).with_sysctl("fs.nr_open", needed)
 }
@@ -80,7 +85,15 @@ fn file_max(machine: &Machine, need: &Need) -> Row {
     let open = machine.system_descriptors.system_open.unwrap_or(0);
     let needed = need.sockets().saturating_add(need.other_descriptors()).saturating_add(open);
     let present = machine.system_descriptors.system_max;
-    at_least("fs.file-max", needed, present).with_sysctl("fs.file-max", needed)
+    let row = at_least("fs.file-max", needed, present);
+    if row.verdict != Verdict::Fail || !machine.exceeds_file_max {
+        return row.with_sysctl("fs.file-max", needed);
+    }
+    let remedy = format!(
+        "does not bind this process, which has CAP_SYS_ADMIN; for one without it:\n\
+         sysctl -w fs.file-max={needed}"
+    );
+    Row { verdict: Verdict::Pass, remedy: Some(remedy), ..row }
 }
 
 fn epoll_watches(machine: &Machine, need: &Need) -> Row {
@@ -98,7 +111,9 @@ fn memory(machine: &Machine, need: &Need) -> Row {
         needed: format::bytes(needed),
         present: present.map_or_else(unreadable, |room| format::bytes(room.bytes)),
         verdict: compare(needed, present.map(|room| room.bytes)),
-        remedy: None,
+        remedy: machine.hidden_cgroup.as_ref().map(|group| {
+            format!("the limits of the cgroup {} can't be read here, and bind too", group.display())
+        }),
     };
     row.with_remedy(|| match present.map(|room| (&room.bound_by, room.total_bytes)) {
         Some((MemoryBound::Cgroup(directory), total_bytes)) => format!(

@@ -5,12 +5,7 @@ use {
         Machine,
         need::{KERNEL_BYTES_PER_SOCKET, Need},
     },
-    crate::{
-        format,
-        limits::{connections_within, descriptors_for},
-        memory::MemoryBound,
-        ports::port_room,
-    },
+    crate::{format, limits::descriptors_for, memory::MemoryBound, ports::port_room},
     std::fmt,
 };
 
@@ -72,19 +67,38 @@ pub fn largest_target(machine: &Machine, need: &Need) -> Option<Cap> {
 }
 
 fn process_descriptors(machine: &Machine, need: &Need) -> Option<Cap> {
+    let connections = machine.connections_within(need.listening_ports())?;
     let hard = machine.descriptors?.hard;
-    let wanted = descriptors_for(need.connections, need.listening_ports());
+    let beside = machine.descriptors_beside(need.listening_ports());
+    let wanted = descriptors_for(need.connections, beside);
+    let most = machine.descriptors_max().unwrap_or(hard);
+    let reason = if most < hard {
+        format!("fs.nr_open is {}, below RLIMIT_NOFILE", format::count(most))
+    } else {
+        format!("RLIMIT_NOFILE is {} hard", format::count(hard))
+    };
+    let of_others = if beside > need.listening_ports() {
+        let inherited = format::count(machine.descriptors_inherited);
+        format!(", of which {inherited} were open at the start")
+    } else {
+        String::new()
+    };
     Some(Cap {
-        connections: connections_within(hard, need.listening_ports()),
+        connections,
         kind: CapKind::Descriptors,
-        reason: format!("RLIMIT_NOFILE is {} hard", format::count(hard)),
-        remedy: format!(
-            "ulimit -Hn {wanted} as root in the shell that starts it, or scripts/million"
-        ),
+        reason: reason + &of_others,
+        remedy: if most < hard {
+            format!("sysctl -w fs.nr_open={wanted}")
+        } else {
+            format!("ulimit -Hn {wanted} as root in the shell that starts it, or scripts/million")
+        },
     })
 }
 
 fn system_descriptors(machine: &Machine, need: &Need) -> Option<Cap> {
+    if machine.exceeds_file_max {
+        return None;
+    }
     let limit = machine.system_descriptors.system_max?;
     let open = machine.system_descriptors.system_open.unwrap_or(0);
     let others = open.saturating_add(need.other_descriptors());
