@@ -17,7 +17,7 @@ use env_logger::{Target, WriteStyle};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use outlet::{LogLines, PATIENCE, STANDARD_ERROR};
+use outlet::{LogLines, PATIENCE, STANDARD_ERROR, write_within};
 
 /// Exit code: the target was reached, and everything asked for was verified.
 pub const REACHED: u8 = 0;
@@ -31,6 +31,7 @@ pub const USAGE: u8 = 2;
 /// # Errors
 /// The exit code, after the help or the version was printed (0), or one line on what is wrong (2).
 pub fn parse<A: Parser>() -> Result<A, ExitCode> {
+    make_file_size_limit_an_error();
     A::try_parse().map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let _ = error.print();
@@ -64,16 +65,25 @@ pub fn print_error(text: &str) {
 /// read is waited for a second at the most.
 pub fn print(text: &str) {
     STANDARD_ERROR.flush();
-    let text = text.as_bytes().to_vec();
     let (done, is_done) = mpsc::sync_channel(1);
+    let copy = text.as_bytes().to_vec();
     let write = move || {
         let mut out = io::stdout();
-        let _ = out.write_all(&text).and_then(|()| out.flush());
+        let _ = out.write_all(&copy).and_then(|()| out.flush());
         let _ = done.send(());
     };
-    if thread::Builder::new().spawn(write).is_ok() {
-        let _ = is_done.recv_timeout(PATIENCE);
+    match thread::Builder::new().spawn(write) {
+        Ok(_) => drop(is_done.recv_timeout(PATIENCE)),
+        // No thread is to be had: what takes text now, or within that time, gets it all the same.
+        Err(_) => drop(write_within(io::stdout(), text.as_bytes(), PATIENCE)),
     }
+}
+
+/// A write beyond `ulimit -f` fails with `EFBIG`, as one to a full disk fails, and does not end the process by SIGXFSZ:
+/// blocked in this thread and those that it starts, the signal is of no effect.
+fn make_file_size_limit_an_error() {
+    let signals: SigSet = [Signal::SIGXFSZ].into_iter().collect();
+    let _ = signals.thread_block();
 }
 
 /// From here on SIGINT and SIGTERM end the process, as they do by default; those that have come are forgotten.
@@ -109,15 +119,16 @@ pub fn is_of_many(address: IpAddr) -> bool {
 /// Starts the log: plain lines on standard error, `info` and above unless `RUST_LOG` says otherwise.
 ///
 /// A thread of its own writes them, so that nobody waits for who reads them; [`flush_log`] belongs to the program's end.
+/// Where no thread is to be had, a line that would have to wait for its reader is dropped.
 pub fn start_log() {
+    make_file_size_limit_an_error();
     let default = env_logger::Env::default().default_filter_or("info");
     let mut builder = env_logger::Builder::from_env(default);
     builder.format_target(false);
-    if STANDARD_ERROR.start(io::stderr()).is_ok() {
-        builder.target(Target::Pipe(Box::new(LogLines)));
-        if wants_colour() {
-            builder.write_style(WriteStyle::Always);
-        }
+    let _ = STANDARD_ERROR.start(io::stderr());
+    builder.target(Target::Pipe(Box::new(LogLines)));
+    if wants_colour() {
+        builder.write_style(WriteStyle::Always);
     }
     let _ = builder.try_init();
 }

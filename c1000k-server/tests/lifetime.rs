@@ -6,6 +6,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -183,16 +184,8 @@ fn a_privileged_port_is_one_line_for_an_ordinary_user() {
     if from.trim() == "0" {
         return; // No port is privileged here.
     }
-    // The place where it was built may be closed to other users.
     let folder = tempfile::tempdir().unwrap();
-    let open = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(folder.path(), open).unwrap();
-    let binary = folder.path().join("c1000k-server");
-    std::fs::copy(BINARY, &binary).unwrap();
-    let mut command = Command::new(binary);
-    if nix::unistd::getuid().is_root() {
-        command.uid(NOBODY).gid(NOBODY);
-    }
+    let mut command = as_ordinary_user("", folder.path());
     let output = run(command.args(["--bind", "127.0.0.1", "--first-port", "7", "--ports", "1"]));
     assert_eq!(output.status.code(), Some(1));
     let line = one_line(&output);
@@ -245,6 +238,60 @@ fn a_record_that_could_not_be_written_stops_it_before_it_listens() {
     let output = serve(&["--ports", "1", "--json", "/no/such/folder/record"], free_ports(1));
     assert_eq!(output.status.code(), Some(1));
     assert!(one_line(&output).contains("/no/such/folder"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn without_a_thread_to_be_had_check_and_summary_are_still_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    // Shells differ in what they call it.
+    let alone = "{ ulimit -u 1 2>/dev/null || ulimit -p 1; } &&";
+    let check = run(as_ordinary_user(alone, folder.path()).args(["--check", "-c", "10"]));
+    let table = text(&check.stdout);
+    assert!(table.contains("RLIMIT_NOFILE") && table.contains("It fits."), "{table}");
+    assert_eq!(check.status.code(), Some(0));
+
+    let first_port = free_ports(1);
+    let mut child = as_ordinary_user(alone, folder.path())
+        .args(["--bind", "127.0.0.1", "--ports", "1"])
+        .arg(format!("--first-port={first_port}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let serves = common::until(common::DEADLINE, || {
+        TcpStream::connect((Ipv4Addr::LOCALHOST, first_port)).is_ok()
+    });
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let status = wait(&mut child);
+    let output = child.wait_with_output().unwrap();
+    assert!(serves && status.code() == Some(0), "{status}: {}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("c1000k-server held"), "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("ready: "), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_limit_of_file_sizes_is_an_error_of_writing() {
+    let first_port = free_ports(1);
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = common::by_shell("ulimit -f 0 &&")
+        .args(["--bind", "127.0.0.1", "--ports", "1", "--json"])
+        .arg(folder.path().join("record"))
+        .arg(format!("--first-port={first_port}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let serves = common::until(common::DEADLINE, || {
+        TcpStream::connect((Ipv4Addr::LOCALHOST, first_port)).is_ok()
+    });
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let status = wait(&mut child);
+    let output = child.wait_with_output().unwrap();
+    assert!(serves && status.code() == Some(1), "{status}: {}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("c1000k-server held"), "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("cannot write the record"), "{}", text(&output.stderr));
 }
 
 /// `SERVER_FUZZ_ROUNDS` asks for more rounds, `SERVER_FUZZ_SEED` for others.
@@ -359,6 +406,21 @@ fn whatever_it_is_told_and_whenever_it_is_ended_it_does_not_panic() {
             assert_eq!(record.accepted, record.closed + record.open, "{arguments:?}");
         }
     }
+}
+
+/// The server as somebody without privileges, by a shell that does what `prelude` says first. The place where it was
+/// built may be closed to other users, so it is copied into this folder.
+fn as_ordinary_user(prelude: &str, folder: &Path) -> Command {
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let binary = folder.join("c1000k-server");
+    if !binary.exists() {
+        std::fs::copy(BINARY, &binary).unwrap();
+    }
+    let mut command = common::by_shell_as(&binary, prelude);
+    if nix::unistd::getuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command
 }
 
 fn serve(arguments: &[&str], first_port: u16) -> Output {

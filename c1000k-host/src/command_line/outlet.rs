@@ -4,11 +4,13 @@
 //! for ever. So what is told goes into a bounded queue; what finds it full is dropped and counted.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
 
 /// Texts that may wait; each is a line, or a few.
@@ -16,6 +18,9 @@ const TEXTS_MAX: usize = 1024;
 
 /// So long the end of the program waits for those who read what it said.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A pipe that takes anything at all takes as much at once (`PIPE_BUF`).
+const PIECE_BYTES: usize = 4096;
 
 /// It calls `write`, and nothing else.
 const STACK_BYTES: usize = 128 * 1024;
@@ -58,7 +63,7 @@ impl Outlet {
     /// Starts the thread that writes. Signals are for others: it blocks them all.
     ///
     /// # Errors
-    /// The system refused to start it; then each text is written by who brings it.
+    /// The system refused to start it; then each text is written by whoever brings it.
     pub(super) fn start(&'static self, out: impl Write + Send + 'static) -> io::Result<()> {
         let before = SigSet::thread_get_mask()?;
         SigSet::all().thread_block()?;
@@ -70,13 +75,16 @@ impl Outlet {
         Ok(())
     }
 
-    /// Takes a text, without waiting for anybody.
+    /// Takes a text, without waiting for anybody; without a thread it is written here, and once nobody has read for
+    /// [`PATIENCE`] only what need not wait.
     pub(super) fn push(&self, text: Vec<u8>) {
         let mut state = self.state();
         if !state.is_running {
-            drop(state);
+            let patience = if state.is_stuck { Duration::ZERO } else { PATIENCE };
+            let written = write_within(io::stderr(), &text, patience);
             // A reader that has gone away is no fault.
-            let _ = io::stderr().write_all(&text);
+            state.is_stuck = written.is_err_and(|error| error.kind() == ErrorKind::TimedOut);
+            state.dropped += u64::from(state.is_stuck);
             return;
         }
         if state.waiting.len() < TEXTS_MAX {
@@ -129,6 +137,25 @@ impl Outlet {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Writes to what may not be read, or not now, and waits so long at the most for each piece of it.
+///
+/// # Errors
+/// `TimedOut` where a part is not taken in time, or what writing refuses with.
+pub(super) fn write_within(
+    mut out: impl Write + AsFd,
+    text: &[u8],
+    patience: Duration,
+) -> io::Result<()> {
+    for piece in text.chunks(PIECE_BYTES) {
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        if poll(&mut [PollFd::new(out.as_fd(), PollFlags::POLLOUT)], timeout)? == 0 {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        out.write_all(piece).and_then(|()| out.flush())?;
+    }
+    Ok(())
 }
 
 /// A line of log, which comes in one piece.
@@ -192,6 +219,22 @@ mod tests {
         let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
         let read = lines.by_ref().take_while(|line| !line.contains("missing")).count() as u64;
         assert_eq!(read + dropped, TEXTS_MAX as u64 * 2);
+    }
+
+    #[test]
+    fn without_a_thread_a_text_is_written_whole_or_given_up_in_time() {
+        let text: Vec<u8> = (0..30_000).map(|index| (index % 251) as u8).collect();
+        let (mut reader, writer) = io::pipe().unwrap();
+        write_within(&writer, &text, PATIENCE).unwrap();
+        let mut read = vec![0; text.len()];
+        io::Read::read_exact(&mut reader, &mut read).unwrap();
+        assert!(read == text, "it differs");
+
+        let filled = (0..1_000).find_map(|_| write_within(&writer, &text, Duration::ZERO).err());
+        assert_eq!(filled.map(|error| error.kind()), Some(ErrorKind::TimedOut));
+        drop(reader);
+        let gone = write_within(&writer, &text, PATIENCE).map_err(|error| error.kind());
+        assert_eq!(gone, Err(ErrorKind::BrokenPipe));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::borrow::Borrow;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -187,8 +188,13 @@ fn descriptor_limit(descriptors: u32) -> String {
 
 /// The server, by a shell that does what `prelude` says and becomes the server then.
 pub(crate) fn by_shell(prelude: &str) -> Command {
+    by_shell_as(Path::new(BINARY), prelude)
+}
+
+/// The same with another copy of it.
+pub(crate) fn by_shell_as(binary: &Path, prelude: &str) -> Command {
     let mut command = Command::new("sh");
-    command.args(["-c", &format!("{prelude} exec \"$0\" \"$@\""), BINARY]);
+    command.args(["-c", &format!("{prelude} exec \"$0\" \"$@\"")]).arg(binary);
     command
 }
 
