@@ -3,8 +3,10 @@
 //! The kernel reports what is ready in the order in which it became so: a peer that says something stands behind the
 //! thousands who left at once before it. To read that one has left takes a microsecond, to close its socket takes the
 //! kernel twenty or more. So a turn closes a few, and the rest wait until those who are still there have been served.
+//!
+//! Those who wait have left all the same: they hold nobody's place, and each peer that comes lets one of them go first.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use reactor::{Context, Error, TimerId, Token};
@@ -14,7 +16,10 @@ const CLOSES_PER_TURN: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Closings {
+    /// In the order in which they left; some may have ended otherwise by now.
     waiting: VecDeque<Token>,
+    /// Those among them to whom nothing is owed any more.
+    left: HashSet<Token>,
     timer: Option<TimerId>,
     turn: Instant,
     in_turn: usize,
@@ -22,23 +27,47 @@ pub(crate) struct Closings {
 
 impl Closings {
     pub(crate) fn new() -> Self {
-        Self { waiting: VecDeque::new(), timer: None, turn: Instant::now(), in_turn: 0 }
+        Self {
+            waiting: VecDeque::new(),
+            left: HashSet::new(),
+            timer: None,
+            turn: Instant::now(),
+            in_turn: 0,
+        }
     }
 
-    /// Closes a connection whose peer has finished, now or soon.
-    pub(crate) fn close(&mut self, cx: &mut Context<()>, token: Token) {
+    /// Closes a connection whose peer has finished, now or soon; says whether it waits and its place is free.
+    pub(crate) fn close(&mut self, cx: &mut Context<()>, token: Token) -> bool {
         if cx.now() != self.turn {
             self.turn = cx.now();
             self.in_turn = 0;
         }
         self.in_turn += 1;
         if self.waiting.is_empty() && self.in_turn <= CLOSES_PER_TURN {
-            return cx.close(token);
+            cx.close(token);
+            return false;
         }
+        let has_left = cx.queued_bytes(token) == 0 && self.left.insert(token);
         self.waiting.push_back(token);
         if self.timer.is_none() && self.arm(cx).is_err() {
             self.close_some(cx, self.waiting.len());
         }
+        has_left
+    }
+
+    /// How many hold a slot still, and nobody's place.
+    pub(crate) fn left(&self) -> usize {
+        self.left.len()
+    }
+
+    /// Somebody comes: one of those who wait goes first.
+    pub(crate) fn make_room(&mut self, cx: &mut Context<()>) {
+        self.close_some(cx, 1);
+    }
+
+    /// The connection has ended; says whether its place was free before.
+    pub(crate) fn forget(&mut self, token: Token) -> bool {
+        self.left.remove(&token)
     }
 
     /// Whether this is the timer of those that wait; if so, some of them are closed.

@@ -125,9 +125,10 @@ impl<D: Duty> Service<D> {
         }
     }
 
-    /// The connections of all threads.
+    /// The connections of all threads, but for those that have left and only wait to be closed.
     fn held(&self, cx: &Context<()>) -> u64 {
-        self.shared.held.as_ref().map_or(cx.connections() as u64, Held::count)
+        let here = || (cx.connections() - self.closings.left()) as u64;
+        self.shared.held.as_ref().map_or_else(here, Held::count)
     }
 
     fn look_by_clock(&mut self, cx: &mut Context<()>) {
@@ -267,11 +268,21 @@ impl<D: Duty> Service<D> {
     fn claim(&mut self, cx: &Context<()>) -> bool {
         let max = self.shared.connections_max;
         match &self.shared.held {
-            None => (cx.connections() as u64) < max,
+            None => self.held(cx) < max,
             Some(held) => {
                 self.has_claim = held.claim(max);
                 self.has_claim
             }
+        }
+    }
+
+    /// The place of an open connection is free again.
+    fn free_place(&mut self, token: Token) {
+        if let Some(held) = &self.shared.held {
+            held.note_close();
+        }
+        if let Some(sources) = &mut self.sources {
+            sources.note_close(token);
         }
     }
 
@@ -407,6 +418,7 @@ impl<D: Duty> Handler for Service<D> {
     type Conn = ();
 
     fn on_accept(&mut self, cx: &mut Context<()>, incoming: &Incoming<'_>) -> Option<()> {
+        self.closings.make_room(cx);
         let Some(reason) = self.refusal(cx, incoming) else { return Some(()) };
         self.release_claims();
         *self.refused_by.entry(reason).or_default() += 1;
@@ -433,7 +445,9 @@ impl<D: Duty> Handler for Service<D> {
     }
 
     fn on_eof(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut ()) {
-        self.closings.close(cx, token);
+        if self.closings.close(cx, token) {
+            self.free_place(token);
+        }
     }
 
     fn on_drain(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut ()) {
@@ -456,11 +470,8 @@ impl<D: Duty> Handler for Service<D> {
         if let Some(reason) = ended_by(&reason) {
             *self.closed_by.entry(reason).or_default() += 1;
         }
-        if let Some(held) = &self.shared.held {
-            held.note_close();
-        }
-        if let Some(sources) = &mut self.sources {
-            sources.note_close(token);
+        if !self.closings.forget(token) {
+            self.free_place(token);
         }
         self.note_room(cx);
     }

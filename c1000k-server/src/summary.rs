@@ -36,7 +36,8 @@ pub(crate) fn record(
     ServerRecord {
         head: Head::new(SERVER_SCHEMA, env!("CARGO_PKG_VERSION"), started_at),
         accepted: stats.accepted,
-        peak: stats.open_max,
+        // One that is being removed may be counted beside the one that has its place.
+        peak: stats.open_max.min(connections_max),
         open: stats.open(),
         refused: stats.refused + stats.dropped,
         closed: stats.closed,

@@ -10,6 +10,7 @@ use common::{
     DEADLINE, Server, connect, connect_from, echo, echo_all, fill, is_refused, pattern,
     read_to_end, try_connect, until,
 };
+use nix::sys::signal::Signal;
 
 #[test]
 fn each_port_echoes_and_the_record_counts_it() {
@@ -197,6 +198,30 @@ fn when_all_leave_at_once_each_of_them_is_closed() {
     assert!(until(DEADLINE, || server.descriptors() <= before));
     echo(&staying, b"still here");
     assert_eq!(server.stop().closed, 501);
+}
+
+#[test]
+fn nobody_is_refused_while_those_who_have_left_wait_to_be_closed() {
+    const CONNECTIONS: u16 = 1_000;
+    const PORTS: u16 = 4;
+    for threads in ["1", "2"] {
+        let most = CONNECTIONS.to_string();
+        let server = Server::start(PORTS, &["--max-connections", &most, "--threads", threads]);
+        let crowd = || -> Vec<TcpStream> {
+            (0..CONNECTIONS).map(|index| server.connect(index % PORTS)).collect()
+        };
+        let leaving = crowd();
+        echo_all(&leaving, b"for a moment");
+        // It finds all of them gone, and as many waiting, when it looks again.
+        server.signal(Signal::SIGSTOP);
+        leaving.iter().for_each(|stream| stream.shutdown(Shutdown::Write).unwrap());
+        let newcomers = crowd();
+        server.signal(Signal::SIGCONT);
+        echo_all(&newcomers, b"there is a place for each");
+        let record = server.stop();
+        let expected = (2 * u64::from(CONNECTIONS), 0, u64::from(CONNECTIONS));
+        assert_eq!((record.accepted, record.refused, record.peak), expected, "{record:?}");
+    }
 }
 
 #[test]
