@@ -52,6 +52,22 @@ fn drain(world: &mut World, peer: &mut TcpStream, expected: usize) -> Vec<u8> {
 }
 
 #[test]
+fn what_the_peer_has_not_taken_of_the_kernels_bytes_is_told() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    assert_eq!(world.cx().unacknowledged_bytes(token), 0);
+    let written = fill_kernel(&mut world, token, &pattern(64 << 20));
+    assert!(world.cx().unacknowledged_bytes(token) > 0);
+    drain(&mut world, &mut peer, written);
+    world.until("the last acknowledgement", |world| world.cx().unacknowledged_bytes(token) == 0);
+    world.cx().abort(token);
+    world.until("the end", |world| !world.cx().holds(token));
+    assert_eq!(world.cx().unacknowledged_bytes(token), 0, "a stale token");
+}
+
+#[test]
 fn a_queue_fills_is_refused_whole_and_drains_in_order() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());

@@ -102,6 +102,13 @@ impl<C> Context<C> {
         self.link(token).map_or(0, |link| self.queue_bytes(link))
     }
 
+    /// How many bytes the kernel holds beyond that queue, because the peer has not acknowledged them yet
+    /// (`ioctl(SIOCOUTQ)`); 0 for a stale token. Costs one system call.
+    #[must_use]
+    pub fn unacknowledged_bytes(&self, token: Token) -> usize {
+        self.link(token).map_or(0, |link| self.sockets.unacknowledged_bytes(&link.socket))
+    }
+
     /// Reads nothing from this connection until [`resume_reads`](Self::resume_reads): the peer is slowed down by TCP.
     /// Nothing for a stale token.
     pub fn pause_reads(&mut self, token: Token) {
@@ -156,7 +163,8 @@ impl<C> Context<C> {
     /// Closing the socket now loses nothing that was written.
     fn can_close_at_once(&self, token: Token) -> bool {
         self.link(token).is_none_or(|link| {
-            link.flags.any(Flags::CONNECTING | Flags::EOF) || !self.sockets.has_unsent(&link.socket)
+            link.flags.any(Flags::CONNECTING | Flags::EOF)
+                || self.sockets.unacknowledged_bytes(&link.socket) == 0
         })
     }
 

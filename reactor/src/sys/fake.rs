@@ -1318,9 +1318,13 @@ impl Sockets {
         self.enter(socket).and_then(|()| kernel(finish)).map_err(refused("shutdown"))
     }
 
-    pub(crate) fn has_unsent(&self, socket: &Socket) -> bool {
-        self.enter(socket).is_ok()
-            && kernel(|kernel| !kernel.socket(socket.0).wire.sent.is_empty() && kernel.percent(50))
+    pub(crate) fn unacknowledged_bytes(&self, socket: &Socket) -> usize {
+        if self.enter(socket).is_err() {
+            return 0;
+        }
+        kernel(
+            |kernel| if kernel.percent(50) { kernel.socket(socket.0).wire.sent.len() } else { 0 },
+        )
     }
 
     pub(crate) fn take_error(&self, socket: &Socket, call: &'static str) -> Option<Error> {

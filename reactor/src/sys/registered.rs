@@ -127,7 +127,7 @@ impl Tables {
     }
 
     /// What the kernel holds that the peer has not acknowledged; `None` where this can't be asked so.
-    pub(super) fn unsent_bytes(&mut self, place: u32) -> Option<usize> {
+    pub(super) fn unacknowledged_bytes(&mut self, place: u32) -> Option<usize> {
         self.one(place, |file| opcode::UringCmd16::new(file, SOCKET_URING_OP_SIOCOUTQ).build()).ok()
     }
 

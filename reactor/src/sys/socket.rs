@@ -201,12 +201,12 @@ pub(super) fn finish_writing(socket: RawFd) -> Result<(), Error> {
     socket::shutdown(socket, Shutdown::Write).map_err(refused("shutdown"))
 }
 
-/// Whether the kernel holds bytes that the peer has not acknowledged yet.
-pub(super) fn has_unsent(socket: RawFd) -> bool {
+/// Bytes that the kernel holds because the peer has not acknowledged them yet; 0 where it does not tell.
+pub(super) fn unacknowledged_bytes(socket: RawFd) -> usize {
     let mut unsent: libc::c_int = 0;
     // SAFETY: SIOCOUTQ, which is TIOCOUTQ, stores one int through the pointer, which is valid for the call.
     let answer = unsafe { libc::ioctl(socket, libc::TIOCOUTQ, &raw mut unsent) };
-    answer == 0 && unsent > 0
+    if answer == 0 { usize::try_from(unsent).unwrap_or(0) } else { 0 }
 }
 
 /// Takes the error that waits on the socket, if there is one.

@@ -142,15 +142,15 @@ impl Sockets {
         }
     }
 
-    /// Whether the kernel holds bytes that the peer has not acknowledged yet.
-    pub(crate) fn has_unsent(&self, socket: &Socket) -> bool {
+    /// Bytes that the kernel holds because the peer has not acknowledged them yet; 0 where it does not tell.
+    pub(crate) fn unacknowledged_bytes(&self, socket: &Socket) -> usize {
         if let (Some(place), Some(tables)) = (socket.place(), &self.tables)
-            && let Some(unsent_bytes) = tables.borrow_mut().unsent_bytes(place)
+            && let Some(bytes) = tables.borrow_mut().unacknowledged_bytes(place)
         {
-            return unsent_bytes > 0;
+            return bytes;
         }
-        self.with_descriptor(socket, |socket| socket::has_unsent(socket.as_raw_fd()))
-            .unwrap_or(false)
+        self.with_descriptor(socket, |socket| socket::unacknowledged_bytes(socket.as_raw_fd()))
+            .unwrap_or(0)
     }
 
     /// Takes the error that waits on the socket, if there is one.
