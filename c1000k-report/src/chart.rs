@@ -9,6 +9,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use c1000k_host::format;
 
 use crate::cost::{self, KernelCost, float};
+use crate::escape::visible;
 use crate::record::RampPoint;
 use crate::run::Run;
 use crate::trend;
@@ -247,7 +248,7 @@ impl Bar {
 }
 
 fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Outcome<()> {
-    area.draw(&Text::new(bar.heading.as_str(), (16, 8), text(15)))?;
+    area.draw(&Text::new(visible(&bar.heading), (16, 8), text(15)))?;
     let (_, below) = area.split_vertically(30);
     let keys: Vec<_> = bar
         .parts
@@ -290,7 +291,7 @@ fn below_keys<'a, 'b>(
     for (index, (name, colour)) in (0_i32..).zip(keys) {
         let (x, y) = (16 + index % 4 * 208, 4 + index / 4 * 24);
         area.draw(&Rectangle::new([(x, y), (x + 14, y + 14)], colour.filled()))?;
-        area.draw(&Text::new(name, (x + 20, y + 2), text(14)))?;
+        area.draw(&Text::new(visible(name), (x + 20, y + 2), text(14)))?;
         lines = index / 4 + 1;
     }
     Ok(area.split_vertically(lines * 24).1)

@@ -9,13 +9,15 @@
 //! For the program `c1000k-report`, from what it reads to what it writes:
 //! - [`run`] and [`snapshot`] read the folder of a run.
 //! - [`cost`], [`trend`] and [`agree`] draw conclusions.
-//! - [`summary`], [`chart`] and [`compare`] show them.
+//! - [`summary`], [`chart`] and [`compare`] show them, with all text of others [escaped](escape).
 
 pub mod agree;
 pub mod chart;
 pub mod compare;
 pub mod cost;
 pub mod destination;
+pub mod escape;
+mod input;
 mod markdown;
 pub mod record;
 pub mod run;

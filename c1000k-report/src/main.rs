@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use c1000k_host::command_line::{self, SHORT, USAGE, fail};
 use c1000k_report::agree::{self, Check, Outcome};
+use c1000k_report::escape::visible;
 use c1000k_report::run::{Run, RunError};
 use c1000k_report::{chart, compare, destination, summary};
 use clap::{Parser, Subcommand};
@@ -52,7 +53,8 @@ fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|error| {
         // What was given is no run; all else is the system's refusal.
-        fail(if error.is::<RunError>() { USAGE } else { SHORT }, &error.to_string())
+        let code = if error.is::<RunError>() { USAGE } else { SHORT };
+        fail(code, &visible(&error.to_string()))
     })
 }
 
@@ -65,7 +67,8 @@ fn summarize(folder: &Path, is_strict: bool) -> Result<ExitCode, Box<dyn Error>>
     }
     let page = folder.join("summary.md");
     write(&page, &summary::page(&run, &checks, &charts))?;
-    print(&format!("{}\n{}\n", summary::verdict(&run, &checks), page.display()))?;
+    let path = visible(&page.display().to_string());
+    print(&format!("{}\n{path}\n", summary::verdict(&run, &checks)))?;
     Ok(if passes(&checks, is_strict) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -1,5 +1,7 @@
 //! Tables as people read them in a terminal and as a page shows them.
 
+use crate::escape::markdown;
+
 /// A table with a heading; the first column is text, the others stand right.
 pub(crate) fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
     columns(heading, rows, |column| column > 0)
@@ -15,9 +17,10 @@ fn columns<const N: usize>(
     rows: &[[String; N]],
     is_right: impl Fn(usize) -> bool,
 ) -> String {
+    let heading = heading.map(markdown);
     let rows: Vec<[String; N]> =
-        rows.iter().map(|row| row.each_ref().map(|cell| escaped(cell))).collect();
-    let mut widths = heading.map(|title| title.chars().count().max(3));
+        rows.iter().map(|row| row.each_ref().map(|cell| markdown(cell))).collect();
+    let mut widths = heading.each_ref().map(|title| title.chars().count().max(3));
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.chars().count().max(*width);
@@ -36,7 +39,7 @@ fn columns<const N: usize>(
         line.push('\n');
         line
     };
-    let mut table = line(heading);
+    let mut table = line(heading.each_ref().map(String::as_str));
     table.push('|');
     for (column, width) in widths.into_iter().enumerate() {
         let end = if is_right(column) { ":" } else { " " };
@@ -45,11 +48,6 @@ fn columns<const N: usize>(
     table.push('\n');
     table.extend(rows.iter().map(|row| line(row.each_ref().map(String::as_str))));
     table
-}
-
-/// A bar would end its cell, and a line break its row.
-fn escaped(cell: &str) -> String {
-    cell.replace('|', "\\|").replace(['\n', '\r'], " ")
 }
 
 #[cfg(test)]

@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::input;
 
 /// What `schema` says in a client's record.
 pub const CLIENT_SCHEMA: &str = "c1000k.client/1";
@@ -444,7 +445,8 @@ impl std::error::Error for ReadError {
 
 fn read<T: DeserializeOwned>(path: &Path, expected: &'static str) -> Result<T, ReadError> {
     let malformed = |error| ReadError::Malformed(path.to_owned(), error);
-    let text = fs::read(path).map_err(|error| ReadError::Io(path.to_owned(), error))?;
+    let text = input::read(path, input::RECORD_BYTES_MAX)
+        .map_err(|error| ReadError::Io(path.to_owned(), error))?;
     let head: Head = serde_json::from_slice(&text).map_err(malformed)?;
     if head.schema != expected {
         let path = path.to_owned();
@@ -455,6 +457,7 @@ fn read<T: DeserializeOwned>(path: &Path, expected: &'static str) -> Result<T, R
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::time::Duration;
 
     use super::*;

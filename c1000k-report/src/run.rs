@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::input;
 use crate::record::{ClientRecord, Limit, ReadError, ServerRecord, Verdict};
 use crate::snapshot::Snapshot;
 
@@ -202,7 +203,7 @@ impl Machine {
     }
 
     fn read(path: &Path) -> Self {
-        let text = fs::read_to_string(path).unwrap_or_default();
+        let text = input::text(path).unwrap_or_default();
         let pairs = text.lines().filter_map(|line| line.split_once(':'));
         Self(pairs.map(|(key, value)| (key.trim().into(), value.trim().into())).collect())
     }

@@ -4,10 +4,11 @@
 //! no sense is passed over, as the kernel adds lines and columns from version to version.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use c1000k_host::usage::SlabUsage;
+
+use crate::input;
 
 /// The page that `slabinfo` counts in, as on x86-64.
 const PAGE_BYTES: u64 = 4_096;
@@ -33,7 +34,7 @@ impl Snapshot {
     /// Reads what there is in a folder such as `snapshots/one/peak`.
     #[must_use]
     pub fn read(folder: &Path) -> Self {
-        let text = |name: &str| fs::read_to_string(folder.join(name)).ok();
+        let text = |name: &str| input::text(&folder.join(name));
         let netstat = text("netstat").unwrap_or_default();
         let tcp_ext = tcp_ext(&netstat);
         Self {
@@ -97,6 +98,8 @@ fn kilobytes(text: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const SLABINFO: &str = "slabinfo - version: 2.1

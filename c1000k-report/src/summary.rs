@@ -7,6 +7,7 @@ use c1000k_host::format;
 use crate::agree::{Check, Outcome};
 use crate::chart::Chart;
 use crate::cost::{self, KernelCost, float};
+use crate::escape::{markdown, visible};
 use crate::markdown::{table, text_table};
 use crate::record::{ClientRecord, Verdict};
 use crate::run::{Moment, Run, Topology, total};
@@ -17,9 +18,9 @@ use crate::trend;
 pub fn verdict(run: &Run, checks: &[Check]) -> String {
     let mut text = headline(run);
     for (name, limit, detail) in run.limits() {
-        let _ = write!(text, "\nCapped by {limit} ({name})");
+        let _ = write!(text, "\nCapped by {limit} ({})", visible(name));
         if let Some(detail) = detail {
-            let _ = write!(text, ": {detail}");
+            let _ = write!(text, ": {}", visible(detail));
         }
     }
     let count = |outcome| checks.iter().filter(|check| check.outcome == outcome).count();
@@ -34,7 +35,9 @@ pub fn verdict(run: &Run, checks: &[Check]) -> String {
         let _ = write!(
             text,
             "\nDisagrees: {}: expected {}, found {}",
-            check.name, check.expected, check.found
+            visible(&check.name),
+            check.expected,
+            check.found
         );
     }
     text
@@ -87,7 +90,7 @@ fn headline(run: &Run) -> String {
 /// The verdict as Markdown: each line a paragraph, the first one strong.
 fn paragraphs(run: &Run, checks: &[Check]) -> String {
     let text = verdict(run, checks);
-    let mut lines = text.lines();
+    let mut lines = text.lines().map(markdown);
     let mut page = format!("**{}**\n", lines.next().unwrap_or_default());
     for line in lines {
         let _ = write!(page, "\n{line}.\n");
@@ -218,7 +221,7 @@ fn kernel_cost(cost: &KernelCost) -> String {
     rows.push(last("together", cost.bytes()));
     let mut text = format!(
         "The {}, by slab cache, pages included ({} connections):\n\n{}",
-        cost.name(),
+        markdown(&cost.name()),
         format::count(cost.connections),
         table(["cache", "objects", "size of one", "a connection"], &rows)
     );
@@ -292,7 +295,8 @@ fn rate_section(run: &Run) -> String {
         rows.push(row);
         let _ = write!(
             ratios,
-            "\nMedian of the last three over that of the first three ({name}): {:.2}.\n",
+            "\nMedian of the last three over that of the first three ({}): {:.2}.\n",
+            markdown(name),
             trend::ratio(&tenths)
         );
     }
@@ -332,7 +336,7 @@ fn machine(run: &Run) -> String {
     commands.extend(run.server.as_ref().map(|server| ("server", &server.head.argv)));
     for (name, argv) in commands {
         if !argv.is_empty() {
-            rows.push(row(&format!("{name} ran as"), format!("`{}`", argv.join(" "))));
+            rows.push(row(&format!("{name} ran as"), argv.join(" ")));
         }
     }
     format!("## Machine and command\n\n{}", text_table(["", ""], &rows))

@@ -302,6 +302,97 @@ fn nonsense_in_the_text_files_is_passed_over() {
     assert_not_seen(&fixture, "Sockets of host one");
 }
 
+/// Pipes, devices and folders in place of each file that is read: all at once for those that may be missing.
+#[test]
+fn a_pipe_or_a_device_in_place_of_a_file_holds_nobody_up() {
+    let optional = ["machine.txt", "snapshots/one/peak/slabinfo", "snapshots/one/peak/sockstat"];
+    for record in [Some("client.json"), Some("server.json"), Some("client-2.json"), None] {
+        let fixture = Fixture::one_host();
+        for name in optional.into_iter().filter(|_| record.is_none()).chain(record) {
+            if fixture.exists(name) {
+                fixture.remove(name);
+            }
+            fixture.pipe(name);
+        }
+        fixture.link("/dev/zero", "snapshots/one/after/meminfo");
+        let output = fixture.summarize(&[]);
+        let told = stderr(&output);
+        match record {
+            Some(name) => {
+                assert_eq!(output.status.code(), Some(2), "{name}: {told}");
+                assert!(told.contains(&format!("{name}: it is no regular file")), "{told}");
+            }
+            None => assert_eq!(output.status.code(), Some(0), "{told}"),
+        }
+    }
+    let fixture = Fixture::one_host();
+    fixture.remove("client.json");
+    fixture.link("/dev/zero", "client.json");
+    assert_eq!(fixture.summarize(&[]).status.code(), Some(2));
+}
+
+/// Text that a terminal, Markdown or HTML would act on, in every string that is read and in every name.
+#[test]
+fn text_of_others_does_nothing_to_a_terminal_or_a_page() {
+    const HOSTILE: &str =
+        "\u{1b}[2J\u{9b}1m\r\nReached: all\u{202e}<script>alert(1)</script>![i](http://h)**b**|`";
+    let in_name = HOSTILE.replace('/', ":");
+    let fixture = Fixture::one_host();
+    fixture.set("client.json", "verdict", json!("short"));
+    fixture.set("client.json", "established", json!(99_999));
+    fixture.set("client.json", "limit", json!("other"));
+    for field in ["limit_detail", "destination", "version", "started_at"] {
+        fixture.set("client.json", field, json!(HOSTILE));
+    }
+    for record in ["client.json", "server.json"] {
+        fixture.set(record, "argv", json!([HOSTILE, HOSTILE]));
+    }
+    for field in ["bind", "mode"] {
+        fixture.set("server.json", field, json!(HOSTILE));
+    }
+    fixture.put(&format!("client-{in_name}.json"), &fixture.read("client.json"));
+    let machine = fixture.read("machine.txt").replace("kernel: ", &format!("kernel: {HOSTILE}"));
+    fixture.put("machine.txt", &format!("{machine}{HOSTILE}: {HOSTILE}\ntopology: {HOSTILE}\n"));
+    let name: String = HOSTILE.split_whitespace().collect();
+    for (moment, objects) in [("before", 10), ("peak", 900_000), ("after", 10)] {
+        let file = format!("snapshots/one/{moment}/slabinfo");
+        let line = format!(
+            "{name} {objects} {objects} 64 64 1 : tunables 0 0 0 : slabdata 1 {objects} 0\n"
+        );
+        fixture.put(&file, &(fixture.read(&file) + &line));
+        fixture.put(&format!("snapshots/{in_name}/{moment}/slabinfo"), &fixture.read(&file));
+    }
+
+    let output = fixture.summarize(&[]);
+    let path = fixture.path().to_str().unwrap();
+    let compared = stdout(&report(&["compare", path, path]));
+    let pages = [fixture.read("summary.md"), compared];
+    let drawn = ["rate.svg", "cost.svg"].map(|name| fixture.read(name));
+    let told = [stdout(&output), stderr(&output)];
+    for text in pages.iter().chain(&drawn).chain(&told) {
+        let acts = |&c: &char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert_eq!(text.chars().find(acts), None, "{text:?}");
+        assert!(!text.lines().any(|line| line.starts_with("Reached: all")), "{text}");
+    }
+    for page in pages.iter().chain(&drawn) {
+        assert!(!page.contains("<script>"), "{page}");
+    }
+    for page in &pages {
+        let unescaped = page.replace("\\`", "").replace("\\*", "").replace("\\[", "");
+        assert!(!unescaped.contains("![i]") && !unescaped.contains("**b**"), "{page}");
+        assert!(!unescaped.contains('`'), "{page}");
+    }
+    assert!(pages[0].contains("\\\\u{1b}\\[2J"), "what it was is still told: {}", pages[0]);
+
+    fixture.put("client-2.json", &format!(r#"{{"schema": "{}"}}"#, "\\u001b[2J\\u009b"));
+    fixture.put("client-3.json", "{}");
+    let told = stderr(&fixture.summarize(&[]));
+    assert!(
+        told.lines().count() == 1 && !told.trim_end().chars().any(char::is_control),
+        "{told:?}"
+    );
+}
+
 #[test]
 fn absurd_figures_and_names_harm_nothing() {
     let fixture = Fixture::one_host();

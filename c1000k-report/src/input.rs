@@ -1,0 +1,70 @@
+//! Files of a run, which anybody may have put there: read only where they are regular, and only so far.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+
+/// A record of 3,600 points is half a megabyte.
+pub(crate) const RECORD_BYTES_MAX: u64 = 64 << 20;
+
+/// `slabinfo`, the longest of the texts, has some 30 kB.
+pub(crate) const TEXT_BYTES_MAX: u64 = 4 << 20;
+
+/// The whole of a regular file.
+///
+/// # Errors
+/// The file can't be read, is a pipe, a device or a folder, or is longer than `bytes_max`.
+pub(crate) fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    // Looked at before it is opened, for that alone does something to a device.
+    check_regular(&fs::metadata(path)?)?;
+    // Something else may stand there by now, and to open a pipe would wait for its writer.
+    let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    check_regular(&file.metadata()?)?;
+    let mut bytes = Vec::new();
+    let length = file.take(bytes_max + 1).read_to_end(&mut bytes)? as u64;
+    if length > bytes_max {
+        return Err(io::Error::other(format!("it is longer than {bytes_max} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// The text of such a file; `None` where it can't be had. What is no UTF-8 is replaced.
+pub(crate) fn text(path: &Path) -> Option<String> {
+    let bytes = read(path, TEXT_BYTES_MAX).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn check_regular(found: &fs::Metadata) -> io::Result<()> {
+    if found.is_file() { Ok(()) } else { Err(io::Error::other("it is no regular file")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_regular_file_is_read_up_to_its_bound() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("text");
+        fs::write(&path, b"seven\xff.").unwrap();
+        assert_eq!(read(&path, 7).unwrap(), b"seven\xff.");
+        assert!(read(&path, 6).unwrap_err().to_string().contains("longer than 6 bytes"));
+        assert_eq!(text(&path).as_deref(), Some("seven\u{fffd}."));
+    }
+
+    #[test]
+    fn a_pipe_a_device_and_a_folder_are_refused_without_a_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [pipe.as_path(), Path::new("/dev/zero"), folder.path()] {
+            let error = read(path, TEXT_BYTES_MAX).unwrap_err().to_string();
+            assert!(error.contains("no regular file"), "{}: {error}", path.display());
+            assert_eq!(text(path), None);
+        }
+    }
+}
