@@ -220,6 +220,6 @@ fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, Stri
         }
     };
     let written = written.and_then(|()| waiting.map_or(Ok(()), write));
-    written.map_err(|error| error.to_string())?;
+    written.map_err(|error| error.print_instead(record))?;
     Ok(code)
 }

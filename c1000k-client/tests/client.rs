@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use c1000k_report::ClientRecord;
 use c1000k_report::record::{Limit, Verdict};
 use common::{Client, Ended, Manner, Server, record, run};
 use nix::sys::signal::Signal;
@@ -85,14 +86,30 @@ fn the_record_has_the_fields_of_the_contract() {
 }
 
 #[test]
-fn a_record_that_cannot_be_written_takes_nothing_from_the_summary() {
+fn a_record_that_cannot_be_written_is_printed_on_standard_error_after_the_summary() {
     let server = Server::start(Manner::Echo, 1);
-    let words =
-        format!("127.0.0.1 {} --ports 1 -c 10 --hold 0s --json /dev/full", server.first_port);
-    let ended = Client::start(&words).end();
+    let folder = tempfile::tempdir().unwrap();
+    let gone = folder.path().join("gone");
+    std::fs::create_dir(&gone).unwrap();
+    let path = gone.join("record.json");
+    let words = format!(
+        "127.0.0.1 {} --ports 1 -c 10 --hold 2s --json {}",
+        server.first_port,
+        path.display()
+    );
+    let mut client = Client::start(&words);
+    client.await_line("holding ");
+    std::fs::remove_dir(&gone).unwrap();
+    let ended = client.end();
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stdout.starts_with("REACHED: 10 of 10"), "{ended:?}");
-    assert!(error_line(&ended).contains("cannot write the record to /dev/full"), "{ended:?}");
+    let at = |text: &str| ended.stderr.iter().position(|line| line == text).unwrap();
+    let printed = ended.stderr[at("{")..=at("}")].join("\n");
+    let record: ClientRecord = serde_json::from_str(&printed).unwrap();
+    assert_eq!((record.established, record.verified), (10, Some(10)));
+    let line = ended.stderr.last().unwrap();
+    let expected = format!("cannot write the record to {}", path.display());
+    assert!(line.contains(&expected) && line.contains("printed"), "{line}");
 }
 
 #[test]
@@ -360,6 +377,8 @@ fn what_cannot_start_is_one_line() {
     for (words, code, part) in [
         ("127.0.0.1 9900 --source 192.0.2.1", 1, "--source 192.0.2.1 can't be used"),
         ("127.0.0.1 9900 --json /nonexistent/record.json", 1, "/nonexistent/record.json"),
+        ("127.0.0.1 9900 --json new/", 1, "cannot write the record to new/"),
+        ("127.0.0.1 9900 --json /dev/full", 1, "cannot write the record to /dev/full"),
         ("127.0.0.1 9900 --ports 0", 2, "--ports is 0"),
         ("127.0.0.1 9900 --colour", 2, "--colour"),
         ("", 2, "<FIRST_PORT>"),

@@ -1,24 +1,40 @@
 //! Where `--json PATH` points: a file, or standard output for `-`.
 //!
 //! A path is checked before the run, because a run of ten minutes must not end in a record that
-//! can't be written; and it is replaced whole, so that nobody ever reads half a record.
+//! can't be written. A file is replaced whole, so that half a record is never read; only one that
+//! can't be replaced (a file mounted into a container, or in a folder that takes no new file) is
+//! overwritten. What can't be written all the same, for a disk that is full by now, goes to
+//! standard error.
 
 use std::fmt;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use c1000k_host::command_line;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, fcntl};
+use nix::unistd::{AccessFlags, Uid, faccessat};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
 /// So long a pipe's reader may take to come, once the record is there.
 const READER_WAIT: Duration = Duration::from_secs(2);
 const READER_POLL: Duration = Duration::from_millis(10);
+
+/// A record takes so much, and a long run's more: with less left the disk is full.
+const ROOM_BYTES: usize = 32 * 1024;
+
+/// As many links may lead to a file, as for the kernel.
+const LINKS_MAX: usize = 40;
+
+/// The bit of a folder's mode with which only its owner and theirs may replace files in it.
+const STICKY: u32 = 0o1000;
 
 /// Where a record is written.
 ///
@@ -62,15 +78,17 @@ impl Destination {
     /// Tells now whether [`write`](Self::write) could work later; leaves nothing behind.
     ///
     /// # Errors
-    /// The path is a folder, or no file can be made beside it.
+    /// The path is a folder or a socket, may not be written, or lies where there is no room; or
+    /// standard output was opened for reading, or is a device that takes nothing.
     pub fn check_writable(&self) -> Result<(), WriteError> {
-        let Self::Path(path) = self else { return Ok(()) };
-        let target = Target::of(path).and_then(|target| match target {
-            Target::Replace(file) => temporary_beside(&file).map(drop),
-            // Opening a pipe would wait for its reader.
-            Target::WriteThrough(_) => Ok(()),
-        });
-        target.map_err(|error| self.error(error))
+        let checked = match self {
+            Self::Stdout => check_stdout(),
+            Self::Path(path) => Target::of(path).and_then(|target| match target {
+                Target::Replace(file) => check_file(&file),
+                Target::WriteThrough(file) => check_through(&file),
+            }),
+        };
+        checked.map_err(|error| self.error(error))
     }
 
     /// Writes the record as one JSON object with a newline at its end.
@@ -80,9 +98,7 @@ impl Destination {
     /// # Errors
     /// The system refused to make, write or rename the file; or nobody opened the pipe within two seconds.
     pub fn write<T: Serialize>(&self, record: &T) -> Result<(), WriteError> {
-        let mut text =
-            serde_json::to_vec_pretty(record).map_err(|error| self.error(error.into()))?;
-        text.push(b'\n');
+        let text = text_of(record).map_err(|error| self.error(error))?;
         let outcome = match self {
             Self::Stdout => pour(io::stdout().lock(), &text),
             Self::Path(path) => Target::of(path).and_then(|target| match target {
@@ -114,15 +130,35 @@ pub struct WriteError {
     source: io::Error,
 }
 
-impl fmt::Display for WriteError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot write the record to {}: {}", self.destination, self.source)?;
-        match self.destination {
-            Destination::Stdout => Ok(()),
-            Destination::Path(_) => {
-                f.write_str("; give --json a file in a folder that exists and that you may write")
+impl WriteError {
+    /// Prints the record on standard error instead, whole, however long its reader takes; says so in
+    /// one line with the error.
+    #[must_use]
+    pub fn print_instead<T: Serialize>(&self, record: &T) -> String {
+        command_line::flush_log();
+        let printed = text_of(record).and_then(|text| pour(io::stderr().lock(), &text));
+        match printed {
+            Ok(()) => format!("{self}; it was printed on standard error instead"),
+            Err(_) => self.to_string(),
+        }
+    }
+
+    fn remedy(&self) -> &'static str {
+        match (self.source.kind(), &self.destination) {
+            (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => "; make room there",
+            (io::ErrorKind::FileTooLarge, _) => "; raise `ulimit -f`",
+            (_, Destination::Stdout) => "",
+            (_, Destination::Path(_)) => {
+                "; give --json a file in a folder that exists and that you may write"
             }
         }
+    }
+}
+
+impl fmt::Display for WriteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { destination, source } = self;
+        write!(f, "cannot write the record to {destination}: {source}{}", self.remedy())
     }
 }
 
@@ -140,28 +176,123 @@ enum Target {
 
 impl Target {
     fn of(path: &Path) -> io::Result<Self> {
+        // `Path` overlooks what the kernel takes for a folder.
+        if [b"/".as_slice(), b"/."].iter().any(|end| path.as_os_str().as_bytes().ends_with(end)) {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
         match fs::metadata(path) {
             Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+            Ok(found) if found.file_type().is_socket() => Err(io::Error::other("it is a socket")),
             // A link stays a link: what it points to is replaced.
             Ok(found) if found.is_file() => Ok(Self::Replace(path.canonicalize()?)),
             Ok(_) => Ok(Self::WriteThrough(path.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Self::Replace(path.to_owned()))
+                Ok(Self::Replace(end_of_links(path)?))
             }
             Err(error) => Err(error),
         }
     }
 }
 
-/// Puts a file in place whole: at each moment a reader finds the old one or the new one.
+/// Where links lead whose end does not exist yet.
+fn end_of_links(path: &Path) -> io::Result<PathBuf> {
+    let mut end = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        let Ok(next) = fs::read_link(&end) else { return Ok(end) };
+        // From the link's own folder, unless it is absolute.
+        end = end.parent().unwrap_or(Path::new("")).join(next);
+    }
+    Err(Errno::ELOOP.into())
+}
+
+fn check_stdout() -> io::Result<()> {
+    let stdout = io::stdout();
+    let flags = OFlag::from_bits_retain(fcntl(&stdout, FcntlArg::F_GETFL)?);
+    if flags & OFlag::O_ACCMODE == OFlag::O_RDONLY {
+        return Err(io::Error::other("it is open for reading only"));
+    }
+    let file = File::from(stdout.as_fd().try_clone_to_owned()?);
+    if file.metadata()?.file_type().is_char_device() { check_device(file) } else { Ok(()) }
+}
+
+/// A pipe is not opened: that would wait for its reader, and closing it again end what it reads.
+fn check_through(path: &Path) -> io::Result<()> {
+    if fs::metadata(path)?.file_type().is_fifo() {
+        faccessat(AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS)?;
+        return Ok(());
+    }
+    let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
+    check_device(File::options().write(true).custom_flags(flags).open(path)?)
+}
+
+/// Nothing at all is written, which a device that is always full refuses too.
+fn check_device(mut device: File) -> io::Result<()> {
+    device.write(&[]).map(drop)
+}
+
+/// Whether the file can be replaced or, where it is there, be overwritten.
+fn check_file(path: &Path) -> io::Result<()> {
+    let replaced =
+        temporary_beside(path).and_then(|file| file.as_file().write_all(&[0; ROOM_BYTES]));
+    let overwritten = File::options().write(true).open(path);
+    match (replaced, overwritten) {
+        (Ok(()), Err(error)) if is_immutable(&error) || is_kept_by_its_folder(path) => Err(error),
+        (Err(error), Ok(_)) if is_for_want_of_room(&error) => Err(error),
+        (Ok(()), _) | (_, Ok(_)) => Ok(()),
+        (Err(error), Err(_)) => Err(error),
+    }
+}
+
+/// What `chattr +i` has set apart can't be renamed over either.
+fn is_immutable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EPERM as i32)
+}
+
+/// Whether a file is there that its folder lets nobody but the owners replace, as `/tmp` does.
+fn is_kept_by_its_folder(path: &Path) -> bool {
+    let folder = fs::metadata(folder_of(path));
+    let (Ok(file), Ok(folder)) = (fs::metadata(path), folder) else { return false };
+    let user = Uid::effective().as_raw();
+    folder.mode() & STICKY != 0 && user != file.uid() && user != folder.uid()
+}
+
+fn is_for_want_of_room(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// One JSON object with a newline at its end.
+fn text_of<T: Serialize>(record: &T) -> io::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(record)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// Puts a file in place whole: at each moment a reader finds the old one or the new one. One that
+/// can't be replaced is overwritten.
 ///
 /// # Errors
-/// The system refused to make, write or rename the file.
+/// The system refused to make, write or rename the file; a file that was there is left as it was.
 pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let mut file = temporary_beside(path)?;
-    file.write_all(text)?;
-    file.persist(path)?;
-    Ok(())
+    let file = match temporary_beside(path) {
+        Ok(file) => file,
+        Err(error) => return overwrite(path, text).map_err(|_| error),
+    };
+    // Not by the temporary file's own means, which name it in their errors.
+    file.as_file().write_all(text)?;
+    file.persist(path).map(drop).or_else(|refused| overwrite(path, text).map_err(|_| refused.error))
+}
+
+/// For a file that is there only.
+fn overwrite(path: &Path, text: &[u8]) -> io::Result<()> {
+    File::options().write(true).truncate(true).open(path)?.write_all(text)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// A file in the same folder, because a rename can't leave its file system.
@@ -169,10 +300,7 @@ fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
     if path.file_name().is_none() {
         return Err(io::ErrorKind::IsADirectory.into());
     }
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     fs::metadata(folder)?;
     // As any new file: what the umask leaves of it, not the 0600 of a secret.
     tempfile::Builder::new()
@@ -273,6 +401,45 @@ mod tests {
         to(&link).write(&7).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read_to_string(&file).unwrap(), "7\n");
+    }
+
+    #[test]
+    fn a_link_that_leads_to_no_file_yet_stays_and_the_file_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, link, first] = ["file", "link", "first"].map(|name| folder.path().join(name));
+        symlink("file", &link).unwrap();
+        symlink(&link, &first).unwrap();
+        to(&first).check_writable().unwrap();
+        to(&first).write(&7).unwrap();
+        assert!(
+            [&link, &first].iter().all(|link| fs::symlink_metadata(link).unwrap().is_symlink())
+        );
+        assert_eq!(fs::read_to_string(&file).unwrap(), "7\n");
+    }
+
+    #[test]
+    fn what_can_never_be_written_is_found_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let [astray, round, socket] =
+            ["astray", "round", "socket"].map(|name| folder.path().join(name));
+        symlink("none/run.json", &astray).unwrap();
+        symlink("round", &round).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let with_slash = folder.path().join("new/");
+        for bad in [&astray, &round, &socket, &with_slash, Path::new("/dev/full")] {
+            let error = to(bad).check_writable().expect_err(&bad.display().to_string());
+            assert_eq!(error.to_string().lines().count(), 1, "{error}");
+        }
+        assert_eq!(names(folder.path()).len(), 3);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_replaced_is_overwritten() {
+        // Nothing can be made beside this one, whoever asks: the name of the process.
+        let name = Path::new("/proc/self/comm");
+        to(name).check_writable().unwrap();
+        to(name).write(&7).unwrap();
+        assert_eq!(fs::read_to_string(name).unwrap().trim_end(), "7");
     }
 
     #[test]

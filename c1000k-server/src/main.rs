@@ -136,7 +136,8 @@ fn conclude(settings: &Settings, record: &ServerRecord) -> Result<(), String> {
     } else {
         print(&text);
     }
-    written.and_then(|()| waiting.map_or(Ok(()), write)).map_err(|error| error.to_string())
+    let written = written.and_then(|()| waiting.map_or(Ok(()), write));
+    written.map_err(|error| error.print_instead(record))
 }
 
 fn tell_ready(settings: &Settings, connections_max: u64) {

@@ -235,9 +235,57 @@ fn a_name_that_is_no_utf_8_is_borne() {
 
 #[test]
 fn a_record_that_could_not_be_written_stops_it_before_it_listens() {
-    let output = serve(&["--ports", "1", "--json", "/no/such/folder/record"], free_ports(1));
-    assert_eq!(output.status.code(), Some(1));
-    assert!(one_line(&output).contains("/no/such/folder"), "{}", text(&output.stderr));
+    let folder = tempfile::tempdir().unwrap();
+    let astray = folder.path().join("astray");
+    std::os::unix::fs::symlink("none/record", &astray).unwrap();
+    for path in ["/no/such/folder/record", "new/", "/dev/full", "/", astray.to_str().unwrap()] {
+        let output = serve(&["--ports", "1", "--json", path], free_ports(1));
+        assert_eq!(output.status.code(), Some(1));
+        let line = one_line(&output);
+        assert!(line.contains(&format!("cannot write the record to {path}")), "{line}");
+    }
+    // For standard output, and where a file may not grow.
+    for setting in
+        ["exec 1</dev/null; set -- -", "exec 1>/dev/full; set -- -", "trap '' XFSZ; ulimit -f 0"]
+    {
+        let script = format!(
+            "{setting}; exec {BINARY} --bind 127.0.0.1 --ports 1 --first-port {} --json ${{1-record}}",
+            free_ports(1)
+        );
+        let output = run(Command::new("bash").args(["-c", &script]).current_dir(folder.path()));
+        assert_eq!(output.status.code(), Some(1), "{setting}");
+        assert!(one_line(&output).contains("cannot write the record to"), "{setting}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
+}
+
+#[test]
+fn a_record_that_cannot_be_written_at_the_end_is_printed_on_standard_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let gone = folder.path().join("gone");
+    std::fs::create_dir(&gone).unwrap();
+    let first_port = free_ports(1);
+    let mut child = Command::new(BINARY)
+        .args(["--bind", "127.0.0.1", "--ports", "1", "--json"])
+        .arg(gone.join("record"))
+        .arg(format!("--first-port={first_port}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let serves = common::until(common::DEADLINE, || {
+        TcpStream::connect((Ipv4Addr::LOCALHOST, first_port)).is_ok()
+    });
+    std::fs::remove_dir(&gone).unwrap();
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let status = wait(&mut child);
+    let told = text(&child.wait_with_output().unwrap().stderr);
+    assert!(serves && status.code() == Some(1), "{told}");
+    let (start, end) = (told.find("\n{\n").unwrap(), told.find("\n}\n").unwrap());
+    let record: ServerRecord = serde_json::from_str(&told[start..end + 2]).unwrap();
+    assert_eq!(record.accepted, record.closed);
+    let line = told.lines().last().unwrap();
+    assert!(line.contains("cannot write the record") && line.contains("printed"), "{line}");
 }
 
 #[test]
