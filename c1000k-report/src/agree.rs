@@ -25,6 +25,9 @@ const SLAB_RETURNED_MIN: f64 = 0.9;
 const TREND_MIN: f64 = 0.9;
 /// A prediction further off than this was wrong.
 const PREDICTION_TOLERANCE: f64 = 0.1;
+/// Snapshots are of another moment than the server's samples, and its own work takes some pages.
+const PROCESS_MEMORY_TOLERANCE_PART: u64 = 20;
+const PROCESS_MEMORY_TOLERANCE_BYTES: u64 = 256 * 1024;
 /// What the server may use of its own, whatever it holds.
 const PROCESS_FIXED_BYTES_MAX: u64 = 24_000_000;
 /// What it may use for each connection.
@@ -80,6 +83,7 @@ pub fn checks(run: &Run) -> Vec<Check> {
     checks.extend(hosts(run).into_iter().map(|host| sockets(run, &host)));
     checks.extend(kernel_hosts(run).into_iter().map(|host| tcp_objects(run, &host)));
     checks.push(kernel_bytes(run));
+    checks.push(process_memory(run));
     checks.push(process_bytes(run));
     checks.extend(kernel_hosts(run).into_iter().map(|host| slab_returned(run, &host)));
     checks.extend(listen_counters(run));
@@ -219,9 +223,27 @@ fn kernel_bytes(run: &Run) -> Check {
     )
 }
 
+/// The kernel's view of the process, which the server asks for itself too.
+fn process_memory(run: &Run) -> Check {
+    let check = Question::new(
+        "Memory of the server's process at the peak",
+        "the server's own figure is that of the snapshots",
+    );
+    let told = run.server.as_ref().and_then(|server| server.rss_at_peak_bytes);
+    let (Some(seen), Some(told)) = (cost::process_seen(run).peak_bytes, told) else {
+        return check.not_seen("the server's figure or its process in the snapshots is missing");
+    };
+    let tolerance = seen / PROCESS_MEMORY_TOLERANCE_PART + PROCESS_MEMORY_TOLERANCE_BYTES;
+    check.judge(
+        format!("{} +- {}", format::bytes(seen), format::bytes(tolerance)),
+        format::bytes(told),
+        seen.abs_diff(told) <= tolerance,
+    )
+}
+
 fn process_bytes(run: &Run) -> Check {
     let check = Question::new(
-        "Memory of the server's process",
+        "Memory that the server's process may take",
         "24 MB and 48 B for each connection at the most",
     );
     let (Some(connections), Some(peak)) = (run.connections(), cost::process(run).peak_bytes) else {
@@ -311,7 +333,7 @@ fn prediction(run: &Run) -> Option<Check> {
 
 /// What a connection took of the process and, for one end, of the kernel.
 fn server_costs(run: &Run) -> Option<(f64, f64)> {
-    let process = cost::process(run).bytes_per_connection(run.connections()?)?;
+    let process = cost::process(run).bytes_each?;
     let kernel =
         cost::server_end_bytes(run).or_else(|| run.server.as_ref()?.kernel_bytes_per_connection)?;
     Some((process, kernel))

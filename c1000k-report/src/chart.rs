@@ -185,9 +185,7 @@ fn rate(run: &Run) -> Outcome<Option<Chart>> {
 
 /// One bar a kernel, stacked by slab cache, with the server's process in front of its own kernel.
 fn cost_per_connection(run: &Run) -> Outcome<Option<Chart>> {
-    let process = run
-        .connections()
-        .and_then(|connections| cost::process(run).bytes_per_connection(connections));
+    let process = cost::process(run).bytes_each;
     let bars: Vec<Bar> = cost::kernels(run)
         .into_iter()
         .map(|cost| {

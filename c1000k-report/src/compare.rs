@@ -97,7 +97,7 @@ fn process_peak(run: &Run) -> Option<f64> {
 }
 
 fn process_cost(run: &Run) -> Option<f64> {
-    cost::process(run).bytes_per_connection(run.connections()?)
+    cost::process(run).bytes_each
 }
 
 /// Of one end, so that runs on one host and on three compare.

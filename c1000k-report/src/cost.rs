@@ -102,7 +102,7 @@ fn growth(before: &SlabUsage, peak: &SlabUsage, connections: u64) -> Vec<CacheCo
 }
 
 /// The server's resident memory at the three moments.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ProcessMemory {
     /// Before the first connection.
     pub before_bytes: Option<u64>,
@@ -110,27 +110,46 @@ pub struct ProcessMemory {
     pub peak_bytes: Option<u64>,
     /// After the teardown.
     pub after_bytes: Option<u64>,
+    /// What it grew by to the peak, per connection.
+    pub bytes_each: Option<f64>,
 }
 
-/// The server's memory by the snapshots, else by its own record.
+/// The server's memory by its own record, else by the snapshots: one of the two for all figures, for
+/// they are of other moments.
 #[must_use]
 pub fn process(run: &Run) -> ProcessMemory {
+    let recorded = run.server.as_ref().map(ProcessMemory::recorded);
+    let is_whole = |memory: &ProcessMemory| memory.bytes_each.is_some();
+    let seen = process_seen(run);
+    recorded
+        .filter(is_whole)
+        .or_else(|| seen.peak_bytes.map(|_| seen))
+        .or(recorded)
+        .unwrap_or_default()
+}
+
+/// The server's memory by the snapshots.
+#[must_use]
+pub fn process_seen(run: &Run) -> ProcessMemory {
     let seen = |moment| run.snapshot(run.server_host(), moment)?.server_rss_bytes;
-    let told = |figure: fn(&ServerRecord) -> Option<u64>| run.server.as_ref().and_then(figure);
+    let (before_bytes, peak_bytes) = (seen(Moment::Before), seen(Moment::Peak));
+    let grown = peak_bytes.zip(before_bytes).map(|(peak, before)| peak.saturating_sub(before));
     ProcessMemory {
-        before_bytes: seen(Moment::Before).or_else(|| told(|server| server.rss_at_start_bytes)),
-        peak_bytes: seen(Moment::Peak)
-            .or_else(|| told(|server| server.rss_at_peak_bytes.or(server.rss_peak_bytes))),
-        after_bytes: seen(Moment::After).or_else(|| told(|server| server.rss_now_bytes)),
+        before_bytes,
+        peak_bytes,
+        after_bytes: seen(Moment::After),
+        bytes_each: grown.zip(run.connections()).map(|(grown, count)| float(grown) / float(count)),
     }
 }
 
 impl ProcessMemory {
-    /// What the process grew by, per connection.
-    #[must_use]
-    pub fn bytes_per_connection(&self, connections: u64) -> Option<f64> {
-        let grown = self.peak_bytes?.saturating_sub(self.before_bytes?);
-        (connections > 0).then(|| float(grown) / float(connections))
+    fn recorded(server: &ServerRecord) -> Self {
+        Self {
+            before_bytes: server.rss_at_start_bytes,
+            peak_bytes: server.rss_at_peak_bytes.or(server.rss_peak_bytes),
+            after_bytes: server.rss_now_bytes,
+            bytes_each: server.user_bytes_per_connection,
+        }
     }
 
     /// The share of what it grew by that it gave back.

@@ -126,13 +126,15 @@ pub struct ServerRecord {
     pub bytes_in: u64,
     /// Bytes of payload sent.
     pub bytes_out: u64,
-    /// What the process grew by from start to peak, per connection; null where it can't be told.
+    /// What the process grew by from start to peak, per connection: `rss_at_peak_bytes` less
+    /// `rss_at_start_bytes`, by the connections open then. Null where it can't be told.
     pub user_bytes_per_connection: Option<f64>,
     /// What one end of a connection costs the kernel: what its slabs grew by, per socket added, so
     /// that it is the same whether the other end lies in this kernel or not. Null where it can't be
     /// told.
     pub kernel_bytes_per_connection: Option<f64>,
-    /// The most memory the process ever had resident; null where it can't be told.
+    /// The most memory the process ever had resident, and at least each other figure of it here; null
+    /// where it can't be told.
     pub rss_peak_bytes: Option<u64>,
     /// Processor time spent in the program.
     pub cpu_user_seconds: f64,

@@ -169,12 +169,10 @@ fn clients(run: &Run) -> String {
 fn cost_section(run: &Run) -> String {
     let mut text = "## What a connection costs\n\n".to_owned();
     let memory = cost::process(run);
-    let per_connection =
-        run.connections().and_then(|connections| memory.bytes_per_connection(connections));
     let _ = writeln!(
         text,
         "The server's process: {} a connection; resident {} before, {} at the peak.\n",
-        seen(per_connection.map(format::bytes_each)),
+        seen(memory.bytes_each.map(format::bytes_each)),
         seen(memory.before_bytes.map(format::bytes)),
         seen(memory.peak_bytes.map(format::bytes))
     );

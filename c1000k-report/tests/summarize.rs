@@ -171,7 +171,29 @@ fn a_cache_that_the_kernel_shows_under_another_name_is_weighed_with_the_rest() {
 fn a_process_that_grew_too_large_disagrees() {
     let fixture = Fixture::one_host();
     fixture.replace("snapshots/one/peak/server-smaps_rollup", "3400 kB", "34000 kB");
-    assert_disagrees(&fixture, "Memory of the server's process");
+    fixture.set("server.json", "rss_at_peak_bytes", json!(34_000 * 1_024));
+    assert_disagrees(&fixture, "Memory that the server's process may take");
+}
+
+#[test]
+fn a_process_that_tells_less_than_the_kernel_disagrees() {
+    let fixture = Fixture::one_host();
+    fixture.set("server.json", "rss_at_peak_bytes", json!(3_000_000));
+    assert_disagrees(&fixture, "Memory of the server's process at the peak");
+}
+
+#[test]
+fn the_bytes_of_a_connection_are_those_of_the_record() {
+    let fixture = Fixture::one_host();
+    fixture.replace("snapshots/one/peak/server-smaps_rollup", "3400 kB", "3300 kB");
+    fixture.set("server.json", "user_bytes_per_connection", json!(27.03));
+    assert_eq!(fixture.summarize(&[]).status.code(), Some(0));
+    let page = fixture.read("summary.md");
+    assert!(page.contains("The server's process: 27.0 B a connection"), "{page}");
+    assert!(page.contains("resident 1.0 MB before, 3.5 MB at the peak"), "{page}");
+    let compared = fixture.compare_with_itself();
+    let row = compared.lines().find(|line| line.contains("process, a connection")).unwrap();
+    assert_eq!(row.matches("27.0 B").count(), 2, "{row}");
 }
 
 #[test]
@@ -364,9 +386,7 @@ fn text_of_others_does_nothing_to_a_terminal_or_a_page() {
     }
 
     let output = fixture.summarize(&[]);
-    let path = fixture.path().to_str().unwrap();
-    let compared = stdout(&report(&["compare", path, path]));
-    let pages = [fixture.read("summary.md"), compared];
+    let pages = [fixture.read("summary.md"), fixture.compare_with_itself()];
     let drawn = ["rate.svg", "cost.svg"].map(|name| fixture.read(name));
     let told = [stdout(&output), stderr(&output)];
     for text in pages.iter().chain(&drawn).chain(&told) {

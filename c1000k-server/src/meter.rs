@@ -23,6 +23,7 @@ pub(crate) struct Meter {
     kernel: KernelMeter,
     counters_at_start: Option<NetCounters>,
     rss_at_start_bytes: Option<u64>,
+    rss_max_bytes: Option<u64>,
     peak: Option<Peak>,
     series: Series<ServerPoint>,
     last_line: Line,
@@ -47,11 +48,13 @@ impl Meter {
     /// Takes the baseline: everything that is there before the first connection.
     pub(crate) fn start() -> Self {
         let now = Instant::now();
+        let rss_bytes = ProcessUsage::read().map(|usage| usage.rss_bytes);
         Self {
             started: now,
             kernel: KernelMeter::start(),
             counters_at_start: NetCounters::read(),
-            rss_at_start_bytes: ProcessUsage::read().map(|usage| usage.rss_bytes),
+            rss_at_start_bytes: rss_bytes,
+            rss_max_bytes: rss_bytes,
             peak: None,
             series: Series::new(),
             last_line: Line { at: now, accepted: 0 },
@@ -61,6 +64,7 @@ impl Meter {
     /// Measures, and prints a status line when one is due.
     pub(crate) fn sample(&mut self, stats: &Stats, now: Instant, interval: Duration, state: &str) {
         let rss_bytes = ProcessUsage::read().map(|usage| usage.rss_bytes);
+        self.rss_max_bytes = self.rss_max_bytes.max(rss_bytes);
         let kernel = self.kernel.cost();
         let buffers = SocketUsage::read().map(|usage| usage.buffer_bytes);
         self.series.push(ServerPoint {
@@ -112,6 +116,11 @@ impl Meter {
 
     pub(crate) fn rss_at_start_bytes(&self) -> Option<u64> {
         self.rss_at_start_bytes
+    }
+
+    /// The most that was resident at any sample, which the kernel's own record of it may miss.
+    pub(crate) fn rss_max_bytes(&self) -> Option<u64> {
+        self.rss_max_bytes
     }
 
     pub(crate) fn peak(&self) -> Option<&Peak> {

@@ -51,7 +51,7 @@ pub(crate) fn record(
         kernel_bytes_per_connection: peak
             .as_ref()
             .and_then(|peak| Some(peak.kernel.as_ref()?.slab_bytes())),
-        rss_peak_bytes: usage.and_then(|usage| usage.rss_peak_bytes),
+        rss_peak_bytes: usage.and_then(|usage| usage.rss_peak_bytes).max(meter.rss_max_bytes()),
         cpu_user_seconds: usage.map_or(0.0, |usage| usage.cpu_user_seconds),
         cpu_system_seconds: usage.map_or(0.0, |usage| usage.cpu_system_seconds),
         uptime_seconds: meter.uptime_seconds(),
@@ -125,7 +125,7 @@ pub(crate) fn text(record: &ServerRecord) -> String {
         ),
     ];
     let each = |label: &str, bytes: f64| {
-        (label.to_owned(), format!("{} each", format::bytes(bytes.round() as u64)))
+        (label.to_owned(), format!("{} a connection", format::bytes_each(bytes)))
     };
     rows.extend(record.user_bytes_per_connection.map(|bytes| each("memory of the process", bytes)));
     rows.extend(

@@ -150,6 +150,7 @@ impl Server {
         assert_eq!(record.open, 0, "{record:?}");
         assert_eq!(record.accepted, record.closed, "{record:?}");
         assert_eq!(record.refused, record.refused_by.values().sum::<u64>(), "{record:?}");
+        assert!(record.rss_peak_bytes >= record.rss_at_peak_bytes, "{record:?}");
         record
     }
 
