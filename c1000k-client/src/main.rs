@@ -14,14 +14,14 @@ mod verdict;
 
 use std::net::UdpSocket;
 use std::process::ExitCode;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use c1000k_host::check::{self, Machine};
 use c1000k_host::command_line::{self, SHORT, fail, print, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
 use c1000k_host::ports::ip_local_port_range;
-use c1000k_report::record::{CLIENT_SCHEMA, Descriptors, Head, Verdict, per_second};
+use c1000k_report::record::{CLIENT_SCHEMA, Descriptors, Head, Verdict, per_second, time_text};
 use c1000k_report::{ClientRecord, Destination};
 use reactor::{Config, Reactor, Signal};
 
@@ -167,6 +167,7 @@ fn record(
     started_at: SystemTime,
 ) -> ClientRecord {
     let ramp_seconds = tally.ramp.as_secs_f64();
+    let held = held_between(tally);
     ClientRecord {
         head: Head::new(CLIENT_SCHEMA, env!("CARGO_PKG_VERSION"), started_at),
         target: judgement.target,
@@ -192,7 +193,18 @@ fn record(
         ramp_series: tally.ramp_series(),
         descriptors: descriptors.map(|limit| Descriptors { soft: limit.soft, hard: limit.hard }),
         limit_detail: judgement.detail,
+        held_from: held.map(|(from, _)| time_text(from)),
+        held_until: held.map(|(_, until)| time_text(until)),
     }
+}
+
+/// From when until when the most connections were held, by the clock of the calendar; `None` where none were.
+fn held_between(tally: &Tally) -> Option<(SystemTime, SystemTime)> {
+    let first_connect = SystemTime::now().checked_sub(tally.started.elapsed())?;
+    let last_pass = tally.verify_seconds.get(1).copied().unwrap_or(0.0);
+    let held = tally.hold + Duration::try_from_secs_f64(last_pass).ok()?;
+    let from = first_connect + tally.ramp;
+    (tally.peak > 0).then_some((from, from + held))
 }
 
 /// The record, the summary and the exit code. Where nothing at all was held, one line says why. A record that can't be

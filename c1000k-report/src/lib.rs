@@ -9,7 +9,7 @@
 //! For the program `c1000k-report`, from what it reads to what it writes:
 //! - [`run`] and [`snapshot`] read the folder of a run.
 //! - [`cost`], [`trend`] and [`agree`] draw conclusions.
-//! - [`summary`], [`chart`] and [`compare`] show them, with all text of others [escaped](escape).
+//! - [`summary`], [`export`], [`chart`] and [`compare`] show them, with all text of others [escaped](escape).
 
 pub mod agree;
 pub mod chart;
@@ -17,6 +17,7 @@ pub mod compare;
 pub mod cost;
 pub mod destination;
 pub mod escape;
+pub mod export;
 mod input;
 mod markdown;
 pub mod record;

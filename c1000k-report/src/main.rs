@@ -9,9 +9,10 @@ use std::process::ExitCode;
 use c1000k_host::command_line::{self, SHORT, USAGE, fail};
 use c1000k_report::agree::{self, Check, Outcome};
 use c1000k_report::escape::visible;
+use c1000k_report::record::Verdict;
 use c1000k_report::run::{Run, RunError};
-use c1000k_report::{chart, compare, destination, summary};
-use clap::{Parser, Subcommand};
+use c1000k_report::{chart, compare, destination, export, summary};
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// Tell what a run shows, from the folder that it left.
 #[derive(Debug, Parser)]
@@ -23,12 +24,17 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write summary.md and the charts into the folder of a run, and print its verdict.
+    /// Write summary.md, summary.json and the charts into the folder of a run, and print its verdict.
     ///
-    /// Exits with 0 if clients, server and kernel agree, with 1 if not; speed is told, not judged.
+    /// Exits with 0 if the target was reached and no check disagrees, with 1 if the run fell short, if a client's or
+    /// the server's record is missing, or if clients, server and kernel disagree. What only the snapshots of the kernel
+    /// tell may be missing.
     Summarize {
         /// The folder of the run
         folder: PathBuf,
+        /// Print this on standard output instead, and write nothing
+        #[arg(long, value_name = "FORMAT")]
+        format: Option<Format>,
         /// Also exit with 1 if a check could not be made for want of a witness
         #[arg(long)]
         check: bool,
@@ -42,13 +48,22 @@ enum Command {
     },
 }
 
+/// What the summary is printed as.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    /// The page of summary.md
+    Markdown,
+    /// The object of summary.json
+    Json,
+}
+
 fn main() -> ExitCode {
     let arguments = match command_line::parse::<Arguments>() {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
     let outcome = match arguments.command {
-        Command::Summarize { folder, check } => summarize(&folder, check),
+        Command::Summarize { folder, format, check } => summarize(&folder, format, check),
         Command::Compare { first, second } => compare(&first, &second),
     };
     outcome.unwrap_or_else(|error| {
@@ -58,23 +73,38 @@ fn main() -> ExitCode {
     })
 }
 
-fn summarize(folder: &Path, is_strict: bool) -> Result<ExitCode, Box<dyn Error>> {
+fn summarize(
+    folder: &Path,
+    format: Option<Format>,
+    is_strict: bool,
+) -> Result<ExitCode, Box<dyn Error>> {
     let run = Run::read(folder)?;
     let checks = agree::checks(&run);
     let charts = chart::charts(&run)?;
-    for chart in &charts {
-        write(&folder.join(chart.file_name), &chart.svg)?;
+    let page = || summary::page(&run, &checks, &charts);
+    match format {
+        Some(Format::Markdown) => print(&page())?,
+        Some(Format::Json) => print(&export::json(&run, &checks)?)?,
+        None => {
+            let path = folder.join("summary.md");
+            let shown = visible(&path.display().to_string());
+            // First, for the folder may be one that can't be written.
+            print(&format!("{}\n{shown}\n", summary::verdict(&run, &checks)))?;
+            for chart in &charts {
+                write(&folder.join(chart.file_name), &chart.svg)?;
+            }
+            write(&folder.join("summary.json"), &export::json(&run, &checks)?)?;
+            write(&path, &page())?;
+        }
     }
-    let page = folder.join("summary.md");
-    write(&page, &summary::page(&run, &checks, &charts))?;
-    let path = visible(&page.display().to_string());
-    print(&format!("{}\n{path}\n", summary::verdict(&run, &checks)))?;
-    Ok(if passes(&checks, is_strict) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let is_good = run.verdict() == Some(Verdict::Reached) && run.missing().is_empty();
+    let passes = is_good && pass(&checks, is_strict);
+    Ok(if passes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn passes(checks: &[Check], is_strict: bool) -> bool {
+fn pass(checks: &[Check], is_strict: bool) -> bool {
     checks.iter().filter(|check| !check.is_speed).all(|check| match check.outcome {
-        Outcome::Agrees => true,
+        Outcome::Agrees | Outcome::NotJudged => true,
         Outcome::Disagrees => false,
         Outcome::NotSeen => !is_strict,
     })

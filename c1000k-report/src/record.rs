@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -100,6 +100,13 @@ pub struct ClientRecord {
     /// A sentence for people on what capped the run and what raises it.
     #[serde(default)]
     pub limit_detail: Option<String>,
+    /// When the most connections were held first, in UTC, as RFC 3339 to the millisecond; null where
+    /// none were.
+    #[serde(default)]
+    pub held_from: Option<String>,
+    /// Until when they were held at least: the end of the last pass of echoes, or of the hold.
+    #[serde(default)]
+    pub held_until: Option<String>,
 }
 
 /// What a server accepted, held and spent.
@@ -369,6 +376,28 @@ impl ClientRecord {
         let record: Self = read(path, CLIENT_SCHEMA)?;
         Ok(record)
     }
+
+    /// From when until when the connections were held, at least; `None` where it can't be told.
+    ///
+    /// A record without these fields says it to the second.
+    #[must_use]
+    pub fn held_between(&self) -> Option<(SystemTime, SystemTime)> {
+        let time = |text: &str| humantime::parse_rfc3339(text).ok();
+        if let (Some(from), Some(until)) = (&self.held_from, &self.held_until) {
+            return Some((time(from)?, time(until)?));
+        }
+        let after = |time: SystemTime, seconds: f64| {
+            time.checked_add(Duration::try_from_secs_f64(seconds).ok()?)
+        };
+        let peak = after(time(&self.head.started_at)?, self.ramp_seconds)?;
+        Some((after(peak, 1.0)?, after(peak, self.hold_seconds)?))
+    }
+}
+
+/// A time of a record's, to the millisecond.
+#[must_use]
+pub fn time_text(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 impl ServerRecord {
@@ -460,7 +489,6 @@ fn read<T: DeserializeOwned>(path: &Path, expected: &'static str) -> Result<T, R
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::time::Duration;
 
     use super::*;
 
@@ -566,6 +594,24 @@ mod tests {
     fn a_timestamp_is_rfc_3339_in_utc() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         assert_eq!(Head::new(CLIENT_SCHEMA, "1", at).started_at, "2001-09-09T01:46:40Z");
+    }
+
+    #[test]
+    fn the_hold_is_told_by_its_fields_and_else_to_the_second() {
+        let mut record: ClientRecord = serde_json::from_str(OLD_CLIENT).unwrap();
+        assert_eq!(record.held_between(), None, "it does not say when it began");
+        record.head.started_at = "2001-09-09T01:46:40Z".to_owned();
+        record.hold_seconds = 5.0;
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(1e9 + seconds);
+        assert_eq!(record.held_between(), Some((at(1.5), at(5.5))));
+        record.held_from = Some(time_text(at(0.75)));
+        record.held_until = Some(time_text(at(6.25)));
+        assert_eq!(record.held_between(), Some((at(0.75), at(6.25))));
+        for absurd in [f64::NAN, -1.0, 1e300] {
+            record.held_from = None;
+            record.ramp_seconds = absurd;
+            assert_eq!(record.held_between(), None);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Everything but one record may be missing; whoever asks for it gets `None` and says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -38,6 +38,17 @@ pub enum Topology {
     OneHost,
     /// A server and two clients, each on a host of its own.
     ThreeHosts,
+}
+
+/// Why what several clients held can't be added up to connections held at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Apart {
+    /// There was no moment at which all of them held.
+    Times,
+    /// They name different servers.
+    Servers,
+    /// A record does not say when it held.
+    TimesUnknown,
 }
 
 /// When a snapshot was taken.
@@ -143,26 +154,86 @@ impl Run {
         self.clients.len() >= self.clients_expected()
     }
 
+    /// The records that should be there and are not.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        let expected: &[&str] = match self.topology() {
+            Topology::OneHost if self.clients.is_empty() => &["client"],
+            Topology::OneHost => &[],
+            Topology::ThreeHosts => &["client-1", "client-2"],
+        };
+        let has = |name: &str| self.clients.iter().any(|(client, _)| client == name);
+        let is_short_of_clients = !self.has_all_clients();
+        let mut missing: Vec<_> =
+            expected.iter().copied().filter(|name| is_short_of_clients && !has(name)).collect();
+        missing.extend(self.server.is_none().then_some("server"));
+        missing
+    }
+
+    /// Why the clients did not hold their connections at once, as far as the records tell; `None` where they did.
+    #[must_use]
+    pub fn apart(&self) -> Option<Apart> {
+        if self.clients.len() < 2 || self.is_seen_by_server() {
+            return None;
+        }
+        let places = self.clients.iter().map(|(_, client)| (&client.destination, client.ports));
+        if places.collect::<BTreeSet<_>>().len() > 1 {
+            return Some(Apart::Servers);
+        }
+        let times: Option<Vec<_>> =
+            self.clients.iter().map(|(_, client)| client.held_between()).collect();
+        let Some(times) = times else { return Some(Apart::TimesUnknown) };
+        let last_begin = times.iter().map(|(from, _)| from).max();
+        let first_end = times.iter().map(|(_, until)| until).min();
+        (last_begin >= first_end).then_some(Apart::Times)
+    }
+
+    /// Whether the server itself had as many at once, and from no others than these clients: then it had theirs,
+    /// whatever the clocks and addresses of the clients say.
+    fn is_seen_by_server(&self) -> bool {
+        let sum = |figure: fn(&ClientRecord) -> u64| {
+            total(self.clients.iter().map(|(_, client)| figure(client)))
+        };
+        self.server.as_ref().is_some_and(|server| {
+            server.peak >= sum(|client| client.established)
+                && server.accepted <= sum(|client| client.attempted)
+        })
+    }
+
     /// A figure summed over the clients; `None` where a record is missing.
     #[must_use]
     pub fn sum(&self, figure: impl Fn(&ClientRecord) -> u64) -> Option<u64> {
         self.has_all_clients().then(|| total(self.clients.iter().map(|(_, client)| figure(client))))
     }
 
-    /// The connections proven by the last pass; `None` where a client was told to skip it, or its
+    /// The connections proven by the last pass of those clients that were to make one; `None` where none was, or a
     /// record is missing.
     #[must_use]
     pub fn verified(&self) -> Option<u64> {
-        let each: Option<Vec<u64>> =
-            self.clients.iter().map(|(_, client)| client.verified).collect();
-        each.filter(|_| self.has_all_clients()).map(|each| total(each.into_iter()))
+        let each: Vec<u64> =
+            self.clients.iter().filter_map(|(_, client)| client.verified).collect();
+        let is_told = self.has_all_clients() && !each.is_empty();
+        is_told.then(|| total(each.into_iter()))
     }
 
-    /// The connections held at once, as the clients say, else as the server does.
+    /// The connections of those clients that were told to prove none.
+    #[must_use]
+    pub fn unverified(&self) -> u64 {
+        let skipped = self.clients.iter().filter(|(_, client)| client.verified.is_none());
+        total(skipped.map(|(_, client)| client.established))
+    }
+
+    /// The connections held at once, as the clients say, else as the server does. Of clients that held apart it is
+    /// what the server says, else those of the largest of them.
     #[must_use]
     pub fn connections(&self) -> Option<u64> {
-        let held = self.sum(|client| client.established);
-        held.or(self.server.as_ref().map(|server| server.peak)).filter(|held| *held > 0)
+        let server = self.server.as_ref().map(|server| server.peak);
+        let held = if self.apart().is_some() {
+            server.or(self.clients.iter().map(|(_, client)| client.established).max())
+        } else {
+            self.sum(|client| client.established).or(server)
+        };
+        held.filter(|held| *held > 0)
     }
 
     /// The connections that have an end on a host.
@@ -175,16 +246,30 @@ impl Run {
         Some(client.established).filter(|held| *held > 0)
     }
 
-    /// Reached, where each client reached its target; `None` where a record is missing and the
-    /// others reached theirs.
+    /// Short, where a client is; else what all clients say, the least of it; `None` where a client's record is
+    /// missing, or they held apart.
     #[must_use]
     pub fn verdict(&self) -> Option<Verdict> {
-        let is_short = |(_, client): &(String, ClientRecord)| client.verdict == Verdict::Short;
-        if self.clients.iter().any(is_short) {
-            Some(Verdict::Short)
-        } else {
-            self.has_all_clients().then_some(Verdict::Reached)
+        let mut verdicts = self.clients.iter().map(|(_, client)| client.verdict);
+        if verdicts.clone().any(|verdict| verdict == Verdict::Short) {
+            return Some(Verdict::Short);
         }
+        let least = verdicts.find(|verdict| *verdict != Verdict::Reached);
+        let is_whole = self.has_all_clients() && self.apart().is_none();
+        is_whole.then(|| least.unwrap_or(Verdict::Reached))
+    }
+
+    /// Whether no other process can have moved what the whole system counts: in a guest that ran nothing else.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.machine.value("where") == Some("vm")
+    }
+
+    /// The same for what is counted in each network namespace: on three hosts each has its own.
+    #[must_use]
+    pub fn is_alone_in_its_network(&self) -> bool {
+        let has_its_own = self.machine.value("where") == Some("native");
+        self.is_alone() || (has_its_own && self.topology() == Topology::ThreeHosts)
     }
 
     /// What capped each client that was capped, and its own words on it.
@@ -229,6 +314,18 @@ impl Topology {
             Self::OneHost => "one-host",
             Self::ThreeHosts => "three-hosts",
         }
+    }
+}
+
+impl fmt::Display for Apart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Times => "the times at which the clients held do not overlap",
+            Self::Servers => {
+                "the clients name different servers, and no server's record has all of them"
+            }
+            Self::TimesUnknown => "a client's record does not tell when it held",
+        })
     }
 }
 

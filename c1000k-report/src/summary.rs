@@ -9,7 +9,7 @@ use crate::chart::Chart;
 use crate::cost::{self, KernelCost, float};
 use crate::escape::{markdown, visible};
 use crate::markdown::{table, text_table};
-use crate::record::{ClientRecord, Verdict};
+use crate::record::ClientRecord;
 use crate::run::{Moment, Run, Topology, total};
 use crate::trend;
 
@@ -17,6 +17,9 @@ use crate::trend;
 #[must_use]
 pub fn verdict(run: &Run, checks: &[Check]) -> String {
     let mut text = headline(run);
+    for name in run.missing() {
+        let _ = write!(text, "\nMissing: {name}.json");
+    }
     for (name, limit, detail) in run.limits() {
         let _ = write!(text, "\nCapped by {limit} ({})", visible(name));
         if let Some(detail) = detail {
@@ -26,19 +29,24 @@ pub fn verdict(run: &Run, checks: &[Check]) -> String {
     let count = |outcome| checks.iter().filter(|check| check.outcome == outcome).count();
     let _ = write!(
         text,
-        "\nChecks: {} agree, {} disagree, {} not seen",
+        "\nChecks: {} agree, {} disagree, {} not seen, {} not judged",
         count(Outcome::Agrees),
         count(Outcome::Disagrees),
-        count(Outcome::NotSeen)
+        count(Outcome::NotSeen),
+        count(Outcome::NotJudged)
     );
-    for check in checks.iter().filter(|check| check.outcome == Outcome::Disagrees) {
-        let _ = write!(
-            text,
-            "\nDisagrees: {}: expected {}, found {}",
-            visible(&check.name),
-            check.expected,
-            check.found
-        );
+    for check in checks {
+        let name = visible(&check.name);
+        let Check { expected, found, note, .. } = check;
+        let _ = match check.outcome {
+            Outcome::Disagrees => {
+                write!(text, "\nDisagrees: {name}: expected {expected}, found {found}")
+            }
+            Outcome::NotJudged => {
+                write!(text, "\nNot judged: {name}: expected {expected}, found {found}; {note}")
+            }
+            Outcome::Agrees | Outcome::NotSeen => Ok(()),
+        };
     }
     text
 }
@@ -64,27 +72,45 @@ pub fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
 
 fn headline(run: &Run) -> String {
     let word = match run.verdict() {
-        Some(Verdict::Reached) => "Reached",
-        Some(Verdict::Short) => "Short",
-        None => "Unknown, a record is missing",
+        Some(verdict) => capitalized(&verdict.to_string()),
+        None if run.has_all_clients() => "Not held at once".to_owned(),
+        None => "Unknown, a record is missing".to_owned(),
     };
+    if let Some(apart) = run.apart() {
+        let each = run.clients.iter().map(|(name, client)| {
+            let (held, target) = (format::count(client.established), format::count(client.target));
+            format!("{} held {held} of {target}", visible(name))
+        });
+        return format!("{word}: {apart}: {}.", each.collect::<Vec<_>>().join(", "));
+    }
     let (Some(target), Some(held)) = (run.sum(|client| client.target), run.connections()) else {
         let held = run.connections().map_or_else(|| "none".to_owned(), format::count);
         return format!("{word}: the most connections held at once were {held}.");
     };
     let lost = run.sum(|client| client.lost).unwrap_or(0);
     let failed = run.sum(|client| client.failed).unwrap_or(0);
-    let proven = match run.verified() {
-        Some(count) => format!("{} verified", format::count(count)),
-        None => "none verified, as asked".to_owned(),
-    };
     format!(
-        "{word}: {} of {} connections held at once, {proven}, {} failed, {} lost.",
+        "{word}: {} of {} connections held at once, {}, {} failed, {} lost.",
         format::count(held),
         format::count(target),
+        proven(run),
         format::count(failed),
         format::count(lost)
     )
+}
+
+fn capitalized(word: &str) -> String {
+    let mut rest = word.chars();
+    rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
+}
+
+fn proven(run: &Run) -> String {
+    let skipped = format::count(run.unverified());
+    match (run.verified().map(format::count), run.unverified()) {
+        (None, _) => "none verified, as asked".to_owned(),
+        (Some(count), 0) => format!("{count} verified"),
+        (Some(count), _) => format!("{count} verified, {skipped} not, as asked"),
+    }
 }
 
 /// The verdict as Markdown: each line a paragraph, the first one strong.
@@ -102,14 +128,15 @@ fn figures(run: &Run) -> String {
     let count = |figure: fn(&ClientRecord) -> u64| seen(run.sum(figure).map(format::count));
     let mut rows = vec![
         row("asked for", count(|client| client.target)),
-        row("held at once", count(|client| client.established)),
+        row("held at once", seen(run.connections().map(format::count))),
         row("attempted", count(|client| client.attempted)),
         row("retried", count(|client| client.retried)),
     ];
     if run.clients.iter().all(|(_, client)| !client.verified_passes.is_empty()) {
         rows.extend(passes(run));
     } else {
-        rows.push(row("verified", seen(run.verified().map(format::count))));
+        rows.push(row("verified by echo", seen(run.verified().map(format::count))));
+        rows.push(row("not verified, as asked", format::count(run.unverified())));
     }
     rows.push(row("failed", count(|client| client.failed)));
     rows.push(row("lost", count(|client| client.lost)));

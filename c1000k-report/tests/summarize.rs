@@ -5,10 +5,11 @@
 
 mod fixture;
 
+use std::fs;
 use std::process::Output;
 
 use fixture::{Fixture, report};
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
@@ -32,10 +33,42 @@ fn assert_disagrees(fixture: &Fixture, check: &str) {
 fn assert_not_seen(fixture: &Fixture, check: &str) {
     let output = fixture.summarize(&[]);
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    assert_row_not_seen(fixture, check);
+    assert_eq!(fixture.summarize(&["--check"]).status.code(), Some(1));
+}
+
+fn assert_row_not_seen(fixture: &Fixture, check: &str) {
     let page = fixture.read("summary.md");
     let row = page.lines().find(|line| line.starts_with(&format!("| {check}")));
-    assert!(row.is_some_and(|row| row.contains("| not seen |")), "{check}: {page}");
-    assert_eq!(fixture.summarize(&["--check"]).status.code(), Some(1));
+    assert!(row.is_some_and(|row| row.contains("| not seen ")), "{check}: {page}");
+}
+
+/// The record is missing: that is said, it fails the run, and nothing is made of it.
+fn assert_record_missing(fixture: &Fixture, name: &str) {
+    let output = fixture.summarize(&[]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains(&format!("\nMissing: {name}\n")), "{text}");
+    assert!(text.contains(" 0 disagree"), "{text}");
+    assert_row_not_seen(fixture, "Connections held at once");
+}
+
+/// The miss is told with an excuse, and fails nothing.
+fn assert_not_judged(fixture: &Fixture, check: &str, excuse: &str) {
+    let output = fixture.summarize(&["--check"]);
+    let text = stdout(&output);
+    let line = text.lines().find(|line| line.starts_with(&format!("Not judged: {check}")));
+    assert!(line.is_some_and(|line| line.contains(excuse)), "{text}");
+    assert!(text.contains(" 0 disagree"), "{text}");
+    assert_eq!(output.status.code(), Some(0), "{text}");
+}
+
+/// Two clients of 50,000, whose records are all there is but for the server's.
+fn two_clients() -> Fixture {
+    let fixture = Fixture::three_hosts();
+    fixture.remove("snapshots");
+    fixture.remove("machine.txt");
+    fixture
 }
 
 #[test]
@@ -220,10 +253,76 @@ fn a_ramp_that_slows_down_is_told_but_fails_nothing() {
     let slowing: Vec<_> =
         (1..=40_u64).map(|at| json!({"seconds": at * at, "established": at * 2_500})).collect();
     fixture.set("client.json", "ramp_series", json!(slowing));
-    let output = fixture.summarize(&["--check"]);
-    let text = stdout(&output);
-    assert!(text.contains("Disagrees: Rate of client"), "{text}");
-    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert_not_judged(
+        &fixture,
+        "Rate of client",
+        "speed also depends on what else the machine does",
+    );
+}
+
+#[test]
+fn what_other_processes_may_have_done_is_judged_only_in_a_guest_of_the_runs_own() {
+    type Lie = fn(&Fixture);
+    let lies: [(&str, Lie); 5] = [
+        ("Sockets of host one", |fixture| {
+            fixture.replace("snapshots/one/peak/sockstat", "inuse 200101", "inuse 205000");
+        }),
+        ("Slab objects of host one", |fixture| {
+            fixture.replace("snapshots/one/peak/slabinfo", "TCP 200090", "TCP 210000");
+        }),
+        ("Slab memory given back", |fixture| {
+            fixture
+                .put("snapshots/one/after/slabinfo", &fixture.read("snapshots/one/peak/slabinfo"));
+        }),
+        ("ListenDrops", |fixture| {
+            fixture.replace("snapshots/one/after/netstat", "0 7 9", "0 7 10");
+        }),
+        ("Kernel bytes for one end", |fixture| {
+            fixture.set("server.json", "kernel_bytes_per_connection", json!(4_500));
+        }),
+    ];
+    for (check, lie) in lies {
+        let fixture = Fixture::one_host();
+        lie(&fixture);
+        assert_disagrees(&fixture, check);
+        fixture.replace("machine.txt", "where: vm", "where: native");
+        assert_not_judged(&fixture, check, "other processes count here too");
+    }
+}
+
+#[test]
+fn what_no_other_process_can_have_done_disagrees_on_any_machine() {
+    for (file, true_one, lie, check) in [
+        ("sockstat", "inuse 200101", "inuse 199000", "Sockets of host one"),
+        ("slabinfo", "TCP 200090", "TCP 190000", "Slab objects of host one"),
+    ] {
+        let fixture = Fixture::one_host();
+        fixture.replace("machine.txt", "where: vm", "where: native");
+        fixture.replace(&format!("snapshots/one/peak/{file}"), true_one, lie);
+        assert_disagrees(&fixture, check);
+    }
+}
+
+#[test]
+fn too_few_connections_are_weighed_but_not_judged() {
+    let fixture = Fixture::one_host();
+    fixture.remove("snapshots");
+    for field in ["target", "attempted", "established", "verified"] {
+        fixture.set("client.json", field, json!(100));
+    }
+    fixture.set("client.json", "verified_passes", json!([100, 100]));
+    for field in ["accepted", "closed", "peak"] {
+        fixture.set("server.json", field, json!(100));
+    }
+    fixture.set("server.json", "user_bytes_per_connection", json!(1_064.0));
+    fixture.set(
+        "server.json",
+        "prediction",
+        json!({"connections": 100, "process_bytes": 2_400, "kernel_bytes": 385_000}),
+    );
+    let output = fixture.summarize(&[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    assert!(stdout(&output).contains("too few connections to weigh"), "{}", stdout(&output));
 }
 
 #[test]
@@ -243,14 +342,14 @@ fn a_prediction_that_is_far_off_disagrees_and_a_near_one_does_not() {
 fn a_server_without_a_record_is_not_seen() {
     let fixture = Fixture::one_host();
     fixture.remove("server.json");
-    assert_not_seen(&fixture, "Connections held at once");
+    assert_record_missing(&fixture, "server.json");
 }
 
 #[test]
 fn a_client_of_two_that_left_no_record_is_not_seen_and_not_taken_for_none() {
     let fixture = Fixture::three_hosts();
     fixture.remove("client-2.json");
-    assert_not_seen(&fixture, "Connections held at once");
+    assert_record_missing(&fixture, "client-2.json");
     assert!(stdout(&fixture.summarize(&[])).starts_with("Unknown, a record is missing"));
 }
 
@@ -272,6 +371,137 @@ fn a_run_without_snapshots_is_judged_by_its_records() {
 }
 
 #[test]
+fn a_run_between_two_machines_passes_by_its_records_alone() {
+    let fixture = Fixture::one_host();
+    fixture.remove("snapshots");
+    fixture.remove("machine.txt");
+    let output = fixture.summarize(&[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    assert!(stdout(&output).starts_with("Reached: 100,000 of 100,000"), "{}", stdout(&output));
+}
+
+#[test]
+fn what_clients_held_at_different_times_is_not_added_up() {
+    let fixture = two_clients();
+    fixture.set("client-2.json", "started_at", json!("2001-01-01T00:01:00Z"));
+    fixture.set("server.json", "peak", json!(50_000));
+    let output = fixture.summarize(&[]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.starts_with("Not held at once: the times"), "{text}");
+    assert!(text.contains("client-1 held 50,000 of 50,000, client-2 held 50,000"), "{text}");
+    let page = fixture.read("summary.md");
+    assert!(page.starts_with("# 50,000 connections") && !page.contains("100,000 of"), "{page}");
+    assert!(!fixture.compare_with_itself().contains("| held at once                 | 100,000"));
+    assert_row_not_seen(&fixture, "Connections held at once");
+}
+
+#[test]
+fn what_clients_held_of_different_servers_is_not_added_up() {
+    let fixture = two_clients();
+    fixture.set("client-2.json", "destination", json!("192.0.2.2:9900"));
+    // A server that had as many, but from others too, says nothing of these.
+    fixture.set("server.json", "accepted", json!(100_001));
+    fixture.set("server.json", "closed", json!(100_001));
+    for is_recorded in [true, false] {
+        let output = fixture.summarize(&[]);
+        let text = stdout(&output);
+        assert_eq!(output.status.code(), Some(1), "{is_recorded}: {text}");
+        assert!(text.starts_with("Not held at once: the clients name different servers"), "{text}");
+        if is_recorded {
+            fixture.remove("server.json");
+        }
+    }
+    assert!(fixture.read("summary.md").starts_with("# 50,000 connections"));
+}
+
+#[test]
+fn clients_of_one_server_whose_holds_overlap_are_added_up() {
+    let apart_by = |seconds: u64, with_times: bool| {
+        let fixture = two_clients();
+        fixture.remove("server.json");
+        let at = |second: f64| format!("2001-01-01T00:00:{second:06.3}Z");
+        fixture.set("client-2.json", "started_at", json!(at(seconds as f64)));
+        for (name, begin) in [("client-1.json", 0.0), ("client-2.json", seconds as f64)] {
+            if with_times {
+                fixture.set(name, "held_from", json!(at(begin + 10.0)));
+                fixture.set(name, "held_until", json!(at(begin + 15.0)));
+            }
+        }
+        stdout(&fixture.summarize(&[])).lines().next().unwrap().to_owned()
+    };
+    for with_times in [true, false] {
+        let line = apart_by(3, with_times);
+        assert!(line.starts_with("Reached: 100,000 of 100,000 connections held at once"), "{line}");
+        let line = apart_by(5, with_times);
+        assert!(line.starts_with("Not held at once"), "{line}");
+    }
+}
+
+#[test]
+fn a_server_that_had_all_clients_at_once_outweighs_their_clocks_and_addresses() {
+    let fixture = Fixture::three_hosts();
+    fixture.set("client-1.json", "destination", json!("10.199.1.1:9900"));
+    fixture.set("client-2.json", "destination", json!("10.199.2.1:9900"));
+    fixture.set("client-2.json", "started_at", json!("1999-12-31T23:59:59Z"));
+    let output = fixture.summarize(&["--check"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    assert!(stdout(&output).starts_with("Reached: 100,000 of 100,000"), "{}", stdout(&output));
+}
+
+#[test]
+fn of_two_clients_of_which_one_verified_each_is_told() {
+    let fixture = two_clients();
+    fixture.set("client-2.json", "verified", json!(null));
+    fixture.set("client-2.json", "verified_passes", json!([]));
+    let text = stdout(&fixture.summarize(&[]));
+    assert!(text.contains("at once, 50,000 verified, 50,000 not, as asked, "), "{text}");
+}
+
+#[test]
+fn the_summary_for_programs_says_the_same_and_is_printed_without_writing_anything() {
+    let fixture = Fixture::one_host();
+    fixture.set("client.json", "limit", json!("server"));
+    fixture.set("client.json", "limit_detail", json!("\u{9b}1m"));
+    let files = || fs::read_dir(fixture.path()).unwrap().count();
+    let before = files();
+    let printed = stdout(&fixture.summarize(&["--format", "json"]));
+    let page = stdout(&fixture.summarize(&["--format", "markdown"]));
+    assert_eq!(files(), before);
+    assert_eq!(stdout(&fixture.summarize(&[])).lines().count(), 4);
+    assert_eq!(printed, fixture.read("summary.json"));
+    assert_eq!(page, fixture.read("summary.md"));
+
+    assert!(!printed.contains('\u{9b}'));
+    let summary: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(summary["schema"], "c1000k.summary/1");
+    assert_eq!(summary["verdict"], "reached");
+    assert_eq!(summary["held_at_once"], 100_000);
+    assert_eq!(summary["missing"], json!([]));
+    assert_eq!(summary["clients"][0]["limit_detail"], "\u{9b}1m");
+    assert_eq!(summary["machine"]["where"], "vm");
+    let checks = summary["checks"].as_array().unwrap();
+    assert!(checks.iter().all(|check| check["outcome"] == "agrees"), "{checks:?}");
+
+    fixture.remove("server.json");
+    let output = fixture.summarize(&["--format", "json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let summary: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!((&summary["missing"], &summary["server"]), (&json!(["server"]), &json!(null)));
+}
+
+#[test]
+fn the_verdict_is_told_where_nothing_can_be_written() {
+    let fixture = Fixture::one_host();
+    // A folder stands where a file should go, which even root can't write.
+    fixture.put("summary.md/file", "");
+    let output = fixture.summarize(&[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).starts_with("Reached: 100,000"), "{}", stdout(&output));
+    assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+}
+
+#[test]
 fn a_run_that_was_told_to_skip_echoes_says_so() {
     let fixture = Fixture::one_host();
     fixture.set("client.json", "verified", json!(null));
@@ -289,7 +519,8 @@ fn a_short_run_tells_its_cap_and_agrees_with_itself() {
     fixture.set("client.json", "limit_detail", json!("the kernel had no memory left"));
     let output = fixture.summarize(&["--check"]);
     let text = stdout(&output);
-    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains(" 0 disagree, 0 not seen"), "{text}");
     assert!(text.starts_with("Short: 100,000 of 2,500,000"), "{text}");
     assert!(text.contains("Capped by memory (client): the kernel had no memory left"), "{text}");
 }

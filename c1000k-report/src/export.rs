@@ -1,0 +1,211 @@
+//! The summary for programs: one JSON object with stable names, to which fields may be added.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::agree::{Check, Outcome};
+use crate::cost::{self, KernelCost, ProcessMemory};
+use crate::escape;
+use crate::record::{ClientRecord, LatencyUs, Limit, ServerRecord};
+use crate::run::Run;
+
+/// What `schema` says.
+pub const SUMMARY_SCHEMA: &str = "c1000k.summary/1";
+
+/// The object, with a line break at its end. A figure that could not be had is null.
+///
+/// # Errors
+/// It can't be put into words, which does not happen.
+pub fn json(run: &Run, checks: &[Check]) -> serde_json::Result<String> {
+    let text = serde_json::to_string_pretty(&summary(run, checks))?;
+    Ok(escape::json(&text) + "\n")
+}
+
+#[derive(Debug, Serialize)]
+struct Summary<'a> {
+    schema: &'static str,
+    /// `reached`, `short` or another verdict of the clients'; `apart` or `unknown`.
+    verdict: String,
+    /// Why it is `apart`.
+    verdict_detail: Option<String>,
+    missing: Vec<&'static str>,
+    topology: &'static str,
+    target: Option<u64>,
+    held_at_once: Option<u64>,
+    attempted: Option<u64>,
+    retried: Option<u64>,
+    verified: Option<u64>,
+    not_verified: u64,
+    failed: Option<u64>,
+    lost: Option<u64>,
+    refused_by_server: Option<u64>,
+    clients: Vec<Client<'a>>,
+    server: Option<Server<'a>>,
+    process: Process,
+    kernel: Vec<Kernel>,
+    kernel_bytes_per_end: Option<f64>,
+    checks: Vec<CheckRow<'a>>,
+    machine: BTreeMap<&'a str, &'a str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Client<'a> {
+    name: &'a str,
+    verdict: String,
+    limit: Option<Limit>,
+    limit_detail: Option<&'a str>,
+    destination: &'a str,
+    target: u64,
+    established: u64,
+    verified: Option<u64>,
+    failed: u64,
+    lost: u64,
+    ramp_seconds: f64,
+    connects_per_second: f64,
+    connect_latency_us: LatencyUs,
+    hold_seconds: f64,
+    held_from: Option<&'a str>,
+    held_until: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Server<'a> {
+    accepted: u64,
+    peak: u64,
+    refused: u64,
+    refused_by: &'a BTreeMap<String, u64>,
+    closed: u64,
+    open: u64,
+    threads: u64,
+    cpu_user_seconds: f64,
+    cpu_system_seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Process {
+    before_bytes: Option<u64>,
+    peak_bytes: Option<u64>,
+    after_bytes: Option<u64>,
+    bytes_per_connection: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Kernel {
+    host: String,
+    ends: u64,
+    bytes_per_connection: f64,
+    bytes_per_end: f64,
+    caches: BTreeMap<String, f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct CheckRow<'a> {
+    name: &'a str,
+    outcome: &'static str,
+    expected: &'a str,
+    found: &'a str,
+    note: &'a str,
+}
+
+fn summary<'a>(run: &'a Run, checks: &'a [Check]) -> Summary<'a> {
+    let sum =
+        |figure: fn(&ClientRecord) -> u64| run.sum(figure).filter(|_| !run.clients.is_empty());
+    let apart = run.apart();
+    let undecided = || if apart.is_some() { "apart" } else { "unknown" }.to_owned();
+    Summary {
+        schema: SUMMARY_SCHEMA,
+        verdict: run.verdict().map_or_else(undecided, |verdict| verdict.to_string()),
+        verdict_detail: apart.map(|apart| apart.to_string()),
+        missing: run.missing(),
+        topology: run.topology().name(),
+        target: sum(|client| client.target),
+        held_at_once: run.connections(),
+        attempted: sum(|client| client.attempted),
+        retried: sum(|client| client.retried),
+        verified: run.verified(),
+        not_verified: run.unverified(),
+        failed: sum(|client| client.failed),
+        lost: sum(|client| client.lost),
+        refused_by_server: sum(|client| client.refused_by_server),
+        clients: run.clients.iter().map(|(name, client)| Client::of(name, client)).collect(),
+        server: run.server.as_ref().map(Server::of),
+        process: cost::process(run).into(),
+        kernel: cost::kernels(run).into_iter().map(Kernel::from).collect(),
+        kernel_bytes_per_end: cost::server_end_bytes(run)
+            .or_else(|| run.server.as_ref()?.kernel_bytes_per_connection),
+        checks: checks.iter().map(CheckRow::of).collect(),
+        machine: run.machine.0.iter().rev().map(|(key, value)| (&key[..], &value[..])).collect(),
+    }
+}
+
+impl<'a> Client<'a> {
+    fn of(name: &'a str, client: &'a ClientRecord) -> Self {
+        Self {
+            name,
+            verdict: client.verdict.to_string(),
+            limit: client.limit,
+            limit_detail: client.limit_detail.as_deref(),
+            destination: &client.destination,
+            target: client.target,
+            established: client.established,
+            verified: client.verified,
+            failed: client.failed,
+            lost: client.lost,
+            ramp_seconds: client.ramp_seconds,
+            connects_per_second: client.connects_per_second,
+            connect_latency_us: client.connect_latency_us,
+            hold_seconds: client.hold_seconds,
+            held_from: client.held_from.as_deref(),
+            held_until: client.held_until.as_deref(),
+        }
+    }
+}
+
+impl<'a> Server<'a> {
+    fn of(server: &'a ServerRecord) -> Self {
+        Self {
+            accepted: server.accepted,
+            peak: server.peak,
+            refused: server.refused,
+            refused_by: &server.refused_by,
+            closed: server.closed,
+            open: server.open,
+            threads: server.threads,
+            cpu_user_seconds: server.cpu_user_seconds,
+            cpu_system_seconds: server.cpu_system_seconds,
+        }
+    }
+}
+
+impl From<ProcessMemory> for Process {
+    fn from(memory: ProcessMemory) -> Self {
+        let ProcessMemory { before_bytes, peak_bytes, after_bytes, bytes_each } = memory;
+        Self { before_bytes, peak_bytes, after_bytes, bytes_per_connection: bytes_each }
+    }
+}
+
+impl From<KernelCost> for Kernel {
+    fn from(cost: KernelCost) -> Self {
+        Self {
+            bytes_per_connection: cost.bytes(),
+            bytes_per_end: cost.end_bytes,
+            host: cost.host,
+            ends: cost.ends,
+            caches: cost.caches.into_iter().map(|cache| (cache.name, cache.bytes)).collect(),
+        }
+    }
+}
+
+impl<'a> CheckRow<'a> {
+    fn of(check: &'a Check) -> Self {
+        let outcome = match check.outcome {
+            Outcome::Agrees => "agrees",
+            Outcome::Disagrees => "disagrees",
+            Outcome::NotSeen => "not_seen",
+            Outcome::NotJudged => "not_judged",
+        };
+        let Check { name, expected, found, note, .. } = check;
+        Self { name, outcome, expected, found, note }
+    }
+}
