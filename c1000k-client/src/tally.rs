@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use c1000k_report::Series;
 use c1000k_report::record::{LatencyUs, RampPoint};
+use c1000k_report::series;
 use hdrhistogram::Histogram;
 use nix::errno::Errno;
 
@@ -71,6 +72,8 @@ pub(crate) struct Tally {
     pub(crate) hold: Duration,
     latency_us: Histogram<u64>,
     series: Series<RampPoint>,
+    /// When the series wants its next point, counted from `started`.
+    sample_due: Duration,
 }
 
 impl Tally {
@@ -96,6 +99,7 @@ impl Tally {
             hold: Duration::ZERO,
             latency_us,
             series: Series::new(),
+            sample_due: Duration::ZERO,
         })
     }
 
@@ -105,6 +109,9 @@ impl Tally {
         self.ramp = now.duration_since(self.started);
         let is_peak = self.held > self.peak;
         self.peak = self.peak.max(self.held);
+        if self.ramp >= self.sample_due {
+            self.sample(now);
+        }
         is_peak
     }
 
@@ -140,8 +147,9 @@ impl Tally {
 
     /// Adds a point to the ramp's series.
     pub(crate) fn sample(&mut self, now: Instant) {
-        let seconds = now.duration_since(self.started).as_secs_f64();
-        self.series.push(RampPoint { seconds, established: self.held });
+        let elapsed = now.duration_since(self.started);
+        self.series.push(RampPoint { seconds: elapsed.as_secs_f64(), established: self.held });
+        self.sample_due = elapsed + series::step(elapsed);
     }
 
     pub(crate) fn ramp_series(&self) -> Vec<RampPoint> {

@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use c1000k_report::ClientRecord;
 use c1000k_report::record::{Limit, Verdict};
@@ -65,6 +65,8 @@ fn the_record_has_the_fields_of_the_contract() {
         server.first_port,
         path.display()
     );
+    // The record's times are to the millisecond.
+    let began = SystemTime::now() - Duration::from_millis(1);
     let ended = Client::start(&words).end();
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(ended.stdout.starts_with("REACHED: 10 of 10"), "{ended:?}");
@@ -83,6 +85,10 @@ fn the_record_has_the_fields_of_the_contract() {
         assert!(record["connect_latency_us"][name].is_u64(), "{name}: {record}");
     }
     assert!(record["failures"].is_object());
+    let record: ClientRecord = serde_json::from_value(record).unwrap();
+    let (from, until) = record.held_between().unwrap();
+    assert!(record.held_from.is_some() && record.held_until.is_some());
+    assert!(began <= from && from <= until && until <= SystemTime::now(), "{record:?}");
 }
 
 #[test]
@@ -370,6 +376,12 @@ fn a_rate_is_kept() {
     assert_eq!((ended.code, record.established), (Some(0), 300), "{ended:?}");
     // The first ten milliseconds' worth may come at once.
     assert!(record.ramp_seconds > 0.27, "{record:?}");
+    // Short as it is, its course is seen from the first connect on.
+    let series = &record.ramp_series;
+    assert!(
+        series.len() >= 10 && (series[0].seconds, series[0].established) == (0.0, 0),
+        "{series:?}"
+    );
 }
 
 #[test]

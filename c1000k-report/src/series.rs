@@ -4,11 +4,28 @@
 //! covers a run of any length evenly and at a fixed size.
 
 use std::mem;
+use std::time::Duration;
 
 /// The most points a series ever holds.
 pub const POINTS_MAX: usize = 3_600;
 
-/// Points that were offered at an even pace, thinned out to at most [`POINTS_MAX`].
+/// How long to wait for the next point of something that began so long ago: a run of half a second
+/// gets as many points as one of ten seconds, and a long one no more than one a second.
+///
+/// ```
+/// use c1000k_report::series::step;
+/// use std::time::Duration;
+///
+/// assert_eq!(step(Duration::ZERO), Duration::from_millis(20));
+/// assert_eq!(step(Duration::from_secs(5)), Duration::from_millis(100));
+/// assert_eq!(step(Duration::from_secs(600)), Duration::from_secs(1));
+/// ```
+#[must_use]
+pub fn step(elapsed: Duration) -> Duration {
+    (elapsed / 50).clamp(Duration::from_millis(20), Duration::from_secs(1))
+}
+
+/// Points that were offered at an even pace, or closer at first, thinned out to at most [`POINTS_MAX`].
 ///
 /// ```
 /// use c1000k_report::Series;

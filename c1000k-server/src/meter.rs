@@ -6,15 +6,24 @@ use std::time::{Duration, Instant};
 use c1000k_host::format;
 use c1000k_host::usage::{KernelCost, KernelMeter, NetCounters, ProcessUsage, SocketUsage};
 use c1000k_report::record::ServerPoint;
-use c1000k_report::series::Series;
+use c1000k_report::series::{self, Series};
 use reactor::Stats;
 
 /// So often the peak is looked for, though status lines may be rarer.
 const SAMPLE_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
-/// How long to wait for the next sample.
-pub(crate) fn sample_interval(interval: Duration) -> Duration {
-    interval.min(SAMPLE_INTERVAL_MAX)
+/// A sample reads files of the kernel, some of them long: it takes no larger part of the time than this.
+const SAMPLE_SHARE_MAX: u32 = 20;
+
+/// How long to wait for the next sample, which takes so long. The first ones of a crowd of connections come closer.
+pub(crate) fn sample_interval(
+    interval: Duration,
+    crowd_age: Option<Duration>,
+    sample_takes: Duration,
+) -> Duration {
+    let longest = interval.min(SAMPLE_INTERVAL_MAX);
+    let step = crowd_age.map_or(longest, series::step);
+    step.max(sample_takes * SAMPLE_SHARE_MAX).min(longest)
 }
 
 #[derive(Debug)]
@@ -26,6 +35,7 @@ pub(crate) struct Meter {
     rss_max_bytes: Option<u64>,
     peak: Option<Peak>,
     series: Series<ServerPoint>,
+    sampled: Instant,
     last_line: Line,
 }
 
@@ -44,41 +54,59 @@ pub(crate) struct Peak {
     pub(crate) kernel: Option<KernelCost>,
 }
 
+/// What one sample has seen.
+#[derive(Debug)]
+struct Seen {
+    rss_bytes: Option<u64>,
+    kernel: Option<KernelCost>,
+    buffers: Option<u64>,
+}
+
 impl Meter {
     /// Takes the baseline: everything that is there before the first connection.
     pub(crate) fn start() -> Self {
         let now = Instant::now();
-        let rss_bytes = ProcessUsage::read().map(|usage| usage.rss_bytes);
-        Self {
+        let mut meter = Self {
             started: now,
             kernel: KernelMeter::start(),
             counters_at_start: NetCounters::read(),
-            rss_at_start_bytes: rss_bytes,
-            rss_max_bytes: rss_bytes,
+            rss_at_start_bytes: None,
+            rss_max_bytes: None,
             peak: None,
             series: Series::new(),
+            sampled: now,
             last_line: Line { at: now, accepted: 0 },
-        }
+        };
+        meter.rss_at_start_bytes = meter.look(0, now).rss_bytes;
+        meter
     }
 
     /// Measures, and prints a status line when one is due.
     pub(crate) fn sample(&mut self, stats: &Stats, now: Instant, interval: Duration, state: &str) {
+        let Seen { rss_bytes, kernel, buffers } = self.look(stats.open(), now);
+        // By the clock of the samples a line comes half of their distance early or late.
+        let half = now.duration_since(std::mem::replace(&mut self.sampled, now)) / 2;
+        if now.duration_since(self.last_line.at) + half >= interval {
+            self.tell(stats, now, rss_bytes, kernel.as_ref(), buffers, state);
+        }
+        if stats.open() > 0 && self.peak.as_ref().is_none_or(|peak| stats.open() >= peak.open) {
+            self.peak = Some(Peak { open: stats.open(), rss_bytes, kernel });
+        }
+    }
+
+    /// Measures, for the series.
+    fn look(&mut self, open: u64, now: Instant) -> Seen {
         let rss_bytes = ProcessUsage::read().map(|usage| usage.rss_bytes);
         self.rss_max_bytes = self.rss_max_bytes.max(rss_bytes);
         let kernel = self.kernel.cost();
         let buffers = SocketUsage::read().map(|usage| usage.buffer_bytes);
         self.series.push(ServerPoint {
             seconds: now.duration_since(self.started).as_secs_f64(),
-            open: stats.open(),
+            open,
             rss_bytes,
             kernel_socket_bytes: kernel.as_ref().map_or(buffers, |cost| Some(bytes_of(cost))),
         });
-        if now.duration_since(self.last_line.at) + SAMPLE_INTERVAL_MAX / 2 >= interval {
-            self.tell(stats, now, rss_bytes, kernel.as_ref(), buffers, state);
-        }
-        if stats.open() > 0 && self.peak.as_ref().is_none_or(|peak| stats.open() >= peak.open) {
-            self.peak = Some(Peak { open: stats.open(), rss_bytes, kernel });
-        }
+        Seen { rss_bytes, kernel, buffers }
     }
 
     fn tell(
@@ -164,4 +192,37 @@ impl Peak {
 /// What the sockets added since the start cost the kernel in all, queued data aside.
 fn bytes_of(cost: &KernelCost) -> u64 {
     (cost.slab_bytes() * cost.sockets as f64).max(0.0) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_crowd_is_looked_at_closely_at_first_and_never_for_most_of_the_time() {
+        let ms = Duration::from_millis;
+        assert_eq!(sample_interval(10 * SECOND, None, ms(1)), SECOND);
+        assert_eq!(sample_interval(ms(200), None, ms(1)), ms(200));
+        assert_eq!(sample_interval(10 * SECOND, Some(ms(100)), ms(1)), ms(20));
+        assert_eq!(sample_interval(10 * SECOND, Some(ms(100)), ms(5)), ms(100));
+        assert_eq!(sample_interval(10 * SECOND, Some(100 * SECOND), ms(1)), SECOND);
+        assert_eq!(sample_interval(10 * SECOND, Some(ms(100)), SECOND), SECOND);
+    }
+
+    #[test]
+    fn status_lines_keep_their_distance_however_close_the_samples_are() {
+        for step_ms in [20, 130, 999, 1_001] {
+            let mut meter = Meter::start();
+            let (mut lines, mut told_at) = (0, meter.last_line.at);
+            for sample in 1..=10_000 / step_ms {
+                let now = meter.started + Duration::from_millis(sample * step_ms);
+                meter.sample(&Stats::default(), now, SECOND, "");
+                lines += u64::from(meter.last_line.at != told_at);
+                told_at = meter.last_line.at;
+            }
+            assert!((9..=10).contains(&lines), "{step_ms}: {lines}");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use c1000k_host::errno_name;
 use c1000k_host::format;
@@ -24,6 +24,9 @@ use crate::sources::{Source, Sources};
 /// Why a connection ended whose peer had not taken what the server closed it with: at the end of the grace.
 pub(crate) const SHUT_DOWN: &str = "shut_down";
 const QUEUES_FULL: &str = "queues_full";
+
+/// So many connections of a thread are a crowd, whose course is worth a closer look.
+const CROWD_MIN: usize = 64;
 
 /// What may wait at each port while memory is short. Those who are refused wait for one wake at the most.
 const BACKLOG_REFUSING: u32 = 16;
@@ -54,6 +57,11 @@ pub(crate) struct Service<D> {
     pub(crate) left_by: Option<Signal>,
     sources: Option<Sources>,
     look_timer: Option<TimerId>,
+    sample_timer: Option<TimerId>,
+    /// How long the last sample took.
+    sample_takes: Duration,
+    /// Since when the connections are a crowd.
+    crowd_since: Option<Instant>,
     /// Nobody is accepted, to be refused, before it fires.
     rest_timer: Option<TimerId>,
     closings: Closings,
@@ -82,6 +90,9 @@ impl<D: Duty> Service<D> {
             left_by: None,
             sources: shared.sources.as_ref().map(Sources::share),
             look_timer: None,
+            sample_timer: None,
+            sample_takes: Duration::ZERO,
+            crowd_since: None,
             rest_timer: None,
             closings: Closings::new(),
             refused_by: BTreeMap::new(),
@@ -102,8 +113,35 @@ impl<D: Duty> Service<D> {
         Ok(())
     }
 
-    fn start_sampling(&self, cx: &mut Context<()>) -> Result<(), Error> {
-        cx.add_timer(sample_interval(self.interval)).map(drop)
+    fn start_sampling(&mut self, cx: &mut Context<()>) -> Result<(), Error> {
+        let crowd_age = self.crowd_since.map(|since| cx.now().saturating_duration_since(since));
+        let interval = sample_interval(self.interval, crowd_age, self.sample_takes);
+        self.sample_timer = Some(cx.add_timer(interval)?);
+        Ok(())
+    }
+
+    fn sample(&mut self, cx: &mut Context<()>) -> Result<(), Error> {
+        if cx.connections() < CROWD_MIN {
+            self.crowd_since = None;
+        }
+        let began = Instant::now();
+        self.report(cx);
+        self.sample_takes = began.elapsed();
+        self.start_sampling(cx)
+    }
+
+    /// A crowd may be all there within the second that the next sample is away.
+    fn note_crowd(&mut self, cx: &mut Context<()>) {
+        if self.crowd_since.is_some() || cx.connections() < CROWD_MIN {
+            return;
+        }
+        self.crowd_since = Some(cx.now());
+        if let Some(timer) = self.sample_timer.take() {
+            cx.cancel_timer(timer);
+        }
+        if let Err(error) = self.sample(cx) {
+            tell_no_more(&error);
+        }
     }
 
     /// Passes on what was counted.
@@ -385,6 +423,10 @@ impl<D: Duty> Service<D> {
     }
 }
 
+fn tell_no_more(error: &Error) {
+    log::error!("memory or status is not looked at any more: {error}");
+}
+
 fn tell_listeners(
     cx: &mut Context<()>,
     mut tell: impl FnMut(&mut Context<()>, ListenerId) -> Result<(), Error>,
@@ -435,6 +477,7 @@ impl<D: Duty> Handler for Service<D> {
         if let Some(sources) = &mut self.sources {
             sources.note_open(token);
         }
+        self.note_crowd(cx);
     }
 
     fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &[u8]) {
@@ -502,11 +545,10 @@ impl<D: Duty> Handler for Service<D> {
             self.start_looking(cx)
         } else {
             self.note_room(cx);
-            self.report(cx);
-            self.start_sampling(cx)
+            self.sample(cx)
         };
         if let Err(error) = again {
-            log::error!("memory or status is not looked at any more: {error}");
+            tell_no_more(&error);
         }
     }
 

@@ -282,3 +282,17 @@ fn with_overload_pause_peers_wait_in_a_short_backlog() {
     let record = server.stop();
     assert_eq!((record.accepted, record.refused), (0, 0));
 }
+
+#[test]
+fn the_series_begins_before_the_first_connection_and_sees_a_crowd_come() {
+    let server = Server::start(1, &[]);
+    let crowd: Vec<_> = (0..300).map(|_| server.connect(0)).collect();
+    echo_all(&crowd, b"all here");
+    drop(crowd);
+    let record = server.stop();
+    let first = &record.series[0];
+    assert_eq!((first.seconds, first.open), (0.0, 0), "{:?}", record.series);
+    let is_of_the_ramp = |open: u64| (1..record.peak).contains(&open);
+    let seen = record.series.iter().filter(|point| is_of_the_ramp(point.open)).count();
+    assert!(seen > 0 && record.peak == 300, "{:?}", record.series);
+}
