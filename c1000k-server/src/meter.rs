@@ -12,8 +12,8 @@ use reactor::Stats;
 /// So often the peak is looked for, though status lines may be rarer.
 const SAMPLE_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
-/// A sample reads files of the kernel, some of them long: it takes no larger part of the time than this.
-const SAMPLE_SHARE_MAX: u32 = 20;
+/// A sample reads files of the kernel, some of them long: it takes no more than one part of so many of the time.
+const SAMPLE_SHARE_MAX: u32 = 10;
 
 /// How long to wait for the next sample, which takes so long. The first ones of a crowd of connections come closer.
 pub(crate) fn sample_interval(
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(sample_interval(10 * SECOND, None, ms(1)), SECOND);
         assert_eq!(sample_interval(ms(200), None, ms(1)), ms(200));
         assert_eq!(sample_interval(10 * SECOND, Some(ms(100)), ms(1)), ms(20));
-        assert_eq!(sample_interval(10 * SECOND, Some(ms(100)), ms(5)), ms(100));
+        assert_eq!(sample_interval(10 * SECOND, Some(ms(100)), ms(5)), ms(50));
         assert_eq!(sample_interval(10 * SECOND, Some(100 * SECOND), ms(1)), SECOND);
         assert_eq!(sample_interval(10 * SECOND, Some(ms(100)), SECOND), SECOND);
     }

@@ -25,8 +25,8 @@ use crate::sources::{Source, Sources};
 pub(crate) const SHUT_DOWN: &str = "shut_down";
 const QUEUES_FULL: &str = "queues_full";
 
-/// So many connections of a thread are a crowd, whose course is worth a closer look.
-const CROWD_MIN: usize = 64;
+/// So many connections of a thread that come or go are a crowd, whose course is worth a closer look.
+const CROWD_MIN: u64 = 64;
 
 /// What may wait at each port while memory is short. Those who are refused wait for one wake at the most.
 const BACKLOG_REFUSING: u32 = 16;
@@ -60,7 +60,11 @@ pub(crate) struct Service<D> {
     sample_timer: Option<TimerId>,
     /// How long the last sample took.
     sample_takes: Duration,
-    /// Since when the connections are a crowd.
+    /// Connections that have come or gone since the last sample.
+    changes: u64,
+    /// They were a crowd at the last sample, and the next one is near.
+    is_crowd: bool,
+    /// Since when there were crowds, with no second of rest between them.
     crowd_since: Option<Instant>,
     /// Nobody is accepted, to be refused, before it fires.
     rest_timer: Option<TimerId>,
@@ -92,6 +96,8 @@ impl<D: Duty> Service<D> {
             look_timer: None,
             sample_timer: None,
             sample_takes: Duration::ZERO,
+            changes: 0,
+            is_crowd: false,
             crowd_since: None,
             rest_timer: None,
             closings: Closings::new(),
@@ -114,28 +120,33 @@ impl<D: Duty> Service<D> {
     }
 
     fn start_sampling(&mut self, cx: &mut Context<()>) -> Result<(), Error> {
-        let crowd_age = self.crowd_since.map(|since| cx.now().saturating_duration_since(since));
+        let crowd_age = self.crowd_since.filter(|_| self.is_crowd);
+        let crowd_age = crowd_age.map(|since| cx.now().saturating_duration_since(since));
         let interval = sample_interval(self.interval, crowd_age, self.sample_takes);
         self.sample_timer = Some(cx.add_timer(interval)?);
         Ok(())
     }
 
     fn sample(&mut self, cx: &mut Context<()>) -> Result<(), Error> {
-        if cx.connections() < CROWD_MIN {
+        let was_crowd = std::mem::replace(&mut self.is_crowd, self.changes >= CROWD_MIN);
+        if self.is_crowd {
+            self.crowd_since.get_or_insert(cx.now());
+        } else if !was_crowd {
             self.crowd_since = None;
         }
+        self.changes = 0;
         let began = Instant::now();
         self.report(cx);
         self.sample_takes = began.elapsed();
         self.start_sampling(cx)
     }
 
-    /// A crowd may be all there within the second that the next sample is away.
-    fn note_crowd(&mut self, cx: &mut Context<()>) {
-        if self.crowd_since.is_some() || cx.connections() < CROWD_MIN {
+    /// A connection has come or gone. A crowd may do so within the second that the next sample is away.
+    fn note_change(&mut self, cx: &mut Context<()>) {
+        self.changes += 1;
+        if self.is_crowd || self.changes < CROWD_MIN {
             return;
         }
-        self.crowd_since = Some(cx.now());
         if let Some(timer) = self.sample_timer.take() {
             cx.cancel_timer(timer);
         }
@@ -477,7 +488,7 @@ impl<D: Duty> Handler for Service<D> {
         if let Some(sources) = &mut self.sources {
             sources.note_open(token);
         }
-        self.note_crowd(cx);
+        self.note_change(cx);
     }
 
     fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &[u8]) {
@@ -517,6 +528,7 @@ impl<D: Duty> Handler for Service<D> {
             self.free_place(token);
         }
         self.note_room(cx);
+        self.note_change(cx);
     }
 
     fn on_accept_error(&mut self, cx: &mut Context<()>, _listener: ListenerId, error: &Error) {
