@@ -21,7 +21,9 @@ use c1000k_host::command_line::{self, SHORT, fail, print, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
 use c1000k_host::ports::ip_local_port_range;
-use c1000k_report::record::{CLIENT_SCHEMA, Descriptors, Head, Verdict, per_second, time_text};
+use c1000k_report::record::{
+    CLIENT_SCHEMA, Descriptors, FileTable, Head, Verdict, per_second, time_text,
+};
 use c1000k_report::{ClientRecord, Destination};
 use reactor::{Config, Reactor, Signal};
 
@@ -195,6 +197,7 @@ fn record(
         limit_detail: judgement.detail,
         held_from: held.map(|(from, _)| time_text(from)),
         held_until: held.map(|(_, until)| time_text(until)),
+        file_table: Some(FileTable::Process),
     }
 }
 

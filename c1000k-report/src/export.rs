@@ -7,8 +7,8 @@ use serde::Serialize;
 use crate::agree::{Check, Outcome};
 use crate::cost::{self, KernelCost, ProcessMemory};
 use crate::escape;
-use crate::record::{ClientRecord, LatencyUs, Limit, ServerRecord};
-use crate::run::Run;
+use crate::record::{ClientRecord, FileTable, LatencyUs, Limit, ServerRecord};
+use crate::run::{Run, Topology};
 
 /// What `schema` says.
 pub const SUMMARY_SCHEMA: &str = "c1000k.summary/1";
@@ -30,7 +30,8 @@ struct Summary<'a> {
     /// Why it is `apart`.
     verdict_detail: Option<String>,
     missing: Vec<&'static str>,
-    topology: &'static str,
+    topology: Option<&'static str>,
+    memory_warmed: Option<bool>,
     target: Option<u64>,
     held_at_once: Option<u64>,
     attempted: Option<u64>,
@@ -67,6 +68,7 @@ struct Client<'a> {
     hold_seconds: f64,
     held_from: Option<&'a str>,
     held_until: Option<&'a str>,
+    file_table: Option<FileTable>,
 }
 
 #[derive(Debug, Serialize)]
@@ -80,6 +82,7 @@ struct Server<'a> {
     threads: u64,
     cpu_user_seconds: f64,
     cpu_system_seconds: f64,
+    file_table: Option<FileTable>,
 }
 
 #[derive(Debug, Serialize)]
@@ -118,7 +121,8 @@ fn summary<'a>(run: &'a Run, checks: &'a [Check]) -> Summary<'a> {
         verdict: run.verdict().map_or_else(undecided, |verdict| verdict.to_string()),
         verdict_detail: apart.map(|apart| apart.to_string()),
         missing: run.missing(),
-        topology: run.topology().name(),
+        topology: run.topology_told().map(Topology::name),
+        memory_warmed: run.machine.memory_warmed(),
         target: sum(|client| client.target),
         held_at_once: run.connections(),
         attempted: sum(|client| client.attempted),
@@ -158,6 +162,7 @@ impl<'a> Client<'a> {
             hold_seconds: client.hold_seconds,
             held_from: client.held_from.as_deref(),
             held_until: client.held_until.as_deref(),
+            file_table: client.file_table,
         }
     }
 }
@@ -174,6 +179,7 @@ impl<'a> Server<'a> {
             threads: server.threads,
             cpu_user_seconds: server.cpu_user_seconds,
             cpu_system_seconds: server.cpu_system_seconds,
+            file_table: server.file_table,
         }
     }
 }

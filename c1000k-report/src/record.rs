@@ -107,6 +107,9 @@ pub struct ClientRecord {
     /// Until when they were held at least: the end of the last pass of echoes, or of the hold.
     #[serde(default)]
     pub held_until: Option<String>,
+    /// Where its sockets lived; null where it did not say.
+    #[serde(default)]
+    pub file_table: Option<FileTable>,
 }
 
 /// What a server accepted, held and spent.
@@ -214,6 +217,33 @@ pub struct ServerRecord {
     /// The server over time, at most [`crate::series::POINTS_MAX`] points.
     #[serde(default)]
     pub series: Vec<ServerPoint>,
+    /// Where its sockets lived; null where it did not say.
+    #[serde(default)]
+    pub file_table: Option<FileTable>,
+}
+
+/// Where the sockets of a program live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum FileTable {
+    /// Among the descriptors of the process, which RLIMIT_NOFILE bounds.
+    Process,
+    /// Among the registered files of an io_uring.
+    Registered,
+    /// A name that this version does not know.
+    #[serde(other)]
+    Other,
+}
+
+impl fmt::Display for FileTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Process => "process",
+            Self::Registered => "registered",
+            Self::Other => "other",
+        })
+    }
 }
 
 /// Percentiles of the time that a connect took, in microseconds; null where nothing connected.
@@ -521,6 +551,7 @@ mod tests {
         assert_eq!(record.limit, Some(Limit::Server));
         assert_eq!(record.verdict, Verdict::Short);
         assert_eq!(record.ramp_series, []);
+        assert_eq!(record.file_table, None);
         assert_eq!(record.descriptors, None);
     }
 
@@ -530,6 +561,17 @@ mod tests {
         assert_eq!(record.user_bytes_per_connection, Some(24.0));
         assert_eq!(record.kernel_bytes_per_connection, None);
         assert_eq!(record.prediction, None);
+        assert_eq!(record.file_table, None);
+    }
+
+    #[test]
+    fn file_tables_have_their_stable_names_and_an_unknown_one_still_reads() {
+        for table in [FileTable::Process, FileTable::Registered] {
+            let name = serde_json::to_string(&table).unwrap();
+            assert_eq!(name, format!("\"{table}\""));
+            assert_eq!(serde_json::from_str::<FileTable>(&name).unwrap(), table);
+        }
+        assert_eq!(serde_json::from_str::<FileTable>("\"cloud\"").unwrap(), FileTable::Other);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::input;
@@ -95,14 +96,26 @@ impl Run {
         }
     }
 
-    /// Where the ends of the connections were.
+    /// Where the ends of the connections were; where nothing tells, what holds for one host is supposed.
     #[must_use]
     pub fn topology(&self) -> Topology {
+        self.topology_told().unwrap_or(Topology::OneHost)
+    }
+
+    /// Where the ends of the connections were, as `machine.txt`, the snapshots or the addresses tell; `None` where
+    /// none does.
+    #[must_use]
+    pub fn topology_told(&self) -> Option<Topology> {
+        let is_loopback = |(_, client): &(String, ClientRecord)| {
+            client.destination.parse().is_ok_and(|to: SocketAddr| to.ip().is_loopback())
+        };
         match self.machine.value("topology") {
-            Some("three-hosts") => Topology::ThreeHosts,
-            Some(_) => Topology::OneHost,
-            None if self.hosts.contains_key("server") => Topology::ThreeHosts,
-            None => Topology::OneHost,
+            Some("three-hosts") => Some(Topology::ThreeHosts),
+            Some(_) => Some(Topology::OneHost),
+            None if self.hosts.contains_key("server") => Some(Topology::ThreeHosts),
+            None if self.hosts.contains_key("one") => Some(Topology::OneHost),
+            None if self.clients.is_empty() => None,
+            None => self.clients.iter().all(is_loopback).then_some(Topology::OneHost),
         }
     }
 
@@ -285,6 +298,17 @@ impl Machine {
     #[must_use]
     pub fn value(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    /// Whether memory was touched before the run, so that the host of a virtual machine had given it already; `None`
+    /// where it is not told.
+    #[must_use]
+    pub fn memory_warmed(&self) -> Option<bool> {
+        match self.value("memory touched before the run")? {
+            "yes" => Some(true),
+            "no" => Some(false),
+            _ => None,
+        }
     }
 
     fn read(path: &Path) -> Self {

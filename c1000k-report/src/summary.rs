@@ -55,8 +55,10 @@ pub fn verdict(run: &Run, checks: &[Check]) -> String {
 #[must_use]
 pub fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
     let held = run.connections().map_or_else(|| "No".to_owned(), format::count);
+    let topology = run.topology_told().map(|topology| format!(", {}", topology.name()));
+    let topology = topology.unwrap_or_default();
     let sections = [
-        format!("# {held} connections, {}\n\n{}\n", run.topology().name(), paragraphs(run, checks)),
+        format!("# {held} connections{topology}\n\n{}\n", paragraphs(run, checks)),
         figures(run),
         clients(run),
         cost_section(run),
@@ -359,6 +361,11 @@ fn machine(run: &Run) -> String {
     let mut commands: Vec<_> =
         run.clients.iter().map(|(name, client)| (name.as_str(), &client.head.argv)).collect();
     commands.extend(run.server.as_ref().map(|server| ("server", &server.head.argv)));
+    let tables = run.clients.iter().map(|(name, client)| (name.as_str(), client.file_table));
+    for (name, table) in tables.chain(run.server.iter().map(|server| ("server", server.file_table)))
+    {
+        rows.extend(table.map(|table| row(&format!("file table of {name}"), table.to_string())));
+    }
     for (name, argv) in commands {
         if !argv.is_empty() {
             rows.push(row(&format!("{name} ran as"), argv.join(" ")));

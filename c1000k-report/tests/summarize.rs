@@ -375,9 +375,34 @@ fn a_run_between_two_machines_passes_by_its_records_alone() {
     let fixture = Fixture::one_host();
     fixture.remove("snapshots");
     fixture.remove("machine.txt");
+    fixture.set("client.json", "destination", json!("192.0.2.1:9900"));
     let output = fixture.summarize(&[]);
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
     assert!(stdout(&output).starts_with("Reached: 100,000 of 100,000"), "{}", stdout(&output));
+    let page = fixture.read("summary.md");
+    assert_eq!(page.lines().next(), Some("# 100,000 connections"), "nothing tells the hosts");
+}
+
+#[test]
+fn where_sockets_lived_and_whether_memory_was_warm_is_told() {
+    let fixture = Fixture::one_host();
+    let summary = || -> Value {
+        serde_json::from_str(&stdout(&fixture.summarize(&["--format", "json"]))).unwrap()
+    };
+    assert_eq!(summary()["memory_warmed"], json!(null));
+    assert_eq!(summary()["server"]["file_table"], json!(null));
+    for (line, warmed) in [("yes", json!(true)), ("no", json!(false)), ("maybe", json!(null))] {
+        fixture.put("machine.txt", &format!("where: vm\nmemory touched before the run: {line}\n"));
+        assert_eq!(summary()["memory_warmed"], warmed);
+    }
+    fixture.set("server.json", "file_table", json!("registered"));
+    fixture.set("client.json", "file_table", json!("process"));
+    assert_eq!(summary()["server"]["file_table"], "registered");
+    assert_eq!(summary()["clients"][0]["file_table"], "process");
+    let page = stdout(&fixture.summarize(&["--format", "markdown"]));
+    for row in ["file table of server", "file table of client", "memory touched before the run"] {
+        assert!(page.contains(&format!("| {row} ")), "{row}: {page}");
+    }
 }
 
 #[test]

@@ -8,7 +8,9 @@ use c1000k_host::command_line::log_lines_dropped;
 use c1000k_host::errno_name;
 use c1000k_host::format;
 use c1000k_host::usage::ProcessUsage;
-use c1000k_report::record::{Head, MemoryGuard, Prediction, SERVER_SCHEMA, ServerRecord};
+use c1000k_report::record::{
+    FileTable, Head, MemoryGuard, Prediction, SERVER_SCHEMA, ServerRecord,
+};
 use reactor::Stats;
 
 use crate::args::Settings;
@@ -75,6 +77,7 @@ pub(crate) fn record(
         prediction: Some(prediction(settings, stats.open_max)),
         counters: meter.counters(),
         series: meter.take_series(),
+        file_table: Some(FileTable::Process),
     }
 }
 

@@ -155,6 +155,7 @@ fn the_record_goes_to_standard_output_alone() {
     assert!(serves, "{}", text(&output.stderr));
     let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(record["schema"], "c1000k.server/1");
+    assert_eq!(record["file_table"], "process");
     assert!(text(&output.stderr).contains("c1000k-server held"), "{}", text(&output.stderr));
 }
 
