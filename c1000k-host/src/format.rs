@@ -1,6 +1,8 @@
-//! Figures as text for people: counts, bytes, durations, rates and shares.
+//! Figures as text for people: counts, bytes, durations, rates and shares; and text of others, made harmless.
 //!
 //! Sizes are decimal (1 GB is 1,000,000,000 bytes), as the records count in bytes.
+
+use std::fmt::Write;
 
 /// A count with its thousands set apart: `1,000,000`.
 #[must_use]
@@ -97,6 +99,38 @@ pub fn rounded(value: f64) -> u64 {
     value.round() as u64
 }
 
+/// More of one text than a person reads is cut off.
+const CHARS_MAX: usize = 4_000;
+
+/// The text in one line, in which each character that is not seen, or that moves others, is written as its escape.
+#[must_use]
+pub fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len().min(CHARS_MAX));
+    let mut characters = text.chars();
+    for character in characters.by_ref().take(CHARS_MAX) {
+        if is_unseen(character) {
+            let _ = write!(shown, "{}", character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    if characters.next().is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// Control codes, line breaks, and what Unicode has to turn the direction of text or to hide in it.
+#[must_use]
+pub fn is_unseen(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,5 +205,25 @@ mod tests {
         assert_eq!(rate(f64::NAN), "0/s");
         assert_eq!(percent(0.983), "98.3%");
         assert_eq!(percent(1.0), "100.0%");
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown_instead() {
+        assert_eq!(
+            visible("\u{1b}[2J\r\nok\t\u{9b}1m\u{7f}"),
+            "\\u{1b}[2J\\r\\nok\\t\\u{9b}1m\\u{7f}"
+        );
+        assert_eq!(visible("evil\u{202e}txt.exe"), "evil\\u{202e}txt.exe");
+        assert_eq!(
+            visible("10,000 Verbindungen, 0 Ähnliches · µs"),
+            "10,000 Verbindungen, 0 Ähnliches · µs"
+        );
+    }
+
+    #[test]
+    fn a_text_without_end_is_cut_off() {
+        let shown = visible(&"x".repeat(CHARS_MAX + 1));
+        assert_eq!(shown.chars().count(), CHARS_MAX + 1);
+        assert!(shown.ends_with("x…"));
     }
 }

@@ -314,3 +314,20 @@ fn the_cap_is_what_the_table_just_lets_pass() {
         }
     }
 }
+
+#[test]
+fn the_name_of_a_cgroup_is_shown_and_not_obeyed() {
+    let mut machine = ample();
+    machine.memory = Some(MemoryRoom {
+        bytes: 1 << 20,
+        total_bytes: 2 << 20,
+        bound_by: MemoryBound::Cgroup("/sys/fs/cgroup/\u{1b}[2J\nx".into()),
+        socket_data_bytes: None,
+    });
+    let need = Need::new(Role::Server, 1_000_000);
+    let cap = largest_target(&machine, &need).unwrap();
+    for text in [cap.reason, render(&table(&machine, &need))] {
+        assert!(text.contains("/sys/fs/cgroup/\\u{1b}[2J\\nx"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
+}

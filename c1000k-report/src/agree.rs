@@ -153,10 +153,15 @@ fn verdict(name: &str, client: &ClientRecord) -> Check {
     } else {
         Verdict::Short
     };
+    // Held without a proof may be a verdict of its own.
+    let is_right = client.verdict == follows
+        || (client.verified.is_none()
+            && follows != Verdict::Short
+            && client.verdict != Verdict::Short);
     Question::new(format!("Verdict of {name}"), "it follows from the client's own figures").judge(
         follows.to_string(),
         client.verdict.to_string(),
-        client.verdict == follows,
+        is_right,
     )
 }
 

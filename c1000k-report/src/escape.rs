@@ -5,26 +5,8 @@
 
 use std::fmt::Write;
 
-/// More of one text than a person reads is cut off.
-const CHARS_MAX: usize = 4_000;
-
-/// The text in one line, in which each character that is not seen, or that moves others, is written as its escape.
-#[must_use]
-pub fn visible(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len().min(CHARS_MAX));
-    let mut characters = text.chars();
-    for character in characters.by_ref().take(CHARS_MAX) {
-        if is_unseen(character) {
-            let _ = write!(shown, "{}", character.escape_default());
-        } else {
-            shown.push(character);
-        }
-    }
-    if characters.next().is_some() {
-        shown.push('…');
-    }
-    shown
-}
+use c1000k_host::format::is_unseen;
+pub use c1000k_host::format::visible;
 
 /// [`visible`] text in which Markdown and HTML find nothing to format.
 #[must_use]
@@ -77,39 +59,9 @@ fn formats(before: char, character: char, after: &str) -> bool {
     }
 }
 
-/// Control codes, line breaks, and what Unicode has to turn the direction of text or to hide in it.
-fn is_unseen(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
-        )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_terminal_would_obey_is_shown_instead() {
-        assert_eq!(
-            visible("\u{1b}[2J\r\nok\t\u{9b}1m\u{7f}"),
-            "\\u{1b}[2J\\r\\nok\\t\\u{9b}1m\\u{7f}"
-        );
-        assert_eq!(visible("evil\u{202e}txt.exe"), "evil\\u{202e}txt.exe");
-        assert_eq!(
-            visible("10,000 Verbindungen, 0 Ähnliches · µs"),
-            "10,000 Verbindungen, 0 Ähnliches · µs"
-        );
-    }
-
-    #[test]
-    fn a_text_without_end_is_cut_off() {
-        let shown = visible(&"x".repeat(CHARS_MAX + 1));
-        assert_eq!(shown.chars().count(), CHARS_MAX + 1);
-        assert!(shown.ends_with("x…"));
-    }
 
     #[test]
     fn a_page_gets_no_markup_and_keeps_what_reads_well() {

@@ -119,7 +119,7 @@ fn memory(machine: &Machine, need: &Need) -> Row {
         Some((MemoryBound::Cgroup(directory), total_bytes)) => format!(
             "bound by the cgroup {} ({}): raise its limit,\n\
              as systemd-run --scope -p MemoryMax={needed} does, or lower the target",
-            directory.display(),
+            format::visible(&directory.display().to_string()),
             format::bytes(total_bytes)
         ),
         _ => format!(

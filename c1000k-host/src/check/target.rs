@@ -146,7 +146,9 @@ fn memory(machine: &Machine, need: &Need) -> Option<Cap> {
         .saturating_add(need.user_bytes_per_connection);
     let place = match &room.bound_by {
         MemoryBound::Machine => String::new(),
-        MemoryBound::Cgroup(directory) => format!(" in the cgroup {}", directory.display()),
+        MemoryBound::Cgroup(directory) => {
+            format!(" in the cgroup {}", format::visible(&directory.display().to_string()))
+        }
     };
     Some(Cap {
         connections: room.bytes / bytes_per_connection,
