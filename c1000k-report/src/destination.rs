@@ -102,7 +102,7 @@ impl Destination {
         let outcome = match self {
             Self::Stdout => pour(io::stdout().lock(), &text),
             Self::Path(path) => Target::of(path).and_then(|target| match target {
-                Target::Replace(file) => replace(&file, &text),
+                Target::Replace(file) => replace_or_overwrite(&file, &text),
                 Target::WriteThrough(file) => pour(open_through(&file)?, &text),
             }),
         };
@@ -268,24 +268,28 @@ fn text_of<T: Serialize>(record: &T) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Puts a file in place whole: at each moment a reader finds the old one or the new one. One that
-/// can't be replaced is overwritten.
+/// Puts a file in place whole: at each moment a reader finds the old one or the new one. A link or a
+/// pipe that was there is replaced, and not followed or written to.
 ///
 /// # Errors
-/// The system refused to make, write or rename the file; a file that was there is left as it was.
+/// The system refused to make, write or rename the file; what was there is left as it was.
 pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
-    let file = match temporary_beside(path) {
-        Ok(file) => file,
-        Err(error) => return overwrite(path, text).map_err(|_| error),
-    };
+    let file = temporary_beside(path)?;
     // Not by the temporary file's own means, which name it in their errors.
     file.as_file().write_all(text)?;
-    file.persist(path).map(drop).or_else(|refused| overwrite(path, text).map_err(|_| refused.error))
+    file.persist(path)?;
+    Ok(())
 }
 
-/// For a file that is there only.
-fn overwrite(path: &Path, text: &[u8]) -> io::Result<()> {
-    File::options().write(true).truncate(true).open(path)?.write_all(text)
+/// Replaces the file, or overwrites it where it can't be replaced but for want of room.
+fn replace_or_overwrite(path: &Path, text: &[u8]) -> io::Result<()> {
+    replace(path, text).or_else(|error| match File::options().write(true).open(path) {
+        Ok(mut file) if !is_for_want_of_room(&error) => {
+            file.set_len(0)?;
+            file.write_all(text)
+        }
+        _ => Err(error),
+    })
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -440,6 +444,23 @@ mod tests {
         to(name).check_writable().unwrap();
         to(name).write(&7).unwrap();
         assert_eq!(fs::read_to_string(name).unwrap().trim_end(), "7");
+        // For what lies in the folder of a run, which may be anybody's, that would be unsafe.
+        assert!(replace(name, b"8").is_err());
+        assert_eq!(fs::read_to_string(name).unwrap().trim_end(), "7");
+    }
+
+    #[test]
+    fn replacing_follows_no_link_and_waits_for_no_pipe() {
+        let folder = tempfile::tempdir().unwrap();
+        let [victim, link, pipe] = ["victim", "link", "pipe"].map(|name| folder.path().join(name));
+        fs::write(&victim, "precious").unwrap();
+        symlink(&victim, &link).unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [&link, &pipe] {
+            replace(path, b"new").unwrap();
+            assert!(fs::symlink_metadata(path).unwrap().is_file());
+        }
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
     }
 
     #[test]

@@ -186,15 +186,18 @@ impl Run {
     /// Why the clients did not hold their connections at once, as far as the records tell; `None` where they did.
     #[must_use]
     pub fn apart(&self) -> Option<Apart> {
-        if self.clients.len() < 2 || self.is_seen_by_server() {
+        // One that held nothing adds nothing.
+        let holders = || {
+            self.clients.iter().map(|(_, client)| client).filter(|client| client.established > 0)
+        };
+        if holders().count() < 2 || self.is_seen_by_server() {
             return None;
         }
-        let places = self.clients.iter().map(|(_, client)| (&client.destination, client.ports));
+        let places = holders().map(|client| (&client.destination, client.ports));
         if places.collect::<BTreeSet<_>>().len() > 1 {
             return Some(Apart::Servers);
         }
-        let times: Option<Vec<_>> =
-            self.clients.iter().map(|(_, client)| client.held_between()).collect();
+        let times: Option<Vec<_>> = holders().map(ClientRecord::held_between).collect();
         let Some(times) = times else { return Some(Apart::TimesUnknown) };
         let last_begin = times.iter().map(|(from, _)| from).max();
         let first_end = times.iter().map(|(_, until)| until).min();

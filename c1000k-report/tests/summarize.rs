@@ -441,6 +441,20 @@ fn what_clients_held_of_different_servers_is_not_added_up() {
 }
 
 #[test]
+fn a_client_that_held_nothing_does_not_keep_the_others_from_being_added_up() {
+    let fixture = two_clients();
+    for (field, value) in [("established", 0), ("verified", 0), ("attempted", 100_000)] {
+        fixture.set("client-2.json", field, json!(value));
+    }
+    fixture.set("client-2.json", "verdict", json!("short"));
+    fixture.set("client-2.json", "destination", json!("192.0.2.2:9900"));
+    fixture.set("client-2.json", "verified_passes", json!([0]));
+    fixture.set("server.json", "peak", json!(50_000));
+    let text = stdout(&fixture.summarize(&[]));
+    assert!(text.starts_with("Short: 50,000 of 100,000 connections held at once"), "{text}");
+}
+
+#[test]
 fn clients_of_one_server_whose_holds_overlap_are_added_up() {
     let apart_by = |seconds: u64, with_times: bool| {
         let fixture = two_clients();
