@@ -10,7 +10,7 @@ use crate::cost::{self, KernelCost, float};
 use crate::escape::{markdown, visible};
 use crate::markdown::{table, text_table};
 use crate::record::ClientRecord;
-use crate::run::{Moment, Run, Topology, total};
+use crate::run::{Apart, Moment, Run, Topology, total};
 use crate::trend;
 
 /// The verdict in a few lines.
@@ -75,8 +75,12 @@ pub fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
 fn headline(run: &Run) -> String {
     let word = match run.verdict() {
         Some(verdict) => capitalized(&verdict.to_string()),
-        None if run.has_all_clients() => "Not held at once".to_owned(),
-        None => "Unknown, a record is missing".to_owned(),
+        None => match run.apart() {
+            _ if !run.has_all_clients() => "Unknown, a record is missing",
+            Some(Apart::Times) => "Not held at once",
+            _ => "Not known to be held at once",
+        }
+        .to_owned(),
     };
     if let Some(apart) = run.apart() {
         let each = run.clients.iter().map(|(name, client)| {

@@ -432,7 +432,10 @@ fn what_clients_held_of_different_servers_is_not_added_up() {
         let output = fixture.summarize(&[]);
         let text = stdout(&output);
         assert_eq!(output.status.code(), Some(1), "{is_recorded}: {text}");
-        assert!(text.starts_with("Not held at once: the clients name different servers"), "{text}");
+        assert!(
+            text.starts_with("Not known to be held at once: the clients name different servers"),
+            "{text}"
+        );
         if is_recorded {
             fixture.remove("server.json");
         }
