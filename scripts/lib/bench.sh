@@ -10,7 +10,7 @@ build_bench() {
     # shellcheck disable=SC2034 # for who sources this
     bench=$target/release/c1000k-bench
     mkdir -p "$programs"
-    for program in floor load uring; do
+    for program in floor load uring registered; do
         cc -O2 -Wall -Wextra -o "$programs/$program" "bench/c/$program.c"
     done
 }
