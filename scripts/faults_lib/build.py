@@ -1,5 +1,6 @@
 """The programs under test."""
 
+import json
 import os
 import subprocess
 import tempfile
@@ -11,10 +12,16 @@ def build():
     if "FAULTS_BINARIES" in os.environ:
         return
     root = Path(__file__).resolve().parent.parent.parent
-    packages = ["-p", "c1000k-server", "-p", "c1000k-client"]
-    subprocess.run(["cargo", "build", "--release", "--locked", *packages], cwd=root, check=True)
-    target = Path(os.environ.get("CARGO_TARGET_DIR", root / "target"))
-    os.environ["FAULTS_BINARIES"] = str(target / "release")
+    words = ["cargo", "build", "--release", "--locked", "--message-format", "json-render-diagnostics"]
+    words += ["--manifest-path", root / "Cargo.toml", "-p", "c1000k-server", "-p", "c1000k-client"]
+    said = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
+    os.environ["FAULTS_BINARIES"] = str(folder_of("c1000k-server", said))
+
+
+def folder_of(program, said):
+    """Where cargo says that it put the program: what it was told of target folders and triples is its own matter."""
+    paths = [json.loads(line).get("executable") for line in said.splitlines()]
+    return next(Path(path).parent for path in paths if path and Path(path).name == program)
 
 
 class Compiled:

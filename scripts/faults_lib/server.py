@@ -50,12 +50,17 @@ class Server:
                 preexec_fn=prepare, env={**os.environ, **(environment or {})},
             )
         try:
-            wait_until(lambda: "ready: " in self.log(), READY_SECONDS, "the server is ready")
+            wait_until(self.is_ready, READY_SECONDS, "the server is ready")
             if bystander:
                 self.bystander = Bystander(bind, self.first_port + PORTS - 1, self.process.pid, namespace)
         except BaseException:
             self.clean()
             raise
+
+    def is_ready(self):
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the server did not start: {self.log().strip()[-300:]}")
+        return "ready: " in self.log()
 
     def __enter__(self):
         return self

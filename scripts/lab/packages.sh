@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What the virtual machine is made of: qemu, a kernel, busybox. The last two are only unpacked into
 # cargo's target folder, never installed; qemu is installed only by root, and else asked for.
-# Uses say.sh; sets KERNEL_VERSION.
+# Uses say.sh and ../lib/install.sh; sets KERNEL_VERSION.
 
 readonly PACKAGES=$TARGET/lab # kernel and busybox, unpacked
 
@@ -18,12 +18,7 @@ packages_fetch() {
 
 packages_need_qemu() {
     command -v qemu-system-x86_64 >/dev/null && return
-    if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
-        fail "qemu-system-x86_64 is missing: install qemu (Debian, Ubuntu: sudo apt-get install qemu-system-x86)"
-    fi
-    say "installing qemu-system-x86"
-    packages_quietly env DEBIAN_FRONTEND=noninteractive \
-        apt-get install --yes --no-install-recommends qemu-system-x86
+    install_package qemu-system-x86 "which boots the virtual machine" || fail "no virtual machine without qemu"
 }
 
 packages_kernel_version() {

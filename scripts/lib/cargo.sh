@@ -1,0 +1,24 @@
+# shellcheck shell=bash
+# Builds with cargo, and knows where the programs then lie, whatever CARGO_TARGET_DIR, CARGO_BUILD_TARGET or cargo's
+# configuration say. Read in before any `cd`: a relative folder is relative to where the person stands, as for cargo.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+for folder in CARGO_TARGET_DIR CARGO_BUILD_TARGET_DIR; do
+    [[ -z ${!folder:-} || ${!folder} == /* ]] || export "$folder=$PWD/${!folder}"
+done
+unset folder
+# For what the scripts themselves keep between runs.
+# shellcheck disable=SC2034 # for who sources this
+readonly ROOT TARGET=${CARGO_TARGET_DIR:-${CARGO_BUILD_TARGET_DIR:-$ROOT/target}}
+
+declare -A PROGRAMS=() # name -> path of each program that was built
+
+# build_with_cargo OPTIONS...: fills in PROGRAMS; cargo shows its progress and its complaints.
+build_with_cargo() {
+    local paths path
+    paths=$(cd "$ROOT" && cargo build --locked --message-format json-render-diagnostics "$@" |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p') || return
+    while IFS= read -r path; do
+        [[ -z $path ]] || PROGRAMS[${path##*/}]=$path
+    done <<<"$paths"
+}

@@ -1,0 +1,21 @@
+# shellcheck shell=bash
+# Packages of the system that a script wants: installed where that may be done, and never at the price of others.
+
+# install_package PACKAGE WHY: as root where there is apt-get. Says beforehand what comes with it. Fails where it may
+# not be done, where apt-get would have to remove something, and where the installation fails, each with its reason.
+install_package() {
+    local options=(--no-install-recommends --no-remove) plan said
+    if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+        echo "$1 is missing, $2: install it (Debian, Ubuntu: sudo apt-get install $1)" >&2
+        return 1
+    fi
+    if ! plan=$(apt-get install --simulate "${options[@]}" "$1" 2>&1); then
+        echo "$1 is missing, $2, and apt-get can't install it: $(tail -n 1 <<<"$plan"); if its lists are old: apt-get update" >&2
+        return 1
+    fi
+    echo "installing $1, $2: apt-get adds$(awk '$1 == "Inst" { printf " %s", $2 }' <<<"$plan") and removes nothing" >&2
+    if ! said=$(DEBIAN_FRONTEND=noninteractive apt-get install --yes "${options[@]}" "$1" 2>&1); then
+        echo "$1 could not be installed: $(tail -n 1 <<<"$said")" >&2
+        return 1
+    fi
+}
