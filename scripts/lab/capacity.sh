@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What this machine allows: descriptors, memory, epoll watches, ports.
+# What this machine allows: memory, files, epoll watches, ports, and descriptors where they count.
 # Uses say.sh.
 
 readonly FIRST_PORT=9900
@@ -7,10 +7,13 @@ readonly PORTS=100
 # shellcheck disable=SC2034 # for scripts/million
 readonly CONNECTIONS_MAX=5000000 # 100 server ports x 50,000 client ports
 
-# A process holds N connections and a few descriptors of its own (listeners, epoll, logs).
+# Without registered files a process holds N descriptors and a few of its own (listeners, epoll, logs).
 readonly DESCRIPTORS_RESERVED=256
+# Both ends' other files, and those of whatever else runs here.
+readonly FILES_RESERVED=4096
 
-# Kernel and processes, both ends of a connection: 7.7 KB of slab measured, and a tenth on top.
+# Kernel and processes, both ends of a connection: 7.9 KB of slab measured with descriptors, 8.3 KB with registered
+# files, and what the processes keep.
 readonly BYTES_PER_CONNECTION=8500
 readonly MEMORY_BASE_MB=256
 
@@ -45,12 +48,58 @@ raise_descriptors() {
     ulimit -n "$needed" 2>/dev/null || ulimit -Sn "$(ulimit -Hn)"
 }
 
+# Why sockets can't live in registered-file tables of io_uring here, beyond RLIMIT_NOFILE; nothing where they can.
+registered_files_refused() {
+    local kernel
+    kernel=$(uname -r)
+    if [[ $(printf '%s\n' 5.19 "$kernel" | sort -V | head -n 1) != 5.19 ]]; then
+        echo "registered files want Linux 5.19, and this is $kernel"
+    elif ! io_uring_allowed; then
+        echo "io_uring is not allowed here (kernel.io_uring_disabled, or a container's seccomp filter)"
+    fi
+}
+
+# Asks for a ring: system call 425 on all architectures, which fills in the 120 bytes of its parameters. Where there is
+# no perl to ask with, what the administrator has set must do.
+io_uring_allowed() {
+    if command -v perl >/dev/null; then
+        perl -e 'my $parameters = "\0" x 120; exit(syscall(425, 1, $parameters) < 0)' 2>/dev/null
+    else
+        [[ $(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null || echo 0) == 0 ]]
+    fi
+}
+
+# What counts per process is N descriptors, unless sockets live elsewhere.
 descriptors_cap() {
-    local needed=$(($1 + DESCRIPTORS_RESERVED)) allowed
+    local needed=$(($1 + DESCRIPTORS_RESERVED)) allowed refused
     allowed=$(ulimit -n)
     [[ $allowed == unlimited ]] && return
     ((allowed >= needed)) && return
-    echo "RLIMIT_NOFILE is $(grouped "$allowed") here and $(grouped "$1") connections need $(grouped "$needed") descriptors in each process; to raise it: as root, sysctl -w fs.nr_open=$((needed > 1048576 ? needed : 1048576)) && ulimit -Hn $needed, in the shell that starts this"
+    refused=$(registered_files_refused)
+    [[ -z $refused ]] && return
+    echo "RLIMIT_NOFILE is $(grouped "$allowed") here and $(grouped "$1") connections need $(grouped "$needed") descriptors in each process, for $refused; to raise it: as root, sysctl -w fs.nr_open=$((needed > 1048576 ? needed : 1048576)) && ulimit -Hn $needed, in the shell that starts this"
+}
+
+# Both ends' sockets are files of the system, wherever they live; the kernel lets CAP_SYS_ADMIN have more.
+files_cap() {
+    local needed=$((2 * $1 + FILES_RESERVED)) allowed in_use
+    may_exceed_file_max && return
+    allowed=$(file_max)
+    read -r in_use _ </proc/sys/fs/file-nr
+    ((${#allowed} > 15 || allowed - in_use >= needed)) && return
+    echo "fs.file-max leaves $(grouped $((allowed - in_use))) files here and both ends of $(grouped "$1") connections need $(grouped "$needed"); to raise it: as root, sysctl -w fs.file-max=$((needed + in_use))"
+}
+
+file_max() {
+    cat /proc/sys/fs/file-max
+}
+
+# Capability 21, and that of the machine: one of an own user namespace does not count.
+may_exceed_file_max() {
+    local first outside count mask
+    read -r first outside count </proc/self/uid_map
+    mask=$(awk '$1 == "CapEff:" { print $2 }' /proc/self/status)
+    ((first == 0 && outside == 0 && count == 4294967295 && (16#$mask >> 21 & 1) == 1))
 }
 
 watches_cap() {
@@ -58,14 +107,6 @@ watches_cap() {
     allowed=$(</proc/sys/fs/epoll/max_user_watches)
     ((allowed >= needed)) && return
     echo "fs.epoll.max_user_watches is $(grouped "$allowed") here and both ends of $(grouped "$1") connections need $(grouped "$needed"); to raise it: as root, sysctl -w fs.epoll.max_user_watches=$needed"
-}
-
-source_ports_cap() {
-    local first last room
-    read -r first last </proc/sys/net/ipv4/ip_local_port_range
-    room=$(((last - first + 1) * PORTS))
-    ((room >= $1)) && return
-    echo "net.ipv4.ip_local_port_range gives room for $(grouped "$room") connections to $PORTS ports; to raise it: as root, sysctl -w net.ipv4.ip_local_port_range='10000 65535'"
 }
 
 memory_cap() {
@@ -94,12 +135,14 @@ listening_ports() {
         done
 }
 
-# What keeps $1 connections from being held natively; nothing where they fit.
+# native_caps TOPOLOGY CONNECTIONS: what keeps them from being held natively; nothing where they fit. Local ports keep
+# nobody: over loopback a client has more addresses than it needs, and three hosts' namespaces set their own range.
 native_caps() {
-    raise_descriptors "$1"
-    descriptors_cap "$1"
-    watches_cap "$1"
-    source_ports_cap "$1"
-    memory_cap "$1"
-    taken_ports_cap
+    raise_descriptors "$2"
+    descriptors_cap "$2"
+    files_cap "$2"
+    watches_cap "$2"
+    memory_cap "$2"
+    # Three hosts have the ports of their own namespaces.
+    [[ $1 == three-hosts ]] || taken_ports_cap
 }

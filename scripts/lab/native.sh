@@ -4,7 +4,8 @@
 
 readonly HOLD_SECONDS=5
 readonly READY_SECONDS=20
-readonly TEARDOWN_SECONDS=60
+readonly STALL_SECONDS=5
+readonly TEARDOWN_SECONDS=60 # and a second more for each 10,000 connections
 
 declare -A process_of=() # host or client name -> pid of the process that runs there
 declare -A held=()       # client name -> its log said that it is holding
@@ -21,7 +22,7 @@ native_run() {
     native_start_clients
     native_watch_clients "$2"
     native_collect_exit_codes
-    native_await_teardown
+    native_await_teardown "$2"
     native_snapshots after
     native_stop_server
     native_snapshots end
@@ -32,7 +33,7 @@ native_run() {
 native_plan() {
     declare -gA server_address=() share=()
     if [[ $1 == three-hosts ]]; then
-        namespaces_create
+        namespaces_create "$2"
         hosts=(server client-1 client-2) clients=(client-1 client-2)
         share=([client-1]=$((($2 + 1) / 2)) [client-2]=$(($2 / 2)))
         server_address=([client-1]=$SERVER_ADDRESS_1 [client-2]=$SERVER_ADDRESS_2)
@@ -45,16 +46,13 @@ native_plan() {
 
 # on HOST COMMAND...: where that host is. A process here has no terminal: Ctrl-C reaches this
 # script alone, which then ends the others in order. It works in the folder of the run, so that the
-# records name no path of this machine.
+# records name no path of this machine. Should memory run out, it is what the kernel ends first.
 on() {
-    local host=$1
-    shift
+    local ENTER=()
+    ! namespaces_in_use || namespace_enter "$1"
     cd "$OUT" || exit
-    if namespaces_in_use; then
-        exec setsid ip netns exec "$(namespace_of "$host")" "$@"
-    else
-        exec setsid "$@"
-    fi
+    echo 1000 >/proc/self/oom_score_adj
+    exec setsid "${ENTER[@]}" "${@:2}"
 }
 
 native_start_server() {
@@ -69,15 +67,19 @@ native_start_server() {
 
 native_await_ready() {
     local deadline=$((SECONDS + READY_SECONDS))
-    while ((SECONDS < deadline)); do
+    while running server; do
         while next_line server; do
-            [[ $LINE == *ready* ]] && return
+            [[ " $LINE" == *[[:space:]]ready* ]] && return
         done
-        running server || break
+        ((SECONDS < deadline)) || native_no_server "did not get ready within $READY_SECONDS s"
         pause
     done
+    native_no_server "could not be started"
+}
+
+native_no_server() {
     tail -n 5 "$OUT/server.log" >&2
-    fail "the server did not get ready within $READY_SECONDS s; its last lines are above"
+    fail "the server $1; its last lines are above"
 }
 
 native_start_clients() {
@@ -169,12 +171,16 @@ native_collect_exit_codes() {
     ((EXIT_CODE <= 2)) || EXIT_CODE=1 # killed by a signal
 }
 
-# The server still runs; its sockets go as it reads that their peers are gone. Only those at its ports
-# count: what other processes of this machine hold meanwhile would be waited for in vain.
+# The server still runs; its sockets go as it reads that their peers are gone. Only those at its ports count, as other
+# processes hold sockets too, and once they have not become fewer for a while, no more is waited.
 native_await_teardown() {
-    local deadline=$((SECONDS + TEARDOWN_SECONDS))
-    while (($(native_sockets_left) > 0 && SECONDS < deadline)); do
+    local deadline=$((SECONDS + TEARDOWN_SECONDS + $1 / 10000)) stalled=$((SECONDS + STALL_SECONDS)) left now
+    left=$(native_sockets_left)
+    while ((left > 0 && SECONDS < deadline && SECONDS < stalled)); do
         pause
+        now=$(native_sockets_left)
+        ((now >= left)) || stalled=$((SECONDS + STALL_SECONDS))
+        left=$now
     done
 }
 
