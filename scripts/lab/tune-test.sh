@@ -28,6 +28,11 @@ main() {
     applying_twice_is_applying_once
     a_smaller_target_takes_back_what_it_does_not_need
     either_order_of_reverting_restores
+    both_at_once_lose_nothing
+    nothing_changes_before_the_old_values_are_kept
+    nothing_changes_without_a_drop_in
+    a_value_that_the_kernel_keeps_is_not_forgotten
+    a_state_that_is_gone_is_told
     the_original_is_applied_or_its_refusal_is_told
     wrong_usage_is_refused
     echo 'tune-test: passed'
@@ -105,6 +110,67 @@ either_order_of_reverting_restores() {
         client --revert >/dev/null
         expect_as_before "reverting the $first first"
     done
+}
+
+both_at_once_lose_nothing() {
+    for round in 1 2 3; do
+        server -c "$N" --apply >/dev/null &
+        client -c 2M --ports 40 --apply >/dev/null &
+        wait
+        at_least fs/nr_open $((N + 132))
+        [ "$(value net/ipv4/ip_local_port_range)" = '10000 65535' ] || fail 'the client at once is not applied'
+        server --revert >/dev/null &
+        client --revert >/dev/null &
+        wait
+        expect_as_before "applying and reverting both at once, round $round,"
+    done
+}
+
+# A file where a folder should be is as good as a file system that can't be written, and works for root too.
+nothing_changes_before_the_old_values_are_kept() {
+    [ -n "$ROOT" ] || return 0
+    mkdir -p "$ROOT/var/lib" && : >"$ROOT/var/lib/c1000k"
+    ! server -c "$N" --apply >/dev/null 2>&1 || fail 'an apply that can not keep the old values succeeds'
+    expect_as_before 'an apply that can not keep the old values'
+    rm "$ROOT/var/lib/c1000k"
+    rm -rf "$ROOT/run" && : >"$ROOT/run"
+    server -c "$N" --apply 2>&1 | grep -q "can't write .* nothing is changed" || fail 'that there is no lock is not told'
+    expect_as_before 'an apply that can not lock'
+    rm "$ROOT/run"
+}
+
+nothing_changes_without_a_drop_in() {
+    [ -n "$ROOT" ] || return 0
+    mkdir -p "$ROOT/etc" && rm -rf "$ROOT/etc/sysctl.d" && : >"$ROOT/etc/sysctl.d"
+    ! server -c "$N" --apply >/dev/null 2>&1 || fail 'an apply that can not write its drop-in succeeds'
+    rm "$ROOT/etc/sysctl.d"
+    server --revert >/dev/null || fail 'an apply without its drop-in is not reverted'
+    expect_as_before 'an apply that can not write its drop-in'
+}
+
+# A setting that nobody may write, root included, stands in for a /proc/sys that is read-only.
+a_value_that_the_kernel_keeps_is_not_forgotten() {
+    [ -n "$ROOT" ] || return 0
+    server -c "$N" --apply >/dev/null
+    mv "$ROOT/proc/sys/fs/nr_open" "$ROOT/kept"
+    ln -s /proc/sys/kernel/ngroups_max "$ROOT/proc/sys/fs/nr_open"
+    ! server --revert >/dev/null 2>&1 || fail 'a revert that the kernel refuses succeeds'
+    grep -q '^fs.nr_open ' "$ROOT/var/lib/c1000k/previous" || fail 'the value of a refused revert is forgotten'
+    mv "$ROOT/kept" "$ROOT/proc/sys/fs/nr_open"
+    server --revert >/dev/null || fail 'a refused revert can not be done again'
+    expect_as_before 'a revert that was refused at first'
+}
+
+a_state_that_is_gone_is_told() {
+    [ -n "$ROOT" ] || return 0
+    server -c "$N" --apply >/dev/null
+    cp "$ROOT/var/lib/c1000k/previous" "$ROOT/kept"
+    rm -r "$ROOT/var/lib/c1000k"
+    ! told=$(server --revert 2>&1) || fail "a revert without the old values succeeds: $told"
+    echo "$told" | grep -q 'previous is gone' || fail "that the old values are gone is not told: $told"
+    mkdir "$ROOT/var/lib/c1000k" && mv "$ROOT/kept" "$ROOT/var/lib/c1000k/previous"
+    server --revert >/dev/null || fail 'a state that was found again is not reverted'
+    expect_as_before 'a state that was gone'
 }
 
 # Some kernels (Debian's 6.1.192) refuse a tcp_rmem below 4096; then that has to be said.

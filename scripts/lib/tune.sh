@@ -3,10 +3,11 @@
 # own and to the running kernel, and takes it back.
 #
 # What was there before is kept in the state file, once for both scripts, so that they may be
-# applied and reverted in any order.
+# applied and reverted in any order. Three rules keep it true: nothing changes before the value
+# that was there is on disk; a value is forgotten only when no drop-in sets the key any more and
+# the kernel holds that value again; and one script at a time works, behind a lock.
 #
-# It runs under any POSIX shell, busybox's included, and needs no sysctl(8).
-
+# It runs under any POSIX shell, busybox's included, and needs flock(1) but no sysctl(8).
 
 # shellcheck source-path=SCRIPTDIR source=tune-plan.sh
 . "$LIB/tune-plan.sh"
@@ -18,6 +19,7 @@ TUNE_ROOT=''
 MODE=print
 WANTS=settings
 FAILED=0
+readonly LOCK_SECONDS=30 # for the other script to end
 
 tune() {
     parse "$@"
@@ -27,10 +29,41 @@ tune() {
     STATE=$TUNE_ROOT/var/lib/c1000k/previous
     case $MODE in
         print) cautions; show ;;
-        apply) must_be_root || return; cautions; apply ;;
-        revert) must_be_root || return; revert ;;
+        apply) must_be_root && lock && state_can_be_read || return; cautions; apply ;;
+        revert) must_be_root && lock && state_can_be_read || return; revert ;;
     esac
     return "$FAILED"
+}
+
+# Held until this process ends, however it ends.
+lock() {
+    local file=$TUNE_ROOT/run/c1000k-tune.lock
+    mkdir -p "${file%/*}" 2>/dev/null
+    if ! { true >>"$file"; } 2>/dev/null; then
+        fail "can't write $file, so nothing is changed"
+        return 1
+    fi
+    if ! command -v flock >/dev/null; then
+        fail 'flock is missing (Debian: apt-get install util-linux), so nothing is changed'
+        return 1
+    fi
+    exec 9>>"$file"
+    # busybox's flock knows no time-out.
+    waited=0
+    until flock -n 9; do
+        if [ "$waited" -ge "$LOCK_SECONDS" ]; then
+            fail "the other script has been at work for $LOCK_SECONDS s ($file), so nothing is changed"
+            return 1
+        fi
+        sleep 1
+        waited=$((waited + 1))
+    done
+}
+
+state_can_be_read() {
+    [ ! -e "$STATE" ] || cat "$STATE" >/dev/null 2>&1 && return
+    fail "can't read $STATE, which holds the values from before: nothing is changed"
+    return 1
 }
 
 usage() {
@@ -183,15 +216,20 @@ show_file() {
 apply() {
     local settings
     settings=$(plan)
-    remember "$settings" "$(plan_nofile)"
-    write_file "$SYSCTLS" "$(sysctl_text)"
-    write_file "$MODULES" "$(modules_text)"
-    while IFS='|' read -r key before value why; do
-        set_value "$key" "$value"
-    done <<TEXT
+    if ! remember "$settings" "$(plan_nofile)"; then
+        fail 'the values from before can not be kept, so nothing is changed'
+        return
+    fi
+    if write_file "$SYSCTLS" "$(sysctl_text)" && write_file "$MODULES" "$(modules_text)"; then
+        while IFS='|' read -r key before value why; do
+            set_value "$key" "$value"
+        done <<TEXT
 $settings
 TEXT
-    apply_limits
+        apply_limits
+    else
+        fail 'without its drop-in a setting would be gone at the next start, so the kernel is left as it is'
+    fi
     forget
     [ "$FAILED" -eq 0 ] || return 0
     echo "applied for $CONNECTIONS connections; a new descriptor limit counts from the next login on"
@@ -211,23 +249,44 @@ apply_limits() {
 revert() {
     local key before other
     if [ ! -f "$STATE" ]; then
-        echo 'nothing is applied'
+        revert_without_state
         return
     fi
     while read -r key before; do
         other=$(other_of "$key")
         [ "$key" = limit.nofile ] || set_value "$key" "${other:-$before}"
     done <"$STATE"
-    rm -f "$SYSCTLS" "$LIMITS" "$MODULES"
+    remove_files
     forget
     [ "$FAILED" -ne 0 ] || echo 'reverted'
+}
+
+# Nothing is applied, unless someone has removed the state.
+revert_without_state() {
+    if [ ! -f "$SYSCTLS" ] && [ ! -f "$LIMITS" ] && [ ! -f "$MODULES" ]; then
+        echo 'nothing is applied'
+        return
+    fi
+    remove_files
+    fail "$STATE is gone: the drop-ins are removed, and the kernel's values stay until its next start"
+}
+
+remove_files() {
+    local file
+    for file in "$SYSCTLS" "$LIMITS" "$MODULES"; do
+        remove_file "$file"
+    done
+}
+
+remove_file() {
+    rm -f "$1" 2>/dev/null || { fail "can't remove $1" && return 1; }
 }
 
 set_value() {
     local file
     file=$(file_of "$1")
     [ "$(value_of "$1")" = "$2" ] && return
-    if ! echo "$2" 2>/dev/null >"$file" || [ "$(value_of "$1")" != "$2" ]; then
+    if ! { echo "$2" >"$file"; } 2>/dev/null || [ "$(value_of "$1")" != "$2" ]; then
         fail "$1 stays at $(value_of "$1"), the kernel refuses $2"
     fi
 }
@@ -244,12 +303,12 @@ remember() {
     write_file "$STATE" "$kept"
 }
 
-# Drops what no drop-in holds any more, and at the end the state itself.
+# Drops what is as it was and no drop-in sets any more, and at the end the state itself.
 forget() {
     local key before
     [ -f "$STATE" ] || return 0
     write_file "$STATE" "$(while read -r key before; do
-        is_held "$key" && echo "$key $before"
+        { is_held "$key" || ! is_restored "$key" "$before"; } && echo "$key $before"
     done <"$STATE")"
     [ -f "$STATE" ] || rmdir "${STATE%/*}" 2>/dev/null || true
 }
@@ -262,13 +321,20 @@ is_held() {
     fi
 }
 
-# write_file FILE TEXT: all of it or nothing; a text that says nothing removes the file.
+# The limit of a login is nowhere but in its drop-in.
+is_restored() {
+    [ "$1" = limit.nofile ] || [ "$(value_of "$1")" = "$2" ]
+}
+
+# write_file FILE TEXT: all of it and on disk, or nothing; a text that says nothing removes the file.
 write_file() {
     if ! says_something "$2"; then
-        rm -f "$1"
+        remove_file "$1"
         return
     fi
-    if ! { mkdir -p "${1%/*}" && printf '%s\n' "$2" >"$1.new" && mv "$1.new" "$1"; }; then
-        fail "can't write $1"
-    fi
+    { mkdir -p "${1%/*}" && printf '%s\n' "$2" >"$1.new" && { sync "$1.new" || sync; } && mv "$1.new" "$1"; } 2>/dev/null &&
+        return
+    rm -f "$1.new" 2>/dev/null
+    fail "can't write $1"
+    return 1
 }
