@@ -191,10 +191,10 @@ static void ask_send(enum step step, unsigned buffer, unsigned slot, unsigned si
 
 // Connecting a socket to no address resets its connection.
 static void ask_reset(unsigned slot) {
-    static const struct sockaddr nobody = { .sa_family = AF_UNSPEC };
+    static const struct sockaddr none = { .sa_family = AF_UNSPEC };
     struct io_uring_sqe *sqe = ask(IORING_OP_CONNECT, RESET_DONE, 0, slot);
-    sqe->addr = (uintptr_t)&nobody;
-    sqe->off = sizeof nobody;
+    sqe->addr = (uintptr_t)&none;
+    sqe->off = sizeof none;
 }
 
 // ---------------------------------------------------------------- sockets into slots, and out of them

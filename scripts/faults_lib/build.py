@@ -19,7 +19,7 @@ def build():
 
 
 def folder_of(program, said):
-    """Where cargo says that it put the program: what it was told of target folders and triples is its own matter."""
+    """Where cargo says that it put the program, whatever target folder or triple is set."""
     paths = [json.loads(line).get("executable") for line in said.splitlines()]
     return next(Path(path).parent for path in paths if path and Path(path).name == program)
 

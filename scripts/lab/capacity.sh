@@ -135,8 +135,8 @@ listening_ports() {
         done
 }
 
-# native_caps TOPOLOGY CONNECTIONS: what keeps them from being held natively; nothing where they fit. Local ports keep
-# nobody: over loopback a client has more addresses than it needs, and three hosts' namespaces set their own range.
+# native_caps TOPOLOGY CONNECTIONS: what keeps them from being held natively; nothing where they fit. Local ports
+# do not: over loopback a client has more addresses than it needs, and three hosts' namespaces set their own range.
 native_caps() {
     raise_descriptors "$2"
     descriptors_cap "$2"

@@ -32,7 +32,7 @@ main() {
     nothing_changes_before_the_old_values_are_kept
     nothing_changes_without_a_drop_in
     a_value_that_the_kernel_keeps_is_not_forgotten
-    a_state_that_is_gone_is_told
+    a_state_that_is_gone_is_reported
     the_original_is_applied_or_its_refusal_is_told
     wrong_usage_is_refused
     echo 'tune-test: passed'
@@ -134,7 +134,7 @@ nothing_changes_before_the_old_values_are_kept() {
     expect_as_before 'an apply that can not keep the old values'
     rm "$ROOT/var/lib/c1000k"
     rm -rf "$ROOT/run" && : >"$ROOT/run"
-    server -c "$N" --apply 2>&1 | grep -q "can't write .* nothing is changed" || fail 'that there is no lock is not told'
+    server -c "$N" --apply 2>&1 | grep -q "can't write .* nothing is changed" || fail 'a missing lock is not reported'
     expect_as_before 'an apply that can not lock'
     rm "$ROOT/run"
 }
@@ -148,7 +148,7 @@ nothing_changes_without_a_drop_in() {
     expect_as_before 'an apply that can not write its drop-in'
 }
 
-# A setting that nobody may write, root included, stands in for a /proc/sys that is read-only.
+# A setting that even root may not write stands in for a /proc/sys that is read-only.
 a_value_that_the_kernel_keeps_is_not_forgotten() {
     [ -n "$ROOT" ] || return 0
     server -c "$N" --apply >/dev/null
@@ -161,13 +161,13 @@ a_value_that_the_kernel_keeps_is_not_forgotten() {
     expect_as_before 'a revert that was refused at first'
 }
 
-a_state_that_is_gone_is_told() {
+a_state_that_is_gone_is_reported() {
     [ -n "$ROOT" ] || return 0
     server -c "$N" --apply >/dev/null
     cp "$ROOT/var/lib/c1000k/previous" "$ROOT/kept"
     rm -r "$ROOT/var/lib/c1000k"
     ! told=$(server --revert 2>&1) || fail "a revert without the old values succeeds: $told"
-    echo "$told" | grep -q 'previous is gone' || fail "that the old values are gone is not told: $told"
+    echo "$told" | grep -q 'previous is gone' || fail "missing old values are not reported: $told"
     mkdir "$ROOT/var/lib/c1000k" && mv "$ROOT/kept" "$ROOT/var/lib/c1000k/previous"
     server --revert >/dev/null || fail 'a state that was found again is not reverted'
     expect_as_before 'a state that was gone'
