@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use c1000k_host::limits::raise_descriptor_limit;
 use c1000k_report::ClientRecord;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -78,6 +79,7 @@ impl Drop for Server {
 /// Listens on consecutive ports below those that the system gives to outbound connections, of which the tests have many.
 fn listening(ports: u16) -> (Reactor<bool>, u16) {
     static NEXT: AtomicU16 = AtomicU16::new(0);
+    raise_descriptor_limit().unwrap(); // the usual soft one, 1,024, is less than the tests hold
     for _ in 0..500 {
         let config = Config { connections_max: 8_192, ..Config::default() };
         let mut reactor = Reactor::new(&config).unwrap();
@@ -179,8 +181,8 @@ impl Client {
 
     /// Starts it from a shell that runs `before` first.
     pub(crate) fn start_after(before: &str, words: &str) -> Self {
-        let script = format!("{before}; exec {} {words}", env!("CARGO_BIN_EXE_c1000k-client"));
-        Self::spawn(Command::new("bash").args(["-c", &script]))
+        let script = format!("{before}; exec \"$0\" {words}");
+        Self::spawn(Command::new("bash").args(["-c", &script, env!("CARGO_BIN_EXE_c1000k-client")]))
     }
 
     fn spawn(command: &mut Command) -> Self {
