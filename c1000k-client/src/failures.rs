@@ -1,8 +1,10 @@
 //! What can go wrong with a connect: counted by errno, sorted by what it means, tried again a bounded number of times.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::time::{Duration, Instant};
 
+use c1000k_host::format;
 use nix::errno::Errno;
 
 /// Further attempts after the first, where a failure may pass by itself.
@@ -14,7 +16,10 @@ const BACKOFF: Duration = Duration::from_millis(100);
 /// The name that counts an end of the stream before the echo: there is no errno for it.
 pub(crate) const EOF: &str = "EOF";
 
-/// Failed attempts by errno.
+/// The name that counts connections to themselves: there is no errno for it either.
+pub(crate) const SELF_CONNECT: &str = "SELF_CONNECT";
+
+/// Failed attempts, or lost connections, by errno.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Failures {
     counts: BTreeMap<String, u64>,
@@ -47,6 +52,26 @@ impl Failures {
 
     pub(crate) fn last(&self) -> Option<Errno> {
         self.last
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.counts.contains_key(name)
+    }
+
+    /// The name that was counted most often.
+    pub(crate) fn most(&self) -> Option<&str> {
+        self.counts.iter().max_by_key(|&(_, &count)| count).map(|(name, _)| name.as_str())
+    }
+}
+
+/// `EOF 12, ECONNRESET 3`, in the order of the names.
+impl fmt::Display for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (name, &count)) in self.counts.iter().enumerate() {
+            let before = if index == 0 { "" } else { ", " };
+            write!(f, "{before}{name} {}", format::count(count))?;
+        }
+        Ok(())
     }
 }
 

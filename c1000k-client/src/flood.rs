@@ -8,6 +8,8 @@
 mod proof;
 mod ramp;
 mod teardown;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -45,8 +47,8 @@ pub(crate) struct Settings {
     /// Connects, and later proofs, under way at once at the most.
     pub(crate) in_flight_max: usize,
     pub(crate) rate_per_second: Option<u64>,
-    /// What the kernel chooses local ports from.
-    pub(crate) local_ports: RangeInclusive<u16>,
+    /// What the kernel chooses local ports from; `None` where it can't be read.
+    pub(crate) local_ports: Option<RangeInclusive<u16>>,
     /// So many connections in a row that the server drops, or that fail for good, end the ramp.
     pub(crate) setbacks_max: u32,
 }
@@ -88,6 +90,8 @@ enum Fault {
     Late,
     /// Other bytes came than were sent.
     Garbled,
+    /// The peer is the connection itself.
+    SelfConnected,
 }
 
 /// What all connections are doing.
@@ -99,15 +103,22 @@ enum Stage {
     Teardown,
 }
 
-/// The timers that are armed.
+/// The timers that a stage has armed. They end with it, however it ends.
 #[derive(Debug, Default)]
-struct Timers {
-    tick: Option<TimerId>,
+struct StageTimers {
     retry: Option<TimerId>,
     pace: Option<TimerId>,
     settle: Option<TimerId>,
     hold: Option<TimerId>,
     slice: Option<TimerId>,
+}
+
+impl StageTimers {
+    fn cancel(self, cx: &mut Context<Conn>) {
+        for timer in [self.retry, self.pace, self.settle, self.hold, self.slice] {
+            timer.map(|timer| cx.cancel_timer(timer));
+        }
+    }
 }
 
 /// The run.
@@ -119,7 +130,8 @@ pub(crate) struct Flood<'a> {
     tally: Tally,
     stage: Stage,
     stage_began: Instant,
-    timers: Timers,
+    timers: StageTimers,
+    tick: Option<TimerId>,
     /// The next connection that was never tried.
     next_number: u32,
     /// Connections to be tried elsewhere at once.
@@ -173,7 +185,8 @@ impl<'a> Flood<'a> {
             progress,
             tally,
             stage: Stage::Ramp,
-            timers: Timers::default(),
+            timers: StageTimers::default(),
+            tick: None,
             next_number: 1,
             again: Vec::new(),
             retries: Retries::default(),
@@ -189,7 +202,7 @@ impl<'a> Flood<'a> {
 
     /// Opens the first connections; the rest follows from events.
     pub(crate) fn start(&mut self, cx: &mut Context<Conn>) {
-        self.timers.tick = arm(cx, TICK);
+        self.tick = arm(cx, TICK);
         self.tally.sample(self.tally.started);
         self.open_more(cx);
     }
@@ -225,13 +238,12 @@ impl<'a> Flood<'a> {
                 self.settings.hold.as_secs_f64()
             ),
         );
-        self.timers.hold = arm(cx, self.settings.hold);
+        // The reactor counts from the beginning of its turn, which may be a while ago.
+        let end = self.stage_began + self.settings.hold;
+        self.timers.hold = arm(cx, end.saturating_duration_since(cx.now()));
     }
 
     fn end_hold(&mut self, cx: &mut Context<Conn>) {
-        if let Some(timer) = self.timers.hold.take() {
-            cx.cancel_timer(timer);
-        }
         self.tally.hold = Instant::now().duration_since(self.stage_began);
         if !self.settings.verify {
             return self.begin_teardown(cx);
@@ -252,12 +264,7 @@ impl<'a> Flood<'a> {
         self.stage = stage;
         self.stage_began = Instant::now();
         self.stall = Stall::default();
-        self.lost_at_tick = self.tally.lost;
-        let timers = &mut self.timers;
-        let of_the_ramp = [timers.retry.take(), timers.pace.take(), timers.settle.take()];
-        for timer in of_the_ramp.into_iter().flatten() {
-            cx.cancel_timer(timer);
-        }
+        std::mem::take(&mut self.timers).cancel(cx);
     }
 
     /// After something has ended: what comes next.
@@ -271,8 +278,10 @@ impl<'a> Flood<'a> {
     }
 
     fn tick(&mut self, cx: &mut Context<Conn>) {
-        self.timers.tick = arm(cx, TICK);
+        self.tick = arm(cx, TICK);
         let is_stalled = self.stall.tick() > self.patience();
+        let is_losing = self.tally.lost > self.lost_at_tick;
+        self.lost_at_tick = self.tally.lost;
         match self.stage {
             Stage::Ramp => {
                 self.tally.sample(Instant::now());
@@ -288,9 +297,9 @@ impl<'a> Flood<'a> {
                 }
             }
             Stage::Hold => {
-                let is_quiet = self.tally.lost == self.lost_at_tick;
-                self.lost_at_tick = self.tally.lost;
-                if is_quiet && self.tally.has_lost_most() {
+                if is_losing {
+                    self.progress.warn(&self.loss_line());
+                } else if self.tally.has_lost_most() {
                     self.end_hold(cx);
                 }
             }
@@ -314,11 +323,22 @@ impl<'a> Flood<'a> {
     fn ramp_line(&self) -> String {
         let opened = self.tally.held.saturating_sub(self.held_at_tick);
         format!(
-            "opening: {} of {}, {}{}",
+            "opening: {} of {}, {}{}{}",
             format::count(self.tally.held),
             format::count(u64::from(self.settings.goal)),
             rate(per_second(opened, TICK.as_secs_f64())),
             some(self.tally.failures.by_name().values().sum(), "failed attempts"),
+            some(self.tally.lost, "lost"),
+        )
+    }
+
+    /// What is lost so far, and how.
+    fn loss_line(&self) -> String {
+        format!(
+            "{} of {} connections lost so far ({})",
+            format::count(self.tally.lost),
+            format::count(self.tally.opened),
+            self.tally.losses
         )
     }
 
@@ -337,13 +357,16 @@ impl<'a> Flood<'a> {
     }
 
     /// A connection that was held has gone.
-    fn note_loss(&mut self, conn: &Conn) {
-        self.tally.lose_one();
-        match conn.fault {
-            Some(Fault::Late) => self.tally.failures.count_errno(Errno::ETIMEDOUT),
-            Some(Fault::Garbled) => self.tally.failures.count_errno(Errno::EBADMSG),
-            Some(Fault::Eof) | None => {}
+    fn note_loss(&mut self, conn: &Conn, reason: &CloseReason) {
+        let errno = match conn.fault {
+            Some(Fault::Late) => Some(Errno::ETIMEDOUT),
+            Some(Fault::Garbled) => Some(Errno::EBADMSG),
+            _ => None,
+        };
+        if let Some(errno) = errno {
+            self.tally.failures.count_errno(errno);
         }
+        self.tally.lose_one(errno.or_else(|| errno_of(reason)));
         if conn.stage == ConnStage::SecondProof {
             self.in_flight -= 1;
         }
@@ -364,11 +387,13 @@ impl Handler for Flood<'_> {
     }
 
     fn on_open(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn) {
-        self.note_open(cx, token, conn);
+        if self.stage != Stage::Teardown {
+            self.note_open(cx, token, conn);
+        }
     }
 
     fn on_data(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn, bytes: &[u8]) {
-        if self.settings.verify {
+        if self.settings.verify && self.stage != Stage::Teardown {
             self.note_echo(cx, token, conn, bytes);
         }
     }
@@ -388,14 +413,14 @@ impl Handler for Flood<'_> {
         match conn.stage {
             ConnStage::Connecting | ConnStage::FirstProof => self.note_failure(&conn, &reason),
             ConnStage::Held if self.was_never_let_in(&conn) => self.note_drop(&conn, &reason),
-            ConnStage::Held | ConnStage::SecondProof => self.note_loss(&conn),
+            ConnStage::Held | ConnStage::SecondProof => self.note_loss(&conn, &reason),
         }
         self.go_on(cx);
     }
 
     fn on_timer(&mut self, cx: &mut Context<Conn>, timer: TimerId) {
         let timer = Some(timer);
-        if timer == self.timers.tick {
+        if timer == self.tick {
             self.tick(cx);
         } else if timer == self.timers.retry {
             self.timers.retry = None;

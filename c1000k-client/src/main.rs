@@ -41,6 +41,9 @@ const SLOTS_SPARE: usize = 64;
 /// Fewer setbacks in a row than this may be chance.
 const SETBACKS_MIN: u32 = 100;
 
+/// Local ports that the kernel chooses from by default: 32768 to 60999.
+const LOCAL_PORTS_DEFAULT: u64 = 28_232;
+
 fn main() -> ExitCode {
     command_line::start_log();
     let code = run_command();
@@ -121,12 +124,12 @@ fn announce(aim: &Aim) -> Result<(), String> {
 }
 
 fn flood(arguments: &Arguments, aim: &Aim) -> Result<Tally, String> {
-    let local_ports = ip_local_port_range().unwrap_or(32_768..=60_999);
+    let local_ports = ip_local_port_range();
     let plan = Plan::new(
         arguments.sources.clone(),
         arguments.destination.port(),
         arguments.ports,
-        local_ports.len() as u64,
+        local_ports.as_ref().map_or(LOCAL_PORTS_DEFAULT, |ports| ports.len() as u64),
     );
     let settings = Settings {
         ip: arguments.destination.ip(),

@@ -99,6 +99,19 @@ impl Plan {
         true
     }
 
+    /// The pair's destination port.
+    pub(crate) fn port(&self, pair: u32) -> u16 {
+        self.port_at(self.port_index(pair))
+    }
+
+    /// All destination ports, as sysctls take them: `9900-9999`, or `9900`.
+    pub(crate) fn port_span(&self) -> String {
+        match self.ports.len() {
+            1 => self.first_port.to_string(),
+            count => format!("{}-{}", self.first_port, self.port_at(count - 1)),
+        }
+    }
+
     /// Somebody listens on the pair's port.
     pub(crate) fn note_success(&mut self, pair: u32) {
         let index = self.port_index(pair);
@@ -122,7 +135,7 @@ impl Plan {
 
     fn route(&self, pair: u32) -> Route {
         let source = self.sources.get(pair as usize / self.ports.len()).copied();
-        Route { pair, source, port: self.port_at(self.port_index(pair)) }
+        Route { pair, source, port: self.port(pair) }
     }
 
     fn port_index(&self, pair: u32) -> usize {

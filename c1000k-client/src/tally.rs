@@ -8,7 +8,7 @@ use c1000k_report::series;
 use hdrhistogram::Histogram;
 use nix::errno::Errno;
 
-use crate::failures::Failures;
+use crate::failures::{self, Failures};
 
 /// Why no more connections were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,10 +46,14 @@ pub(crate) struct Tally {
     pub(crate) held: u64,
     /// The most connections held at once.
     pub(crate) peak: u64,
+    /// Connections that were held, at once or one after the other.
+    pub(crate) opened: u64,
     /// Connections given up for good.
     pub(crate) failed: u64,
     /// Connections held once and then gone before the end.
     pub(crate) lost: u64,
+    /// How they went.
+    pub(crate) losses: Failures,
     /// Failed attempts by errno.
     pub(crate) failures: Failures,
     /// Attempts after the first.
@@ -58,6 +62,8 @@ pub(crate) struct Tally {
     pub(crate) turned_away: u64,
     /// Connections that were open for a whole connect time-out without their echo.
     pub(crate) unanswered: u64,
+    /// A connect has reached itself.
+    pub(crate) is_self_connected: bool,
     /// Proven connections by pass.
     pub(crate) verified_passes: Vec<u64>,
     /// How long each pass took.
@@ -85,12 +91,15 @@ impl Tally {
             attempted: 0,
             held: 0,
             peak: 0,
+            opened: 0,
             failed: 0,
             lost: 0,
+            losses: Failures::default(),
             failures: Failures::default(),
             retried: 0,
             turned_away: 0,
             unanswered: 0,
+            is_self_connected: false,
             verified_passes: if verify { vec![0] } else { vec![] },
             verify_seconds: vec![],
             stop: None,
@@ -106,6 +115,7 @@ impl Tally {
     /// One more connection is held; says whether there were never as many.
     pub(crate) fn hold_one(&mut self, now: Instant) -> bool {
         self.held += 1;
+        self.opened += 1;
         self.ramp = now.duration_since(self.started);
         let is_peak = self.held > self.peak;
         self.peak = self.peak.max(self.held);
@@ -115,15 +125,19 @@ impl Tally {
         is_peak
     }
 
-    /// One that was held has gone.
-    pub(crate) fn lose_one(&mut self) {
+    /// One that was held has gone; without an errno its stream has ended.
+    pub(crate) fn lose_one(&mut self, errno: Option<Errno>) {
         self.held -= 1;
         self.lost += 1;
+        match errno {
+            Some(errno) => self.losses.count_errno(errno),
+            None => self.losses.count(failures::EOF),
+        }
     }
 
     /// Whether most of what was held has gone.
     pub(crate) fn has_lost_most(&self) -> bool {
-        self.lost > 0 && self.lost * 2 >= self.peak
+        self.lost > 0 && self.lost * 2 >= self.opened
     }
 
     pub(crate) fn record_latency(&mut self, latency: Duration) {

@@ -6,6 +6,7 @@ use c1000k_host::format;
 use c1000k_report::record::{Limit, Verdict};
 use nix::errno::Errno;
 
+use crate::failures;
 use crate::tally::{Stop, Tally};
 use crate::target::Aim;
 
@@ -85,8 +86,8 @@ fn is_limit(stop: Stop) -> bool {
 
 fn cap(aim: &Aim, tally: &Tally, to: Destination) -> Option<(Limit, String)> {
     let stop = match tally.stop {
-        Some(stop @ (Stop::Interrupted | Stop::ServerSilent)) => Some(stop),
-        _ if tally.has_lost_most() => Some(Stop::ServerGone),
+        Some(Stop::Interrupted) => tally.stop,
+        _ if tally.has_lost_most() => return Some((limit_of_losses(tally), losses(tally))),
         None if tally.peak == 0 && tally.unanswered > 0 => Some(Stop::ServerSilent),
         None if tally.peak == 0 && tally.failed > 0 => Some(nothing_came(tally)),
         stop => stop,
@@ -184,9 +185,8 @@ fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
              --ports of a server that runs"
         ),
         Stop::ServerGone => format!(
-            "the server went away: {} of {held} connections lost; look at its log: was it \
-             killed for want of memory, or does it close idle connections?",
-            format::count(tally.lost)
+            "nothing listens on {to} any more: the server let go of its ports at {held} \
+             connections; look at its log"
         ),
         Stop::Network(errno) if tally.peak == 0 => format!(
             "no connection to {to} came about ({errno:?}): look at the address, the route and \
@@ -207,32 +207,86 @@ fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
 
 /// Some were lost, which is no cap.
 fn loss(tally: &Tally) -> Option<String> {
-    (tally.lost > 0).then(|| {
-        format!(
-            "{} of {} connections were lost: the server dropped them (does it close idle ones?), \
-             or something on the way",
-            format::count(tally.lost),
-            format::count(tally.peak)
-        )
-    })
+    (tally.lost > 0).then(|| losses(tally))
+}
+
+/// What became of those that were held once, by what was seen of most of them.
+fn losses(tally: &Tally) -> String {
+    let lost = format!(
+        "{} of {} connections lost ({})",
+        format::count(tally.lost),
+        format::count(tally.opened),
+        tally.losses
+    );
+    let most_at_once = format::count(tally.peak);
+    match seen(tally) {
+        Seen::OtherBytes => format!(
+            "the server sent other bytes than it got: {lost}; it is no echo server, or mixes its \
+             connections up (--no-verify skips the echo)"
+        ),
+        Seen::Silence => format!(
+            "the server stopped answering: {lost}; it hangs, or the way to it is broken: look at its \
+             log and its memory"
+        ),
+        Seen::Closed if tally.peak * 2 <= tally.opened => format!(
+            "the server closes connections soon after they open: {lost}, and no more than \
+             {most_at_once} were held at once; look at its log and its idle timeout"
+        ),
+        Seen::Closed if tally.has_lost_most() => format!(
+            "the server went away: {lost}; look at its log: was it killed for want of memory, or \
+             does it close idle connections?"
+        ),
+        Seen::Closed => format!(
+            "{lost}: the server closed them (does it close idle ones?), or something on the way"
+        ),
+        Seen::Failed => {
+            format!("the network failed: {lost}; look at the route and firewalls on the way")
+        }
+    }
+}
+
+/// What was seen of most of the lost connections.
+enum Seen {
+    /// Bytes that were not sent, or not asked for.
+    OtherBytes,
+    Silence,
+    /// The end of the stream, or a reset.
+    Closed,
+    /// An error of the network.
+    Failed,
+}
+
+fn seen(tally: &Tally) -> Seen {
+    match tally.losses.most() {
+        Some("EBADMSG") => Seen::OtherBytes,
+        Some("ETIMEDOUT") => Seen::Silence,
+        Some(failures::EOF | "ECONNRESET" | "ECONNABORTED" | "EPIPE") => Seen::Closed,
+        _ => Seen::Failed,
+    }
+}
+
+fn limit_of_losses(tally: &Tally) -> Limit {
+    if let Seen::Failed = seen(tally) { Limit::Network } else { Limit::Server }
 }
 
 /// Some were given up, one by one.
 fn failed(tally: &Tally) -> (Limit, String) {
+    let failed = format::count(tally.failed);
+    let failures = &tally.failures;
+    if failures.most() == Some("EBADMSG") {
+        let detail = format!(
+            "{failed} connections were given up ({failures}): the server sent other bytes back \
+             than it got"
+        );
+        return (Limit::Server, detail);
+    }
     let limit = if tally.unanswered > 0 { Limit::Server } else { Limit::Network };
-    let names: Vec<String> = tally
-        .failures
-        .by_name()
-        .iter()
-        .map(|(name, &count)| format!("{name} {}", format::count(count)))
-        .collect();
-    let detail = format!(
-        "{} connections were given up ({}); a longer --connect-timeout or fewer --in-flight may \
-         help",
-        format::count(tally.failed),
-        names.join(", ")
-    );
-    (limit, detail)
+    let remedy = if failures.has("ETIMEDOUT") {
+        "a longer --connect-timeout or fewer --in-flight may help"
+    } else {
+        "look at the route and firewalls on the way"
+    };
+    (limit, format!("{failed} connections were given up ({failures}); {remedy}"))
 }
 
 #[cfg(test)]
@@ -257,7 +311,7 @@ mod tests {
 
     fn tally(count: u64) -> Tally {
         let mut tally = Tally::new(Instant::now(), true).unwrap();
-        (tally.attempted, tally.peak, tally.held) = (count, count, count);
+        (tally.attempted, tally.opened, tally.peak, tally.held) = (count, count, count, count);
         tally.verified_passes = vec![count, count];
         tally
     }
@@ -332,7 +386,8 @@ mod tests {
     fn most_of_them_lost_is_the_servers_end_whatever_came_first() {
         for stop in [None, Some(Stop::ServerFull), Some(Stop::ServerGone)] {
             let mut gone = tally(10);
-            (gone.held, gone.lost, gone.stop) = (0, 10, stop);
+            gone.stop = stop;
+            (0..10).for_each(|_| gone.lose_one(None));
             let judgement = judge(&left_out(10), &gone, to());
             assert_eq!((judgement.verdict, judgement.limit), (Verdict::Short, Some(Limit::Server)));
             assert!(judgement.detail.unwrap().contains("10 of 10 connections lost"));

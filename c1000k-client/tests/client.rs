@@ -12,6 +12,7 @@ use c1000k_report::ClientRecord;
 use c1000k_report::record::{Limit, Verdict};
 use common::{Client, Ended, Manner, Server, record, run};
 use nix::sys::signal::Signal;
+use proptest::prelude::*;
 
 fn error_line(ended: &Ended) -> &str {
     ended.stderr.last().map_or("", String::as_str)
@@ -284,6 +285,87 @@ fn other_bytes_are_no_echo() {
     assert_eq!((record.established, record.verified), (0, Some(0)));
     assert!(record.failures["EBADMSG"] >= 100, "{ended:?}");
     assert!(error_line(&ended).contains("no echo server"), "{ended:?}");
+}
+
+#[test]
+fn the_verdict_names_what_was_seen_of_connections_that_were_lost() {
+    for (manner, options, seen, name) in [
+        (Manner::CloseAfterEcho, "--in-flight 3", "closes connections soon after they open", "EOF"),
+        (Manner::SilentAfterEcho, "", "stopped answering", "ETIMEDOUT"),
+        (Manner::GarbleAfterEcho, "", "sent other bytes than it got", "EBADMSG"),
+    ] {
+        let server = Server::start(manner, 1);
+        let (ended, record) = run(&format!(
+            "127.0.0.1 {} --ports 1 -c 50 --hold 10ms --connect-timeout 200ms {options}",
+            server.first_port
+        ));
+        assert_eq!((ended.code, record.limit), (Some(1), Some(Limit::Server)), "{ended:?}");
+        assert_eq!((record.lost, record.verdict), (50, Verdict::Short), "{ended:?}");
+        let detail = record.limit_detail.unwrap();
+        let lost = format!("50 of 50 connections lost ({name} 50)");
+        assert!(detail.contains(seen) && detail.contains(&lost), "{detail}");
+        assert!(!detail.contains("went away"), "{detail}");
+    }
+}
+
+#[test]
+fn losses_are_told_while_the_others_are_held() {
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!("127.0.0.1 {} --ports 1 -c 100 --hold 50s --json -", server.first_port);
+    let mut client = Client::start(&words);
+    client.await_line("holding ");
+    server.drop_some(7);
+    client.await_words("7 of 100 connections lost so far (EOF 7)");
+    server.drop_some(2);
+    client.await_words("9 of 100 connections lost so far (EOF 9)");
+    client.signal(Signal::SIGINT);
+    let record = record(&client.end());
+    assert_eq!((record.established, record.lost), (100, 9));
+}
+
+/// Stopped until the hold is over, it finds the signal and the end of the hold at once.
+#[test]
+fn a_signal_at_the_end_of_the_hold_loses_nothing() {
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!("127.0.0.1 {} --ports 1 -c 3000 --hold 200ms --json -", server.first_port);
+    let mut client = Client::start(&words);
+    client.await_line("holding ");
+    client.signal(Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_millis(300));
+    client.signal(Signal::SIGINT);
+    client.signal(Signal::SIGCONT);
+    let ended = client.end();
+    let record = record(&ended);
+    assert_eq!((record.lost, record.limit), (0, Some(Limit::Interrupted)), "{ended:?}");
+    assert!(record.hold_seconds >= 0.2, "{ended:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_signal_at_any_moment_loses_nothing_of_a_faithful_server(
+        moment_ms in 0_u64..500,
+        verify: bool,
+        is_interrupt: bool,
+    ) {
+        let server = Server::start(Manner::Echo, 2);
+        let option = if verify { "" } else { "--no-verify" };
+        let words = format!(
+            "127.0.0.1 {} --ports 2 -c 1500 --hold 100ms --json - {option}",
+            server.first_port
+        );
+        let mut client = Client::start(&words);
+        // From here on it catches signals.
+        client.await_words("target: ");
+        std::thread::sleep(Duration::from_millis(moment_ms));
+        client.signal(if is_interrupt { Signal::SIGINT } else { Signal::SIGTERM });
+        let ended = client.end();
+        // A signal before the run has begun, or after its end, is the system's to handle.
+        if let Ok(record) = serde_json::from_str::<ClientRecord>(&ended.stdout) {
+            prop_assert_eq!(record.lost, 0, "{:?}", ended);
+        }
+    }
 }
 
 #[test]

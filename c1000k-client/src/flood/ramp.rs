@@ -124,7 +124,7 @@ impl Flood<'_> {
         let is_crowded = self.plan.is_crowded_by(u64::from(self.settings.goal));
         ConnectOptions {
             source: route.source.map(|ip| SocketAddr::new(ip, 0)),
-            port_range: is_crowded.then(|| self.settings.local_ports.clone()),
+            port_range: self.settings.local_ports.clone().filter(|_| is_crowded),
             timeout: Some(self.settings.timeout),
             ..ConnectOptions::default()
         }
@@ -172,6 +172,10 @@ impl Flood<'_> {
                 self.tally.failures.count_errno(Errno::EBADMSG);
                 self.tally.failed += 1;
                 self.note_setback(Stop::NotAnEcho);
+            }
+            (Some(Fault::SelfConnected), _) => {
+                self.tally.failures.count(failures::SELF_CONNECT);
+                self.note_nobody(conn.pair, conn.number);
             }
             (Some(Fault::Late), _) => {
                 self.tally.unanswered += 1;
@@ -247,6 +251,10 @@ impl Flood<'_> {
     }
 
     pub(super) fn note_open(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn) {
+        if self.is_its_own_peer(cx, token, conn.pair) {
+            self.tell_self_connect(conn.pair);
+            return self.give_up(cx, token, conn, Fault::SelfConnected);
+        }
         self.tally.record_latency(self.age(conn));
         self.plan.note_success(conn.pair);
         if self.settings.verify {
@@ -257,6 +265,32 @@ impl Flood<'_> {
         } else {
             self.keep(cx, conn);
         }
+    }
+
+    /// Where nothing listens on a port that the kernel may also choose as the local one, a socket can connect to
+    /// itself: TCP takes its own SYN for a simultaneous open.
+    fn is_its_own_peer(&self, cx: &Context<Conn>, token: Token, pair: u32) -> bool {
+        let port = self.plan.port(pair);
+        let may_be_local =
+            self.settings.local_ports.as_ref().is_none_or(|ports| ports.contains(&port));
+        may_be_local
+            && cx.local_addr(token).is_ok_and(|local| {
+                local.port() == port
+                    && cx.peer_addr(token).is_ok_and(|peer| peer.ip() == local.ip())
+            })
+    }
+
+    fn tell_self_connect(&mut self, pair: u32) {
+        if std::mem::replace(&mut self.tally.is_self_connected, true) {
+            return;
+        }
+        let port = self.plan.port(pair);
+        self.progress.warn(&format!(
+            "nothing listens on port {port}, and a connect to it reached itself: the kernel takes local ports from \
+             the same range (net.ipv4.ip_local_port_range); such connections are not counted. To keep the server's \
+             ports free: sysctl -w net.ipv4.ip_local_reserved_ports={}",
+            self.plan.port_span()
+        ));
     }
 
     /// The connection is proven, or needs no proof.
@@ -278,6 +312,7 @@ impl Flood<'_> {
 
     pub(super) fn note_drop(&mut self, conn: &Conn, reason: &CloseReason) {
         self.tally.held -= 1;
+        self.tally.opened -= 1;
         match errno_of(reason) {
             Some(errno) => self.tally.failures.count_errno(errno),
             None => self.tally.failures.count(failures::EOF),

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -32,12 +32,19 @@ pub(crate) enum Manner {
     Garble,
     /// Echoes one byte at a time, as far as TCP lets it.
     Dribble,
+    /// Echoes once, and ends the stream.
+    CloseAfterEcho,
+    /// Echoes the first message, and takes all others without a word.
+    SilentAfterEcho,
+    /// Echoes the first message, and answers all others with other bytes.
+    GarbleAfterEcho,
 }
 
 /// A server on consecutive ports of loopback, in a thread of its own.
 pub(crate) struct Server {
     pub(crate) first_port: u16,
     end: Arc<AtomicBool>,
+    to_drop: Arc<AtomicUsize>,
     waker: Waker,
     thread: Option<JoinHandle<u64>>,
 }
@@ -45,8 +52,10 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn start(manner: Manner, ports: u16) -> Self {
         let end = Arc::new(AtomicBool::new(false));
+        let to_drop = Arc::new(AtomicUsize::new(0));
         let (tell, told) = mpsc::channel();
-        let service = Service { manner, end: Arc::clone(&end), open: 0, peak: 0 };
+        let (is_over, count) = (Arc::clone(&end), Arc::clone(&to_drop));
+        let service = Service { manner, end: is_over, to_drop: count, open: 0, peak: 0 };
         let thread = thread::spawn(move || {
             let (mut reactor, first_port) = listening(ports);
             tell.send((first_port, reactor.context().waker())).unwrap();
@@ -55,7 +64,13 @@ impl Server {
             service.peak
         });
         let (first_port, waker) = told.recv_timeout(DEADLINE).unwrap();
-        Self { first_port, end, waker, thread: Some(thread) }
+        Self { first_port, end, to_drop, waker, thread: Some(thread) }
+    }
+
+    /// Ends the streams of so many of its connections.
+    pub(crate) fn drop_some(&self, count: usize) {
+        self.to_drop.store(count, Ordering::Release);
+        self.waker.wake();
     }
 
     /// Dies with all its connections, and says how many there were at once.
@@ -77,7 +92,7 @@ impl Drop for Server {
 }
 
 /// Listens on consecutive ports below those that the system gives to outbound connections, of which the tests have many.
-fn listening(ports: u16) -> (Reactor<bool>, u16) {
+fn listening(ports: u16) -> (Reactor<Peer>, u16) {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     raise_descriptor_limit().unwrap(); // the usual soft one, 1,024, is less than the tests hold
     for _ in 0..500 {
@@ -98,41 +113,44 @@ fn listening(ports: u16) -> (Reactor<bool>, u16) {
 struct Service {
     manner: Manner,
     end: Arc<AtomicBool>,
+    to_drop: Arc<AtomicUsize>,
     open: u64,
     peak: u64,
 }
 
-impl Handler for Service {
-    /// Whether it is answered.
-    type Conn = bool;
+/// What the server keeps of a connection.
+struct Peer {
+    is_answered: bool,
+    was_answered: bool,
+}
 
-    fn on_accept(&mut self, _: &mut Context<bool>, _: &Incoming<'_>) -> Option<bool> {
+impl Handler for Service {
+    type Conn = Peer;
+
+    fn on_accept(&mut self, _: &mut Context<Peer>, _: &Incoming<'_>) -> Option<Peer> {
         match self.manner {
             Manner::RefusePast(most) if self.open >= most => None,
-            _ => Some(true),
+            _ => Some(Peer { is_answered: true, was_answered: false }),
         }
     }
 
-    fn on_open(&mut self, cx: &mut Context<bool>, token: Token, is_answered: &mut bool) {
+    fn on_open(&mut self, cx: &mut Context<Peer>, token: Token, peer: &mut Peer) {
         self.open += 1;
         match self.manner {
             Manner::HangUpPast(most) if self.open > most => cx.close(token),
-            Manner::SilentPast(most) => *is_answered = self.open <= most,
+            Manner::SilentPast(most) => peer.is_answered = self.open <= most,
             _ => self.peak = self.peak.max(self.open),
         }
     }
 
-    fn on_data(
-        &mut self,
-        cx: &mut Context<bool>,
-        token: Token,
-        is_answered: &mut bool,
-        bytes: &[u8],
-    ) {
-        if !*is_answered {
+    fn on_data(&mut self, cx: &mut Context<Peer>, token: Token, peer: &mut Peer, bytes: &[u8]) {
+        if !peer.is_answered {
             return;
         }
+        let is_later = std::mem::replace(&mut peer.was_answered, true);
         let written = match self.manner {
+            Manner::SilentAfterEcho if is_later => return,
+            Manner::GarbleAfterEcho if is_later => cx.write(token, &vec![b'?'; bytes.len()]),
             Manner::Garble => cx.write(token, &vec![b'?'; bytes.len()]),
             Manner::Dribble => {
                 bytes.chunks(1).try_fold(reactor::Written::Sent, |_, byte| cx.write(token, byte))
@@ -140,16 +158,22 @@ impl Handler for Service {
             _ => cx.write(token, bytes),
         };
         let _ = written;
+        if let Manner::CloseAfterEcho = self.manner {
+            cx.close(token);
+        }
     }
 
-    fn on_close(&mut self, _: &mut Context<bool>, _: Token, _: bool, _: reactor::CloseReason) {
+    fn on_close(&mut self, _: &mut Context<Peer>, _: Token, _: Peer, _: reactor::CloseReason) {
         self.open -= 1;
     }
 
-    fn on_wake(&mut self, cx: &mut Context<bool>) {
+    fn on_wake(&mut self, cx: &mut Context<Peer>) {
         if self.end.load(Ordering::Acquire) {
-            cx.stop();
+            return cx.stop();
         }
+        let count = self.to_drop.swap(0, Ordering::AcqRel);
+        let tokens: Vec<Token> = cx.tokens(0..cx.slots()).take(count).collect();
+        tokens.into_iter().for_each(|token| cx.close(token));
     }
 }
 
@@ -217,6 +241,11 @@ impl Client {
         self.await_line_that(|line| {
             line.starts_with("opening: ") && !line.starts_with("opening: 0 ")
         });
+    }
+
+    /// Waits for a line of standard error with these words.
+    pub(crate) fn await_words(&mut self, words: &str) {
+        self.await_line_that(|line| line.contains(words));
     }
 
     fn await_line_that(&mut self, fits: impl Fn(&str) -> bool) {

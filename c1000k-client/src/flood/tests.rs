@@ -1,0 +1,186 @@
+//! Runs against an echo server in a thread, turn by turn: so a signal can come at any moment of them.
+
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use reactor::{Config, ListenOptions, Reactor, Status};
+
+use super::*;
+use crate::failures;
+
+/// No run of a test is longer.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// An echo server that lets nobody down.
+struct Server {
+    port: u16,
+    is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start() -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let is_ended = Arc::clone(&is_over);
+        let mut reactor = Reactor::new(&Config::default()).unwrap();
+        let cx = reactor.context();
+        let listener = cx.listen((Ipv4Addr::LOCALHOST, 0), &ListenOptions::default()).unwrap();
+        let port = cx.listener_addr(listener).unwrap().port();
+        let thread = thread::spawn(move || {
+            while !is_ended.load(Ordering::Acquire) {
+                let _ = reactor.turn(&mut Echo, Some(Duration::from_millis(10))).unwrap();
+            }
+        });
+        Self { port, is_over, thread: Some(thread) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Release);
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
+struct Echo;
+
+impl Handler for Echo {
+    type Conn = ();
+
+    fn on_accept(&mut self, _: &mut Context<()>, _: &Incoming<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, cx: &mut Context<()>, token: Token, (): &mut (), bytes: &[u8]) {
+        let _ = cx.write(token, bytes);
+    }
+}
+
+fn settings(ip: IpAddr, goal: u32) -> Settings {
+    Settings {
+        ip,
+        goal,
+        verify: true,
+        hold: Duration::from_millis(2),
+        timeout: Duration::from_secs(10),
+        in_flight_max: 64,
+        rate_per_second: None,
+        local_ports: None,
+        setbacks_max: 100,
+    }
+}
+
+fn client<'a>(settings: Settings, port: u16, progress: &'a Progress) -> (Reactor<Conn>, Flood<'a>) {
+    let connections_max = settings.goal as usize + 64;
+    let reactor = Reactor::new(&Config { connections_max, ..Config::default() }).unwrap();
+    let plan = Plan::new(vec![], port, 1, 28_232);
+    let tally = Tally::new(Instant::now(), settings.verify).unwrap();
+    (reactor, Flood::new(settings, plan, tally, progress))
+}
+
+/// Runs it to its end, with a signal before the given turn; says how many turns there were.
+fn run(reactor: &mut Reactor<Conn>, flood: &mut Flood<'_>, signal_at: Option<usize>) -> usize {
+    let began = Instant::now();
+    flood.start(reactor.context());
+    for turn in 0.. {
+        assert!(began.elapsed() < DEADLINE, "{flood:?}");
+        if signal_at == Some(turn) {
+            flood.on_signal(reactor.context(), Signal::Interrupt);
+        }
+        if reactor.turn(flood, Some(Duration::from_millis(1))).unwrap() == Status::Stopped {
+            return turn;
+        }
+    }
+    unreachable!("a run is cut off at its deadline")
+}
+
+#[test]
+fn a_signal_at_any_turn_loses_no_connection_and_ends_the_run() {
+    let server = Server::start();
+    // Without proofs, most of the turns are those of the probation's second.
+    for (verify, step) in [(true, 1), (false, 101)] {
+        for signal_at in (0..).step_by(step) {
+            let progress = Progress::Lines;
+            let settings = Settings { verify, ..settings(Ipv4Addr::LOCALHOST.into(), 600) };
+            let (mut reactor, mut flood) = client(settings, server.port, &progress);
+            let turns = run(&mut reactor, &mut flood, Some(signal_at));
+            let tally = flood.into_tally();
+            assert_eq!(tally.lost, 0, "verify {verify}, signal at {signal_at}: {tally:?}");
+            assert!(tally.held <= tally.peak && tally.verified_passes.len() <= 2, "{tally:?}");
+            if turns < signal_at {
+                assert_eq!(tally.stop, None, "it has ended before the signal: {tally:?}");
+                break;
+            }
+        }
+    }
+}
+
+/// Its local port can only be the one that it connects to.
+#[test]
+fn a_connect_that_reaches_itself_is_never_counted() {
+    for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+        for (verify, is_unspecified) in [(true, false), (false, false), (true, true)] {
+            let Ok(listener) = TcpListener::bind((ip, 0)) else { continue };
+            let port = listener.local_addr().unwrap().port();
+            drop(listener);
+            let target = match ip {
+                IpAddr::V4(_) if is_unspecified => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) if is_unspecified => Ipv6Addr::UNSPECIFIED.into(),
+                ip => ip,
+            };
+            let progress = Progress::Lines;
+            let settings =
+                Settings { verify, local_ports: Some(port..=port), ..settings(target, 1) };
+            let (mut reactor, mut flood) = client(settings, port, &progress);
+            flood.plan = Plan::new(vec![], port, 1, 1);
+            run(&mut reactor, &mut flood, None);
+            let tally = flood.into_tally();
+            assert_eq!((tally.peak, tally.opened, tally.lost), (0, 0, 0), "{target}: {tally:?}");
+            assert_eq!(tally.verified().unwrap_or(0), 0, "{target}: {tally:?}");
+            assert_eq!(tally.stop, Some(Stop::NothingListens), "{target}: {tally:?}");
+            assert!(tally.is_self_connected, "{target}: {tally:?}");
+            assert_eq!(tally.failures.by_name()[failures::SELF_CONNECT], 3, "{tally:?}");
+        }
+    }
+}
+
+/// A turn that takes longer than the hold, and ends the ramp then.
+struct SlowTurn<'t, 'a>(&'t mut Flood<'a>);
+
+impl Handler for SlowTurn<'_, '_> {
+    type Conn = Conn;
+
+    fn on_accept(&mut self, _: &mut Context<Conn>, _: &Incoming<'_>) -> Option<Conn> {
+        None
+    }
+
+    fn on_data(&mut self, _: &mut Context<Conn>, _: Token, _: &mut Conn, _: &[u8]) {}
+
+    fn on_timer(&mut self, cx: &mut Context<Conn>, _: TimerId) {
+        let began = Instant::now();
+        while began.elapsed() < self.0.settings.hold * 2 {
+            std::hint::spin_loop();
+        }
+        self.0.end_ramp(cx);
+    }
+}
+
+#[test]
+fn a_hold_is_as_long_as_asked_whenever_its_turn_began() {
+    let progress = Progress::Lines;
+    let hold = Duration::from_millis(20);
+    let settings = Settings { hold, verify: false, ..settings(Ipv4Addr::LOCALHOST.into(), 0) };
+    let (mut reactor, mut flood) = client(settings, 9900, &progress);
+    flood.tally.hold_one(Instant::now());
+    arm(reactor.context(), Duration::ZERO).unwrap();
+    let began = Instant::now();
+    while flood.stage == Stage::Ramp {
+        let _ = reactor.turn(&mut SlowTurn(&mut flood), None).unwrap();
+    }
+    while reactor.turn(&mut flood, None).unwrap() == Status::Running {
+        assert!(began.elapsed() < DEADLINE, "{flood:?}");
+    }
+    assert!(flood.into_tally().hold >= hold);
+}
