@@ -18,6 +18,12 @@ pub fn count(value: u64) -> String {
     text
 }
 
+/// A count of things, by a noun whose plural ends in s: `1 connection`, `1,000 connections`.
+#[must_use]
+pub fn counted(value: u64, noun: &str) -> String {
+    format!("{} {noun}{}", count(value), if value == 1 { "" } else { "s" })
+}
+
 /// Bytes, to the byte where they are few: `3,848 B`, `24.1 MB`, `2.6 GB`.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "one decimal place is shown")]
@@ -148,6 +154,13 @@ mod tests {
         for (value, text) in cases {
             assert_eq!(count(value), text);
         }
+    }
+
+    #[test]
+    fn one_of_a_kind_has_no_plural() {
+        assert_eq!(counted(0, "port"), "0 ports");
+        assert_eq!(counted(1, "port"), "1 port");
+        assert_eq!(counted(1_000, "port"), "1,000 ports");
     }
 
     #[test]

@@ -115,8 +115,8 @@ fn tell_losses(record: &ServerRecord) {
     let cut_off = lost(SHUT_DOWN) + record.open;
     if cut_off > 0 {
         log::warn!(
-            "{} connections were cut off at the end, and what their peers had not taken is lost: a longer --grace gives them time",
-            format::count(cut_off)
+            "cut off at the end: {}, and what the peers had not taken is lost: a longer --grace gives them time",
+            format::counted(cut_off, "connection")
         );
     }
 }
@@ -145,13 +145,15 @@ fn tell_ready(settings: &Settings, connections_max: u64) {
         1 => String::new(),
         threads => format!(", by {threads} threads"),
     };
-    let ports = if settings.ports == 1 { "port" } else { "ports" };
+    let last = match settings.ports {
+        1 => String::new(),
+        _ => format!(" to {}", settings.last_port()),
+    };
     log::info!(
-        "ready: listening on {} {ports}, {} to {}, for {} connections{threads}",
-        settings.ports,
+        "ready: listening on {}, {}{last}, for {}{threads}",
+        format::counted(u64::from(settings.ports), "port"),
         SocketAddr::new(settings.bind, settings.first_port),
-        settings.last_port(),
-        format::count(connections_max),
+        format::counted(connections_max, "connection"),
     );
 }
 
@@ -195,13 +197,13 @@ fn connections_max(settings: &Settings) -> Result<u64, String> {
     if allowed < settings.target() {
         match cap.filter(|cap| cap.connections <= allowed || cap.kind == CapKind::Descriptors) {
             Some(cap) => log::info!(
-                "{} connections are allowed here, of {}: {}; to go further: {}",
-                format::count(allowed),
+                "allowed here: {} of {}: {}; to go further: {}",
+                format::counted(allowed, "connection"),
                 format::count(settings.target()),
                 cap.reason,
                 cap.remedy
             ),
-            None => log::info!("{} connections are allowed here", format::count(allowed)),
+            None => log::info!("allowed here: {}", format::counted(allowed, "connection")),
         }
     }
     Ok(allowed)

@@ -123,17 +123,21 @@ impl Meter {
         let per_second = c1000k_report::record::per_second(accepts, seconds);
         self.last_line = Line { at: now, accepted: stats.accepted };
         let own = rss_bytes.map_or_else(|| "?".to_owned(), format::bytes);
+        // The kernel counts everybody's sockets: without one of its own, the server has nothing to say of them.
         let of_kernel = match (kernel, buffers) {
+            _ if stats.open() == 0 => String::new(),
             (Some(cost), _) => {
                 let each = format::bytes(cost.slab_bytes().max(0.0) as u64);
-                format!("kernel {} ({each} a socket)", format::bytes(bytes_of(cost)))
+                format!(" | kernel {} ({each} a socket)", format::bytes(bytes_of(cost)))
             }
-            (None, Some(buffers)) => format!("kernel {} in socket buffers", format::bytes(buffers)),
-            (None, None) => "kernel ?".to_owned(),
+            (None, Some(buffers)) => {
+                format!(" | kernel {} in socket buffers", format::bytes(buffers))
+            }
+            (None, None) => " | kernel ?".to_owned(),
         };
         log::info!(
-            "{} connections | {} accepts | own {own} | {of_kernel}{state}",
-            format::count(stats.open()),
+            "{} | {} accepts | own {own}{of_kernel}{state}",
+            format::counted(stats.open(), "connection"),
             format::rate(per_second),
         );
     }

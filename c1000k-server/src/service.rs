@@ -21,6 +21,8 @@ use crate::guard::{Change, Overload, REST, Shortage};
 use crate::meter::sample_interval;
 use crate::sources::{Source, Sources};
 
+/// Why a connection ended that its peer has reset.
+pub(crate) const RESET: &str = "reset";
 /// Why a connection ended whose peer had not taken what the server closed it with: at the end of the grace.
 pub(crate) const SHUT_DOWN: &str = "shut_down";
 const QUEUES_FULL: &str = "queues_full";
@@ -244,17 +246,17 @@ impl<D: Duty> Service<D> {
         let held = self.held(cx);
         let change = guard.look(held, cx.now());
         self.shared.share.store(guard.share(), Ordering::Relaxed);
-        let held = format::count(held);
+        let held = format::counted(held, "connection");
         match (change, guard.shortage()) {
             (Some(Change::Closed), Some(shortage)) => {
                 let what = match self.overload {
                     Overload::Refuse => "more are refused",
                     Overload::Pause => "more have to wait",
                 };
-                log::warn!("{shortage}: {held} connections are held, {what}");
+                log::warn!("{shortage}: {held} held, {what}");
             }
             (Some(Change::Opened), _) => {
-                log::info!("memory is back: {held} connections are held, more are admitted again");
+                log::info!("memory is back: {held} held, more are admitted again");
             }
             _ => {}
         }
@@ -379,8 +381,8 @@ impl<D: Duty> Service<D> {
 
     fn tell_full(&self, cx: &Context<()>) {
         if self.shared.full.wants_full(cx.now()) {
-            let most = format::count(self.shared.connections_max);
-            log::warn!("{most} connections are held, which is the limit: more are refused");
+            let most = format::counted(self.shared.connections_max, "connection");
+            log::warn!("{most} held, which is the limit: more are refused");
         }
     }
 
@@ -389,7 +391,7 @@ impl<D: Duty> Service<D> {
         if !cx.is_shutting_down()
             && self.shared.full.wants_room(held, self.shared.connections_max, cx.now())
         {
-            log::info!("there is room again: {} connections", format::count(held));
+            log::info!("there is room again: {} held", format::counted(held, "connection"));
         }
     }
 
@@ -537,11 +539,9 @@ impl<D: Duty> Handler for Service<D> {
         let times = self.told_errors.entry(error.errno()).or_default();
         *times += 1;
         if times.is_power_of_two() {
-            let open = format::count(open);
+            let open = format::counted(open, "connection");
             let name = error.errno().map_or_else(|| "bound".to_owned(), errno_name);
-            log::warn!(
-                "accepting failed with {open} connections held ({name}, {times} times): {error}"
-            );
+            log::warn!("accepting failed with {open} held ({name}, {times} so far): {error}");
         }
     }
 
@@ -576,9 +576,9 @@ impl<D: Duty> Handler for Service<D> {
             log::warn!("a second signal: leaving at once");
             return self.end(cx);
         }
-        let open = format::count(self.held(cx));
+        let open = format::counted(self.held(cx), "connection");
         let grace = format::duration(self.grace.as_secs_f64());
-        log::info!("{signal:?}: closing {open} connections, {grace} at the most");
+        log::info!("{signal:?}: closing {open}, {grace} at the most");
         self.report_within(cx, Duration::MAX);
         self.end(cx);
     }
@@ -593,7 +593,7 @@ fn ended_by(reason: &CloseReason) -> Option<&'static str> {
         CloseReason::Failed(Error::Full { .. }) => Some(QUEUES_FULL),
         CloseReason::Failed(error) => Some(match error.kind() {
             ErrorKind::TimedOut => "tcp_timeout",
-            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "reset",
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => RESET,
             _ => "failed",
         }),
         _ => None,

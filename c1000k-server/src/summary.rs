@@ -16,6 +16,7 @@ use reactor::Stats;
 use crate::args::Settings;
 use crate::crew::Totals;
 use crate::meter::Meter;
+use crate::service::RESET;
 
 /// The process's own share of a connection without an idle timeout, and what one adds: the promise
 /// of the reactor.
@@ -141,7 +142,7 @@ pub(crate) fn text(record: &ServerRecord) -> String {
         record.refused_by.iter().map(|(why, &times)| count(&format!("refused, {why}"), times)),
     );
     rows.extend(
-        record.closed_by.iter().map(|(why, &times)| count(&format!("closed, {why}"), times)),
+        record.closed_by.iter().map(|(why, &times)| (format!("closed, {why}"), closed(why, times))),
     );
     rows.extend(
         (record.log_lines_dropped > 0)
@@ -155,8 +156,19 @@ pub(crate) fn text(record: &ServerRecord) -> String {
     );
     let lines = rows.iter().map(|(label, value)| format!("  {label:<24}  {value}\n"));
     format!(
-        "c1000k-server held {} connections\n{}",
-        format::count(record.peak),
+        "c1000k-server held {}\n{}",
+        format::counted(record.peak, "connection"),
         lines.collect::<String>()
     )
+}
+
+/// How often, and what a reset by the peer mostly is: no fault.
+fn closed(reason: &str, times: u64) -> String {
+    let times = format::count(times);
+    match reason {
+        RESET => format!(
+            "{times} by the peers; c1000k-client ends its own connections so, to leave no TIME_WAIT"
+        ),
+        _ => times,
+    }
 }

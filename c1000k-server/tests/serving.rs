@@ -27,6 +27,20 @@ fn each_port_echoes_and_the_record_counts_it() {
 }
 
 #[test]
+fn status_lines_count_in_good_english_and_tell_only_what_is_the_servers_own() {
+    let mut server = Server::start(1, &["--interval", "100ms"]);
+    let port = server.first_port;
+    assert!(server.sees_line(&format!("listening on 1 port, 127.0.0.1:{port}, for ")));
+    assert!(server.sees_line(" 0 connections |"));
+    let idle = server.lines_with(" 0 connections |");
+    assert!(idle.iter().all(|line| !line.contains("kernel")), "{idle:?}");
+    let stream = server.connect(0);
+    echo(&stream, b"Hello Server");
+    assert!(server.sees_line(" 1 connection |"));
+    assert!(server.lines_with(" 1 connection |")[0].contains("kernel"));
+}
+
+#[test]
 fn a_half_closed_connection_gets_the_rest_of_its_echo() {
     let server = Server::start(1, &[]);
     let stream = server.connect(0);

@@ -132,8 +132,8 @@ fn ports(machine: &Machine, need: &Need) -> Option<Cap> {
         kind: CapKind::Ports,
         reason: format!(
             "{} x {} x {} local ports are all the 5-tuples there are",
-            counted(sources, "source"),
-            counted(need.ports, "destination port"),
+            format::counted(sources, "source"),
+            format::counted(need.ports, "destination port"),
             format::count(local.len() as u64)
         ),
         remedy: "give more source addresses (--source) or more ports (--ports)".to_owned(),
@@ -176,8 +176,4 @@ fn conntrack(machine: &Machine, need: &Need) -> Option<Cap> {
             need.connections.saturating_add(table.count)
         ),
     })
-}
-
-fn counted(count: u64, noun: &str) -> String {
-    format!("{} {noun}{}", format::count(count), if count == 1 { "" } else { "s" })
 }
