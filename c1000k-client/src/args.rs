@@ -145,9 +145,9 @@ fn port_count(first_port: u16, ports: u64) -> Result<u16, String> {
         Ok(0) => Err("--ports is 0: give at least 1".to_owned()),
         Ok(count) if ports <= room => Ok(count),
         _ => Err(format!(
-            "{} ports from {first_port} on go past port 65535: \
+            "{} from {first_port} on go past port 65535: \
              give --ports {room} at the most, or a lower FIRST_PORT",
-            format::count(ports)
+            format::counted(ports, "port")
         )),
     }
 }

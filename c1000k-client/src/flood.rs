@@ -233,8 +233,8 @@ impl<'a> Flood<'a> {
         self.progress.begin(
             "holding",
             &format!(
-                "holding {} connections for {} s",
-                format::count(self.tally.held),
+                "holding {} for {} s",
+                format::counted(self.tally.held, "connection"),
                 self.settings.hold.as_secs_f64()
             ),
         );
@@ -252,7 +252,7 @@ impl<'a> Flood<'a> {
         if self.tally.held > 0 {
             self.progress.begin(
                 "proving",
-                &format!("proving {} connections again", format::count(self.tally.held)),
+                &format!("proving {} again", format::counted(self.tally.held, "connection")),
             );
         }
         self.tally.verified_passes.push(0);
@@ -335,9 +335,9 @@ impl<'a> Flood<'a> {
     /// What is lost so far, and how.
     fn loss_line(&self) -> String {
         format!(
-            "{} of {} connections lost so far ({})",
+            "{} of {} lost so far ({})",
             format::count(self.tally.lost),
-            format::count(self.tally.opened),
+            format::counted(self.tally.opened, "connection"),
             self.tally.losses
         )
     }

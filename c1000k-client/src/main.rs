@@ -232,7 +232,7 @@ fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, Stri
                 _ => print(&text),
             }
             match record.verdict {
-                Verdict::Reached => ExitCode::SUCCESS,
+                Verdict::Reached | Verdict::Held => ExitCode::SUCCESS,
                 Verdict::Short => ExitCode::from(SHORT),
             }
         }

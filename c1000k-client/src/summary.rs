@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use c1000k_host::format::{count, duration, rate};
+use c1000k_host::format::{count, counted, duration, rate};
 use c1000k_report::ClientRecord;
 use c1000k_report::record::Verdict;
 
@@ -34,15 +34,17 @@ pub(crate) fn render(record: &ClientRecord) -> String {
 }
 
 fn headline(record: &ClientRecord) -> String {
-    let held = format!("{} of {}", count(record.established), count(record.target));
+    let target = counted(record.target, "connection");
+    let held = format!("{} of {target} held", count(record.established));
     match record.verdict {
-        Verdict::Reached if record.verified.is_some() => {
-            format!(
-                "REACHED: {held} connections held, each proven when it opened and after the hold"
-            )
+        Verdict::Reached => {
+            format!("REACHED: {held}, each proven when it opened and after the hold")
         }
-        Verdict::Reached => format!("REACHED: {held} connections held, without proof"),
-        Verdict::Short => format!("SHORT: {held} connections held"),
+        Verdict::Held => format!(
+            "HELD, NOT VERIFIED: {held}; no server has answered on them \
+             (--no-verify)"
+        ),
+        Verdict::Short => format!("SHORT: {held}"),
     }
 }
 

@@ -55,7 +55,11 @@ pub(crate) fn judge(aim: &Aim, tally: &Tally, to: Destination) -> Judgement {
         && tally.lost == 0
         && tally.stop != Some(Stop::Interrupted)
         && is_proven(tally, target);
-    let verdict = if is_reached { Verdict::Reached } else { Verdict::Short };
+    let verdict = match tally.verified() {
+        _ if !is_reached => Verdict::Short,
+        Some(_) => Verdict::Reached,
+        None => Verdict::Held,
+    };
     // Those that a full server dropped past a lowered target were never part of it.
     let failed = tally.failed.min(target.saturating_sub(tally.peak));
     Judgement { target, failed, verdict, limit, detail }
@@ -131,22 +135,22 @@ fn limit_of(stop: Stop) -> Limit {
 }
 
 fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
-    let held = format::count(tally.peak);
+    let held = format::counted(tally.peak, "connection");
     match stop {
         Stop::Descriptors(errno) => format!(
-            "descriptors ran out at {held} connections ({errno:?}); to go further: \
+            "descriptors ran out at {held} ({errno:?}); to go further: \
              raise ulimit -n, or fs.file-max where the whole system is short of them"
         ),
         Stop::Memory(errno) => format!(
-            "the kernel has no memory for more sockets than {held} ({errno:?}); to go further: \
+            "the kernel has no memory for more than {held} ({errno:?}); to go further: \
              add memory, or raise net.ipv4.tcp_mem or the cgroup's limit"
         ),
         Stop::Watches => format!(
-            "epoll watches ran out at {held} connections (ENOSPC); to go further: \
+            "epoll watches ran out at {held} (ENOSPC); to go further: \
              raise fs.epoll.max_user_watches"
         ),
         Stop::Ports => format!(
-            "local ports ran out at {held} connections (EADDRNOTAVAIL); to go further: \
+            "local ports ran out at {held} (EADDRNOTAVAIL); to go further: \
              more source addresses (--source), more ports (--ports), or a wider \
              net.ipv4.ip_local_port_range"
         ),
@@ -170,12 +174,12 @@ fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
              server (--no-verify skips the echo)"
         ),
         Stop::ServerSilent if is_proven(tally, tally.peak) => format!(
-            "the server was the cap: it answers {held} connections and leaves all others waiting; \
+            "the server was the cap: it answers {held} and leaves all others waiting; \
              to go further: raise its limit (ulimit -n) where it runs"
         ),
-        Stop::ServerSilent => format!(
-            "the server stopped answering at {held} connections; look at its log and its memory"
-        ),
+        Stop::ServerSilent => {
+            format!("the server stopped answering at {held}; look at its log and its memory")
+        }
         Stop::NotAnEcho => format!(
             "the server on {to} sends other bytes back than it got: it is no echo server; \
              --no-verify skips the echo"
@@ -185,21 +189,21 @@ fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
              --ports of a server that runs"
         ),
         Stop::ServerGone => format!(
-            "nothing listens on {to} any more: the server let go of its ports at {held} \
-             connections; look at its log"
+            "nothing listens on {to} any more: the server let go of its ports at {held}; \
+             look at its log"
         ),
         Stop::Network(errno) if tally.peak == 0 => format!(
             "no connection to {to} came about ({errno:?}): look at the address, the route and \
              firewalls on the way"
         ),
         Stop::Network(errno) => format!(
-            "the network gave no more than {held} connections ({errno:?}): look at the route, \
+            "the network gave no more than {held} ({errno:?}): look at the route, \
              firewalls and nf_conntrack_max on the way"
         ),
         Stop::Interrupted => {
             format!(
-                "a signal ended the run early, with {} connections held",
-                format::count(tally.held)
+                "a signal ended the run early, with {} held",
+                format::counted(tally.held, "connection")
             )
         }
     }
@@ -213,9 +217,9 @@ fn loss(tally: &Tally) -> Option<String> {
 /// What became of those that were held once, by what was seen of most of them.
 fn losses(tally: &Tally) -> String {
     let lost = format!(
-        "{} of {} connections lost ({})",
+        "{} of {} lost ({})",
         format::count(tally.lost),
-        format::count(tally.opened),
+        format::counted(tally.opened, "connection"),
         tally.losses
     );
     let most_at_once = format::count(tally.peak);
@@ -271,11 +275,11 @@ fn limit_of_losses(tally: &Tally) -> Limit {
 
 /// Some were given up, one by one.
 fn failed(tally: &Tally) -> (Limit, String) {
-    let failed = format::count(tally.failed);
+    let failed = format!("given up: {}", format::counted(tally.failed, "connection"));
     let failures = &tally.failures;
     if failures.most() == Some("EBADMSG") {
         let detail = format!(
-            "{failed} connections were given up ({failures}): the server sent other bytes back \
+            "{failed} ({failures}): the server sent other bytes back \
              than it got"
         );
         return (Limit::Server, detail);
@@ -286,7 +290,7 @@ fn failed(tally: &Tally) -> (Limit, String) {
     } else {
         "look at the route and firewalls on the way"
     };
-    (limit, format!("{failed} connections were given up ({failures}); {remedy}"))
+    (limit, format!("{failed} ({failures}); {remedy}"))
 }
 
 #[cfg(test)]
@@ -320,6 +324,14 @@ mod tests {
     fn all_held_and_proven_twice_is_reached() {
         let judgement = judge(&asked(10), &tally(10), to());
         assert_eq!((judgement.verdict, judgement.limit), (Verdict::Reached, None));
+    }
+
+    #[test]
+    fn all_held_without_a_proof_is_no_more_than_held() {
+        let mut unproven = tally(10);
+        unproven.verified_passes = vec![];
+        assert_eq!(judge(&asked(10), &unproven, to()).verdict, Verdict::Held);
+        assert_eq!(judge(&asked(11), &unproven, to()).verdict, Verdict::Short);
     }
 
     #[test]

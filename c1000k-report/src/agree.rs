@@ -148,10 +148,10 @@ fn verdict(name: &str, client: &ClientRecord) -> Check {
     let is_verified = client.verified.is_none_or(|verified| verified >= client.established);
     let is_whole = client.established >= client.target && client.lost == 0 && is_verified;
     // A run that was cut off may have been whole until then.
-    let follows = if is_whole && client.limit != Some(Limit::Interrupted) {
-        Verdict::Reached
-    } else {
-        Verdict::Short
+    let follows = match client.verified {
+        _ if !is_whole || client.limit == Some(Limit::Interrupted) => Verdict::Short,
+        Some(_) => Verdict::Reached,
+        None => Verdict::Held,
     };
     // Held without a proof may be a verdict of its own.
     let is_right = client.verdict == follows

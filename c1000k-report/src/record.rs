@@ -306,6 +306,8 @@ impl fmt::Display for Limit {
 pub enum Verdict {
     /// The target was reached and everything asked for was verified.
     Reached,
+    /// The target was held, and nothing was verified, as asked (`--no-verify`).
+    Held,
     /// The run fell short of its target, or lost or could not prove a part of it.
     Short,
 }
@@ -314,6 +316,7 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Reached => "reached",
+            Self::Held => "held",
             Self::Short => "short",
         })
     }

@@ -10,6 +10,7 @@ use crate::cost::{self, KernelCost, float};
 use crate::escape::{markdown, visible};
 use crate::markdown::{table, text_table};
 use crate::record::ClientRecord;
+use crate::record::Verdict;
 use crate::run::{Apart, Moment, Run, Topology, total};
 use crate::trend;
 
@@ -74,6 +75,7 @@ pub fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
 
 fn headline(run: &Run) -> String {
     let word = match run.verdict() {
+        Some(Verdict::Held) => "Held, not verified".to_owned(),
         Some(verdict) => capitalized(&verdict.to_string()),
         None => match run.apart() {
             _ if !run.has_all_clients() => "Unknown, a record is missing",

@@ -548,8 +548,13 @@ fn a_run_that_was_told_to_skip_echoes_says_so() {
     let fixture = Fixture::one_host();
     fixture.set("client.json", "verified", json!(null));
     fixture.set("client.json", "verified_passes", json!([]));
+    fixture.set("client.json", "verdict", json!("held"));
     assert_not_seen(&fixture, "Echoes of client");
-    assert!(stdout(&fixture.summarize(&[])).contains("none verified, as asked"));
+    let text = stdout(&fixture.summarize(&[]));
+    assert!(text.starts_with("Held, not verified: 100,000 of 100,000"), "{text}");
+    assert!(text.contains("none verified, as asked"), "{text}");
+    fixture.set("client.json", "verdict", json!("reached"));
+    assert_disagrees(&fixture, "Verdict of client");
 }
 
 #[test]

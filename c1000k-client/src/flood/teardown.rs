@@ -35,7 +35,13 @@ impl Flood<'_> {
         self.end_stage();
         self.enter(cx, Stage::Teardown);
         if self.tally.held > 0 {
-            self.progress.begin("closing", &format!("closing {}", format::count(self.tally.held)));
+            self.progress.begin(
+                "closing",
+                &format!(
+                    "closing {} by reset, which leaves no TIME_WAIT",
+                    format::counted(self.tally.held, "connection")
+                ),
+            );
         }
         self.cursor = 0;
         self.abort_slice(cx);
