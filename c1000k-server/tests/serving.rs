@@ -162,7 +162,9 @@ fn what_a_peer_has_not_read_when_it_has_finished_is_given_up_in_time() {
     slow.shutdown(Shutdown::Write).unwrap();
     let local = slow.local_addr().unwrap().port();
     let end = || state_of(server.first_port, local);
-    assert!(until(DEADLINE, || end() == Some(LAST_ACK)), "the server has not closed: {:?}", end());
+    // On a busy machine it may be over before it is looked at again.
+    let is_closed = || matches!(end(), Some(LAST_ACK) | None);
+    assert!(until(DEADLINE, is_closed), "the server has not closed: {:?}", end());
     assert!(until(DEADLINE, || end().is_none()), "the kernel keeps it: {:?}", end());
     server.stop();
 }
