@@ -80,7 +80,8 @@ fn build() -> PathBuf {
     if programs.ends_with("release") {
         build.arg("--release");
     }
-    build.env("CARGO_TARGET_DIR", programs.parent().unwrap());
+    // With a triple set, as by CARGO_BUILD_TARGET, this folder is that triple's already.
+    build.env("CARGO_TARGET_DIR", programs.parent().unwrap()).env_remove("CARGO_BUILD_TARGET");
     assert!(build.status().unwrap().success(), "the programs could not be built");
     programs
 }

@@ -171,22 +171,23 @@ native_collect_exit_codes() {
     ((EXIT_CODE <= 2)) || EXIT_CODE=1 # killed by a signal
 }
 
-# The server still runs; its sockets go as it reads that their peers are gone. Only those at its ports count, as other
-# processes hold sockets too, and once they have not become fewer for a while, no more is waited.
+# The server still runs; its sockets go as it reads that their peers are gone, and the clients' as the kernel clears up
+# behind them. Once they have not become fewer for a while, those that are left are someone else's.
 native_await_teardown() {
-    local deadline=$((SECONDS + TEARDOWN_SECONDS + $1 / 10000)) stalled=$((SECONDS + STALL_SECONDS)) left now
-    left=$(native_sockets_left)
-    while ((left > 0 && SECONDS < deadline && SECONDS < stalled)); do
+    local deadline=$((SECONDS + TEARDOWN_SECONDS + $1 / 10000)) stalled=$((SECONDS + STALL_SECONDS)) before left now
+    before=$(native_sockets <"$OUT/snapshots/${hosts[0]}/before/sockstat")
+    left=$(native_sockets </proc/net/sockstat)
+    while ((left > before + 50 && SECONDS < deadline && SECONDS < stalled)); do
         pause
-        now=$(native_sockets_left)
+        now=$(native_sockets </proc/net/sockstat)
         ((now >= left)) || stalled=$((SECONDS + STALL_SECONDS))
         left=$now
     done
 }
 
-native_sockets_left() {
-    # shellcheck disable=SC2016 # expanded by the inner shell
-    (on "${hosts[0]}" sh -c '. "$0"; sockets_at "$@"' "$LAB/snapshot.sh" "$FIRST_PORT" $((FIRST_PORT + PORTS - 1)))
+# TCP sockets that the kernel holds for all namespaces, those that are reset and not yet freed included.
+native_sockets() {
+    awk '$1 == "TCP:" { print $9 }'
 }
 
 native_snapshots() {

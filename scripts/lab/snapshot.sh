@@ -25,15 +25,6 @@ keep() {
 sockets_in_use() {
     awk '$1 == "TCP:" { print $3 }' /proc/net/sockstat
 }
-
-# sockets_at FIRST LAST [TABLE...]: TCP sockets in this network namespace that are bound to these ports,
-# but for those that listen and those that only wait for late packets.
-sockets_at() {
-    first=$(printf '%04X' "$1") last=$(printf '%04X' "$2")
-    shift 2
-    [ $# -gt 0 ] || set -- /proc/net/tcp /proc/net/tcp6
-    cat "$@" 2>/dev/null | awk -v first="$first" -v last="$last" '
-        { port = substr($2, length($2) - 3) "" }
         port >= first "" && port <= last "" && $4 != "0A" && $4 != "06" { count++ }
         END { print count + 0 }'
 }
