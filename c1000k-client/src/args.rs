@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use c1000k_host::check::FileTableChoice;
 use c1000k_host::command_line::{self, USAGE, is_of_many, parse_ip};
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration};
@@ -40,6 +41,7 @@ pub(crate) struct Arguments {
     pub(crate) connect_timeout: Duration,
     pub(crate) hold: Duration,
     pub(crate) verify: bool,
+    pub(crate) file_table: FileTableChoice,
     pub(crate) json: Option<Destination>,
     pub(crate) check: bool,
 }
@@ -97,6 +99,16 @@ struct Typed {
     #[arg(long)]
     no_verify: bool,
 
+    /// Where sockets are held: descriptors, or io_uring's registered files, which `ulimit -n` does not count
+    #[arg(
+        long,
+        value_enum,
+        default_value = "auto",
+        hide_possible_values = true,
+        value_name = "auto|process|registered"
+    )]
+    file_table: FileTableChoice,
+
     /// Write the record of the run to this file on exit (- is standard output)
     #[arg(long, value_name = "PATH", value_parser = Destination::parse)]
     json: Option<Destination>,
@@ -133,6 +145,7 @@ impl Typed {
             connect_timeout: self.connect_timeout,
             hold: self.hold,
             verify: !self.no_verify,
+            file_table: self.file_table,
             json: self.json,
             check: self.check,
         })
@@ -263,6 +276,7 @@ mod tests {
                 connect_timeout: Duration::from_secs(10),
                 hold: Duration::from_secs(5),
                 verify: true,
+                file_table: FileTableChoice::Auto,
                 json: None,
                 check: false,
             }

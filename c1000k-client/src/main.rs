@@ -53,31 +53,45 @@ fn main() -> ExitCode {
 
 fn run_command() -> ExitCode {
     match args::parse() {
-        Ok(arguments) if arguments.check => print_check(&arguments),
-        Ok(arguments) => run(&arguments).unwrap_or_else(|error| fail(SHORT, &error.to_string())),
+        Ok(arguments) if arguments.check => print_check(arguments),
+        Ok(arguments) => run(arguments).unwrap_or_else(|error| fail(SHORT, &error.to_string())),
         Err(code) => code,
     }
 }
 
-fn print_check(arguments: &Arguments) -> ExitCode {
+fn print_check(arguments: Arguments) -> ExitCode {
     let machine = Machine { descriptors: raise_limit(), ..Machine::read() };
-    let rows = check::table(&machine, &target::need(arguments));
+    let arguments = target::with_enough_sources(arguments, &machine);
+    let need = match target::need_with_table(&arguments, &machine) {
+        Ok(need) => need,
+        Err(line) => return fail(SHORT, &line),
+    };
+    let rows = check::table(&machine, &need);
     print(&check::render(&rows));
     ExitCode::from(if check::fits(&rows) { 0 } else { SHORT })
 }
 
-fn run(arguments: &Arguments) -> Result<ExitCode, String> {
+fn run(arguments: Arguments) -> Result<ExitCode, String> {
     let started_at = SystemTime::now();
     if let Some(json) = &arguments.json {
         json.check_writable().map_err(|error| error.to_string())?;
     }
-    check_sources(arguments)?;
+    check_sources(&arguments)?;
     let descriptors = raise_limit();
-    let aim = target::aim(arguments, &Machine { descriptors, ..Machine::read() });
+    let machine = Machine { descriptors, ..Machine::read() };
+    let asked_sources = arguments.sources.len();
+    let arguments = &target::with_enough_sources(arguments, &machine);
+    if let (Some(first), Some(last)) = (arguments.sources.first(), arguments.sources.last())
+        && arguments.sources.len() > asked_sources
+    {
+        log::info!("one source address has too few ports: connecting from {first} to {last}");
+    }
+    let need = target::need_with_table(arguments, &machine)?;
+    let aim = target::aim(arguments, &machine, need);
     announce(&aim)?;
     let tally = flood(arguments, &aim)?;
     let judgement = judge(&aim, &tally, destination(arguments));
-    let record = record(arguments, &tally, judgement, descriptors, started_at);
+    let record = record(arguments, &tally, judgement, descriptors, aim.file_table, started_at);
     report(arguments, &record)
 }
 
@@ -142,7 +156,7 @@ fn flood(arguments: &Arguments, aim: &Aim) -> Result<Tally, String> {
         local_ports,
         setbacks_max: SETBACKS_MIN.max(2 * u32::from(arguments.ports)),
     };
-    let mut reactor = reactor(aim.goal).map_err(|error| format!("can't start: {error}"))?;
+    let mut reactor = reactor(aim).map_err(|error| format!("can't start: {error}"))?;
     let progress = Progress::new(u64::from(aim.goal));
     let tally = Tally::new(Instant::now(), arguments.verify).ok_or("can't start the histogram")?;
     let mut flood = Flood::new(settings, plan, tally, &progress);
@@ -153,8 +167,15 @@ fn flood(arguments: &Arguments, aim: &Aim) -> Result<Tally, String> {
     Ok(flood.into_tally())
 }
 
-fn reactor(goal: u32) -> Result<Reactor<Conn>, reactor::Error> {
-    let config = Config { connections_max: goal as usize + SLOTS_SPARE, ..Config::default() };
+fn reactor(aim: &Aim) -> Result<Reactor<Conn>, reactor::Error> {
+    let config = Config {
+        connections_max: aim.goal as usize + SLOTS_SPARE,
+        file_table: match aim.file_table {
+            check::FileTable::Process => reactor::FileTable::Process,
+            check::FileTable::Registered => reactor::FileTable::Registered,
+        },
+        ..Config::default()
+    };
     let mut reactor = Reactor::new(&config)?;
     reactor.context().watch_signals(&[Signal::Interrupt, Signal::Terminate])?;
     Ok(reactor)
@@ -169,6 +190,7 @@ fn record(
     tally: &Tally,
     judgement: Judgement,
     descriptors: Option<DescriptorLimit>,
+    file_table: check::FileTable,
     started_at: SystemTime,
 ) -> ClientRecord {
     let ramp_seconds = tally.ramp.as_secs_f64();
@@ -200,7 +222,10 @@ fn record(
         limit_detail: judgement.detail,
         held_from: held.map(|(from, _)| time_text(from)),
         held_until: held.map(|(_, until)| time_text(until)),
-        file_table: Some(FileTable::Process),
+        file_table: Some(match file_table {
+            check::FileTable::Process => FileTable::Process,
+            check::FileTable::Registered => FileTable::Registered,
+        }),
     }
 }
 

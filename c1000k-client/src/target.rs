@@ -1,8 +1,8 @@
 //! How many connections to open: what was asked for, against what this machine allows.
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
-use c1000k_host::check::{CapKind, Machine, Need, Role, largest_target};
+use c1000k_host::check::{CapKind, FileTable, Machine, Need, Role, largest_target};
 use c1000k_host::format;
 use c1000k_report::record::Limit;
 
@@ -13,6 +13,9 @@ const TARGET_DEFAULT: u64 = 1_000_000;
 
 /// Bytes of this process for each connection: the reactor's slot, its state and its place in the wheel.
 const USER_BYTES_PER_CONNECTION: u64 = 64;
+
+/// Source addresses that are taken unasked, at most.
+const LOOPBACK_SOURCES_MAX: u64 = 1_000;
 
 /// What the run is measured against.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub(crate) struct Aim {
     pub(crate) goal: u32,
     /// What this machine's limits cut off.
     pub(crate) cap: Option<Lowered>,
+    /// Where the sockets are held.
+    pub(crate) file_table: FileTable,
 }
 
 /// A limit of this machine below what was wanted.
@@ -51,21 +56,56 @@ pub(crate) fn need(arguments: &Arguments) -> Need {
     }
 }
 
-/// Holds what is wanted against the machine.
-pub(crate) fn aim(arguments: &Arguments, machine: &Machine) -> Aim {
+/// The same with the table that the sockets are held in; why they take descriptors although those are too few is said.
+///
+/// # Errors
+/// One line, where registered files were asked for and can't be had.
+pub(crate) fn need_with_table(arguments: &Arguments, machine: &Machine) -> Result<Need, String> {
     let need = need(arguments);
+    let can_be_had = || reactor::FileTable::check_registered().map_err(|error| error.to_string());
+    let (file_table, reason) = arguments.file_table.resolve(machine, &need, can_be_had)?;
+    if let Some(reason) = reason {
+        log::warn!("{reason}");
+    }
+    Ok(Need { file_table, ..need })
+}
+
+/// On loopback every 127.x.y.z is a source address: as many as the target needs, where one is too few and none was asked
+/// for.
+pub(crate) fn with_enough_sources(arguments: Arguments, machine: &Machine) -> Arguments {
+    let local_ports = machine.local_ports.as_ref().map_or(0, |ports| ports.len() as u64);
+    let per_source = local_ports * u64::from(arguments.ports);
+    let wanted = arguments.connections.unwrap_or(TARGET_DEFAULT);
+    match arguments.destination.ip() {
+        IpAddr::V4(ip)
+            if ip.is_loopback() && arguments.sources.is_empty() && wanted > per_source =>
+        {
+            let needed = wanted.div_ceil(per_source.max(1)).min(LOOPBACK_SOURCES_MAX);
+            let first = u32::from(Ipv4Addr::LOCALHOST);
+            let sources = (0..needed as u32).map(|offset| Ipv4Addr::from(first + offset).into());
+            Arguments { sources: sources.collect(), ..arguments }
+        }
+        _ => arguments,
+    }
+}
+
+/// Holds what is wanted against the machine.
+pub(crate) fn aim(arguments: &Arguments, machine: &Machine, need: Need) -> Aim {
     let wanted = need.connections;
     let is_asked = arguments.connections.is_some();
+    let file_table = need.file_table;
     let Some(cap) = largest_target(machine, &need) else {
-        return Aim { is_asked, target: wanted, goal: bounded(wanted), cap: None };
+        return Aim { is_asked, target: wanted, goal: bounded(wanted), cap: None, file_table };
     };
     // Both ends keep room for the listeners, wherever they are: so a client and a server with the same limit meet.
     let room = match (cap.kind, machine.connections_within(need.ports)) {
-        (CapKind::Descriptors, Some(within)) => cap.connections.min(within),
+        (CapKind::Descriptors, Some(within)) if file_table == FileTable::Process => {
+            cap.connections.min(within)
+        }
         _ => cap.connections,
     };
     if wanted <= room {
-        return Aim { is_asked, target: wanted, goal: bounded(wanted), cap: None };
+        return Aim { is_asked, target: wanted, goal: bounded(wanted), cap: None, file_table };
     }
     let detail = format!(
         "{} of {}: {}; to go further: {}",
@@ -76,14 +116,14 @@ pub(crate) fn aim(arguments: &Arguments, machine: &Machine) -> Aim {
     );
     let cap_told = Some(Lowered { limit: limit_of(cap.kind), detail });
     if !is_asked {
-        return Aim { is_asked, target: room, goal: bounded(room), cap: cap_told };
+        return Aim { is_asked, target: room, goal: bounded(room), cap: cap_told, file_table };
     }
     // As far as it goes: the listeners' share of the descriptors may be had, past memory there is no return.
     let furthest = match (cap.kind, machine.connections_within(0)) {
-        (CapKind::Descriptors, Some(within)) => within,
+        (CapKind::Descriptors, Some(within)) if file_table == FileTable::Process => within,
         _ => room,
     };
-    Aim { is_asked, target: wanted, goal: bounded(wanted.min(furthest)), cap: cap_told }
+    Aim { is_asked, target: wanted, goal: bounded(wanted.min(furthest)), cap: cap_told, file_table }
 }
 
 fn bounded(count: u64) -> u32 {
@@ -111,7 +151,8 @@ mod tests {
         let arguments = args::of(line).unwrap();
         let descriptors = Some(DescriptorLimit { soft: 20_000, hard: 20_000 });
         let local_ports = Some(32_768..=60_999);
-        aim(&arguments, &Machine { descriptors, local_ports, ..Machine::default() })
+        let machine = Machine { descriptors, local_ports, ..Machine::default() };
+        aim(&arguments, &machine, need(&arguments))
     }
 
     #[test]
@@ -132,7 +173,37 @@ mod tests {
         assert_eq!((aim.is_asked, aim.target, aim.goal), (true, 50_000, 19_968));
         assert!(aim.cap.is_some());
         let aim = aim_of("127.0.0.1 9900 -c 15k");
-        assert_eq!(aim, Aim { is_asked: true, target: 15_000, goal: 15_000, cap: None });
+        let file_table = FileTable::Process;
+        assert_eq!(
+            aim,
+            Aim { is_asked: true, target: 15_000, goal: 15_000, cap: None, file_table }
+        );
+    }
+
+    #[test]
+    fn with_registered_files_descriptors_are_no_cap() {
+        let arguments = args::of("127.0.0.1 9900").unwrap();
+        let descriptors = Some(DescriptorLimit { soft: 20_000, hard: 20_000 });
+        let local_ports = Some(32_768..=60_999);
+        let machine = Machine { descriptors, local_ports, ..Machine::default() };
+        let need = Need { file_table: FileTable::Registered, ..need(&arguments) };
+        let aim = aim(&arguments, &machine, need);
+        assert_eq!((aim.target, aim.goal, aim.cap), (1_000_000, 1_000_000, None));
+    }
+
+    #[test]
+    fn on_loopback_more_sources_are_taken_where_one_is_too_few() {
+        let machine = Machine { local_ports: Some(32_768..=60_999), ..Machine::default() };
+        for (line, sources) in [
+            ("127.0.0.1 9900 -c 2800k", 0),
+            ("127.0.0.1 9900 -c 5M", 2),
+            ("127.0.0.1 9900 -c 100k --ports 1", 4),
+            ("127.0.0.1 9900 -c 100k --ports 1 --source 127.0.0.9", 1),
+            ("192.0.2.1 9900 -c 5M", 0),
+        ] {
+            let arguments = with_enough_sources(args::of(line).unwrap(), &machine);
+            assert_eq!(arguments.sources.len(), sources, "{line}");
+        }
     }
 
     #[test]
@@ -141,7 +212,7 @@ mod tests {
         assert_eq!(aim.cap, None);
         let arguments = args::of("127.0.0.1 9900 --ports 1").unwrap();
         let machine = Machine { local_ports: Some(32_768..=33_767), ..Machine::default() };
-        let aim = super::aim(&arguments, &machine);
+        let aim = super::aim(&arguments, &machine, need(&arguments));
         assert_eq!((aim.target, aim.cap.unwrap().limit), (1_000, Limit::Ports));
     }
 }

@@ -297,6 +297,8 @@ fn failed(tally: &Tally) -> (Limit, String) {
 mod tests {
     use std::time::Instant;
 
+    use c1000k_host::check::FileTable;
+
     use super::*;
     use crate::target::Lowered;
 
@@ -305,12 +307,24 @@ mod tests {
     }
 
     fn asked(target: u64) -> Aim {
-        Aim { is_asked: true, target, goal: target as u32, cap: None }
+        Aim {
+            is_asked: true,
+            target,
+            goal: target as u32,
+            cap: None,
+            file_table: FileTable::Process,
+        }
     }
 
     fn left_out(target: u64) -> Aim {
         let cap = Lowered { limit: Limit::Descriptors, detail: "19 of 1,000".to_owned() };
-        Aim { is_asked: false, target, goal: target as u32, cap: Some(cap) }
+        Aim {
+            is_asked: false,
+            target,
+            goal: target as u32,
+            cap: Some(cap),
+            file_table: FileTable::Process,
+        }
     }
 
     fn tally(count: u64) -> Tally {

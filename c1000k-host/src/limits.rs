@@ -2,7 +2,10 @@
 
 use {
     crate::{format, text},
-    nix::sys::resource::{Resource, getrlimit, setrlimit},
+    nix::{
+        libc::RLIM_INFINITY,
+        sys::resource::{Resource, getrlimit, setrlimit},
+    },
     std::{fs, io, path::Path},
 };
 
@@ -14,8 +17,9 @@ pub const RESERVED_DESCRIPTORS: u64 = 32;
 /// than these take room from connections.
 pub const INHERITED_DESCRIPTORS: u64 = 16;
 
-/// `CAP_SYS_ADMIN` among the bits of `CapEff`.
+/// Among the bits of `CapEff`.
 const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_IPC_LOCK: u64 = 1 << 14;
 
 /// The user namespace whose capabilities the kernel asks for; it gives it this number (`PROC_USER_INIT_INO`).
 const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
@@ -109,17 +113,27 @@ pub fn open_descriptors(limit: u64) -> u64 {
 
 /// Whether `fs.file-max` does not bind this process: the kernel lets `CAP_SYS_ADMIN` pass it.
 pub fn may_exceed_file_max() -> bool {
-    let is_capable = |status: String| has_cap_sys_admin(&status);
-    // In another user namespace a process may have all capabilities, and none of them counts here.
-    let namespace = fs::read_link("/proc/self/ns/user");
-    namespace.is_ok_and(|namespace| namespace == Path::new(FIRST_USER_NAMESPACE))
-        && text::read("/proc/self/status").is_some_and(is_capable)
+    has_capability(CAP_SYS_ADMIN)
 }
 
-fn has_cap_sys_admin(status: &str) -> bool {
+/// The memory that this user's processes may lock (`RLIMIT_MEMLOCK`), in bytes; `None` where there is no such bound, or
+/// `CAP_IPC_LOCK` lets this process pass it.
+pub fn locked_bytes_max() -> Option<u64> {
+    let (soft, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+    (soft != RLIM_INFINITY && !has_capability(CAP_IPC_LOCK)).then_some(soft)
+}
+
+/// In another user namespace a process may have all capabilities, and none of them counts here.
+fn has_capability(capability: u64) -> bool {
+    let namespace = fs::read_link("/proc/self/ns/user");
+    namespace.is_ok_and(|namespace| namespace == Path::new(FIRST_USER_NAMESPACE))
+        && text::read("/proc/self/status").is_some_and(|status| is_effective(&status, capability))
+}
+
+fn is_effective(status: &str, capability: u64) -> bool {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
-    bits.is_some_and(|bits| bits & CAP_SYS_ADMIN != 0)
+    bits.is_some_and(|bits| bits & capability != 0)
 }
 
 /// How many connections fit under a descriptor limit beside the listeners and
@@ -222,9 +236,9 @@ mod tests {
     #[test]
     fn a_capability_is_a_bit() {
         let status = |bits: &str| format!("Name:\tx\nCapPrm:\t0\nCapEff:\t{bits}\n");
-        assert!(has_cap_sys_admin(&status("000001ffffffffff")));
-        assert!(!has_cap_sys_admin(&status("00000000a80425fb")), "a container's root");
-        assert!(!has_cap_sys_admin(&status("x")) && !has_cap_sys_admin(""));
+        assert!(is_effective(&status("000001ffffffffff"), CAP_SYS_ADMIN));
+        assert!(!is_effective(&status("00000000a80425fb"), CAP_SYS_ADMIN), "a container's root");
+        assert!(!is_effective(&status("x"), CAP_SYS_ADMIN) && !is_effective("", CAP_SYS_ADMIN));
     }
 
     #[test]

@@ -20,6 +20,7 @@ fn ample() -> Machine {
             system_max: Some(4_000_000),
             system_open: Some(413),
         },
+        locked_bytes_max: Some(8 << 20),
         exceeds_file_max: false,
         epoll_watches_max: Some(5_491_511),
         memory: Some(MemoryRoom {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use c1000k_host::check::FileTableChoice;
 use c1000k_host::command_line::{is_of_many, parse_ip};
 use c1000k_host::quantity::{parse_count, parse_duration};
 use c1000k_report::Destination;
@@ -52,6 +53,15 @@ pub(crate) struct Args {
     /// Connections held at the most; more are refused cleanly [default: what the limits allow]
     #[arg(long, value_name = "N", value_parser = parse_count)]
     max_connections: Option<u64>,
+    /// Where sockets are held: descriptors, or io_uring's registered files, which `ulimit -n` does not count
+    #[arg(
+        long,
+        value_enum,
+        default_value = "auto",
+        hide_possible_values = true,
+        value_name = "auto|process|registered"
+    )]
+    file_table: FileTableChoice,
     /// Send back what arrives, or read and drop it
     #[arg(long, value_enum, default_value_t = Mode::Echo)]
     mode: Mode,
@@ -121,6 +131,7 @@ impl Mode {
 pub(crate) enum Command {
     /// `--check`: a server with so many connections and so many descriptors to listen with.
     Check {
+        file_table: FileTableChoice,
         connections: u64,
         listening: u64,
     },
@@ -135,6 +146,7 @@ pub(crate) struct Settings {
     pub(crate) threads: u64,
     /// `None`: what the limits allow.
     pub(crate) max_connections: Option<u64>,
+    pub(crate) file_table: FileTableChoice,
     pub(crate) mode: Mode,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) max_per_source: Option<u32>,
@@ -166,7 +178,11 @@ impl Args {
                 return Err("--connections is 0: give at least 1, or leave it out".into());
             }
             let connections = self.connections;
-            return Ok(Command::Check { connections, listening: listening(ports, self.threads) });
+            return Ok(Command::Check {
+                file_table: self.file_table,
+                connections,
+                listening: listening(ports, self.threads),
+            });
         }
         if self.max_connections == Some(0) {
             return Err("--max-connections is 0, so nobody could connect: give at least 1".into());
@@ -220,6 +236,7 @@ impl Args {
             ports,
             threads: self.threads,
             max_connections: self.max_connections,
+            file_table: self.file_table,
             mode: self.mode,
             idle_timeout: self.idle_timeout,
             max_per_source: self.max_per_source.map(|most| u32::try_from(most).unwrap_or(u32::MAX)),

@@ -18,7 +18,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use c1000k_host::check::{CapKind, Machine, Need, Role, fits, largest_target, render, table};
+use c1000k_host::check::{
+    CapKind, FileTable, FileTableChoice, Machine, Need, Role, fits, largest_target, render, table,
+};
 use c1000k_host::command_line::{self, REACHED, SHORT, USAGE, fail, print, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::raise_descriptor_limit;
@@ -59,7 +61,9 @@ fn run_command() -> ExitCode {
     command_line::start_log();
     match args.check() {
         Err(line) => fail(USAGE, &line),
-        Ok(Command::Check { connections, listening }) => check(connections, listening),
+        Ok(Command::Check { file_table, connections, listening }) => {
+            check(file_table, connections, listening)
+        }
         Ok(Command::Serve(settings)) => {
             let guard = Guard::new(settings.memory_reserve, settings.threads);
             if let Err(line) = guard.check_reserve() {
@@ -71,9 +75,13 @@ fn run_command() -> ExitCode {
 }
 
 /// Prints what this machine allows.
-fn check(connections: u64, listening: u64) -> ExitCode {
-    let need = Need { ports: listening, ..Need::new(Role::Server, connections) };
-    let rows = table(&machine(), &need);
+fn check(choice: FileTableChoice, connections: u64, listening: u64) -> ExitCode {
+    let machine = machine();
+    let need = match need(choice, connections, listening, &machine) {
+        Ok(need) => need,
+        Err(line) => return fail(SHORT, &line),
+    };
+    let rows = table(&machine, &need);
     print(&render(&rows));
     ExitCode::from(if fits(&rows) { REACHED } else { SHORT })
 }
@@ -83,8 +91,9 @@ fn serve(settings: &Settings, guard: Guard) -> Result<ExitCode, String> {
     if let Some(destination) = &settings.json {
         destination.check_writable().map_err(|error| error.to_string())?;
     }
-    let connections_max = connections_max(settings)?;
-    let (mut reactor, others) = listening(settings, connections_max, queues_bytes_max(&guard))?;
+    let room = room(settings)?;
+    let connections_max = room.connections_max;
+    let (mut reactor, others) = listening(settings, room, queues_bytes_max(&guard))?;
     let shared = Arc::new(Shared::new(settings, connections_max, guard));
     let meter = Meter::start();
     let crew = Crew::start(others, settings, &shared, &reactor.context().waker())?;
@@ -93,7 +102,7 @@ fn serve(settings: &Settings, guard: Guard) -> Result<ExitCode, String> {
     for blind_spot in shared.guard().blind_spots() {
         log::warn!("{blind_spot}");
     }
-    tell_ready(settings, connections_max);
+    tell_ready(settings, room);
     if let Some(bytes) = shared.guard().lacking_bytes().filter(|&bytes| bytes > 0) {
         log::warn!("nobody can be admitted until {} more are free", format::bytes(bytes));
     }
@@ -102,8 +111,7 @@ fn serve(settings: &Settings, guard: Guard) -> Result<ExitCode, String> {
     let totals = service.duty.totals(service.totals(reactor.context()), &shared);
     let meter = &mut service.duty.meter;
     let memory_guard = shared.guard().record(Instant::now());
-    let record =
-        summary::record(settings, connections_max, started_at, &totals, meter, memory_guard);
+    let record = summary::record(settings, room, started_at, &totals, meter, memory_guard);
     tell_losses(&record);
     let code = exit_code(service.left_by);
     conclude(settings, &record).map(|()| ExitCode::from(code))
@@ -140,7 +148,7 @@ fn conclude(settings: &Settings, record: &ServerRecord) -> Result<(), String> {
     written.map_err(|error| error.print_instead(record))
 }
 
-fn tell_ready(settings: &Settings, connections_max: u64) {
+fn tell_ready(settings: &Settings, room: Room) {
     let threads = match settings.threads {
         1 => String::new(),
         threads => format!(", by {threads} threads"),
@@ -150,10 +158,11 @@ fn tell_ready(settings: &Settings, connections_max: u64) {
         _ => format!(" to {}", settings.last_port()),
     };
     log::info!(
-        "ready: listening on {}, {}{last}, for {}{threads}",
+        "ready: listening on {}, {}{last}, for {}{threads}, in {}",
         format::counted(u64::from(settings.ports), "port"),
         SocketAddr::new(settings.bind, settings.first_port),
-        format::counted(connections_max, "connection"),
+        format::counted(room.connections_max, "connection"),
+        room.file_table,
     );
 }
 
@@ -179,20 +188,23 @@ fn machine() -> Machine {
     Machine { descriptors: raised.map(|raised| raised.limit), ..Machine::read() }
 }
 
-/// Says how many connections may come.
-fn connections_max(settings: &Settings) -> Result<u64, String> {
-    let machine = machine();
+/// Says how many connections may come, and where their sockets are held.
+fn room(settings: &Settings) -> Result<Room, String> {
+    let machine = with_all_its_memory(machine());
     let listening = settings.listening();
-    let room = machine.connections_within(listening).unwrap_or_else(|| settings.target());
-    if room == 0 {
+    if machine.connections_within(listening) == Some(0) {
         return Err(no_room(settings, &machine));
     }
-    let need = Need { ports: listening, ..Need::new(Role::Server, settings.target()) };
-    let cap = largest_target(&with_all_its_memory(machine), &need);
-    let allowed = match (&settings.max_connections, &cap) {
-        (None, Some(cap)) => room.min(cap.connections.max(1)),
-        (None, None) => room,
-        (Some(asked), _) => room.min(*asked),
+    let need = need(settings.file_table, settings.target(), listening, &machine)?;
+    let cap = largest_target(&machine, &need);
+    let most = cap.as_ref().map(|cap| cap.connections.max(1));
+    let by_files = match need.file_table {
+        FileTable::Process => machine.connections_within(listening),
+        FileTable::Registered => None,
+    };
+    let allowed = match settings.max_connections {
+        None => most.unwrap_or(settings.target()),
+        Some(asked) => asked.min(by_files.unwrap_or(asked)),
     };
     if allowed < settings.target() {
         match cap.filter(|cap| cap.connections <= allowed || cap.kind == CapKind::Descriptors) {
@@ -206,7 +218,30 @@ fn connections_max(settings: &Settings) -> Result<u64, String> {
             None => log::info!("allowed here: {}", format::counted(allowed, "connection")),
         }
     }
-    Ok(allowed)
+    Ok(Room { connections_max: allowed, file_table: need.file_table })
+}
+
+/// How many connections may come, and where their sockets are held.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) connections_max: u64,
+    pub(crate) file_table: FileTable,
+}
+
+/// What so many connections need; why they take descriptors although those are too few is said.
+fn need(
+    choice: FileTableChoice,
+    connections: u64,
+    listening: u64,
+    machine: &Machine,
+) -> Result<Need, String> {
+    let need = Need { ports: listening, ..Need::new(Role::Server, connections) };
+    let can_be_had = || reactor::FileTable::check_registered().map_err(|error| error.to_string());
+    let (file_table, reason) = choice.resolve(machine, &need, can_be_had)?;
+    if let Some(reason) = reason {
+        log::warn!("{reason}");
+    }
+    Ok(Need { file_table, ..need })
 }
 
 fn no_room(settings: &Settings, machine: &Machine) -> String {
@@ -243,13 +278,19 @@ fn queues_bytes_max(guard: &Guard) -> usize {
 /// The reactors, the lead's first, each of which listens on all ports, or none does.
 fn listening(
     settings: &Settings,
-    connections_max: u64,
+    room: Room,
     write_queues_bytes_max: usize,
 ) -> Result<(Reactor<()>, Vec<Reactor<()>>), String> {
     let refused = |error: reactor::Error| format!("the reactor can't be set up: {error}");
     let threads = usize::try_from(settings.threads).unwrap_or(usize::MAX);
     let config = Config {
-        connections_max: usize::try_from(connections_max).unwrap_or(usize::MAX).saturating_add(1),
+        connections_max: usize::try_from(room.connections_max)
+            .unwrap_or(usize::MAX)
+            .saturating_add(1),
+        file_table: match room.file_table {
+            FileTable::Process => reactor::FileTable::Process,
+            FileTable::Registered => reactor::FileTable::Registered,
+        },
         listeners_max: usize::from(settings.ports),
         write_queue_bytes_max: WRITE_QUEUE_BYTES_MAX,
         write_queues_bytes_max: (write_queues_bytes_max / threads).max(WRITE_QUEUE_BYTES_MAX),

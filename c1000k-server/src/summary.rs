@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use c1000k_host::check::{Need, Role, predict};
+use c1000k_host::check::{self, Need, Role, predict};
 use c1000k_host::command_line::log_lines_dropped;
 use c1000k_host::errno_name;
 use c1000k_host::format;
@@ -13,6 +13,7 @@ use c1000k_report::record::{
 };
 use reactor::Stats;
 
+use crate::Room;
 use crate::args::Settings;
 use crate::crew::Totals;
 use crate::meter::Meter;
@@ -25,7 +26,7 @@ const IDLE_TIMEOUT_BYTES: u64 = 24;
 
 pub(crate) fn record(
     settings: &Settings,
-    connections_max: u64,
+    room: Room,
     started_at: SystemTime,
     totals: &Totals,
     meter: &mut Meter,
@@ -40,7 +41,7 @@ pub(crate) fn record(
         head: Head::new(SERVER_SCHEMA, env!("CARGO_PKG_VERSION"), started_at),
         accepted: stats.accepted,
         // One that is being removed may be counted beside the one that has its place.
-        peak: stats.open_max.min(connections_max),
+        peak: stats.open_max.min(room.connections_max),
         open: stats.open(),
         refused: stats.refused + stats.dropped,
         closed: stats.closed,
@@ -62,7 +63,7 @@ pub(crate) fn record(
         first_port: settings.first_port,
         ports: u64::from(settings.ports),
         mode: settings.mode.name().to_owned(),
-        connections_max,
+        connections_max: room.connections_max,
         threads: settings.threads,
         accept_pauses: stats.accept_pauses,
         refused_by: refused_by(stats, &totals.refused_by),
@@ -75,10 +76,13 @@ pub(crate) fn record(
         rss_at_start_bytes,
         rss_now_bytes: usage.map(|usage| usage.rss_bytes),
         rss_at_peak_bytes: peak.as_ref().and_then(|peak| peak.rss_bytes),
-        prediction: Some(prediction(settings, stats.open_max)),
+        prediction: Some(prediction(settings, room.file_table, stats.open_max)),
         counters: meter.counters(),
         series: meter.take_series(),
-        file_table: Some(FileTable::Process),
+        file_table: Some(match room.file_table {
+            check::FileTable::Process => FileTable::Process,
+            check::FileTable::Registered => FileTable::Registered,
+        }),
     }
 }
 
@@ -96,8 +100,12 @@ fn counted((&reason, &times): (&&str, &u64)) -> (String, u64) {
 }
 
 /// What so many connections were expected to cost.
-pub(crate) fn prediction(settings: &Settings, connections: u64) -> Prediction {
-    let mut need = Need::new(Role::Server, connections);
+pub(crate) fn prediction(
+    settings: &Settings,
+    file_table: check::FileTable,
+    connections: u64,
+) -> Prediction {
+    let mut need = Need { file_table, ..Need::new(Role::Server, connections) };
     let idle_timeout_bytes = if settings.idle_timeout.is_some() { IDLE_TIMEOUT_BYTES } else { 0 };
     need.user_bytes_per_connection = USER_BYTES_PER_CONNECTION + idle_timeout_bytes;
     let predicted = predict(&need);

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use crate::error::Error;
+
 /// The bounds of a reactor. Every loop and every queue has one.
 ///
 /// ```
@@ -92,6 +94,17 @@ impl Default for Config {
             accept_pause_max: Duration::from_secs(1),
             file_table: FileTable::Auto,
         }
+    }
+}
+
+impl FileTable {
+    /// Whether [`Registered`](Self::Registered) can be had here.
+    ///
+    /// # Errors
+    /// What is in the way: io_uring is forbidden (`EPERM`, `ENOSYS`), there is no descriptor or no memory to lock for a
+    /// ring, or the kernel is older than Linux 6.8.
+    pub fn check_registered() -> Result<(), Error> {
+        crate::sys::Sockets::new(Self::Registered, 1, 0).map(drop)
     }
 }
 

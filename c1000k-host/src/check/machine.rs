@@ -4,7 +4,8 @@ use {
     crate::{
         limits::{
             DescriptorLimit, INHERITED_DESCRIPTORS, SystemDescriptorLimits, connections_within,
-            descriptor_limit, may_exceed_file_max, open_descriptors, system_descriptor_limits,
+            descriptor_limit, locked_bytes_max, may_exceed_file_max, open_descriptors,
+            system_descriptor_limits,
         },
         memory::{MemoryReader, MemoryRoom},
         ports::ip_local_port_range,
@@ -22,6 +23,8 @@ pub struct Machine {
     pub descriptors_inherited: u64,
     /// `fs.nr_open`, `fs.file-max`, `fs.file-nr`.
     pub system_descriptors: SystemDescriptorLimits,
+    /// `RLIMIT_MEMLOCK` of this process in bytes, which counts for all processes of a user; `None` where nothing binds.
+    pub locked_bytes_max: Option<u64>,
     /// This process has `CAP_SYS_ADMIN`, and so `fs.file-max` does not bind it.
     pub exceeds_file_max: bool,
     /// `fs.epoll.max_user_watches`, which counts for all processes of a user.
@@ -71,6 +74,7 @@ impl Machine {
                 descriptors.map_or(u64::MAX, |limit| limit.hard),
             ),
             system_descriptors: system_descriptor_limits(),
+            locked_bytes_max: locked_bytes_max(),
             exceeds_file_max: may_exceed_file_max(),
             epoll_watches_max: text::read_number("/proc/sys/fs/epoll/max_user_watches"),
             memory: memory.read(),

@@ -10,6 +10,7 @@
 //! # let _ = exit_code;
 //! ```
 
+mod file_table;
 mod machine;
 mod need;
 mod render;
@@ -17,6 +18,7 @@ mod rows;
 mod target;
 
 pub use {
+    file_table::{FileTable, FileTableChoice},
     machine::{Conntrack, Machine},
     need::{KERNEL_BYTES_PER_SOCKET, Need, Prediction, Role, predict},
     render::render,

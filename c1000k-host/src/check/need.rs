@@ -1,5 +1,6 @@
 //! The target, and the memory that it is predicted to take.
 
+use super::file_table::FileTable;
 use crate::limits;
 
 /// What one socket that epoll watches takes of the kernel's slabs, in bytes.
@@ -9,6 +10,9 @@ use crate::limits;
 /// 3,848 bytes of objects, each with its share of what is lost at the end of its slab. Linux 6.1
 /// differs by less than 5% (its TCP object is 2,304 bytes, its filp 256).
 pub const KERNEL_BYTES_PER_SOCKET: u64 = 4_036;
+
+/// What a place in a registered-file table takes beyond one in the process's table: 8 bytes in either, and a node of 32.
+const REGISTERED_BYTES_PER_SOCKET: u64 = 32;
 
 /// Which end of the connections is on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +41,8 @@ pub struct Need {
     /// What the process itself takes for each connection, both processes together where both ends
     /// are here.
     pub user_bytes_per_connection: u64,
+    /// Where the sockets are held.
+    pub file_table: FileTable,
 }
 
 impl Need {
@@ -50,6 +56,15 @@ impl Need {
             sources: None,
             in_flight: 1_024,
             user_bytes_per_connection: 64,
+            file_table: FileTable::Process,
+        }
+    }
+
+    /// What a socket takes of the kernel.
+    pub fn kernel_bytes_per_socket(&self) -> u64 {
+        match self.file_table {
+            FileTable::Process => KERNEL_BYTES_PER_SOCKET,
+            FileTable::Registered => KERNEL_BYTES_PER_SOCKET + REGISTERED_BYTES_PER_SOCKET,
         }
     }
 
@@ -103,7 +118,7 @@ impl Prediction {
 /// Predicts what the target takes on this machine.
 pub fn predict(need: &Need) -> Prediction {
     Prediction {
-        kernel_bytes: need.sockets().saturating_mul(KERNEL_BYTES_PER_SOCKET),
+        kernel_bytes: need.sockets().saturating_mul(need.kernel_bytes_per_socket()),
         user_bytes: need.connections.saturating_mul(need.user_bytes_per_connection),
     }
 }

@@ -3,6 +3,7 @@
 use {
     super::{
         Machine, Row, Verdict,
+        file_table::FileTable,
         need::{Need, Role, predict},
     },
     crate::{
@@ -27,6 +28,7 @@ pub fn table(machine: &Machine, need: &Need) -> Vec<Row> {
         nr_open(machine, need),
         file_max(machine, need),
         epoll_watches(machine, need),
+        locked_memory(machine, need),
         memory(machine, need),
         tcp_mem(machine, need),
         buffers("net.ipv4.tcp_rmem", machine.tcp_rmem_bytes, "4096 131072 6291456"),
@@ -56,7 +58,10 @@ fn soft_descriptors(machine: &Machine, need: &Need) -> Row {
 
 /// Of one process.
 fn descriptors_needed(machine: &Machine, need: &Need) -> u64 {
-    descriptors_for(need.connections, machine.descriptors_beside(need.listening_ports()))
+    descriptors_for(
+        machine.descriptors_needed(need),
+        machine.descriptors_beside(need.listening_ports()),
+    )
 }
 
 fn hard_descriptors(machine: &Machine, need: &Need) -> Row {
@@ -100,6 +105,27 @@ fn epoll_watches(machine: &Machine, need: &Need) -> Row {
     let needed = need.sockets().saturating_add(need.other_descriptors());
     at_least("fs.epoll.max_user_watches", needed, machine.epoll_watches_max)
         .with_sysctl("fs.epoll.max_user_watches", needed)
+}
+
+/// The rings of registered-file tables.
+fn locked_memory(machine: &Machine, need: &Need) -> Row {
+    const NAME: &str = "RLIMIT_MEMLOCK";
+    let present = machine.locked_bytes_max;
+    let shown = present.map_or_else(|| "unlimited".to_owned(), format::bytes);
+    if need.file_table == FileTable::Process {
+        return not_needed(NAME, shown);
+    }
+    let needed = machine.locked_bytes_needed(need) * need.sockets_per_connection();
+    let verdict =
+        if present.is_none_or(|present| needed <= present) { Verdict::Pass } else { Verdict::Fail };
+    Row { name: NAME, needed: format::bytes(needed), present: shown, verdict, remedy: None }
+        .with_remedy(|| {
+            format!(
+                "for registered files: ulimit -l {} as root in the shell that starts it\n\
+                 for a service: LimitMEMLOCK={needed}",
+                needed.div_ceil(1024)
+            )
+        })
 }
 
 fn memory(machine: &Machine, need: &Need) -> Row {

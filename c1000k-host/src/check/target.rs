@@ -1,10 +1,7 @@
 //! The most connections that a machine allows, and what caps them.
 
 use {
-    super::{
-        Machine,
-        need::{KERNEL_BYTES_PER_SOCKET, Need},
-    },
+    super::{Machine, file_table::FileTable, need::Need},
     crate::{format, limits::descriptors_for, memory::MemoryBound, ports::port_room},
     std::fmt,
 };
@@ -67,6 +64,9 @@ pub fn largest_target(machine: &Machine, need: &Need) -> Option<Cap> {
 }
 
 fn process_descriptors(machine: &Machine, need: &Need) -> Option<Cap> {
+    if need.file_table == FileTable::Registered {
+        return registered_files(machine, need);
+    }
     let connections = machine.connections_within(need.listening_ports())?;
     let hard = machine.descriptors?.hard;
     let beside = machine.descriptors_beside(need.listening_ports());
@@ -92,6 +92,24 @@ fn process_descriptors(machine: &Machine, need: &Need) -> Option<Cap> {
         } else {
             format!("ulimit -Hn {wanted} as root in the shell that starts it, or scripts/million")
         },
+    })
+}
+
+/// Few tables hold very many files, so this binds only where hardly anything is allowed.
+fn registered_files(machine: &Machine, need: &Need) -> Option<Cap> {
+    Some(Cap {
+        connections: machine.places_max(need.listening_ports())?,
+        kind: CapKind::Descriptors,
+        reason: format!(
+            "tables of registered files take a descriptor and {} of locked memory each, and RLIMIT_NOFILE is {} hard",
+            format::bytes(2 * 4096),
+            format::count(machine.descriptors_max()?)
+        ),
+        remedy: format!(
+            "ulimit -Hn {} -l {} as root in the shell that starts it",
+            descriptors_for(machine.descriptors_needed(need), need.listening_ports()),
+            machine.locked_bytes_needed(need).div_ceil(1024)
+        ),
     })
 }
 
@@ -142,7 +160,7 @@ fn ports(machine: &Machine, need: &Need) -> Option<Cap> {
 
 fn memory(machine: &Machine, need: &Need) -> Option<Cap> {
     let room = machine.memory.as_ref()?;
-    let bytes_per_connection = (need.sockets_per_connection() * KERNEL_BYTES_PER_SOCKET)
+    let bytes_per_connection = (need.sockets_per_connection() * need.kernel_bytes_per_socket())
         .saturating_add(need.user_bytes_per_connection);
     let place = match &room.bound_by {
         MemoryBound::Machine => String::new(),

@@ -1,0 +1,113 @@
+//! Where the kernel keeps the files of connections' sockets, and what that asks of the limits.
+
+use {
+    super::{Machine, need::Need},
+    clap::ValueEnum,
+    std::fmt,
+};
+
+/// What is asked for on the command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum FileTableChoice {
+    /// Registered files where the connections do not fit under the limit of descriptors
+    #[default]
+    Auto,
+    /// A descriptor for each connection
+    Process,
+    /// io_uring's registered files, which the limit of descriptors does not count
+    Registered,
+}
+
+/// Where connections' sockets are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FileTable {
+    /// The process's descriptor table.
+    #[default]
+    Process,
+    /// Registered-file tables of io_uring's.
+    Registered,
+}
+
+impl fmt::Display for FileTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Process => "descriptors",
+            Self::Registered => "registered files",
+        })
+    }
+}
+
+/// Descriptors of connections that are being opened, before their files are registered.
+const UNDER_WAY: u64 = 64;
+
+/// Locked memory of one table's ring: two pages of 4 KiB at the least, seven at the most.
+const RING_BYTES_MAX: u64 = 7 * 4096;
+
+/// All rings together keep to this, in smaller rings where there are many, down to two pages each.
+const RINGS_BYTES: u64 = 2 << 20;
+const RING_BYTES_MIN: u64 = 2 * 4096;
+
+impl FileTableChoice {
+    /// What is taken: of `Auto`, registered files where the descriptors of this machine are too few for the target and
+    /// `registered` says that they can be had; where they can't, also one line that says why descriptors are taken.
+    ///
+    /// # Errors
+    /// One line, where registered files were asked for and can't be had.
+    pub fn resolve(
+        self,
+        machine: &Machine,
+        need: &Need,
+        registered: impl FnOnce() -> Result<(), String>,
+    ) -> Result<(FileTable, Option<String>), String> {
+        let fits = machine
+            .connections_within(need.listening_ports())
+            .is_none_or(|within| need.connections <= within);
+        match self {
+            Self::Process => Ok((FileTable::Process, None)),
+            Self::Auto if fits => Ok((FileTable::Process, None)),
+            Self::Auto => Ok(match registered() {
+                Ok(()) => (FileTable::Registered, None),
+                Err(reason) => (
+                    FileTable::Process,
+                    Some(format!("each connection takes a descriptor, as registered files can't be had: {reason}")),
+                ),
+            }),
+            Self::Registered => registered().map(|()| (FileTable::Registered, None)).map_err(|reason| {
+                format!("--file-table registered can't be had: {reason}; leave it out, or give process")
+            }),
+        }
+    }
+}
+
+impl Machine {
+    /// The tables that so many connections need, each of which takes a descriptor and has as many places as the process
+    /// may have descriptors.
+    pub(super) fn tables_for(&self, connections: u64) -> u64 {
+        let places = self.descriptors_max().unwrap_or(u64::MAX).clamp(1, 1 << 20);
+        // One is made ahead.
+        connections.div_ceil(places) + 1
+    }
+
+    /// Descriptors that the target needs beside the listeners, in either table.
+    pub(super) fn descriptors_needed(&self, need: &Need) -> u64 {
+        match need.file_table {
+            FileTable::Process => need.connections,
+            FileTable::Registered => self.tables_for(need.connections) + UNDER_WAY,
+        }
+    }
+
+    /// Memory that the rings lock.
+    pub(super) fn locked_bytes_needed(&self, need: &Need) -> u64 {
+        let tables = self.tables_for(need.connections);
+        (tables * RING_BYTES_MAX).min(RINGS_BYTES).max(tables * RING_BYTES_MIN)
+    }
+
+    /// The most connections whose tables fit under the limits of descriptors and of locked memory.
+    pub(super) fn places_max(&self, listening_ports: u64) -> Option<u64> {
+        let within = self.connections_within(listening_ports)?;
+        let rings = within.saturating_sub(UNDER_WAY + 1);
+        let locked = self.locked_bytes_max.map_or(u64::MAX, |most| most / RING_BYTES_MIN);
+        let places = self.descriptors_max()?.min(1 << 20);
+        Some(rings.min(locked.saturating_sub(1)).saturating_mul(places))
+    }
+}
