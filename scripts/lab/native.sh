@@ -172,22 +172,23 @@ native_collect_exit_codes() {
 }
 
 # The server still runs; its sockets go as it reads that their peers are gone, and the clients' as the kernel clears up
-# behind them. Once they have not become fewer for a while, those that are left are someone else's.
+# behind them. The kernel's count of both is at hand, where its list of a million takes seconds to read each time; but
+# other processes' sockets are in it, so once there have not been fewer for a while, no more is waited.
 native_await_teardown() {
-    local deadline=$((SECONDS + TEARDOWN_SECONDS + $1 / 10000)) stalled=$((SECONDS + STALL_SECONDS)) before left now
-    before=$(native_sockets <"$OUT/snapshots/${hosts[0]}/before/sockstat")
-    left=$(native_sockets </proc/net/sockstat)
-    while ((left > before + 50 && SECONDS < deadline && SECONDS < stalled)); do
+    local deadline=$((SECONDS + TEARDOWN_SECONDS + $1 / 10000)) stalled=$((SECONDS + STALL_SECONDS)) before fewest now
+    before=$(native_sockets "$OUT/snapshots/${hosts[0]}/before/sockstat")
+    fewest=$(native_sockets /proc/net/sockstat)
+    while ((fewest > before + 50 && SECONDS < deadline && SECONDS < stalled)); do
         pause
-        now=$(native_sockets </proc/net/sockstat)
-        ((now >= left)) || stalled=$((SECONDS + STALL_SECONDS))
-        left=$now
+        now=$(native_sockets /proc/net/sockstat)
+        ((now < fewest)) || continue
+        fewest=$now stalled=$((SECONDS + STALL_SECONDS))
     done
 }
 
-# TCP sockets that the kernel holds for all namespaces, those that are reset and not yet freed included.
+# TCP sockets of all namespaces that are allocated, those that were reset and are not freed yet included.
 native_sockets() {
-    awk '$1 == "TCP:" { print $9 }'
+    awk '$1 == "TCP:" { print $9 }' "$1"
 }
 
 native_snapshots() {

@@ -25,6 +25,3 @@ keep() {
 sockets_in_use() {
     awk '$1 == "TCP:" { print $3 }' /proc/net/sockstat
 }
-        port >= first "" && port <= last "" && $4 != "0A" && $4 != "06" { count++ }
-        END { print count + 0 }'
-}
