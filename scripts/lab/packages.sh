@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What the virtual machine is made of: qemu, a kernel, busybox. The last two are only unpacked into
-# cargo's target folder, never installed; qemu is installed only by root, and else asked for.
-# Uses say.sh and ../lib/install.sh; sets KERNEL_VERSION.
+# What the virtual machine is made of: a kernel, busybox, and qemu where the machine has none. They are unpacked into
+# cargo's target folder and not installed, so that nothing of the machine's own changes, and anyone may do it.
+# Uses say.sh; sets KERNEL_VERSION.
 
-readonly PACKAGES=$TARGET/lab # kernel and busybox, unpacked
+readonly PACKAGES=$TARGET/lab # kernel, busybox and qemu, unpacked
 
 packages_fetch() {
     [[ $(uname -m) == x86_64 ]] || fail "the virtual machine is built for x86_64 only, and this is $(uname -m): use --native"
@@ -18,7 +18,32 @@ packages_fetch() {
 
 packages_need_qemu() {
     command -v qemu-system-x86_64 >/dev/null && return
-    install_package qemu-system-x86 "which boots the virtual machine" || fail "no virtual machine without qemu"
+    [[ -x $PACKAGES/qemu/qemu-system-x86_64 ]] || packages_unpack_qemu
+    PATH=$PACKAGES/qemu:$PATH
+}
+
+# With all the packages that it needs and that are not installed here, its libraries among them.
+packages_unpack_qemu() {
+    packages_need_apt
+    local names folder package
+    names=$(apt-get install --simulate --no-install-recommends qemu-system-x86 2>/dev/null | awk '$1 == "Inst" { print $2 }')
+    [[ -n $names ]] || fail "apt knows no qemu-system-x86: run apt-get update, or install qemu by hand"
+    say "fetching qemu-system-x86, which boots the virtual machine, and the $(($(wc -l <<<"$names") - 1)) packages that it needs into $PACKAGES, where they are unpacked and not installed"
+    mkdir -p "$PACKAGES"
+    folder=$(mktemp -d "$PACKAGES/download.XXXXXX")
+    # shellcheck disable=SC2086 # several names
+    (cd "$folder" && packages_quietly apt-get download $names)
+    for package in "$folder"/*.deb; do
+        packages_quietly dpkg-deb --extract "$package" "$folder/qemu"
+    done
+    cat >"$folder/qemu/qemu-system-x86_64" <<'TEXT'
+#!/bin/sh
+here=$(dirname "$0")
+LD_LIBRARY_PATH=$here/usr/lib/x86_64-linux-gnu:$here/lib/x86_64-linux-gnu exec "$here/usr/bin/qemu-system-x86_64" "$@"
+TEXT
+    chmod +x "$folder/qemu/qemu-system-x86_64"
+    packages_quietly mv "$folder/qemu" "$PACKAGES/"
+    rm -rf "$folder"
 }
 
 packages_kernel_version() {
