@@ -2,6 +2,9 @@
 
 use crate::escape::markdown;
 
+/// Wider cells stick out, so that one of them does not make all others as wide.
+const WIDTH_MAX: usize = 120;
+
 /// A table with a heading; the first column is text, the others stand right.
 pub(crate) fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
     columns(heading, rows, |column| column > 0)
@@ -23,7 +26,7 @@ fn columns<const N: usize>(
     let mut widths = heading.each_ref().map(|title| title.chars().count().max(3));
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
+            *width = cell.chars().count().min(WIDTH_MAX).max(*width);
         }
     }
     let line = |cells: [&str; N]| {
@@ -61,5 +64,11 @@ mod tests {
             table(["what", "n"], &rows),
             "| what |     n |\n| ---- | -----:|\n| a    | 1,000 |\n| b\\|c |     1 |\n"
         );
+    }
+
+    #[test]
+    fn one_long_cell_does_not_make_the_others_as_long() {
+        let rows: Vec<_> = ["x".repeat(3_000), "y".to_owned()].map(|cell| [cell]).into();
+        assert_eq!(table([""], &rows).len(), 2 * (WIDTH_MAX + 5) + 3_005 + WIDTH_MAX + 5);
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use c1000k_host::format;
 
-use crate::agree::{Check, Outcome};
+use crate::agree::{Check, Outcome, PASSES_MAX};
 use crate::chart::Chart;
 use crate::cost::{self, KernelCost, float};
 use crate::escape::{markdown, visible};
@@ -13,6 +13,9 @@ use crate::record::ClientRecord;
 use crate::record::Verdict;
 use crate::run::{Apart, Moment, Run, Topology, total};
 use crate::trend;
+
+/// `scripts/million` writes some ten.
+const MACHINE_LINES_MAX: usize = 100;
 
 /// The verdict in a few lines.
 #[must_use]
@@ -175,7 +178,7 @@ fn passes(run: &Run) -> Vec<[String; 2]> {
         let sum = total(verified.flatten().copied());
         row(&format!("verified by echo, pass {}", index + 1), format::count(sum))
     };
-    (0..count.unwrap_or(0)).map(pass).collect()
+    (0..count.unwrap_or(0).min(PASSES_MAX)).map(pass).collect()
 }
 
 fn clients(run: &Run) -> String {
@@ -362,8 +365,11 @@ fn chart_section(charts: &[Chart]) -> String {
 }
 
 fn machine(run: &Run) -> String {
-    let mut rows: Vec<_> =
-        run.machine.0.iter().map(|(key, value)| row(key, value.clone())).collect();
+    let lines = &run.machine.0;
+    let shown = lines.iter().take(MACHINE_LINES_MAX);
+    let mut rows: Vec<_> = shown.map(|(key, value)| row(key, value.clone())).collect();
+    let more = lines.len() - rows.len();
+    rows.extend((more > 0).then(|| row("…", format!("{} lines more", format::count(more as u64)))));
     let mut commands: Vec<_> =
         run.clients.iter().map(|(name, client)| (name.as_str(), &client.head.argv)).collect();
     commands.extend(run.server.as_ref().map(|server| ("server", &server.head.argv)));

@@ -692,6 +692,20 @@ fn text_of_others_does_nothing_to_a_terminal_or_a_page() {
 }
 
 #[test]
+fn however_much_a_file_holds_the_page_stays_short() {
+    let fixture = Fixture::one_host();
+    fixture.set("client.json", "verified_passes", json!(vec![100_000; 300_000]));
+    let lines = "key: value\n".repeat(300_000);
+    fixture.put("machine.txt", &format!("{lines}long: {}\n", "x".repeat(500_000)));
+    fixture.set("client.json", "argv", json!(vec!["y"; 300_000]));
+    let output = fixture.summarize(&[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let page = fixture.read("summary.md");
+    assert!(page.len() < 100_000 && page.contains("299,901 lines more"), "{}", page.len());
+    assert!(stdout(&output).len() < 10_000);
+}
+
+#[test]
 fn absurd_figures_and_names_harm_nothing() {
     let fixture = Fixture::one_host();
     let most = u64::MAX;
