@@ -155,15 +155,10 @@ fn verdict(name: &str, client: &ClientRecord) -> Check {
         Some(_) => Verdict::Reached,
         None => Verdict::Held,
     };
-    // Held without a proof may be a verdict of its own.
-    let is_right = client.verdict == follows
-        || (client.verified.is_none()
-            && follows != Verdict::Short
-            && client.verdict != Verdict::Short);
     Question::new(format!("Verdict of {name}"), "it follows from the client's own figures").judge(
         follows.to_string(),
         client.verdict.to_string(),
-        is_right,
+        client.verdict == follows,
     )
 }
 
