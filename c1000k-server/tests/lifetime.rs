@@ -1,5 +1,7 @@
 //! How the server starts, refuses to start, and ends.
 
+#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+
 mod common;
 
 use std::io::Write;
@@ -67,7 +69,7 @@ fn a_second_signal_leaves_at_once_with_a_record() {
         assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
         let record = server.record();
         assert_eq!((record.accepted, record.open + record.closed), (1, 1));
-        assert!(server.sees_line("1 connections were cut off"));
+        assert!(server.sees_line("cut off at the end: 1 connection,"));
     }
 }
 
@@ -111,7 +113,7 @@ fn what_is_not_handed_over_within_the_grace_is_cut_off() {
     assert!(read_to_end(&slow).1.is_err(), "what is cut off ends with a reset");
     assert_eq!((server.record().open, server.record().closed), (0, 1));
     assert_eq!(server.record().closed_by.get("shut_down"), Some(&1));
-    assert!(server.sees_line("1 connections were cut off"));
+    assert!(server.sees_line("cut off at the end: 1 connection,"));
 }
 
 #[test]
@@ -155,7 +157,8 @@ fn the_record_goes_to_standard_output_alone() {
     assert!(serves, "{}", text(&output.stderr));
     let record: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(record["schema"], "c1000k.server/1");
-    assert_eq!(record["file_table"], "process");
+    let table = &record["file_table"];
+    assert!(table == "process" || table == "registered", "{table}");
     assert!(text(&output.stderr).contains("c1000k-server held"), "{}", text(&output.stderr));
 }
 

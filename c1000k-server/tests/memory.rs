@@ -3,6 +3,8 @@
 //!
 //! Only root can make a cgroup, and hide files; elsewhere these tests are skipped.
 
+#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+
 mod common;
 
 use std::fs;
@@ -214,7 +216,7 @@ fn where_nothing_tells_of_memory_that_is_said_once() {
     let mut server = Server::start_by(&in_new_mounts(BARE), 1, &["--memory-reserve", "1G"]);
     let stream = server.connect(0);
     echo(&stream, b"admitted all the same");
-    assert!(server.sees_line(" 1 connections |"));
+    assert!(server.sees_line(" 1 connection |"));
     let lines = server.lines_with("--memory-reserve is not kept");
     assert!(lines.len() == 1 && lines[0].contains("WARN"), "{lines:?}");
     assert_eq!(server.stop().memory_guard, None);
