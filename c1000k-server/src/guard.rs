@@ -12,7 +12,8 @@
 //!
 //! The reserve is for what comes later: output queues, which may take half of it, and those who are refused, whose
 //! sockets the kernel frees a moment after they were closed. So refusals are granted by looks as well, few at a time, and
-//! when more than half of the reserve is gone the largest output queues go.
+//! when more than half of the reserve is gone those go for whom the most waits. So do they when the kernel is short of
+//! room for data, if they have been slow to take it.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -126,6 +127,7 @@ pub(crate) struct Guard {
     /// Refusals until the next look.
     refusals: u64,
     closed: Option<(Shortage, Instant)>,
+    has_full_buffers: bool,
     /// Since then each look has found room to open again.
     back_since: Option<Instant>,
     /// So many connections were held when the guard closed.
@@ -176,6 +178,7 @@ impl Guard {
             allowance: 0,
             refusals: 0,
             closed: None,
+            has_full_buffers: false,
             back_since: None,
             proven: 0,
             cost: Cost::new(),
@@ -239,10 +242,28 @@ impl Guard {
         if is_tight { LOOK_INTERVAL_TIGHT } else { LOOK_INTERVAL }
     }
 
-    /// How much of the output queues must go, for more than half of the reserve is gone.
+    /// How much of what waits for slow readers must go, for more than half of the reserve is gone.
     pub(crate) fn overdraft_bytes(&self) -> u64 {
         let left_bytes = self.reserve_left_bytes().unwrap_or(u64::MAX);
         (self.reserve_bytes / 2).saturating_sub(left_bytes)
+    }
+
+    /// Whether sockets hold so much that slow readers are worth a search.
+    pub(crate) fn has_full_buffers(&self) -> bool {
+        self.has_full_buffers
+    }
+
+    /// How much one thread's slow readers must give back of what the kernel has for data, for it is short of that: until
+    /// it is well below the mark at which the guard opens; where the marks are hidden, a part of what is queued.
+    pub(crate) fn excess_buffer_bytes(&self) -> u64 {
+        let excess_bytes = match (self.shortage(), self.buffer_limits) {
+            (Some(Shortage::SocketBuffers { queued_bytes, .. }), Some([_, pressure, _])) => {
+                queued_bytes.saturating_sub(pressure / 4 * 3)
+            }
+            (Some(Shortage::BufferPressure { queued_bytes }), _) => queued_bytes / 4,
+            _ => 0,
+        };
+        excess_bytes.div_ceil(self.threads)
     }
 
     /// What was left at the last look, if the guard is closed.
@@ -258,6 +279,14 @@ impl Guard {
 
     pub(crate) fn has_refused_enough(&self) -> bool {
         self.refusals == 0 && self.closed.is_some()
+    }
+
+    /// Closed because the kernel is short of room for data, until the next look.
+    #[cfg(test)]
+    pub(crate) fn close_for_buffers(&mut self) {
+        let queued_bytes = 1 << 30;
+        self.closed = Some((Shortage::BufferPressure { queued_bytes }, Instant::now()));
+        self.has_full_buffers = true;
     }
 
     /// Whether memory is to be looked at before anybody else is admitted.
@@ -329,6 +358,7 @@ impl Guard {
         self.reserve_bytes = self.reserve.bytes(room.total_bytes);
         self.room_bytes = Some(room.bytes);
         self.room_min_bytes = self.room_min_bytes.min(room.bytes);
+        self.has_full_buffers = self.are_buffers_full(view, room);
         self.cost.note(room, idle_bytes(room), connections, now);
 
         let half_bytes = spare_bytes.max(0) as u64 / 2;
@@ -389,6 +419,17 @@ impl Guard {
     fn grant(&mut self, admissions: u64) {
         self.granted = admissions;
         self.allowance = admissions;
+    }
+
+    /// Whether half of what the kernel presses at is queued, or half of a reserve that is charged for it. The kernel's own
+    /// marks are parts of the memory; where they are hidden, a part below them stands for them.
+    fn are_buffers_full(&self, view: &View, room: &MemoryRoom) -> bool {
+        let hidden = || view.rooms.iter().map(|room| room.total_bytes / 32).max();
+        let mark = self.buffer_limits.map_or_else(hidden, |[_, pressure, _]| Some(pressure / 2));
+        let charged_bytes = room.socket_data_bytes.unwrap_or(0);
+        view.buffers_pressed
+            || mark.is_some_and(|mark| view.queued_bytes > mark)
+            || charged_bytes > self.reserve_bytes / 2
     }
 
     /// At its limit for queued data the kernel drops what arrives, on the connections that are held too.
@@ -696,6 +737,24 @@ mod tests {
         assert_eq!(judge(260, 1), Some(Change::Closed));
         assert_eq!(judge(240, 5), None, "still above the pressure mark");
         assert_eq!(judge(190, 6), Some(Change::Opened));
+    }
+
+    #[test]
+    fn short_of_buffers_slow_readers_give_back_what_keeps_it_closed() {
+        let machine = machine(2 * GIB, 3_900);
+        let limits = Some([100 << 20, 200 << 20, 300 << 20]);
+        let judge = |buffer_limits, queued_bytes, buffers_pressed| {
+            let mut guard = Guard { buffer_limits, ..Guard::new(Reserve::Default, 2) };
+            let view = View { queued_bytes, buffers_pressed, ..machine.view() };
+            guard.judge(&view, 0, Instant::now());
+            (guard.has_full_buffers(), guard.excess_buffer_bytes() >> 20)
+        };
+        assert_eq!(judge(limits, 90 << 20, false), (false, 0));
+        assert_eq!(judge(limits, 110 << 20, false), (true, 0));
+        assert_eq!(judge(limits, 270 << 20, false), (true, 60), "for each of two threads");
+        assert_eq!(judge(None, 60 << 20, false), (false, 0));
+        assert_eq!(judge(None, 70 << 20, false), (true, 0));
+        assert_eq!(judge(None, 80 << 20, true), (true, 10));
     }
 
     #[test]

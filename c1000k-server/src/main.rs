@@ -10,6 +10,7 @@ mod crew;
 mod guard;
 mod meter;
 mod service;
+mod slow;
 mod sources;
 mod summary;
 

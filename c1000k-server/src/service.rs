@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use c1000k_host::errno_name;
 use c1000k_host::format;
 use reactor::{
-    CloseReason, Context, Error, Handler, Incoming, ListenerId, Signal, TimerId, Token, Written,
+    CloseReason, Context, Error, Handler, Incoming, ListenerId, Signal, SweepId, TimerId, Token,
+    Written,
 };
 
 use crate::args::{Mode, Settings};
@@ -19,6 +20,7 @@ use crate::closings::Closings;
 use crate::crew::{Duty, Held, Moment, Shared, Totals};
 use crate::guard::{Change, Overload, REST, Shortage};
 use crate::meter::sample_interval;
+use crate::slow::{Look, SlowReaders};
 use crate::sources::{Source, Sources};
 
 /// Why a connection ended that its peer has reset.
@@ -29,6 +31,17 @@ const QUEUES_FULL: &str = "queues_full";
 
 /// So many connections of a thread that come or go are a crowd, whose course is worth a closer look.
 const CROWD_MIN: u64 = 64;
+/// While buffers are short: who has not taken in so long what waited for it is slow enough to go, if it holds much.
+const SHORTAGE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// So many of those for whom something waits are looked at at once, at two system calls each.
+const LOOKED_AT_MAX: usize = 4_096;
+
+/// Those for whom only the kernel holds something are looked for so often, while sockets hold much in all.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// And less than this, a page, is not looked for.
+const HELD_BYTES_MIN: usize = 4_096;
 
 /// What may wait at each port while memory is short. Those who are refused wait for one wake at the most.
 const BACKLOG_REFUSING: u32 = 16;
@@ -39,7 +52,9 @@ const BACKLOG_PAUSED: u32 = 1;
 pub(crate) struct Service<D> {
     mode: Mode,
     idle_timeout: Option<Duration>,
-    slow_reader_timeout: Duration,
+    slow: SlowReaders,
+    /// When slow readers were looked for last.
+    searched_at: Option<Instant>,
     backlog: Option<u32>,
     overload: Overload,
     interval: Duration,
@@ -81,7 +96,8 @@ impl<D: Duty> Service<D> {
         Self {
             mode: settings.mode,
             idle_timeout: settings.idle_timeout,
-            slow_reader_timeout: settings.slow_reader_timeout,
+            slow: SlowReaders::new(settings.slow_reader_timeout),
+            searched_at: None,
             backlog: settings.backlog,
             overload: settings.overload,
             interval: settings.interval,
@@ -191,30 +207,72 @@ impl<D: Duty> Service<D> {
 
     /// Does what the last look asks for, whoever made it.
     fn follow_guard(&mut self, cx: &mut Context<()>) {
+        self.search(cx);
         self.shed(cx);
         let open = self.shared.guard().shortage().is_none();
         self.set_door(cx, open);
     }
 
-    /// Resets those whose output queues are the largest, where these use up the reserve.
+    /// Looks for peers for whom the kernel alone holds something, where sockets hold much in all.
+    fn search(&mut self, cx: &mut Context<()>) {
+        let is_early = self.searched_at.is_some_and(|at| cx.now() < at + SEARCH_INTERVAL);
+        if !is_early && self.shared.guard().has_full_buffers() && cx.sweep().is_ok() {
+            self.searched_at = Some(cx.now());
+        }
+    }
+
+    /// Resets those for whom the most waits, where that uses up the reserve, or what the kernel has for data.
     fn shed(&mut self, cx: &mut Context<()>) {
-        let overdraft_bytes = self.shared.guard().overdraft_bytes();
-        if overdraft_bytes == 0 || cx.stats().queued_bytes == 0 {
+        let guard = self.shared.guard();
+        let (of_memory, of_buffers) = (guard.overdraft_bytes(), guard.excess_buffer_bytes());
+        drop(guard);
+        self.reset_largest(cx, of_memory, Duration::ZERO, "memory");
+        self.reset_largest(cx, of_buffers, SHORTAGE_PATIENCE, "tcp_mem");
+    }
+
+    /// Resets as many as hold so much together, of those who have not taken for so long what waited for them.
+    fn reset_largest(
+        &mut self,
+        cx: &mut Context<()>,
+        bytes: u64,
+        patience: Duration,
+        shortage: &'static str,
+    ) {
+        if bytes == 0 || self.slow.is_empty() {
             return;
         }
-        let largest = largest_queues(cx, overdraft_bytes);
-        let before = self.closed_by.get("memory").copied().unwrap_or(0);
+        let largest = largest(self.holders(cx, patience), bytes);
+        let before = self.closed_by.get(shortage).copied().unwrap_or(0);
         let times = before + largest.len() as u64;
-        self.closed_by.insert("memory", times);
+        if times == before {
+            return;
+        }
+        self.closed_by.insert(shortage, times);
         if times.checked_ilog2() != before.checked_ilog2() {
             log::warn!(
-                "memory: half of the reserve is used up, and {} peers with the largest output queues are reset ({times} by now)",
+                "{shortage} is short, and {} peers for whom the most waits are reset ({times} by now)",
                 largest.len()
             );
         }
         for token in largest {
             cx.abort(token);
         }
+    }
+
+    /// Those who have not taken for so long what waited for them, with what waits for each now.
+    fn holders(&mut self, cx: &mut Context<()>, patience: Duration) -> Vec<(usize, Token)> {
+        let now = cx.now();
+        let watched: Vec<Token> = self.slow.waiting_for(patience, LOOKED_AT_MAX, now).collect();
+        let mut holders = Vec::new();
+        for token in watched {
+            let bytes = waiting_bytes(cx, token);
+            match self.slow.look(token, bytes, now) {
+                Look::Done => self.rest_timeout(cx, token),
+                Look::Within(_) if !self.slow.has_waited(token, patience, now) => {}
+                _ => holders.push((bytes, token)),
+            }
+        }
+        holders
     }
 
     /// Refusing takes memory for a moment as well: when enough were refused, the others wait for the next look.
@@ -395,19 +453,52 @@ impl<D: Duty> Service<D> {
         }
     }
 
+    /// The peer has said something. A slow reader's own time goes on meanwhile.
     fn refresh_idle_timeout(&self, cx: &mut Context<()>, token: Token) {
-        if let Some(idle_timeout) = self.idle_timeout {
+        if let Some(idle_timeout) = self.idle_timeout
+            && !self.slow.watches(token)
+        {
             cx.set_timeout(token, idle_timeout);
         }
+    }
+
+    /// Nothing waits for the peer any more.
+    fn rest_timeout(&self, cx: &mut Context<()>, token: Token) {
+        match self.idle_timeout {
+            Some(idle_timeout) => cx.set_timeout(token, idle_timeout),
+            None => cx.clear_timeout(token),
+        }
+    }
+
+    /// Something waits for the peer: from now on it is seen to that it takes it.
+    fn watch(&mut self, cx: &mut Context<()>, token: Token) {
+        if !self.slow.watches(token) {
+            let timeout = self.slow.watch(token, waiting_bytes(cx, token), cx.now());
+            cx.set_timeout(token, timeout);
+        }
+    }
+
+    /// Whether something waits for the peer, or waited until now; whoever is too slow is reset.
+    fn look_at_reader(&mut self, cx: &mut Context<()>, token: Token) -> bool {
+        if !self.slow.watches(token) {
+            return false;
+        }
+        match self.slow.look(token, waiting_bytes(cx, token), cx.now()) {
+            Look::Done => self.rest_timeout(cx, token),
+            Look::Within(left) => cx.set_timeout(token, left),
+            Look::TooSlow => self.drop_connection(cx, token, "slow_reader"),
+        }
+        true
     }
 
     /// Sends back what arrived. While a part of it waits, nothing more is read from this peer.
     fn echo(&mut self, cx: &mut Context<()>, token: Token, bytes: &[u8]) {
         match cx.write(token, bytes) {
-            Ok(Written::Sent) => {}
+            Ok(Written::Sent) => self.slow.note_written(token, bytes.len()),
             Ok(Written::Queued) => {
                 cx.pause_reads(token);
-                cx.set_timeout(token, self.slow_reader_timeout);
+                self.slow.note_written(token, bytes.len());
+                self.watch(cx, token);
             }
             Err(reactor::WriteError::Closed) => {}
             Err(_) => self.drop_connection(cx, token, QUEUES_FULL),
@@ -452,21 +543,21 @@ fn tell_listeners(
     }
 }
 
-/// Those with the most queued, as many as have so much of it together.
-fn largest_queues(cx: &Context<()>, bytes: u64) -> Vec<Token> {
-    let tokens = cx.tokens(0..cx.slots());
-    let mut queues: Vec<(usize, Token)> = tokens
-        .map(|token| (cx.queued_bytes(token), token))
-        .filter(|&(queued_bytes, _)| queued_bytes > 0)
-        .collect();
-    queues.sort_unstable_by_key(|&(queued_bytes, _)| std::cmp::Reverse(queued_bytes));
+/// What the peer has not taken of what was written to it: what is queued here, and what the kernel holds.
+fn waiting_bytes(cx: &Context<()>, token: Token) -> usize {
+    cx.queued_bytes(token) + cx.unacknowledged_bytes(token)
+}
+
+/// Those who hold the most, as many as hold so much together.
+fn largest(mut holders: Vec<(usize, Token)>, bytes: u64) -> Vec<Token> {
+    holders.sort_unstable_by_key(|&(held_bytes, _)| std::cmp::Reverse(held_bytes));
     let mut taken_bytes = 0;
-    let most = |&(queued_bytes, _): &(usize, Token)| {
+    let most = |&(held_bytes, _): &(usize, Token)| {
         let is_wanted = taken_bytes < bytes;
-        taken_bytes += queued_bytes as u64;
+        taken_bytes += held_bytes as u64;
         is_wanted
     };
-    queues.into_iter().take_while(most).map(|(_, token)| token).collect()
+    holders.into_iter().take_while(most).map(|(_, token)| token).collect()
 }
 
 impl<D: Duty> Handler for Service<D> {
@@ -508,15 +599,18 @@ impl<D: Duty> Handler for Service<D> {
 
     fn on_drain(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut ()) {
         cx.resume_reads(token);
-        match self.idle_timeout {
-            Some(idle_timeout) => cx.set_timeout(token, idle_timeout),
-            None => cx.clear_timeout(token),
+        self.look_at_reader(cx, token);
+    }
+
+    fn on_visit(&mut self, cx: &mut Context<()>, _sweep: SweepId, token: Token, _conn: &mut ()) {
+        if cx.unacknowledged_bytes(token) >= HELD_BYTES_MIN {
+            self.watch(cx, token);
         }
     }
 
     fn on_timeout(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut ()) {
-        if cx.queued_bytes(token) > 0 {
-            return self.drop_connection(cx, token, "slow_reader");
+        if self.look_at_reader(cx, token) {
+            return;
         }
         *self.closed_by.entry("idle").or_default() += 1;
         cx.close(token);
@@ -526,6 +620,7 @@ impl<D: Duty> Handler for Service<D> {
         if let Some(reason) = ended_by(&reason) {
             *self.closed_by.entry(reason).or_default() += 1;
         }
+        self.slow.forget(token);
         if !self.closings.forget(token) {
             self.free_place(token);
         }
@@ -597,5 +692,87 @@ fn ended_by(reason: &CloseReason) -> Option<&'static str> {
             _ => "failed",
         }),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpStream};
+
+    use clap::Parser;
+    use reactor::{Config, ListenOptions, Reactor};
+
+    use super::*;
+    use crate::args::{Args, Command};
+    use crate::guard::Guard;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// A thread that never looks at memory itself.
+    struct Idle;
+
+    impl Duty for Idle {
+        const LOOKS: bool = false;
+
+        fn report(&mut self, _mine: Totals, _shared: &Shared, _moment: &Moment<'_>) {}
+
+        fn wants_end(&mut self) -> bool {
+            false
+        }
+
+        fn end(&mut self) {}
+    }
+
+    fn turn_until(
+        reactor: &mut Reactor<()>,
+        service: &mut Service<Idle>,
+        mut holds: impl FnMut(&Service<Idle>, &Context<()>) -> bool,
+    ) {
+        let deadline = Instant::now() + DEADLINE;
+        while !holds(service, reactor.context()) {
+            assert!(Instant::now() < deadline, "it does not come to it: {:?}", service.closed_by);
+            let _ = reactor.turn(service, Some(Duration::from_millis(20))).unwrap();
+        }
+    }
+
+    #[test]
+    fn short_of_buffers_those_go_for_whom_the_kernel_holds_the_most() {
+        // Less than the kernel queues for one peer, so that nothing waits in the server itself.
+        const SENT: usize = 512 * 1024;
+        let args = Args::parse_from(["c1000k-server", "--ports", "1"]);
+        let Ok(Command::Serve(settings)) = args.check() else { panic!("they are right") };
+        let guard = Guard::new(settings.memory_reserve, 1);
+        let shared = Arc::new(Shared::new(&settings, 10, guard));
+        let mut reactor = Reactor::new(&Config::default()).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let listener = reactor.context().listen(any, &ListenOptions::default()).unwrap();
+        let address = reactor.context().listener_addr(listener).unwrap();
+        let mut service = Service::new(&settings, &shared, Idle);
+        shared.guard().look(0, Instant::now());
+        service.start(reactor.context()).unwrap();
+
+        let mut honest = TcpStream::connect(address).unwrap();
+        let mut slow = TcpStream::connect(address).unwrap();
+        honest.write_all(b"hello").unwrap();
+        slow.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        turn_until(&mut reactor, &mut service, |_, cx| {
+            sent += slow.write(&vec![0; SENT]).unwrap_or(0);
+            let held = cx.tokens(0..cx.slots()).map(|token| cx.unacknowledged_bytes(token));
+            held.max() >= Some(SENT / 4)
+        });
+        assert_eq!(service.slow.is_empty(), reactor.context().stats().queued_bytes == 0);
+
+        shared.guard().close_for_buffers();
+        turn_until(&mut reactor, &mut service, |service, _| {
+            service.closed_by.contains_key("tcp_mem")
+        });
+        turn_until(&mut reactor, &mut service, |_, cx| cx.connections() == 1);
+        assert_eq!(service.closed_by, BTreeMap::from([("tcp_mem", 1)]), "{sent} were sent");
+        let mut answer = [0; 5];
+        honest.set_read_timeout(Some(DEADLINE)).unwrap();
+        honest.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"hello");
     }
 }

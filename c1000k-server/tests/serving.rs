@@ -1,5 +1,7 @@
 //! What clients see of the server: echoes, refusals, bounds.
 
+#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+
 mod common;
 
 use std::io::Write;
@@ -155,6 +157,30 @@ fn a_reader_that_stays_slow_is_dropped_after_its_time() {
 }
 
 #[test]
+fn a_reader_that_takes_a_little_now_and_then_is_as_slow() {
+    const STEPS: u32 = 20;
+    let timeout = Duration::from_secs(3);
+    let mut server = Server::start(1, &["--slow-reader-timeout", "3s"]);
+    let slow = server.connect(0);
+    fill(&slow, Duration::from_millis(50), 256 << 20);
+    let waiting = sending_bytes(server.first_port, slow.local_addr().unwrap().port());
+    // Three quarters of what waits within the time: enough for the server's queue to run empty, and always more comes.
+    let mut piece = vec![0; waiting * 3 / 4 / STEPS as usize];
+    slow.set_nonblocking(true).unwrap();
+    let started = Instant::now();
+    let is_reset = (1..).any(|step| {
+        assert!(started.elapsed() < DEADLINE, "it goes on and on, with {waiting} bytes waiting");
+        std::thread::sleep((timeout / STEPS * step).saturating_sub(started.elapsed()));
+        let read = std::io::Read::read(&mut &slow, &mut piece);
+        let written = std::iter::repeat_with(|| (&slow).write(&[0; 65_536])).find(Result::is_err);
+        let ended = |error: std::io::Error| error.kind() != std::io::ErrorKind::WouldBlock;
+        read.err().is_some_and(ended) || written.unwrap().err().is_some_and(ended)
+    });
+    assert!(is_reset && server.sees_line("reads too slowly"));
+    assert_eq!(server.stop().closed_by.get("slow_reader"), Some(&1));
+}
+
+#[test]
 fn what_a_peer_has_not_read_when_it_has_finished_is_given_up_in_time() {
     let server = Server::start(1, &["--tcp-user-timeout", "1s"]);
     let slow = server.connect(0);
@@ -174,13 +200,29 @@ const LAST_ACK: u8 = 9;
 
 /// The state of the socket with these ports, if there is one.
 fn state_of(local: u16, peer: u16) -> Option<u8> {
+    let state = fields_of(local, peer)?.remove(3);
+    Some(u8::from_str_radix(&state, 16).unwrap())
+}
+
+/// What the kernel holds of what the socket with these ports has sent.
+fn sending_bytes(local: u16, peer: u16) -> usize {
+    let mut fields = None;
+    // The table may leave a socket out while others come and go.
+    until(DEADLINE, || {
+        fields = fields_of(local, peer);
+        fields.is_some()
+    });
+    let queues = fields.expect("it is open").remove(4);
+    usize::from_str_radix(queues.split(':').next().unwrap(), 16).unwrap()
+}
+
+/// What the kernel's table says of the socket with these ports, if there is one.
+fn fields_of(local: u16, peer: u16) -> Option<Vec<String>> {
     let table = std::fs::read_to_string("/proc/net/tcp").expect("it is there on Linux");
     let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
     table.lines().skip(1).find_map(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        let ends = (port(fields.next()?)?, port(fields.next()?)?);
-        let state = u8::from_str_radix(fields.next()?, 16).ok()?;
-        (ends == (local, peer)).then_some(state)
+        let fields: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        ((port(&fields[1])?, port(&fields[2])?) == (local, peer)).then_some(fields)
     })
 }
 
