@@ -77,7 +77,7 @@ pub(crate) struct Args {
     /// Without memory above the reserve: reset those who come, or let them wait
     #[arg(long, value_enum, default_value_t = Overload::Refuse)]
     overload: Overload,
-    /// Reset a connection that does not read what waits for it for so long
+    /// Reset a connection that does not take within this time what waits for it
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
     slow_reader_timeout: Duration,
     /// Let TCP ask a peer that is silent for so long whether it is still there [default: never]
