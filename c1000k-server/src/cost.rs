@@ -14,7 +14,7 @@ use c1000k_host::memory::{MemoryBound, MemoryRoom};
 /// What a connection is taken to cost before anything was seen: its socket, and the process's own part.
 pub(crate) const BYTES_PER_CONNECTION: u64 = KERNEL_BYTES_PER_SOCKET + 64;
 
-/// What is less is a kernel that hands out again what it had kept; what is more is another process.
+/// What is less is a kernel that hands out again what it had kept; what is more is another process, for the most part.
 const BYTES_MIN: u64 = BYTES_PER_CONNECTION / 4;
 const BYTES_MAX: u64 = BYTES_PER_CONNECTION * 8;
 
@@ -79,10 +79,8 @@ impl Cost {
     }
 
     fn note_each(&mut self, bytes: u64) {
-        if bytes <= BYTES_MAX {
-            self.seen_bytes.rotate_right(1);
-            self.seen_bytes[0] = bytes.max(BYTES_MIN);
-        }
+        self.seen_bytes.rotate_right(1);
+        self.seen_bytes[0] = bytes.clamp(BYTES_MIN, BYTES_MAX);
     }
 
     /// What a connection costs.
@@ -162,7 +160,7 @@ mod tests {
         let free = learned(&ramp(0, &[0; 8]));
         assert_eq!(free.bytes(), BYTES_MIN);
         let huge = learned(&ramp(64 << 10, &[0; 8]));
-        assert_eq!(huge.bytes(), BYTES_PER_CONNECTION);
+        assert_eq!(huge.bytes(), BYTES_MAX);
         let back = ramp(0, &[8, 7, 6, 5, 4, 3]);
         assert_eq!(learned(&back).bytes(), BYTES_PER_CONNECTION);
     }

@@ -40,7 +40,7 @@ const LOOKED_AT_MAX: usize = 4_096;
 /// Those for whom only the kernel holds something are looked for so often, while sockets hold much in all.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// And less than this, a page, is not looked for.
+/// And less than this, a page, is neither looked for nor worth a reset.
 const HELD_BYTES_MIN: usize = 4_096;
 
 /// What may wait at each port while memory is short. Those who are refused wait for one wake at the most.
@@ -269,6 +269,7 @@ impl<D: Duty> Service<D> {
             match self.slow.look(token, bytes, now) {
                 Look::Done => self.rest_timeout(cx, token),
                 Look::Within(_) if !self.slow.has_waited(token, patience, now) => {}
+                _ if bytes < HELD_BYTES_MIN => {}
                 _ => holders.push((bytes, token)),
             }
         }

@@ -115,6 +115,14 @@ mod tests {
     }
 
     #[test]
+    fn the_system_call_tells_the_total_where_no_file_does() {
+        let meminfo = text::read("/proc/meminfo").expect("is world-readable");
+        let total = sum_of(&meminfo, "MemTotal").expect("is in each meminfo");
+        let told = sysinfo().expect("is allowed").ram_total();
+        assert!(told.abs_diff(total) < total / 100, "{told} and {total}");
+    }
+
+    #[test]
     fn what_is_no_meminfo_is_none() {
         for text in ["", "MemTotal: x kB", "\u{0}", "MemTotal: 4 kB\nCached: 2 kB\n"] {
             assert_eq!(room_bytes(text, 0), None, "{text}");
