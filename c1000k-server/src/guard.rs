@@ -128,6 +128,7 @@ pub(crate) struct Guard {
     refusals: u64,
     closed: Option<(Shortage, Instant)>,
     has_full_buffers: bool,
+    charges_socket_data: bool,
     /// Since then each look has found room to open again.
     back_since: Option<Instant>,
     /// So many connections were held when the guard closed.
@@ -179,6 +180,7 @@ impl Guard {
             refusals: 0,
             closed: None,
             has_full_buffers: false,
+            charges_socket_data: true,
             back_since: None,
             proven: 0,
             cost: Cost::new(),
@@ -264,6 +266,12 @@ impl Guard {
             _ => 0,
         };
         excess_bytes.div_ceil(self.threads)
+    }
+
+    /// Whether what the kernel holds for peers is taken from what is tightest: from a machine it is, and from a cgroup of
+    /// version 2.
+    pub(crate) fn charges_socket_data(&self) -> bool {
+        self.charges_socket_data
     }
 
     /// What was left at the last look, if the guard is closed.
@@ -359,6 +367,8 @@ impl Guard {
         self.room_bytes = Some(room.bytes);
         self.room_min_bytes = self.room_min_bytes.min(room.bytes);
         self.has_full_buffers = self.are_buffers_full(view, room);
+        self.charges_socket_data =
+            room.bound_by == MemoryBound::Machine || room.socket_data_bytes.is_some();
         self.cost.note(room, idle_bytes(room), connections, now);
 
         let half_bytes = spare_bytes.max(0) as u64 / 2;

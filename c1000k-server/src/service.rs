@@ -225,9 +225,12 @@ impl<D: Duty> Service<D> {
     fn shed(&mut self, cx: &mut Context<()>) {
         let guard = self.shared.guard();
         let (of_memory, of_buffers) = (guard.overdraft_bytes(), guard.excess_buffer_bytes());
+        let memory_of =
+            if guard.charges_socket_data() { waiting_bytes } else { Context::queued_bytes };
         drop(guard);
-        self.reset_largest(cx, of_memory, Duration::ZERO, "memory");
-        self.reset_largest(cx, of_buffers, SHORTAGE_PATIENCE, "tcp_mem");
+        self.reset_largest(cx, of_memory, Duration::ZERO, memory_of, "memory");
+        let kernel_of = Context::unacknowledged_bytes;
+        self.reset_largest(cx, of_buffers, SHORTAGE_PATIENCE, kernel_of, "tcp_mem");
     }
 
     /// Resets as many as hold so much together, of those who have not taken for so long what waited for them.
@@ -236,12 +239,15 @@ impl<D: Duty> Service<D> {
         cx: &mut Context<()>,
         bytes: u64,
         patience: Duration,
+        held_by: fn(&Context<()>, Token) -> usize,
         shortage: &'static str,
     ) {
         if bytes == 0 || self.slow.is_empty() {
             return;
         }
-        let largest = largest(self.holders(cx, patience), bytes);
+        let holders = self.holders(cx, patience);
+        let holders = holders.into_iter().map(|token| (held_by(cx, token), token)).collect();
+        let largest = largest(holders, bytes);
         let before = self.closed_by.get(shortage).copied().unwrap_or(0);
         let times = before + largest.len() as u64;
         if times == before {
@@ -259,18 +265,16 @@ impl<D: Duty> Service<D> {
         }
     }
 
-    /// Those who have not taken for so long what waited for them, with what waits for each now.
-    fn holders(&mut self, cx: &mut Context<()>, patience: Duration) -> Vec<(usize, Token)> {
+    /// Those who have not taken for so long what waited for them.
+    fn holders(&mut self, cx: &mut Context<()>, patience: Duration) -> Vec<Token> {
         let now = cx.now();
         let watched: Vec<Token> = self.slow.waiting_for(patience, LOOKED_AT_MAX, now).collect();
         let mut holders = Vec::new();
         for token in watched {
-            let bytes = waiting_bytes(cx, token);
-            match self.slow.look(token, bytes, now) {
+            match self.slow.look(token, waiting_bytes(cx, token), now) {
                 Look::Done => self.rest_timeout(cx, token),
                 Look::Within(_) if !self.slow.has_waited(token, patience, now) => {}
-                _ if bytes < HELD_BYTES_MIN => {}
-                _ => holders.push((bytes, token)),
+                Look::Within(_) | Look::TooSlow => holders.push(token),
             }
         }
         holders
@@ -549,8 +553,9 @@ fn waiting_bytes(cx: &Context<()>, token: Token) -> usize {
     cx.queued_bytes(token) + cx.unacknowledged_bytes(token)
 }
 
-/// Those who hold the most, as many as hold so much together.
+/// Those who hold the most, as many as hold so much together; of no account is who holds less than a page.
 fn largest(mut holders: Vec<(usize, Token)>, bytes: u64) -> Vec<Token> {
+    holders.retain(|&(held_bytes, _)| held_bytes >= HELD_BYTES_MIN);
     holders.sort_unstable_by_key(|&(held_bytes, _)| std::cmp::Reverse(held_bytes));
     let mut taken_bytes = 0;
     let most = |&(held_bytes, _): &(usize, Token)| {
