@@ -254,6 +254,13 @@ impl Client {
         }
     }
 
+    /// Lowers the limit on its descriptors while it runs.
+    pub(crate) fn limit_descriptors(&self, most: u32) {
+        let (process, limit) = (self.child.id().to_string(), format!("--nofile={most}"));
+        let lowered = Command::new("prlimit").args(["--pid", &process, &limit]).status();
+        assert!(lowered.unwrap().success(), "prlimit is part of util-linux");
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
