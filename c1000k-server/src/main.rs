@@ -26,6 +26,7 @@ use c1000k_host::command_line::{self, REACHED, SHORT, USAGE, fail, print, print_
 use c1000k_host::format;
 use c1000k_host::limits::raise_descriptor_limit;
 use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
+use c1000k_host::ports::{PortHolder, port_holder};
 use c1000k_report::Destination;
 use c1000k_report::record::ServerRecord;
 use reactor::{Config, ListenOptions, Reactor, Signal, Status};
@@ -340,15 +341,30 @@ fn listen(settings: &Settings, reactor: &mut Reactor<()>) -> Result<(), String> 
 }
 
 fn listen_refusal(address: SocketAddr, error: &reactor::Error) -> String {
-    format!("can't listen on {address}: {error}; {}", listen_remedy(error))
+    format!("can't listen on {address}: {error}; {}", listen_remedy(address.port(), error))
 }
 
-fn listen_remedy(error: &reactor::Error) -> &'static str {
+fn listen_remedy(port: u16, error: &reactor::Error) -> String {
     use std::io::ErrorKind;
-    match error.kind() {
-        ErrorKind::AddrInUse => "end what listens there, or give another --first-port",
+    let remedy = match error.kind() {
+        ErrorKind::AddrInUse => return port_remedy(port),
         ErrorKind::PermissionDenied => "ports below 1024 are for root: give a --first-port above",
         ErrorKind::AddrNotAvailable => "give a --bind that is an address of this machine",
         _ => "give another --bind or --first-port",
+    };
+    remedy.to_owned()
+}
+
+/// What to do about a port that is in use depends on what uses it.
+fn port_remedy(port: u16) -> String {
+    match port_holder(port) {
+        Some(PortHolder::Listener) => {
+            "end what listens there, or give another --first-port".to_owned()
+        }
+        Some(PortHolder::Connection) => format!(
+            "it is the local port of a connection of this machine: end that one, or give another --first-port; \
+             sysctl -w net.ipv4.ip_local_reserved_ports={port} keeps the kernel from choosing it"
+        ),
+        None => "a socket is bound to it: end its program, or give another --first-port".to_owned(),
     }
 }

@@ -175,6 +175,21 @@ fn a_port_in_use_is_one_line_and_no_half_started_server() {
 }
 
 #[test]
+fn a_port_that_a_connection_has_is_told_from_one_that_somebody_listens_on() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let listening_on = listener.local_addr().unwrap().port();
+    let line = one_line(&serve(&["--bind", "127.0.0.1", "--ports", "1"], listening_on));
+    assert!(line.contains("in use") && line.contains("end what listens there"), "{line}");
+
+    let connection = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let connected_from = connection.local_addr().unwrap().port();
+    let line = one_line(&serve(&["--bind", "127.0.0.1", "--ports", "1"], connected_from));
+    assert!(line.contains("in use") && !line.contains("listens"), "{line}");
+    assert!(line.contains("the local port of a connection of this machine"), "{line}");
+    assert!(line.contains(&format!("ip_local_reserved_ports={connected_from}")), "{line}");
+}
+
+#[test]
 fn an_address_of_another_machine_is_one_line() {
     let output = serve(&["--bind", "192.0.2.1", "--ports", "1"], free_ports(1));
     assert_eq!(output.status.code(), Some(1));
