@@ -20,7 +20,6 @@ use c1000k_host::check::{self, Machine};
 use c1000k_host::command_line::{self, SHORT, fail, print, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
-use c1000k_host::ports::ip_local_port_range;
 use c1000k_report::record::{
     CLIENT_SCHEMA, Descriptors, FileTable, Head, Verdict, per_second, time_text,
 };
@@ -87,9 +86,9 @@ fn run(arguments: Arguments) -> Result<ExitCode, String> {
         log::info!("one source address has too few ports: connecting from {first} to {last}");
     }
     let need = target::need_with_table(arguments, &machine)?;
-    let aim = target::aim(arguments, &machine, need);
+    let aim = target::aim(arguments, &machine, &need);
     announce(&aim)?;
-    let tally = flood(arguments, &aim)?;
+    let tally = flood(arguments, &aim, &machine)?;
     let judgement = judge(&aim, &tally, destination(arguments));
     let record = record(arguments, &tally, judgement, descriptors, aim.file_table, started_at);
     report(arguments, &record)
@@ -137,13 +136,12 @@ fn announce(aim: &Aim) -> Result<(), String> {
     Ok(())
 }
 
-fn flood(arguments: &Arguments, aim: &Aim) -> Result<Tally, String> {
-    let local_ports = ip_local_port_range();
+fn flood(arguments: &Arguments, aim: &Aim, machine: &Machine) -> Result<Tally, String> {
     let plan = Plan::new(
         arguments.sources.clone(),
         arguments.destination.port(),
         arguments.ports,
-        local_ports.as_ref().map_or(LOCAL_PORTS_DEFAULT, |ports| ports.len() as u64),
+        machine.local_ports_free().unwrap_or(LOCAL_PORTS_DEFAULT),
     );
     let settings = Settings {
         ip: arguments.destination.ip(),
@@ -153,7 +151,7 @@ fn flood(arguments: &Arguments, aim: &Aim) -> Result<Tally, String> {
         timeout: arguments.connect_timeout,
         in_flight_max: arguments.in_flight_max,
         rate_per_second: arguments.rate_per_second,
-        local_ports,
+        local_ports: machine.local_ports.clone(),
         setbacks_max: SETBACKS_MIN.max(2 * u32::from(arguments.ports)),
     };
     let mut reactor = reactor(aim).map_err(|error| format!("can't start: {error}"))?;

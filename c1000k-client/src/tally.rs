@@ -19,6 +19,8 @@ pub(crate) enum Stop {
     Memory(Errno),
     /// Epoll watches ran out.
     Watches,
+    /// This machine has no address to reach the server from, or has it no more.
+    NoAddress,
     /// No pair of source and destination port had a local port left.
     Ports,
     /// The server dropped one connection after the other before its echo.

@@ -30,6 +30,8 @@ pub(crate) struct Aim {
     pub(crate) cap: Option<Lowered>,
     /// Where the sockets are held.
     pub(crate) file_table: FileTable,
+    /// Local ports that the kernel keeps back.
+    pub(crate) local_ports_reserved: u64,
 }
 
 /// A limit of this machine below what was wanted.
@@ -41,18 +43,17 @@ pub(crate) struct Lowered {
 }
 
 /// What is needed where the server is a process of this machine, and else where it is not.
-pub(crate) fn need(arguments: &Arguments) -> Need {
+pub(crate) fn need(arguments: &Arguments, machine: &Machine) -> Need {
     // An address can be bound only where it belongs to.
     let is_here = UdpSocket::bind((arguments.destination.ip(), 0)).is_ok();
+    let connections = arguments.connections.unwrap_or(TARGET_DEFAULT);
     Need {
         ports: u64::from(arguments.ports),
+        listeners: Some(listeners(arguments.ports, connections, machine)),
         sources: Some(arguments.sources.len() as u64).filter(|&count| count > 0),
         in_flight: arguments.in_flight_max as u64,
         user_bytes_per_connection: USER_BYTES_PER_CONNECTION,
-        ..Need::new(
-            if is_here { Role::Both } else { Role::Client },
-            arguments.connections.unwrap_or(TARGET_DEFAULT),
-        )
+        ..Need::new(if is_here { Role::Both } else { Role::Client }, connections)
     }
 }
 
@@ -61,7 +62,7 @@ pub(crate) fn need(arguments: &Arguments) -> Need {
 /// # Errors
 /// One line, where registered files were asked for and can't be had.
 pub(crate) fn need_with_table(arguments: &Arguments, machine: &Machine) -> Result<Need, String> {
-    let need = need(arguments);
+    let need = need(arguments, machine);
     let can_be_had = || reactor::FileTable::check_registered().map_err(|error| error.to_string());
     let (file_table, reason) = arguments.file_table.resolve(machine, &need, can_be_had)?;
     if let Some(reason) = reason {
@@ -73,8 +74,7 @@ pub(crate) fn need_with_table(arguments: &Arguments, machine: &Machine) -> Resul
 /// On loopback every 127.x.y.z is a source address: as many as the target needs, where one is too few and none was asked
 /// for.
 pub(crate) fn with_enough_sources(arguments: Arguments, machine: &Machine) -> Arguments {
-    let local_ports = machine.local_ports.as_ref().map_or(0, |ports| ports.len() as u64);
-    let per_source = local_ports * u64::from(arguments.ports);
+    let per_source = machine.local_ports_free().unwrap_or(0) * u64::from(arguments.ports);
     let wanted = arguments.connections.unwrap_or(TARGET_DEFAULT);
     match arguments.destination.ip() {
         IpAddr::V4(ip)
@@ -89,23 +89,34 @@ pub(crate) fn with_enough_sources(arguments: Arguments, machine: &Machine) -> Ar
     }
 }
 
+/// Ports that the server will listen on, as far as that can be known: it has a connection for each, and a server with
+/// this machine's limit of descriptors does not spend most of it on listeners.
+fn listeners(ports: u16, connections: u64, machine: &Machine) -> u64 {
+    let listeners = u64::from(ports).min(connections);
+    let most = machine.descriptors.map_or(u64::MAX, |limit| limit.hard / 2);
+    if listeners <= most { listeners } else { 0 }
+}
+
 /// Holds what is wanted against the machine.
-pub(crate) fn aim(arguments: &Arguments, machine: &Machine, need: Need) -> Aim {
+pub(crate) fn aim(arguments: &Arguments, machine: &Machine, need: &Need) -> Aim {
     let wanted = need.connections;
     let is_asked = arguments.connections.is_some();
     let file_table = need.file_table;
-    let Some(cap) = largest_target(machine, &need) else {
-        return Aim { is_asked, target: wanted, goal: bounded(wanted), cap: None, file_table };
+    let aim = |target, goal, cap| {
+        let local_ports_reserved = machine.local_ports_reserved;
+        Aim { is_asked, target, goal: bounded(goal), cap, file_table, local_ports_reserved }
     };
-    // Both ends keep room for the listeners, wherever they are: so a client and a server with the same limit meet.
-    let room = match (cap.kind, machine.connections_within(need.ports)) {
-        (CapKind::Descriptors, Some(within)) if file_table == FileTable::Process => {
-            cap.connections.min(within)
-        }
+    let Some(cap) = largest_target(machine, need) else { return aim(wanted, wanted, None) };
+    let by_descriptors = cap.kind == CapKind::Descriptors && file_table == FileTable::Process;
+    // Where the choice is the client's, it keeps room for listeners that are elsewhere too: so a client and a server
+    // with the same limit meet.
+    let within = need.listeners.and_then(|listeners| machine.connections_within(listeners));
+    let room = match within {
+        Some(within) if by_descriptors && !is_asked => cap.connections.min(within),
         _ => cap.connections,
     };
     if wanted <= room {
-        return Aim { is_asked, target: wanted, goal: bounded(wanted), cap: None, file_table };
+        return aim(wanted, wanted, None);
     }
     let detail = format!(
         "{} of {}: {}; to go further: {}",
@@ -116,14 +127,14 @@ pub(crate) fn aim(arguments: &Arguments, machine: &Machine, need: Need) -> Aim {
     );
     let cap_told = Some(Lowered { limit: limit_of(cap.kind), detail });
     if !is_asked {
-        return Aim { is_asked, target: room, goal: bounded(room), cap: cap_told, file_table };
+        return aim(room, room, cap_told);
     }
     // As far as it goes: the listeners' share of the descriptors may be had, past memory there is no return.
-    let furthest = match (cap.kind, machine.connections_within(0)) {
-        (CapKind::Descriptors, Some(within)) if file_table == FileTable::Process => within,
+    let furthest = match machine.connections_within(0) {
+        Some(within) if by_descriptors => within,
         _ => room,
     };
-    Aim { is_asked, target: wanted, goal: bounded(wanted.min(furthest)), cap: cap_told, file_table }
+    aim(wanted, wanted.min(furthest), cap_told)
 }
 
 fn bounded(count: u64) -> u32 {
@@ -152,7 +163,7 @@ mod tests {
         let descriptors = Some(DescriptorLimit { soft: 20_000, hard: 20_000 });
         let local_ports = Some(32_768..=60_999);
         let machine = Machine { descriptors, local_ports, ..Machine::default() };
-        aim(&arguments, &machine, need(&arguments))
+        aim(&arguments, &machine, &need(&arguments, &machine))
     }
 
     #[test]
@@ -173,11 +184,25 @@ mod tests {
         assert_eq!((aim.is_asked, aim.target, aim.goal), (true, 50_000, 19_968));
         assert!(aim.cap.is_some());
         let aim = aim_of("127.0.0.1 9900 -c 15k");
-        let file_table = FileTable::Process;
-        assert_eq!(
-            aim,
-            Aim { is_asked: true, target: 15_000, goal: 15_000, cap: None, file_table }
-        );
+        assert_eq!((aim.is_asked, aim.target, aim.goal, aim.cap), (true, 15_000, 15_000, None));
+    }
+
+    #[test]
+    fn a_client_needs_no_descriptor_for_ports_that_others_listen_on() {
+        for ip in ["127.0.0.1", "192.0.2.1"] {
+            for (options, goal) in [
+                ("-c 100 --ports 65535", 100),
+                ("-c 15k --ports 20000", 15_000),
+                ("--ports 65535", 19_968),
+                ("-c 19950 --ports 20000", 19_950),
+            ] {
+                let aim = aim_of(&format!("{ip} 1 {options}"));
+                assert_eq!(aim.goal, goal, "{ip} {options}");
+                let cap = if goal == 19_968 { Some(Limit::Descriptors) } else { None };
+                assert_eq!(aim.cap.map(|cap| cap.limit), cap, "{ip} {options}");
+            }
+        }
+        assert_eq!(aim_of("192.0.2.1 9900 -c 19900").cap, None);
     }
 
     #[test]
@@ -186,8 +211,8 @@ mod tests {
         let descriptors = Some(DescriptorLimit { soft: 20_000, hard: 20_000 });
         let local_ports = Some(32_768..=60_999);
         let machine = Machine { descriptors, local_ports, ..Machine::default() };
-        let need = Need { file_table: FileTable::Registered, ..need(&arguments) };
-        let aim = aim(&arguments, &machine, need);
+        let need = Need { file_table: FileTable::Registered, ..need(&arguments, &machine) };
+        let aim = aim(&arguments, &machine, &need);
         assert_eq!((aim.target, aim.goal, aim.cap), (1_000_000, 1_000_000, None));
     }
 
@@ -212,7 +237,7 @@ mod tests {
         assert_eq!(aim.cap, None);
         let arguments = args::of("127.0.0.1 9900 --ports 1").unwrap();
         let machine = Machine { local_ports: Some(32_768..=33_767), ..Machine::default() };
-        let aim = super::aim(&arguments, &machine, need(&arguments));
+        let aim = super::aim(&arguments, &machine, &need(&arguments, &machine));
         assert_eq!((aim.target, aim.cap.unwrap().limit), (1_000, Limit::Ports));
     }
 }

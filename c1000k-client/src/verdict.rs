@@ -84,6 +84,7 @@ fn is_limit(stop: Stop) -> bool {
         | Stop::NothingListens
         | Stop::ServerGone
         | Stop::Network(_)
+        | Stop::NoAddress
         | Stop::Interrupted => false,
     }
 }
@@ -97,7 +98,7 @@ fn cap(aim: &Aim, tally: &Tally, to: Destination) -> Option<(Limit, String)> {
         stop => stop,
     };
     if let Some(stop) = stop {
-        return Some((limit_of(stop), sentence(stop, tally, to)));
+        return Some((limit_of(stop), sentence(stop, aim, tally, to)));
     }
     if tally.peak < u64::from(aim.goal) && tally.failed > 0 {
         return Some(failed(tally));
@@ -129,12 +130,12 @@ fn limit_of(stop: Stop) -> Limit {
         | Stop::NotAnEcho
         | Stop::NothingListens
         | Stop::ServerGone => Limit::Server,
-        Stop::Network(_) => Limit::Network,
+        Stop::Network(_) | Stop::NoAddress => Limit::Network,
         Stop::Interrupted => Limit::Interrupted,
     }
 }
 
-fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
+fn sentence(stop: Stop, aim: &Aim, tally: &Tally, to: Destination) -> String {
     let held = format::counted(tally.peak, "connection");
     match stop {
         Stop::Descriptors(errno) => format!(
@@ -149,10 +150,19 @@ fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
             "epoll watches ran out at {held} (ENOSPC); to go further: \
              raise fs.epoll.max_user_watches"
         ),
+        Stop::Ports if tally.peak == 0 => format!(
+            "no local port is free for {to} (EADDRNOTAVAIL){}: other connections to it have them; \
+             give more ports (--ports), another --source, or a wider net.ipv4.ip_local_port_range",
+            reserved(aim)
+        ),
         Stop::Ports => format!(
-            "local ports ran out at {held} (EADDRNOTAVAIL); to go further: \
-             more source addresses (--source), more ports (--ports), or a wider \
-             net.ipv4.ip_local_port_range"
+            "local ports ran out at {held} (EADDRNOTAVAIL){}; to go further: more source addresses \
+             (--source), more ports (--ports), or a wider net.ipv4.ip_local_port_range",
+            reserved(aim)
+        ),
+        Stop::NoAddress => format!(
+            "this machine has no address to reach {to} from (EADDRNOTAVAIL): look at `ip address`, \
+             and for IPv6 whether it is switched off (net.ipv6.conf.*.disable_ipv6)"
         ),
         Stop::ServerFull if tally.peak == 0 && tally.verified().is_none() => format!(
             "the server on {to} drops every connection at once: it is full, or lets nobody in; \
@@ -205,6 +215,16 @@ fn sentence(stop: Stop, tally: &Tally, to: Destination) -> String {
                 "a signal ended the run early, with {} held",
                 format::counted(tally.held, "connection")
             )
+        }
+    }
+}
+
+fn reserved(aim: &Aim) -> String {
+    match aim.local_ports_reserved {
+        0 => String::new(),
+        count => {
+            let count = format::count(count);
+            format!("; {count} more are reserved (net.ipv4.ip_local_reserved_ports)")
         }
     }
 }
@@ -313,18 +333,13 @@ mod tests {
             goal: target as u32,
             cap: None,
             file_table: FileTable::Process,
+            local_ports_reserved: 0,
         }
     }
 
     fn left_out(target: u64) -> Aim {
         let cap = Lowered { limit: Limit::Descriptors, detail: "19 of 1,000".to_owned() };
-        Aim {
-            is_asked: false,
-            target,
-            goal: target as u32,
-            cap: Some(cap),
-            file_table: FileTable::Process,
-        }
+        Aim { is_asked: false, cap: Some(cap), ..asked(target) }
     }
 
     fn tally(count: u64) -> Tally {
@@ -445,6 +460,16 @@ mod tests {
             assert_eq!((judgement.verdict, judgement.limit), (Verdict::Short, Some(limit)));
             assert!(judgement.detail.unwrap().contains(part), "{errno}");
         }
+    }
+
+    #[test]
+    fn reserved_ports_are_named_where_ports_run_out() {
+        let mut out = tally(10);
+        (out.stop, out.failed) = (Some(Stop::Ports), 1);
+        let aim = Aim { local_ports_reserved: 500, ..asked(11) };
+        let detail = judge(&aim, &out, to()).detail.unwrap();
+        assert!(detail.contains("500 more are reserved (net.ipv4.ip_local_reserved"), "{detail}");
+        assert!(!judge(&asked(11), &out, to()).detail.unwrap().contains("reserved"));
     }
 
     #[test]

@@ -405,7 +405,10 @@ fn a_second_signal_leaves_at_once() {
 #[test]
 fn a_low_descriptor_limit_is_a_cap_that_is_said_aloud() {
     let server = Server::start(Manner::Echo, 1);
-    let words = format!("127.0.0.1 {} --ports 1 --file-table process --hold 10ms --json -", server.first_port);
+    let words = format!(
+        "127.0.0.1 {} --ports 1 --file-table process --hold 10ms --json -",
+        server.first_port
+    );
     let ended = Client::start_after("ulimit -n 256", &words).end();
     let record_ = record(&ended);
     assert_eq!((ended.code, record_.limit), (Some(0), Some(Limit::Descriptors)), "{ended:?}");
@@ -431,7 +434,10 @@ fn a_low_soft_limit_is_raised() {
 #[test]
 fn descriptors_that_it_was_born_with_are_counted() {
     let server = Server::start(Manner::Echo, 1);
-    let words = format!("127.0.0.1 {} --ports 1 --file-table process --hold 10ms --json -", server.first_port);
+    let words = format!(
+        "127.0.0.1 {} --ports 1 --file-table process --hold 10ms --json -",
+        server.first_port
+    );
     let before = "for n in {10..99}; do eval \"exec $n</dev/null\"; done; ulimit -n 256";
     let ended = Client::start_after(before, &words).end();
     let record = record(&ended);

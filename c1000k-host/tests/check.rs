@@ -34,6 +34,7 @@ fn ample() -> Machine {
         tcp_rmem_bytes: Some([4_096, 131_072, 33_554_432]),
         tcp_wmem_bytes: Some([4_096, 16_384, 4_194_304]),
         local_ports: Some(32_768..=60_999),
+        local_ports_reserved: 0,
         somaxconn: Some(4_096),
         tcp_max_syn_backlog: Some(2_048),
         tcp_max_orphans: Some(1_048_576),
@@ -57,6 +58,22 @@ fn an_ample_machine_fits_a_million_in_every_role() {
         assert!(fits(&rows), "{}", render(&rows));
         assert!(rows.iter().all(|row| row.verdict != Verdict::Advice), "{}", render(&rows));
     }
+}
+
+#[test]
+fn reserved_ports_are_no_room_and_are_named() {
+    let need = Need { ports: 100, ..million(Role::Client) };
+    let machine = Machine { local_ports_reserved: 28_000, ..ample() };
+    let range = row(&machine, &need, "net.ipv4.ip_local_port_range");
+    assert_eq!(
+        (range.verdict, range.present.as_str()),
+        (Verdict::Fail, "32768-60999, 28,000 reserved")
+    );
+    assert!(range.remedy.expect("it fails").contains("ip_local_reserved_ports"));
+    assert_eq!(row(&machine, &need, "5-tuples").present, "23,200");
+    let cap = largest_target(&machine, &need).expect("limits are known");
+    assert_eq!((cap.kind, cap.connections), (CapKind::Ports, 23_200));
+    assert!(cap.reason.contains("28,000 reserved"), "{}", cap.reason);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The ramp: opening connections, and what becomes of attempts that fail.
 
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use c1000k_host::format;
@@ -144,6 +145,9 @@ impl Flood<'_> {
             Meaning::NoDescriptor => self.stop(Stop::Descriptors(errno)),
             Meaning::NoMemory => self.stop(Stop::Memory(errno)),
             Meaning::NoWatch => self.stop(Stop::Watches),
+            Meaning::NoLocalPort if !has_address(route, self.settings.ip) => {
+                self.stop(Stop::NoAddress);
+            }
             Meaning::NoLocalPort => self.plan.spend(route.pair),
             _ => {
                 self.tally.attempted += 1;
@@ -342,4 +346,16 @@ impl Flood<'_> {
         let age_us = self.run_us().wrapping_sub(conn.started_us);
         Duration::from_micros(u64::from(age_us))
     }
+}
+
+/// Whether this machine has an address to reach that one from. EADDRNOTAVAIL means a want of either that or a port, and
+/// a UDP socket has ports of its own.
+fn has_address(route: &Route, ip: IpAddr) -> bool {
+    let any = match ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let probe = UdpSocket::bind((route.source.unwrap_or(any), 0));
+    let reached = probe.and_then(|socket| socket.connect((ip, route.port)));
+    !reached.is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
 }

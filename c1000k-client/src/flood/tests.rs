@@ -146,6 +146,17 @@ fn a_connect_that_reaches_itself_is_never_counted() {
     }
 }
 
+/// EADDRNOTAVAIL, as where IPv6 is switched off.
+#[test]
+fn a_machine_without_an_address_lacks_no_ports() {
+    let progress = Progress::Lines;
+    let (mut reactor, mut flood) = client(settings(Ipv4Addr::LOCALHOST.into(), 5), 9900, &progress);
+    flood.plan = Plan::new(vec![Ipv4Addr::new(192, 0, 2, 1).into()], 9900, 3, 28_232);
+    run(&mut reactor, &mut flood, None);
+    let tally = flood.into_tally();
+    assert_eq!((tally.stop, tally.attempted), (Some(Stop::NoAddress), 0), "{tally:?}");
+}
+
 /// A turn that takes longer than the hold, and ends the ramp then.
 struct SlowTurn<'t, 'a>(&'t mut Flood<'a>);
 

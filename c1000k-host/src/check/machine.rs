@@ -8,7 +8,7 @@ use {
             system_descriptor_limits,
         },
         memory::{MemoryReader, MemoryRoom},
-        ports::ip_local_port_range,
+        ports::{ip_local_port_range, reserved_ports},
         text,
     },
     std::{fs, ops::RangeInclusive, path::PathBuf},
@@ -42,6 +42,8 @@ pub struct Machine {
     pub tcp_wmem_bytes: Option<[u64; 3]>,
     /// `net.ipv4.ip_local_port_range`.
     pub local_ports: Option<RangeInclusive<u16>>,
+    /// How many of them `net.ipv4.ip_local_reserved_ports` keeps back.
+    pub local_ports_reserved: u64,
     /// `net.core.somaxconn`.
     pub somaxconn: Option<u64>,
     /// `net.ipv4.tcp_max_syn_backlog`.
@@ -68,6 +70,7 @@ impl Machine {
     pub fn read() -> Self {
         let descriptors = descriptor_limit().ok();
         let memory = MemoryReader::new();
+        let local_ports = ip_local_port_range();
         Self {
             descriptors,
             descriptors_inherited: open_descriptors(
@@ -82,13 +85,21 @@ impl Machine {
             tcp_mem_pages: read_triple("/proc/sys/net/ipv4/tcp_mem"),
             tcp_rmem_bytes: read_triple("/proc/sys/net/ipv4/tcp_rmem"),
             tcp_wmem_bytes: read_triple("/proc/sys/net/ipv4/tcp_wmem"),
-            local_ports: ip_local_port_range(),
+            local_ports_reserved: local_ports.as_ref().map_or(0, reserved_ports),
+            local_ports,
             somaxconn: text::read_number("/proc/sys/net/core/somaxconn"),
             tcp_max_syn_backlog: text::read_number("/proc/sys/net/ipv4/tcp_max_syn_backlog"),
             tcp_max_orphans: text::read_number("/proc/sys/net/ipv4/tcp_max_orphans"),
             conntrack: read_conntrack(),
             rp_filter: read_rp_filter(),
         }
+    }
+
+    /// Local ports that the kernel may choose.
+    #[must_use]
+    pub fn local_ports_free(&self) -> Option<u64> {
+        let all = self.local_ports.as_ref()?.len() as u64;
+        Some(all.saturating_sub(self.local_ports_reserved))
     }
 }
 

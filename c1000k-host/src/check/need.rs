@@ -34,6 +34,8 @@ pub struct Need {
     pub connections: u64,
     /// Listening ports: the server's own, or the client's destinations.
     pub ports: u64,
+    /// Ports that a process of this machine listens on, where it is not [`ports`](Self::ports).
+    pub listeners: Option<u64>,
     /// Source addresses of the client; `None` leaves the choice, of one, to the kernel.
     pub sources: Option<u64>,
     /// Connects under way at once: so many may wait in all backlogs together.
@@ -53,6 +55,7 @@ impl Need {
             role,
             connections,
             ports: 100,
+            listeners: None,
             sources: None,
             in_flight: 1_024,
             user_bytes_per_connection: 64,
@@ -80,7 +83,7 @@ impl Need {
 
     /// Ports that a process here listens on.
     pub(crate) fn listening_ports(&self) -> u64 {
-        if self.role == Role::Client { 0 } else { self.ports }
+        if self.role == Role::Client { 0 } else { self.listeners.unwrap_or(self.ports) }
     }
 
     /// What descriptors this machine needs beside those of the connections.

@@ -196,22 +196,30 @@ fn buffers(name: &'static str, present: Option<[u64; 3]>, usual: &str) -> Row {
 fn local_ports(machine: &Machine, need: &Need) -> Row {
     const NAME: &str = "net.ipv4.ip_local_port_range";
     let present = machine.local_ports.as_ref();
-    let shown =
-        present.map_or_else(unreadable, |ports| format!("{}-{}", ports.start(), ports.end()));
+    let reserved = match machine.local_ports_reserved {
+        0 => String::new(),
+        count => format!(", {} reserved", format::count(count)),
+    };
+    let shown = present
+        .map_or_else(unreadable, |ports| format!("{}-{}{reserved}", ports.start(), ports.end()));
     if !need.connects_out() {
         return not_needed(NAME, shown);
     }
     let lanes = need.sources.unwrap_or(1).saturating_mul(need.ports).max(1);
     let needed = need.connections.div_ceil(lanes);
-    let row = at_least(NAME, needed, present.map(|ports| ports.len() as u64));
-    let ports = if needed == 1 { "port" } else { "ports" };
-    Row { needed: format!("{} {ports}", row.needed), present: shown, ..row }
-        .with_remedy(|| wider_ports(needed))
+    let row = at_least(NAME, needed, machine.local_ports_free());
+    Row { needed: format::counted(needed, "port"), present: shown, ..row }.with_remedy(|| {
+        let fewer = match machine.local_ports_reserved {
+            0 => "",
+            _ => "\nor reserve fewer of them: net.ipv4.ip_local_reserved_ports",
+        };
+        wider_ports(needed) + fewer
+    })
 }
 
 fn tuples(machine: &Machine, need: &Need) -> Row {
     const NAME: &str = "5-tuples, sources x ports x local";
-    let ports = machine.local_ports.as_ref();
+    let ports = machine.local_ports_free();
     let room = ports.map(|ports| port_room(need.sources.unwrap_or(1), need.ports, ports));
     if !need.connects_out() {
         return not_needed(NAME, room.map_or_else(unreadable, format::count));

@@ -143,16 +143,25 @@ fn watches(machine: &Machine, need: &Need) -> Option<Cap> {
 }
 
 fn ports(machine: &Machine, need: &Need) -> Option<Cap> {
-    let local = machine.local_ports.as_ref().filter(|_| need.connects_out())?;
+    let local = machine.local_ports_free().filter(|_| need.connects_out())?;
+    let reserved = match machine.local_ports_reserved {
+        0 => String::new(),
+        count => {
+            format!(
+                ", besides {} reserved (net.ipv4.ip_local_reserved_ports)",
+                format::count(count)
+            )
+        }
+    };
     let sources = need.sources.unwrap_or(1);
     Some(Cap {
         connections: port_room(sources, need.ports, local),
         kind: CapKind::Ports,
         reason: format!(
-            "{} x {} x {} local ports are all the 5-tuples there are",
+            "{} x {} x {} are all the 5-tuples there are{reserved}",
             format::counted(sources, "source"),
             format::counted(need.ports, "destination port"),
-            format::count(local.len() as u64)
+            format::counted(local, "local port")
         ),
         remedy: "give more source addresses (--source) or more ports (--ports)".to_owned(),
     })
