@@ -1,17 +1,19 @@
 //! The command line: [`Typed`] as clap reads it, [`Arguments`] once all of it is known to make sense.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use c1000k_host::check::FileTableChoice;
-use c1000k_host::command_line::{self, USAGE, is_of_many, parse_ip};
+use c1000k_host::command_line::{self, SHORT, USAGE, ZonedIp, is_of_many, split_zone, with_zone};
 use c1000k_host::format;
-use c1000k_host::quantity::{parse_count, parse_duration};
+use c1000k_host::quantity::{parse_count, parse_duration, parse_rate};
 use c1000k_report::Destination;
 use clap::Parser;
 use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv6AddrRange};
+
+use crate::address::{Host, TargetAddress, parse_port};
 
 /// Source addresses at the most.
 const SOURCES_MAX: usize = 65_536;
@@ -23,6 +25,8 @@ const IN_FLIGHT_MAX: u64 = 65_536;
 const IN_FLIGHT_PER_PORT: u64 = 64;
 /// Connects under way at once, where nothing is asked for.
 const IN_FLIGHT_DEFAULT_MAX: u64 = 1_024;
+/// The first port, where none is given.
+const FIRST_PORT: u16 = 9900;
 /// Durations are at most this: a day.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -35,7 +39,7 @@ pub(crate) struct Arguments {
     /// `None`: as many as the limits allow.
     pub(crate) connections: Option<u64>,
     /// Empty: the kernel's choice.
-    pub(crate) sources: Vec<IpAddr>,
+    pub(crate) sources: Vec<ZonedIp>,
     pub(crate) rate_per_second: Option<u64>,
     pub(crate) in_flight_max: usize,
     pub(crate) connect_timeout: Duration,
@@ -49,30 +53,53 @@ pub(crate) struct Arguments {
 /// Reads the command line.
 ///
 /// # Errors
-/// The exit code, after the help, the version or one line on what is wrong was printed.
+/// The exit code, after the help, the version or what is wrong was printed.
 pub(crate) fn parse() -> Result<Arguments, ExitCode> {
-    command_line::parse::<Typed>()?.validate().map_err(|line| command_line::fail(USAGE, &line))
+    let typed = command_line::parse::<Typed>()?;
+    typed.validate().map_err(|refusal| command_line::fail(refusal.code, &refusal.line))
 }
+
+/// Why there is nothing to run, and with which code to exit.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    code: u8,
+    line: String,
+}
+
+impl From<String> for Refusal {
+    fn from(line: String) -> Self {
+        Self { code: USAGE, line }
+    }
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  c1000k-client 192.0.2.1                     the default target, on ports 9900 to 9999
+  c1000k-client localhost:9900 --ports 1 -c 10k --hold 1m
+  c1000k-client 192.0.2.1 -c 1M --source 192.0.2.16-192.0.2.31 --rate 20k/s
+  c1000k-client tcp://[fe80::1%eth0]:9900 -c 1000 --json run.json
+  c1000k-client 192.0.2.1 --check -c 1M       what this machine allows, without a run";
 
 /// Opens very many TCP connections to a server, proves each one alive by an echo, holds them, proves them again, and
 /// says what stopped it.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(override_usage = "c1000k-client [OPTIONS] <TARGET> [FIRST_PORT]")]
 struct Typed {
-    /// The server's address, IPv4 or IPv6
-    #[arg(required_unless_present = "check", value_parser = parse_ip)]
-    ip: Option<IpAddr>,
+    /// The server: an address or a name, HOST:PORT, [IPV6]:PORT or tcp://HOST:PORT
+    #[arg(required_unless_present_any = ["check", "port"], value_parser = TargetAddress::parse)]
+    target: Option<TargetAddress>,
 
-    /// The first of the server's ports
-    #[arg(required_unless_present = "check", value_parser = parse_port)]
+    /// The first of the server's ports [default: 9900]
+    #[arg(value_parser = parse_port)]
     first_port: Option<u16>,
 
     /// Connections to open, as 15000, 10k or 1M [default: 1M, or less where the limits allow less]
-    #[arg(short, long, value_name = "N", value_parser = parse_count)]
+    #[arg(short, long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     connections: Option<u64>,
 
     /// Destination ports from FIRST_PORT on
-    #[arg(long, value_name = "N", default_value = "100", value_parser = parse_count)]
+    #[arg(long, value_name = "N", default_value = "100", value_parser = parse_count, allow_hyphen_values = true)]
     ports: u64,
 
     /// Source addresses: single ones, ranges a-b and CIDR blocks, separated by commas [default: the kernel's choice]
@@ -80,19 +107,19 @@ struct Typed {
     source: Option<String>,
 
     /// New connections per second at the most [default: unlimited]
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
     rate: Option<u64>,
 
     /// Connects under way at once at the most [default: 64 for each port, 1024 at the most]
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     in_flight: Option<u64>,
 
     /// How long a connect, or an echo, may take
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration, allow_hyphen_values = true)]
     connect_timeout: Duration,
 
     /// How long all of them are held after the ramp
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration, allow_hyphen_values = true)]
     hold: Duration,
 
     /// Skip the echo that proves each connection alive
@@ -116,12 +143,22 @@ struct Typed {
     /// Print what this machine allows against what the target needs, and exit
     #[arg(long)]
     check: bool,
+
+    /// No flag of this program, but of many others
+    #[arg(long, hide = true, value_name = "PORT")]
+    port: Option<String>,
 }
 
 impl Typed {
-    fn validate(self) -> Result<Arguments, String> {
-        let ip = self.ip.unwrap_or(IpAddr::from([127, 0, 0, 1]));
-        let first_port = self.first_port.unwrap_or(9900);
+    fn validate(self) -> Result<Arguments, Refusal> {
+        if let Some(port) = self.port {
+            let line = format!(
+                "--port is no flag here: give the first port after the server's address, as in \
+                 `192.0.2.1 {port}`, and their number by --ports"
+            );
+            return Err(line.into());
+        }
+        let first_port = first_port(self.target.as_ref(), self.first_port)?;
         let ports = port_count(first_port, self.ports)?;
         at_least_one("--connections", self.connections)?;
         at_least_one("--rate", self.rate)?;
@@ -129,17 +166,19 @@ impl Typed {
         at_most(self.connect_timeout, "--connect-timeout")?;
         at_most(self.hold, "--hold")?;
         if self.connect_timeout < Duration::from_millis(1) {
-            return Err("--connect-timeout is below 1ms: no server answers that fast; \
-                        give it as 500ms or 10s"
-                .to_owned());
+            let line = "--connect-timeout is below 1ms: no server answers that fast; \
+                        give it as 500ms or 10s";
+            return Err(line.to_owned().into());
         }
+        let sources = self.source.map_or(Ok(Vec::new()), |list| sources(&list, ports))?;
+        let destination = destination(self.target, first_port, sources.first().copied())?;
         let in_flight_default = (IN_FLIGHT_PER_PORT * u64::from(ports)).min(IN_FLIGHT_DEFAULT_MAX);
         let in_flight = self.in_flight.unwrap_or(in_flight_default).min(IN_FLIGHT_MAX);
         Ok(Arguments {
-            destination: SocketAddr::new(ip, first_port),
+            destination,
             ports,
             connections: self.connections,
-            sources: self.source.map_or(Ok(Vec::new()), |list| sources(&list, ip, ports))?,
+            sources,
             rate_per_second: self.rate,
             in_flight_max: in_flight as usize,
             connect_timeout: self.connect_timeout,
@@ -149,6 +188,40 @@ impl Typed {
             json: self.json,
             check: self.check,
         })
+    }
+}
+
+fn first_port(target: Option<&TargetAddress>, given: Option<u16>) -> Result<u16, String> {
+    match (target.and_then(|target| target.port), given) {
+        (Some(port), Some(given)) => Err(format!(
+            "the server's address has port {port} in it, and FIRST_PORT is {given}: give one of them"
+        )),
+        (port, given) => Ok(port.or(given).unwrap_or(FIRST_PORT)),
+    }
+}
+
+/// Where to connect to. A name is resolved here, once.
+fn destination(
+    target: Option<TargetAddress>,
+    port: u16,
+    source: Option<ZonedIp>,
+) -> Result<SocketAddr, Refusal> {
+    let Some(target) = target else { return Ok((Ipv4Addr::LOCALHOST, port).into()) };
+    let is_ipv4 = source.map(|source| source.ip.is_ipv4());
+    let resolved = target.resolve(port, is_ipv4).map_err(|line| Refusal { code: SHORT, line })?;
+    if let Host::Name(name) = &target.host {
+        log::info!("{name} is {}", ZonedIp::from(resolved));
+    }
+    match source {
+        Some(source) if is_ipv4 != Some(resolved.is_ipv4()) => {
+            let line = format!(
+                "--source {source} and the destination {} are of different families: give sources \
+                 of the destination's family",
+                ZonedIp::from(resolved)
+            );
+            Err(line.into())
+        }
+        _ => Ok(resolved),
     }
 }
 
@@ -176,26 +249,21 @@ fn at_most(value: Duration, flag: &str) -> Result<(), String> {
     if value <= DURATION_MAX { Ok(()) } else { Err(format!("{flag} is more than 24h: give less")) }
 }
 
-fn parse_port(text: &str) -> Result<u16, String> {
-    match text.parse() {
-        Ok(0) | Err(_) => Err("no port; a port is a number from 1 to 65535".to_owned()),
-        Ok(port) => Ok(port),
-    }
-}
-
 /// The addresses that a list names, each once, in the order of the list.
-fn sources(list: &str, destination: IpAddr, ports: u16) -> Result<Vec<IpAddr>, String> {
+fn sources(list: &str, ports: u16) -> Result<Vec<ZonedIp>, String> {
     let mut seen = HashSet::new();
-    let mut addresses = Vec::new();
+    let mut addresses: Vec<ZonedIp> = Vec::new();
     for item in list.split(',') {
-        for address in source_range(item.trim())? {
-            if address.is_ipv4() != destination.is_ipv4() {
+        let (range, zone) = source_range(item.trim())?;
+        for ip in range {
+            let address = with_zone(ip, zone).map_err(|line| format!("--source: {line}"))?;
+            if addresses.first().is_some_and(|first| first.ip.is_ipv4() != ip.is_ipv4()) {
                 return Err(format!(
-                    "--source {address} and the destination {destination} are of different \
-                     families: give sources of the destination's family"
+                    "--source {address} and those before it are of different families: give \
+                     sources of the destination's family"
                 ));
             }
-            if is_of_many(address) || address.is_unspecified() {
+            if is_of_many(ip) || ip.is_unspecified() {
                 return Err(format!(
                     "--source {address} can't be the address of one machine: give addresses that \
                      this machine has, as 127.0.0.2"
@@ -222,35 +290,39 @@ fn sources(list: &str, destination: IpAddr, ports: u16) -> Result<Vec<IpAddr>, S
     Ok(addresses)
 }
 
-/// The addresses of one item: `a`, `a-b` or `a/bits`, the latter without network and broadcast address.
-fn source_range(item: &str) -> Result<IpAddrRange, String> {
+/// The addresses of one item, and their zone: `a`, `a-b` or `a/bits`, the latter without network and broadcast address,
+/// each with its zone at the end.
+fn source_range(item: &str) -> Result<(IpAddrRange, u32), String> {
     let wrong = || {
         format!(
             "--source {item:?} is no address: write 127.0.0.2, 127.0.0.2-127.0.0.9 or \
              127.1.0.0/24, separated by commas"
         )
     };
-    if item.contains('/') {
-        return Ok(item.parse::<IpNet>().map_err(|_| wrong())?.hosts());
+    let (addresses, zone) = split_zone(item).map_err(|line| format!("--source {item}: {line}"))?;
+    if addresses.contains('/') {
+        return Ok((addresses.parse::<IpNet>().map_err(|_| wrong())?.hosts(), zone));
     }
-    let (first, last) = item.split_once('-').unwrap_or((item, item));
-    match (first.trim().parse(), last.trim().parse()) {
+    let (first, last) = addresses.split_once('-').unwrap_or((addresses, addresses));
+    let range = match (first.trim().parse(), last.trim().parse()) {
         (Ok(IpAddr::V4(first)), Ok(IpAddr::V4(last))) if first <= last => {
-            Ok(IpAddrRange::V4(Ipv4AddrRange::new(first, last)))
+            IpAddrRange::V4(Ipv4AddrRange::new(first, last))
         }
         (Ok(IpAddr::V6(first)), Ok(IpAddr::V6(last))) if first <= last => {
-            Ok(IpAddrRange::V6(Ipv6AddrRange::new(first, last)))
+            IpAddrRange::V6(Ipv6AddrRange::new(first, last))
         }
-        _ => Err(wrong()),
-    }
+        _ => return Err(wrong()),
+    };
+    Ok((range, zone))
 }
 
 /// The arguments in a line of text, or the line that says what is wrong.
 #[cfg(test)]
 pub(crate) fn of(line: &str) -> Result<Arguments, String> {
     Typed::try_parse_from(format!("c1000k-client {line}").split_whitespace())
-        .map_err(|error| command_line::usage_line::<Typed>(&error))?
+        .map_err(|error| error.to_string())?
         .validate()
+        .map_err(|refusal| refusal.line)
 }
 
 #[cfg(test)]
@@ -286,11 +358,20 @@ mod tests {
     }
 
     #[test]
-    fn wrong_usage_is_one_line_with_reason_and_remedy() {
+    fn wrong_usage_says_what_is_wrong_and_what_is_right() {
         for (line, part) in [
-            ("", "<IP> <FIRST_PORT>"),
-            ("127.0.0.1", "<FIRST_PORT>"),
-            ("localhost 9900", "getent hosts"),
+            ("", "<TARGET>"),
+            ("127.0.0.1:9900 9901", "give one of them"),
+            ("http://localhost 9900", "tcp://example.com:9900"),
+            ("127.0.0.1 --port 9900", "`192.0.2.1 9900`"),
+            ("--port 9900", "`192.0.2.1 9900`"),
+            ("127.0.0.1 --connection 5", "a similar argument exists: '--connections'"),
+            ("127.0.0.1 9900 --rate -1/s", "must be positive"),
+            ("127.0.0.1 9900 --hold -5s", "must be positive"),
+            ("127.0.0.1 9900 --source fe80::1", "a link-local address: give its zone"),
+            ("127.0.0.1 9900 --source fe80::1%nowhere", "no interface"),
+            ("127.0.0.1 9900 --source ::1,127.0.0.1", "families"),
+            ("fe80::1 9900", "a link-local address: give its zone"),
             ("127.0.0.1 0", "1 to 65535"),
             ("127.0.0.1 70000", "1 to 65535"),
             ("127.0.0.1 65500", "--ports 36 at the most"),
@@ -298,7 +379,7 @@ mod tests {
             ("127.0.0.1 9900 --ports 0", "at least 1"),
             ("127.0.0.1 9900 -c 0", "at least 1"),
             ("127.0.0.1 9900 -c many", "10k"),
-            ("127.0.0.1 9900 -c -5", "unexpected argument '-5'"),
+            ("127.0.0.1 9900 -c -5", "must be positive"),
             ("127.0.0.1 9900 --rate 0", "at least 1"),
             ("127.0.0.1 9900 --in-flight 0", "at least 1"),
             ("127.0.0.1 9900 --hold 5", "500ms"),
@@ -319,7 +400,6 @@ mod tests {
         ] {
             let message = wrong(line);
             assert!(message.contains(part), "{line}: {message}");
-            assert_eq!(message.lines().count(), 1, "{line}: {message}");
         }
     }
 
@@ -332,9 +412,57 @@ mod tests {
     fn sources_are_named_once_each_in_their_order() {
         let found =
             of("127.0.0.1 9900 --source 127.0.0.7,127.0.0.2-127.0.0.4,127.0.0.4/30").unwrap();
-        let expected: Vec<IpAddr> = [7, 2, 3, 4, 5, 6].map(|last| [127, 0, 0, last].into()).into();
+        let expected: Vec<ZonedIp> =
+            [7, 2, 3, 4, 5, 6].map(|last| Ipv4Addr::new(127, 0, 0, last).into()).into();
         assert_eq!(found.sources, expected);
         let found = of("::1 9900 --source fd00::1-fd00::3").unwrap();
         assert_eq!(found.sources.len(), 3);
+    }
+
+    #[test]
+    fn link_local_sources_and_targets_have_a_zone() {
+        for (list, count) in
+            [("fe80::2%lo", 1), ("fe80::2-fe80::4%lo", 3), ("fe80::/126%lo,fe80::9%lo", 5)]
+        {
+            let found = of(&format!("fe80::1%lo 9900 --source {list}")).unwrap();
+            assert_eq!(found.sources.len(), count, "{list}");
+            let SocketAddr::V6(destination) = found.destination else { panic!("it is IPv6") };
+            let zone = destination.scope_id();
+            assert!(zone != 0 && found.sources.iter().all(|source| source.zone == zone), "{list}");
+        }
+    }
+
+    #[test]
+    fn the_port_may_stand_in_the_target_or_be_left_out() {
+        for (line, destination) in [
+            ("127.0.0.1", "127.0.0.1:9900"),
+            ("localhost", "127.0.0.1:9900"),
+            ("localhost 80", "127.0.0.1:80"),
+            ("127.0.0.1:80", "127.0.0.1:80"),
+            ("[::1]", "[::1]:9900"),
+            ("[::1]:80", "[::1]:80"),
+            ("tcp://127.0.0.1:80", "127.0.0.1:80"),
+        ] {
+            assert_eq!(of(line).unwrap().destination.to_string(), destination, "{line}");
+        }
+    }
+
+    #[test]
+    fn counts_and_rates_are_read_as_people_type_them() {
+        let arguments = of("127.0.0.1 -c 1e6 --rate 1000/s").unwrap();
+        assert_eq!(
+            (arguments.connections, arguments.rate_per_second),
+            (Some(1_000_000), Some(1_000))
+        );
+    }
+
+    #[test]
+    fn the_help_shows_examples() {
+        use clap::CommandFactory;
+        let help = Typed::command().render_help().to_string();
+        for part in ["Examples:\n", "<TARGET> [FIRST_PORT]", "--source 192.0.2.16-192.0.2.31"] {
+            assert!(help.contains(part), "{help}");
+        }
+        assert!(!help.contains("--port "), "{help}");
     }
 }

@@ -11,12 +11,11 @@ mod teardown;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::process;
 use std::time::{Duration, Instant};
 
-use c1000k_host::command_line;
+use c1000k_host::command_line::{self, ZonedIp};
 use c1000k_host::format::{self, rate};
 use c1000k_report::record::per_second;
 use nix::errno::Errno;
@@ -37,7 +36,8 @@ const PROBATION: Duration = Duration::from_secs(1);
 /// What the run is to do.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(crate) ip: IpAddr,
+    /// The server's address; the port is the plan's.
+    pub(crate) server: ZonedIp,
     /// Connections to open.
     pub(crate) goal: u32,
     pub(crate) verify: bool,

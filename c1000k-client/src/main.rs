@@ -1,5 +1,6 @@
 //! Floods a server with TCP connections, proves every one of them alive, and says what stopped it.
 
+mod address;
 mod args;
 mod failures;
 mod flood;
@@ -107,7 +108,7 @@ fn raise_limit() -> Option<DescriptorLimit> {
 
 fn check_sources(arguments: &Arguments) -> Result<(), String> {
     for &source in &arguments.sources {
-        UdpSocket::bind((source, 0)).map_err(|error| {
+        UdpSocket::bind(source.socket_addr(0)).map_err(|error| {
             format!(
                 "--source {source} can't be used: {error}; give addresses of this machine \
                  (`ip address` lists them)"
@@ -144,7 +145,7 @@ fn flood(arguments: &Arguments, aim: &Aim, machine: &Machine) -> Result<Tally, S
         machine.local_ports_free().unwrap_or(LOCAL_PORTS_DEFAULT),
     );
     let settings = Settings {
-        ip: arguments.destination.ip(),
+        server: arguments.destination.into(),
         goal: aim.goal,
         verify: arguments.verify,
         hold: arguments.hold,

@@ -5,7 +5,8 @@
 //! of local ports, and a destination port on which nothing listens, leave the rotation. Nothing here does any I/O.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
+
+use c1000k_host::command_line::ZonedIp;
 
 /// A destination port leaves the rotation after so many refusals in a row.
 pub(crate) const REFUSALS_MAX: u8 = 3;
@@ -14,7 +15,7 @@ pub(crate) const REFUSALS_MAX: u8 = 3;
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// Empty: one source, of the kernel's choice.
-    sources: Vec<IpAddr>,
+    sources: Vec<ZonedIp>,
     first_port: u16,
     ports: Vec<Port>,
     /// Pairs in the order of their turns. Those that have left the rotation are taken out when their turn comes.
@@ -40,14 +41,19 @@ pub(crate) struct Route {
     /// The name of the pair.
     pub(crate) pair: u32,
     /// `None`: the kernel's choice.
-    pub(crate) source: Option<IpAddr>,
+    pub(crate) source: Option<ZonedIp>,
     pub(crate) port: u16,
 }
 
 impl Plan {
     /// All pairs of these sources and `ports` ports from `first_port` on. The caller has seen to it that the ports
     /// exist and that a `u32` counts the pairs.
-    pub(crate) fn new(sources: Vec<IpAddr>, first_port: u16, ports: u16, local_ports: u64) -> Self {
+    pub(crate) fn new(
+        sources: Vec<ZonedIp>,
+        first_port: u16,
+        ports: u16,
+        local_ports: u64,
+    ) -> Self {
         let pairs = sources.len().max(1) * usize::from(ports);
         Self {
             sources,
@@ -156,7 +162,8 @@ mod tests {
     use super::*;
 
     fn plan(sources: u8, ports: u16) -> Plan {
-        let sources = (0..sources).map(|last| IpAddr::from([127, 0, 0, last])).collect();
+        let sources =
+            (0..sources).map(|last| std::net::Ipv4Addr::new(127, 0, 0, last).into()).collect();
         Plan::new(sources, 9900, ports, 28_232)
     }
 

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
 use c1000k_host::check::{CapKind, FileTable, Machine, Need, Role, largest_target};
+use c1000k_host::command_line::ZonedIp;
 use c1000k_host::format;
 use c1000k_report::record::Limit;
 
@@ -45,7 +46,7 @@ pub(crate) struct Lowered {
 /// What is needed where the server is a process of this machine, and else where it is not.
 pub(crate) fn need(arguments: &Arguments, machine: &Machine) -> Need {
     // An address can be bound only where it belongs to.
-    let is_here = UdpSocket::bind((arguments.destination.ip(), 0)).is_ok();
+    let is_here = UdpSocket::bind(ZonedIp::from(arguments.destination).socket_addr(0)).is_ok();
     let connections = arguments.connections.unwrap_or(TARGET_DEFAULT);
     Need {
         ports: u64::from(arguments.ports),

@@ -499,13 +499,44 @@ fn what_cannot_start_is_one_line() {
         ("127.0.0.1 9900 --json new/", 1, "cannot write the record to new/"),
         ("127.0.0.1 9900 --json /dev/full", 1, "cannot write the record to /dev/full"),
         ("127.0.0.1 9900 --ports 0", 2, "--ports is 0"),
-        ("127.0.0.1 9900 --colour", 2, "--colour"),
-        ("", 2, "<FIRST_PORT>"),
+        ("nowhere.invalid", 1, "nowhere.invalid can't be resolved"),
     ] {
         let ended = Client::start(words).end();
         assert_eq!((ended.code, ended.stderr.len()), (Some(code), 1), "{words}: {ended:?}");
         assert!(error_line(&ended).contains(part), "{words}: {ended:?}");
         assert_eq!(ended.stdout, "");
+    }
+}
+
+#[test]
+fn wrong_usage_comes_with_claps_tips() {
+    for (words, part) in [
+        ("127.0.0.1 --connection 5", "a similar argument exists: '--connections'"),
+        ("127.0.0.1 -c -5", "'--connections <N>': \"-5\" must be positive"),
+        ("", "<TARGET>"),
+    ] {
+        let ended = Client::start(words).end();
+        let told = ended.stderr.join("\n");
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{words}: {told}");
+        assert!(told.starts_with("error: ") && told.contains(part), "{words}: {told}");
+        assert!(told.contains("--help"), "{words}: {told}");
+    }
+}
+
+#[test]
+fn a_server_may_be_given_by_name_by_port_and_by_url() {
+    let server = Server::start(Manner::Echo, 1);
+    let port = server.first_port;
+    for target in [
+        format!("localhost {port}"),
+        format!("localhost:{port}"),
+        format!("127.0.0.1:{port}"),
+        format!("tcp://127.0.0.1:{port}"),
+        format!("[::ffff:127.0.0.1]:{port}"),
+    ] {
+        let (ended, record) = run(&format!("{target} --ports 1 -c 1e1 --rate 1000/s --hold 10ms"));
+        assert_eq!((ended.code, record.verified), (Some(0), Some(10)), "{target}: {ended:?}");
+        assert!(record.destination.ends_with(&format!(":{port}")), "{}", record.destination);
     }
 }
 

@@ -1,21 +1,23 @@
-//! What the command lines of both binaries share: one line for a wrong argument, the log, and what is said at the end.
+//! What the command lines of both binaries share: addresses, wrong usage, the log, and what is said at the end.
 //!
 //! Nothing here waits without end for somebody to read it.
 
+mod address;
 mod outlet;
 
 use std::io::{self, IsTerminal, Write};
-use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
 
+use clap::Parser;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
 use env_logger::{Target, WriteStyle};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+pub use address::{ZonedIp, is_of_many, parse_ip, split_zone, with_zone};
 
 use outlet::{LogLines, PATIENCE, STANDARD_ERROR, write_within};
 
@@ -29,7 +31,7 @@ pub const USAGE: u8 = 2;
 /// Reads the arguments of this process.
 ///
 /// # Errors
-/// The exit code, after the help or the version was printed (0), or one line on what is wrong (2).
+/// The exit code, after the help or the version was printed (0), or what is wrong, in clap's words (2).
 pub fn parse<A: Parser>() -> Result<A, ExitCode> {
     make_file_size_limit_an_error();
     A::try_parse().map_err(|error| match error.kind() {
@@ -37,8 +39,17 @@ pub fn parse<A: Parser>() -> Result<A, ExitCode> {
             let _ = error.print();
             ExitCode::from(REACHED)
         }
-        _ => fail(USAGE, &usage_line::<A>(&error)),
+        _ => {
+            print_error(&error_text(&error));
+            ExitCode::from(USAGE)
+        }
     })
+}
+
+/// clap's error as it is, with its tips and the usage, in colour where it can be seen.
+fn error_text(error: &clap::Error) -> String {
+    let text = error.render();
+    if wants_colour() { text.ansi().to_string() } else { text.to_string() }
 }
 
 /// Prints one line on standard error, headed by the program's name.
@@ -97,25 +108,6 @@ pub fn give_signals_back() {
     let _ = signals.thread_unblock();
 }
 
-/// Reads an IP address, for clap's `value_parser`.
-///
-/// # Errors
-/// What is understood, and how a name is turned into an address.
-pub fn parse_ip(text: &str) -> Result<IpAddr, String> {
-    text.parse().map_err(|_| {
-        "no IP address; write it as 192.0.2.1 or 2001:db8::1 \
-         (`getent hosts NAME` tells the address of a name)"
-            .to_owned()
-    })
-}
-
-/// Whether it is no address of one machine, but a group's or everybody's.
-#[must_use]
-pub fn is_of_many(address: IpAddr) -> bool {
-    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
-    is_broadcast || address.is_multicast()
-}
-
 /// Starts the log: plain lines on standard error, `info` and above unless `RUST_LOG` says otherwise.
 ///
 /// A thread of its own writes them, so that nobody waits for who reads them; [`flush_log`] belongs to the program's end.
@@ -152,19 +144,6 @@ fn wants_colour() -> bool {
     !is_told && !is_dumb && !is_set("NO_COLOR") && io::stderr().is_terminal()
 }
 
-/// The first paragraph of clap's words in one line, and the usage.
-///
-/// clap explains over several lines; the first one says what is wrong, and the usage what is right.
-pub fn usage_line<A: CommandFactory>(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let paragraph: Vec<&str> =
-        text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-    let what = paragraph.join(" ");
-    let what = what.strip_prefix("error: ").unwrap_or(&what);
-    let usage = A::command().render_usage().to_string();
-    format!("{what}; {}, and --help tells more", usage.trim().replacen("Usage", "usage", 1))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,21 +153,15 @@ mod tests {
     struct Probe {
         #[arg(long, value_parser = crate::quantity::parse_count)]
         ports: Option<u64>,
-        #[arg(long)]
-        needed: String,
     }
 
     #[test]
-    fn a_wrong_argument_makes_one_line_with_reason_and_remedy() {
-        for (arguments, reason) in [
-            (vec!["probe", "--ports", "ten", "--needed", "x"], "ten"),
-            (vec!["probe", "--nonsense"], "--nonsense"),
-            (vec!["probe"], "--needed"),
-        ] {
-            let error = Probe::try_parse_from(arguments).expect_err("the arguments are wrong");
-            let line = usage_line::<Probe>(&error);
-            assert!(line.contains(reason) && line.contains("--help"), "{line}");
-            assert!(!line.contains('\n'), "{line}");
-        }
+    fn wrong_usage_is_claps_own_error_with_its_tips() {
+        let error = Probe::try_parse_from(["probe", "--port", "1"]).expect_err("it is --ports");
+        let text = error_text(&error);
+        assert!(text.contains("a similar argument exists: '--ports'"), "{text}");
+        assert!(text.contains("Usage: probe --ports"), "{text}");
+        let error = Probe::try_parse_from(["probe", "--ports", "ten"]).expect_err("no number");
+        assert!(error_text(&error).contains("'ten' for '--ports <PORTS>'"));
     }
 }

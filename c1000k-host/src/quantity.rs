@@ -36,7 +36,7 @@ const BYTE_UNITS: &[(&str, u64)] = &[
     ("TB", 1_000_000_000_000),
 ];
 
-/// Reads a count: `15000`, `1,000,000`, `1_000_000`, `10k`, `2.5M`.
+/// Reads a count: `15000`, `1,000,000`, `1_000_000`, `10k`, `2.5M`, `1e6`.
 ///
 /// # Errors
 /// A sentence that says what is wrong and what is understood.
@@ -49,7 +49,21 @@ const BYTE_UNITS: &[(&str, u64)] = &[
 /// ```
 pub fn parse_count(text: &str) -> Result<u64, String> {
     parse_scaled(text, COUNT_UNITS)
-        .map_err(|fault| format!("{fault}; a count is written as 15000, 1,000,000, 10k or 1M"))
+        .map_err(|fault| format!("{fault}; a count is written as 15000, 1,000,000, 10k, 1M or 1e6"))
+}
+
+/// Reads a rate a second: a count, with or without `/s` after it.
+///
+/// # Errors
+/// A sentence that says what is wrong and what is understood.
+///
+/// ```
+/// use c1000k_host::quantity::parse_rate;
+/// assert_eq!(parse_rate("10k/s"), Ok(10_000));
+/// assert_eq!(parse_rate("500"), Ok(500));
+/// ```
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    parse_count(text.trim().strip_suffix("/s").unwrap_or(text))
 }
 
 /// Reads a size in bytes: `4096`, `512MiB`, `6G`.
@@ -79,6 +93,11 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 /// assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
 /// ```
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    if text.trim().starts_with('-') {
+        return Err(format!(
+            "{text:?} must be positive; a duration is written as 500ms, 10s, 2m or 1h"
+        ));
+    }
     humantime::parse_duration(text.trim()).map_err(|fault| {
         format!("{text:?} is no duration ({fault}); a duration is written as 500ms, 10s, 2m or 1h")
     })
@@ -89,6 +108,9 @@ fn parse_scaled(text: &str, units: &[(&str, u64)]) -> Result<u64, String> {
     if trimmed.is_empty() {
         return Err("nothing is given".to_owned());
     }
+    if trimmed.starts_with('-') {
+        return Err(format!("{text:?} must be positive"));
+    }
     let unit_start = trimmed
         .find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | ',' | '_')))
         .unwrap_or(trimmed.len());
@@ -97,8 +119,15 @@ fn parse_scaled(text: &str, units: &[(&str, u64)]) -> Result<u64, String> {
         .iter()
         .find(|(name, _)| *name == unit.trim_start())
         .map(|&(_, scale)| scale)
+        .or_else(|| power_of_ten(unit))
         .ok_or_else(|| format!("{text:?} ends in an unknown unit"))?;
     scaled(number, scale).map_err(|fault| format!("{text:?} {fault}"))
+}
+
+/// The scale of `e6`.
+fn power_of_ten(unit: &str) -> Option<u64> {
+    let exponent = unit.strip_prefix(['e', 'E'])?;
+    10_u64.checked_pow(exponent.strip_prefix('+').unwrap_or(exponent).parse().ok()?)
 }
 
 /// `number` times `scale`, exactly; a fraction is fine as long as the product is whole.
@@ -155,6 +184,9 @@ mod tests {
             ("1.50k", 1_500),
             ("1,000,000", 1_000_000),
             ("1_000", 1_000),
+            ("1e6", 1_000_000),
+            ("2.5E+3", 2_500),
+            ("1e0", 1),
             ("18446744073709551615", u64::MAX),
         ] {
             assert_eq!(parse_count(text), Ok(count), "{text}");
@@ -183,7 +215,12 @@ mod tests {
             "10kk",
             "10 apples",
             "0x10",
-            "1e6",
+            "1e",
+            "e6",
+            "1e-6",
+            "1e20",
+            "1e99999999999",
+            "1.5e0",
             "18446744073709551616",
             "18446744073709551615k",
             "1.00000000000000000000000000000000000000000000000000001M",
@@ -194,6 +231,20 @@ mod tests {
             assert!(error.contains("10k"), "{text}: {error}");
             assert!(!error.contains('\n'), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_rate_may_tell_its_second_and_nothing_is_negative() {
+        assert_eq!(parse_rate("1000/s"), Ok(1_000));
+        assert_eq!(parse_rate(" 10k /s "), Ok(10_000));
+        assert!(parse_rate("1000/m").is_err() && parse_rate("/s").is_err());
+        for error in [parse_count("-5"), parse_rate("-5/s"), parse_bytes("-5M")] {
+            assert!(
+                error.as_ref().is_err_and(|line| line.contains("must be positive")),
+                "{error:?}"
+            );
+        }
+        assert!(parse_duration("-5s").is_err_and(|line| line.contains("must be positive")));
     }
 
     #[test]

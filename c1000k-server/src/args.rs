@@ -1,11 +1,12 @@
 //! The arguments: as typed, and as checked.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use c1000k_host::check::FileTableChoice;
-use c1000k_host::command_line::{is_of_many, parse_ip};
+use c1000k_host::command_line::{ZonedIp, is_of_many, parse_ip};
+use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration};
 use c1000k_report::Destination;
 use clap::{Parser, ValueEnum};
@@ -31,27 +32,37 @@ const INTERVAL_MIN: Duration = Duration::from_millis(100);
 /// Whoever ends a server wants it gone: an hour is more than any queue takes.
 const GRACE_MAX: Duration = Duration::from_secs(3_600);
 
+/// Fewer bytes than these are no reserve of memory.
+const BARE_BYTES_MIN: u64 = 1 << 20;
+
 /// The reactors of a server at the most.
 const THREADS_MAX: u64 = 256;
 
+const EXAMPLES: &str = "\
+Examples:
+  c1000k-server                               echo on 0.0.0.0, ports 9900 to 9999
+  c1000k-server --bind ::1 --first-port 7000 --ports 1 --mode sink
+  c1000k-server --max-connections 500k --idle-timeout 5m --memory-reserve 10%
+  c1000k-server --check -c 1M                 what this machine allows, without a server";
+
 /// Holds a million TCP connections on one thread, and shows what each of them costs.
 #[derive(Debug, Parser)]
-#[command(name = "c1000k-server", version)]
+#[command(name = "c1000k-server", version, max_term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Address to listen on, IPv4 or IPv6
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0", value_parser = parse_ip)]
-    bind: IpAddr,
+    bind: ZonedIp,
     /// The first listening port
     #[arg(long, value_name = "PORT", default_value_t = 9900)]
     first_port: u16,
     /// How many ports to listen on
-    #[arg(long, value_name = "N", default_value = "100", value_parser = parse_count)]
+    #[arg(long, value_name = "N", default_value = "100", value_parser = parse_count, allow_hyphen_values = true)]
     ports: u64,
     /// Reactors, each on a thread of its own with its own listeners on all ports
-    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_count)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_count, allow_hyphen_values = true)]
     threads: u64,
     /// Connections held at the most; more are refused cleanly [default: what the limits allow]
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     max_connections: Option<u64>,
     /// Where sockets are held: descriptors, or io_uring's registered files, which `ulimit -n` does not count
     #[arg(
@@ -66,35 +77,35 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Mode::Echo)]
     mode: Mode,
     /// Close a connection that is silent for so long [default: never]
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     idle_timeout: Option<Duration>,
     /// Connections held from one source at the most: an IPv4 address, or an IPv6 /64 [default: any]
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     max_per_source: Option<u64>,
     /// Memory to keep free: nobody is admitted below it [default: 10%, 1G at the most]
-    #[arg(long, value_name = "SIZE|PERCENT", value_parser = Reserve::parse)]
+    #[arg(long, value_name = "SIZE|PERCENT", value_parser = parse_reserve, allow_hyphen_values = true)]
     memory_reserve: Option<Reserve>,
     /// Without memory above the reserve: reset those who come, or let them wait
     #[arg(long, value_enum, default_value_t = Overload::Refuse)]
     overload: Overload,
     /// Reset a connection that does not take within this time what waits for it
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration, allow_hyphen_values = true)]
     slow_reader_timeout: Duration,
     /// Let TCP ask a peer that is silent for so long whether it is still there [default: never]
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     keepalive: Option<Duration>,
     /// Give a connection up when the peer takes nothing for so long; 0s: as late as the kernel does [default: 10s beyond
     /// --slow-reader-timeout, or what --keepalive takes]
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     tcp_user_timeout: Option<Duration>,
     /// Connections that may wait at each port [default: as many as the kernel allows]
-    #[arg(long, value_name = "N", value_parser = parse_count)]
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     backlog: Option<u64>,
     /// Time between two status lines
-    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration, allow_hyphen_values = true)]
     interval: Duration,
     /// How long connections may take to hand over what is queued, at the end
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration, allow_hyphen_values = true)]
     grace: Duration,
     /// Write the record of the run on exit (`-` is standard output)
     #[arg(long, value_name = "PATH", value_parser = Destination::parse)]
@@ -102,10 +113,12 @@ pub(crate) struct Args {
     /// Print what this machine allows against what -c connections need, and exit
     #[arg(long)]
     check: bool,
-    /// The connections that --check is about
-    #[arg(short = 'c', long, value_name = "N", default_value = "1M", value_parser = parse_count)]
-    #[arg(requires = "check")]
-    connections: u64,
+    /// The connections that --check is about [default: 1M]
+    #[arg(short = 'c', long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
+    connections: Option<u64>,
+    /// No flag of this program, but of many others
+    #[arg(long, hide = true, value_name = "PORT")]
+    port: Option<String>,
 }
 
 /// What the server does with what it reads.
@@ -140,7 +153,7 @@ pub(crate) enum Command {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(crate) bind: IpAddr,
+    pub(crate) bind: ZonedIp,
     pub(crate) first_port: u16,
     pub(crate) ports: u16,
     pub(crate) threads: u64,
@@ -166,6 +179,11 @@ impl Args {
     /// # Errors
     /// One line: what is wrong, and what would be right.
     pub(crate) fn check(self) -> Result<Command, String> {
+        if let Some(port) = self.port {
+            return Err(format!(
+                "--port is no flag here: give --first-port {port}, and the number of ports by --ports"
+            ));
+        }
         let ports = ports(self.first_port, self.ports)?;
         if !(1..=THREADS_MAX).contains(&self.threads) {
             return Err(format!(
@@ -174,20 +192,26 @@ impl Args {
             ));
         }
         if self.check {
-            if self.connections == 0 {
+            let connections = self.connections.unwrap_or(MILLION);
+            if connections == 0 {
                 return Err("--connections is 0: give at least 1, or leave it out".into());
             }
-            let connections = self.connections;
             return Ok(Command::Check {
                 file_table: self.file_table,
                 connections,
                 listening: listening(ports, self.threads),
             });
         }
+        if let Some(connections) = self.connections {
+            return Err(format!(
+                "--connections (-c) is for --check: to bound the server give --max-connections {connections}, \
+                 else add --check"
+            ));
+        }
         if self.max_connections == Some(0) {
             return Err("--max-connections is 0, so nobody could connect: give at least 1".into());
         }
-        if is_of_many(self.bind) {
+        if is_of_many(self.bind.ip) {
             return Err(format!(
                 "--bind {} is no address of one machine: give one that this machine has, or 0.0.0.0",
                 self.bind
@@ -269,6 +293,16 @@ fn user_timeout(slow_reader_timeout: Duration, keepalive: Option<&Keepalive>) ->
     most.clamp(*USER_TIMEOUT.start(), *USER_TIMEOUT.end())
 }
 
+/// Reads a reserve of memory. A small number without a unit may have been meant in per cent or in megabytes.
+fn parse_reserve(text: &str) -> Result<Reserve, String> {
+    match text.trim().parse::<u64>() {
+        Ok(1..BARE_BYTES_MIN) => {
+            Err(format!("{text} of what? Give a unit, as {text}%, {text}M or {text}G"))
+        }
+        _ => Reserve::parse(text),
+    }
+}
+
 /// The number of ports, if that many follow the first one.
 fn ports(first: u16, count: u64) -> Result<u16, String> {
     if first == 0 {
@@ -279,7 +313,8 @@ fn ports(first: u16, count: u64) -> Result<u16, String> {
         Ok(0) => Err("--ports is 0, so there is nothing to listen on: give at least 1".into()),
         Ok(ports) if count <= room => Ok(ports),
         _ => Err(format!(
-            "{count} ports from {first} on go past 65535: give --ports {room} at the most, or a lower --first-port"
+            "{} from {first} on go past 65535: give --ports {room} at the most, or a lower --first-port",
+            format::counted(count, "port")
         )),
     }
 }
@@ -297,7 +332,7 @@ impl Settings {
 
     /// The addresses to listen on.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        (0..self.ports).map(|offset| SocketAddr::new(self.bind, self.first_port + offset))
+        (0..self.ports).map(|offset| self.bind.socket_addr(self.first_port + offset))
     }
 
     /// The last of the ports.
@@ -352,6 +387,8 @@ mod tests {
             (&["--slow-reader-timeout", "0s"], "60s"),
             (&["--grace", "1h 1ms"], "5s"),
             (&["--bind", "224.0.0.1"], "0.0.0.0"),
+            (&["-c", "1000"], "--max-connections 1000"),
+            (&["--port", "7000"], "--first-port 7000"),
             (&["--bind", "255.255.255.255"], "0.0.0.0"),
         ] {
             let Err(line) = checked(arguments) else { panic!("{arguments:?} passed") };
@@ -386,6 +423,43 @@ mod tests {
         };
         assert_eq!(listening(&["--ports", "7"]), 7);
         assert_eq!(listening(&["--ports", "7", "--threads", "4"]), 28 + 9);
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_read_is_told_with_its_flag() {
+        for (arguments, parts) in [
+            (&["--max-connections", "-5"][..], ["--max-connections", "must be positive"]),
+            (&["--idle-timeout", "-5s"], ["--idle-timeout", "must be positive"]),
+            (&["--memory-reserve", "10"], ["--memory-reserve", "10%"]),
+            (&["--memory-reserve", "-1G"], ["--memory-reserve", "must be positive"]),
+            (&["--bind", "fe80::1"], ["--bind", "fe80::1%eth0"]),
+            (&["--bind", "fe80::1%nowhere"], ["--bind", "no interface \"nowhere\""]),
+            (&["--first-ports", "1"], ["--first-ports", "a similar argument exists"]),
+        ] {
+            let Err(text) = checked(arguments) else { panic!("{arguments:?} passed") };
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+        for reserve in ["0", "10%", "10M", "1073741824"] {
+            assert!(checked(&["--memory-reserve", reserve]).is_ok(), "{reserve}");
+        }
+    }
+
+    #[test]
+    fn an_address_to_listen_on_may_have_a_zone() {
+        let Ok(Command::Serve(settings)) = checked(&["--bind", "fe80::1%lo", "--ports", "1"])
+        else {
+            panic!("lo is everywhere")
+        };
+        assert_eq!(settings.bind.to_string(), "fe80::1%lo");
+        let addresses: Vec<SocketAddr> = settings.addresses().collect();
+        assert!(matches!(addresses[..], [SocketAddr::V6(address)] if address.scope_id() != 0));
+    }
+
+    #[test]
+    fn the_help_shows_examples() {
+        use clap::CommandFactory;
+        let help = Args::command().render_help().to_string();
+        assert!(help.contains("Examples:\n") && !help.contains("--port "), "{help}");
     }
 
     #[test]

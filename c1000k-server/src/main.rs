@@ -162,7 +162,7 @@ fn tell_ready(settings: &Settings, room: Room) {
     log::info!(
         "ready: listening on {}, {}{last}, for {}{threads}, in {}",
         format::counted(u64::from(settings.ports), "port"),
-        SocketAddr::new(settings.bind, settings.first_port),
+        settings.bind.socket_addr(settings.first_port),
         format::counted(room.connections_max, "connection"),
         room.file_table,
     );

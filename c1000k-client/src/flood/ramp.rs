@@ -1,9 +1,10 @@
 //! The ramp: opening connections, and what becomes of attempts that fail.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use c1000k_host::command_line::ZonedIp;
 use c1000k_host::format;
 use nix::errno::Errno;
 use reactor::{CloseReason, ConnectOptions, Context, Error, Token};
@@ -110,7 +111,7 @@ impl Flood<'_> {
             matched: 0,
             retries: work.retries,
         };
-        let destination = SocketAddr::new(self.settings.ip, route.port);
+        let destination = self.settings.server.socket_addr(route.port);
         match cx.connect(destination, &self.options(&route), conn) {
             Ok(_) => {
                 self.tally.attempted += 1;
@@ -124,7 +125,7 @@ impl Flood<'_> {
     fn options(&self, route: &Route) -> ConnectOptions {
         let is_crowded = self.plan.is_crowded_by(u64::from(self.settings.goal));
         ConnectOptions {
-            source: route.source.map(|ip| SocketAddr::new(ip, 0)),
+            source: route.source.map(|source| source.socket_addr(0)),
             port_range: self.settings.local_ports.clone().filter(|_| is_crowded),
             timeout: Some(self.settings.timeout),
             ..ConnectOptions::default()
@@ -145,7 +146,7 @@ impl Flood<'_> {
             Meaning::NoDescriptor => self.stop(Stop::Descriptors(errno)),
             Meaning::NoMemory => self.stop(Stop::Memory(errno)),
             Meaning::NoWatch => self.stop(Stop::Watches),
-            Meaning::NoLocalPort if !has_address(route, self.settings.ip) => {
+            Meaning::NoLocalPort if !has_address(route, self.settings.server) => {
                 self.stop(Stop::NoAddress);
             }
             Meaning::NoLocalPort => self.plan.spend(route.pair),
@@ -350,12 +351,12 @@ impl Flood<'_> {
 
 /// Whether this machine has an address to reach that one from. EADDRNOTAVAIL means a want of either that or a port, and
 /// a UDP socket has ports of its own.
-fn has_address(route: &Route, ip: IpAddr) -> bool {
-    let any = match ip {
+fn has_address(route: &Route, server: ZonedIp) -> bool {
+    let any = match server.ip {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let probe = UdpSocket::bind((route.source.unwrap_or(any), 0));
-    let reached = probe.and_then(|socket| socket.connect((ip, route.port)));
+    let probe = UdpSocket::bind(route.source.unwrap_or(any).socket_addr(0));
+    let reached = probe.and_then(|socket| socket.connect(server.socket_addr(route.port)));
     !reached.is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
 }

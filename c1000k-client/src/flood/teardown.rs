@@ -62,7 +62,7 @@ impl Flood<'_> {
 
     /// Resets the connections of the next slots.
     pub(super) fn abort_slice(&mut self, cx: &mut Context<Conn>) {
-        let is_loopback = self.settings.ip.is_loopback();
+        let is_loopback = self.settings.server.ip.is_loopback();
         let (slots, pause) = slice(is_loopback, self.tally.peak, self.tally.ramp);
         let slice = self.cursor..self.cursor + slots;
         self.cursor = slice.end;

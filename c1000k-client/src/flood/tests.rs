@@ -1,6 +1,6 @@
 //! Runs against an echo server in a thread, turn by turn: so a signal can come at any moment of them.
 
-use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -60,7 +60,7 @@ impl Handler for Echo {
 
 fn settings(ip: IpAddr, goal: u32) -> Settings {
     Settings {
-        ip,
+        server: ip.into(),
         goal,
         verify: true,
         hold: Duration::from_millis(2),
