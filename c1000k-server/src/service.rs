@@ -437,7 +437,8 @@ impl<D: Duty> Service<D> {
         let times = self.shared.refused_by_source.fetch_add(1, Ordering::Relaxed) + 1;
         if times.is_power_of_two() {
             log::warn!(
-                "{source} holds its share: more of it are refused ({times} times, all sources together)"
+                "{source} holds its share: more of it are refused ({}, all sources together)",
+                format::counted(times, "time")
             );
         }
     }
@@ -519,7 +520,7 @@ impl<D: Duty> Service<D> {
                 "slow_reader" => "reads too slowly",
                 _ => "finds all output queues full",
             };
-            log::warn!("a peer {why} and is reset ({times} times)");
+            log::warn!("a peer {why} and is reset ({})", format::counted(*times, "time"));
         }
         cx.abort(token);
     }

@@ -13,6 +13,8 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
 
+use crate::format;
+
 /// Texts that may wait; each is a line, or a few.
 const TEXTS_MAX: usize = 1024;
 
@@ -130,7 +132,8 @@ impl Outlet {
         state.is_writing = true;
         state.waiting.pop_front().unwrap_or_else(|| {
             let dropped = std::mem::take(&mut state.dropped_untold);
-            format!("{dropped} lines of log are missing here: nobody read them in time\n").into()
+            let lines = format::counted(dropped, "line");
+            format!("missing here: {lines} of log that nobody read in time\n").into()
         })
     }
 
