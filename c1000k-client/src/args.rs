@@ -86,7 +86,7 @@ Examples:
 #[command(version, max_term_width = 100, after_help = EXAMPLES)]
 #[command(override_usage = "c1000k-client [OPTIONS] <TARGET> [FIRST_PORT]")]
 struct Typed {
-    /// The server: an address or a name, HOST:PORT, [IPV6]:PORT or tcp://HOST:PORT
+    #[arg(help = "The server: an address or a name, HOST:PORT, [IPV6]:PORT or tcp://HOST:PORT")]
     #[arg(required_unless_present_any = ["check", "port"], value_parser = TargetAddress::parse)]
     target: Option<TargetAddress>,
 
