@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
+use c1000k_host::limits::raise_descriptor_limit;
 use reactor::{Config, ListenOptions, Reactor, Status};
 
 use super::*;
@@ -22,6 +23,8 @@ struct Server {
 
 impl Server {
     fn start() -> Self {
+        // Both ends are in this process.
+        raise_descriptor_limit().unwrap();
         let is_over = Arc::new(AtomicBool::new(false));
         let is_ended = Arc::clone(&is_over);
         let mut reactor = Reactor::new(&Config::default()).unwrap();

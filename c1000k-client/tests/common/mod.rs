@@ -51,6 +51,7 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(manner: Manner, ports: u16) -> Self {
+        raise_descriptor_limit().unwrap();
         let end = Arc::new(AtomicBool::new(false));
         let to_drop = Arc::new(AtomicUsize::new(0));
         let (tell, told) = mpsc::channel();
