@@ -80,13 +80,17 @@ fn without_scheme(text: &str) -> Result<&str, String> {
 }
 
 fn host_of(text: &str) -> Result<Host, String> {
-    let is_numeric = |label: &str| label.bytes().all(|byte| byte.is_ascii_digit());
+    let is_numeric =
+        |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_digit());
     let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
     let is_address = text.contains([':', '%']) || text.rsplit('.').next().is_some_and(is_numeric);
     if is_address {
         return parse_ip(text).map(Host::Ip);
     }
-    if text.len() > NAME_BYTES_MAX || text.starts_with('-') || !text.bytes().all(is_of_name) {
+    if !(1..=NAME_BYTES_MAX).contains(&text.len())
+        || text.starts_with('-')
+        || !text.bytes().all(is_of_name)
+    {
         return Err(format!("neither an address nor a name; {WRITTEN}"));
     }
     Ok(Host::Name(text.to_owned()))
@@ -132,7 +136,9 @@ mod tests {
     #[test]
     fn what_is_no_target_says_what_would_be() {
         for (text, part) in [
-            ("", "no IP address"),
+            ("", "neither an address nor a name"),
+            ("tcp://", "neither an address nor a name"),
+            (":9900", "neither an address nor a name"),
             ("127.0.0", "no IP address"),
             ("999.1.1.1", "no IP address"),
             ("127.0.0.1:0", "1 to 65535"),

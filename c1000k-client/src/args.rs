@@ -145,7 +145,7 @@ struct Typed {
     check: bool,
 
     /// No flag of this program, but of many others
-    #[arg(long, hide = true, value_name = "PORT")]
+    #[arg(long, hide = true, value_name = "PORT", num_args = 0..=1, default_missing_value = "9900")]
     port: Option<String>,
 }
 
@@ -365,6 +365,7 @@ mod tests {
             ("http://localhost 9900", "tcp://example.com:9900"),
             ("127.0.0.1 --port 9900", "`192.0.2.1 9900`"),
             ("--port 9900", "`192.0.2.1 9900`"),
+            ("127.0.0.1 --port", "`192.0.2.1 9900`"),
             ("127.0.0.1 --connection 5", "a similar argument exists: '--connections'"),
             ("127.0.0.1 9900 --rate -1/s", "must be positive"),
             ("127.0.0.1 9900 --hold -5s", "must be positive"),

@@ -117,7 +117,7 @@ pub(crate) struct Args {
     #[arg(short = 'c', long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     connections: Option<u64>,
     /// No flag of this program, but of many others
-    #[arg(long, hide = true, value_name = "PORT")]
+    #[arg(long, hide = true, value_name = "PORT", num_args = 0..=1, default_missing_value = "9900")]
     port: Option<String>,
 }
 
@@ -389,6 +389,7 @@ mod tests {
             (&["--bind", "224.0.0.1"], "0.0.0.0"),
             (&["-c", "1000"], "--max-connections 1000"),
             (&["--port", "7000"], "--first-port 7000"),
+            (&["--port"], "--first-port 9900"),
             (&["--bind", "255.255.255.255"], "0.0.0.0"),
         ] {
             let Err(line) = checked(arguments) else { panic!("{arguments:?} passed") };
