@@ -34,6 +34,9 @@ const CROWD_MIN: u64 = 64;
 /// While buffers are short: who has not taken in so long what waited for it is slow enough to go, if it holds much.
 const SHORTAGE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// And so many of them go at one look: to free what one holds takes the kernel a while.
+const RESETS_MAX: usize = 64;
+
 /// So many of those for whom something waits are looked at at once, at two system calls each.
 const LOOKED_AT_MAX: usize = 4_096;
 
@@ -89,6 +92,17 @@ pub(crate) struct Service<D> {
     /// Those who were not let in, and those who were thrown out: reason to count.
     refused_by: BTreeMap<&'static str, u64>,
     closed_by: BTreeMap<&'static str, u64>,
+}
+
+/// What is short, by how much, and who goes for it.
+struct Shedding {
+    shortage: &'static str,
+    bytes: u64,
+    /// What a peer holds of it.
+    held_by: fn(&Context<()>, Token) -> usize,
+    /// Who has taken within this time what waited stays.
+    patience: Duration,
+    resets_max: usize,
 }
 
 impl<D: Duty> Service<D> {
@@ -224,30 +238,38 @@ impl<D: Duty> Service<D> {
     /// Resets those for whom the most waits, where that uses up the reserve, or what the kernel has for data.
     fn shed(&mut self, cx: &mut Context<()>) {
         let guard = self.shared.guard();
-        let (of_memory, of_buffers) = (guard.overdraft_bytes(), guard.excess_buffer_bytes());
-        let memory_of =
-            if guard.charges_socket_data() { waiting_bytes } else { Context::queued_bytes };
+        let of_memory = Shedding {
+            shortage: "memory",
+            bytes: guard.overdraft_bytes(),
+            held_by: if guard.charges_socket_data() {
+                waiting_bytes
+            } else {
+                Context::queued_bytes
+            },
+            patience: Duration::ZERO,
+            resets_max: usize::MAX,
+        };
+        let of_buffers = Shedding {
+            shortage: "tcp_mem",
+            bytes: guard.excess_buffer_bytes(),
+            held_by: Context::unacknowledged_bytes,
+            patience: SHORTAGE_PATIENCE,
+            resets_max: RESETS_MAX,
+        };
         drop(guard);
-        self.reset_largest(cx, of_memory, Duration::ZERO, memory_of, "memory");
-        let kernel_of = Context::unacknowledged_bytes;
-        self.reset_largest(cx, of_buffers, SHORTAGE_PATIENCE, kernel_of, "tcp_mem");
+        self.reset_largest(cx, &of_memory);
+        self.reset_largest(cx, &of_buffers);
     }
 
-    /// Resets as many as hold so much together, of those who have not taken for so long what waited for them.
-    fn reset_largest(
-        &mut self,
-        cx: &mut Context<()>,
-        bytes: u64,
-        patience: Duration,
-        held_by: fn(&Context<()>, Token) -> usize,
-        shortage: &'static str,
-    ) {
-        if bytes == 0 || self.slow.is_empty() {
+    fn reset_largest(&mut self, cx: &mut Context<()>, shedding: &Shedding) {
+        if shedding.bytes == 0 || self.slow.is_empty() {
             return;
         }
-        let holders = self.holders(cx, patience);
-        let holders = holders.into_iter().map(|token| (held_by(cx, token), token)).collect();
-        let largest = largest(holders, bytes);
+        let holders = self.holders(cx, shedding.patience).into_iter();
+        let holders = holders.map(|token| ((shedding.held_by)(cx, token), token)).collect();
+        let mut largest = largest(holders, shedding.bytes);
+        largest.truncate(shedding.resets_max);
+        let shortage = shedding.shortage;
         let before = self.closed_by.get(shortage).copied().unwrap_or(0);
         let times = before + largest.len() as u64;
         if times == before {
