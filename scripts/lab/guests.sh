@@ -180,6 +180,7 @@ guests_all_had() {
 guests_alive() {
     local guest
     for guest in "${guests[@]}"; do
+        [[ -z ${event[$guest died]+seen} ]] || guests_fail "the guest '$guest' gave up while '$1' was awaited" "$guest"
         qemu_running "$guest" && continue
         [[ -n ${event[$guest shipped]+seen} ]] && continue
         guests_relay
