@@ -59,19 +59,19 @@ fn run_command() -> ExitCode {
     }
 }
 
-fn print_check(arguments: Arguments) -> ExitCode {
+fn print_check(mut arguments: Arguments) -> ExitCode {
     let machine = Machine { descriptors: raise_limit(), ..Machine::read() };
-    let arguments = target::with_enough_sources(arguments, &machine);
-    let need = match target::need_with_table(&arguments, &machine) {
+    let mut need = match target::need_with_table(&arguments, &machine) {
         Ok(need) => need,
         Err(line) => return fail(SHORT, &line),
     };
+    target::with_enough_sources(&mut arguments, &machine, &mut need);
     let rows = check::table(&machine, &need);
     print(&check::render(&rows));
     ExitCode::from(if check::fits(&rows) { 0 } else { SHORT })
 }
 
-fn run(arguments: Arguments) -> Result<ExitCode, String> {
+fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     let started_at = SystemTime::now();
     if let Some(json) = &arguments.json {
         json.check_writable().map_err(|error| error.to_string())?;
@@ -79,14 +79,9 @@ fn run(arguments: Arguments) -> Result<ExitCode, String> {
     check_sources(&arguments)?;
     let descriptors = raise_limit();
     let machine = Machine { descriptors, ..Machine::read() };
-    let asked_sources = arguments.sources.len();
-    let arguments = &target::with_enough_sources(arguments, &machine);
-    if let (Some(first), Some(last)) = (arguments.sources.first(), arguments.sources.last())
-        && arguments.sources.len() > asked_sources
-    {
-        log::info!("one source address has too few ports: connecting from {first} to {last}");
-    }
-    let need = target::need_with_table(arguments, &machine)?;
+    let mut need = target::need_with_table(&arguments, &machine)?;
+    target::with_enough_sources(&mut arguments, &machine, &mut need);
+    let arguments = &arguments;
     let aim = target::aim(arguments, &machine, &need);
     announce(&aim)?;
     let tally = flood(arguments, &aim, &machine)?;

@@ -1,11 +1,12 @@
 //! How many connections to open: what was asked for, against what this machine allows.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, UdpSocket};
 
 use c1000k_host::check::{CapKind, FileTable, Machine, Need, Role, largest_target};
 use c1000k_host::command_line::ZonedIp;
 use c1000k_host::format;
 use c1000k_report::record::Limit;
+use ipnet::Ipv4AddrRange;
 
 use crate::args::Arguments;
 
@@ -66,28 +67,32 @@ pub(crate) fn need_with_table(arguments: &Arguments, machine: &Machine) -> Resul
     let need = need(arguments, machine);
     let can_be_had = || reactor::FileTable::check_registered().map_err(|error| error.to_string());
     let (file_table, reason) = arguments.file_table.resolve(machine, &need, can_be_had)?;
-    if let Some(reason) = reason {
-        log::warn!("{reason}");
+    match reason {
+        Some(reason) => log::warn!("{reason}"),
+        None if file_table == FileTable::Process => {}
+        None => log::info!("connections are held in {file_table}"),
     }
     Ok(Need { file_table, ..need })
 }
 
-/// On loopback every 127.x.y.z is a source address: as many as the target needs, where one is too few and none was asked
-/// for.
-pub(crate) fn with_enough_sources(arguments: Arguments, machine: &Machine) -> Arguments {
+/// On loopback every 127.x.y.z is a source address: as many as what can be reached needs, where one is too few and none
+/// was asked for. Says how many there are now.
+pub(crate) fn with_enough_sources(arguments: &mut Arguments, machine: &Machine, need: &mut Need) {
     let per_source = machine.local_ports_free().unwrap_or(0) * u64::from(arguments.ports);
-    let wanted = arguments.connections.unwrap_or(TARGET_DEFAULT);
-    match arguments.destination.ip() {
-        IpAddr::V4(ip)
-            if ip.is_loopback() && arguments.sources.is_empty() && wanted > per_source =>
-        {
-            let needed = wanted.div_ceil(per_source.max(1)).min(LOOPBACK_SOURCES_MAX);
-            let first = u32::from(Ipv4Addr::LOCALHOST);
-            let sources = (0..needed as u32).map(|offset| Ipv4Addr::from(first + offset).into());
-            Arguments { sources: sources.collect(), ..arguments }
-        }
-        _ => arguments,
+    let with_any_ports = Machine { local_ports: None, ..machine.clone() };
+    let cap = largest_target(&with_any_ports, need).map_or(u64::MAX, |cap| cap.connections);
+    let reachable = need.connections.min(cap);
+    let is_on_loopback =
+        arguments.destination.is_ipv4() && arguments.destination.ip().is_loopback();
+    if !is_on_loopback || !arguments.sources.is_empty() || reachable <= per_source {
+        return;
     }
+    let count = reachable.div_ceil(per_source.max(1)).min(LOOPBACK_SOURCES_MAX);
+    let first = Ipv4Addr::LOCALHOST;
+    let last = Ipv4Addr::from(u32::from(first) + (count - 1) as u32);
+    log::info!("one source address has too few ports: connecting from {first} to {last}");
+    arguments.sources = Ipv4AddrRange::new(first, last).map(ZonedIp::from).collect();
+    need.sources = Some(count);
 }
 
 /// Ports that the server will listen on, as far as that can be known: it has a connection for each, and a server with
@@ -227,7 +232,9 @@ mod tests {
             ("127.0.0.1 9900 -c 100k --ports 1 --source 127.0.0.9", 1),
             ("192.0.2.1 9900 -c 5M", 0),
         ] {
-            let arguments = with_enough_sources(args::of(line).unwrap(), &machine);
+            let mut arguments = args::of(line).unwrap();
+            let mut need = need(&arguments, &machine);
+            with_enough_sources(&mut arguments, &machine, &mut need);
             assert_eq!(arguments.sources.len(), sources, "{line}");
         }
     }

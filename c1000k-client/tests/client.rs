@@ -451,8 +451,10 @@ fn descriptors_that_it_was_born_with_are_counted() {
 #[test]
 fn descriptors_that_run_out_all_the_same_are_no_error_storm() {
     let server = Server::start(Manner::Echo, 1);
-    let words =
-        format!("127.0.0.1 {} --ports 1 --rate 100 --hold 10ms --json -", server.first_port);
+    let words = format!(
+        "127.0.0.1 {} --ports 1 --file-table process --rate 100 --hold 10ms --json -",
+        server.first_port
+    );
     let mut client = Client::start_after("ulimit -n 256", &words);
     client.await_some_held();
     client.limit_descriptors(150);

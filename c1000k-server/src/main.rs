@@ -160,11 +160,10 @@ fn tell_ready(settings: &Settings, room: Room) {
         _ => format!(" to {}", settings.last_port()),
     };
     log::info!(
-        "ready: listening on {}, {}{last}, for {}{threads}, in {}",
+        "ready: listening on {}, {}{last}, for {}{threads}",
         format::counted(u64::from(settings.ports), "port"),
         settings.bind.socket_addr(settings.first_port),
         format::counted(room.connections_max, "connection"),
-        room.file_table,
     );
 }
 
@@ -240,8 +239,10 @@ fn need(
     let need = Need { ports: listening, ..Need::new(Role::Server, connections) };
     let can_be_had = || reactor::FileTable::check_registered().map_err(|error| error.to_string());
     let (file_table, reason) = choice.resolve(machine, &need, can_be_had)?;
-    if let Some(reason) = reason {
-        log::warn!("{reason}");
+    match reason {
+        Some(reason) => log::warn!("{reason}"),
+        None if file_table == FileTable::Process => {}
+        None => log::info!("connections are held in {file_table}"),
     }
     Ok(Need { file_table, ..need })
 }

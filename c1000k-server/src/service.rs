@@ -773,7 +773,8 @@ mod tests {
         let Ok(Command::Serve(settings)) = args.check() else { panic!("they are right") };
         let guard = Guard::new(settings.memory_reserve, 1);
         let shared = Arc::new(Shared::new(&settings, 10, guard));
-        let mut reactor = Reactor::new(&Config::default()).unwrap();
+        let config = Config { file_table: reactor::FileTable::Process, ..Config::default() };
+        let mut reactor = Reactor::new(&config).unwrap();
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let listener = reactor.context().listen(any, &ListenOptions::default()).unwrap();
         let address = reactor.context().listener_addr(listener).unwrap();

@@ -94,7 +94,7 @@ fn past_max_connections_peers_are_reset_until_there_is_room() {
 
 #[test]
 fn under_a_hard_descriptor_limit_it_holds_what_fits_and_refuses_the_rest() {
-    let server = Server::start_limited(256, 4, &[]);
+    let server = Server::start_limited(256, 4, &["--file-table", "process"]);
     let streams: Vec<TcpStream> =
         (0..300).filter_map(|index| try_connect(server.address(index % 4))).collect();
     let held: Vec<&TcpStream> = streams.iter().filter(|stream| !is_refused(stream)).collect();
@@ -110,7 +110,7 @@ fn under_a_hard_descriptor_limit_it_holds_what_fits_and_refuses_the_rest() {
 fn descriptors_that_were_inherited_take_room_from_connections() {
     // Not every shell opens descriptors above 9.
     let inherit = "ulimit -n 256 && exec bash -c 'for fd in {10..207}; do eval \"exec $fd</dev/null\"; done; exec \"$0\" \"$@\"' \"$0\" \"$@\";";
-    let mut server = Server::start_by(inherit, 4, &[]);
+    let mut server = Server::start_by(inherit, 4, &["--file-table", "process"]);
     assert!(server.sees_line(" were open at the start"));
     let ready = server.lines_with("ready: ").remove(0);
     let room: usize = ready.split_whitespace().rev().nth(1).unwrap().parse().unwrap();

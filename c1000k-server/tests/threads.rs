@@ -12,7 +12,8 @@ use common::{
 };
 use nix::sys::signal::Signal;
 
-const THREADS: [&str; 2] = ["--threads", "2"];
+/// With descriptors, which tell whose a connection is.
+const THREADS: [&str; 4] = ["--threads", "2", "--file-table", "process"];
 const PORTS: u16 = 4;
 const CONNECTIONS: u16 = 300;
 
@@ -145,7 +146,7 @@ fn a_port_in_use_is_one_line_also_when_it_could_be_shared() {
 
 #[test]
 fn the_listeners_of_all_threads_count_against_the_descriptor_limit() {
-    let mut server = Server::start_limited(256, 20, &["--threads", "4"]);
+    let mut server = Server::start_limited(256, 20, &["--threads", "4", "--file-table", "process"]);
     let connections = 256 - 4 * 20 - 3 * 3 - 32;
     assert_eq!(server.lines_with(&format!("for {connections} connections, by 4")).len(), 1);
     let held: Vec<TcpStream> = (0..connections).map(|index| server.connect(index % 20)).collect();

@@ -59,9 +59,11 @@ impl FileTableChoice {
         need: &Need,
         registered: impl FnOnce() -> Result<(), String>,
     ) -> Result<(FileTable, Option<String>), String> {
-        let fits = machine
-            .connections_within(need.listening_ports())
-            .is_none_or(|within| need.connections <= within);
+        let listening = need.listening_ports();
+        // With hardly any descriptors at all, not even tables can be had.
+        let fits = machine.connections_within(listening).is_none_or(|within| {
+            need.connections <= within || machine.places_max(listening) <= Some(within)
+        });
         match self {
             Self::Process => Ok((FileTable::Process, None)),
             Self::Auto if fits => Ok((FileTable::Process, None)),
@@ -85,21 +87,24 @@ impl Machine {
     pub(super) fn tables_for(&self, connections: u64) -> u64 {
         let places = self.descriptors_max().unwrap_or(u64::MAX).clamp(1, 1 << 20);
         // One is made ahead.
-        connections.div_ceil(places) + 1
+        connections.div_ceil(places).saturating_add(1)
     }
 
     /// Descriptors that the target needs beside the listeners, in either table.
     pub(super) fn descriptors_needed(&self, need: &Need) -> u64 {
         match need.file_table {
             FileTable::Process => need.connections,
-            FileTable::Registered => self.tables_for(need.connections) + UNDER_WAY,
+            FileTable::Registered => self.tables_for(need.connections).saturating_add(UNDER_WAY),
         }
     }
 
     /// Memory that the rings lock.
     pub(super) fn locked_bytes_needed(&self, need: &Need) -> u64 {
         let tables = self.tables_for(need.connections);
-        (tables * RING_BYTES_MAX).min(RINGS_BYTES).max(tables * RING_BYTES_MIN)
+        tables
+            .saturating_mul(RING_BYTES_MAX)
+            .min(RINGS_BYTES)
+            .max(tables.saturating_mul(RING_BYTES_MIN))
     }
 
     /// The most connections whose tables fit under the limits of descriptors and of locked memory.

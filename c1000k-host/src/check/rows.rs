@@ -115,7 +115,7 @@ fn locked_memory(machine: &Machine, need: &Need) -> Row {
     if need.file_table == FileTable::Process {
         return not_needed(NAME, shown);
     }
-    let needed = machine.locked_bytes_needed(need) * need.sockets_per_connection();
+    let needed = machine.locked_bytes_needed(need).saturating_mul(need.sockets_per_connection());
     let verdict =
         if present.is_none_or(|present| needed <= present) { Verdict::Pass } else { Verdict::Fail };
     Row { name: NAME, needed: format::bytes(needed), present: shown, verdict, remedy: None }

@@ -660,14 +660,16 @@ impl<C> Context<C> {
         self.retry = Some(self.wheel.insert(deadline, Source::Inner(Inner::Retry).to_bits()));
     }
 
-    /// Tries some of the queues again, each in its turn. When TCP's memory is short, the kernel refuses bytes of a
-    /// connection that has nothing under way, and reports nothing when there is memory again.
+    /// Tries some of the queues again, each in its turn: those of connections that have nothing under way. When TCP's
+    /// memory is short, the kernel refuses their bytes, and reports nothing when there is memory again.
     pub(crate) fn retry_queues(&mut self) {
         self.arm_retry();
         let queues = self.queue_owners.len();
         for _ in 0..queues.min(QUEUES_PER_RETRY) {
             self.retry_next = (self.retry_next + 1) % queues;
-            if let Some(token) = self.queue_owners[self.retry_next] {
+            if let Some(token) = self.queue_owners[self.retry_next]
+                && self.unacknowledged_bytes(token) == 0
+            {
                 self.mark_unsent(token);
             }
         }
