@@ -13,7 +13,7 @@ use {
 /// its record, the samplers, and what it has inherited. Both ends leave so many free.
 pub const RESERVED_DESCRIPTORS: u64 = 32;
 
-/// So many of [`RESERVED_DESCRIPTORS`] are for what a process inherits: shells and build tools leave a few open. More
+/// The part of [`RESERVED_DESCRIPTORS`] that is for what a process inherits: shells and build tools leave a few open. More
 /// than these take room from connections.
 pub const INHERITED_DESCRIPTORS: u64 = 16;
 
@@ -102,7 +102,7 @@ fn limit_in(limits: &str) -> Option<DescriptorLimit> {
 }
 
 /// Descriptors that are open below this limit beside the standard streams: at the start of a process, those that it has
-/// inherited. 0 where they can't be told.
+/// inherited. 0 where they can't be read.
 pub fn open_descriptors(limit: u64) -> u64 {
     let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

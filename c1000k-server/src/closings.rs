@@ -4,7 +4,8 @@
 //! thousands who left at once before it. To read that one has left takes a microsecond, to close its socket takes the
 //! kernel twenty or more. So a turn closes a few, and the rest wait until those who are still there have been served.
 //!
-//! Those who wait have left all the same: they hold nobody's place, and each peer that comes lets one of them go first.
+//! Connections that wait to be closed no longer count against any bound, and each new connection lets one of them be
+//! closed first.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -16,9 +17,9 @@ const CLOSES_PER_TURN: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Closings {
-    /// In the order in which they left; some may have ended otherwise by now.
+    /// In the order in which their peers finished; some may have ended otherwise by now.
     waiting: VecDeque<Token>,
-    /// Those among them to whom nothing is owed any more.
+    /// Those among them with nothing left to send.
     left: HashSet<Token>,
     timer: Option<TimerId>,
     turn: Instant,
@@ -55,12 +56,12 @@ impl Closings {
         has_left
     }
 
-    /// How many hold a slot still, and nobody's place.
+    /// Connections that still have a slot and no longer count against a bound.
     pub(crate) fn left(&self) -> usize {
         self.left.len()
     }
 
-    /// Somebody comes: one of those who wait goes first.
+    /// A new connection comes: one of those that wait is closed first.
     pub(crate) fn make_room(&mut self, cx: &mut Context<()>) {
         self.close_some(cx, 1);
     }

@@ -24,7 +24,7 @@ const ADMISSIONS_MIN: u64 = 1_000;
 /// Looks further apart are not compared.
 const APART_MAX: Duration = Duration::from_secs(2);
 
-/// The median of so many counts.
+/// The median is taken of this number of comparisons.
 const COMPARISONS: usize = 5;
 
 #[derive(Debug)]
@@ -50,8 +50,8 @@ impl Cost {
         Self { seen_bytes: [BYTES_PER_CONNECTION; COMPARISONS], since: None, most: 0 }
     }
 
-    /// Takes in a look, at which so many connections left so much of this room; peers on the same machine are part of
-    /// what a connection costs.
+    /// Takes in a look, at which `connections` left `room_bytes` of this room; peers on the same machine are part of what
+    /// a connection costs.
     pub(crate) fn note(
         &mut self,
         room: &MemoryRoom,
@@ -123,7 +123,7 @@ mod tests {
         }
     }
 
-    /// Thousands of connections at so many bytes each, while others hold what they hold by then.
+    /// Thousands of connections at `each_bytes`, while others hold `others_bytes` at each look.
     fn ramp(each_bytes: u64, others_bytes: &[u64]) -> Vec<(u64, u64)> {
         let looks = (0..).map(|look| 1_000 * look).zip(others_bytes);
         looks.map(|(count, others)| (count, count * each_bytes + others)).collect()

@@ -12,8 +12,8 @@
 //!
 //! The reserve is for what comes later: output queues, which may take half of it, and those who are refused, whose
 //! sockets the kernel frees a moment after they were closed. So refusals are granted by looks as well, few at a time, and
-//! when more than half of the reserve is gone those go for whom the most waits. So do they when the kernel is short of
-//! room for data, if they have been slow to take it.
+//! when more than half of the reserve is gone the connections with the most data waiting are reset. So are they when the
+//! kernel is short of room for data, if their peers have been slow to take it.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -43,7 +43,7 @@ const REFUSALS_MIN: u64 = 16;
 const ALLOWANCE_MAX: u64 = 4_096;
 
 /// With room for fewer than these the guard closes: looking at each single connection would cost more than it holds.
-/// And a thread draws so many at once at the most.
+/// And a thread draws at most this number at once.
 const ALLOWANCE_MIN: u64 = 64;
 
 /// The guard stays closed for so long at the least: it does not flap.
@@ -209,7 +209,7 @@ impl Guard {
     /// What it can't see of the memory, and so can't keep to: a line each.
     pub(crate) fn blind_spots(&self) -> Vec<String> {
         let machine = self.reader.rooms().is_empty().then(|| {
-            "memory: nothing here tells how much is left (/proc/meminfo can't be read), so --memory-reserve is not kept; \
+            "memory: what is left can't be read here (there is no /proc/meminfo), so --memory-reserve is not kept; \
              bound the server by --max-connections"
                 .to_owned()
         });
@@ -250,7 +250,7 @@ impl Guard {
         (self.reserve_bytes / 2).saturating_sub(left_bytes)
     }
 
-    /// Whether sockets hold so much that slow readers are worth a search.
+    /// Whether sockets hold enough data that slow readers are worth a search.
     pub(crate) fn has_full_buffers(&self) -> bool {
         self.has_full_buffers
     }
@@ -310,7 +310,7 @@ impl Guard {
         }
     }
 
-    /// Admits as many connections as are a thread's share, and one at the least, or says that there is no room.
+    /// Admits a thread's share of connections, at least one, or says that there is no room.
     pub(crate) fn admit(&mut self) -> Result<u64, &Shortage> {
         let share = self.share();
         match &self.closed {

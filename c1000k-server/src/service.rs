@@ -31,19 +31,19 @@ const QUEUES_FULL: &str = "queues_full";
 
 /// So many connections of a thread that come or go are a crowd, whose course is worth a closer look.
 const CROWD_MIN: u64 = 64;
-/// While buffers are short: who has not taken in so long what waited for it is slow enough to go, if it holds much.
+/// While buffers are short, a peer that has not taken within this time what waited for it is slow enough to be reset.
 const SHORTAGE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// And so many of them go at one look: to free what one holds takes the kernel a while.
+/// The most of them reset at one look: freeing the data of one takes the kernel a while.
 const RESETS_MAX: usize = 64;
 
-/// So many of those for whom something waits are looked at at once, at two system calls each.
+/// The most watched connections examined at one look, at two system calls each.
 const LOOKED_AT_MAX: usize = 4_096;
 
-/// Those for whom only the kernel holds something are looked for so often, while sockets hold much in all.
+/// The time between two searches for connections with data in the kernel only, while sockets hold much in all.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// And less than this, a page, is neither looked for nor worth a reset.
+/// Less than this, a page, is neither searched for nor worth a reset.
 const HELD_BYTES_MIN: usize = 4_096;
 
 /// What may wait at each port while memory is short. Those who are refused wait for one wake at the most.
@@ -94,13 +94,13 @@ pub(crate) struct Service<D> {
     closed_by: BTreeMap<&'static str, u64>,
 }
 
-/// What is short, by how much, and who goes for it.
+/// What is short, by how much, and which connections are reset for it.
 struct Shedding {
     shortage: &'static str,
     bytes: u64,
     /// What a peer holds of it.
     held_by: fn(&Context<()>, Token) -> usize,
-    /// Who has taken within this time what waited stays.
+    /// A peer that has taken within this time what waited for it is left alone.
     patience: Duration,
     resets_max: usize,
 }
@@ -227,7 +227,7 @@ impl<D: Duty> Service<D> {
         self.set_door(cx, open);
     }
 
-    /// Looks for peers for whom the kernel alone holds something, where sockets hold much in all.
+    /// Searches for connections with data in the kernel only, where sockets hold much in all.
     fn search(&mut self, cx: &mut Context<()>) {
         let is_early = self.searched_at.is_some_and(|at| cx.now() < at + SEARCH_INTERVAL);
         if !is_early && self.shared.guard().has_full_buffers() && cx.sweep().is_ok() {
@@ -235,7 +235,7 @@ impl<D: Duty> Service<D> {
         }
     }
 
-    /// Resets those for whom the most waits, where that uses up the reserve, or what the kernel has for data.
+    /// Resets the connections with the most data waiting, where that uses up the reserve or the kernel's room for data.
     fn shed(&mut self, cx: &mut Context<()>) {
         let guard = self.shared.guard();
         let of_memory = Shedding {
@@ -278,7 +278,7 @@ impl<D: Duty> Service<D> {
         self.closed_by.insert(shortage, times);
         if times.checked_ilog2() != before.checked_ilog2() {
             log::warn!(
-                "{shortage} is short, and {} peers for whom the most waits are reset ({times} by now)",
+                "{shortage} is short, and {} connections with the most data waiting are reset ({times} by now)",
                 largest.len()
             );
         }
@@ -287,7 +287,7 @@ impl<D: Duty> Service<D> {
         }
     }
 
-    /// Those who have not taken for so long what waited for them.
+    /// Connections whose peers have not taken within `patience` what waited for them.
     fn holders(&mut self, cx: &mut Context<()>, patience: Duration) -> Vec<Token> {
         let now = cx.now();
         let watched: Vec<Token> = self.slow.waiting_for(patience, LOOKED_AT_MAX, now).collect();
@@ -498,7 +498,7 @@ impl<D: Duty> Service<D> {
         }
     }
 
-    /// Something waits for the peer: from now on it is seen to that it takes it.
+    /// Data waits for the peer: from now on the time that it takes is watched.
     fn watch(&mut self, cx: &mut Context<()>, token: Token) {
         if !self.slow.watches(token) {
             let timeout = self.slow.watch(token, waiting_bytes(cx, token), cx.now());
@@ -506,7 +506,7 @@ impl<D: Duty> Service<D> {
         }
     }
 
-    /// Whether something waits for the peer, or waited until now; whoever is too slow is reset.
+    /// Whether data waits for the peer, or waited until now; a peer that is too slow is reset.
     fn look_at_reader(&mut self, cx: &mut Context<()>, token: Token) -> bool {
         if !self.slow.watches(token) {
             return false;
@@ -576,7 +576,7 @@ fn waiting_bytes(cx: &Context<()>, token: Token) -> usize {
     cx.queued_bytes(token) + cx.unacknowledged_bytes(token)
 }
 
-/// Those who hold the most, as many as hold so much together; of no account is who holds less than a page.
+/// The largest holders that hold `bytes` together, leaving out those with less than a page.
 fn largest(mut holders: Vec<(usize, Token)>, bytes: u64) -> Vec<Token> {
     holders.retain(|&(held_bytes, _)| held_bytes >= HELD_BYTES_MIN);
     holders.sort_unstable_by_key(|&(held_bytes, _)| std::cmp::Reverse(held_bytes));

@@ -1,4 +1,4 @@
-//! Who reads too slowly: what waited for a peer at one moment is to be with it after a time.
+//! Peers that read too slowly: what waited for a peer at one moment has to be with it after a time.
 //!
 //! What waits is what is queued here and what the kernel holds because the peer has not acknowledged it. So a peer that
 //! reads a little now and then, just enough for the queue to run empty, is as slow as one that reads nothing; and one
@@ -30,7 +30,7 @@ struct Waiting {
 pub(crate) enum Look {
     /// Nothing waits for it any more, and it is watched no longer.
     Done,
-    /// It has so much time left.
+    /// The time that it has left.
     Within(Duration),
     /// Its time is over.
     TooSlow,
@@ -45,7 +45,7 @@ impl SlowReaders {
         !self.watched.is_empty() && self.watched.contains_key(&token)
     }
 
-    /// From now on so much waits for this peer; says how long it has.
+    /// Begins to watch a connection with `waiting_bytes`; returns how long it has.
     pub(crate) fn watch(&mut self, token: Token, waiting_bytes: usize, now: Instant) -> Duration {
         self.watched.insert(token, Waiting { since: now, bytes: waiting_bytes, written: 0 });
         self.timeout
@@ -60,7 +60,7 @@ impl SlowReaders {
         }
     }
 
-    /// Looks at a connection for which so much waits now.
+    /// Looks at a connection with `waiting_bytes` now.
     pub(crate) fn look(&mut self, token: Token, waiting_bytes: usize, now: Instant) -> Look {
         let watched = self.watched.get_mut(&token).filter(|_| waiting_bytes > 0);
         let Some(waiting) = watched else {
@@ -74,7 +74,7 @@ impl SlowReaders {
         if left.is_zero() { Look::TooSlow } else { Look::Within(left) }
     }
 
-    /// Those for whom something has waited for so long, so many at the most.
+    /// At most `most` connections for which data has waited for `least` or longer.
     pub(crate) fn waiting_for(
         &self,
         least: Duration,
@@ -85,7 +85,7 @@ impl SlowReaders {
         watched.filter(move |&token| self.has_waited(token, least, now)).take(most)
     }
 
-    /// Whether something has waited for this peer for so long.
+    /// Whether data has waited for this peer for `least` or longer.
     pub(crate) fn has_waited(&self, token: Token, least: Duration, now: Instant) -> bool {
         let since = self.watched.get(&token).map(|waiting| waiting.since);
         since.is_some_and(|since| now.saturating_duration_since(since) >= least)
@@ -103,7 +103,7 @@ impl SlowReaders {
 }
 
 impl Waiting {
-    /// What the peer has taken since, if so much waits now.
+    /// What the peer has taken since, if `waiting_bytes` wait now.
     fn taken(&self, waiting_bytes: usize) -> usize {
         self.bytes.saturating_add(self.written).saturating_sub(waiting_bytes)
     }
@@ -119,8 +119,8 @@ mod tests {
         Token::from_bits((1 << 32) | number).expect("is a connection's")
     }
 
-    /// A peer that takes so many bytes a second of 4 MB that wait for it, and gets as many new ones; says after how many
-    /// seconds it is too slow.
+    /// A peer that takes `taken_bytes` a second of 4 MB that wait for it, and gets as many new ones; returns the second
+    /// in which it is too slow.
     fn seconds_until_too_slow(taken_bytes: usize) -> Option<u64> {
         const WAITING: usize = 4 << 20;
         let mut slow = SlowReaders::new(TIMEOUT);

@@ -480,7 +480,7 @@ fn whatever_it_is_told_and_whenever_it_is_ended_it_does_not_panic() {
     }
 }
 
-/// The server as somebody without privileges, by a shell that does what `prelude` says first. The place where it was
+/// The server as a user without privileges, by a shell that does what `prelude` says first. The place where it was
 /// built may be closed to other users, so it is copied into this folder.
 fn as_ordinary_user(prelude: &str, folder: &Path) -> Command {
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -1,5 +1,5 @@
-//! The memory guard in a memory cgroup of its own, as seen from outside: the server knows its limit, whatever of `/proc`
-//! and `/sys` it is shown, and is not killed.
+//! The memory guard in a memory cgroup of its own, as seen from outside: the server knows its limit, whatever it sees of `/proc`
+//! and `/sys`, and is not killed.
 //!
 //! Only root can make a cgroup, and hide files; elsewhere these tests are skipped.
 
@@ -160,7 +160,7 @@ fn a_limit_that_is_set_above_what_a_container_sees_binds() {
     const WHAT: &str = "the test of a limit above the container";
     let Some(outer) = MemoryCgroup::new(WHAT, "outer") else { return };
     if !outer.is_version_1 {
-        return skip(WHAT, "version 2 has no file that tells it");
+        return skip(WHAT, "version 2 has no file with it");
     }
     let inner = outer.inner();
     let folder = tempfile::tempdir().unwrap();
@@ -207,8 +207,8 @@ fn page_cache_that_was_used_lately_is_room() {
 }
 
 #[test]
-fn where_nothing_tells_of_memory_that_is_said_once() {
-    const WHAT: &str = "the test of a machine that tells nothing";
+fn memory_that_can_not_be_read_is_warned_of_once() {
+    const WHAT: &str = "the test of a machine without meminfo";
     const BARE: &str = "mount -t proc -o subset=pid proc /proc && mount -t tmpfs none /sys";
     if !can_mount(WHAT, BARE) {
         return;

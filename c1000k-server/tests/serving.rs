@@ -259,7 +259,7 @@ fn when_all_leave_at_once_each_of_them_is_closed() {
 }
 
 #[test]
-fn nobody_is_refused_while_those_who_have_left_wait_to_be_closed() {
+fn no_peer_is_refused_while_finished_connections_wait_to_be_closed() {
     const CONNECTIONS: u16 = 1_000;
     const PORTS: u16 = 4;
     for threads in ["1", "2"] {

@@ -104,7 +104,7 @@ impl Machine {
 }
 
 impl Machine {
-    /// How many connections of one process fit under its descriptor limit beside so many listeners and what it has
+    /// How many connections of one process fit under its descriptor limit beside its listeners and what it has
     /// inherited; `None` where the limit can't be read.
     pub fn connections_within(&self, listening_ports: u64) -> Option<u64> {
         let limit = self.descriptors_max()?;

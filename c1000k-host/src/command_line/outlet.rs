@@ -77,7 +77,7 @@ impl Outlet {
         Ok(())
     }
 
-    /// Takes a text, without waiting for anybody; without a thread it is written here, and once nobody has read for
+    /// Takes a text, without waiting for its reader; without a thread it is written here, and once there was no reader for
     /// [`PATIENCE`] only what need not wait.
     pub(super) fn push(&self, text: Vec<u8>) {
         let mut state = self.state();
@@ -142,7 +142,7 @@ impl Outlet {
     }
 }
 
-/// Writes to what may not be read, or not now, and waits so long at the most for each piece of it.
+/// Writes to what may not be read, or not now, and waits at most `patience` for each piece of it.
 ///
 /// # Errors
 /// `TimedOut` where a part is not taken in time, or what writing refuses with.

@@ -27,7 +27,7 @@ use {
 /// A limit of 2^62 or more is the kernel's way to say that there is none.
 const UNLIMITED_BYTES: u64 = 1 << 62;
 
-/// So many generations of parents are asked for their mounts.
+/// The most generations of parents whose mounts are read.
 const ANCESTORS_MAX: usize = 32;
 
 /// Every group has this file, whatever it limits.
@@ -87,7 +87,7 @@ struct Files {
     /// Page cache, used lately or not.
     page_cache: &'static [&'static str],
     mapped: &'static str,
-    /// Slabs that can shrink. Version 1 does not tell.
+    /// Slabs that can shrink. Version 1 has no such key.
     slabs: Option<&'static str>,
     /// Data in sockets. Version 1 counts that elsewhere, and by default not at all.
     socket_data: Option<&'static str>,
@@ -134,7 +134,7 @@ impl Cgroups {
         self.hidden.as_deref()
     }
 
-    /// The limits that are set, with what is used of them now, on a system with so many TCP sockets.
+    /// The limits that are set, with what is used of them now, on a system with `tcp_sockets` sockets.
     pub fn limits(&self, tcp_sockets: u64) -> impl Iterator<Item = CgroupLimit> {
         self.groups.iter().filter_map(move |group| group.limit(tcp_sockets))
     }

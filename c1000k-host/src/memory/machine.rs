@@ -1,4 +1,4 @@
-//! What the machine has left, by `/proc/meminfo`, or by what else tells the same where that is missing or tells less.
+//! What the machine has left, by `/proc/meminfo`, or by other sources where that is missing or incomplete.
 //!
 //! `/proc` may be mounted with `subset=pid`, which leaves the processes only; a container may be shown a file of its
 //! own, with fewer lines; kernels before 3.14 have no `MemAvailable`.
@@ -14,17 +14,17 @@ use {
 /// taken: the kernel sets it aside by its watermarks, which are some 0.3% to 1% of the memory.
 const SET_ASIDE_DIVISOR: u64 = 64;
 
-/// The machine's room, on a system with so many TCP sockets; `None` where nothing tells.
+/// The machine's room, on a system with `tcp_sockets` sockets; `None` where there is no source.
 pub(super) fn room(tcp_sockets: u64) -> Option<MemoryRoom> {
-    let tells = |meminfo: &String| {
+    let is_usable = |meminfo: &String| {
         ["MemAvailable", "MemFree"].iter().any(|key| sum_of(meminfo, key).is_some())
     };
-    let meminfo = text::read("/proc/meminfo").filter(tells).unwrap_or_else(meminfo_of_nodes);
+    let meminfo = text::read("/proc/meminfo").filter(is_usable).unwrap_or_else(meminfo_of_nodes);
     let total_bytes = sum_of(&meminfo, "MemTotal").or_else(|| Some(sysinfo().ok()?.ram_total()))?;
     room_of(&meminfo, total_bytes, tcp_sockets)
 }
 
-/// What `/sys` tells of each memory node, all of them in one text; empty where it tells nothing.
+/// The meminfo of each memory node in `/sys`, all of them in one text; empty where there is none.
 fn meminfo_of_nodes() -> String {
     let entries = fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
     entries.filter_map(|node| text::read(node.path().join("meminfo"))).collect()
@@ -102,8 +102,8 @@ mod tests {
         let set_aside = TOTAL / 64;
         let expected = 24_387_136 * KIB - set_aside + 75_000 * KIB + 10_000 * KIB;
         assert_eq!(room_bytes(&without, 0), Some(expected));
-        let told = room_bytes(MEMINFO, 0).expect("a meminfo");
-        assert!(expected.abs_diff(told) < told / 50, "{expected} and {told}");
+        let kernels = room_bytes(MEMINFO, 0).expect("a meminfo");
+        assert!(expected.abs_diff(kernels) < kernels / 50, "{expected} and {kernels}");
     }
 
     #[test]
@@ -115,11 +115,11 @@ mod tests {
     }
 
     #[test]
-    fn the_system_call_tells_the_total_where_no_file_does() {
+    fn the_system_call_has_the_total_where_no_file_has() {
         let meminfo = text::read("/proc/meminfo").expect("is world-readable");
         let total = sum_of(&meminfo, "MemTotal").expect("is in each meminfo");
-        let told = sysinfo().expect("is allowed").ram_total();
-        assert!(told.abs_diff(total) < total / 100, "{told} and {total}");
+        let called = sysinfo().expect("is allowed").ram_total();
+        assert!(called.abs_diff(total) < total / 100, "{called} and {total}");
     }
 
     #[test]
@@ -135,8 +135,8 @@ mod tests {
         // Where the kernel knows no nodes there is nothing to compare.
         let Some(of_nodes) = room(&meminfo_of_nodes()) else { return };
         let meminfo = text::read("/proc/meminfo").expect("is world-readable");
-        let told = room(&meminfo).expect("is a meminfo");
-        assert!(of_nodes.bytes < told.bytes / 4 * 5, "{of_nodes:?} and {told:?}");
+        let whole = room(&meminfo).expect("is a meminfo");
+        assert!(of_nodes.bytes < whole.bytes / 4 * 5, "{of_nodes:?} and {whole:?}");
     }
 
     proptest! {

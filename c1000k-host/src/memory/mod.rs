@@ -65,7 +65,7 @@ impl MemoryReader {
         machine::room(sockets).into_iter().chain(cgroups).collect()
     }
 
-    /// This process's cgroup, if its limits can't be read: nobody who goes by [`rooms`](Self::rooms) keeps to them.
+    /// This process's cgroup, if its limits can't be read, so that they are missing in [`rooms`](Self::rooms).
     pub fn hidden_cgroup(&self) -> Option<&Path> {
         self.cgroups.hidden()
     }
@@ -87,7 +87,7 @@ impl From<CgroupLimit> for MemoryRoom {
     }
 }
 
-/// What so many sockets keep of the slabs that count as reclaimable.
+/// What open sockets keep of the slabs that count as reclaimable.
 fn pinned_bytes(tcp_sockets: u64) -> u64 {
     tcp_sockets.saturating_mul(PINNED_BYTES_PER_SOCKET)
 }
