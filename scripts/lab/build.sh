@@ -2,11 +2,12 @@
 # The two programs: built, or those that MILLION_BINARIES names. Uses say.sh and ../lib/cargo.sh.
 
 # build_programs native|vm: sets BINARIES to their folder. In a guest they have to do without libraries.
-# MILLION_BINARIES names a folder with another c1000k-server and c1000k-client to run instead: docs/lab.md measures the
-# bare C floor that way.
+# MILLION_BINARIES names a folder with another c1000k-server and c1000k-client to run instead, and another c1000k-report
+# if there is one: docs/lab.md measures the bare C floor that way.
 build_programs() {
     if [[ -n ${MILLION_BINARIES:-} ]]; then
         BINARIES=$(cd "$MILLION_BINARIES" 2>/dev/null && pwd) || fail "MILLION_BINARIES names no folder: $MILLION_BINARIES"
+        [[ ! -x $BINARIES/c1000k-report ]] || PROGRAMS[c1000k-report]=$BINARIES/c1000k-report
     else
         build_release "$1"
         BINARIES=$(dirname "${PROGRAMS[c1000k-server]}")
