@@ -57,7 +57,7 @@ def gone_again(run, server, descriptors_before, seconds=20):
 @row("descriptors", "RLIMIT_NOFILE 200 from the start, 5,000 clients",
      "holds all it can, refuses the rest, idles, and takes new ones as soon as old ones leave")
 def descriptors(run):
-    with Server(descriptors=200) as server, peers.Crowd(server.address) as crowd:
+    with Server("--file-table", "process", descriptors=200) as server, peers.Crowd(server.address) as crowd:
         crowd.add(many(5_000))
         held, refused = crowd.count("open"), crowd.gone["ECONNRESET"]
         run.figure(held=held, refused=refused)
@@ -78,10 +78,28 @@ def descriptors(run):
         run.check("the record counts the refusals", record["refused_by"].get("max_connections", 0) >= refused)
 
 
+@row("registered-files", "RLIMIT_NOFILE 200 from the start, 5,000 clients, registered files",
+     "holds all of them, and leaves none in a table")
+def registered_files(run):
+    with Server(descriptors=200) as server, peers.Crowd(server.address) as crowd:
+        if "registered files" not in server.log():
+            raise Skipped("io_uring is not to be had here")
+        before = server.registered_sockets()
+        crowd.add(many(5_000))
+        run.figure(held=crowd.count("open"))
+        run.check("all are held", crowd.count("open") == 5_000)
+        run.check("all of them echo", crowd.prove() == 5_000)
+        run.check("none is a descriptor", server.registered_sockets() == before + 5_000)
+        crowd.close(reset=True)
+        took = wait_until(lambda: server.registered_sockets() == before, 20, "no slot of a table leaked")
+        run.figure(cleared_seconds=round(took, 2))
+        run.ends(server)
+
+
 @row("descriptors-lowered", "RLIMIT_NOFILE lowered to 200 while it runs: EMFILE on accept, 5,000 clients",
      "the same, with those that wait served as soon as others leave")
 def descriptors_lowered(run):
-    with Server() as server, peers.Crowd(server.address) as crowd:
+    with Server("--file-table", "process") as server, peers.Crowd(server.address) as crowd:
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (200, 200))
         crowd.add(many(5_000), in_flight=5_000, at_most=5)
         held, waiting = crowd.count("open"), crowd.count("waiting") + crowd.count("connecting")

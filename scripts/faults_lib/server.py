@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -86,12 +87,18 @@ class Server:
         return [line for line in self.log().splitlines() if " WARN " in line or "ERROR" in line]
 
     def descriptors(self):
-        """Those it has open, without the files of /proc that it reads for a moment now and then."""
+        """Files it has open, registered ones too, without those of /proc that it reads for a moment now and then."""
         counts = []
         for _ in range(5):
             counts.append(len(os.listdir(f"/proc/{self.process.pid}/fd")))
             time.sleep(0.001)
-        return min(counts)
+        return min(counts) + self.registered_sockets()
+
+    def registered_sockets(self):
+        """Sockets in the tables of its rings."""
+        folder = Path(f"/proc/{self.process.pid}")
+        rings = [fd.name for fd in (folder / "fd").iterdir() if target_of(fd) == "anon_inode:[io_uring]"]
+        return sum(sockets_listed(folder / "fdinfo" / ring) for ring in rings)
 
     def rss_bytes(self):
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
@@ -160,6 +167,24 @@ class Bystander:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+def target_of(link):
+    """Where it leads; nowhere, if it is gone by now."""
+    try:
+        return os.readlink(link)
+    except OSError:
+        return None
+
+
+def sockets_listed(ring):
+    """The kernel lists the files of a ring that is not at work just then."""
+    for _ in range(1_000):
+        text = ring.read_text()
+        if "UserFiles:" in text:
+            return len(re.findall("^ *[0-9]+: socket:", text, re.MULTILINE))
+        time.sleep(0.001)
+    raise TimeoutError("a ring is always at work")
 
 
 def free_ports(count):
