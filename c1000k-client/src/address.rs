@@ -50,7 +50,7 @@ impl TargetAddress {
     }
 
     /// The address to connect to. Of a name's addresses it is the first of the family that is asked for, and the first
-    /// IPv4 one where any will do, as the server listens on IPv4 unless told otherwise.
+    /// IPv4 one where any will do, as the server listens on IPv4 by default.
     ///
     /// # Errors
     /// The name has no such address, or can't be resolved.

@@ -311,7 +311,7 @@ fn the_verdict_names_what_was_seen_of_connections_that_were_lost() {
 }
 
 #[test]
-fn losses_are_told_while_the_others_are_held() {
+fn losses_are_logged_while_the_others_are_held() {
     let server = Server::start(Manner::Echo, 1);
     let words = format!("127.0.0.1 {} --ports 1 -c 100 --hold 50s --json -", server.first_port);
     let mut client = Client::start(&words);
@@ -518,10 +518,10 @@ fn wrong_usage_comes_with_claps_tips() {
         ("", "<TARGET>"),
     ] {
         let ended = Client::start(words).end();
-        let told = ended.stderr.join("\n");
-        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{words}: {told}");
-        assert!(told.starts_with("error: ") && told.contains(part), "{words}: {told}");
-        assert!(told.contains("--help"), "{words}: {told}");
+        let errors = ended.stderr.join("\n");
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{words}: {errors}");
+        assert!(errors.starts_with("error: ") && errors.contains(part), "{words}: {errors}");
+        assert!(errors.contains("--help"), "{words}: {errors}");
     }
 }
 

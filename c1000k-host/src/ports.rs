@@ -26,7 +26,7 @@ pub fn reserved_ports(range: &RangeInclusive<u16>) -> u64 {
         .unwrap_or(0)
 }
 
-/// How many connections fit between so many source addresses, destination ports and local ports.
+/// How many connections fit between these numbers of source addresses, destination ports and local ports.
 ///
 /// ```
 /// use c1000k_host::ports::port_room;
@@ -36,7 +36,7 @@ pub fn port_room(sources: u64, destination_ports: u64, local_ports: u64) -> u64 
     sources.saturating_mul(destination_ports).saturating_mul(local_ports)
 }
 
-/// Who has a local TCP port.
+/// What has a local TCP port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortHolder {
     /// A socket listens on it.
@@ -45,8 +45,8 @@ pub enum PortHolder {
     Connection,
 }
 
-/// Who has this TCP port in the network namespace of this process; a listener comes first. `None`
-/// where nobody is seen to have it.
+/// What has this TCP port in the network namespace of this process; a listener comes first. `None`
+/// where no socket is seen to have it.
 pub fn port_holder(port: u16) -> Option<PortHolder> {
     let holders = ["/proc/self/net/tcp", "/proc/self/net/tcp6"]
         .into_iter()

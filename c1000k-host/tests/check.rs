@@ -73,7 +73,7 @@ fn reserved_ports_are_no_room_and_are_named() {
     assert_eq!(row(&machine, &need, "5-tuples").present, "23,200");
     let cap = largest_target(&machine, &need).expect("limits are known");
     assert_eq!((cap.kind, cap.connections), (CapKind::Ports, 23_200));
-    assert!(cap.reason.contains("28,000 reserved"), "{}", cap.reason);
+    assert!(cap.reason.contains("28,000 more are reserved"), "{}", cap.reason);
 }
 
 #[test]

@@ -781,8 +781,9 @@ fn wrong_usage_is_exit_2() {
     for arguments in [&[][..], &["summarize"], &["bogus"], &["compare", "one"]] {
         let output = report(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        let told = stderr(&output);
-        assert!(told.starts_with("error: ") && told.contains("\nUsage: "), "{arguments:?}: {told}");
+        let errors = stderr(&output);
+        let is_claps = errors.starts_with("error: ") && errors.contains("\nUsage: ");
+        assert!(is_claps, "{arguments:?}: {errors}");
     }
 }
 

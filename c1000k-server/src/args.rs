@@ -313,7 +313,7 @@ fn ports(first: u16, count: u64) -> Result<u16, String> {
         Ok(0) => Err("--ports is 0, so there is nothing to listen on: give at least 1".into()),
         Ok(ports) if count <= room => Ok(ports),
         _ => Err(format!(
-            "{} from {first} on go past 65535: give --ports {room} at the most, or a lower --first-port",
+            "{} from {first} on go past 65535: give at most --ports {room}, or a lower --first-port",
             format::counted(count, "port")
         )),
     }

@@ -123,7 +123,7 @@ impl Meter {
         let per_second = c1000k_report::record::per_second(accepts, seconds);
         self.last_line = Line { at: now, accepted: stats.accepted };
         let own = rss_bytes.map_or_else(|| "?".to_owned(), format::bytes);
-        // The kernel counts everybody's sockets: without one of its own, the server has nothing to say of them.
+        // The kernel counts the sockets of all programs: without one of its own, the server has nothing to report.
         let of_kernel = match (kernel, buffers) {
             _ if stats.open() == 0 => String::new(),
             (Some(cost), _) => {

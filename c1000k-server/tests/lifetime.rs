@@ -175,7 +175,7 @@ fn a_port_in_use_is_one_line_and_no_half_started_server() {
 }
 
 #[test]
-fn a_port_that_a_connection_has_is_told_from_one_that_somebody_listens_on() {
+fn a_port_of_a_connection_is_distinguished_from_one_with_a_listener() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let listening_on = listener.local_addr().unwrap().port();
     let line = one_line(&serve(&["--bind", "127.0.0.1", "--ports", "1"], listening_on));

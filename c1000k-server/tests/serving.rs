@@ -29,7 +29,7 @@ fn each_port_echoes_and_the_record_counts_it() {
 }
 
 #[test]
-fn status_lines_count_in_good_english_and_tell_only_what_is_the_servers_own() {
+fn status_lines_have_a_singular_and_no_kernel_memory_without_a_connection() {
     let mut server = Server::start(1, &[]);
     let port = server.first_port;
     assert!(server.sees_line(&format!("listening on 1 port, 127.0.0.1:{port}, for ")));

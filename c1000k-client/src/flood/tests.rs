@@ -14,7 +14,7 @@ use crate::failures;
 /// No run of a test is longer.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// An echo server that lets nobody down.
+/// An echo server without faults.
 struct Server {
     port: u16,
     is_over: Arc<AtomicBool>,

@@ -68,7 +68,7 @@ impl Server {
         Self { first_port, end, to_drop, waker, thread: Some(thread) }
     }
 
-    /// Ends the streams of so many of its connections.
+    /// Ends the streams of `count` of its connections.
     pub(crate) fn drop_some(&self, count: usize) {
         self.to_drop.store(count, Ordering::Release);
         self.waker.wake();

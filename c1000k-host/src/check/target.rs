@@ -148,7 +148,7 @@ fn ports(machine: &Machine, need: &Need) -> Option<Cap> {
         0 => String::new(),
         count => {
             format!(
-                ", besides {} reserved (net.ipv4.ip_local_reserved_ports)",
+                "; {} more are reserved (net.ipv4.ip_local_reserved_ports)",
                 format::count(count)
             )
         }

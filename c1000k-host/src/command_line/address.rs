@@ -73,7 +73,7 @@ pub fn parse_ip(text: &str) -> Result<ZonedIp, String> {
     let (address, zone) = split_zone(text)?;
     let ip = address.parse().map_err(|_| {
         "no IP address; write it as 192.0.2.1, 2001:db8::1 or fe80::1%eth0 \
-         (`getent hosts NAME` tells the address of a name)"
+         (`getent hosts NAME` shows the address of a name)"
             .to_owned()
     })?;
     with_zone(ip, zone)
@@ -113,7 +113,7 @@ fn index_in(text: &str) -> Option<u32> {
     if_nametoindex(name.as_c_str()).ok().filter(|&found| found == index)
 }
 
-/// Whether it is no address of one machine, but a group's or everybody's.
+/// Whether it is no address of one machine, but a group's or the broadcast address.
 #[must_use]
 pub fn is_of_many(address: IpAddr) -> bool {
     let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());

@@ -133,7 +133,7 @@ impl Outlet {
         state.waiting.pop_front().unwrap_or_else(|| {
             let dropped = std::mem::take(&mut state.dropped_untold);
             let lines = format::counted(dropped, "line");
-            format!("missing here: {lines} of log that nobody read in time\n").into()
+            format!("missing here: {lines} of log, not read in time\n").into()
         })
     }
 
