@@ -88,7 +88,7 @@ impl Setting {
 
     /// The floor, the home team and its opponents.
     pub(crate) fn contestants(&self) -> Vec<Contestant> {
-        let libraries = ["reactor", "mio", "polling", "tokio", "monoio"];
+        let libraries = ["reactor", "registered", "mio", "polling", "tokio", "monoio"];
         let floor = self.floor("floor", "floor", &[]);
         std::iter::once(floor).chain(libraries.map(|library| self.library(library, &[]))).collect()
     }

@@ -19,6 +19,8 @@ mod tokio;
 use std::io;
 use std::time::Duration;
 
+use ::reactor::FileTable;
+
 /// The read buffer that all connections share.
 const BUFFER_BYTES: usize = 64 * 1024;
 
@@ -31,7 +33,10 @@ const BACKLOG: i32 = 4096;
 /// Who serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Library {
+    /// The reactor with descriptors.
     Reactor,
+    /// The reactor with registered files.
+    Registered,
     #[cfg(feature = "opponents")]
     Mio,
     #[cfg(feature = "opponents")]
@@ -51,7 +56,8 @@ pub(crate) fn serve(
 ) -> io::Result<()> {
     let addresses = first_port..first_port + ports;
     match library {
-        Library::Reactor => reactor::serve(addresses, idle_timeout),
+        Library::Reactor => reactor::serve(addresses, FileTable::Process, idle_timeout),
+        Library::Registered => reactor::serve(addresses, FileTable::Registered, idle_timeout),
         #[cfg(feature = "opponents")]
         Library::Mio => mio::serve(listeners::bound(addresses)?),
         #[cfg(feature = "opponents")]

@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::time::Duration;
 
 use reactor::{
-    Config, Context, Error, Handler, Incoming, ListenOptions, Reactor, Token, WriteError, Written,
+    Config, Context, Error, FileTable, Handler, Incoming, ListenOptions, Reactor, Token,
+    WriteError, Written,
 };
 
 use super::{BACKLOG, BUFFER_BYTES, EVENTS, say_ready};
@@ -49,13 +50,25 @@ impl Handler for Echo {
     }
 }
 
-pub(super) fn serve(ports: Range<u16>, idle_timeout: Option<Duration>) -> io::Result<()> {
-    run(ports, idle_timeout).map_err(io::Error::other)
+pub(super) fn serve(
+    ports: Range<u16>,
+    file_table: FileTable,
+    idle_timeout: Option<Duration>,
+) -> io::Result<()> {
+    run(ports, file_table, idle_timeout).map_err(io::Error::other)
 }
 
-fn run(ports: Range<u16>, idle_timeout: Option<Duration>) -> Result<(), Error> {
-    let config =
-        Config { events_per_wait: EVENTS, read_buffer_bytes: BUFFER_BYTES, ..Config::default() };
+fn run(
+    ports: Range<u16>,
+    file_table: FileTable,
+    idle_timeout: Option<Duration>,
+) -> Result<(), Error> {
+    let config = Config {
+        events_per_wait: EVENTS,
+        read_buffer_bytes: BUFFER_BYTES,
+        file_table,
+        ..Config::default()
+    };
     let mut reactor = Reactor::new(&config)?;
     let options = ListenOptions { backlog: Some(BACKLOG as u32), ..Default::default() };
     for port in ports {
