@@ -22,7 +22,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, FileTable, Keepalive};
-use crate::connection::Link;
+use crate::connection::{Flags, Link};
 use crate::error::{CloseReason, Error};
 use crate::queue::WriteQueue;
 use crate::signal::Signal;
@@ -363,6 +363,12 @@ impl<C> Context<C> {
 
     pub(crate) fn link(&self, token: Token) -> Option<&Link> {
         self.connections.head(token.name())
+    }
+
+    /// Whether nothing waits to be sent, nor a connect to be decided.
+    #[inline]
+    pub(crate) fn is_idle(&self, token: Token) -> bool {
+        self.link(token).is_some_and(|link| !link.flags.any(Flags::CONNECTING | Flags::QUEUED))
     }
 
     pub(crate) fn link_mut(&mut self, token: Token) -> Option<&mut Link> {

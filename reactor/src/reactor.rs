@@ -202,7 +202,7 @@ fn dispatch_all<H: Handler + ?Sized>(
     }
 }
 
-#[inline]
+#[inline(always)] // Left alone, the compiler makes a call of it for every message.
 fn dispatch<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -242,10 +242,22 @@ fn dispatch_batched<H: Handler + ?Sized>(
             deliver(cx, handler, receives, next);
             next += 1;
         } else {
-            dispatch(cx, handler, buffer, data, ready);
+            dispatch_unbatched(cx, handler, buffer, data, ready);
         }
         bury_doomed(cx, handler);
     }
+}
+
+/// An event of another kind among those of a batch.
+#[inline(never)]
+fn dispatch_unbatched<H: Handler + ?Sized>(
+    cx: &mut Context<H::Conn>,
+    handler: &mut H,
+    buffer: &mut [u8],
+    data: u64,
+    ready: Readiness,
+) {
+    dispatch(cx, handler, buffer, data, ready);
 }
 
 /// Hands over what one receive of a batch has brought.
@@ -311,7 +323,11 @@ fn serve<H: Handler + ?Sized>(
     ready: Readiness,
 ) {
     if ready != Readiness::READABLE_AND_WRITABLE {
-        return serve_unusual(cx, handler, buffer, token, ready);
+        // The first report of a connection, as a rule: nothing waits to be sent.
+        if ready != Readiness::WRITABLE || !cx.is_idle(token) {
+            serve_unusual(cx, handler, buffer, token, ready);
+        }
+        return;
     }
     match cx.receive(token, buffer) {
         Some(Received::Bytes(mut conn, received)) => {
@@ -485,6 +501,7 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
         return cx.hush(listener);
     }
     let rounds = cx.config().accepts_per_wake;
+    let conn_flags = cx.conn_flags(listener);
     let mut lost = 0;
     for round in 0..rounds {
         // The kernel has told of one peer that waits. Whether there is another behind it is not known: if so, it
@@ -498,7 +515,7 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
         }
         match cx.accept(listener) {
             Accepted::Connection(socket) => {
-                if !admit(cx, handler, listener, socket) {
+                if !admit(cx, handler, listener, socket, conn_flags) {
                     return;
                 }
             }
@@ -529,12 +546,13 @@ fn admit<H: Handler + ?Sized>(
     handler: &mut H,
     listener: ListenerId,
     socket: Descriptor,
+    conn_flags: Flags,
 ) -> bool {
     let Some(mut conn) = handler.on_accept(cx, &Incoming::new(listener, &socket)) else {
         cx.refuse(socket);
         return true;
     };
-    match cx.adopt(socket, cx.conn_flags(listener)) {
+    match cx.adopt(socket, conn_flags) {
         Ok(token) => {
             cx.stats_mut().accepted += 1;
             cx.stats_mut().count_open();

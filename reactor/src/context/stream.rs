@@ -439,12 +439,10 @@ impl<C> Context<C> {
         parts: impl Iterator<Item = &'a [u8]> + Clone,
         send: impl FnOnce(&Sockets, &Socket) -> IoResult,
     ) -> Result<usize, WriteError> {
-        let may_batch = self.in_turn && self.may_batch(total);
-        let link = self.connections.head_mut(token.name()).ok_or(WriteError::Closed)?;
+        let link = self.connections.head(token.name()).ok_or(WriteError::Closed)?;
         if link.sends_at_once() && (1..=self.config.write_queue_bytes_max).contains(&total) {
             return match link.socket.place() {
-                Some(place) if may_batch => {
-                    link.flags.set(Flags::SENDING, true);
+                Some(place) if self.in_turn && self.may_batch(total) => {
                     self.batch_send(token, place, parts);
                     Ok(total)
                 }
@@ -469,7 +467,7 @@ impl<C> Context<C> {
         self.config.write_queues_bytes_max.saturating_sub(taken)
     }
 
-    #[inline]
+    #[inline(never)]
     fn batch_send<'a>(
         &mut self,
         token: Token,
@@ -481,6 +479,7 @@ impl<C> Context<C> {
             let fits = self.sends.push(token, place, parts);
             debug_assert!(fits, "an empty batch takes any message that is sent so");
         }
+        self.set_flag(token, Flags::SENDING, true);
     }
 
     /// Bytes that can't be sent at once, but for what is wrong with them: they join the batch behind others of theirs,
