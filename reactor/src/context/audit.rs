@@ -90,6 +90,10 @@ impl<C> Context<C> {
     fn audit_epoll(&self) {
         for (token, link) in self.links() {
             assert!(link.socket.is_watched(), "epoll does not know of {token:?}");
+            let may_wait = !link.has_queue()
+                || link.flags.any(Flags::CONNECTING | Flags::UNSENT)
+                || link.socket.has_reason_to_wait();
+            assert!(may_wait, "bytes of {token:?} wait though nothing keeps them: {link:?}");
         }
     }
 

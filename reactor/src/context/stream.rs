@@ -452,7 +452,14 @@ impl<C> Context<C> {
                 }
             };
         }
-        self.send_later(token, total, parts)
+        if link.flags.any(Flags::SENDING) {
+            if self.append_send(token, total, parts.clone()) {
+                return Ok(total);
+            }
+            self.flush_sends();
+            return self.send(token, total, parts, send);
+        }
+        self.check_queueing(link, total).map(|()| 0)
     }
 
     /// Whether bytes may wait for the end of the turn: what the kernel does not take of them then finds room in a queue.
@@ -482,26 +489,18 @@ impl<C> Context<C> {
         self.set_flag(token, Flags::SENDING, true);
     }
 
-    /// Bytes that can't be sent at once, but for what is wrong with them: they join the batch behind others of theirs,
-    /// or wait in the queue.
+    /// Adds to what the connection has in the batch, where there is room; says whether there was.
     #[cold]
     #[inline(never)]
-    fn send_later<'a>(
+    fn append_send<'a>(
         &mut self,
         token: Token,
         total: usize,
         parts: impl Iterator<Item = &'a [u8]>,
-    ) -> Result<usize, WriteError> {
-        let link = self.link(token).ok_or(WriteError::Closed)?;
-        if link.flags.any(Flags::SENDING) {
-            let may_append = link.takes_writes() && self.may_batch(total);
-            if may_append && self.sends.append(token, parts, self.config.write_queue_bytes_max) {
-                return Ok(total);
-            }
-            self.flush_sends();
-        }
-        let link = self.link(token).ok_or(WriteError::Closed)?;
-        self.check_queueing(link, total).map(|()| 0)
+    ) -> bool {
+        self.link(token).is_some_and(Link::takes_writes)
+            && self.may_batch(total)
+            && self.sends.append(token, parts, self.config.write_queue_bytes_max)
     }
 
     /// Hands the batch of sends to the kernel.
@@ -562,6 +561,8 @@ impl<C> Context<C> {
     }
 
     /// What is wrong with bytes that have to wait, if anything.
+    #[cold]
+    #[inline(never)]
     fn check_queueing(&self, link: &Link, total: usize) -> Result<(), WriteError> {
         if !link.takes_writes() {
             Err(WriteError::Closed)

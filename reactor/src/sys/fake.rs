@@ -165,9 +165,17 @@ impl Socket {
         kernel(|kernel| kernel.watches.contains_key(&self.0))
     }
 
-    /// Whether its table is lost, and the file with it.
-    pub(crate) fn is_lost(&self) -> bool {
-        kernel(|kernel| !kernel.files.contains_key(&self.0))
+    /// Whether there is a reason for bytes to wait: epoll will report when they can be sent, or nothing will.
+    pub(crate) fn has_reason_to_wait(&self) -> bool {
+        kernel(|kernel| {
+            let reports = kernel
+                .watches
+                .get(&self.0)
+                .is_some_and(|watch| matches!(watch.trigger, Trigger::Edge { pending: true }));
+            let socket = kernel.socket(self.0);
+            let is_over = socket.wire.gone || socket.error.is_some();
+            reports || is_over || socket.wants_room || socket.wants_memory
+        })
     }
 }
 
@@ -264,6 +272,8 @@ struct FakeSocket {
     room: usize,
     /// A send has found no room, and epoll reports when there is.
     wants_room: bool,
+    /// A send was refused for want of memory, and nothing reports when there is some.
+    wants_memory: bool,
     /// Reads may end early: the peer has sent urgent data, or descriptors over a Unix-domain stream.
     cuts_reads: bool,
     urgent: bool,
@@ -444,6 +454,7 @@ impl Kernel {
             incoming: VecDeque::new(),
             room,
             wants_room: false,
+            wants_memory: false,
             cuts_reads: false,
             urgent: false,
             finished: false,
@@ -1108,7 +1119,10 @@ fn send(number: i32, slices: &[IoSlice<'_>]) -> Result<usize, Errno> {
     ];
     kernel(|kernel| {
         kernel.touch(number);
-        kernel.fault_or_later("send", number, &errnos)?;
+        kernel.socket(number).wants_memory = false;
+        kernel.fault_or_later("send", number, &errnos).inspect_err(|&errno| {
+            kernel.socket(number).wants_memory = errno == Errno::ENOBUFS;
+        })?;
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
         let most = kernel.cut_short(total);
         if most < total {
@@ -1116,6 +1130,7 @@ fn send(number: i32, slices: &[IoSlice<'_>]) -> Result<usize, Errno> {
         }
         let socket = kernel.socket(number);
         let taken = socket.send(most)?;
+        socket.wants_room |= taken < total;
         socket.room -= taken;
         socket.wire.sent.extend(slices.iter().flat_map(|slice| slice.iter()).take(taken));
         kernel.bytes_taken += taken as u64;
