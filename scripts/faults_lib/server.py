@@ -37,6 +37,8 @@ class Server:
             binary("c1000k-server"), "--bind", bind, "--first-port", str(self.first_port),
             "--ports", str(PORTS), "--json", str(self.record_path), *arguments,
         ]
+        if "--file-table" not in arguments:
+            self.command += ["--file-table", os.environ.get("FAULTS_FILE_TABLE", "auto")]
         prefix = ["ip", "netns", "exec", namespace] if namespace else []
 
         def prepare():
