@@ -29,7 +29,7 @@ use crate::signal::Signal;
 use crate::slab::Slab;
 use crate::stats::Stats;
 use crate::sys::{self, Descriptor, Poller, SendBatch, SignalReader, Sockets};
-use crate::token::{Inner, Source, Token};
+use crate::token::{Inner, ListenerId, Source, Token};
 use crate::waker::Waker;
 use crate::wheel::{NodeId, Tick, Wheel};
 
@@ -76,6 +76,10 @@ pub struct Context<C> {
     held: Vec<(Token, Box<[u8]>)>,
     /// Connections to be removed as soon as no callback runs.
     doomed: VecDeque<(Token, CloseReason)>,
+    /// Listeners that epoll has reported in this turn; empty in between.
+    ready_listeners: Vec<ListenerId>,
+    /// Turns in a row in which they were not accepted from because ended connections may have been about to make room.
+    turns_without_room: usize,
     starved: Starved,
     /// Connections that have gone since starved listeners were last looked at.
     freed: usize,
@@ -145,6 +149,8 @@ impl<C> Context<C> {
             listed: VecDeque::new(),
             held: Vec::new(),
             doomed: VecDeque::new(),
+            ready_listeners: Vec::new(),
+            turns_without_room: 0,
             starved: Starved::default(),
             freed: 0,
             spare: Some(sys::spare()?),

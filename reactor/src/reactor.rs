@@ -144,6 +144,7 @@ impl<C> Reactor<C> {
         wait(cx, events, max_wait)?;
         dispatch_all(cx, handler, read_buffer, receives.as_mut(), events);
         serve_listed(cx, handler, read_buffer);
+        accept_all(cx, handler, events);
         finish_round(cx, handler);
         fire_timers(cx, handler);
         visit_slice(cx, handler);
@@ -296,7 +297,7 @@ fn dispatch_other<H: Handler + ?Sized>(
     ready: Readiness,
 ) {
     match Source::from_bits(data) {
-        Some(Source::Listener(listener)) => accept(cx, handler, listener),
+        Some(Source::Listener(listener)) => cx.accept_later(listener),
         Some(Source::Watch(watch)) if cx.minds(watch) => handler.on_ready(cx, watch, ready),
         Some(Source::Inner(Inner::Wake)) => {
             if cx.acknowledge_wake() {
@@ -494,6 +495,19 @@ fn open_connected<H: Handler + ?Sized>(
         }
         Err(error) => cx.doom(token, CloseReason::ConnectFailed(error)),
     }
+}
+
+/// Accepts what waits, when the connections of this wait have been served: those that have ended have made room.
+fn accept_all<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, events: &Events) {
+    let Some(mut listeners) = cx.take_ready_listeners() else { return };
+    let has_more_events = events.is_full() && listeners.len() < events.len();
+    if !cx.waits_for_room(has_more_events) {
+        for &listener in &listeners {
+            accept(cx, handler, listener);
+        }
+    }
+    listeners.clear();
+    cx.give_back_listeners(listeners);
 }
 
 fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, listener: ListenerId) {

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -283,4 +284,54 @@ fn a_peer_that_resets_before_it_is_accepted_disturbs_nobody() {
         assert_eq!(why, Why::Failed(nix::libc::ECONNRESET));
     }
     assert_eq!(world.cx().connections(), 1);
+}
+
+/// How a peer ends: what is to be served before its slot is free.
+type End = fn(TcpStream);
+
+#[test]
+fn ended_connections_make_room_before_newcomers_are_accepted() {
+    let _descriptors = Descriptors::counted();
+    const SLOTS: usize = 64;
+    let finish: End = drop;
+    let send_and_finish: End = |mut peer| peer.write_all(b"the last words").unwrap();
+    for (end, events_per_wait) in [finish, send_and_finish, reset].into_iter().zip([8, 8, 200]) {
+        let config = Config { connections_max: SLOTS, events_per_wait, ..Config::default() };
+        let mut world = World::with(config);
+        // Closes those that have finished, and answers nothing, so that none of them is reset for bytes unread.
+        world.script(|cx, event| {
+            if let Event::Eof(token) = event {
+                cx.close(*token);
+            }
+        });
+        let address = world.listen();
+        let leaving: Vec<_> = (0..SLOTS).map(|_| world.pair(address).0).collect();
+
+        // The listener has something to report first, and then each connection.
+        let newcomers: Vec<_> = (0..SLOTS).map(|_| peer(address)).collect();
+        leaving.into_iter().for_each(end);
+        world.until("the accepts", |world| world.service.opened().len() == 2 * SLOTS);
+        assert_eq!(world.service.closed().len(), newcomers.len());
+        assert_eq!(world.service.count(|event| matches!(event, Event::AcceptError(..))), 0);
+        assert_eq!(world.cx().stats().accept_pauses, 0);
+    }
+}
+
+#[test]
+fn a_full_reactor_says_so_also_where_one_connection_is_always_to_be_served() {
+    let _descriptors = Descriptors::counted();
+    let config = Config {
+        connections_max: 1,
+        events_per_wait: 1,
+        read_buffer_bytes: 1,
+        ..Config::default()
+    };
+    let mut world = World::with(config);
+    let address = world.listen();
+    let (mut busy, _) = world.pair(address);
+    busy.write_all(&[7; 4096]).unwrap();
+    let _newcomer = peer(address);
+    let is_full = |event: &Event| matches!(event, Event::AcceptError(..));
+    world.until("the error", |world| world.service.count(is_full) > 0);
+    assert!(world.service.count(|event| matches!(event, Event::Data(..))) < 4096, "too late");
 }

@@ -6,6 +6,7 @@
 //! one by one would be a hundred wake-ups.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -184,6 +185,32 @@ impl<C> Context<C> {
         }
     }
 
+    /// epoll has reported the listener: it is accepted from when the connections of this turn have been served.
+    pub(crate) fn accept_later(&mut self, id: ListenerId) {
+        self.ready_listeners.push(id);
+    }
+
+    /// The listeners to accept from in this turn, if any; the list is to be given back, so that its memory is used again.
+    pub(crate) fn take_ready_listeners(&mut self) -> Option<Vec<ListenerId>> {
+        (!self.ready_listeners.is_empty()).then(|| mem::take(&mut self.ready_listeners))
+    }
+
+    pub(crate) fn give_back_listeners(&mut self, empty: Vec<ListenerId>) {
+        self.ready_listeners = empty;
+    }
+
+    /// Whether every slot is taken and connections that may have ended are still to be served: epoll has more events, or
+    /// some are listed. Listeners are left alone then, and reported again, but only for as many turns as it takes to
+    /// serve each connection once.
+    pub(crate) fn waits_for_room(&mut self, has_more_events: bool) -> bool {
+        let turns_max = self.connections.capacity() / self.config.events_per_wait + 1;
+        let waits = (has_more_events || !self.listed.is_empty())
+            && self.connections.is_full()
+            && self.turns_without_room < turns_max;
+        self.turns_without_room = if waits { self.turns_without_room + 1 } else { 0 };
+        waits
+    }
+
     /// Takes one connection from the listener's backlog, unless the listener is paused or gone.
     pub(crate) fn accept(&self, id: ListenerId) -> Accepted {
         match self.listeners.head(id.name()) {
@@ -207,7 +234,7 @@ impl<C> Context<C> {
     /// Something to accept with ran out: the listener waits.
     pub(crate) fn starve(&mut self, id: ListenerId) {
         let Some(listener) = self.listeners.head_mut(id.name()) else { return };
-        if std::mem::replace(&mut listener.starved, true) {
+        if mem::replace(&mut listener.starved, true) {
             return;
         }
         self.starved.waiting.push_back(id);
@@ -233,7 +260,7 @@ impl<C> Context<C> {
     /// The wheel has given out the end of the pause: all that starve try again.
     pub(crate) fn end_pause(&mut self) {
         self.starved.pause = None;
-        for id in std::mem::take(&mut self.starved.waiting) {
+        for id in mem::take(&mut self.starved.waiting) {
             self.hear_again(id);
         }
     }
@@ -248,7 +275,7 @@ impl<C> Context<C> {
 
     /// For each connection that has gone, one starved listener comes back, the longest waiting first.
     pub(crate) fn feed_starved(&mut self) {
-        let freed = std::mem::take(&mut self.freed);
+        let freed = mem::take(&mut self.freed);
         for _ in 0..freed {
             let Some(&id) = self.starved.waiting.front() else { return };
             self.forget_starvation(id);

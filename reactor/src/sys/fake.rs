@@ -220,8 +220,9 @@ impl Choices {
 
 // --- the kernel --------------------------------------------------------------------------------------------------------
 
-/// Reports of one descriptor in a row that the reactor may leave without any call on it.
-const IGNORED_MAX: u32 = 3;
+/// Reports of one descriptor in a row that the reactor may leave without any call on it. Listeners are left so for as many
+/// turns as it takes to serve each connection once.
+const IGNORED_MAX: u32 = 24;
 const SOCKETS_MAX: usize = 40;
 const ROOM_BYTES_MAX: u32 = 200;
 
@@ -952,6 +953,10 @@ impl Events {
 
     pub(crate) fn len(&self) -> usize {
         self.filled.len()
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.filled.len() == self.capacity
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, Readiness)> {

@@ -105,6 +105,11 @@ impl Events {
         self.filled
     }
 
+    /// Whether there may be more of them than were asked for.
+    pub(crate) fn is_full(&self) -> bool {
+        self.filled == self.buffer.len()
+    }
+
     /// Each with the data of its descriptor.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, Readiness)> {
         self.buffer[..self.filled]
