@@ -1,0 +1,135 @@
+//! Many connections with much to read: what one turn reads is bounded, and a bystander is served beside them.
+
+#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+
+mod common;
+
+use std::io::{ErrorKind, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use reactor::{Config, Context, Handler, Incoming, ListenOptions, Reactor, Token};
+
+use common::descriptors::Descriptors;
+use common::{DEADLINE, LOOPBACK, file_table, peer};
+
+/// As in `reactor.rs`: what the reads of one round bring at most. A turn has two, one of events and one of listed
+/// connections.
+const ROUND_BYTES: usize = 4 << 20;
+const TURN_BYTES_MAX: usize = 2 * ROUND_BYTES;
+
+const CONNECTIONS: usize = 300;
+const BYTES_EACH: usize = 128 << 10;
+
+/// Counts what arrives; only bystanders send single bytes.
+#[derive(Default)]
+struct Counts {
+    opened: usize,
+    total: usize,
+    longest: usize,
+    single_bytes: usize,
+}
+
+impl Handler for Counts {
+    type Conn = ();
+
+    fn on_accept(&mut self, _: &mut Context<()>, _: &Incoming<'_>) -> Option<()> {
+        self.opened += 1;
+        Some(())
+    }
+
+    fn on_data(&mut self, _: &mut Context<()>, _: Token, (): &mut (), bytes: &[u8]) {
+        self.total += bytes.len();
+        self.longest = self.longest.max(bytes.len());
+        self.single_bytes += usize::from(bytes.len() == 1);
+    }
+}
+
+struct Crowd {
+    reactor: Reactor<()>,
+    counts: Counts,
+    peers: Vec<TcpStream>,
+    bystander: TcpStream,
+    sent: usize,
+}
+
+impl Crowd {
+    /// All are open, and all but the bystander have sent much.
+    fn new() -> Self {
+        let config = Config { file_table: file_table(), ..Config::default() };
+        let mut reactor = Reactor::new(&config).unwrap();
+        let listener = reactor.context().listen(LOOPBACK, &ListenOptions::default()).unwrap();
+        let address = reactor.context().listener_addr(listener).unwrap();
+        let mut counts = Counts::default();
+        let mut open = |wanted| {
+            let peer = peer(address);
+            let end = Instant::now() + DEADLINE;
+            while counts.opened < wanted {
+                assert!(Instant::now() < end);
+                let _ = reactor.turn(&mut counts, Some(DEADLINE)).unwrap();
+            }
+            peer
+        };
+        let peers: Vec<_> = (1..=CONNECTIONS).map(&mut open).collect();
+        let bystander = open(CONNECTIONS + 1);
+        let sent = peers.iter().map(fill).sum();
+        Self { reactor, counts, peers, bystander, sent }
+    }
+
+    /// One turn: how many events it took from the kernel, and how many bytes it read.
+    fn turn(&mut self) -> (usize, usize) {
+        let (events, total) = (self.reactor.context().stats().events, self.counts.total);
+        self.counts.longest = 0;
+        let _ = self.reactor.turn(&mut self.counts, Some(Duration::from_millis(20))).unwrap();
+        let events = self.reactor.context().stats().events - events;
+        (events as usize, self.counts.total - total)
+    }
+}
+
+/// Sends as much as the kernel takes, up to a bound.
+fn fill(mut peer: &TcpStream) -> usize {
+    let bytes = [7; BYTES_EACH];
+    let mut sent = 0;
+    peer.set_nonblocking(true).unwrap();
+    while sent < BYTES_EACH {
+        match peer.write(&bytes[sent..]) {
+            Ok(taken) => sent += taken,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                break;
+            }
+        }
+    }
+    sent
+}
+
+#[test]
+fn one_turn_reads_a_bounded_amount_and_a_fair_share_of_each_connection() {
+    let _descriptors = Descriptors::counted();
+    let mut crowd = Crowd::new();
+    assert!(crowd.sent > 2 * TURN_BYTES_MAX, "only {} bytes were taken", crowd.sent);
+    let (events, first) = crowd.turn();
+    assert!(first <= TURN_BYTES_MAX, "{first} bytes in one turn");
+    // What has not arrived yet leaves more to the others, so twice a share is let pass.
+    let (share, longest) = (ROUND_BYTES / events.max(1), crowd.counts.longest);
+    assert!(longest <= 2 * share, "{longest} bytes at once where {share} are a share");
+
+    let end = Instant::now() + DEADLINE;
+    while crowd.counts.total < crowd.sent {
+        let (_, read) = crowd.turn();
+        assert!(read <= TURN_BYTES_MAX, "{read} bytes in one turn");
+        assert!(Instant::now() < end, "{} of {} bytes came", crowd.counts.total, crowd.sent);
+    }
+    assert_eq!((crowd.counts.total, crowd.peers.len()), (crowd.sent, CONNECTIONS));
+}
+
+#[test]
+fn a_bystander_is_served_in_the_next_turn_though_others_have_much_to_read() {
+    let _descriptors = Descriptors::counted();
+    let mut crowd = Crowd::new();
+    let _ = crowd.turn();
+    crowd.bystander.write_all(b"!").unwrap();
+    let _ = crowd.turn();
+    assert!(crowd.counts.total < crowd.sent, "nothing is left to wait behind");
+    assert_eq!(crowd.counts.single_bytes, 1, "the bystander waits");
+}
