@@ -5,7 +5,9 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::net::TcpListener;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use c1000k_report::ClientRecord;
@@ -445,6 +447,23 @@ fn descriptors_that_it_was_born_with_are_counted() {
     assert!((120..=149).contains(&record.target), "{ended:?}");
     assert_eq!((record.established, record.verified), (record.target, Some(record.target)));
     assert_eq!(record.failures, failures([]));
+}
+
+#[test]
+fn it_starts_and_proves_without_a_null_device() {
+    const BARE_DEV: &str = "mount -t tmpfs none /dev && ! test -e /dev/null";
+    let mut tried = Command::new("unshare");
+    tried.args(["--mount", "bash", "-c", BARE_DEV]).stderr(Stdio::null());
+    if !tried.status().is_ok_and(|status| status.success()) {
+        // Past what the test harness swallows.
+        let why = "no mounts can be made here";
+        return writeln!(std::io::stderr(), "the test without /dev/null is skipped: {why}")
+            .unwrap();
+    }
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!("127.0.0.1 {} --ports 1 -c 20 --hold 10ms --json -", server.first_port);
+    let ended = Client::start_in_new_mounts(BARE_DEV, &words).end();
+    assert_eq!((ended.code, record(&ended).verified), (Some(0), Some(20)), "{ended:?}");
 }
 
 /// The limit is lowered while it runs, which no arithmetic foresees.

@@ -13,9 +13,13 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use c1000k_report::record::ServerRecord;
-use common::{BINARY, Server, echo, echo_all, fill, free_ports, pattern, read_to_end, run, wait};
+use common::{
+    BINARY, Server, can_mount, echo, echo_all, fill, free_ports, in_new_mounts, pattern,
+    read_to_end, run, wait,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use reactor::FileTable;
 
 const NOBODY: u32 = 65_534;
 
@@ -512,4 +516,19 @@ fn one_line(output: &Output) -> String {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn it_starts_and_serves_without_a_null_device() {
+    const BARE_DEV: &str = "mount -t tmpfs none /dev && ! test -e /dev/null";
+    if !can_mount("the test without /dev/null", BARE_DEV) {
+        return;
+    }
+    let registered = FileTable::check_registered().is_ok().then_some("registered");
+    for table in ["process"].into_iter().chain(registered) {
+        let arguments = ["--threads", "2", "--file-table", table];
+        let server = Server::start_by(&in_new_mounts(BARE_DEV), 1, &arguments);
+        echo(&server.connect(0), b"without files");
+        assert_eq!(server.stop().accepted, 1);
+    }
 }

@@ -10,9 +10,11 @@ mod common;
 use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use common::{DEADLINE, Server, echo, is_refused, skip, try_connect, until};
+use common::{
+    DEADLINE, Server, can_mount, echo, in_new_mounts, is_refused, skip, try_connect, until,
+};
 
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 10 * MIB;
@@ -83,24 +85,6 @@ impl Drop for MemoryCgroup {
     fn drop(&mut self) {
         until(DEADLINE, || fs::remove_dir(&self.directory).is_ok());
     }
-}
-
-/// A shell's words that run the rest in a mount namespace of its own, after these commands.
-fn in_new_mounts(commands: &str) -> String {
-    format!("exec unshare --mount sh -c '{commands} && exec \"$0\" \"$@\"' \"$0\" \"$@\";")
-}
-
-/// Whether such words work here; if not, that is said aloud.
-fn can_mount(what: &str, commands: &str) -> bool {
-    let tried = Command::new("unshare")
-        .args(["--mount", "sh", "-c", commands])
-        .stderr(Stdio::null())
-        .status();
-    let works = tried.is_ok_and(|status| status.success());
-    if !works {
-        skip(what, "no mounts can be made here");
-    }
-    works
 }
 
 /// Connects until some are refused, and holds those who are let in.

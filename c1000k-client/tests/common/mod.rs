@@ -210,6 +210,19 @@ impl Client {
         Self::spawn(Command::new("bash").args(["-c", &script, env!("CARGO_BIN_EXE_c1000k-client")]))
     }
 
+    /// The same in a mount namespace of its own.
+    pub(crate) fn start_in_new_mounts(before: &str, words: &str) -> Self {
+        let script = format!("{before} && exec \"$0\" {words}");
+        let mut command = Command::new("unshare");
+        Self::spawn(command.args([
+            "--mount",
+            "bash",
+            "-c",
+            &script,
+            env!("CARGO_BIN_EXE_c1000k-client"),
+        ]))
+    }
+
     fn spawn(command: &mut Command) -> Self {
         let mut child = command
             .env_remove("RUST_LOG")

@@ -205,6 +205,24 @@ pub(crate) fn skip(what: &str, why: &str) {
     let _ = writeln!(std::io::stderr(), "{what} is skipped: {why}");
 }
 
+/// A shell's words that run the rest in a mount namespace of its own, after these commands.
+pub(crate) fn in_new_mounts(commands: &str) -> String {
+    format!("exec unshare --mount sh -c '{commands} && exec \"$0\" \"$@\"' \"$0\" \"$@\";")
+}
+
+/// Whether such words work here; if not, that is said aloud.
+pub(crate) fn can_mount(what: &str, commands: &str) -> bool {
+    let tried = Command::new("unshare")
+        .args(["--mount", "sh", "-c", commands])
+        .stderr(Stdio::null())
+        .status();
+    let works = tried.is_ok_and(|status| status.success());
+    if !works {
+        skip(what, "no mounts can be made here");
+    }
+    works
+}
+
 /// Runs to its end, which must come soon.
 pub(crate) fn run(command: &mut Command) -> Output {
     let mut child =
