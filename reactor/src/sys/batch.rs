@@ -8,7 +8,7 @@ use super::{IoResult, io_result, ring_answer};
 use crate::token::Token;
 
 /// What an operation has come to until the kernel says otherwise: its ring is lost.
-const LOST: i32 = -(Errno::ENOMEM as i32);
+pub(super) const LOST: i32 = -(Errno::ENOMEM as i32);
 
 /// Receives, each into a part of one buffer.
 #[derive(Debug)]

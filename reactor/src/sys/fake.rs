@@ -8,6 +8,7 @@
 //! its own, with a clock of its own.
 
 use std::cell::RefCell;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File as RealFile;
 use std::io::IoSlice;
@@ -1223,12 +1224,11 @@ struct Rings {
 
 impl Rings {
     fn make(&mut self, index: u32) -> Result<(), Errno> {
-        if !self.made.contains_key(&index) {
-            let ring = kernel(|kernel| {
+        if let Entry::Vacant(missing) = self.made.entry(index) {
+            missing.insert(kernel(|kernel| {
                 kernel.fault("io_uring_setup", &[Errno::EPERM, Errno::ENOSYS, Errno::ENOMEM])?;
                 kernel.open("io_uring_setup", File::Ring)
-            })?;
-            self.made.insert(index, ring);
+            })?);
         }
         Ok(())
     }

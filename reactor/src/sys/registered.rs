@@ -15,7 +15,7 @@ use io_uring::{IoUring, Probe, opcode, types};
 use nix::errno::Errno;
 use nix::libc;
 
-use super::batch::{Operation, ReceiveBatch, SendBatch, SendOperation};
+use super::batch::{LOST, Operation, ReceiveBatch, SendBatch, SendOperation};
 use super::socket::{self, Descriptor};
 use super::{IoResult, io_result, options, refused, ring_answer};
 use crate::error::Error;
@@ -45,8 +45,8 @@ const MOVED: u32 = u32::MAX;
 
 const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
-pub(super) struct Tables {
-    tables: Vec<Option<Box<Table>>>,
+pub(super) struct Tables<R: Ring = IoUring> {
+    tables: Vec<Option<Box<Table<R>>>>,
     places_each: u32,
     entries_each: u32,
     /// Those with operations that wait to be submitted.
@@ -56,7 +56,7 @@ pub(super) struct Tables {
     numbers: Vec<RawFd>,
 }
 
-impl std::fmt::Debug for Tables {
+impl<R: Ring> std::fmt::Debug for Tables<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tables")
             .field("made", &self.tables.iter().flatten().count())
@@ -66,22 +66,26 @@ impl std::fmt::Debug for Tables {
     }
 }
 
-struct Table {
-    ring: IoUring,
-    /// Operations that wait to be submitted.
+struct Table<R: Ring> {
+    ring: R,
+    /// Operations whose results are missing.
     queued: usize,
 }
 
-impl Tables {
+impl<R: Ring> Tables<R> {
     /// Tables with so many places in all; makes the first one.
     pub(super) fn new(places: usize) -> Result<Self, Error> {
         let places_each = options::descriptors_max().clamp(1, PLACES_PER_TABLE_MAX);
         let places_each = places_each.min(places.max(1) as u64) as u32;
         let tables = places.div_ceil(places_each as usize).max(1);
         let entries = (RINGS_BYTES_MAX / ENTRY_BYTES / tables).clamp(ENTRIES_MIN, ENTRIES_MAX);
-        let entries_each = 1 << entries.ilog2();
-        let first = Table::new(places_each, entries_each)?;
-        first.check_operations()?;
+        Self::of(tables, places_each, 1 << entries.ilog2())
+    }
+
+    /// So many tables of this size.
+    fn of(tables: usize, places_each: u32, entries_each: u32) -> Result<Self, Error> {
+        let first: Table<R> = Table::new(places_each, entries_each)?;
+        first.ring.check_operations()?;
         let mut list = Vec::new();
         list.resize_with(tables, || None);
         list[0] = Some(Box::new(first));
@@ -233,7 +237,7 @@ impl Tables {
         };
         self.numbers.clear();
         self.numbers.extend(run.iter().map(|(_, file)| file.as_fd().as_raw_fd()));
-        let moved = table.ring.submitter().register_files_update(offset, &self.numbers);
+        let moved = table.ring.update(offset, &self.numbers);
         self.numbers.clear();
         moved.unwrap_or_else(|error| {
             log::debug!("sockets keep their descriptors: io_uring_register(FILES_UPDATE): {error}");
@@ -255,7 +259,7 @@ impl Tables {
     ) -> nix::Result<usize> {
         let (index, file) = self.locate(place);
         let table =
-            self.tables.get_mut(index).and_then(Option::as_deref_mut).ok_or(Errno::EBADF)?;
+            self.tables.get_mut(index).and_then(Option::as_deref_mut).ok_or(Errno::ENOMEM)?;
         table.push(&operation(types::Fixed(file)), 0);
         let mut answer = Err(Errno::ENOMEM);
         self.complete(index, |_, result| answer = ring_answer(result));
@@ -273,7 +277,7 @@ impl Tables {
         for number in 0..entries.len() {
             let (index, file) = self.locate(place(&entries[number]));
             let Some(table) = self.tables.get_mut(index).and_then(Option::as_deref_mut) else {
-                done(&mut entries[number], -(Errno::EBADF as i32));
+                done(&mut entries[number], LOST);
                 continue;
             };
             if table.queued == 0 {
@@ -301,8 +305,69 @@ impl Tables {
     }
 }
 
-impl Table {
+impl<R: Ring> Table<R> {
     fn new(places: u32, entries: u32) -> Result<Self, Error> {
+        Ok(Self { ring: R::set_up(places, entries)?, queued: 0 })
+    }
+
+    fn push(&mut self, operation: &Entry, number: u64) {
+        let pushed = self.ring.push(operation, number);
+        debug_assert!(pushed, "it is completed when it is full");
+        self.queued += 1;
+    }
+
+    /// Submits what is queued and hands over the number and the result of each.
+    fn complete(&mut self, mut done: impl FnMut(usize, i32)) -> io::Result<()> {
+        let (mut tries, mut want) = (0, 0);
+        while self.queued > 0 {
+            let submitted = self.ring.submit_and_wait(want);
+            let queued_before = self.queued;
+            self.ring.completions(|number, result| {
+                self.queued -= 1;
+                done(number as usize, result);
+            });
+            match submitted {
+                Ok(_) if self.queued < queued_before => tries = 0,
+                // All of them complete while they are submitted; what does not is waited for.
+                Ok(_) if want == 0 => {}
+                Err(error) if !is_passing(&error) || tries == SUBMIT_TRIES_MAX => {
+                    return Err(error);
+                }
+                Ok(_) if tries == SUBMIT_TRIES_MAX => return Err(Errno::EAGAIN.into()),
+                _ => {
+                    tries += 1;
+                    std::thread::sleep(SUBMIT_PAUSE);
+                }
+            }
+            want = 1;
+        }
+        Ok(())
+    }
+}
+
+/// The kernel lets go of a ring, and of its files, some time after it is closed; of files that are taken out, at once.
+impl<R: Ring> Drop for Table<R> {
+    fn drop(&mut self) {
+        self.ring.unregister();
+    }
+}
+
+/// What is asked of a ring with its table of files. In the tests below, a script stands in for the kernel.
+pub(super) trait Ring: Sized {
+    fn set_up(places: u32, entries: u32) -> Result<Self, Error>;
+    /// Whether this kernel has all that is asked of it here.
+    fn check_operations(&self) -> Result<(), Error>;
+    /// Puts an operation into the submission queue; `false` where that is full.
+    fn push(&mut self, operation: &Entry, number: u64) -> bool;
+    fn submit_and_wait(&mut self, want: usize) -> io::Result<usize>;
+    /// Hands over the number and the result of each operation that has completed.
+    fn completions(&mut self, done: impl FnMut(u64, i32));
+    fn update(&self, offset: u32, files: &[RawFd]) -> io::Result<usize>;
+    fn unregister(&mut self);
+}
+
+impl Ring for IoUring {
+    fn set_up(places: u32, entries: u32) -> Result<Self, Error> {
         let ring = IoUring::builder()
             .setup_clamp()
             .setup_submit_all()
@@ -311,16 +376,12 @@ impl Table {
         ring.submitter()
             .register_files_sparse(places)
             .map_err(failed("io_uring_register(FILES)"))?;
-        Ok(Self { ring, queued: 0 })
+        Ok(ring)
     }
 
-    /// Whether this kernel has all that is asked of it here.
     fn check_operations(&self) -> Result<(), Error> {
         let mut probe = Probe::new();
-        self.ring
-            .submitter()
-            .register_probe(&mut probe)
-            .map_err(failed("io_uring_register(PROBE)"))?;
+        self.submitter().register_probe(&mut probe).map_err(failed("io_uring_register(PROBE)"))?;
         // The newest of them, since Linux 6.8.
         if probe.is_supported(opcode::FixedFdInstall::CODE) {
             Ok(())
@@ -329,42 +390,32 @@ impl Table {
         }
     }
 
-    fn push(&mut self, operation: &Entry, number: u64) {
+    #[inline]
+    fn push(&mut self, operation: &Entry, number: u64) -> bool {
         let entry = operation.clone().user_data(number);
         // SAFETY: what the entry points to is borrowed until the call that pushes it returns, and each such call
         // completes the entry before that, or drops the ring with it.
-        let pushed = unsafe { self.ring.submission().push(&entry) };
-        debug_assert!(pushed.is_ok(), "it is completed when it is full");
-        self.queued += 1;
+        unsafe { self.submission().push(&entry) }.is_ok()
     }
 
-    /// Submits what is queued and hands over the number and the result of each.
-    fn complete(&mut self, mut done: impl FnMut(usize, i32)) -> io::Result<()> {
-        let (mut tries, mut want) = (0, 0);
-        while self.queued > 0 {
-            match self.ring.submit_and_wait(want) {
-                Ok(_) => {}
-                Err(error) if is_passing(&error) && tries < SUBMIT_TRIES_MAX => {
-                    tries += 1;
-                    std::thread::sleep(SUBMIT_PAUSE);
-                }
-                Err(error) => return Err(error),
-            }
-            for completion in self.ring.completion() {
-                self.queued -= 1;
-                done(completion.user_data() as usize, completion.result());
-            }
-            // All of them complete while they are submitted; what does not is waited for.
-            want = 1;
+    #[inline]
+    fn submit_and_wait(&mut self, want: usize) -> io::Result<usize> {
+        IoUring::submit_and_wait(self, want)
+    }
+
+    #[inline]
+    fn completions(&mut self, mut done: impl FnMut(u64, i32)) {
+        for completion in self.completion() {
+            done(completion.user_data(), completion.result());
         }
-        Ok(())
     }
-}
 
-/// The kernel lets go of a ring, and of its files, some time after it is closed; of files that are taken out, at once.
-impl Drop for Table {
-    fn drop(&mut self) {
-        let _ = self.ring.submitter().unregister_files();
+    fn update(&self, offset: u32, files: &[RawFd]) -> io::Result<usize> {
+        self.submitter().register_files_update(offset, files)
+    }
+
+    fn unregister(&mut self) {
+        let _ = self.submitter().unregister_files();
     }
 }
 
@@ -392,3 +443,6 @@ fn failed(call: &'static str) -> impl FnOnce(io::Error) -> Error {
 fn length(bytes: usize) -> u32 {
     bytes.min(i32::MAX as usize) as u32
 }
+
+#[cfg(test)]
+mod tests;

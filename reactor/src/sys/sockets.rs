@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::batch::{ReceiveBatch, SendBatch};
-use super::registered::{ClosingStep, Tables};
+use super::registered::{ClosingStep, Ring, Tables};
 use super::socket::{self, Descriptor};
 use super::{IoResult, options};
 use crate::config::FileTable;
@@ -86,20 +86,7 @@ impl Sockets {
     /// For `places` connections. `Auto` takes registered files where that many and `others` do not fit under the limit of
     /// descriptors, and falls back to descriptors where io_uring can't be had.
     pub(crate) fn new(wanted: FileTable, places: usize, others: usize) -> Result<Self, Error> {
-        let tables = match wanted {
-            FileTable::Process => None,
-            FileTable::Registered => Some(Tables::new(places)?),
-            FileTable::Auto
-                if places.saturating_add(others) as u64 <= options::descriptors_max() =>
-            {
-                None
-            }
-            FileTable::Auto => Tables::new(places)
-                .inspect_err(|error| {
-                    log::warn!("connections stay in the process's descriptor table: {error}");
-                })
-                .ok(),
-        };
+        let tables = choose_tables(wanted, places, others)?;
         Ok(Self { tables: tables.map(RefCell::new), closing: Vec::new() })
     }
 
@@ -241,5 +228,24 @@ impl Sockets {
             }
             (Location::Place(_), None) => Err(Error::Stale),
         }
+    }
+}
+
+pub(super) fn choose_tables<R: Ring>(
+    wanted: FileTable,
+    places: usize,
+    others: usize,
+) -> Result<Option<Tables<R>>, Error> {
+    match wanted {
+        FileTable::Process => Ok(None),
+        FileTable::Registered => Tables::new(places).map(Some),
+        FileTable::Auto if places.saturating_add(others) as u64 <= options::descriptors_max() => {
+            Ok(None)
+        }
+        FileTable::Auto => Ok(Tables::new(places)
+            .inspect_err(|error| {
+                log::warn!("connections stay in the process's descriptor table: {error}");
+            })
+            .ok()),
     }
 }
