@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use common::descriptors::Descriptors;
 use common::{Conn, DEADLINE, Event, Why, World, closed_port, peer, reset};
-use reactor::{ConnectOptions, Interest};
+use reactor::{ConnectOptions, FileTable, Interest};
 
 fn accepted_and_closed(world: &mut World) {
     let address = world.listen();
@@ -160,4 +160,11 @@ fn every_test_counts_the_descriptors_that_are_open() {
         }
     }
     assert!(seen > 100, "only {seen} tests were found");
+}
+
+#[test]
+#[ignore = "fails where there is no io_uring, which is how `scripts/check` asks"]
+fn registered_files_can_be_had() {
+    let _descriptors = Descriptors::counted();
+    FileTable::check_registered().unwrap();
 }
