@@ -23,6 +23,7 @@ impl<C> Context<C> {
 
     fn audit_lists(&self) {
         assert!(self.doomed.is_empty(), "connections wait to be removed though the turn is over");
+        assert!(self.ready_listeners.is_empty(), "listeners wait though the turn is over");
         let starved = self.listeners().filter(|id| {
             self.listeners.head(id.name()).is_some_and(|listener| listener.is_starved())
         });
