@@ -3,6 +3,8 @@
 //! Connections are watched edge-triggered: epoll reports a change once. What a report leads to is done at once, or the
 //! connection is listed and served again in the next turn: when a read was full, reads were paused, or a send took all
 //! that it was offered.
+//!
+//! Listeners are accepted from last in a turn, when the connections that have ended have made room.
 
 use std::fmt;
 use std::mem;
