@@ -13,14 +13,14 @@ use crate::error::Error;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Connections held at once at the most. Address space for all of them is reserved at the start; pages that are
+    /// Connections held at once at most. Address space for all of them is reserved at the start; pages that are
     /// never used cost nothing. Default: 1,048,576.
     pub connections_max: usize,
-    /// Listeners at once at the most. Default: 1,024.
+    /// Listeners at once at most. Default: 1,024.
     pub listeners_max: usize,
-    /// Free timers at once at the most. Default: 4,096.
+    /// Free timers at once at most. Default: 4,096.
     pub timers_max: usize,
-    /// Watched descriptors at once at the most. Default: 1,024.
+    /// Watched descriptors at once at most. Default: 1,024.
     pub watches_max: usize,
     /// Sweeps that may wait for each other. Default: 64.
     pub sweeps_max: usize,
@@ -41,7 +41,7 @@ pub struct Config {
     pub write_queue_bytes_max: usize,
     /// Bytes that may wait in all write queues together. Default: 256 MiB.
     pub write_queues_bytes_max: usize,
-    /// How long a closed connection may take to hand over what the peer has not got yet. Default: 30 s.
+    /// How long a closed connection may take to deliver what the peer has not received yet. Default: 30 s.
     pub flush_timeout: Duration,
     /// The first pause of listeners, which share it, after descriptors, memory or epoll watches ran out; it doubles up
     /// to [`accept_pause_max`](Self::accept_pause_max). Default: 10 ms.
@@ -52,24 +52,28 @@ pub struct Config {
     pub file_table: FileTable,
 }
 
-/// Where the kernel keeps the files of connections' sockets. What a service sees of a connection is the same.
+/// Where the kernel keeps the files of connections' sockets. A handler sees no difference but the time of its sends: see
+/// [`Registered`](Self::Registered). Listeners and watched descriptors are descriptors in either case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FileTable {
-    /// Registered files where [`Config::connections_max`] does not fit under the soft limit of descriptors
-    /// (`RLIMIT_NOFILE`) and io_uring can be had, and else descriptors.
+    /// Registered files where [`Config::connections_max`] and [`Config::listeners_max`] do not fit under the soft limit
+    /// of descriptors (`RLIMIT_NOFILE`); descriptors where they do, or where io_uring is not available, which is then
+    /// logged as a warning with the reason. [`Context::file_table`](crate::Context::file_table) says which one it took.
     #[default]
     Auto,
     /// The process's descriptor table: a descriptor for each connection, and at most `RLIMIT_NOFILE` of them.
     Process,
-    /// Tables of io_uring's (registered files), which `RLIMIT_NOFILE` does not count: it bounds the size of one table
-    /// and not their number. Raise the soft limit to the hard one before making the reactor, so that few tables do;
-    /// each takes one descriptor and some 8 KiB of locked memory (`RLIMIT_MEMLOCK`). Wants Linux 6.8, and an io_uring
-    /// that is not forbidden (`kernel.io_uring_disabled`, seccomp).
+    /// Registered-file tables of io_uring, which `RLIMIT_NOFILE` does not count: it bounds the size of one table and not
+    /// their number. Raise the soft limit to the hard one before making the reactor, so that few tables are enough; each
+    /// takes one descriptor and 8 to 28 KiB of locked memory (`RLIMIT_MEMLOCK`). Requires Linux 6.8, and an io_uring
+    /// that is not forbidden (`kernel.io_uring_disabled`, seccomp); otherwise [`Reactor::new`](crate::Reactor::new)
+    /// fails.
     ///
-    /// A connection has a descriptor from its accept, or its connect, to the end of the turn. Receives and sends of one
-    /// turn go to the kernel together, and so a [`write`](crate::Context::write) in a callback is sent when the
-    /// callbacks of this turn's events have run.
+    /// A connection has a descriptor from its accept, or its connect, to the end of the turn, 64 connections at most at
+    /// a time. Receives, sends and closes of one turn go to the kernel together: a small
+    /// [`write`](crate::Context::write) in a callback is sent at the end of the turn, when the callbacks of its events
+    /// have run, and [`Written::Sent`](crate::Written::Sent) means that it is handed over then.
     Registered,
 }
 
@@ -98,11 +102,11 @@ impl Default for Config {
 }
 
 impl FileTable {
-    /// Whether [`Registered`](Self::Registered) can be had here.
+    /// Whether [`Registered`](Self::Registered) is available here.
     ///
     /// # Errors
-    /// What is in the way: io_uring is forbidden (`EPERM`, `ENOSYS`), there is no descriptor or no memory to lock for a
-    /// ring, or the kernel is older than Linux 6.8.
+    /// Why not: io_uring is forbidden (`EPERM`, `ENOSYS`), there is no descriptor or no memory to lock for a ring, or the
+    /// kernel is older than Linux 6.8.
     pub fn check_registered() -> Result<(), Error> {
         crate::sys::Sockets::new(Self::Registered, 1, 0).map(drop)
     }

@@ -1,6 +1,6 @@
 //! A single-threaded epoll reactor for very many connections.
 //!
-//! A service implements [`Handler`]; the reactor owns the descriptors, keeps one slot per connection in a slab, and
+//! A service implements [`Handler`]; the reactor owns the sockets, keeps one slot per connection in a slab, and
 //! calls the service when something happens. An idle connection costs 24 bytes and the service's own state, inline in
 //! its slot: no heap block, no buffer, no task. An armed timeout adds 24 bytes.
 //!
@@ -36,20 +36,26 @@
 //! - **Tokens.** A [`Token`] is a slot and a generation. After the connection is gone it matches nothing, though its
 //!   slot and its descriptor are used again, half a billion times: events and callers that come late do no harm.
 //! - **Closing is deferred.** [`Context::close`] and [`Context::abort`] mark; `on_close` follows after the callback has
-//!   returned. One place in the code closes descriptors.
-//! - **Level-triggered, one read per wake** into one shared buffer: no lost edges, no peer that starves the others.
-//! - **Writing** goes to the kernel at once; what it does not take waits in a bounded queue.
+//!   returned. One place in the code closes sockets.
+//! - **Edge-triggered, one read per report**: a connection is registered with epoll once, and its registration is never
+//!   changed. Where more may be left to read or to send, the reactor serves the connection again after the others.
+//! - **Writing** goes to the kernel at once, or with [registered files](FileTable::Registered) at the end of the turn;
+//!   what the kernel does not take waits in a bounded queue.
+//! - **Sockets** are held in the process's descriptor table or in registered-file tables of io_uring, which
+//!   `RLIMIT_NOFILE` does not count: see [`FileTable`]. A handler sees no difference.
 //! - **Running out** of descriptors, memory, epoll watches or slots is a state and not a fault: the listener pauses,
 //!   and comes back when a connection has closed or after a while.
 //! - **One thread.** Other threads send it messages through a bounded [`Mailbox`]; several reactors, one per thread,
 //!   share a port by `SO_REUSEPORT`.
 //! - **To everybody**: a [`sweep`](Context::sweep) visits all connections in slices, and the loop goes on in between.
-//! - **Other descriptors**, UDP sockets for example, are [watched](Context::watch); Unix-domain streams are connections
-//!   like others.
+//! - **Other descriptors**, UDP sockets for example, are [watched](Context::watch), level-triggered; Unix-domain streams
+//!   are connections like others.
 //!
 //! # What it costs
 //! `accept4` and `epoll_ctl` per accepted connection, `recv` and `send` per message, `close` per connection, with an
-//! `ioctl` before it where this side ends first; `socket`, `connect` and two `epoll_ctl` per outbound connect. There is no allocation on any of these paths.
+//! `ioctl` before it where this side ends first; `socket`, `connect` and `epoll_ctl` per outbound connect. With
+//! registered files, receives, sends and closes of many connections share a call, and so do the moves of sockets into
+//! the tables. There is no allocation on any of these paths.
 //!
 //! # What it is not
 //! There is no TLS, no file I/O and no thread pool here, and it runs on Linux only. The [`guide`] tells what to take for
@@ -59,8 +65,8 @@
 //! The crate follows semantic versioning; before 1.0 a minor version may break. The public surface is kept in
 //! `reactor/public-api.txt`, so that a change of it is seen in review. Make [`Config`] and the options with
 //! `..Default::default()`: a new field is no breaking change. Enums that may grow are `#[non_exhaustive]`, and a new
-//! callback of [`Handler`] comes with a default. The crate's types are its own: nothing of `nix` is in a signature. The
-//! oldest compiler is the `rust-version` of `Cargo.toml`; raising it is a minor change.
+//! callback of [`Handler`] comes with a default. The crate's types are its own: nothing of `nix` or `io-uring` is in a
+//! signature. The oldest compiler is the `rust-version` of `Cargo.toml`; raising it is a minor change.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("reactor is built on epoll, signalfd and eventfd: it runs on Linux only");
