@@ -418,14 +418,14 @@ fn read<H: Handler + ?Sized>(
     }
 }
 
-/// Serves the connections that were listed before, at most as many as a wait reports, and no more once they have given
-/// as much as a round may bring.
+/// Serves the connections that were listed before: a few, for each may have much to be read and what epoll reports has to
+/// wait, and no more once they have given as much as a round may bring.
 fn serve_listed<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     buffer: &mut [u8],
 ) {
-    let most = cx.listed().min(cx.config().events_per_wait);
+    let most = cx.listed().min(cx.served_again_max());
     let buffer = share(buffer, most);
     let bytes_before = cx.stats_mut().bytes_in;
     for _ in 0..most {

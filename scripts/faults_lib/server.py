@@ -89,18 +89,22 @@ class Server:
         return [line for line in self.log().splitlines() if " WARN " in line or "ERROR" in line]
 
     def descriptors(self):
-        """Files it has open, registered ones too, without those of /proc that it reads for a moment now and then."""
+        """Files it has open, registered ones too, without its rings, which it makes as it needs them, and without those
+        of /proc that it reads for a moment now and then."""
         counts = []
         for _ in range(5):
             counts.append(len(os.listdir(f"/proc/{self.process.pid}/fd")))
             time.sleep(0.001)
-        return min(counts) + self.registered_sockets()
+        return min(counts) - len(self.rings()) + self.registered_sockets()
 
     def registered_sockets(self):
         """Sockets in the tables of its rings."""
-        folder = Path(f"/proc/{self.process.pid}")
-        rings = [fd.name for fd in (folder / "fd").iterdir() if target_of(fd) == "anon_inode:[io_uring]"]
-        return sum(sockets_listed(folder / "fdinfo" / ring) for ring in rings)
+        folder = Path(f"/proc/{self.process.pid}/fdinfo")
+        return sum(sockets_listed(folder / ring) for ring in self.rings())
+
+    def rings(self):
+        folder = Path(f"/proc/{self.process.pid}/fd")
+        return [fd.name for fd in folder.iterdir() if target_of(fd) == "anon_inode:[io_uring]"]
 
     def rss_bytes(self):
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]

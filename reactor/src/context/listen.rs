@@ -203,7 +203,7 @@ impl<C> Context<C> {
     /// some are listed. Listeners are left alone then, and reported again, but only for as many turns as it takes to
     /// serve each connection once.
     pub(crate) fn waits_for_room(&mut self, has_more_events: bool) -> bool {
-        let turns_max = self.connections.capacity() / self.config.events_per_wait + 1;
+        let turns_max = self.connections.capacity() / self.served_again_max() + 1;
         let waits = (has_more_events || !self.listed.is_empty())
             && self.connections.is_full()
             && self.turns_without_room < turns_max;

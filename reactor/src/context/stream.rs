@@ -14,6 +14,9 @@ use crate::wheel::NodeId;
 /// Larger messages are not copied into the batch of sends.
 pub(super) const BATCHED_SEND_BYTES_MAX: usize = 2048;
 
+/// Listed connections that are served in one turn.
+const LISTED_PER_TURN: usize = 256;
+
 /// Between two tries to hand over what is queued, where epoll has reported nothing.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const QUEUES_PER_RETRY: usize = 1024;
@@ -422,6 +425,11 @@ impl<C> Context<C> {
 
     pub(crate) fn listed(&self) -> usize {
         self.listed.len()
+    }
+
+    /// How many of them one turn serves.
+    pub(crate) fn served_again_max(&self) -> usize {
+        self.config.events_per_wait.min(LISTED_PER_TURN)
     }
 
     pub(crate) fn next_listed(&mut self) -> Option<Token> {
