@@ -46,6 +46,9 @@ const ROUND_BYTES: usize = 4 << 20;
 /// But each at least so much.
 const READ_BYTES_MIN: usize = 4096;
 
+/// What those bring that are served again in a turn: less, for what epoll reports has to wait for them.
+const LISTED_BYTES: usize = 1 << 20;
+
 fn zeroes(bytes: usize) -> Result<Vec<u8>, Error> {
     let mut buffer = Vec::new();
     buffer
@@ -181,8 +184,8 @@ fn finish_round<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H)
 }
 
 /// What each of so many connections may give in one round.
-fn share(buffer: &mut [u8], connections: usize) -> &mut [u8] {
-    let share = (ROUND_BYTES / connections.max(1)).max(READ_BYTES_MIN).min(buffer.len());
+fn share(buffer: &mut [u8], bytes: usize, connections: usize) -> &mut [u8] {
+    let share = (bytes / connections.max(1)).max(READ_BYTES_MIN).min(buffer.len());
     &mut buffer[..share]
 }
 
@@ -195,7 +198,7 @@ fn dispatch_all<H: Handler + ?Sized>(
     receives: Option<&mut ReceiveBatch>,
     events: &Events,
 ) {
-    let buffer = share(buffer, events.len());
+    let buffer = share(buffer, ROUND_BYTES, events.len());
     if let Some(receives) = receives {
         return dispatch_batched(cx, handler, buffer, receives, events);
     }
@@ -426,10 +429,10 @@ fn serve_listed<H: Handler + ?Sized>(
     buffer: &mut [u8],
 ) {
     let most = cx.listed().min(cx.served_again_max());
-    let buffer = share(buffer, most);
+    let buffer = share(buffer, LISTED_BYTES, most);
     let bytes_before = cx.stats_mut().bytes_in;
     for _ in 0..most {
-        if cx.stats_mut().bytes_in - bytes_before > ROUND_BYTES as u64 {
+        if cx.stats_mut().bytes_in - bytes_before > LISTED_BYTES as u64 {
             return;
         }
         let Some(token) = cx.next_listed() else { return };

@@ -15,7 +15,7 @@ use crate::wheel::NodeId;
 pub(super) const BATCHED_SEND_BYTES_MAX: usize = 2048;
 
 /// Listed connections that are served in one turn.
-const LISTED_PER_TURN: usize = 256;
+const LISTED_PER_TURN: usize = 64;
 
 /// Between two tries to hand over what is queued, where epoll has reported nothing.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
