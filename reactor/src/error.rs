@@ -109,9 +109,11 @@ impl std::error::Error for WriteError {}
 /// Where the bytes of a successful write are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// All of them are with the kernel.
+    /// All of them are with the kernel, or, with [registered files](crate::FileTable::Registered), in the batch that goes
+    /// to it at the end of the turn. What the kernel does not take of that waits in the queue, and
+    /// [`on_drain`](crate::Handler::on_drain) is called when it has run empty.
     Sent,
-    /// Some of them wait in the queue; [`on_drain`](crate::Handler::on_drain) tells when it has run empty.
+    /// Some of them wait in the queue; [`on_drain`](crate::Handler::on_drain) is called when it has run empty.
     Queued,
 }
 

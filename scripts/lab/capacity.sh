@@ -52,8 +52,8 @@ raise_descriptors() {
 registered_files_refused() {
     local kernel
     kernel=$(uname -r)
-    if [[ $(printf '%s\n' 5.19 "$kernel" | sort -V | head -n 1) != 5.19 ]]; then
-        echo "registered files want Linux 5.19, and this is $kernel"
+    if [[ $(printf '%s\n' 6.8 "$kernel" | sort -V | head -n 1) != 6.8 ]]; then
+        echo "registered files want Linux 6.8, and this is $kernel"
     elif ! io_uring_allowed; then
         echo "io_uring is not allowed here (kernel.io_uring_disabled, or a container's seccomp filter)"
     fi
