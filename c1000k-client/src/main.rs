@@ -150,7 +150,8 @@ fn flood(arguments: &Arguments, aim: &Aim, machine: &Machine) -> Result<Tally, S
         local_ports: machine.local_ports.clone(),
         setbacks_max: SETBACKS_MIN.max(2 * u32::from(arguments.ports)),
     };
-    let mut reactor = reactor(aim).map_err(|error| format!("can't start: {error}"))?;
+    let mut reactor =
+        reactor(aim).map_err(|error| format!("can't start: {error}{}", remedy(aim)))?;
     let progress = Progress::new(u64::from(aim.goal));
     let tally = Tally::new(Instant::now(), arguments.verify).ok_or("can't start the histogram")?;
     let mut flood = Flood::new(settings, plan, tally, &progress);
@@ -159,6 +160,16 @@ fn flood(arguments: &Arguments, aim: &Aim, machine: &Machine) -> Result<Tally, S
     progress.end();
     outcome.map_err(|error| format!("can't wait for events: {error}"))?;
     Ok(flood.into_tally())
+}
+
+/// What may help where a reactor can't be made.
+fn remedy(aim: &Aim) -> &'static str {
+    match aim.file_table {
+        check::FileTable::Process => "; see ulimit -n",
+        check::FileTable::Registered => {
+            "; see ulimit -l and ulimit -n, or give --file-table process"
+        }
+    }
 }
 
 fn reactor(aim: &Aim) -> Result<Reactor<Conn>, reactor::Error> {

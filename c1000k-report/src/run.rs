@@ -262,10 +262,25 @@ impl Run {
         Some(client.established).filter(|held| *held > 0)
     }
 
+    /// Whether the records contradict the verdicts in them: a target that was not reached, or more connections than the
+    /// server ever had.
+    #[must_use]
+    pub fn is_contradicted(&self) -> bool {
+        let claims_too_much = self.clients.iter().any(|(_, client)| {
+            client.verdict != Verdict::Short && client.established < client.target
+        });
+        let held = total(self.clients.iter().map(|(_, client)| client.established));
+        let server_had_fewer = self.server.as_ref().is_some_and(|server| server.peak < held);
+        claims_too_much || (server_had_fewer && self.apart().is_none())
+    }
+
     /// Short, where a client is; else what all clients say, the least of it; `None` where a client's record is
-    /// missing, or they held apart.
+    /// missing, they held apart, or the figures contradict them.
     #[must_use]
     pub fn verdict(&self) -> Option<Verdict> {
+        if self.is_contradicted() {
+            return None;
+        }
         let mut verdicts = self.clients.iter().map(|(_, client)| client.verdict);
         if verdicts.clone().any(|verdict| verdict == Verdict::Short) {
             return Some(Verdict::Short);

@@ -81,6 +81,7 @@ fn headline(run: &Run) -> String {
         Some(Verdict::Held) => "Held, not verified".to_owned(),
         Some(verdict) => capitalized(&verdict.to_string()),
         None => match run.apart() {
+            _ if run.is_contradicted() => "Contradicted: the records do not agree",
             _ if !run.has_all_clients() => "Unknown, a record is missing",
             Some(Apart::Times) => "Not held at once",
             _ => "Not known to be held at once",

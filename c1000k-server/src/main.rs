@@ -284,7 +284,13 @@ fn listening(
     room: Room,
     write_queues_bytes_max: usize,
 ) -> Result<(Reactor<()>, Vec<Reactor<()>>), String> {
-    let refused = |error: reactor::Error| format!("the reactor can't be set up: {error}");
+    let remedy = match room.file_table {
+        FileTable::Process => "see ulimit -n, or give a lower --max-connections",
+        FileTable::Registered => {
+            "see ulimit -l and ulimit -n, or give --file-table process or a lower --max-connections"
+        }
+    };
+    let refused = |error: reactor::Error| format!("the reactor can't be set up: {error}; {remedy}");
     let threads = usize::try_from(settings.threads).unwrap_or(usize::MAX);
     let config = Config {
         connections_max: usize::try_from(room.connections_max)

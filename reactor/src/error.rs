@@ -42,6 +42,11 @@ impl Error {
         self.errno() == Some(nix::libc::EMFILE)
     }
 
+    /// Whether no local port, or no local address, is to be had.
+    pub(crate) fn is_out_of_ports(&self) -> bool {
+        self.errno() == Some(nix::libc::EADDRNOTAVAIL)
+    }
+
     /// The kind of the system's refusal; [`io::ErrorKind::Other`] for all that was not the system's.
     #[must_use]
     pub fn kind(&self) -> io::ErrorKind {

@@ -2,6 +2,7 @@
 
 use {
     super::{Machine, need::Need},
+    crate::format,
     clap::ValueEnum,
     std::fmt,
 };
@@ -60,23 +61,38 @@ impl FileTableChoice {
         registered: impl FnOnce() -> Result<(), String>,
     ) -> Result<(FileTable, Option<String>), String> {
         let listening = need.listening_ports();
-        // With hardly any descriptors at all, not even tables can be had.
-        let fits = machine.connections_within(listening).is_none_or(|within| {
-            need.connections <= within || machine.places_max(listening) <= Some(within)
-        });
+        let within = machine.connections_within(listening).unwrap_or(u64::MAX);
         match self {
             Self::Process => Ok((FileTable::Process, None)),
-            Self::Auto if fits => Ok((FileTable::Process, None)),
-            Self::Auto => Ok(match registered() {
-                Ok(()) => (FileTable::Registered, None),
-                Err(reason) => (
-                    FileTable::Process,
-                    Some(format!("each connection takes a descriptor, as registered files can't be had: {reason}")),
-                ),
-            }),
+            Self::Auto if need.connections <= within => Ok((FileTable::Process, None)),
+            Self::Auto => {
+                let refusal = registered().and_then(|()| Self::too_few_places(machine, listening, within));
+                Ok(match refusal {
+                    Ok(()) => (FileTable::Registered, None),
+                    Err(reason) => (
+                        FileTable::Process,
+                        Some(format!(
+                            "each connection takes a descriptor, as registered files can't be had: {reason}"
+                        )),
+                    ),
+                })
+            }
             Self::Registered => registered().map(|()| (FileTable::Registered, None)).map_err(|reason| {
                 format!("--file-table registered can't be had: {reason}; leave it out, or give process")
             }),
+        }
+    }
+}
+
+impl FileTableChoice {
+    /// With hardly any descriptors or locked memory, descriptors hold more than the tables that can be had.
+    fn too_few_places(machine: &Machine, listening: u64, within: u64) -> Result<(), String> {
+        match machine.places_max(listening) {
+            Some(places) if places <= within => Err(format!(
+                "RLIMIT_NOFILE and RLIMIT_MEMLOCK (ulimit -n, -l) leave them {}",
+                format::counted(places, "place")
+            )),
+            _ => Ok(()),
         }
     }
 }

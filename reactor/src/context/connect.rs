@@ -40,7 +40,14 @@ impl<C> Context<C> {
             }
             other => other,
         }?;
-        sys::connect(&socket, &address)?;
+        match sys::connect(&socket, &address) {
+            // The port may be that of a connection whose close waits for the end of the turn.
+            Err(error) if error.is_out_of_ports() && self.sockets.has_closes() => {
+                self.flush();
+                sys::connect(&socket, &address)?;
+            }
+            connected => connected?,
+        }
         let token = self.adopt(socket, Flags::CONNECTING | input_flags(&address))?;
         self.give_back(token, conn);
         if let Some(timeout) = options.timeout {

@@ -20,6 +20,9 @@ use super::socket::{self, Descriptor};
 use super::{IoResult, io_result, options, refused, ring_answer};
 use crate::error::Error;
 
+/// A place's complement fits into 32 bits.
+const PLACES_MAX: usize = i32::MAX as usize;
+
 /// More places than this the kernel grants no table.
 const PLACES_PER_TABLE_MAX: u64 = 1 << 20;
 
@@ -29,6 +32,7 @@ const RINGS_BYTES_MAX: usize = 2 << 20;
 const ENTRY_BYTES: usize = 64 + 2 * 16 + 4;
 const ENTRIES_MAX: usize = 256;
 const ENTRIES_MIN: usize = 16;
+const ENTRIES_LEAST: u32 = ENTRIES_MIN as u32;
 
 /// A ring that takes nothing for a second, for want of memory, is given up.
 const SUBMIT_TRIES_MAX: u32 = 1000;
@@ -68,6 +72,8 @@ impl<R: Ring> std::fmt::Debug for Tables<R> {
 
 struct Table<R: Ring> {
     ring: R,
+    /// What the submission queue holds.
+    entries: usize,
     /// Operations whose results are missing.
     queued: usize,
 }
@@ -75,6 +81,7 @@ struct Table<R: Ring> {
 impl<R: Ring> Tables<R> {
     /// Tables with so many places in all; makes the first one.
     pub(super) fn new(places: usize) -> Result<Self, Error> {
+        let places = places.min(PLACES_MAX);
         let places_each = options::descriptors_max().clamp(1, PLACES_PER_TABLE_MAX);
         let places_each = places_each.min(places.max(1) as u64) as u32;
         let tables = places.div_ceil(places_each as usize).max(1);
@@ -284,7 +291,7 @@ impl<R: Ring> Tables<R> {
                 self.busy.push(index);
             }
             table.push(&operation(number, &entries[number], types::Fixed(file)), number as u64);
-            if table.queued == self.entries_each as usize {
+            if table.queued == table.entries {
                 self.complete(index, |number, result| done(&mut entries[number], result));
                 self.busy.retain(|&other| other != index);
             }
@@ -307,7 +314,14 @@ impl<R: Ring> Tables<R> {
 
 impl<R: Ring> Table<R> {
     fn new(places: u32, entries: u32) -> Result<Self, Error> {
-        Ok(Self { ring: R::set_up(places, entries)?, queued: 0 })
+        let (ring, entries) = match R::set_up(places, entries) {
+            // Little memory may be locked: the smallest ring will do.
+            Err(error) if error.errno() == Some(libc::ENOMEM) && entries > ENTRIES_LEAST => {
+                (R::set_up(places, ENTRIES_LEAST)?, ENTRIES_LEAST)
+            }
+            other => (other?, entries),
+        };
+        Ok(Self { ring, entries: entries as usize, queued: 0 })
     }
 
     fn push(&mut self, operation: &Entry, number: u64) {
