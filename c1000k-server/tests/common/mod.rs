@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use c1000k_host::limits::raise_descriptor_limit;
 use c1000k_report::record::ServerRecord;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -48,6 +49,8 @@ impl Server {
 
     /// The same by a shell that first does what `prelude` says, and becomes the server then.
     pub(crate) fn start_by(prelude: &str, ports: u16, arguments: &[&str]) -> Self {
+        // A crowd of peers is more than the usual soft limit of 1,024.
+        raise_descriptor_limit().unwrap();
         let deadline = Instant::now() + DEADLINE;
         loop {
             let first_port = free_ports(ports);
