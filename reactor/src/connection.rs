@@ -52,6 +52,11 @@ impl Link {
         !self.flags.any(Flags::NOT_SIMPLY_READ)
     }
 
+    /// There is input that epoll will not report, and it is wanted now: by the service, or to be dropped.
+    pub(crate) fn wants_reading(&self) -> bool {
+        self.flags.any(Flags::UNREAD | Flags::HELD) && (self.reads() || self.drains())
+    }
+
     /// What arrives is dropped.
     pub(crate) fn drains(&self) -> bool {
         self.lingers() && !self.flags.any(Flags::UNREADABLE)

@@ -452,10 +452,7 @@ fn serve_again<H: Handler + ?Sized>(
     {
         lend(cx, token, |cx, conn| handler.on_drain(cx, token, conn));
     }
-    let is_wanted = |link: &Link| {
-        link.flags.any(Flags::UNREAD | Flags::HELD) && (link.reads() || link.drains())
-    };
-    if cx.link(token).is_some_and(is_wanted) {
+    if cx.link(token).is_some_and(Link::wants_reading) {
         read(cx, handler, buffer, token);
     }
 }

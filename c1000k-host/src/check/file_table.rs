@@ -82,9 +82,7 @@ impl FileTableChoice {
             }),
         }
     }
-}
 
-impl FileTableChoice {
     /// With hardly any descriptors or locked memory, descriptors hold more than the tables that can be had.
     fn too_few_places(machine: &Machine, listening: u64, within: u64) -> Result<(), String> {
         match machine.places_max(listening) {

@@ -400,9 +400,7 @@ impl<C> Context<C> {
     /// Puts a connection that has input which epoll will not report on the list of those to be served again, unless the
     /// service does not want it now.
     pub(crate) fn list_unread(&mut self, token: Token) {
-        if self.link(token).is_some_and(|link| {
-            link.flags.any(Flags::UNREAD | Flags::HELD) && (link.reads() || link.drains())
-        }) {
+        if self.link(token).is_some_and(Link::wants_reading) {
             self.list(token);
         }
     }
