@@ -2,7 +2,8 @@
 
 use c1000k_host::{
     check::{
-        CapKind, Conntrack, Machine, Need, Role, Row, Verdict, fits, largest_target, render, table,
+        CapKind, Conntrack, FileTable, Machine, Need, Role, Row, Verdict, fits, largest_target,
+        render, table,
     },
     limits::{DescriptorLimit, SystemDescriptorLimits},
     memory::{MemoryBound, MemoryRoom},
@@ -331,6 +332,23 @@ fn the_cap_is_what_the_table_just_lets_pass() {
             assert!(!fits(&table(&machine, &above)), "{cap:?}");
         }
     }
+}
+
+/// A hard limit as low as the usual soft one: small tables, each with a ring.
+#[test]
+fn both_ends_of_a_user_share_what_it_may_lock_for_small_tables() {
+    let machine =
+        Machine { descriptors: Some(DescriptorLimit { soft: 1_024, hard: 1_024 }), ..ample() };
+    let registered = |role| Need { file_table: FileTable::Registered, ..million(role) };
+
+    let server = largest_target(&machine, &registered(Role::Server)).expect("a cap");
+    assert_eq!(server.kind, CapKind::Descriptors);
+    assert!(server.reason.contains("RLIMIT_NOFILE is 1,024 hard"), "{}", server.reason);
+
+    // 8 MiB are 1,024 rings of two pages each, 512 for each end, of which one is made ahead.
+    let both = largest_target(&machine, &registered(Role::Both)).expect("a cap");
+    assert_eq!((both.kind, both.connections), (CapKind::Descriptors, 511 * 1_024));
+    assert!(both.reason.contains("RLIMIT_MEMLOCK is 8.4 MB"), "{}", both.reason);
 }
 
 #[test]

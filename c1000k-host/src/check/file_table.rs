@@ -66,7 +66,7 @@ impl FileTableChoice {
             Self::Process => Ok((FileTable::Process, None)),
             Self::Auto if need.connections <= within => Ok((FileTable::Process, None)),
             Self::Auto => {
-                let refusal = registered().and_then(|()| Self::too_few_places(machine, listening, within));
+                let refusal = registered().and_then(|()| Self::too_few_places(machine, need, within));
                 Ok(match refusal {
                     Ok(()) => (FileTable::Registered, None),
                     Err(reason) => (
@@ -84,8 +84,8 @@ impl FileTableChoice {
     }
 
     /// With hardly any descriptors or locked memory, descriptors hold more than the tables that can be had.
-    fn too_few_places(machine: &Machine, listening: u64, within: u64) -> Result<(), String> {
-        match machine.places_max(listening) {
+    fn too_few_places(machine: &Machine, need: &Need, within: u64) -> Result<(), String> {
+        match machine.places_max(need) {
             Some(places) if places <= within => Err(format!(
                 "RLIMIT_NOFILE and RLIMIT_MEMLOCK (ulimit -n, -l) leave them {}",
                 format::counted(places, "place")
@@ -122,11 +122,33 @@ impl Machine {
     }
 
     /// The most connections whose tables fit under the limits of descriptors and of locked memory.
-    pub(super) fn places_max(&self, listening_ports: u64) -> Option<u64> {
-        let within = self.connections_within(listening_ports)?;
-        let rings = within.saturating_sub(UNDER_WAY + 1);
-        let locked = self.locked_bytes_max.map_or(u64::MAX, |most| most / RING_BYTES_MIN);
+    pub(super) fn places_max(&self, need: &Need) -> Option<u64> {
+        let tables =
+            self.tables_within_descriptors(need)?.min(self.tables_within_locked_memory(need));
         let places = self.descriptors_max()?.min(1 << 20);
-        Some(rings.min(locked.saturating_sub(1)).saturating_mul(places))
+        Some(tables.saturating_mul(places))
+    }
+
+    /// Tables, but the one that is made ahead, whose rings have a descriptor.
+    fn tables_within_descriptors(&self, need: &Need) -> Option<u64> {
+        Some(self.connections_within(need.listening_ports())?.saturating_sub(UNDER_WAY + 1))
+    }
+
+    /// The same, whose rings' memory may be locked: where both ends are here, each has half of what its user may lock.
+    fn tables_within_locked_memory(&self, need: &Need) -> u64 {
+        self.locked_bytes_max.map_or(u64::MAX, |most| {
+            (most / need.sockets_per_connection() / RING_BYTES_MIN).saturating_sub(1)
+        })
+    }
+
+    /// What binds the number of tables, in words.
+    pub(super) fn tables_bound(&self, need: &Need) -> Option<String> {
+        let within_locked_memory = self.tables_within_locked_memory(need);
+        Some(match self.locked_bytes_max {
+            Some(most) if within_locked_memory < self.tables_within_descriptors(need)? => {
+                format!("RLIMIT_MEMLOCK is {} for all processes of this user", format::bytes(most))
+            }
+            _ => format!("RLIMIT_NOFILE is {} hard", format::count(self.descriptors_max()?)),
+        })
     }
 }

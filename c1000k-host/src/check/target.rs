@@ -98,17 +98,21 @@ fn process_descriptors(machine: &Machine, need: &Need) -> Option<Cap> {
 /// Few tables hold very many files, so this binds only where hardly anything is allowed.
 fn registered_files(machine: &Machine, need: &Need) -> Option<Cap> {
     Some(Cap {
-        connections: machine.places_max(need.listening_ports())?,
+        connections: machine.places_max(need)?,
         kind: CapKind::Descriptors,
         reason: format!(
-            "tables of registered files take a descriptor and {} of locked memory each, and RLIMIT_NOFILE is {} hard",
+            "a table of registered files has {} places, and takes a descriptor and {} of locked memory; {}",
+            format::count(machine.descriptors_max()?.min(1 << 20)),
             format::bytes(2 * 4096),
-            format::count(machine.descriptors_max()?)
+            machine.tables_bound(need)?
         ),
         remedy: format!(
             "ulimit -Hn {} -l {} as root in the shell that starts it",
             descriptors_for(machine.descriptors_needed(need), need.listening_ports()),
-            machine.locked_bytes_needed(need).div_ceil(1024)
+            machine
+                .locked_bytes_needed(need)
+                .saturating_mul(need.sockets_per_connection())
+                .div_ceil(1024)
         ),
     })
 }
