@@ -84,6 +84,9 @@ struct Run {
     /// How often everything is measured
     #[arg(long)]
     rounds: Option<usize>,
+    /// Measure these beside the floor, and neither memory nor instructions
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...", conflicts_with = "prototypes")]
+    only: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -110,12 +113,10 @@ fn measure(run: &Run) -> io::Result<()> {
     let machine = record::machine();
     prepare(&size)?;
     fs::create_dir_all(&run.out)?;
-    let contestants = if run.prototypes { setting.prototypes() } else { setting.contestants() };
+    let contestants = contestants(&setting, run)?;
     let name = if run.prototypes { "prototypes" } else { "bench" };
-    let flags = [(run.prototypes, " --prototypes"), (run.quick, " --quick")];
-    let flags: String = flags.iter().filter(|flag| flag.0).map(|flag| flag.1).collect();
     let mut record = Record {
-        command: format!("scripts/bench{flags}"),
+        command: command(run),
         machine,
         size,
         results: contest_rounds(&setting, &size, &contestants)?,
@@ -124,7 +125,7 @@ fn measure(run: &Run) -> io::Result<()> {
         instructions: Vec::new(),
         micro: Vec::new(),
     };
-    if !run.prototypes {
+    if !run.prototypes && run.only.is_empty() {
         say("memory");
         record.memory = memory::run(&setting, size.connections)?;
         record.instructions = count_all_instructions(&setting, &contestants)?;
@@ -135,6 +136,33 @@ fn measure(run: &Run) -> io::Result<()> {
     fs::write(run.out.join(format!("{name}.md")), &tables)?;
     println!("{tables}\nwritten to {}", run.out.display());
     Ok(())
+}
+
+/// Who takes part: the floor always does.
+fn contestants(setting: &Setting, run: &Run) -> io::Result<Vec<Contestant>> {
+    if run.prototypes {
+        return Ok(setting.prototypes());
+    }
+    let mut all = setting.contestants();
+    if run.only.is_empty() {
+        return Ok(all);
+    }
+    let names: Vec<_> = all.iter().map(|contestant| contestant.name.clone()).collect();
+    if let Some(unknown) = run.only.iter().find(|name| !names.contains(name)) {
+        let names = names.join(", ");
+        return Err(io::Error::other(format!("--only {unknown}: there are {names}")));
+    }
+    all.retain(|contestant| contestant.name == "floor" || run.only.contains(&contestant.name));
+    Ok(all)
+}
+
+/// What would measure this again.
+fn command(run: &Run) -> String {
+    let flags = [(run.prototypes, " --prototypes"), (run.quick, " --quick")];
+    let flags = flags.iter().filter(|flag| flag.0).map(|flag| flag.1.to_owned());
+    let rounds = run.rounds.map(|rounds| format!(" --rounds {rounds}"));
+    let only = (!run.only.is_empty()).then(|| format!(" --only {}", run.only.join(",")));
+    std::iter::once("scripts/bench".to_owned()).chain(flags).chain(rounds).chain(only).collect()
 }
 
 fn setting(programs: &Path, scratch: &Path) -> io::Result<Setting> {
