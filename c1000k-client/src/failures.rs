@@ -21,7 +21,7 @@ pub(crate) const SELF_CONNECT: &str = "SELF_CONNECT";
 
 /// Failed attempts, or lost connections, by errno.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Failures {
+pub struct Failures {
     counts: BTreeMap<String, u64>,
     last: Option<Errno>,
 }
@@ -46,7 +46,8 @@ impl Failures {
         }
     }
 
-    pub(crate) fn by_name(&self) -> &BTreeMap<String, u64> {
+    /// How many there were, by the name of an errno or what stands for one.
+    pub fn by_name(&self) -> &BTreeMap<String, u64> {
         &self.counts
     }
 

@@ -13,7 +13,7 @@ pub(crate) const REFUSALS_MAX: u8 = 3;
 
 /// Where connections go, in rotation.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub struct Plan {
     /// Empty: one source, of the kernel's choice.
     sources: Vec<ZonedIp>,
     first_port: u16,
@@ -48,12 +48,7 @@ pub(crate) struct Route {
 impl Plan {
     /// All pairs of these sources and `ports` ports from `first_port` on. The caller has seen to it that the ports
     /// exist and that a `u32` counts the pairs.
-    pub(crate) fn new(
-        sources: Vec<ZonedIp>,
-        first_port: u16,
-        ports: u16,
-        local_ports: u64,
-    ) -> Self {
+    pub fn new(sources: Vec<ZonedIp>, first_port: u16, ports: u16, local_ports: u64) -> Self {
         let pairs = sources.len().max(1) * usize::from(ports);
         Self {
             sources,

@@ -10,7 +10,7 @@ const TEMPLATE: &str = "{msg} [{wide_bar}] {human_pos} of {human_len} {elapsed}"
 
 /// Where progress is shown.
 #[derive(Debug)]
-pub(crate) enum Progress {
+pub enum Progress {
     /// On a terminal.
     Bar(ProgressBar),
     /// In a pipe or a file.
@@ -19,7 +19,7 @@ pub(crate) enum Progress {
 
 impl Progress {
     /// Chooses by what standard error is.
-    pub(crate) fn new(target: u64) -> Self {
+    pub fn new(target: u64) -> Self {
         let style = ProgressStyle::with_template(TEMPLATE);
         match style {
             Ok(style) if io::stderr().is_terminal() => {
@@ -64,7 +64,7 @@ impl Progress {
     }
 
     /// Takes the bar away.
-    pub(crate) fn end(&self) {
+    pub fn end(&self) {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();
         }

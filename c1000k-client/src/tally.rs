@@ -12,7 +12,7 @@ use crate::failures::{self, Failures};
 
 /// Why no more connections were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stop {
+pub enum Stop {
     /// Descriptors ran out.
     Descriptors(Errno),
     /// The kernel had no memory for more sockets.
@@ -41,43 +41,43 @@ pub(crate) enum Stop {
 
 /// Counters and clocks of one run.
 #[derive(Debug)]
-pub(crate) struct Tally {
+pub struct Tally {
     /// Connects started.
-    pub(crate) attempted: u64,
+    pub attempted: u64,
     /// Connections held now.
-    pub(crate) held: u64,
+    pub held: u64,
     /// The most connections held at once.
-    pub(crate) peak: u64,
+    pub peak: u64,
     /// Connections that were held, at once or one after the other.
-    pub(crate) opened: u64,
+    pub opened: u64,
     /// Connections given up for good.
-    pub(crate) failed: u64,
+    pub failed: u64,
     /// Connections held once and then gone before the end.
-    pub(crate) lost: u64,
+    pub lost: u64,
     /// How they went.
-    pub(crate) losses: Failures,
+    pub losses: Failures,
     /// Failed attempts by errno.
-    pub(crate) failures: Failures,
+    pub failures: Failures,
     /// Attempts after the first.
-    pub(crate) retried: u64,
+    pub retried: u64,
     /// Connections that the server dropped before their echo.
-    pub(crate) turned_away: u64,
+    pub turned_away: u64,
     /// Connections that were open for a whole connect time-out without their echo.
-    pub(crate) unanswered: u64,
+    pub unanswered: u64,
     /// A connect has reached itself.
-    pub(crate) is_self_connected: bool,
+    pub is_self_connected: bool,
     /// Proven connections by pass.
-    pub(crate) verified_passes: Vec<u64>,
+    pub verified_passes: Vec<u64>,
     /// How long each pass took.
-    pub(crate) verify_seconds: Vec<f64>,
+    pub verify_seconds: Vec<f64>,
     /// Why no more were opened.
-    pub(crate) stop: Option<Stop>,
+    pub stop: Option<Stop>,
     /// When the first connect was started.
-    pub(crate) started: Instant,
+    pub started: Instant,
     /// From the first connect to the last connection held.
-    pub(crate) ramp: Duration,
+    pub ramp: Duration,
     /// How long they were held.
-    pub(crate) hold: Duration,
+    pub hold: Duration,
     latency_us: Histogram<u64>,
     series: Series<RampPoint>,
     /// When the series wants its next point, counted from `started`.
@@ -86,7 +86,7 @@ pub(crate) struct Tally {
 
 impl Tally {
     /// Starts the clock; `None` never happens with these bounds of the histogram.
-    pub(crate) fn new(now: Instant, verify: bool) -> Option<Self> {
+    pub fn new(now: Instant, verify: bool) -> Option<Self> {
         // To three digits from a microsecond to a day.
         let latency_us = Histogram::new_with_bounds(1, 24 * 3_600 * 1_000_000, 3).ok()?;
         Some(Self {
@@ -147,7 +147,7 @@ impl Tally {
     }
 
     /// Percentiles of the time from a connect to its connection.
-    pub(crate) fn latency(&self) -> LatencyUs {
+    pub fn latency(&self) -> LatencyUs {
         if self.latency_us.is_empty() {
             return LatencyUs::default();
         }
@@ -173,7 +173,7 @@ impl Tally {
     }
 
     /// Proven connections of the last pass; `None` where no proof was asked for.
-    pub(crate) fn verified(&self) -> Option<u64> {
+    pub fn verified(&self) -> Option<u64> {
         self.verified_passes.last().copied()
     }
 }

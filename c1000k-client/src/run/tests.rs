@@ -10,6 +10,7 @@ use reactor::{Config, ListenOptions, Reactor, Status};
 
 use super::*;
 use crate::failures;
+use crate::protocols::Echo;
 
 /// No run of a test is longer.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -33,7 +34,7 @@ impl Server {
         let port = cx.listener_addr(listener).unwrap().port();
         let thread = thread::spawn(move || {
             while !is_ended.load(Ordering::Acquire) {
-                let _ = reactor.turn(&mut Echo, Some(Duration::from_millis(10))).unwrap();
+                let _ = reactor.turn(&mut EchoBack, Some(Duration::from_millis(10))).unwrap();
             }
         });
         Self { port, is_over, thread: Some(thread) }
@@ -47,9 +48,9 @@ impl Drop for Server {
     }
 }
 
-struct Echo;
+struct EchoBack;
 
-impl Handler for Echo {
+impl Handler for EchoBack {
     type Conn = ();
 
     fn on_accept(&mut self, _: &mut Context<()>, _: &Incoming<'_>) -> Option<()> {
@@ -75,24 +76,38 @@ fn settings(ip: IpAddr, goal: u32) -> Settings {
     }
 }
 
-fn client<'a>(settings: Settings, port: u16, progress: &'a Progress) -> (Reactor<Conn>, Flood<'a>) {
+type EchoConn = Conn<<Echo as Protocol>::State>;
+
+fn client(
+    settings: Settings,
+    plan: Plan,
+    progress: &Progress,
+) -> (Reactor<EchoConn>, Client<'_, Echo>) {
     let connections_max = settings.goal as usize + 64;
     let reactor = Reactor::new(&Config { connections_max, ..Config::default() }).unwrap();
-    let plan = Plan::new(vec![], port, 1, 28_232);
     let tally = Tally::new(Instant::now(), settings.verify).unwrap();
-    (reactor, Flood::new(settings, plan, tally, progress))
+    (reactor, Client::new(settings, Echo, plan, tally, progress))
+}
+
+/// From any address to one port.
+fn plan(port: u16) -> Plan {
+    Plan::new(vec![], port, 1, 28_232)
 }
 
 /// Runs it to its end, with a signal before the given turn; says how many turns there were.
-fn run(reactor: &mut Reactor<Conn>, flood: &mut Flood<'_>, signal_at: Option<usize>) -> usize {
+fn run(
+    reactor: &mut Reactor<EchoConn>,
+    client: &mut Client<'_, Echo>,
+    signal_at: Option<usize>,
+) -> usize {
     let began = Instant::now();
-    flood.start(reactor.context());
+    client.start(reactor.context());
     for turn in 0.. {
-        assert!(began.elapsed() < DEADLINE, "{flood:?}");
+        assert!(began.elapsed() < DEADLINE, "{client:?}");
         if signal_at == Some(turn) {
-            flood.on_signal(reactor.context(), Signal::Interrupt);
+            client.on_signal(reactor.context(), Signal::Interrupt);
         }
-        if reactor.turn(flood, Some(Duration::from_millis(1))).unwrap() == Status::Stopped {
+        if reactor.turn(client, Some(Duration::from_millis(1))).unwrap() == Status::Stopped {
             return turn;
         }
     }
@@ -107,9 +122,9 @@ fn a_signal_at_any_turn_loses_no_connection_and_ends_the_run() {
         for signal_at in (0..).step_by(step) {
             let progress = Progress::Lines;
             let settings = Settings { verify, ..settings(Ipv4Addr::LOCALHOST.into(), 600) };
-            let (mut reactor, mut flood) = client(settings, server.port, &progress);
-            let turns = run(&mut reactor, &mut flood, Some(signal_at));
-            let tally = flood.into_tally();
+            let (mut reactor, mut client) = client(settings, plan(server.port), &progress);
+            let turns = run(&mut reactor, &mut client, Some(signal_at));
+            let tally = client.into_tally();
             assert_eq!(tally.lost, 0, "verify {verify}, signal at {signal_at}: {tally:?}");
             assert!(tally.held <= tally.peak && tally.verified_passes.len() <= 2, "{tally:?}");
             if turns < signal_at {
@@ -136,10 +151,10 @@ fn a_connect_that_reaches_itself_is_never_counted() {
             let progress = Progress::Lines;
             let settings =
                 Settings { verify, local_ports: Some(port..=port), ..settings(target, 1) };
-            let (mut reactor, mut flood) = client(settings, port, &progress);
-            flood.plan = Plan::new(vec![], port, 1, 1);
-            run(&mut reactor, &mut flood, None);
-            let tally = flood.into_tally();
+            let plan = Plan::new(vec![], port, 1, 1);
+            let (mut reactor, mut client) = client(settings, plan, &progress);
+            run(&mut reactor, &mut client, None);
+            let tally = client.into_tally();
             assert_eq!((tally.peak, tally.opened, tally.lost), (0, 0, 0), "{target}: {tally:?}");
             assert_eq!(tally.verified().unwrap_or(0), 0, "{target}: {tally:?}");
             assert_eq!(tally.stop, Some(Stop::NothingListens), "{target}: {tally:?}");
@@ -153,31 +168,32 @@ fn a_connect_that_reaches_itself_is_never_counted() {
 #[test]
 fn a_machine_without_an_address_lacks_no_ports() {
     let progress = Progress::Lines;
-    let (mut reactor, mut flood) = client(settings(Ipv4Addr::LOCALHOST.into(), 5), 9900, &progress);
-    flood.plan = Plan::new(vec![Ipv4Addr::new(192, 0, 2, 1).into()], 9900, 3, 28_232);
-    run(&mut reactor, &mut flood, None);
-    let tally = flood.into_tally();
+    let plan = Plan::new(vec![Ipv4Addr::new(192, 0, 2, 1).into()], 9900, 3, 28_232);
+    let settings = settings(Ipv4Addr::LOCALHOST.into(), 5);
+    let (mut reactor, mut client) = client(settings, plan, &progress);
+    run(&mut reactor, &mut client, None);
+    let tally = client.into_tally();
     assert_eq!((tally.stop, tally.attempted), (Some(Stop::NoAddress), 0), "{tally:?}");
 }
 
-/// A turn that takes longer than the hold, and ends the ramp then.
-struct SlowTurn<'t, 'a>(&'t mut Flood<'a>);
+/// Takes longer than the hold in a turn, and ends the ramp then.
+struct SlowTurn<'t, 'a>(&'t mut Client<'a, Echo>);
 
 impl Handler for SlowTurn<'_, '_> {
-    type Conn = Conn;
+    type Conn = EchoConn;
 
-    fn on_accept(&mut self, _: &mut Context<Conn>, _: &Incoming<'_>) -> Option<Conn> {
+    fn on_accept(&mut self, _: &mut Cx<Echo>, _: &Incoming<'_>) -> Option<EchoConn> {
         None
     }
 
-    fn on_data(&mut self, _: &mut Context<Conn>, _: Token, _: &mut Conn, _: &[u8]) {}
+    fn on_data(&mut self, _: &mut Cx<Echo>, _: Token, _: &mut EchoConn, _: &[u8]) {}
 
-    fn on_timer(&mut self, cx: &mut Context<Conn>, _: TimerId) {
+    fn on_timer(&mut self, cx: &mut Cx<Echo>, _: TimerId) {
         let began = Instant::now();
-        while began.elapsed() < self.0.settings.hold * 2 {
+        while began.elapsed() < self.0.run.settings.hold * 2 {
             std::hint::spin_loop();
         }
-        self.0.end_ramp(cx);
+        self.0.start(cx);
     }
 }
 
@@ -185,16 +201,17 @@ impl Handler for SlowTurn<'_, '_> {
 fn a_hold_is_as_long_as_asked_whenever_its_turn_began() {
     let progress = Progress::Lines;
     let hold = Duration::from_millis(20);
-    let settings = Settings { hold, verify: false, ..settings(Ipv4Addr::LOCALHOST.into(), 0) };
-    let (mut reactor, mut flood) = client(settings, 9900, &progress);
-    flood.tally.hold_one(Instant::now());
+    // A goal of none ends the ramp at once. Whoever is held then is not new.
+    let settings = Settings { hold, ..settings(Ipv4Addr::LOCALHOST.into(), 0) };
+    let (mut reactor, mut client) = client(settings, plan(9900), &progress);
+    client.run.tally.hold_one(Instant::now());
     arm(reactor.context(), Duration::ZERO).unwrap();
     let began = Instant::now();
-    while flood.stage == Stage::Ramp {
-        let _ = reactor.turn(&mut SlowTurn(&mut flood), None).unwrap();
+    while matches!(client.phase, AnyPhase::Ramp(_)) {
+        let _ = reactor.turn(&mut SlowTurn(&mut client), None).unwrap();
     }
-    while reactor.turn(&mut flood, None).unwrap() == Status::Running {
-        assert!(began.elapsed() < DEADLINE, "{flood:?}");
+    while reactor.turn(&mut client, None).unwrap() == Status::Running {
+        assert!(began.elapsed() < DEADLINE, "{client:?}");
     }
-    assert!(flood.into_tally().hold >= hold);
+    assert!(client.into_tally().hold >= hold);
 }

@@ -5,12 +5,14 @@
 //! in a queue of 1,000 packets for each processor (`net.core.netdev_max_backlog`), and where the machine has other work
 //! to do, a burst overflows it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use c1000k_host::format;
-use reactor::{Context, Token};
+use reactor::{CloseReason, TimerId, Token};
 
-use super::{Conn, Flood, Stage, arm};
+use super::Phase;
+use crate::protocols::Protocol;
+use crate::run::{Conn, Cx, Run, arm, cancel};
 
 /// Slots looked at before other events get their turn.
 const SLOTS_PER_SLICE_MAX: usize = 4096;
@@ -30,54 +32,72 @@ const TIMES_THE_RAMP: f64 = 2.0;
 /// Even after the slowest of ramps, so many resets a second do no harm.
 const RESETS_PER_SECOND_MIN: f64 = 1000.0;
 
-impl Flood<'_> {
-    pub(super) fn begin_teardown(&mut self, cx: &mut Context<Conn>) {
-        self.end_stage();
-        self.enter(cx, Stage::Teardown);
-        if self.tally.held > 0 {
-            self.progress.begin(
-                "closing",
-                &format!(
-                    "closing {} by reset, which leaves no TIME_WAIT",
-                    format::counted(self.tally.held, "connection")
-                ),
-            );
-        }
-        self.cursor = 0;
-        self.abort_slice(cx);
-    }
+/// Resets all connections.
+#[derive(Debug, Default)]
+pub(crate) struct Drain {
+    /// The slot that is reset next.
+    cursor: usize,
+    pause: Option<TimerId>,
+}
 
-    /// Closes the clock of a stage that a signal or a silent server cuts short.
-    fn end_stage(&mut self) {
-        let elapsed = Instant::now().duration_since(self.stage_began);
-        match self.stage {
-            Stage::Ramp if self.settings.verify && self.tally.verify_seconds.is_empty() => {
-                self.tally.verify_seconds.push(elapsed.as_secs_f64());
-            }
-            Stage::Hold if self.tally.hold.is_zero() => self.tally.hold = elapsed,
-            Stage::Proof => self.tally.verify_seconds.push(elapsed.as_secs_f64()),
-            _ => {}
-        }
-    }
-
+impl Drain {
     /// Resets the connections of the next slots.
-    pub(super) fn abort_slice(&mut self, cx: &mut Context<Conn>) {
-        let is_loopback = self.settings.server.ip.is_loopback();
-        let (slots, pause) = slice(is_loopback, self.tally.peak, self.tally.ramp);
+    fn abort_slice<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &Run<'_, P>) {
+        let is_loopback = run.settings.server.ip.is_loopback();
+        let (slots, pause) = slice(is_loopback, run.tally.peak, run.tally.ramp);
         let slice = self.cursor..self.cursor + slots;
         self.cursor = slice.end;
         let tokens: Vec<Token> = cx.tokens(slice).collect();
         for token in tokens {
             cx.abort(token);
         }
-        if self.cursor >= cx.slots() {
-            return cx.stop();
+        if self.cursor < cx.slots() {
+            self.pause = arm(cx, pause);
         }
-        self.timers.slice = arm(cx, pause);
+    }
+}
+
+impl<P: Protocol> Phase<P> for Drain {
+    fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
+        if run.tally.held > 0 {
+            run.progress.begin(
+                "closing",
+                &format!(
+                    "closing {} by reset, which leaves no TIME_WAIT",
+                    format::counted(run.tally.held, "connection")
+                ),
+            );
+        }
+        self.abort_slice(cx, run);
     }
 
-    pub(super) fn teardown_line(&self, cx: &Context<Conn>) -> String {
-        format!("closing: {} left", format::count(cx.connections() as u64))
+    fn is_done(&self, cx: &Cx<P>, _run: &Run<'_, P>) -> bool {
+        self.cursor >= cx.slots()
+    }
+
+    fn end(&mut self, cx: &mut Cx<P>, _run: &mut Run<'_, P>) {
+        cancel(cx, &mut self.pause);
+    }
+
+    /// It is this end that closes them.
+    fn on_close(
+        &mut self,
+        _cx: &mut Cx<P>,
+        _run: &mut Run<'_, P>,
+        _conn: &Conn<P::State>,
+        _reason: &CloseReason,
+    ) {
+    }
+
+    fn on_timer(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, timer: TimerId) {
+        if self.pause == Some(timer) {
+            self.pause = None;
+            self.abort_slice(cx, run);
+        }
+    }
+
+    fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, _is_stalled: bool) {
+        run.progress.tick(|| format!("closing: {} left", format::count(cx.connections() as u64)));
     }
 }
 

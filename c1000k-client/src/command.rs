@@ -1,0 +1,263 @@
+//! The program: from the command line to the record, the summary and the exit code.
+
+use std::net::UdpSocket;
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use c1000k_host::check::{self, Machine};
+use c1000k_host::command_line::{self, SHORT, fail, print, print_error};
+use c1000k_host::format;
+use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
+use c1000k_report::record::{
+    CLIENT_SCHEMA, Descriptors, FileTable, Head, Verdict, per_second, time_text,
+};
+use c1000k_report::{ClientRecord, Destination};
+use reactor::{Config, Reactor, Signal};
+
+use crate::args::{self, Arguments};
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::protocols::Echo;
+use crate::run::{Client, Conn, Settings};
+use crate::summary;
+use crate::tally::Tally;
+use crate::target::{self, Aim};
+use crate::verdict::{self, Judgement, judge};
+
+/// Slots beyond the goal, for connections that are gone but not yet taken out.
+const SLOTS_SPARE: usize = 64;
+
+/// Fewer setbacks in a row than this may be chance.
+const SETBACKS_MIN: u32 = 100;
+
+/// Local ports that the kernel chooses from by default: 32768 to 60999.
+const LOCAL_PORTS_DEFAULT: u64 = 28_232;
+
+/// Does what the command line asks for, and says how to exit.
+pub fn run_command() -> ExitCode {
+    command_line::start_log();
+    let code = obey();
+    command_line::flush_log();
+    code
+}
+
+fn obey() -> ExitCode {
+    match args::parse() {
+        Ok(arguments) if arguments.check => print_check(arguments),
+        Ok(arguments) => run(arguments).unwrap_or_else(|error| fail(SHORT, &error.to_string())),
+        Err(code) => code,
+    }
+}
+
+fn print_check(mut arguments: Arguments) -> ExitCode {
+    let machine = Machine { descriptors: raise_limit(), ..Machine::read() };
+    let mut need = match target::need_with_table(&arguments, &machine) {
+        Ok(need) => need,
+        Err(line) => return fail(SHORT, &line),
+    };
+    target::with_enough_sources(&mut arguments, &machine, &mut need);
+    let rows = check::table(&machine, &need);
+    print(&check::render(&rows));
+    ExitCode::from(if check::fits(&rows) { 0 } else { SHORT })
+}
+
+fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
+    let started_at = SystemTime::now();
+    if let Some(json) = &arguments.json {
+        json.check_writable().map_err(|error| error.to_string())?;
+    }
+    check_sources(&arguments)?;
+    let descriptors = raise_limit();
+    let machine = Machine { descriptors, ..Machine::read() };
+    let mut need = target::need_with_table(&arguments, &machine)?;
+    target::with_enough_sources(&mut arguments, &machine, &mut need);
+    let arguments = &arguments;
+    let aim = target::aim(arguments, &machine, &need);
+    announce(&aim)?;
+    let tally = flood(arguments, &aim, &machine)?;
+    let judgement = judge(&aim, &tally, destination(arguments));
+    let record = record(arguments, &tally, judgement, descriptors, aim.file_table, started_at);
+    report(arguments, &record)
+}
+
+/// Where that is refused, the run goes as far as the limit does.
+fn raise_limit() -> Option<DescriptorLimit> {
+    let raised = raise_descriptor_limit()
+        .inspect_err(|error| log::warn!("the descriptor limit can't be read: {error}"))
+        .ok()?;
+    if let Some(line) = raised.shortfall {
+        log::warn!("{line}");
+    }
+    Some(raised.limit)
+}
+
+fn check_sources(arguments: &Arguments) -> Result<(), String> {
+    for &source in &arguments.sources {
+        UdpSocket::bind(source.socket_addr(0)).map_err(|error| {
+            format!(
+                "--source {source} can't be used: {error}; give addresses of this machine \
+                 (`ip address` lists them)"
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Says what will be tried, and what stands in the way of more.
+fn announce(aim: &Aim) -> Result<(), String> {
+    match &aim.cap {
+        Some(cap) if aim.goal == 0 => {
+            return Err(format!("no connection can be opened: {}", cap.detail));
+        }
+        Some(cap) if aim.is_asked => {
+            log::warn!(
+                "target: {}, more than this machine allows: {}",
+                format::count(aim.target),
+                cap.detail
+            );
+        }
+        Some(cap) => log::info!("target: {}", cap.detail),
+        None => log::info!("target: {}", format::count(aim.target)),
+    }
+    Ok(())
+}
+
+fn flood(arguments: &Arguments, aim: &Aim, machine: &Machine) -> Result<Tally, String> {
+    let plan = Plan::new(
+        arguments.sources.clone(),
+        arguments.destination.port(),
+        arguments.ports,
+        machine.local_ports_free().unwrap_or(LOCAL_PORTS_DEFAULT),
+    );
+    let settings = Settings {
+        server: arguments.destination.into(),
+        goal: aim.goal,
+        verify: arguments.verify,
+        hold: arguments.hold,
+        timeout: arguments.connect_timeout,
+        in_flight_max: arguments.in_flight_max,
+        rate_per_second: arguments.rate_per_second,
+        local_ports: machine.local_ports.clone(),
+        setbacks_max: SETBACKS_MIN.max(2 * u32::from(arguments.ports)),
+    };
+    let mut reactor =
+        reactor(aim).map_err(|error| format!("can't start: {error}{}", remedy(aim)))?;
+    let progress = Progress::new(u64::from(aim.goal));
+    let tally = Tally::new(Instant::now(), arguments.verify).ok_or("can't start the histogram")?;
+    let mut client = Client::new(settings, Echo, plan, tally, &progress);
+    client.start(reactor.context());
+    let outcome = reactor.run(&mut client);
+    progress.end();
+    outcome.map_err(|error| format!("can't wait for events: {error}"))?;
+    Ok(client.into_tally())
+}
+
+/// What may help where a reactor can't be made.
+fn remedy(aim: &Aim) -> &'static str {
+    match aim.file_table {
+        check::FileTable::Process => "; see ulimit -n",
+        check::FileTable::Registered => {
+            "; see ulimit -l and ulimit -n, or give --file-table process"
+        }
+    }
+}
+
+fn reactor<S>(aim: &Aim) -> Result<Reactor<Conn<S>>, reactor::Error> {
+    let config = Config {
+        connections_max: aim.goal as usize + SLOTS_SPARE,
+        file_table: match aim.file_table {
+            check::FileTable::Process => reactor::FileTable::Process,
+            check::FileTable::Registered => reactor::FileTable::Registered,
+        },
+        ..Config::default()
+    };
+    let mut reactor = Reactor::new(&config)?;
+    reactor.context().watch_signals(&[Signal::Interrupt, Signal::Terminate])?;
+    Ok(reactor)
+}
+
+fn destination(arguments: &Arguments) -> verdict::Destination {
+    verdict::Destination { first: arguments.destination, ports: arguments.ports }
+}
+
+fn record(
+    arguments: &Arguments,
+    tally: &Tally,
+    judgement: Judgement,
+    descriptors: Option<DescriptorLimit>,
+    file_table: check::FileTable,
+    started_at: SystemTime,
+) -> ClientRecord {
+    let ramp_seconds = tally.ramp.as_secs_f64();
+    let held = held_between(tally);
+    ClientRecord {
+        head: Head::new(CLIENT_SCHEMA, env!("CARGO_PKG_VERSION"), started_at),
+        target: judgement.target,
+        attempted: tally.attempted,
+        established: tally.peak,
+        verified: tally.verified(),
+        failed: judgement.failed,
+        failures: tally.failures.by_name().clone(),
+        lost: tally.lost,
+        limit: judgement.limit,
+        ramp_seconds,
+        connects_per_second: per_second(tally.peak, ramp_seconds),
+        connect_latency_us: tally.latency(),
+        verdict: judgement.verdict,
+        destination: arguments.destination.to_string(),
+        ports: u64::from(arguments.ports),
+        sources: arguments.sources.iter().map(ToString::to_string).collect(),
+        verified_passes: tally.verified_passes.clone(),
+        retried: tally.retried,
+        refused_by_server: tally.turned_away,
+        hold_seconds: tally.hold.as_secs_f64(),
+        verify_seconds: tally.verify_seconds.clone(),
+        ramp_series: tally.ramp_series(),
+        descriptors: descriptors.map(|limit| Descriptors { soft: limit.soft, hard: limit.hard }),
+        limit_detail: judgement.detail,
+        held_from: held.map(|(from, _)| time_text(from)),
+        held_until: held.map(|(_, until)| time_text(until)),
+        file_table: Some(match file_table {
+            check::FileTable::Process => FileTable::Process,
+            check::FileTable::Registered => FileTable::Registered,
+        }),
+    }
+}
+
+/// From when until when the most connections were held, by the clock of the calendar; `None` where none were.
+fn held_between(tally: &Tally) -> Option<(SystemTime, SystemTime)> {
+    let first_connect = SystemTime::now().checked_sub(tally.started.elapsed())?;
+    let last_pass = tally.verify_seconds.get(1).copied().unwrap_or(0.0);
+    let held = tally.hold + Duration::try_from_secs_f64(last_pass).ok()?;
+    let from = first_connect + tally.ramp;
+    (tally.peak > 0).then_some((from, from + held))
+}
+
+/// The record, the summary and the exit code. Where nothing at all was held, one line says why. A record that can't be
+/// written takes nothing from the summary. Signals that come while a pipe is not read end the program.
+fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, String> {
+    let write = |json: &Destination| json.write(record);
+    let (waiting, prompt) = match &arguments.json {
+        Some(json) if json.may_wait() => (Some(json), None),
+        prompt => (None, prompt.as_ref()),
+    };
+    let written = prompt.map_or(Ok(()), write);
+    command_line::give_signals_back();
+    let code = match (&record.limit_detail, record.established) {
+        (Some(detail), 0) => fail(SHORT, &detail.to_string()),
+        _ => {
+            let text = summary::render(record);
+            match arguments.json {
+                Some(Destination::Stdout) => print_error(&text),
+                _ => print(&text),
+            }
+            match record.verdict {
+                Verdict::Reached | Verdict::Held => ExitCode::SUCCESS,
+                Verdict::Short => ExitCode::from(SHORT),
+            }
+        }
+    };
+    let written = written.and_then(|()| waiting.map_or(Ok(()), write));
+    written.map_err(|error| error.print_instead(record))?;
+    Ok(code)
+}

@@ -1,0 +1,30 @@
+//! Floods a server with TCP connections, proves every one of them alive, and says what stopped it.
+//!
+//! The program is [`run_command`]. For another program that wants a crowd, a [`Client`] is the service of a
+//! [`reactor::Reactor`]: it takes a run through its phases over the routes of a [`Plan`], speaks a
+//! [`Protocol`](protocols::Protocol), and counts in a [`Tally`].
+//!
+//! - A new protocol is a file in `protocols/` and a line in its `mod.rs`.
+//! - A new phase is a file in `phases/` and a line in the list of its `mod.rs`.
+
+mod address;
+mod args;
+mod command;
+mod failures;
+mod pacing;
+mod phases;
+mod plan;
+mod progress;
+pub mod protocols;
+mod run;
+mod summary;
+mod tally;
+mod target;
+mod verdict;
+
+pub use command::run_command;
+pub use failures::Failures;
+pub use plan::Plan;
+pub use progress::Progress;
+pub use run::{Client, Conn, Settings};
+pub use tally::{Stop, Tally};

@@ -1,0 +1,136 @@
+//! The parts of a run, one after the other: one file for each.
+
+mod drain;
+mod hold;
+mod ramp;
+mod verify;
+
+use reactor::{CloseReason, TimerId, Token};
+
+pub(crate) use drain::Drain;
+pub(crate) use hold::Hold;
+pub(crate) use ramp::Ramp;
+pub(crate) use verify::Verify;
+
+use crate::protocols::Protocol;
+use crate::run::{Conn, Cx, Run};
+
+/// One part of a run. What it does not say is what most parts do.
+///
+/// It is ended when it is done, or by a signal, and then the next one is entered.
+pub(crate) trait Phase<P: Protocol> {
+    /// Its turn has come.
+    fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>);
+
+    /// Whether the next one may follow.
+    fn is_done(&self, cx: &Cx<P>, run: &Run<'_, P>) -> bool;
+
+    /// Lets go of its timers and stops its clocks, done or not.
+    fn end(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>);
+
+    /// A connection has opened.
+    fn on_open(
+        &mut self,
+        _cx: &mut Cx<P>,
+        _run: &mut Run<'_, P>,
+        _token: Token,
+        _conn: &mut Conn<P::State>,
+    ) {
+    }
+
+    /// A connection has had the answer that it waited for.
+    fn on_answer(&mut self, _cx: &mut Cx<P>, _run: &mut Run<'_, P>, _conn: &mut Conn<P::State>) {}
+
+    /// A connection has gone: as a rule one that was held, and is lost.
+    fn on_close(
+        &mut self,
+        _cx: &mut Cx<P>,
+        run: &mut Run<'_, P>,
+        conn: &Conn<P::State>,
+        reason: &CloseReason,
+    ) {
+        run.note_loss(conn, reason);
+    }
+
+    /// One of its timers has run out.
+    fn on_timer(&mut self, _cx: &mut Cx<P>, _run: &mut Run<'_, P>, _timer: TimerId) {}
+
+    /// A second has passed; `is_stalled` says that nothing has succeeded for too long.
+    fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, is_stalled: bool);
+}
+
+/// One type for all phases, each of which is one line of the list below.
+macro_rules! phases {
+    ($($phase:ident,)+) => {
+        /// Any of the phases.
+        #[derive(Debug)]
+        #[expect(clippy::large_enum_variant, reason = "there is one at a time")]
+        pub(crate) enum AnyPhase {
+            $($phase($phase),)+
+        }
+
+        $(impl From<$phase> for AnyPhase {
+            fn from(phase: $phase) -> Self {
+                Self::$phase(phase)
+            }
+        })+
+
+        impl<P: Protocol> Phase<P> for AnyPhase {
+            fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
+                match self { $(Self::$phase(phase) => phase.enter(cx, run),)+ }
+            }
+
+            fn is_done(&self, cx: &Cx<P>, run: &Run<'_, P>) -> bool {
+                match self { $(Self::$phase(phase) => phase.is_done(cx, run),)+ }
+            }
+
+            fn end(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
+                match self { $(Self::$phase(phase) => phase.end(cx, run),)+ }
+            }
+
+            fn on_open(
+                &mut self,
+                cx: &mut Cx<P>,
+                run: &mut Run<'_, P>,
+                token: Token,
+                conn: &mut Conn<P::State>,
+            ) {
+                match self { $(Self::$phase(phase) => phase.on_open(cx, run, token, conn),)+ }
+            }
+
+            fn on_answer(
+                &mut self,
+                cx: &mut Cx<P>,
+                run: &mut Run<'_, P>,
+                conn: &mut Conn<P::State>,
+            ) {
+                match self { $(Self::$phase(phase) => phase.on_answer(cx, run, conn),)+ }
+            }
+
+            fn on_close(
+                &mut self,
+                cx: &mut Cx<P>,
+                run: &mut Run<'_, P>,
+                conn: &Conn<P::State>,
+                reason: &CloseReason,
+            ) {
+                match self { $(Self::$phase(phase) => phase.on_close(cx, run, conn, reason),)+ }
+            }
+
+            fn on_timer(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, timer: TimerId) {
+                match self { $(Self::$phase(phase) => phase.on_timer(cx, run, timer),)+ }
+            }
+
+            fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, is_stalled: bool) {
+                match self { $(Self::$phase(phase) => phase.tick(cx, run, is_stalled),)+ }
+            }
+        }
+    };
+}
+
+phases! {
+    Ramp,
+    Hold,
+    Verify,
+    Drain,
+}

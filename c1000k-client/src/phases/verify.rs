@@ -1,0 +1,89 @@
+//! Verification: a heartbeat of each connection that is held.
+
+use c1000k_host::format;
+use reactor::{CloseReason, Token};
+
+use super::Phase;
+use crate::protocols::Protocol;
+use crate::run::{Conn, Cx, Run, some};
+use crate::tally::Stop;
+
+/// Slots looked at before other events get their turn.
+const SLOTS_PER_SLICE: usize = 4096;
+
+/// Asks all connections, as many at once as may be under way.
+#[derive(Debug, Default)]
+pub(crate) struct Verify {
+    /// The slot that is asked next.
+    cursor: usize,
+    /// The server does not answer any more.
+    is_stalled: bool,
+}
+
+impl Verify {
+    fn ask_more<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
+        while run.in_flight < run.settings.in_flight_max && self.cursor < cx.slots() {
+            let room = run.settings.in_flight_max - run.in_flight;
+            let end = (self.cursor + room.min(SLOTS_PER_SLICE)).min(cx.slots());
+            let tokens: Vec<Token> = cx.tokens(self.cursor..end).collect();
+            self.cursor = end;
+            for token in tokens {
+                run.ask(cx, token);
+            }
+        }
+    }
+}
+
+impl<P: Protocol> Phase<P> for Verify {
+    fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
+        if run.tally.held > 0 {
+            run.progress.begin(
+                "proving",
+                &format!("proving {} again", format::counted(run.tally.held, "connection")),
+            );
+        }
+        run.tally.verified_passes.push(0);
+        self.ask_more(cx, run);
+    }
+
+    fn is_done(&self, cx: &Cx<P>, run: &Run<'_, P>) -> bool {
+        self.is_stalled || (run.in_flight == 0 && self.cursor >= cx.slots())
+    }
+
+    fn end(&mut self, _cx: &mut Cx<P>, run: &mut Run<'_, P>) {
+        run.tally.verify_seconds.push(run.phase_began.elapsed().as_secs_f64());
+    }
+
+    fn on_answer(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, conn: &mut Conn<P::State>) {
+        run.note_answer(conn);
+        self.ask_more(cx, run);
+    }
+
+    fn on_close(
+        &mut self,
+        cx: &mut Cx<P>,
+        run: &mut Run<'_, P>,
+        conn: &Conn<P::State>,
+        reason: &CloseReason,
+    ) {
+        run.note_loss(conn, reason);
+        self.ask_more(cx, run);
+    }
+
+    fn tick(&mut self, _cx: &mut Cx<P>, run: &mut Run<'_, P>, is_stalled: bool) {
+        run.progress.tick(|| line(run));
+        if is_stalled {
+            run.stop(Stop::ServerSilent);
+            self.is_stalled = true;
+        }
+    }
+}
+
+fn line<P: Protocol>(run: &Run<'_, P>) -> String {
+    format!(
+        "proving: {} of {}{}",
+        format::count(run.tally.verified().unwrap_or(0)),
+        format::count(run.tally.held),
+        some(run.tally.lost, "lost"),
+    )
+}

@@ -1,0 +1,453 @@
+//! The run: a list of phases over the reactor, and what they share.
+//!
+//! A connect counts as under way until its connection is up: answered, or open where no proof is asked for. So many may
+//! be under way at once: no backlog overflows. What fails is tried elsewhere, tried again, or ends the ramp; what is
+//! held by then goes on to the hold and the second proof all the same. No phase can last for ever: each attempt and
+//! each proof has its time, and a phase in which nothing succeeds for about twice that time ends.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+use std::process;
+use std::time::{Duration, Instant};
+
+use c1000k_host::command_line::{self, ZonedIp};
+use c1000k_host::format;
+use nix::errno::Errno;
+use reactor::{CloseReason, Context, Error, Handler, Incoming, Signal, TimerId, Token};
+
+use crate::phases::{AnyPhase, Drain, Hold, Phase, Ramp, Verify};
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::protocols::{Answer, Protocol};
+use crate::tally::{Stop, Tally};
+
+/// How often progress is shown and stalls are looked for.
+pub(crate) const TICK: Duration = Duration::from_secs(1);
+
+/// What the run is to do.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The server's address; the port is the plan's.
+    pub server: ZonedIp,
+    /// Connections to open.
+    pub goal: u32,
+    /// Have each connection answer when it opens, and once more after the hold.
+    pub verify: bool,
+    /// How long all of them are held.
+    pub hold: Duration,
+    /// For a connect, and for an echo.
+    pub timeout: Duration,
+    /// Connects, and later proofs, under way at once at the most.
+    pub in_flight_max: usize,
+    /// Connects started a second, at most.
+    pub rate_per_second: Option<u64>,
+    /// What the kernel chooses local ports from; `None` where it can't be read.
+    pub local_ports: Option<RangeInclusive<u16>>,
+    /// So many connections in a row that the server drops, or that fail for good, end the ramp.
+    pub setbacks_max: u32,
+}
+
+/// State of one connection, stored a million times; `S` is the protocol's part.
+#[derive(Debug)]
+pub struct Conn<S> {
+    /// Counted from 1; it is part of the message.
+    pub(crate) number: u32,
+    /// Its pair in the plan.
+    pub(crate) pair: u32,
+    /// When its connect was started, in microseconds of the run; it may wrap around.
+    started_us: u32,
+    pub(crate) stage: ConnStage,
+    pub(crate) fault: Option<Fault>,
+    /// Attempts before this one.
+    pub(crate) retries: u8,
+    state: S,
+}
+
+const _: () = assert!(size_of::<Conn<<crate::protocols::Echo as Protocol>::State>>() <= 16);
+
+/// The context of a run with this protocol.
+pub(crate) type Cx<P> = Context<Conn<<P as Protocol>::State>>;
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConnStage {
+    Connecting,
+    /// What comes first has been sent, and waits for its answer.
+    Opening,
+    /// Held, and nothing is waited for.
+    Up,
+    /// Held, and a heartbeat waits for its answer.
+    Asked,
+}
+
+/// Why the client itself gave a connection up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The peer ended the stream.
+    Eof,
+    /// The answer did not come in time.
+    Late,
+    /// Another answer came than was asked for.
+    Garbled,
+    /// The peer is the connection itself.
+    SelfConnected,
+}
+
+/// What the phases of a run share.
+#[derive(Debug)]
+pub(crate) struct Run<'a, P> {
+    pub(crate) settings: Settings,
+    protocol: P,
+    pub(crate) progress: &'a Progress,
+    pub(crate) tally: Tally,
+    pub(crate) phase_began: Instant,
+    /// Attempts, or heartbeats, under way.
+    pub(crate) in_flight: usize,
+    stall: Stall,
+    /// All phases but the last are left out from now on.
+    ends_early: bool,
+    /// What the protocol sends; empty in between.
+    out: Vec<u8>,
+}
+
+/// Finds out that nothing succeeds any more. It counts ticks and not time, so that a process that was stopped for a
+/// while does not believe that its peers were silent all along.
+#[derive(Debug, Default)]
+struct Stall {
+    ticks: u32,
+    had_success: bool,
+}
+
+impl Stall {
+    fn note_success(&mut self) {
+        self.had_success = true;
+    }
+
+    /// Counts a tick; says how long nothing has succeeded.
+    fn tick(&mut self) -> Duration {
+        self.ticks = if std::mem::take(&mut self.had_success) { 0 } else { self.ticks + 1 };
+        TICK * self.ticks
+    }
+}
+
+impl<P: Protocol> Run<'_, P> {
+    pub(crate) fn new_conn(&self, number: u32, pair: u32, retries: u8) -> Conn<P::State> {
+        Conn {
+            number,
+            pair,
+            started_us: self.run_us(),
+            stage: ConnStage::Connecting,
+            fault: None,
+            retries,
+            state: self.protocol.state(),
+        }
+    }
+
+    /// Sends what comes first on a connection that has opened.
+    pub(crate) fn open(&mut self, cx: &mut Cx<P>, token: Token, conn: &mut Conn<P::State>) {
+        conn.stage = ConnStage::Opening;
+        self.protocol.open(&mut conn.state, conn.number, &mut self.out);
+        self.send(cx, token);
+        cx.set_timeout(token, self.settings.timeout);
+    }
+
+    /// Sends a heartbeat.
+    pub(crate) fn ask(&mut self, cx: &mut Cx<P>, token: Token) {
+        let Some(conn) = cx.conn_mut(token) else { return };
+        conn.stage = ConnStage::Asked;
+        self.protocol.heartbeat(&mut conn.state, conn.number, &mut self.out);
+        self.in_flight += 1;
+        self.send(cx, token);
+        cx.set_timeout(token, self.settings.timeout);
+    }
+
+    /// Where the connection does not take the bytes, `on_close` follows and tells why.
+    fn send(&mut self, cx: &mut Cx<P>, token: Token) {
+        let _ = cx.write(token, &self.out);
+        self.out.clear();
+    }
+
+    /// Hands the protocol what came in; says whether that was all that the connection waited for.
+    fn receive(
+        &mut self,
+        cx: &mut Cx<P>,
+        token: Token,
+        conn: &mut Conn<P::State>,
+        bytes: &[u8],
+    ) -> bool {
+        let answer = self.protocol.receive(&mut conn.state, conn.number, bytes, &mut self.out);
+        if !self.out.is_empty() {
+            self.send(cx, token);
+        }
+        match answer {
+            Answer::Partial => {}
+            Answer::Complete => cx.clear_timeout(token),
+            Answer::Mismatch => self.give_up(cx, token, conn, Fault::Garbled),
+        }
+        answer == Answer::Complete
+    }
+
+    /// One more answer in this pass.
+    pub(crate) fn count_answer(&mut self) {
+        if let Some(pass) = self.tally.verified_passes.last_mut() {
+            *pass += 1;
+        }
+    }
+
+    /// A heartbeat was answered.
+    pub(crate) fn note_answer(&mut self, conn: &mut Conn<P::State>) {
+        self.count_answer();
+        conn.stage = ConnStage::Up;
+        self.in_flight -= 1;
+        self.stall.note_success();
+    }
+
+    /// The connection is up; says whether there were never as many.
+    pub(crate) fn keep(&mut self, conn: &mut Conn<P::State>) -> bool {
+        conn.stage = ConnStage::Up;
+        self.in_flight -= 1;
+        self.stall.note_success();
+        let is_peak = self.tally.hold_one(Instant::now());
+        self.progress.advance(self.tally.held);
+        is_peak
+    }
+
+    /// A connection that was held has gone.
+    pub(crate) fn note_loss(&mut self, conn: &Conn<P::State>, reason: &CloseReason) {
+        let errno = match conn.fault {
+            Some(Fault::Late) => Some(Errno::ETIMEDOUT),
+            Some(Fault::Garbled) => Some(Errno::EBADMSG),
+            _ => None,
+        };
+        if let Some(errno) = errno {
+            self.tally.failures.count_errno(errno);
+        }
+        self.tally.lose_one(errno.or_else(|| errno_of(reason)));
+        if conn.stage == ConnStage::Asked {
+            self.in_flight -= 1;
+        }
+    }
+
+    /// The client gives the connection up; `on_close` follows.
+    pub(crate) fn give_up(
+        &mut self,
+        cx: &mut Cx<P>,
+        token: Token,
+        conn: &mut Conn<P::State>,
+        fault: Fault,
+    ) {
+        conn.fault = Some(fault);
+        cx.abort(token);
+    }
+
+    /// Opens no more connections; the first reason counts.
+    pub(crate) fn stop(&mut self, stop: Stop) {
+        self.tally.stop.get_or_insert(stop);
+    }
+
+    /// Goes on with the last phase.
+    pub(crate) fn end_early(&mut self) {
+        self.ends_early = true;
+    }
+
+    /// What is lost so far, and how.
+    pub(crate) fn loss_line(&self) -> String {
+        format!(
+            "{} of {} lost so far ({})",
+            format::count(self.tally.lost),
+            format::counted(self.tally.opened, "connection"),
+            self.tally.losses
+        )
+    }
+
+    /// How long nothing may succeed: for the first success one attempt is enough, later hiccups get another one.
+    fn patience(&self) -> Duration {
+        let attempts = if self.tally.peak == 0 { 1 } else { 2 };
+        self.settings.timeout * attempts + TICK
+    }
+
+    /// Microseconds of the run; they wrap around after 71 minutes.
+    fn run_us(&self) -> u32 {
+        self.tally.started.elapsed().as_micros() as u32
+    }
+
+    /// Since its connect was started, at most 71 minutes.
+    pub(crate) fn age(&self, conn: &Conn<P::State>) -> Duration {
+        let age_us = self.run_us().wrapping_sub(conn.started_us);
+        Duration::from_micros(u64::from(age_us))
+    }
+}
+
+/// The service of a client's reactor: takes a run through its phases.
+#[derive(Debug)]
+pub struct Client<'a, P> {
+    run: Run<'a, P>,
+    phase: AnyPhase,
+    /// Those that follow.
+    phases: VecDeque<AnyPhase>,
+    tick: Option<TimerId>,
+    is_signalled: bool,
+}
+
+impl<'a, P: Protocol> Client<'a, P> {
+    /// Over these routes; what is counted goes into `tally`.
+    pub fn new(
+        settings: Settings,
+        protocol: P,
+        plan: Plan,
+        tally: Tally,
+        progress: &'a Progress,
+    ) -> Self {
+        let ramp = Ramp::new(plan, settings.rate_per_second, tally.started);
+        let mut phases = VecDeque::from([Hold::default().into()]);
+        if settings.verify {
+            phases.push_back(Verify::default().into());
+        }
+        phases.push_back(Drain::default().into());
+        let run = Run {
+            settings,
+            protocol,
+            progress,
+            phase_began: tally.started,
+            tally,
+            in_flight: 0,
+            stall: Stall::default(),
+            ends_early: false,
+            out: Vec::new(),
+        };
+        Self { run, phase: ramp.into(), phases, tick: None, is_signalled: false }
+    }
+
+    /// Enters the first phase; the rest follows from events.
+    pub fn start(&mut self, cx: &mut Cx<P>) {
+        self.tick = arm(cx, TICK);
+        self.phase.enter(cx, &mut self.run);
+        self.go_on(cx);
+    }
+
+    /// What was counted.
+    pub fn into_tally(self) -> Tally {
+        self.run.tally
+    }
+
+    /// Enters the phase that follows, as long as the present one is done.
+    fn go_on(&mut self, cx: &mut Cx<P>) {
+        while self.is_phase_over(cx) {
+            self.phase.end(cx, &mut self.run);
+            let next = if self.run.ends_early {
+                self.phases.drain(..).next_back()
+            } else {
+                self.phases.pop_front()
+            };
+            let Some(next) = next else { return cx.stop() };
+            self.phase = next;
+            self.run.phase_began = Instant::now();
+            self.run.stall = Stall::default();
+            self.phase.enter(cx, &mut self.run);
+        }
+    }
+
+    fn is_phase_over(&self, cx: &Cx<P>) -> bool {
+        self.phase.is_done(cx, &self.run) || (self.run.ends_early && !self.is_last_phase())
+    }
+
+    fn is_last_phase(&self) -> bool {
+        self.phases.is_empty()
+    }
+
+    fn tick(&mut self, cx: &mut Cx<P>) {
+        self.tick = arm(cx, TICK);
+        let is_stalled = self.run.stall.tick() > self.run.patience();
+        self.phase.tick(cx, &mut self.run, is_stalled);
+    }
+}
+
+impl<P: Protocol> Handler for Client<'_, P> {
+    type Conn = Conn<P::State>;
+
+    fn on_accept(&mut self, _: &mut Cx<P>, _: &Incoming<'_>) -> Option<Self::Conn> {
+        None
+    }
+
+    fn on_open(&mut self, cx: &mut Cx<P>, token: Token, conn: &mut Self::Conn) {
+        self.phase.on_open(cx, &mut self.run, token, conn);
+        self.go_on(cx);
+    }
+
+    fn on_data(&mut self, cx: &mut Cx<P>, token: Token, conn: &mut Self::Conn, bytes: &[u8]) {
+        if self.run.settings.verify && self.run.receive(cx, token, conn, bytes) {
+            self.phase.on_answer(cx, &mut self.run, conn);
+            self.go_on(cx);
+        }
+    }
+
+    fn on_eof(&mut self, cx: &mut Cx<P>, token: Token, conn: &mut Self::Conn) {
+        self.run.give_up(cx, token, conn, Fault::Eof);
+    }
+
+    fn on_timeout(&mut self, cx: &mut Cx<P>, token: Token, conn: &mut Self::Conn) {
+        self.run.give_up(cx, token, conn, Fault::Late);
+    }
+
+    fn on_close(&mut self, cx: &mut Cx<P>, _: Token, conn: Self::Conn, reason: CloseReason) {
+        self.phase.on_close(cx, &mut self.run, &conn, &reason);
+        self.go_on(cx);
+    }
+
+    fn on_timer(&mut self, cx: &mut Cx<P>, timer: TimerId) {
+        if self.tick == Some(timer) {
+            self.tick(cx);
+        } else {
+            self.phase.on_timer(cx, &mut self.run, timer);
+        }
+        self.go_on(cx);
+    }
+
+    /// The first signal ends the run early and in order, the second at once.
+    fn on_signal(&mut self, cx: &mut Cx<P>, signal: Signal) {
+        if std::mem::replace(&mut self.is_signalled, true) {
+            self.run.progress.end();
+            command_line::flush_log();
+            process::exit(if signal == Signal::Interrupt { 130 } else { 143 });
+        }
+        // Where all is done but the closing, there is nothing left to end early.
+        if !self.is_last_phase() {
+            self.run.tally.stop = Some(Stop::Interrupted);
+            self.run.progress.warn("ending early; a second signal leaves at once");
+            self.run.end_early();
+            self.go_on(cx);
+        }
+    }
+}
+
+/// There are always more timers to be had than the few of a run.
+pub(crate) fn arm<C>(cx: &mut Context<C>, after: Duration) -> Option<TimerId> {
+    cx.add_timer(after).ok()
+}
+
+pub(crate) fn cancel<C>(cx: &mut Context<C>, timer: &mut Option<TimerId>) {
+    if let Some(timer) = timer.take() {
+        cx.cancel_timer(timer);
+    }
+}
+
+/// `, 12 lost`, or nothing where there are none.
+pub(crate) fn some(count: u64, what: &str) -> String {
+    if count == 0 { String::new() } else { format!(", {} {what}", format::count(count)) }
+}
+
+/// What the system said of a failed attempt; the attempt's own time-out counts as the system's.
+pub(crate) fn errno_of(reason: &CloseReason) -> Option<Errno> {
+    match reason {
+        CloseReason::ConnectFailed(error) | CloseReason::Failed(error) => errno(error),
+        CloseReason::ConnectTimedOut => Some(Errno::ETIMEDOUT),
+        _ => None,
+    }
+}
+
+pub(crate) fn errno(error: &Error) -> Option<Errno> {
+    error.errno().map(Errno::from_raw)
+}
