@@ -9,7 +9,7 @@ use c1000k_host::check::FileTableChoice;
 use c1000k_host::command_line::{self, SHORT, USAGE, ZonedIp, is_of_many, split_zone, with_zone};
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration, parse_rate};
-use c1000k_report::Destination;
+use c1000k_record::Destination;
 use clap::Parser;
 use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv6AddrRange};
 

@@ -8,10 +8,10 @@ use c1000k_host::check::{self, Machine};
 use c1000k_host::command_line::{self, SHORT, fail, print, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
-use c1000k_report::record::{
-    CLIENT_SCHEMA, Descriptors, FileTable, Head, Verdict, per_second, time_text,
+use c1000k_record::{
+    CLIENT_SCHEMA, ClientRecord, Descriptors, Destination, FileTable, Head, Verdict, per_second,
+    time_text,
 };
-use c1000k_report::{ClientRecord, Destination};
 use reactor::{Config, Reactor, Signal};
 
 use crate::args::{self, Arguments};
@@ -258,6 +258,9 @@ fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, Stri
         }
     };
     let written = written.and_then(|()| waiting.map_or(Ok(()), write));
-    written.map_err(|error| error.print_instead(record))?;
+    written.map_err(|error| {
+        command_line::flush_log();
+        error.print_instead(record)
+    })?;
     Ok(code)
 }

@@ -3,8 +3,7 @@
 use std::fmt::Write;
 
 use c1000k_host::format::{count, counted, duration, rate};
-use c1000k_report::ClientRecord;
-use c1000k_report::record::Verdict;
+use c1000k_record::{ClientRecord, Verdict};
 
 /// Width of the names.
 const NAME: usize = 16;

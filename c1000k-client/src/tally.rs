@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use c1000k_report::Series;
-use c1000k_report::record::{LatencyUs, RampPoint};
-use c1000k_report::series;
+use c1000k_record::series::{self, Series};
+use c1000k_record::{LatencyUs, RampPoint};
 use hdrhistogram::Histogram;
 use nix::errno::Errno;
 

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use c1000k_host::check::{CapKind, FileTable, Machine, Need, Role, largest_target};
 use c1000k_host::command_line::ZonedIp;
 use c1000k_host::format;
-use c1000k_report::record::Limit;
+use c1000k_record::Limit;
 use ipnet::Ipv4AddrRange;
 
 use crate::args::Arguments;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use c1000k_host::format;
-use c1000k_report::record::{Limit, Verdict};
+use c1000k_record::{Limit, Verdict};
 use nix::errno::Errno;
 
 use crate::failures;

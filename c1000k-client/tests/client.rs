@@ -10,8 +10,7 @@ use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use c1000k_report::ClientRecord;
-use c1000k_report::record::{Limit, Verdict};
+use c1000k_record::{ClientRecord, Limit, Verdict};
 use common::{Client, Ended, Manner, Server, record, run};
 use nix::sys::signal::Signal;
 use proptest::prelude::*;

@@ -8,9 +8,9 @@
 use std::fmt;
 
 use c1000k_host::format;
+use c1000k_record::{ClientRecord, Limit, Verdict};
 
 use crate::cost::{self, float};
-use crate::record::{ClientRecord, Limit, Verdict};
 use crate::run::{Apart, Moment, Run, Topology};
 use crate::snapshot::Snapshot;
 use crate::trend;

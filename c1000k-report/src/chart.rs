@@ -7,10 +7,10 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use c1000k_host::format;
+use c1000k_record::RampPoint;
 
 use crate::cost::{self, KernelCost, float};
 use crate::escape::visible;
-use crate::record::RampPoint;
 use crate::run::Run;
 use crate::trend;
 

@@ -1,10 +1,10 @@
 //! Two runs side by side.
 
 use c1000k_host::format;
+use c1000k_record::{ClientRecord, LatencyUs, ServerRecord};
 
 use crate::cost;
 use crate::markdown::table;
-use crate::record::{ClientRecord, LatencyUs, ServerRecord};
 use crate::run::{Moment, Run};
 use crate::trend;
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use c1000k_host::usage::SlabUsage;
+use c1000k_record::ServerRecord;
 
-use crate::record::ServerRecord;
 use crate::run::{Moment, Run};
 use crate::snapshot::Snapshot;
 

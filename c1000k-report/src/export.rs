@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use c1000k_record::{ClientRecord, FileTable, LatencyUs, Limit, ServerRecord};
+
 use crate::agree::{Check, Outcome};
 use crate::cost::{self, KernelCost, ProcessMemory};
 use crate::escape;
-use crate::record::{ClientRecord, FileTable, LatencyUs, Limit, ServerRecord};
 use crate::run::{Run, Topology};
 
 /// What `schema` says.

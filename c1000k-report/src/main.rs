@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use c1000k_host::command_line::{self, SHORT, USAGE, fail};
+use c1000k_record::{Verdict, output};
 use c1000k_report::agree::{self, Check, Outcome};
 use c1000k_report::escape::visible;
-use c1000k_report::record::Verdict;
 use c1000k_report::run::{Run, RunError};
-use c1000k_report::{chart, compare, destination, export, summary};
+use c1000k_report::{chart, compare, export, summary};
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Tell what a run shows, from the folder that it left.
@@ -118,7 +118,7 @@ fn compare(first: &Path, second: &Path) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {
-    destination::replace(path, text.as_bytes())
+    output::replace(path, text.as_bytes())
         .map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 

@@ -9,8 +9,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use crate::input;
-use crate::record::{ClientRecord, Limit, ReadError, ServerRecord, Verdict};
+use c1000k_record::{ClientRecord, Limit, ReadError, ServerRecord, Verdict, input};
+
 use crate::snapshot::Snapshot;
 
 /// A run, read from its folder.

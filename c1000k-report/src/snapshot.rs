@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use c1000k_host::usage::SlabUsage;
-
-use crate::input;
+use c1000k_record::input;
 
 /// The page that `slabinfo` counts in, as on x86-64.
 const PAGE_BYTES: u64 = 4_096;

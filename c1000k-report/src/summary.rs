@@ -3,14 +3,13 @@
 use std::fmt::Write;
 
 use c1000k_host::format;
+use c1000k_record::{ClientRecord, Verdict};
 
 use crate::agree::{Check, Outcome, PASSES_MAX};
 use crate::chart::Chart;
 use crate::cost::{self, KernelCost, float};
 use crate::escape::{markdown, visible};
 use crate::markdown::{table, text_table};
-use crate::record::ClientRecord;
-use crate::record::Verdict;
 use crate::run::{Apart, Moment, Run, Topology, total};
 use crate::trend;
 

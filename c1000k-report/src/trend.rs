@@ -1,7 +1,8 @@
 //! Whether the last connections came as fast as the first ones.
 
+use c1000k_record::RampPoint;
+
 use crate::cost::float;
-use crate::record::RampPoint;
 
 /// Fewer points can't tell ten rates apart.
 const POINTS_MIN: usize = 10;

@@ -13,8 +13,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use c1000k_report::record::Verdict;
-use c1000k_report::{ClientRecord, ServerRecord};
+use c1000k_record::Verdict;
+use c1000k_record::{ClientRecord, ServerRecord};
 
 const CONNECTIONS: u64 = 3_000;
 const PORTS: u16 = 10;

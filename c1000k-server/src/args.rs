@@ -8,7 +8,7 @@ use c1000k_host::check::FileTableChoice;
 use c1000k_host::command_line::{ZonedIp, is_of_many, parse_ip};
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration};
-use c1000k_report::Destination;
+use c1000k_record::Destination;
 use clap::{Parser, ValueEnum};
 use reactor::Keepalive;
 

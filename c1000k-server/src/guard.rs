@@ -22,7 +22,7 @@ use c1000k_host::format;
 use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
 use c1000k_host::quantity::parse_bytes;
 use c1000k_host::usage::SocketUsage;
-use c1000k_report::record;
+use c1000k_record::MemoryGuard;
 use clap::ValueEnum;
 
 use crate::cost::Cost;
@@ -336,9 +336,9 @@ impl Guard {
         self.judge(&view, connections, now)
     }
 
-    pub(crate) fn record(&self, now: Instant) -> Option<record::MemoryGuard> {
+    pub(crate) fn record(&self, now: Instant) -> Option<MemoryGuard> {
         let closed_now = self.closed.as_ref().map(|(_, since)| now.duration_since(*since));
-        Some(record::MemoryGuard {
+        Some(MemoryGuard {
             closed: self.closed.is_some(),
             closings: self.closings,
             closed_seconds: (self.closed_before + closed_now.unwrap_or_default()).as_secs_f64(),

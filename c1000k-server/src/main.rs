@@ -27,8 +27,7 @@ use c1000k_host::format;
 use c1000k_host::limits::raise_descriptor_limit;
 use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
 use c1000k_host::ports::{PortHolder, port_holder};
-use c1000k_report::Destination;
-use c1000k_report::record::ServerRecord;
+use c1000k_record::{Destination, ServerRecord};
 use reactor::{Config, ListenOptions, Reactor, Signal, Status};
 
 use args::{Args, Command, Settings};
@@ -147,7 +146,10 @@ fn conclude(settings: &Settings, record: &ServerRecord) -> Result<(), String> {
         print(&text);
     }
     let written = written.and_then(|()| waiting.map_or(Ok(()), write));
-    written.map_err(|error| error.print_instead(record))
+    written.map_err(|error| {
+        command_line::flush_log();
+        error.print_instead(record)
+    })
 }
 
 fn tell_ready(settings: &Settings, room: Room) {

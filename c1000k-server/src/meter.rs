@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use c1000k_host::format;
 use c1000k_host::usage::{KernelCost, KernelMeter, NetCounters, ProcessUsage, SocketUsage};
-use c1000k_report::record::ServerPoint;
-use c1000k_report::series::{self, Series};
+use c1000k_record::ServerPoint;
+use c1000k_record::series::{self, Series};
 use reactor::Stats;
 
 /// So often the peak is looked for, though status lines may be rarer.
@@ -120,7 +120,7 @@ impl Meter {
     ) {
         let seconds = now.duration_since(self.last_line.at).as_secs_f64();
         let accepts = stats.accepted - self.last_line.accepted;
-        let per_second = c1000k_report::record::per_second(accepts, seconds);
+        let per_second = c1000k_record::per_second(accepts, seconds);
         self.last_line = Line { at: now, accepted: stats.accepted };
         let own = rss_bytes.map_or_else(|| "?".to_owned(), format::bytes);
         // The kernel counts the sockets of all programs: without one of its own, the server has nothing to report.

@@ -8,9 +8,7 @@ use c1000k_host::command_line::log_lines_dropped;
 use c1000k_host::errno_name;
 use c1000k_host::format;
 use c1000k_host::usage::ProcessUsage;
-use c1000k_report::record::{
-    FileTable, Head, MemoryGuard, Prediction, SERVER_SCHEMA, ServerRecord,
-};
+use c1000k_record::{FileTable, Head, MemoryGuard, Prediction, SERVER_SCHEMA, ServerRecord};
 use reactor::Stats;
 
 use crate::Room;

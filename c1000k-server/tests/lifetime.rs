@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use c1000k_report::record::ServerRecord;
+use c1000k_record::ServerRecord;
 use common::{
     BINARY, Server, can_mount, echo, echo_all, fill, free_ports, in_new_mounts, pattern,
     read_to_end, run, wait,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use c1000k_host::command_line::ZonedIp;
 use c1000k_host::format::{self, rate};
-use c1000k_report::record::per_second;
+use c1000k_record::per_second;
 use nix::errno::Errno;
 use reactor::{CloseReason, ConnectOptions, Error, TimerId, Token};
 

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use c1000k_host::limits::raise_descriptor_limit;
-use c1000k_report::ClientRecord;
+use c1000k_record::ClientRecord;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reactor::{Config, Context, Handler, Incoming, ListenOptions, Reactor, Token, Waker};

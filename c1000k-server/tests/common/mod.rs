@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use c1000k_host::limits::raise_descriptor_limit;
-use c1000k_report::record::ServerRecord;
+use c1000k_record::ServerRecord;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;

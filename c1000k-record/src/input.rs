@@ -33,7 +33,8 @@ pub(crate) fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
 }
 
 /// The text of such a file; `None` where it can't be had. What is no UTF-8 is replaced.
-pub(crate) fn text(path: &Path) -> Option<String> {
+#[must_use]
+pub fn text(path: &Path) -> Option<String> {
     let bytes = read(path, TEXT_BYTES_MAX).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }

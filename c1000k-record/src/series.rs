@@ -13,7 +13,7 @@ pub const POINTS_MAX: usize = 3_600;
 /// gets as many points as one of ten seconds, and a long one no more than one a second.
 ///
 /// ```
-/// use c1000k_report::series::step;
+/// use c1000k_record::series::step;
 /// use std::time::Duration;
 ///
 /// assert_eq!(step(Duration::ZERO), Duration::from_millis(20));
@@ -28,14 +28,14 @@ pub fn step(elapsed: Duration) -> Duration {
 /// Points that were offered at an even pace, or closer at first, thinned out to at most [`POINTS_MAX`].
 ///
 /// ```
-/// use c1000k_report::Series;
+/// use c1000k_record::Series;
 ///
 /// let mut series = Series::new();
 /// for second in 0..1_000_000 {
 ///     series.push(second);
 /// }
 /// let points = series.into_points();
-/// assert!(points.len() <= c1000k_report::series::POINTS_MAX);
+/// assert!(points.len() <= c1000k_record::series::POINTS_MAX);
 /// assert_eq!(points.last(), Some(&999_999));
 /// ```
 #[derive(Debug, Clone)]

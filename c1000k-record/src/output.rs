@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use c1000k_host::command_line;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, fcntl};
 use nix::unistd::{AccessFlags, Uid, faccessat};
@@ -39,7 +38,7 @@ const STICKY: u32 = 0o1000;
 /// Where a record is written.
 ///
 /// ```
-/// use c1000k_report::Destination;
+/// use c1000k_record::Destination;
 ///
 /// assert_eq!(Destination::parse("-").unwrap(), Destination::Stdout);
 /// assert_eq!(Destination::parse("run.json").unwrap(), Destination::Path("run.json".into()));
@@ -132,10 +131,9 @@ pub struct WriteError {
 
 impl WriteError {
     /// Prints the record on standard error instead, whole, however long its reader takes; says so in
-    /// one line with the error.
+    /// one line with the error. A log that goes there too is to be flushed before.
     #[must_use]
     pub fn print_instead<T: Serialize>(&self, record: &T) -> String {
-        command_line::flush_log();
         let printed = text_of(record).and_then(|text| pour(io::stderr().lock(), &text));
         match printed {
             Ok(()) => format!("{self}; it was printed on standard error instead"),

@@ -1,0 +1,19 @@
+//! What a run writes down: the records of client and server, how they are written as JSON, and how they are read again.
+//!
+//! - [`ClientRecord`] and [`ServerRecord`] are the two records.
+//! - [`series`] keeps figures over time in a bounded number of points.
+//! - [`output`] is where `--json PATH` points.
+//! - [`input`] reads the files of a run, which anybody may have put there.
+
+pub mod input;
+pub mod output;
+mod record;
+pub mod series;
+
+pub use output::Destination;
+pub use record::{
+    CLIENT_SCHEMA, ClientRecord, Descriptors, FileTable, Head, LatencyUs, Limit, MemoryGuard,
+    Prediction, RampPoint, ReadError, SERVER_SCHEMA, ServerPoint, ServerRecord, Verdict,
+    per_second, time_text,
+};
+pub use series::Series;
