@@ -1,6 +1,7 @@
 //! What a run writes down: the records of client and server, how they are written as JSON, and how they are read again.
 //!
 //! - [`ClientRecord`] and [`ServerRecord`] are the two records.
+//! - [`schema`] has the shape of both as JSON Schema.
 //! - [`series`] keeps figures over time in a bounded number of points.
 //! - [`output`] is where `--json PATH` points.
 //! - [`input`] reads the files of a run, which anybody may have put there.
@@ -8,6 +9,7 @@
 pub mod input;
 pub mod output;
 mod record;
+pub mod schema;
 pub mod series;
 
 pub use output::Destination;

@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -21,9 +22,9 @@ pub const CLIENT_SCHEMA: &str = "c1000k.client/1";
 pub const SERVER_SCHEMA: &str = "c1000k.server/1";
 
 /// What both records begin with.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Head {
-    /// The kind of record and its version: [`CLIENT_SCHEMA`] or [`SERVER_SCHEMA`].
+    /// The kind of record and its version: `c1000k.client/1` or `c1000k.server/1`.
     pub schema: String,
     /// The version of the program.
     #[serde(default)]
@@ -37,7 +38,7 @@ pub struct Head {
 }
 
 /// What a client asked for, what it held and what stopped it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ClientRecord {
     /// Its schema is [`CLIENT_SCHEMA`].
     #[serde(flatten)]
@@ -91,7 +92,7 @@ pub struct ClientRecord {
     /// How long each pass of echoes took, in order.
     #[serde(default)]
     pub verify_seconds: Vec<f64>,
-    /// Connections held over the time of the ramp, at most [`crate::series::POINTS_MAX`] points.
+    /// Connections held over the time of the ramp, at most 3,600 points.
     #[serde(default)]
     pub ramp_series: Vec<RampPoint>,
     /// RLIMIT_NOFILE as the run had it; null where it could not be read.
@@ -113,7 +114,7 @@ pub struct ClientRecord {
 }
 
 /// What a server accepted, held and spent.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServerRecord {
     /// Its schema is [`SERVER_SCHEMA`].
     #[serde(flatten)]
@@ -214,7 +215,7 @@ pub struct ServerRecord {
     /// (`ListenOverflows`, `ListenDrops`); a counter that could not be read is not in it.
     #[serde(default)]
     pub counters: BTreeMap<String, u64>,
-    /// The server over time, at most [`crate::series::POINTS_MAX`] points.
+    /// The server over time, at most 3,600 points.
     #[serde(default)]
     pub series: Vec<ServerPoint>,
     /// Where its sockets lived; null where it did not say.
@@ -223,7 +224,7 @@ pub struct ServerRecord {
 }
 
 /// Where the sockets of a program live.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FileTable {
@@ -247,7 +248,7 @@ impl fmt::Display for FileTable {
 }
 
 /// Percentiles of the time that a connect took, in microseconds; null where nothing connected.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LatencyUs {
     /// The median.
     pub p50: Option<u64>,
@@ -262,7 +263,7 @@ pub struct LatencyUs {
 }
 
 /// What capped a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Limit {
@@ -301,7 +302,7 @@ impl fmt::Display for Limit {
 }
 
 /// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// The target was reached and everything asked for was verified.
@@ -323,7 +324,7 @@ impl fmt::Display for Verdict {
 }
 
 /// RLIMIT_NOFILE; "unlimited" is the largest number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Descriptors {
     /// The limit in force.
     pub soft: u64,
@@ -332,7 +333,7 @@ pub struct Descriptors {
 }
 
 /// One point of a client's ramp.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RampPoint {
     /// Since the first connect.
     pub seconds: f64,
@@ -341,7 +342,7 @@ pub struct RampPoint {
 }
 
 /// One point of a server's life.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServerPoint {
     /// Since the server began.
     pub seconds: f64,
@@ -354,7 +355,7 @@ pub struct ServerPoint {
 }
 
 /// How a server kept from running out of memory.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryGuard {
     /// Whether it admitted nobody at the end.
     pub closed: bool,
@@ -375,7 +376,7 @@ pub struct MemoryGuard {
 }
 
 /// What a number of connections was expected to cost before the run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Prediction {
     /// For so many connections.
     pub connections: u64,

@@ -1,5 +1,5 @@
-//! `c1000k-report`: reads the folder of a run and tells what it shows, or sets two runs side by
-//! side.
+//! `c1000k-report`: reads the folder of a run and tells what it shows, sets two runs side by side, or prints the JSON
+//! Schema of a record.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use c1000k_host::command_line::{self, SHORT, USAGE, fail};
-use c1000k_record::{Verdict, output};
+use c1000k_record::{Verdict, output, schema};
 use c1000k_report::agree::{self, Check, Outcome};
 use c1000k_report::escape::visible;
 use c1000k_report::run::{Run, RunError};
@@ -46,6 +46,20 @@ enum Command {
         /// The folder of the other; ratios are of it to the first
         second: PathBuf,
     },
+    /// Print the JSON Schema of a record.
+    Schema {
+        /// Whose record
+        program: Program,
+    },
+}
+
+/// A program that writes a record.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Program {
+    /// c1000k-client
+    Client,
+    /// c1000k-server
+    Server,
 }
 
 /// What the summary is printed as.
@@ -65,6 +79,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.command {
         Command::Summarize { folder, format, check } => summarize(&folder, format, check),
         Command::Compare { first, second } => compare(&first, &second),
+        Command::Schema { program } => print_schema(program),
     };
     outcome.unwrap_or_else(|error| {
         // What was given is no run; all else is the system's refusal.
@@ -114,6 +129,15 @@ fn pass(checks: &[Check], is_strict: bool) -> bool {
 
 fn compare(first: &Path, second: &Path) -> Result<ExitCode, Box<dyn Error>> {
     print(&compare::table_of(&Run::read(first)?, &Run::read(second)?))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_schema(program: Program) -> Result<ExitCode, Box<dyn Error>> {
+    let schema = match program {
+        Program::Client => schema::client(),
+        Program::Server => schema::server(),
+    };
+    print(&format!("{:#}\n", schema.as_value()))?;
     Ok(ExitCode::SUCCESS)
 }
 

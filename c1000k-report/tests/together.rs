@@ -13,8 +13,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use c1000k_record::Verdict;
-use c1000k_record::{ClientRecord, ServerRecord};
+use c1000k_record::schema::{self, Schema};
+use c1000k_record::{ClientRecord, ServerRecord, Verdict};
+use serde_json::Value;
 
 const CONNECTIONS: u64 = 3_000;
 const PORTS: u16 = 10;
@@ -49,10 +50,18 @@ fn both_records_and_the_kernel_agree_on_three_thousand_connections() {
     assert_eq!(by_port, CONNECTIONS, "the kernel's table of the server's ends");
     // Other programs of this machine may open sockets meanwhile, but these must be among them.
     assert!(held >= before + 2 * CONNECTIONS - 100, "sockstat rose from {before} to {held} only");
-    compare(
-        &ClientRecord::read(&folder.path().join("client.json")).unwrap(),
-        &ServerRecord::read(&folder.path().join("server.json")).unwrap(),
-    );
+    let [client, server] = ["client.json", "server.json"].map(|name| folder.path().join(name));
+    assert_has_all_of(&schema::client(), &client);
+    assert_has_all_of(&schema::server(), &server);
+    compare(&ClientRecord::read(&client).unwrap(), &ServerRecord::read(&server).unwrap());
+}
+
+/// The record is valid, and has every field that its schema knows, and no other.
+fn assert_has_all_of(schema: &Schema, record: &Path) {
+    let record: Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
+    jsonschema::validate(schema.as_value(), &record).unwrap();
+    let names = |fields: &Value| fields.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&record), names(schema.get("properties").unwrap()));
 }
 
 fn compare(client: &ClientRecord, server: &ServerRecord) {
