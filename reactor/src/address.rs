@@ -20,10 +20,10 @@ use std::path::{Path, PathBuf};
 pub enum Address {
     /// TCP over IPv4 or IPv6.
     Ip(SocketAddr),
-    /// A Unix-domain stream socket in the file system; 107 bytes at the most.
+    /// A Unix-domain stream socket in the file system; at most 107 bytes.
     Unix(PathBuf),
     /// A Unix-domain stream socket in Linux's abstract namespace: a name without a file, gone with its last socket.
-    /// 107 bytes at the most, the leading zero byte not included.
+    /// at most 107 bytes, the leading zero byte not included.
     UnixAbstract(Vec<u8>),
 }
 

@@ -5,7 +5,7 @@ use crate::wheel::NodeId;
 
 /// The reactor's half of a connection; the service's half is its `Handler::Conn`.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct ConnHeader {
     pub(crate) socket: Socket,
     pub(crate) timer: NodeId,
     /// Index into the reactor's write queues; of no meaning without [`Flags::QUEUED`]. An `Option` would cost four
@@ -16,14 +16,14 @@ pub(crate) struct Link {
 
 /// The bytes that a connection costs beside its state, and what an armed timeout adds; both are promises.
 const _: () = {
-    assert!(crate::slab::slot_bytes::<Link, ()>() <= 24);
-    assert!(crate::slab::slot_bytes::<Link, u32>() <= 24 + 4);
-    assert!(crate::slab::slot_bytes::<Link, u64>() <= 24 + 8);
-    assert!(crate::slab::slot_bytes::<Link, [u64; 5]>() <= 24 + 40);
+    assert!(crate::slab::slot_bytes::<ConnHeader, ()>() <= 24);
+    assert!(crate::slab::slot_bytes::<ConnHeader, u32>() <= 24 + 4);
+    assert!(crate::slab::slot_bytes::<ConnHeader, u64>() <= 24 + 8);
+    assert!(crate::slab::slot_bytes::<ConnHeader, [u64; 5]>() <= 24 + 40);
     assert!(crate::wheel::NODE_BYTES <= 24);
 };
 
-impl Link {
+impl ConnHeader {
     pub(crate) fn new(socket: Socket, flags: Flags) -> Self {
         Self { socket, timer: NodeId::NONE, queue: 0, flags }
     }
@@ -98,7 +98,7 @@ impl Flags {
     /// To be closed as soon as the queue is empty.
     pub(crate) const CLOSING: Flags = Flags(1 << 6);
     /// In the list of those to be removed.
-    pub(crate) const DOOMED: Flags = Flags(1 << 7);
+    pub(crate) const CLOSED: Flags = Flags(1 << 7);
     /// Closing the socket resets it.
     pub(crate) const RESET: Flags = Flags(1 << 8);
     /// Has a write queue.
@@ -117,7 +117,7 @@ impl Flags {
     pub(crate) const HELD: Flags = Flags(1 << 15);
 
     /// There is nothing to read, not yet or never more.
-    const UNREADABLE: Flags = Flags(Self::CONNECTING.0 | Self::EOF.0 | Self::DOOMED.0);
+    const UNREADABLE: Flags = Flags(Self::CONNECTING.0 | Self::EOF.0 | Self::CLOSED.0);
 
     /// What arrives is not simply for the service, or something has to be sent first.
     const NOT_SIMPLY_READ: Flags = Flags(
@@ -125,7 +125,7 @@ impl Flags {
     );
 
     /// Nothing more is taken from the service.
-    const UNWRITABLE: Flags = Flags(Self::FINISHING.0 | Self::CLOSING.0 | Self::DOOMED.0);
+    const UNWRITABLE: Flags = Flags(Self::FINISHING.0 | Self::CLOSING.0 | Self::CLOSED.0);
 
     pub(crate) fn any(self, flags: Flags) -> bool {
         self.0 & flags.0 != 0

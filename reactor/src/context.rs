@@ -4,10 +4,10 @@
 //! pause, close), [`batch`] (what goes to the kernel together), [`sweep`] (visiting all connections), [`time`] and
 //! [`watch`] (any other descriptor).
 
-#[cfg(any(test, fuzzing))]
-mod audit;
 mod batch;
 mod connect;
+#[cfg(any(test, fuzzing))]
+mod invariants;
 mod listen;
 mod stream;
 mod sweep;
@@ -22,7 +22,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, FileTable, Keepalive};
-use crate::connection::{Flags, Link};
+use crate::connection::{ConnHeader, Flags};
 use crate::error::{CloseReason, Error};
 use crate::queue::WriteQueue;
 use crate::signal::Signal;
@@ -33,7 +33,7 @@ use crate::token::{Inner, ListenerId, Source, Token};
 use crate::waker::Waker;
 use crate::wheel::{NodeId, Tick, Wheel};
 
-use listen::{Listener, Starved};
+use listen::{AcceptBackoff, Listener};
 use sweep::Sweep;
 use watch::Watch;
 
@@ -45,7 +45,7 @@ pub use sweep::SweepId;
 pub struct Context<C> {
     config: Config,
     poller: Poller,
-    connections: Slab<Link, C>,
+    connections: Slab<ConnHeader, C>,
     listeners: Slab<Listener, ()>,
     /// A free timer's place in the wheel.
     timers: Slab<NodeId, ()>,
@@ -75,13 +75,13 @@ pub struct Context<C> {
     /// Bytes that were received before their connection's reads were paused.
     held: Vec<(Token, Box<[u8]>)>,
     /// Connections to be removed as soon as no callback runs.
-    doomed: VecDeque<(Token, CloseReason)>,
+    closed: VecDeque<(Token, CloseReason)>,
     /// Listeners that epoll has reported in this turn; empty in between.
     ready_listeners: Vec<ListenerId>,
     /// Turns in a row in which they were not accepted from because ended connections may have been about to make room.
     turns_without_room: usize,
-    starved: Starved,
-    /// Connections that have gone since starved listeners were last looked at.
+    throttled: AcceptBackoff,
+    /// Connections that have gone since throttled listeners were last looked at.
     freed: usize,
     spare: Option<Descriptor>,
     waker: Waker,
@@ -95,7 +95,7 @@ pub struct Context<C> {
     shutdown: Option<Shutdown>,
 }
 
-/// Each connection and free timer can have one in the wheel, the pause of starved listeners, the grace of a shutdown, and
+/// Each connection and free timer can have one in the wheel, the pause of throttled listeners, the grace of a shutdown, and
 /// the queues that are tried again.
 fn timers_in_wheel_max(config: &Config) -> usize {
     config.connections_max.saturating_add(config.timers_max).saturating_add(3)
@@ -104,8 +104,8 @@ fn timers_in_wheel_max(config: &Config) -> usize {
 /// How far a shutdown has come.
 #[derive(Debug)]
 struct Shutdown {
-    /// The slots before this one have been told.
-    told: usize,
+    /// The slots before this one have been notified.
+    notified: usize,
     /// The grace has passed.
     hard: bool,
     /// The end of the grace, while it has not passed.
@@ -117,7 +117,7 @@ impl<C> Context<C> {
     pub(crate) fn new(config: &Config) -> Result<Self, Error> {
         let no_memory = |_| {
             Error::Invalid(
-                "there is no address space for so many connections, listeners, timers or watches",
+                "there is no address space for that many connections, listeners, timers or watches",
             )
         };
         let poller = Poller::new()?;
@@ -148,10 +148,10 @@ impl<C> Context<C> {
             moving_descriptors: Vec::with_capacity(batch::MOVING_MAX),
             listed: VecDeque::new(),
             held: Vec::new(),
-            doomed: VecDeque::new(),
+            closed: VecDeque::new(),
             ready_listeners: Vec::new(),
             turns_without_room: 0,
-            starved: Starved::default(),
+            throttled: AcceptBackoff::default(),
             freed: 0,
             spare: Some(sys::spare()?),
             waker,
@@ -203,25 +203,25 @@ impl<C> Context<C> {
     /// state is lent to the callback).
     #[must_use]
     pub fn conn(&self, token: Token) -> Option<&C> {
-        self.connections.body(token.name())
+        self.connections.body(token.key())
     }
 
     /// The same, to be changed.
     #[must_use]
     pub fn conn_mut(&mut self, token: Token) -> Option<&mut C> {
-        self.connections.body_mut(token.name())
+        self.connections.body_mut(token.key())
     }
 
     /// Whether the token still names a connection.
     #[must_use]
     pub fn holds(&self, token: Token) -> bool {
-        self.connections.head(token.name()).is_some()
+        self.connections.head(token.key()).is_some()
     }
 
     /// The connections in a range of slots, up to [`slots`](Self::slots). Those that are still connecting are among
     /// them. To visit all connections without keeping the sockets waiting, [`sweep`](Self::sweep).
     pub fn tokens(&self, slots: Range<usize>) -> impl Iterator<Item = Token> + '_ {
-        self.connections.names(slots.start, slots.end).map(Token::from)
+        self.connections.keys(slots.start, slots.end).map(Token::from)
     }
 
     /// One past the last slot that may hold a connection.
@@ -236,7 +236,7 @@ impl<C> Context<C> {
     /// [`Error::Stale`], the system's refusal (`ENOTCONN` where the peer has gone), or [`Error::Invalid`] for a
     /// Unix-domain connection, which has no IP address.
     pub fn peer_addr(&self, token: Token) -> Result<SocketAddr, Error> {
-        self.sockets.peer_addr(&self.link(token).ok_or(Error::Stale)?.socket)
+        self.sockets.peer_addr(&self.header(token).ok_or(Error::Stale)?.socket)
     }
 
     /// The address of this side. Costs one system call; three where the socket is a registered file.
@@ -244,7 +244,7 @@ impl<C> Context<C> {
     /// # Errors
     /// [`Error::Stale`], the system's refusal, or [`Error::Invalid`] for a Unix-domain connection.
     pub fn local_addr(&self, token: Token) -> Result<SocketAddr, Error> {
-        self.sockets.local_addr(&self.link(token).ok_or(Error::Stale)?.socket)
+        self.sockets.local_addr(&self.header(token).ok_or(Error::Stale)?.socket)
     }
 
     /// A handle that wakes this reactor from any thread.
@@ -296,7 +296,7 @@ impl<C> Context<C> {
             self.unlisten(listener);
         }
         let grace = self.wheel.insert(deadline, Source::Inner(Inner::Grace).to_bits());
-        self.shutdown = Some(Shutdown { told: 0, hard: false, grace: Some(grace), deadline });
+        self.shutdown = Some(Shutdown { notified: 0, hard: false, grace: Some(grace), deadline });
     }
 
     /// Whether [`shutdown`](Self::shutdown) was called.
@@ -367,46 +367,50 @@ impl<C> Context<C> {
         self.signals.as_ref()?.read()
     }
 
-    pub(crate) fn link(&self, token: Token) -> Option<&Link> {
-        self.connections.head(token.name())
+    pub(crate) fn header(&self, token: Token) -> Option<&ConnHeader> {
+        self.connections.head(token.key())
     }
 
     /// Whether nothing waits to be sent, nor a connect to be decided.
     #[inline]
     pub(crate) fn is_idle(&self, token: Token) -> bool {
-        self.link(token).is_some_and(|link| !link.flags.any(Flags::CONNECTING | Flags::QUEUED))
+        self.header(token)
+            .is_some_and(|header| !header.flags.any(Flags::CONNECTING | Flags::QUEUED))
     }
 
-    pub(crate) fn link_mut(&mut self, token: Token) -> Option<&mut Link> {
-        self.connections.head_mut(token.name())
+    pub(crate) fn header_mut(&mut self, token: Token) -> Option<&mut ConnHeader> {
+        self.connections.head_mut(token.key())
     }
 
     pub(crate) fn lend(&mut self, token: Token) -> Option<C> {
-        self.connections.lend(token.name()).map(|(_, conn)| conn)
+        self.connections.lend(token.key()).map(|(_, conn)| conn)
     }
 
     pub(crate) fn give_back(&mut self, token: Token, conn: C) {
-        self.connections.give_back(token.name(), conn);
+        self.connections.give_back(token.key(), conn);
     }
 
     /// The grace of the shutdown has passed: everything that is left will be reset.
     pub(crate) fn harden_shutdown(&mut self) {
         if let Some(shutdown) = &mut self.shutdown {
-            *shutdown = Shutdown { told: 0, hard: true, grace: None, ..*shutdown };
+            *shutdown = Shutdown { notified: 0, hard: true, grace: None, ..*shutdown };
         }
     }
 
     /// Whether a shutdown has still connections to tell.
     pub(crate) fn has_more_to_tell(&self) -> bool {
-        self.shutdown.as_ref().is_some_and(|shutdown| shutdown.told < self.connections.slots_used())
+        self.shutdown
+            .as_ref()
+            .is_some_and(|shutdown| shutdown.notified < self.connections.slots_used())
     }
 
     /// Tells the next slice of connections that the reactor shuts down.
     pub(crate) fn tell_shutdown(&mut self) {
         let Some(shutdown) = &mut self.shutdown else { return };
-        let slice = shutdown.told..shutdown.told.saturating_add(self.config.closes_per_turn.max(1));
+        let slice =
+            shutdown.notified..shutdown.notified.saturating_add(self.config.closes_per_turn.max(1));
         let hard = shutdown.hard;
-        shutdown.told = slice.end;
+        shutdown.notified = slice.end;
         let tokens: Vec<_> = self.tokens(slice).collect();
         for token in tokens {
             if hard {
@@ -418,7 +422,7 @@ impl<C> Context<C> {
     }
 }
 
-/// A summary: nobody wants to read a million connections.
+/// A summary, without the connections.
 impl<C> fmt::Debug for Context<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use crate::context::Context;
 use crate::waker::Waker;
 
-/// Messages that one wake-up hands out at the most, so that a busy sender does not keep the sockets waiting.
+/// Messages that one wake-up hands out at most, so that a busy sender does not keep the sockets waiting.
 const MESSAGES_PER_WAKE: usize = 1024;
 
 impl<C> Context<C> {

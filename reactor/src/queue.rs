@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
 
-/// How many chunks one send hands to the kernel at the most.
+/// How many chunks one send hands to the kernel at most.
 pub(crate) const CHUNKS_PER_SEND: usize = 16;
 
 /// Bytes that were lent are copied into chunks of this size, or larger ones for larger writes. One chunk for all of them

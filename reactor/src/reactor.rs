@@ -11,7 +11,7 @@ use std::mem;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::connection::{Flags, Link};
+use crate::connection::{ConnHeader, Flags};
 use crate::context::{Context, Received, receives};
 use crate::error::{CloseReason, Error};
 use crate::handler::{Handler, Incoming};
@@ -118,7 +118,7 @@ impl<C> Reactor<C> {
         Ok(())
     }
 
-    /// Waits for events, `max_wait` at the most (`None`: as long as it takes), and handles them.
+    /// Waits for events, at most `max_wait` (`None`: as long as it takes), and handles them.
     ///
     /// # Errors
     /// Only what makes waiting itself impossible; faults of connections go to the handler. [`Error::Invalid`] after a
@@ -145,7 +145,7 @@ impl<C> Reactor<C> {
     ) -> Result<Status, Error> {
         let Self { cx, events, read_buffer, receives, .. } = self;
         finish_round(cx, handler);
-        cx.feed_starved();
+        cx.resume_accepting();
         wait(cx, events, max_wait)?;
         dispatch_all(cx, handler, read_buffer, receives.as_mut(), events);
         serve_listed(cx, handler, read_buffer);
@@ -175,15 +175,15 @@ fn wait<C>(
 /// Removes what was closed and hands over what waits for others to go with, until neither leads to more.
 fn finish_round<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
     loop {
-        bury_doomed(cx, handler);
+        reap_closed(cx, handler);
         cx.flush();
-        if !cx.has_doomed() {
+        if !cx.has_closed() {
             return;
         }
     }
 }
 
-/// What each of so many connections may give in one round.
+/// How much one connection may be read in a round of that many connections.
 fn share(buffer: &mut [u8], bytes: usize, connections: usize) -> &mut [u8] {
     let share = (bytes / connections.max(1)).max(READ_BYTES_MIN).min(buffer.len());
     &mut buffer[..share]
@@ -204,7 +204,7 @@ fn dispatch_all<H: Handler + ?Sized>(
     }
     for (data, ready) in events.iter() {
         dispatch(cx, handler, buffer, data, ready);
-        bury_doomed(cx, handler);
+        reap_closed(cx, handler);
     }
 }
 
@@ -250,7 +250,7 @@ fn dispatch_batched<H: Handler + ?Sized>(
         } else {
             dispatch_unbatched(cx, handler, buffer, data, ready);
         }
-        bury_doomed(cx, handler);
+        reap_closed(cx, handler);
     }
 }
 
@@ -353,17 +353,17 @@ fn serve_unusual<H: Handler + ?Sized>(
     token: Token,
     ready: Readiness,
 ) {
-    let Some(link) = cx.link_mut(token) else {
+    let Some(header) = cx.header_mut(token) else {
         cx.stats_mut().stale_events += 1;
         return;
     };
     if ready.any(Readiness::READ_TO_END) {
-        link.flags.set(Flags::READ_TO_END, true);
+        header.flags.set(Flags::READ_TO_END, true);
     }
-    if link.flags.any(Flags::CONNECTING) {
+    if header.flags.any(Flags::CONNECTING) {
         return open_connected(cx, handler, token, ready);
     }
-    if ready.is_writable() && link.has_queue() && cx.flush_queue(token) {
+    if ready.is_writable() && header.has_queue() && cx.flush_queue(token) {
         lend(cx, token, |cx, conn| handler.on_drain(cx, token, conn));
     }
     if ready.any(Readiness::INPUT) {
@@ -379,14 +379,14 @@ fn serve_input<H: Handler + ?Sized>(
     token: Token,
     ready: Readiness,
 ) {
-    let Some(link) = cx.link(token) else { return };
-    if link.reads() || link.drains() {
+    let Some(header) = cx.header(token) else { return };
+    if header.reads() || header.drains() {
         return read(cx, handler, buffer, token);
     }
     let error =
-        if ready.is_error() { cx.sockets().take_error(&link.socket, "epoll_wait") } else { None };
+        if ready.is_error() { cx.sockets().take_error(&header.socket, "epoll_wait") } else { None };
     match error {
-        Some(error) => cx.doom(token, CloseReason::Failed(error)),
+        Some(error) => cx.mark_closed(token, CloseReason::Failed(error)),
         None => {
             if ready.is_hangup() {
                 cx.end_if_finished(token);
@@ -403,7 +403,7 @@ fn read<H: Handler + ?Sized>(
     buffer: &mut [u8],
     token: Token,
 ) {
-    if cx.link(token).is_none_or(|link| !link.reads()) {
+    if cx.header(token).is_none_or(|header| !header.reads()) {
         return cx.drain(token, buffer);
     }
     if let Some(bytes) = cx.take_held(token) {
@@ -437,7 +437,7 @@ fn serve_listed<H: Handler + ?Sized>(
         }
         let Some(token) = cx.next_listed() else { return };
         serve_again(cx, handler, buffer, token);
-        bury_doomed(cx, handler);
+        reap_closed(cx, handler);
     }
 }
 
@@ -447,12 +447,14 @@ fn serve_again<H: Handler + ?Sized>(
     buffer: &mut [u8],
     token: Token,
 ) {
-    let Some(link) = cx.link(token) else { return };
-    if link.flags.any(Flags::UNSENT) && !link.flags.any(Flags::CONNECTING) && cx.flush_queue(token)
+    let Some(header) = cx.header(token) else { return };
+    if header.flags.any(Flags::UNSENT)
+        && !header.flags.any(Flags::CONNECTING)
+        && cx.flush_queue(token)
     {
         lend(cx, token, |cx, conn| handler.on_drain(cx, token, conn));
     }
-    if cx.link(token).is_some_and(Link::wants_reading) {
+    if cx.header(token).is_some_and(ConnHeader::wants_reading) {
         read(cx, handler, buffer, token);
     }
 }
@@ -473,7 +475,7 @@ fn end_input<H: Handler + ?Sized>(
         }
         IoResult::NotNow => cx.note_read_empty(token),
         IoResult::Interrupted => cx.note_unread(token),
-        IoResult::Failed(error) => cx.doom(token, CloseReason::Failed(error)),
+        IoResult::Failed(error) => cx.mark_closed(token, CloseReason::Failed(error)),
     }
 }
 
@@ -490,12 +492,12 @@ fn open_connected<H: Handler + ?Sized>(
             if ready.any(Readiness::INPUT) {
                 cx.note_unread(token);
             }
-            if cx.link(token).is_some_and(Link::has_queue) {
+            if cx.header(token).is_some_and(ConnHeader::has_queue) {
                 cx.mark_unsent(token);
             }
             lend(cx, token, |cx, conn| handler.on_open(cx, token, conn));
         }
-        Err(error) => cx.doom(token, CloseReason::ConnectFailed(error)),
+        Err(error) => cx.mark_closed(token, CloseReason::ConnectFailed(error)),
     }
 }
 
@@ -513,19 +515,19 @@ fn accept_all<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, e
 }
 
 fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, listener: ListenerId) {
-    if !cx.hears(listener) {
-        return cx.hush(listener);
+    if !cx.is_accepting(listener) {
+        return cx.disable(listener);
     }
     let rounds = cx.config().accepts_per_wake;
     let conn_flags = cx.conn_flags(listener);
     let mut lost = 0;
     for round in 0..rounds {
-        // The kernel has told of one peer that waits. Whether there is another behind it is not known: if so, it
+        // The kernel has reported a peer that waits. Whether there is another behind it is not known: if so, it
         // tells again.
-        let somebody_waits = round == 0;
+        let peer_waits = round == 0;
         if let Some(error) = cx.lacks_slot() {
-            if somebody_waits {
-                starve(cx, handler, listener, &error);
+            if peer_waits {
+                throttle(cx, handler, listener, &error);
             }
             return;
         }
@@ -541,18 +543,18 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
                 count_accept_error(cx, handler, listener, &error);
             }
             Accepted::Exhausted(_) if cx.free_descriptors() => {}
-            Accepted::Exhausted(_) if !somebody_waits => return,
+            Accepted::Exhausted(_) if !peer_waits => return,
             Accepted::Exhausted(error) => {
                 cx.drain_one(listener);
-                return starve(cx, handler, listener, &error);
+                return throttle(cx, handler, listener, &error);
             }
-            Accepted::Broken(error) => return starve(cx, handler, listener, &error),
+            Accepted::Broken(error) => return throttle(cx, handler, listener, &error),
         }
-        bury_doomed(cx, handler);
+        reap_closed(cx, handler);
     }
     // One lost after the other is no bad luck: some answers, as that of a security module, come again for ever.
     if lost == rounds {
-        cx.starve(listener);
+        cx.throttle(listener);
     }
 }
 
@@ -579,19 +581,19 @@ fn admit<H: Handler + ?Sized>(
         }
         Err(error) => {
             cx.stats_mut().dropped += 1;
-            starve(cx, handler, listener, &error);
+            throttle(cx, handler, listener, &error);
             false
         }
     }
 }
 
-fn starve<H: Handler + ?Sized>(
+fn throttle<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     listener: ListenerId,
     error: &Error,
 ) {
-    cx.starve(listener);
+    cx.throttle(listener);
     count_accept_error(cx, handler, listener, error);
 }
 
@@ -618,7 +620,7 @@ fn fire_timers<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
             Source::Inner(_) => cx.harden_shutdown(),
             Source::Listener(_) | Source::Watch(_) => {} // They have no timer.
         }
-        bury_doomed(cx, handler);
+        reap_closed(cx, handler);
     }
 }
 
@@ -628,7 +630,7 @@ fn visit_slice<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
     for slot in slots {
         if let Some(token) = cx.visitable(slot) {
             lend(cx, token, |cx, conn| handler.on_visit(cx, sweep, token, conn));
-            bury_doomed(cx, handler);
+            reap_closed(cx, handler);
         }
     }
     if cx.end_sweep() {
@@ -637,11 +639,11 @@ fn visit_slice<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
 }
 
 fn time_out<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, token: Token) {
-    let Some(link) = cx.link(token) else { return };
-    if link.flags.any(Flags::CLOSING) {
+    let Some(header) = cx.header(token) else { return };
+    if header.flags.any(Flags::CLOSING) {
         cx.end_closing(token, CloseReason::FlushTimedOut);
-    } else if link.flags.any(Flags::CONNECTING) {
-        cx.doom(token, CloseReason::ConnectTimedOut);
+    } else if header.flags.any(Flags::CONNECTING) {
+        cx.mark_closed(token, CloseReason::ConnectTimedOut);
     } else {
         lend(cx, token, |cx, conn| handler.on_timeout(cx, token, conn));
     }
@@ -655,17 +657,17 @@ fn lend<C>(cx: &mut Context<C>, token: Token, callback: impl FnOnce(&mut Context
     }
 }
 
-/// Removes what callbacks, or the set-up code, have closed; the service hears of each one.
+/// Removes what callbacks, or the set-up code, have closed; `on_close` follows for each.
 #[inline]
-fn bury_doomed<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
-    if cx.has_doomed() {
-        bury_all(cx, handler);
+fn reap_closed<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
+    if cx.has_closed() {
+        reap_all(cx, handler);
     }
 }
 
 #[inline(never)]
-fn bury_all<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
-    while let Some((token, conn, reason)) = cx.bury() {
+fn reap_all<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
+    while let Some((token, conn, reason)) = cx.reap() {
         handler.on_close(cx, token, conn, reason);
     }
 }

@@ -3,7 +3,7 @@
 //! The kernel is `sys/fake.rs`; this is the service. Both take their decisions from one stream, from a seed in the unit
 //! test and from bytes under the fuzzer. Whatever they decide, each promise of [`Handler`](crate::Handler) must hold:
 //! [`Service`] keeps a record of each connection and checks every callback against it, and
-//! [`Context::audit`](crate::Context::audit) checks the reactor's own books after each turn. At the end the kernel calms
+//! [`Context::check_invariants`](crate::Context::check_invariants) checks the reactor's own books after each turn. At the end the kernel calms
 //! down, and then everything that waits must happen, the reactor must come to rest, and nothing must be left.
 
 mod acts;
@@ -116,7 +116,7 @@ impl World {
         let broken_before = sys::broken_waits();
         match self.reactor.turn(&mut self.service, max_wait) {
             Ok(status) => {
-                self.reactor.context().audit();
+                self.reactor.context().check_invariants();
                 self.service.after_turn(self.reactor.context(), status);
             }
             Err(error) => assert!(sys::broken_waits() > broken_before, "{error}"),
@@ -148,7 +148,7 @@ impl World {
         for _ in 0..CALM_TURNS_MAX {
             let status =
                 self.reactor.turn(&mut self.service, None).expect("nothing fails any more");
-            self.reactor.context().audit();
+            self.reactor.context().check_invariants();
             if status == Status::Stopped {
                 return self.service.check_shut_down(self.reactor.context(), called);
             }
@@ -159,7 +159,7 @@ impl World {
     fn end(mut self) {
         self.service.let_go(self.reactor.context());
         let cx = self.reactor.context();
-        cx.audit();
+        cx.check_invariants();
         assert_eq!(cx.stats().timers_armed, 0, "timers have leaked");
         assert_eq!(cx.connections(), 0);
         let held = sys::open_files();
@@ -181,7 +181,7 @@ mod tests {
 
     use super::*;
 
-    /// So many seeds are played unless `REACTOR_SEEDS` says otherwise.
+    /// The number of seeds, unless `REACTOR_SEEDS` says otherwise.
     const SEEDS: u64 = 3000;
 
     fn number(variable: &str) -> Option<u64> {

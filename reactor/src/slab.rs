@@ -4,15 +4,15 @@
 //! runs, the connection's state is out of its slot, so the callback may use every *other* slot through the context.
 //!
 //! Invariants:
-//! - A name matches its slot until the entry is removed, and not again before that slot has been used 2^29 times.
+//! - A key matches its slot until the entry is removed, and not again before that slot has been used 2^29 times.
 //! - Capacity is reserved once, up front, and never exceeded: no growth ever copies. Untouched pages cost nothing.
 //! - When the last entry leaves a slab that had grown large, its pages go back to the system, unless a slot's generations
-//!   have begun again: then there is none that no recent name has.
+//!   have begun again: then there is none that no recent key has.
 
 use std::collections::TryReserveError;
 use std::mem;
 
-use crate::token::{GENERATION_MAX, Name};
+use crate::token::{GENERATION_MAX, SlotKey};
 
 /// A slab that has touched more entries than this gives its memory back when it becomes empty.
 const KEEP_ENTRIES_MAX: usize = 4096;
@@ -71,11 +71,11 @@ impl<H, B> Slab<H, B> {
     }
 
     /// Puts an entry into a free slot; gives it back when there is none.
-    pub(crate) fn insert(&mut self, head: H, body: B) -> Result<Name, (H, B)> {
+    pub(crate) fn insert(&mut self, head: H, body: B) -> Result<SlotKey, (H, B)> {
         let Some(vacancy) = self.vacancy() else { return Err((head, body)) };
-        let (name, generation) = (vacancy.name, vacancy.name.generation());
+        let (key, generation) = (vacancy.key, vacancy.key.generation());
         vacancy.fill(Slot::Full { generation, head, body });
-        Ok(name)
+        Ok(key)
     }
 
     /// The slot that the next entry will have; `None` when there is none.
@@ -84,17 +84,17 @@ impl<H, B> Slab<H, B> {
         if self.is_full() {
             return None;
         }
-        let name = match self.slots.get(self.free_first as usize) {
-            Some(Slot::Vacant { generation, .. }) => Name::new(self.free_first, *generation),
-            _ => Name::new(self.slots.len() as u32, self.generation_floor),
+        let key = match self.slots.get(self.free_first as usize) {
+            Some(Slot::Vacant { generation, .. }) => SlotKey::new(self.free_first, *generation),
+            _ => SlotKey::new(self.slots.len() as u32, self.generation_floor),
         };
-        Some(Vacancy { slab: self, name })
+        Some(Vacancy { slab: self, key })
     }
 
-    pub(crate) fn head(&self, name: Name) -> Option<&H> {
-        match self.slots.get(name.index() as usize)? {
+    pub(crate) fn head(&self, key: SlotKey) -> Option<&H> {
+        match self.slots.get(key.index() as usize)? {
             Slot::Lent { generation, head } | Slot::Full { generation, head, .. }
-                if *generation == name.generation() =>
+                if *generation == key.generation() =>
             {
                 Some(head)
             }
@@ -102,10 +102,10 @@ impl<H, B> Slab<H, B> {
         }
     }
 
-    pub(crate) fn head_mut(&mut self, name: Name) -> Option<&mut H> {
-        match self.slots.get_mut(name.index() as usize)? {
+    pub(crate) fn head_mut(&mut self, key: SlotKey) -> Option<&mut H> {
+        match self.slots.get_mut(key.index() as usize)? {
             Slot::Lent { generation, head } | Slot::Full { generation, head, .. }
-                if *generation == name.generation() =>
+                if *generation == key.generation() =>
             {
                 Some(head)
             }
@@ -113,27 +113,27 @@ impl<H, B> Slab<H, B> {
         }
     }
 
-    /// The body, unless the name is stale or the body is lent.
-    pub(crate) fn body(&self, name: Name) -> Option<&B> {
-        match self.slots.get(name.index() as usize)? {
-            Slot::Full { generation, body, .. } if *generation == name.generation() => Some(body),
+    /// The body, unless the key is stale or the body is lent.
+    pub(crate) fn body(&self, key: SlotKey) -> Option<&B> {
+        match self.slots.get(key.index() as usize)? {
+            Slot::Full { generation, body, .. } if *generation == key.generation() => Some(body),
             _ => None,
         }
     }
 
-    pub(crate) fn body_mut(&mut self, name: Name) -> Option<&mut B> {
-        match self.slots.get_mut(name.index() as usize)? {
-            Slot::Full { generation, body, .. } if *generation == name.generation() => Some(body),
+    pub(crate) fn body_mut(&mut self, key: SlotKey) -> Option<&mut B> {
+        match self.slots.get_mut(key.index() as usize)? {
+            Slot::Full { generation, body, .. } if *generation == key.generation() => Some(body),
             _ => None,
         }
     }
 
     /// Takes the body out of its slot until [`give_back`](Self::give_back), and shows the head.
     #[inline]
-    pub(crate) fn lend(&mut self, name: Name) -> Option<(&mut H, B)> {
-        let slot = self.slots.get_mut(name.index() as usize)?;
+    pub(crate) fn lend(&mut self, key: SlotKey) -> Option<(&mut H, B)> {
+        let slot = self.slots.get_mut(key.index() as usize)?;
         // Looked at before it is moved: once known to match, the head need not really be copied to and fro.
-        if !matches!(slot, Slot::Full { generation, .. } if *generation == name.generation()) {
+        if !matches!(slot, Slot::Full { generation, .. } if *generation == key.generation()) {
             return None;
         }
         let vacant = Slot::Vacant { generation: 0, next: NO_SLOT };
@@ -148,10 +148,10 @@ impl<H, B> Slab<H, B> {
     }
 
     /// Puts a lent body back. A slot can't be removed while its body is lent, so the slot is there, and still the one
-    /// that the name is of.
+    /// that the key is of.
     #[inline]
-    pub(crate) fn give_back(&mut self, name: Name, body: B) {
-        let slot = &mut self.slots[name.index() as usize];
+    pub(crate) fn give_back(&mut self, key: SlotKey, body: B) {
+        let slot = &mut self.slots[key.index() as usize];
         assert!(matches!(slot, Slot::Lent { .. }), "only what was lent can be given back");
         if let Slot::Lent { generation, head } =
             mem::replace(slot, Slot::Vacant { generation: 0, next: NO_SLOT })
@@ -160,14 +160,14 @@ impl<H, B> Slab<H, B> {
         }
     }
 
-    /// Takes an entry out; its name is stale from now on. `None` for a stale name, and while the body is lent.
-    pub(crate) fn remove(&mut self, name: Name) -> Option<(H, B)> {
-        let slot = self.slots.get_mut(name.index() as usize)?;
+    /// Takes an entry out; its key is stale from now on. `None` for a stale key, and while the body is lent.
+    pub(crate) fn remove(&mut self, key: SlotKey) -> Option<(H, B)> {
+        let slot = self.slots.get_mut(key.index() as usize)?;
         let vacant =
-            Slot::Vacant { generation: generation_after(name.generation()), next: self.free_first };
+            Slot::Vacant { generation: generation_after(key.generation()), next: self.free_first };
         match mem::replace(slot, vacant) {
-            Slot::Full { generation, head, body } if generation == name.generation() => {
-                self.free_first = name.index();
+            Slot::Full { generation, head, body } if generation == key.generation() => {
+                self.free_first = key.index();
                 self.len -= 1;
                 self.generation_highest = self.generation_highest.max(generation);
                 self.release_when_empty();
@@ -180,14 +180,14 @@ impl<H, B> Slab<H, B> {
         }
     }
 
-    /// The names of the entries in slots `from` to `to`, in their order.
-    pub(crate) fn names(&self, from: usize, to: usize) -> impl Iterator<Item = Name> + '_ {
+    /// The keys of the entries in slots `from` to `to`, in their order.
+    pub(crate) fn keys(&self, from: usize, to: usize) -> impl Iterator<Item = SlotKey> + '_ {
         let to = to.min(self.slots.len());
         let from = from.min(to);
         self.slots[from..to].iter().zip(from as u32..).filter_map(|(slot, index)| match slot {
             Slot::Vacant { .. } => None,
             Slot::Lent { generation, .. } | Slot::Full { generation, .. } => {
-                Some(Name::new(index, *generation))
+                Some(SlotKey::new(index, *generation))
             }
         })
     }
@@ -197,7 +197,7 @@ impl<H, B> Slab<H, B> {
         self.slots.len()
     }
 
-    /// Memory that was touched goes back when nothing is left; the generations go on, so old names stay stale.
+    /// Memory that was touched goes back when nothing is left; the generations go on, so old keys stay stale.
     fn release_when_empty(&mut self) {
         let begun_again = self.generation_highest == GENERATION_MAX;
         if self.len > 0 || self.slots.len() <= KEEP_ENTRIES_MAX || begun_again {
@@ -215,27 +215,27 @@ impl<H, B> Slab<H, B> {
 /// A slot that waits for its entry.
 pub(crate) struct Vacancy<'a, H, B> {
     slab: &'a mut Slab<H, B>,
-    name: Name,
+    key: SlotKey,
 }
 
 impl<H, B> Vacancy<'_, H, B> {
-    /// The name that the entry will have.
-    pub(crate) fn name(&self) -> Name {
-        self.name
+    /// The key that the entry will have.
+    pub(crate) fn key(&self) -> SlotKey {
+        self.key
     }
 
     /// Puts an entry in whose body is lent from the beginning: [`Slab::give_back`] makes it complete.
     #[inline]
     pub(crate) fn insert_lent(self, head: H) {
-        let generation = self.name.generation();
+        let generation = self.key.generation();
         self.fill(Slot::Lent { generation, head });
     }
 
     #[inline]
     fn fill(self, entry: Slot<H, B>) {
-        let Self { slab, name } = self;
+        let Self { slab, key } = self;
         slab.len += 1;
-        match slab.slots.get_mut(name.index() as usize) {
+        match slab.slots.get_mut(key.index() as usize) {
             None => slab.slots.push(entry),
             Some(slot) => {
                 if let Slot::Vacant { next, .. } = mem::replace(slot, entry) {
@@ -291,13 +291,13 @@ mod tests {
         ]
     }
 
-    /// A slab beside a map that knows every name by heart, and all names that have become stale.
+    /// A slab beside a map that holds every key, and all keys that have become stale.
     struct Pair {
         slab: Slab<u64, String>,
-        model: HashMap<Name, (u64, String)>,
-        names: Vec<Name>,
-        lent: HashMap<Name, String>,
-        stale: Vec<Name>,
+        model: HashMap<SlotKey, (u64, String)>,
+        keys: Vec<SlotKey>,
+        lent: HashMap<SlotKey, String>,
+        stale: Vec<SlotKey>,
         inserted: u64,
     }
 
@@ -306,7 +306,7 @@ mod tests {
             Self {
                 slab: Slab::with_capacity(capacity).unwrap(),
                 model: HashMap::new(),
-                names: Vec::new(),
+                keys: Vec::new(),
                 lent: HashMap::new(),
                 stale: Vec::new(),
                 inserted: 0,
@@ -314,37 +314,37 @@ mod tests {
         }
 
         fn take(&mut self, step: Step) {
-            let pick = |names: &[Name], number: usize| {
-                (!names.is_empty()).then(|| names[number % names.len()])
+            let pick = |keys: &[SlotKey], number: usize| {
+                (!keys.is_empty()).then(|| keys[number % keys.len()])
             };
             match step {
                 Step::Insert => self.insert(),
                 Step::Remove(number) => {
-                    if let Some(name) = pick(&self.names, number) {
-                        self.remove(name);
+                    if let Some(key) = pick(&self.keys, number) {
+                        self.remove(key);
                     }
                 }
                 Step::RemoveStale(number) => {
-                    if let Some(name) = pick(&self.stale, number) {
-                        assert_eq!(self.slab.remove(name), None);
+                    if let Some(key) = pick(&self.stale, number) {
+                        assert_eq!(self.slab.remove(key), None);
                     }
                 }
                 Step::Lend(number) => {
-                    if let Some(name) = pick(&self.names, number) {
-                        self.lend(name);
+                    if let Some(key) = pick(&self.keys, number) {
+                        self.lend(key);
                     }
                 }
                 Step::GiveBack(number) => {
                     let mut lent: Vec<_> = self.lent.keys().copied().collect();
                     lent.sort();
-                    if let Some(name) = pick(&lent, number) {
-                        self.slab.give_back(name, self.lent.remove(&name).unwrap());
+                    if let Some(key) = pick(&lent, number) {
+                        self.slab.give_back(key, self.lent.remove(&key).unwrap());
                     }
                 }
                 Step::Change(number) => {
-                    if let Some(name) = pick(&self.names, number) {
-                        *self.slab.head_mut(name).unwrap() += 1;
-                        self.model.get_mut(&name).unwrap().0 += 1;
+                    if let Some(key) = pick(&self.keys, number) {
+                        *self.slab.head_mut(key).unwrap() += 1;
+                        self.model.get_mut(&key).unwrap().0 += 1;
                     }
                 }
             }
@@ -353,11 +353,11 @@ mod tests {
         fn insert(&mut self) {
             let entry = (self.inserted, self.inserted.to_string());
             match self.slab.insert(entry.0, entry.1.clone()) {
-                Ok(name) => {
+                Ok(key) => {
                     self.inserted += 1;
-                    assert_eq!(self.model.insert(name, entry), None, "{name:?} was taken");
-                    assert!(!self.stale.contains(&name), "{name:?} was given before");
-                    self.names.push(name);
+                    assert_eq!(self.model.insert(key, entry), None, "{key:?} was taken");
+                    assert!(!self.stale.contains(&key), "{key:?} was given before");
+                    self.keys.push(key);
                 }
                 Err(back) => {
                     assert_eq!(back, entry);
@@ -366,49 +366,49 @@ mod tests {
             }
         }
 
-        fn remove(&mut self, name: Name) {
-            let removed = self.slab.remove(name);
-            if self.lent.contains_key(&name) {
+        fn remove(&mut self, key: SlotKey) {
+            let removed = self.slab.remove(key);
+            if self.lent.contains_key(&key) {
                 assert_eq!(removed, None, "a lent body keeps its slot");
                 return;
             }
-            assert_eq!(removed, self.model.remove(&name));
-            self.names.retain(|&other| other != name);
-            self.stale.push(name);
+            assert_eq!(removed, self.model.remove(&key));
+            self.keys.retain(|&other| other != key);
+            self.stale.push(key);
         }
 
-        fn lend(&mut self, name: Name) {
-            let lent = self.slab.lend(name);
-            if self.lent.contains_key(&name) {
+        fn lend(&mut self, key: SlotKey) {
+            let lent = self.slab.lend(key);
+            if self.lent.contains_key(&key) {
                 assert_eq!(lent, None, "a body is lent once");
                 return;
             }
             let (head, body) = lent.unwrap();
-            assert_eq!((&*head, &body), (&self.model[&name].0, &self.model[&name].1));
-            self.lent.insert(name, body);
+            assert_eq!((&*head, &body), (&self.model[&key].0, &self.model[&key].1));
+            self.lent.insert(key, body);
         }
 
         fn compare(&mut self) {
             assert_eq!(self.slab.len(), self.model.len());
             assert_eq!(self.slab.is_full(), self.model.len() == self.slab.capacity());
-            for (&name, (head, body)) in &mut self.model {
-                assert_eq!(self.slab.head(name), Some(&*head));
-                assert_eq!(self.slab.head_mut(name), Some(head));
-                let body = (!self.lent.contains_key(&name)).then_some(body);
-                assert_eq!(self.slab.body(name), body.as_deref());
-                assert_eq!(self.slab.body_mut(name), body);
+            for (&key, (head, body)) in &mut self.model {
+                assert_eq!(self.slab.head(key), Some(&*head));
+                assert_eq!(self.slab.head_mut(key), Some(head));
+                let body = (!self.lent.contains_key(&key)).then_some(body);
+                assert_eq!(self.slab.body(key), body.as_deref());
+                assert_eq!(self.slab.body_mut(key), body);
             }
-            for &name in &self.stale {
-                assert_eq!(self.slab.head(name), None);
-                assert_eq!(self.slab.head_mut(name), None);
-                assert_eq!(self.slab.body(name), None);
-                assert_eq!(self.slab.body_mut(name), None);
-                assert_eq!(self.slab.lend(name), None);
+            for &key in &self.stale {
+                assert_eq!(self.slab.head(key), None);
+                assert_eq!(self.slab.head_mut(key), None);
+                assert_eq!(self.slab.body(key), None);
+                assert_eq!(self.slab.body_mut(key), None);
+                assert_eq!(self.slab.lend(key), None);
             }
-            let mut names: Vec<_> = self.model.keys().copied().collect();
-            names.sort_by_key(|name| name.index());
-            let listed: Vec<_> = self.slab.names(0, self.slab.slots_used()).collect();
-            assert_eq!(listed, names);
+            let mut keys: Vec<_> = self.model.keys().copied().collect();
+            keys.sort_by_key(|key| key.index());
+            let listed: Vec<_> = self.slab.keys(0, self.slab.slots_used()).collect();
+            assert_eq!(listed, keys);
         }
     }
 
@@ -438,7 +438,7 @@ mod tests {
         const ENTRIES: usize = 1_000_000;
         let mut slab = Slab::with_capacity(ENTRIES).unwrap();
         let mut number = numbers(42);
-        let mut model: Vec<(Name, u64)> =
+        let mut model: Vec<(SlotKey, u64)> =
             (0..ENTRIES as u64).map(|id| (slab.insert(id, !id).unwrap(), id)).collect();
         assert!(slab.insert(0, 0).is_err());
         for id in ENTRIES as u64..ENTRIES as u64 + 500_000 {
@@ -449,13 +449,13 @@ mod tests {
             assert_eq!(slab.head(old), None);
             model[place] = (new, id);
         }
-        for &(name, id) in &model {
-            assert_eq!(slab.head(name), Some(&id));
-            assert_eq!(slab.body(name), Some(&!id));
+        for &(key, id) in &model {
+            assert_eq!(slab.head(key), Some(&id));
+            assert_eq!(slab.body(key), Some(&!id));
         }
         assert_eq!(slab.slots_used(), ENTRIES);
-        for (name, id) in model {
-            assert_eq!(slab.remove(name), Some((id, !id)));
+        for (key, id) in model {
+            assert_eq!(slab.remove(key), Some((id, !id)));
         }
         assert_eq!((slab.len(), slab.slots_used()), (0, 0));
     }
@@ -465,23 +465,23 @@ mod tests {
         let mut slab = Slab::with_capacity(KEEP_ENTRIES_MAX * 2).unwrap();
         let mut stale = Vec::new();
         for _ in 0..3 {
-            let names: Vec<_> =
+            let keys: Vec<_> =
                 (0..=KEEP_ENTRIES_MAX).map(|_| slab.insert((), ()).unwrap()).collect();
-            for &name in &stale {
-                assert_eq!(slab.head(name), None);
-                assert_eq!(slab.remove(name), None);
+            for &key in &stale {
+                assert_eq!(slab.head(key), None);
+                assert_eq!(slab.remove(key), None);
             }
-            assert_eq!(slab.len(), names.len());
+            assert_eq!(slab.len(), keys.len());
             // One slot is reused a few times, so that its generation is ahead of all others.
-            let last = *names.last().unwrap();
+            let last = *keys.last().unwrap();
             assert!(slab.remove(last).is_some());
             let again = slab.insert((), ()).unwrap();
             assert_ne!(last, again);
-            for &name in names[..KEEP_ENTRIES_MAX].iter().chain([&again]) {
-                assert!(slab.remove(name).is_some());
+            for &key in keys[..KEEP_ENTRIES_MAX].iter().chain([&again]) {
+                assert!(slab.remove(key).is_some());
             }
             assert_eq!(slab.slots_used(), 0, "the memory went back");
-            stale.extend(names);
+            stale.extend(keys);
             stale.push(again);
         }
     }
@@ -489,9 +489,9 @@ mod tests {
     #[test]
     fn a_small_slab_keeps_its_memory_when_it_becomes_empty() {
         let mut slab = Slab::with_capacity(KEEP_ENTRIES_MAX).unwrap();
-        let names: Vec<_> = (0..KEEP_ENTRIES_MAX).map(|_| slab.insert((), ()).unwrap()).collect();
-        for name in names {
-            assert!(slab.remove(name).is_some());
+        let keys: Vec<_> = (0..KEEP_ENTRIES_MAX).map(|_| slab.insert((), ()).unwrap()).collect();
+        for key in keys {
+            assert!(slab.remove(key).is_some());
         }
         assert_eq!(slab.slots_used(), KEEP_ENTRIES_MAX);
     }
@@ -518,26 +518,26 @@ mod tests {
         slab.generation_floor = GENERATION_MAX;
         let mut recent = Vec::new();
         for generation in [GENERATION_MAX, 1, 2] {
-            let names: Vec<_> =
+            let keys: Vec<_> =
                 (0..=KEEP_ENTRIES_MAX).map(|_| slab.insert((), ()).unwrap()).collect();
-            assert!(names.iter().all(|name| name.generation() == generation));
-            for &name in &names {
-                assert!(slab.remove(name).is_some());
+            assert!(keys.iter().all(|key| key.generation() == generation));
+            for &key in &keys {
+                assert!(slab.remove(key).is_some());
             }
-            recent.extend(names);
+            recent.extend(keys);
         }
         assert_eq!(slab.slots_used(), KEEP_ENTRIES_MAX + 1);
-        assert!(recent.iter().all(|&name| slab.head(name).is_none()));
+        assert!(recent.iter().all(|&key| slab.head(key).is_none()));
     }
 
     #[test]
     fn an_index_that_was_never_used_names_nothing() {
         let mut slab: Slab<u8, u8> = Slab::with_capacity(4).unwrap();
         for index in [0, 3, 4, u32::MAX] {
-            let name = Name::new(index, 1);
-            assert_eq!(slab.head(name), None);
-            assert_eq!(slab.lend(name), None);
-            assert_eq!(slab.remove(name), None);
+            let key = SlotKey::new(index, 1);
+            assert_eq!(slab.head(key), None);
+            assert_eq!(slab.lend(key), None);
+            assert_eq!(slab.remove(key), None);
         }
     }
 

@@ -61,7 +61,7 @@ impl Stats {
     }
 }
 
-/// Adds what another reactor has counted, so that several can be told as one.
+/// Adds what another reactor has counted, so that several can be shown as one.
 ///
 /// `open_max` stays as it is: peaks of different moments have no sum.
 impl AddAssign<&Self> for Stats {

@@ -16,19 +16,19 @@ use std::num::NonZeroU64;
 /// It can't be mistaken for a later one until the generations have run out and begin again, which takes at least
 /// 536,870,911 connections: 15 hours, at 10,000 a second that all take the same slot in turn.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Token(Name);
+pub struct Token(SlotKey);
 
 /// A listener's name, from [`Context::listen`](crate::Context::listen).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ListenerId(Name);
+pub struct ListenerId(SlotKey);
 
 /// The name of a free timer, from [`Context::add_timer`](crate::Context::add_timer).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TimerId(Name);
+pub struct TimerId(SlotKey);
 
 /// The name of a watched descriptor, from [`Context::watch`](crate::Context::watch).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WatchId(Name);
+pub struct WatchId(SlotKey);
 
 impl Token {
     /// The slot's index: small, dense, and reused after the connection is gone.
@@ -50,13 +50,13 @@ impl Token {
         if bits >> KIND_SHIFT != Kind::Connection as u64 {
             return None;
         }
-        Name::from_bits(bits).map(Self)
+        SlotKey::from_bits(bits).map(Self)
     }
 }
 
 /// An index and a generation: what a [`Slab`](crate::slab::Slab) hands out.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Name(NonZeroU64);
+pub(crate) struct SlotKey(NonZeroU64);
 
 /// Where the kind begins.
 const KIND_SHIFT: u32 = 61;
@@ -64,7 +64,7 @@ const KIND_SHIFT: u32 = 61;
 /// Generations run from 1 to this and then start again at 1.
 pub(crate) const GENERATION_MAX: u32 = (1 << (KIND_SHIFT - 32)) - 1;
 
-impl Name {
+impl SlotKey {
     /// # Panics
     /// If the generation is not within 1 to [`GENERATION_MAX`]: the slab hands out no other.
     #[inline]
@@ -74,7 +74,7 @@ impl Name {
         Self(NonZeroU64::new(bits).expect("a generation is never zero"))
     }
 
-    /// The name within 64 bits of any kind; `None` where there is no generation.
+    /// The key within 64 bits of any kind; `None` where there is no generation.
     fn from_bits(bits: u64) -> Option<Self> {
         let bits = bits & ((1 << KIND_SHIFT) - 1);
         if bits >> 32 == 0 { None } else { NonZeroU64::new(bits).map(Self) }
@@ -93,7 +93,7 @@ impl Name {
     }
 }
 
-impl fmt::Debug for Name {
+impl fmt::Debug for SlotKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}v{}", self.index(), self.generation())
     }
@@ -101,14 +101,14 @@ impl fmt::Debug for Name {
 
 macro_rules! named {
     ($type:ident) => {
-        impl From<Name> for $type {
-            fn from(name: Name) -> Self {
-                Self(name)
+        impl From<SlotKey> for $type {
+            fn from(key: SlotKey) -> Self {
+                Self(key)
             }
         }
 
         impl $type {
-            pub(crate) fn name(self) -> Name {
+            pub(crate) fn key(self) -> SlotKey {
                 self.0
             }
         }
@@ -162,17 +162,17 @@ impl Source {
             Source::Listener(listener) => listener.0.to_bits(Kind::Listener),
             Source::Timer(timer) => timer.0.to_bits(Kind::Timer),
             Source::Watch(watch) => watch.0.to_bits(Kind::Watch),
-            Source::Inner(inner) => Name::new(inner as u32, 1).to_bits(Kind::Inner),
+            Source::Inner(inner) => SlotKey::new(inner as u32, 1).to_bits(Kind::Inner),
         }
     }
 
     pub(crate) fn from_bits(bits: u64) -> Option<Self> {
-        let name = Name::from_bits(bits)?;
+        let key = SlotKey::from_bits(bits)?;
         Some(match bits >> KIND_SHIFT {
-            0 => Source::Connection(Token(name)),
-            1 => Source::Listener(ListenerId(name)),
-            2 => Source::Timer(TimerId(name)),
-            3 => Source::Inner(match name.index() {
+            0 => Source::Connection(Token(key)),
+            1 => Source::Listener(ListenerId(key)),
+            2 => Source::Timer(TimerId(key)),
+            3 => Source::Inner(match key.index() {
                 1 => Inner::Wake,
                 2 => Inner::Signal,
                 3 => Inner::Grace,
@@ -180,7 +180,7 @@ impl Source {
                 5 => Inner::Retry,
                 _ => return None,
             }),
-            4 => Source::Watch(WatchId(name)),
+            4 => Source::Watch(WatchId(key)),
             _ => return None,
         })
     }
@@ -192,12 +192,12 @@ mod tests {
 
     #[test]
     fn every_source_survives_its_64_bits() {
-        let name = Name::new(u32::MAX - 1, GENERATION_MAX);
+        let key = SlotKey::new(u32::MAX - 1, GENERATION_MAX);
         for source in [
-            Source::Connection(name.into()),
-            Source::Listener(name.into()),
-            Source::Timer(name.into()),
-            Source::Watch(name.into()),
+            Source::Connection(key.into()),
+            Source::Listener(key.into()),
+            Source::Timer(key.into()),
+            Source::Watch(key.into()),
             Source::Inner(Inner::Wake),
             Source::Inner(Inner::Signal),
             Source::Inner(Inner::Grace),

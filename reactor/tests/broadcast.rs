@@ -247,7 +247,7 @@ fn those_who_leave_or_come_during_a_sweep_disturb_nobody() {
     let sweep = world.broadcast(&b"x".as_slice().into());
     world.turn(Duration::ZERO);
     assert_eq!(world.station.visits(), VISITS_PER_TURN);
-    assert!(world.station.closed.contains(&visitor), "it is buried before the next turn");
+    assert!(world.station.closed.contains(&visitor), "it is removed before the next turn");
     world.reactor.context().abort(gone);
     let _newcomer = TcpStream::connect(world.address).unwrap();
     world.until("the sweep", |world| world.station.swept.contains(&sweep));

@@ -86,7 +86,7 @@ fn a_slot_freed_between_turns_is_used_at_once() {
 }
 
 #[test]
-fn every_starved_listener_gets_its_turn() {
+fn every_throttled_listener_gets_its_turn() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 3, ..Default::default() });
     let addresses: Vec<_> = (0..3).map(|_| world.listen()).collect();
@@ -108,7 +108,7 @@ fn a_paused_or_forgotten_listener_stays_so_when_slots_are_freed() {
     let (forgotten, forgotten_address) = world.listener();
     let (_first, token) = world.pair(paused_address);
     let _waiting = [peer(paused_address), peer(forgotten_address)];
-    world.until("both starve", |world| world.cx().stats().accept_pauses >= 2);
+    world.until("both are throttled", |world| world.cx().stats().accept_pauses >= 2);
     world.cx().pause_accepts(paused).unwrap();
     world.cx().unlisten(forgotten);
     world.cx().abort(token);
@@ -127,14 +127,14 @@ const LISTENERS: usize = 100;
 const PAUSES_GROWN: Duration = Duration::from_secs(2);
 
 #[test]
-fn a_hundred_starved_listeners_share_one_pause() {
+fn a_hundred_throttled_listeners_share_one_pause() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 1, ..Default::default() });
     let addresses: Vec<_> = (0..LISTENERS).map(|_| world.listen()).collect();
     let (_first, token) = world.pair(addresses[0]);
     let _waiting: Vec<_> = addresses.iter().map(|&address| peer(address)).collect();
     let all = LISTENERS as u64;
-    world.until("all starve", |world| world.cx().stats().accept_pauses >= all);
+    world.until("all are throttled", |world| world.cx().stats().accept_pauses >= all);
     assert_eq!(world.cx().stats().timers_armed, 1);
     world.run_for(PAUSES_GROWN);
     let pauses = world.cx().stats().accept_pauses;
@@ -155,7 +155,7 @@ fn a_hundred_starved_listeners_share_one_pause() {
     world.until("all of them", |world| world.service.opened().len() == LISTENERS + 1);
     assert!(freed.elapsed() < Duration::from_secs(10), "it took {:?}", freed.elapsed());
     world.until("all ends", |world| world.cx().connections() == 0);
-    assert_eq!(world.cx().stats().timers_armed, 0, "who does not starve needs no pause");
+    assert_eq!(world.cx().stats().timers_armed, 0, "who is not throttled needs no pause");
 }
 
 #[test]

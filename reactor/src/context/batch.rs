@@ -34,14 +34,14 @@ impl<C> Context<C> {
     /// The place of a connection that can be read with others, all that there is to do for it being to read.
     #[inline]
     pub(crate) fn batched_place(&mut self, token: Token, ready: Readiness) -> Option<u32> {
-        let link = self.link_mut(token)?;
-        if !link.only_reads() {
+        let header = self.header_mut(token)?;
+        if !header.only_reads() {
             return None;
         }
         if ready.any(Readiness::READ_TO_END) {
-            link.flags.set(Flags::READ_TO_END, true);
+            header.flags.set(Flags::READ_TO_END, true);
         }
-        link.socket.place()
+        header.socket.place()
     }
 
     /// Lends the state of a connection that a receive of a batch has brought bytes for; `None` where it has gone or does
@@ -53,12 +53,12 @@ impl<C> Context<C> {
         received: usize,
         was_full: bool,
     ) -> Option<C> {
-        let (link, conn) = self.connections.lend(token.name())?;
-        if !link.reads() {
+        let (header, conn) = self.connections.lend(token.key())?;
+        if !header.reads() {
             self.give_back(token, conn);
             return None;
         }
-        if was_full || link.flags.any(Flags::READ_TO_END | Flags::UNREAD) {
+        if was_full || header.flags.any(Flags::READ_TO_END | Flags::UNREAD) {
             self.note_partial_read(token, was_full);
         }
         self.stats.bytes_in += received as u64;
@@ -68,14 +68,14 @@ impl<C> Context<C> {
     /// Keeps what was received for a connection that does not read now, until it does.
     #[cold]
     pub(crate) fn hold(&mut self, token: Token, bytes: &[u8]) {
-        let Some(link) = self.link_mut(token) else {
+        let Some(header) = self.header_mut(token) else {
             self.stats.stale_events += 1;
             return;
         };
-        link.flags.set(Flags::UNREAD, true);
-        let only_pauses = !link.flags.any(Flags::CLOSING | Flags::DOOMED);
+        header.flags.set(Flags::UNREAD, true);
+        let only_pauses = !header.flags.any(Flags::CLOSING | Flags::CLOSED);
         if only_pauses && !bytes.is_empty() {
-            link.flags.set(Flags::HELD, true);
+            header.flags.set(Flags::HELD, true);
             self.held.push((token, bytes.into()));
         }
         self.list_unread(token);
@@ -84,12 +84,12 @@ impl<C> Context<C> {
     /// A receive of a batch has brought no bytes, or an error; says whether the service is to hear of it.
     #[cold]
     pub(crate) fn wants_end(&mut self, token: Token, result: &IoResult) -> bool {
-        match self.link(token) {
+        match self.header(token) {
             None => {
                 self.stats.stale_events += 1;
                 false
             }
-            Some(link) if link.reads() || matches!(result, IoResult::Failed(_)) => true,
+            Some(header) if header.reads() || matches!(result, IoResult::Failed(_)) => true,
             // The end of the input is still there when it is read again.
             Some(_) => {
                 self.hold(token, &[]);
@@ -143,25 +143,25 @@ impl<C> Context<C> {
 
     /// The table with the connection's socket is lost.
     fn lose(&mut self, token: Token) {
-        if self.link(token).is_some_and(|link| link.socket.place().is_some()) {
-            self.doom(token, CloseReason::Failed(crate::sys::no_memory("io_uring_enter")));
+        if self.header(token).is_some_and(|header| header.socket.place().is_some()) {
+            self.mark_closed(token, CloseReason::Failed(crate::sys::no_memory("io_uring_enter")));
         }
     }
 
     fn move_sockets(&mut self) {
         let mut moving = mem::take(&mut self.moving_descriptors);
         for token in self.moving.drain(..) {
-            let Some(link) = self.connections.head_mut(token.name()) else { continue };
-            let place = token.name().index();
-            let socket = mem::replace(&mut link.socket, Socket::at_place(place));
+            let Some(header) = self.connections.head_mut(token.key()) else { continue };
+            let place = token.key().index();
+            let socket = mem::replace(&mut header.socket, Socket::at_place(place));
             moving.extend(socket.take_descriptor().map(|descriptor| (place, descriptor)));
         }
         self.sockets.register(&mut moving);
         // What could not move stays what it was.
         for (place, descriptor) in moving.drain(..) {
-            let name = self.connections.names(place as usize, place as usize + 1).next();
-            if let Some(link) = name.and_then(|name| self.connections.head_mut(name)) {
-                link.socket = Socket::from(descriptor);
+            let name = self.connections.keys(place as usize, place as usize + 1).next();
+            if let Some(header) = name.and_then(|name| self.connections.head_mut(name)) {
+                header.socket = Socket::from(descriptor);
             }
         }
         self.moving_descriptors = moving;

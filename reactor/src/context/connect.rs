@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use crate::address::Address;
 use crate::config::ConnectOptions;
-use crate::connection::{Flags, Link};
+use crate::connection::{ConnHeader, Flags};
 use crate::context::{Context, set_tcp_options};
 use crate::error::Error;
 use crate::sys::{self, Descriptor, Readiness, Socket};
@@ -21,7 +21,7 @@ impl<C> Context<C> {
     /// [`Error::Full`] at [`Config::connections_max`](crate::Config::connections_max), and what the system refuses at
     /// once: no descriptor (`EMFILE`, `ENFILE`), no port (`EADDRNOTAVAIL`), a source that is not of this machine
     /// (`EADDRNOTAVAIL`), no route (`ENETUNREACH`), no epoll watch (`ENOSPC`). A Unix-domain connect is decided at
-    /// once: nobody listens (`ECONNREFUSED`), no such file (`ENOENT`), a full backlog (`EAGAIN`); [`Error::Invalid`] during a
+    /// once: nothing listens (`ECONNREFUSED`), no such file (`ENOENT`), a full backlog (`EAGAIN`); [`Error::Invalid`] during a
     /// [`shutdown`](Self::shutdown). No callback follows then.
     pub fn connect(
         &mut self,
@@ -63,24 +63,24 @@ impl<C> Context<C> {
         let limit = self.connections.capacity();
         let full = || Error::Full { what: "connections", limit };
         let vacancy = self.connections.vacancy().ok_or_else(full)?;
-        let token = Token::from(vacancy.name());
+        let token = Token::from(vacancy.key());
         self.poller.add_connection(&socket, Source::Connection(token).to_bits())?;
-        vacancy.insert_lent(Link::new(Socket::from(socket), flags));
+        vacancy.insert_lent(ConnHeader::new(Socket::from(socket), flags));
         self.move_later(token);
         Ok(token)
     }
 
     /// The connect is decided; says how.
     pub(crate) fn finish_connect(&mut self, token: Token, ready: Readiness) -> Result<(), Error> {
-        let link = self.connections.head_mut(token.name()).ok_or(Error::Stale)?;
+        let header = self.connections.head_mut(token.key()).ok_or(Error::Stale)?;
         if (ready.is_error() || ready.is_hangup())
-            && let Some(error) = self.sockets.take_error(&link.socket, "connect")
+            && let Some(error) = self.sockets.take_error(&header.socket, "connect")
         {
             return Err(error);
         }
-        link.flags.set(Flags::CONNECTING, false);
-        link.flags.set(Flags::OPENED, true);
-        let finishes = link.flags.any(Flags::FINISHING) && !link.has_queue();
+        header.flags.set(Flags::CONNECTING, false);
+        header.flags.set(Flags::OPENED, true);
+        let finishes = header.flags.any(Flags::FINISHING) && !header.has_queue();
         self.clear_timeout(token);
         if finishes {
             self.finish_now(token);

@@ -1,7 +1,7 @@
 //! Listening, and what happens when there is nothing left to accept with.
 //!
-//! A listener that finds no descriptor, memory, epoll watch or slot is starved: it leaves epoll's interest, so that
-//! nothing spins, and comes back when a connection has gone or when the pause has passed. All that starve share one
+//! A listener that finds no descriptor, memory, epoll watch or slot is throttled: it leaves epoll's interest, so that
+//! nothing spins, and comes back when a connection has gone or when the pause has passed. All throttled listeners share one
 //! pause, which doubles each time: what has run out has run out for all of them, and a hundred listeners that try again
 //! one by one would be a hundred wake-ups.
 
@@ -31,32 +31,32 @@ pub(super) struct Listener {
     /// By the service's wish.
     paused: bool,
     /// For want of something.
-    starved: bool,
+    throttled: bool,
 }
 
 impl Listener {
-    fn hears(&self) -> bool {
-        !self.paused && !self.starved
+    fn is_accepting(&self) -> bool {
+        !self.paused && !self.throttled
     }
 
     #[cfg(any(test, fuzzing))]
-    pub(super) fn is_starved(&self) -> bool {
-        self.starved
+    pub(super) fn is_throttled(&self) -> bool {
+        self.throttled
     }
 }
 
 /// The listeners that wait for descriptors, memory or slots, and the pause that they share.
 #[derive(Debug, Default)]
-pub(super) struct Starved {
+pub(super) struct AcceptBackoff {
     /// In the order in which they ran out.
     waiting: VecDeque<ListenerId>,
-    /// The end of the pause in the wheel; there is one for as long as somebody waits.
+    /// The end of the pause in the wheel; there is one while a listener is throttled.
     pause: Option<NodeId>,
     /// How long the next pause is, where it is not the first.
     pause_next: Option<Duration>,
 }
 
-impl Starved {
+impl AcceptBackoff {
     #[cfg(any(test, fuzzing))]
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
@@ -96,7 +96,7 @@ impl<C> Context<C> {
         }
         sys::listen(&socket, options.backlog)?;
         let conn_flags = Flags::OPENED | input_flags(&address);
-        let listener = Listener { socket, conn_flags, paused: false, starved: false };
+        let listener = Listener { socket, conn_flags, paused: false, throttled: false };
         let id = ListenerId::from(self.listeners.insert(listener, ()).map_err(|_| full)?);
         let added = self.with_listener(id, |cx, listener| {
             cx.poller.add(&listener.socket, Readiness::READABLE, Source::Listener(id).to_bits())
@@ -110,8 +110,8 @@ impl<C> Context<C> {
 
     /// Stops listening; connections that waited to be accepted are reset by the kernel. Nothing for a stale name.
     pub fn unlisten(&mut self, listener: ListenerId) {
-        self.forget_starvation(listener);
-        self.listeners.remove(listener.name());
+        self.reset_backoff(listener);
+        self.listeners.remove(listener.key());
     }
 
     /// The address of a TCP listener.
@@ -119,12 +119,12 @@ impl<C> Context<C> {
     /// # Errors
     /// [`Error::Stale`], the system's refusal, or [`Error::Invalid`] for a Unix-domain listener.
     pub fn listener_addr(&self, listener: ListenerId) -> Result<SocketAddr, Error> {
-        sys::local_addr(&self.listeners.head(listener.name()).ok_or(Error::Stale)?.socket)
+        sys::local_addr(&self.listeners.head(listener.key()).ok_or(Error::Stale)?.socket)
     }
 
-    /// The names of all listeners.
+    /// All listeners.
     pub fn listeners(&self) -> impl Iterator<Item = ListenerId> + '_ {
-        self.listeners.names(0, self.listeners.slots_used()).map(ListenerId::from)
+        self.listeners.keys(0, self.listeners.slots_used()).map(ListenerId::from)
     }
 
     /// Accepts nothing on this listener until [`resume_accepts`](Self::resume_accepts); peers wait in its backlog.
@@ -148,21 +148,22 @@ impl<C> Context<C> {
     /// # Errors
     /// [`Error::Stale`], or the system's refusal.
     pub fn set_backlog(&mut self, listener: ListenerId, backlog: Option<u32>) -> Result<(), Error> {
-        sys::listen(&self.listeners.head(listener.name()).ok_or(Error::Stale)?.socket, backlog)
+        sys::listen(&self.listeners.head(listener.key()).ok_or(Error::Stale)?.socket, backlog)
     }
 
     fn set_accepts_paused(&mut self, id: ListenerId, paused: bool) -> Result<(), Error> {
-        self.listeners.head_mut(id.name()).ok_or(Error::Stale)?.paused = paused;
-        self.settle_listener(id)
+        self.listeners.head_mut(id.key()).ok_or(Error::Stale)?.paused = paused;
+        self.sync_interest(id)
     }
 
     /// Tells epoll whether the listener is to be heard.
-    fn settle_listener(&mut self, id: ListenerId) -> Result<(), Error> {
-        let settled = self.with_listener(id, |cx, listener| {
-            let interest = if listener.hears() { Readiness::READABLE } else { Readiness::NONE };
+    fn sync_interest(&mut self, id: ListenerId) -> Result<(), Error> {
+        let synced = self.with_listener(id, |cx, listener| {
+            let interest =
+                if listener.is_accepting() { Readiness::READABLE } else { Readiness::NONE };
             cx.poller.modify(&listener.socket, interest, Source::Listener(id).to_bits())
         });
-        settled.unwrap_or(Err(Error::Stale))
+        synced.unwrap_or(Err(Error::Stale))
     }
 
     fn with_listener<T>(
@@ -170,17 +171,17 @@ impl<C> Context<C> {
         id: ListenerId,
         act: impl FnOnce(&Self, &Listener) -> T,
     ) -> Option<T> {
-        self.listeners.head(id.name()).map(|listener| act(self, listener))
+        self.listeners.head(id.key()).map(|listener| act(self, listener))
     }
 
-    /// Whether the listener is there and neither paused nor starved.
-    pub(crate) fn hears(&self, id: ListenerId) -> bool {
-        self.listeners.head(id.name()).is_some_and(Listener::hears)
+    /// Whether the listener is there and neither paused nor throttled.
+    pub(crate) fn is_accepting(&self, id: ListenerId) -> bool {
+        self.listeners.head(id.key()).is_some_and(Listener::is_accepting)
     }
 
-    /// An event came from a listener that is not to be heard: epoll may have refused to be told so, and is told again.
-    pub(crate) fn hush(&mut self, id: ListenerId) {
-        if let Err(Error::System { call, source }) = self.settle_listener(id) {
+    /// An event came from a listener that is not to be heard: epoll may have refused the change, which is tried again.
+    pub(crate) fn disable(&mut self, id: ListenerId) {
+        if let Err(Error::System { call, source }) = self.sync_interest(id) {
             log::warn!("a listener could not be paused: {call}: {source}");
         }
     }
@@ -213,8 +214,8 @@ impl<C> Context<C> {
 
     /// Takes one connection from the listener's backlog, unless the listener is paused or gone.
     pub(crate) fn accept(&self, id: ListenerId) -> Accepted {
-        match self.listeners.head(id.name()) {
-            Some(listener) if listener.hears() => sys::accept(&listener.socket),
+        match self.listeners.head(id.key()) {
+            Some(listener) if listener.is_accepting() => sys::accept(&listener.socket),
             _ => Accepted::Empty,
         }
     }
@@ -222,7 +223,7 @@ impl<C> Context<C> {
     /// What a connection of this listener begins with.
     #[inline]
     pub(crate) fn conn_flags(&self, id: ListenerId) -> Flags {
-        self.listeners.head(id.name()).map_or(Flags::OPENED, |listener| listener.conn_flags)
+        self.listeners.head(id.key()).map_or(Flags::OPENED, |listener| listener.conn_flags)
     }
 
     /// Why no connection could be kept now, were there one.
@@ -232,82 +233,82 @@ impl<C> Context<C> {
     }
 
     /// Something to accept with ran out: the listener waits.
-    pub(crate) fn starve(&mut self, id: ListenerId) {
-        let Some(listener) = self.listeners.head_mut(id.name()) else { return };
-        if mem::replace(&mut listener.starved, true) {
+    pub(crate) fn throttle(&mut self, id: ListenerId) {
+        let Some(listener) = self.listeners.head_mut(id.key()) else { return };
+        if mem::replace(&mut listener.throttled, true) {
             return;
         }
-        self.starved.waiting.push_back(id);
+        self.throttled.waiting.push_back(id);
         self.begin_pause();
         self.stats.accept_pauses += 1;
-        if let Err(error) = self.settle_listener(id) {
+        if let Err(error) = self.sync_interest(id) {
             log::warn!("a listener could not be paused: {error}");
         }
     }
 
     /// Begins a pause, unless one is under way.
     fn begin_pause(&mut self) {
-        if self.starved.pause.is_some() {
+        if self.throttled.pause.is_some() {
             return;
         }
         let Config { accept_pause_min, accept_pause_max, .. } = self.config;
-        let pause = self.starved.pause_next.unwrap_or(accept_pause_min).max(PAUSE_MIN);
+        let pause = self.throttled.pause_next.unwrap_or(accept_pause_min).max(PAUSE_MIN);
         let end = self.tick_after(pause);
-        self.starved.pause = Some(self.wheel.insert(end, Source::Inner(Inner::Pause).to_bits()));
-        self.starved.pause_next = Some(pause.saturating_mul(2).min(accept_pause_max));
+        self.throttled.pause = Some(self.wheel.insert(end, Source::Inner(Inner::Pause).to_bits()));
+        self.throttled.pause_next = Some(pause.saturating_mul(2).min(accept_pause_max));
     }
 
-    /// The wheel has given out the end of the pause: all that starve try again.
+    /// The pause is over: all throttled listeners try again.
     pub(crate) fn end_pause(&mut self) {
-        self.starved.pause = None;
-        for id in mem::take(&mut self.starved.waiting) {
+        self.throttled.pause = None;
+        for id in mem::take(&mut self.throttled.waiting) {
             self.hear_again(id);
         }
     }
 
-    /// Accepting has worked. If nobody starves any more, the next pause is a short one again; as long as somebody does,
+    /// Accepting has worked. If no listener is throttled any more, the next pause is a short one again; as long as one is,
     /// a place that was freed and taken is no sign of plenty.
     pub(crate) fn reset_pause(&mut self) {
-        if self.starved.waiting.is_empty() {
-            self.starved.pause_next = None;
+        if self.throttled.waiting.is_empty() {
+            self.throttled.pause_next = None;
         }
     }
 
-    /// For each connection that has gone, one starved listener comes back, the longest waiting first.
-    pub(crate) fn feed_starved(&mut self) {
+    /// For each connection that has gone, one throttled listener comes back, the longest waiting first.
+    pub(crate) fn resume_accepting(&mut self) {
         let freed = mem::take(&mut self.freed);
         for _ in 0..freed {
-            let Some(&id) = self.starved.waiting.front() else { return };
-            self.forget_starvation(id);
+            let Some(&id) = self.throttled.waiting.front() else { return };
+            self.reset_backoff(id);
             self.hear_again(id);
         }
     }
 
-    /// The listener starves no more; the last one takes the pause with it.
-    fn forget_starvation(&mut self, id: ListenerId) {
-        self.starved.waiting.retain(|&other| other != id);
-        if self.starved.waiting.is_empty()
-            && let Some(pause) = self.starved.pause.take()
+    /// The listener is throttled no more; the last one takes the pause with it.
+    fn reset_backoff(&mut self, id: ListenerId) {
+        self.throttled.waiting.retain(|&other| other != id);
+        if self.throttled.waiting.is_empty()
+            && let Some(pause) = self.throttled.pause.take()
         {
             self.wheel.remove(pause);
         }
     }
 
     fn hear_again(&mut self, id: ListenerId) {
-        if let Some(listener) = self.listeners.head_mut(id.name()) {
-            listener.starved = false;
+        if let Some(listener) = self.listeners.head_mut(id.key()) {
+            listener.throttled = false;
         }
         self.restock_spare();
-        if let Err(error) = self.settle_listener(id) {
+        if let Err(error) = self.sync_interest(id) {
             log::warn!("a listener could not be resumed: {error}");
-            self.starve(id);
+            self.throttle(id);
         }
     }
 
     /// With no descriptor left, the spare one makes room to take one connection and let it know by a reset. One in each
     /// pause, whatever the number of listeners: the others may still get in when there is room again.
     pub(crate) fn drain_one(&mut self, id: ListenerId) {
-        if self.starved.pause.is_some() || self.spare.take().is_none() {
+        if self.throttled.pause.is_some() || self.spare.take().is_none() {
             return;
         }
         if let Accepted::Connection(socket) = self.accept(id) {

@@ -3,7 +3,7 @@
 use std::io::IoSlice;
 use std::time::Duration;
 
-use crate::connection::{Flags, Link};
+use crate::connection::{ConnHeader, Flags};
 use crate::context::Context;
 use crate::error::{CloseReason, Error, WriteError, Written};
 use crate::queue::{CHUNKS_PER_SEND, Chunk, WriteQueue};
@@ -23,7 +23,7 @@ const QUEUES_PER_RETRY: usize = 1024;
 
 /// What a read from a connection brought.
 pub(crate) enum Received<C> {
-    /// So many, and the connection's state, which is lent from now on.
+    /// The connection's state, lent from now on, and how many bytes.
     Bytes(C, usize),
     /// None: the peer has finished, has sent nothing yet, or is lost.
     Nothing(IoResult),
@@ -102,14 +102,14 @@ impl<C> Context<C> {
     /// How many bytes wait in the connection's queue; 0 for a stale token.
     #[must_use]
     pub fn queued_bytes(&self, token: Token) -> usize {
-        self.link(token).map_or(0, |link| self.queue_bytes(link))
+        self.header(token).map_or(0, |header| self.queue_bytes(header))
     }
 
     /// How many bytes the kernel holds beyond that queue, because the peer has not acknowledged them yet
     /// (`ioctl(SIOCOUTQ)`); 0 for a stale token. Costs one system call.
     #[must_use]
     pub fn unacknowledged_bytes(&self, token: Token) -> usize {
-        self.link(token).map_or(0, |link| self.sockets.unacknowledged_bytes(&link.socket))
+        self.header(token).map_or(0, |header| self.sockets.unacknowledged_bytes(&header.socket))
     }
 
     /// Reads nothing from this connection until [`resume_reads`](Self::resume_reads): the peer is slowed down by TCP.
@@ -128,12 +128,12 @@ impl<C> Context<C> {
     /// connection ends: with [`CloseReason::Finished`], or with [`CloseReason::Closed`] where
     /// [`on_eof`](crate::Handler::on_eof) closes, as the default does. Nothing for a stale token.
     pub fn finish(&mut self, token: Token) {
-        let Some(link) = self.link_mut(token) else { return };
-        if !link.takes_writes() {
+        let Some(header) = self.header_mut(token) else { return };
+        if !header.takes_writes() {
             return;
         }
-        link.flags.set(Flags::FINISHING, true);
-        if !link.flags.any(Flags::QUEUED | Flags::SENDING | Flags::CONNECTING) {
+        header.flags.set(Flags::FINISHING, true);
+        if !header.flags.any(Flags::QUEUED | Flags::SENDING | Flags::CONNECTING) {
             self.finish_now(token);
         }
     }
@@ -149,15 +149,15 @@ impl<C> Context<C> {
     /// the peer has finished already, the socket is closed at once. To find out costs one system call where the peer
     /// has not finished and the queue is empty.
     pub fn close(&mut self, token: Token) {
-        let Some(link) = self.link(token) else { return };
-        if link.flags.any(Flags::CLOSING | Flags::DOOMED) {
+        let Some(header) = self.header(token) else { return };
+        if header.flags.any(Flags::CLOSING | Flags::CLOSED) {
             return;
         }
-        if link.flags.any(Flags::QUEUED | Flags::SENDING) {
+        if header.flags.any(Flags::QUEUED | Flags::SENDING) {
             return self.begin_closing(token);
         }
         if self.can_close_at_once(token) {
-            return self.doom(token, CloseReason::Closed);
+            return self.mark_closed(token, CloseReason::Closed);
         }
         self.begin_closing(token);
         self.linger(token);
@@ -165,9 +165,9 @@ impl<C> Context<C> {
 
     /// Closing the socket now loses nothing that was written.
     fn can_close_at_once(&self, token: Token) -> bool {
-        self.link(token).is_none_or(|link| {
-            link.flags.any(Flags::CONNECTING | Flags::EOF)
-                || self.sockets.unacknowledged_bytes(&link.socket) == 0
+        self.header(token).is_none_or(|header| {
+            header.flags.any(Flags::CONNECTING | Flags::EOF)
+                || self.sockets.unacknowledged_bytes(&header.socket) == 0
         })
     }
 
@@ -179,8 +179,8 @@ impl<C> Context<C> {
 
     /// The queue has gone out: the connection ends when the peer has finished too.
     fn linger(&mut self, token: Token) {
-        if self.link(token).is_some_and(|link| link.flags.any(Flags::EOF)) {
-            return self.doom(token, CloseReason::Closed);
+        if self.header(token).is_some_and(|header| header.flags.any(Flags::EOF)) {
+            return self.mark_closed(token, CloseReason::Closed);
         }
         self.finish_now(token);
         self.list_unread(token);
@@ -188,8 +188,8 @@ impl<C> Context<C> {
 
     /// The time for closing is over: what is with the kernel may still go out, the rest is lost.
     pub(crate) fn end_closing(&mut self, token: Token, reason: CloseReason) {
-        match self.link(token) {
-            Some(link) if link.lingers() => self.doom(token, CloseReason::Closed),
+        match self.header(token) {
+            Some(header) if header.lingers() => self.mark_closed(token, CloseReason::Closed),
             _ => self.cut_off(token, reason),
         }
     }
@@ -201,43 +201,43 @@ impl<C> Context<C> {
     }
 
     pub(crate) fn cut_off(&mut self, token: Token, reason: CloseReason) {
-        if let Some(link) = self.link_mut(token) {
-            link.flags.set(Flags::RESET, true);
-            self.doom(token, reason);
+        if let Some(header) = self.header_mut(token) {
+            header.flags.set(Flags::RESET, true);
+            self.mark_closed(token, reason);
         }
     }
 
     /// Puts the connection on the list of those to be removed; the first reason counts.
-    pub(crate) fn doom(&mut self, token: Token, reason: CloseReason) {
-        if let Some(link) = self.link_mut(token)
-            && !link.flags.any(Flags::DOOMED)
+    pub(crate) fn mark_closed(&mut self, token: Token, reason: CloseReason) {
+        if let Some(header) = self.header_mut(token)
+            && !header.flags.any(Flags::CLOSED)
         {
-            link.flags.set(Flags::DOOMED, true);
-            self.doomed.push_back((token, reason));
+            header.flags.set(Flags::CLOSED, true);
+            self.closed.push_back((token, reason));
         }
     }
 
-    pub(crate) fn has_doomed(&self) -> bool {
-        !self.doomed.is_empty()
+    pub(crate) fn has_closed(&self) -> bool {
+        !self.closed.is_empty()
     }
 
-    /// Removes the next doomed connection, here and nowhere else, and closes its descriptor.
-    pub(crate) fn bury(&mut self) -> Option<(Token, C, CloseReason)> {
+    /// Removes the next closed connection, here and nowhere else, and closes its descriptor.
+    pub(crate) fn reap(&mut self) -> Option<(Token, C, CloseReason)> {
         loop {
-            let (token, reason) = self.doomed.pop_front()?;
-            let Some((link, conn)) = self.connections.remove(token.name()) else { continue };
-            if link.timer != NodeId::NONE {
-                self.wheel.remove(link.timer);
+            let (token, reason) = self.closed.pop_front()?;
+            let Some((header, conn)) = self.connections.remove(token.key()) else { continue };
+            if header.timer != NodeId::NONE {
+                self.wheel.remove(header.timer);
             }
-            if let Some(queue) = link.queue() {
+            if let Some(queue) = header.queue() {
                 self.stats.queued_bytes -= self.queues[queue as usize].len_bytes();
                 self.release_queue(queue);
             }
-            if link.flags.any(Flags::HELD) {
+            if header.flags.any(Flags::HELD) {
                 self.held.retain(|(held, _)| *held != token);
             }
-            self.sockets.close(link.socket, link.flags.any(Flags::RESET));
-            if link.flags.any(Flags::OPENED) {
+            self.sockets.close(header.socket, header.flags.any(Flags::RESET));
+            if header.flags.any(Flags::OPENED) {
                 self.stats.closed += 1;
             } else {
                 self.stats.connects_failed += 1;
@@ -251,7 +251,7 @@ impl<C> Context<C> {
     /// it is not all.
     #[inline]
     pub(crate) fn receive(&mut self, token: Token, buffer: &mut [u8]) -> Option<Received<C>> {
-        self.receive_where(token, buffer, Link::only_reads)
+        self.receive_where(token, buffer, ConnHeader::only_reads)
     }
 
     /// The same for a connection that may also have something to send.
@@ -260,7 +260,7 @@ impl<C> Context<C> {
         token: Token,
         buffer: &mut [u8],
     ) -> Option<Received<C>> {
-        self.receive_where(token, buffer, Link::reads)
+        self.receive_where(token, buffer, ConnHeader::reads)
     }
 
     #[inline(always)]
@@ -268,16 +268,17 @@ impl<C> Context<C> {
         &mut self,
         token: Token,
         buffer: &mut [u8],
-        is_ready: fn(&Link) -> bool,
+        is_ready: fn(&ConnHeader) -> bool,
     ) -> Option<Received<C>> {
-        let (link, conn) = self.connections.lend(token.name())?;
-        if !is_ready(link) {
+        let (header, conn) = self.connections.lend(token.key())?;
+        if !is_ready(header) {
             self.give_back(token, conn);
             return None;
         }
-        match self.sockets.receive(&link.socket, buffer) {
+        match self.sockets.receive(&header.socket, buffer) {
             IoResult::Bytes(received @ 1..) => {
-                if received == buffer.len() || link.flags.any(Flags::READ_TO_END | Flags::UNREAD) {
+                if received == buffer.len() || header.flags.any(Flags::READ_TO_END | Flags::UNREAD)
+                {
                     self.note_partial_read(token, received == buffer.len());
                 }
                 self.stats.bytes_in += received as u64;
@@ -294,9 +295,9 @@ impl<C> Context<C> {
     #[cold]
     #[inline(never)]
     pub(crate) fn note_partial_read(&mut self, token: Token, was_full: bool) {
-        let Some(link) = self.link_mut(token) else { return };
-        let is_unread = was_full || link.flags.any(Flags::READ_TO_END);
-        link.flags.set(Flags::UNREAD, is_unread);
+        let Some(header) = self.header_mut(token) else { return };
+        let is_unread = was_full || header.flags.any(Flags::READ_TO_END);
+        header.flags.set(Flags::UNREAD, is_unread);
         self.list_unread(token);
     }
 
@@ -313,11 +314,11 @@ impl<C> Context<C> {
 
     /// Takes the bytes that were held back while reads were paused.
     pub(crate) fn take_held(&mut self, token: Token) -> Option<Box<[u8]>> {
-        let link = self.link_mut(token)?;
-        if !link.flags.any(Flags::HELD) {
+        let header = self.header_mut(token)?;
+        if !header.flags.any(Flags::HELD) {
             return None;
         }
-        link.flags.set(Flags::HELD, false);
+        header.flags.set(Flags::HELD, false);
         let index = self.held.iter().position(|(held, _)| *held == token)?;
         Some(self.held.swap_remove(index).1)
     }
@@ -325,31 +326,31 @@ impl<C> Context<C> {
     /// Reads once and forgets it, from a connection of which only the end is wanted.
     pub(crate) fn drain(&mut self, token: Token, buffer: &mut [u8]) {
         drop(self.take_held(token));
-        let Some(link) = self.connections.head_mut(token.name()) else { return };
-        link.flags.set(Flags::UNREAD, false);
-        match self.sockets.receive(&link.socket, buffer) {
-            IoResult::Bytes(0) => self.doom(token, CloseReason::Closed),
+        let Some(header) = self.connections.head_mut(token.key()) else { return };
+        header.flags.set(Flags::UNREAD, false);
+        match self.sockets.receive(&header.socket, buffer) {
+            IoResult::Bytes(0) => self.mark_closed(token, CloseReason::Closed),
             IoResult::Bytes(received) => self.note_partial_read(token, received == buffer.len()),
             IoResult::Interrupted => self.note_unread(token),
             IoResult::NotNow => {}
-            IoResult::Failed(error) => self.doom(token, CloseReason::Failed(error)),
+            IoResult::Failed(error) => self.mark_closed(token, CloseReason::Failed(error)),
         }
     }
 
-    /// Hands queued bytes to the kernel; says whether the queue has run empty and the service is to be told.
+    /// Hands queued bytes to the kernel; says whether the queue has run empty and `on_drain` is to follow.
     pub(crate) fn flush_queue(&mut self, token: Token) -> bool {
-        let Some(link) = self.connections.head_mut(token.name()) else { return false };
-        let Some(index) = link.queue() else { return false };
-        if link.flags.any(Flags::DOOMED) {
+        let Some(header) = self.connections.head_mut(token.key()) else { return false };
+        let Some(index) = header.queue() else { return false };
+        if header.flags.any(Flags::CLOSED) {
             return false;
         }
         let queue = &mut self.queues[index as usize];
         let mut slices = [IoSlice::new(&[]); CHUNKS_PER_SEND];
         let filled = queue.slices(&mut slices);
         let offered: usize = slices[..filled].iter().map(|slice| slice.len()).sum();
-        link.flags.set(Flags::UNSENT, false);
+        header.flags.set(Flags::UNSENT, false);
         let mut took_all = false;
-        match self.sockets.send_vectored(&link.socket, &slices[..filled]) {
+        match self.sockets.send_vectored(&header.socket, &slices[..filled]) {
             IoResult::Bytes(sent) => {
                 took_all = sent == offered;
                 queue.consume(sent);
@@ -359,7 +360,7 @@ impl<C> Context<C> {
             IoResult::NotNow => {}
             IoResult::Interrupted => took_all = true,
             IoResult::Failed(error) => {
-                self.doom(token, CloseReason::Failed(error));
+                self.mark_closed(token, CloseReason::Failed(error));
                 return false;
             }
         }
@@ -369,8 +370,8 @@ impl<C> Context<C> {
             }
             return false;
         }
-        link.set_queue(None);
-        let flags = link.flags;
+        header.set_queue(None);
+        let flags = header.flags;
         self.release_queue(index);
         if flags.any(Flags::CLOSING) {
             self.linger(token);
@@ -390,17 +391,17 @@ impl<C> Context<C> {
     /// Nothing can come any more when both sides have finished.
     pub(crate) fn end_if_finished(&mut self, token: Token) {
         if self
-            .link(token)
-            .is_some_and(|link| link.flags.any(Flags::EOF) && link.flags.any(Flags::FINISHED))
+            .header(token)
+            .is_some_and(|header| header.flags.any(Flags::EOF) && header.flags.any(Flags::FINISHED))
         {
-            self.doom(token, CloseReason::Finished);
+            self.mark_closed(token, CloseReason::Finished);
         }
     }
 
     /// Puts a connection that has input which epoll will not report on the list of those to be served again, unless the
     /// service does not want it now.
     pub(crate) fn list_unread(&mut self, token: Token) {
-        if self.link(token).is_some_and(Link::wants_reading) {
+        if self.header(token).is_some_and(ConnHeader::wants_reading) {
             self.list(token);
         }
     }
@@ -413,10 +414,10 @@ impl<C> Context<C> {
 
     /// Puts a connection on the list of those to be served again though epoll reports nothing.
     fn list(&mut self, token: Token) {
-        if let Some(link) = self.connections.head_mut(token.name())
-            && !link.flags.any(Flags::LISTED)
+        if let Some(header) = self.connections.head_mut(token.key())
+            && !header.flags.any(Flags::LISTED)
         {
-            link.flags.set(Flags::LISTED, true);
+            header.flags.set(Flags::LISTED, true);
             self.listed.push_back(token);
         }
     }
@@ -445,27 +446,27 @@ impl<C> Context<C> {
         parts: impl Iterator<Item = &'a [u8]> + Clone,
         send: impl FnOnce(&Sockets, &Socket) -> IoResult,
     ) -> Result<usize, WriteError> {
-        let link = self.connections.head(token.name()).ok_or(WriteError::Closed)?;
-        if link.sends_at_once() && (1..=self.config.write_queue_bytes_max).contains(&total) {
-            return match link.socket.place() {
+        let header = self.connections.head(token.key()).ok_or(WriteError::Closed)?;
+        if header.sends_at_once() && (1..=self.config.write_queue_bytes_max).contains(&total) {
+            return match header.socket.place() {
                 Some(place) if self.in_turn && self.may_batch(total) => {
                     self.batch_send(token, place, parts);
                     Ok(total)
                 }
                 _ => {
-                    let sent = send(&self.sockets, &link.socket);
+                    let sent = send(&self.sockets, &header.socket);
                     self.count_sent(token, sent)
                 }
             };
         }
-        if link.flags.any(Flags::SENDING) {
+        if header.flags.any(Flags::SENDING) {
             if self.append_send(token, total, parts.clone()) {
                 return Ok(total);
             }
             self.flush_sends();
             return self.send(token, total, parts, send);
         }
-        self.check_queueing(link, total).map(|()| 0)
+        self.check_queueing(header, total).map(|()| 0)
     }
 
     /// Whether bytes may wait for the end of the turn: what the kernel does not take of them then finds room in a queue.
@@ -504,7 +505,7 @@ impl<C> Context<C> {
         total: usize,
         parts: impl Iterator<Item = &'a [u8]>,
     ) -> bool {
-        self.link(token).is_some_and(Link::takes_writes)
+        self.header(token).is_some_and(ConnHeader::takes_writes)
             && self.may_batch(total)
             && self.sends.append(token, parts, self.config.write_queue_bytes_max)
     }
@@ -530,10 +531,10 @@ impl<C> Context<C> {
             _ => 0,
         };
         self.stats.bytes_out += sent as u64;
-        let Some(link) = self.link_mut(token) else { return };
-        link.flags.set(Flags::SENDING, false);
-        let rests = Flags::CLOSING | Flags::FINISHING | Flags::DOOMED;
-        if sent < bytes.len() || link.flags.any(rests) {
+        let Some(header) = self.header_mut(token) else { return };
+        header.flags.set(Flags::SENDING, false);
+        let rests = Flags::CLOSING | Flags::FINISHING | Flags::CLOSED;
+        if sent < bytes.len() || header.flags.any(rests) {
             self.go_on_after_send(token, result, &bytes[sent..]);
         }
     }
@@ -542,12 +543,12 @@ impl<C> Context<C> {
     #[cold]
     #[inline(never)]
     fn go_on_after_send(&mut self, token: Token, result: IoResult, left: &[u8]) {
-        let Some(flags) = self.link(token).map(|link| link.flags) else { return };
-        if flags.any(Flags::DOOMED) {
+        let Some(flags) = self.header(token).map(|header| header.flags) else { return };
+        if flags.any(Flags::CLOSED) {
             return;
         }
         if let IoResult::Failed(error) = result {
-            return self.doom(token, CloseReason::Failed(error));
+            return self.mark_closed(token, CloseReason::Failed(error));
         }
         if !left.is_empty() {
             let queued = self.queue_left(token, left.len(), |queue| queue.copy(left));
@@ -557,7 +558,7 @@ impl<C> Context<C> {
             }
         } else if flags.any(Flags::CLOSING) {
             if self.can_close_at_once(token) {
-                self.doom(token, CloseReason::Closed);
+                self.mark_closed(token, CloseReason::Closed);
             } else {
                 self.linger(token);
             }
@@ -569,10 +570,10 @@ impl<C> Context<C> {
     /// What is wrong with bytes that have to wait, if anything.
     #[cold]
     #[inline(never)]
-    fn check_queueing(&self, link: &Link, total: usize) -> Result<(), WriteError> {
-        if !link.takes_writes() {
+    fn check_queueing(&self, header: &ConnHeader, total: usize) -> Result<(), WriteError> {
+        if !header.takes_writes() {
             Err(WriteError::Closed)
-        } else if self.queue_bytes(link) + total > self.config.write_queue_bytes_max {
+        } else if self.queue_bytes(header) + total > self.config.write_queue_bytes_max {
             Err(WriteError::Full)
         } else {
             Ok(())
@@ -597,7 +598,7 @@ impl<C> Context<C> {
         match sent {
             IoResult::Interrupted => self.mark_unsent(token),
             IoResult::Failed(error) => {
-                self.doom(token, CloseReason::Failed(error));
+                self.mark_closed(token, CloseReason::Failed(error));
                 return Err(WriteError::Closed);
             }
             IoResult::Bytes(_) | IoResult::NotNow => {}
@@ -605,7 +606,7 @@ impl<C> Context<C> {
         Ok(0)
     }
 
-    /// Queues what is left of `total` bytes of which so many have been `sent`. Without room for it in all queues
+    /// Queues what is left of `total` bytes of which `sent` have gone out. Without room for it in all queues
     /// together, a connection that has sent a part can't go on.
     #[cold]
     #[inline(never)]
@@ -636,7 +637,7 @@ impl<C> Context<C> {
         if left > self.queues_room() {
             return Err(WriteError::FullInTotal);
         }
-        let queue = match self.link(token).and_then(Link::queue) {
+        let queue = match self.header(token).and_then(ConnHeader::queue) {
             Some(queue) => queue,
             None => self.claim_queue(token),
         };
@@ -652,8 +653,8 @@ impl<C> Context<C> {
             self.queues.len() as u32 - 1
         });
         self.queue_owners[queue as usize] = Some(token);
-        if let Some(link) = self.link_mut(token) {
-            link.set_queue(Some(queue));
+        if let Some(header) = self.header_mut(token) {
+            header.set_queue(Some(queue));
         }
         if self.retry.is_none() {
             self.arm_retry();
@@ -693,25 +694,25 @@ impl<C> Context<C> {
         }
     }
 
-    fn queue_bytes(&self, link: &Link) -> usize {
-        link.queue().map_or(0, |queue| self.queues[queue as usize].len_bytes())
+    fn queue_bytes(&self, header: &ConnHeader) -> usize {
+        header.queue().map_or(0, |queue| self.queues[queue as usize].len_bytes())
     }
 
     pub(super) fn finish_now(&mut self, token: Token) {
-        let Some(link) = self.connections.head_mut(token.name()) else { return };
-        if link.flags.any(Flags::DOOMED) {
+        let Some(header) = self.connections.head_mut(token.key()) else { return };
+        if header.flags.any(Flags::CLOSED) {
             return;
         }
-        if let Err(error) = self.sockets.finish_writing(&link.socket) {
-            return self.doom(token, CloseReason::Failed(error));
+        if let Err(error) = self.sockets.finish_writing(&header.socket) {
+            return self.mark_closed(token, CloseReason::Failed(error));
         }
-        link.flags.set(Flags::FINISHED, true);
+        header.flags.set(Flags::FINISHED, true);
         self.end_if_finished(token);
     }
 
     fn set_flag(&mut self, token: Token, flag: Flags, on: bool) {
-        if let Some(link) = self.link_mut(token) {
-            link.flags.set(flag, on);
+        if let Some(header) = self.header_mut(token) {
+            header.flags.set(flag, on);
         }
     }
 }

@@ -27,7 +27,7 @@ impl<C> Context<C> {
     /// [`on_swept`](crate::Handler::on_swept) at the end.
     ///
     /// At most [`Config::visits_per_turn`](crate::Config::visits_per_turn) connections are visited between two looks
-    /// at the sockets, so a visit to a million delays nobody by more than one slice. A connection that is open at this
+    /// at the sockets, so a visit to a million delays no other connection by more than one slice. A connection that is open at this
     /// call, and still is when its turn comes, is visited once; one that opens or begins to close after the call may be
     /// or not, also where the sweep has to wait for others before it begins. Sweeps are made one after the other.
     ///
@@ -66,9 +66,9 @@ impl<C> Context<C> {
 
     /// The open connection in a slot, unless it is on its way out.
     pub(crate) fn visitable(&self, slot: usize) -> Option<Token> {
-        let token = Token::from(self.connections.names(slot, slot + 1).next()?);
-        let flags = self.link(token)?.flags;
-        let open = flags.any(Flags::OPENED) && !flags.any(Flags::CLOSING | Flags::DOOMED);
+        let token = Token::from(self.connections.keys(slot, slot + 1).next()?);
+        let flags = self.header(token)?.flags;
+        let open = flags.any(Flags::OPENED) && !flags.any(Flags::CLOSING | Flags::CLOSED);
         open.then_some(token)
     }
 

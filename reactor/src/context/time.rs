@@ -17,19 +17,22 @@ impl<C> Context<C> {
     /// the connection opens: arm an idle timeout in [`on_open`](crate::Handler::on_open), not right after
     /// [`connect`](Self::connect). Nothing for a stale token, and for a connection that is being closed.
     pub fn set_timeout(&mut self, token: Token, after: Duration) {
-        if self.link(token).is_some_and(|link| !link.flags.any(Flags::CLOSING | Flags::DOOMED)) {
+        if self
+            .header(token)
+            .is_some_and(|header| !header.flags.any(Flags::CLOSING | Flags::CLOSED))
+        {
             self.arm(token, after);
         }
     }
 
     /// Disarms the connection's timeout. Nothing for a stale token, and for a connection that is being closed.
     pub fn clear_timeout(&mut self, token: Token) {
-        if let Some(link) = self.connections.head_mut(token.name())
-            && link.timer != NodeId::NONE
-            && !link.flags.any(Flags::CLOSING)
+        if let Some(header) = self.connections.head_mut(token.key())
+            && header.timer != NodeId::NONE
+            && !header.flags.any(Flags::CLOSING)
         {
-            self.wheel.remove(link.timer);
-            link.timer = NodeId::NONE;
+            self.wheel.remove(header.timer);
+            header.timer = NodeId::NONE;
         }
     }
 
@@ -42,7 +45,7 @@ impl<C> Context<C> {
         let timer = TimerId::from(self.timers.insert(NodeId::NONE, ()).map_err(|_| full)?);
         let deadline = self.tick_after(after);
         let node = self.wheel.insert(deadline, Source::Timer(timer).to_bits());
-        if let Some(place) = self.timers.head_mut(timer.name()) {
+        if let Some(place) = self.timers.head_mut(timer.key()) {
             *place = node;
         }
         Ok(timer)
@@ -50,7 +53,7 @@ impl<C> Context<C> {
 
     /// Disarms a timer; says whether it was still armed.
     pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
-        match self.timers.remove(timer.name()) {
+        match self.timers.remove(timer.key()) {
             Some((node, ())) => {
                 self.wheel.remove(node);
                 true
@@ -65,12 +68,12 @@ impl<C> Context<C> {
         loop {
             match Source::from_bits(self.wheel.poll(now, budget)?)? {
                 Source::Timer(timer) => {
-                    self.timers.remove(timer.name());
+                    self.timers.remove(timer.key());
                     return Some(Source::Timer(timer));
                 }
                 Source::Connection(token) => {
-                    if let Some(link) = self.link_mut(token) {
-                        link.timer = NodeId::NONE;
+                    if let Some(header) = self.header_mut(token) {
+                        header.timer = NodeId::NONE;
                         return Some(Source::Connection(token));
                     }
                 }
@@ -90,11 +93,11 @@ impl<C> Context<C> {
     /// Arms the timeout whatever the state of the connection.
     pub(super) fn arm(&mut self, token: Token, after: Duration) {
         let deadline = self.tick_after(after);
-        let Some(link) = self.connections.head_mut(token.name()) else { return };
-        if link.timer == NodeId::NONE {
-            link.timer = self.wheel.insert(deadline, Source::Connection(token).to_bits());
+        let Some(header) = self.connections.head_mut(token.key()) else { return };
+        if header.timer == NodeId::NONE {
+            header.timer = self.wheel.insert(deadline, Source::Connection(token).to_bits());
         } else {
-            self.wheel.set_deadline(link.timer, deadline);
+            self.wheel.set_deadline(header.timer, deadline);
         }
     }
 

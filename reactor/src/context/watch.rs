@@ -53,7 +53,7 @@ impl<C> Context<C> {
         let watch = Watch { descriptor, interest: Interest::Nothing };
         let id = WatchId::from(self.watches.insert(watch, ()).map_err(|_| full)?);
         if let Err(error) = self.set_interest(id, interest) {
-            self.watches.remove(id.name());
+            self.watches.remove(id.key());
             return Err(error);
         }
         Ok(id)
@@ -65,7 +65,7 @@ impl<C> Context<C> {
     /// [`Error::Stale`], or the system's refusal; the interest is as it was then.
     pub fn set_interest(&mut self, watch: WatchId, interest: Interest) -> Result<(), Error> {
         let data = Source::Watch(watch).to_bits();
-        let watch = self.watches.head_mut(watch.name()).ok_or(Error::Stale)?;
+        let watch = self.watches.head_mut(watch.key()).ok_or(Error::Stale)?;
         tell(&self.poller, watch, interest, data)?;
         watch.interest = interest;
         Ok(())
@@ -76,18 +76,18 @@ impl<C> Context<C> {
         if let Err(error) = self.set_interest(watch, Interest::Nothing) {
             log::debug!("{watch:?} could not be taken out of epoll: {error}");
         }
-        self.watches.remove(watch.name()).map(|(watch, ())| watch.descriptor.into())
+        self.watches.remove(watch.key()).map(|(watch, ())| watch.descriptor.into())
     }
 
     /// A watched descriptor, to read or write with it. `None` for a stale name.
     #[must_use]
     pub fn watched(&self, watch: WatchId) -> Option<BorrowedFd<'_>> {
-        self.watches.head(watch.name()).map(|watch| watch.descriptor.as_fd())
+        self.watches.head(watch.key()).map(|watch| watch.descriptor.as_fd())
     }
 
     /// Whether an event of this watch is still of interest.
     pub(crate) fn minds(&self, watch: WatchId) -> bool {
-        self.watches.head(watch.name()).is_some_and(|watch| watch.interest != Interest::Nothing)
+        self.watches.head(watch.key()).is_some_and(|watch| watch.interest != Interest::Nothing)
     }
 }
 

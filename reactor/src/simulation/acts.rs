@@ -285,8 +285,8 @@ impl Service {
     }
 
     fn some_listener(&self) -> Option<ListenerId> {
-        let names: Vec<_> = self.listeners.keys().copied().collect();
-        if sys::percent(85) { one_of(&names) } else { one_of(&self.listeners_gone) }
+        let keys: Vec<_> = self.listeners.keys().copied().collect();
+        if sys::percent(85) { one_of(&keys) } else { one_of(&self.listeners_gone) }
     }
 
     fn unlisten(&mut self, cx: &mut Cx) {

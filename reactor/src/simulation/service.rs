@@ -160,9 +160,9 @@ impl Service {
 
     pub(super) fn note_name(&mut self, cx: &Cx, record: usize, token: Token) {
         assert!(self.tokens.insert(token), "{token:?} is the name of an earlier connection");
-        let link = cx.link(token).expect("it is held");
+        let header = cx.header(token).expect("it is held");
         self.records[record].token = Some(token);
-        self.records[record].serial = link.socket.serial();
+        self.records[record].serial = header.socket.serial();
     }
 
     /// What is true of each callback.
@@ -265,15 +265,15 @@ impl Service {
     pub(super) fn check_at_rest(&mut self, cx: &mut Cx) {
         for record in self.records.iter().filter(|record| record.is_held()) {
             let wire = sys::wire(record.serial);
-            assert!(record.is_open(), "the connect is decided, and nobody was told: {record:?}");
+            assert!(record.is_open(), "the connect is decided, and no callback came: {record:?}");
             assert!(!record.closing, "it does not end: {record:?}");
             assert_eq!(record.received, wire.arrived, "bytes wait to be read: {record:?}");
             assert_eq!(record.phase == Phase::Ended, wire.fin || wire.gone, "the end: {record:?}");
             assert_eq!(wire.sent.len(), record.written.len(), "bytes wait to be sent: {record:?}");
-            assert!(!record.drain_due, "nobody was told that the queue is empty: {record:?}");
+            assert!(!record.drain_due, "no callback came when the queue ran empty: {record:?}");
             assert_eq!(record.deadline, None, "the timeout does not come: {record:?}");
         }
-        assert_eq!(sys::peers_waiting(), 0, "peers wait, and nobody accepts them");
+        assert_eq!(sys::peers_waiting(), 0, "peers wait and are not accepted");
         assert!(self.timers.is_empty(), "timers do not fire: {:?}", self.timers);
         assert!(self.sweeps.is_empty(), "sweeps do not end: {:?}", self.sweeps);
         assert!(!self.wake_due, "the wake-up does not come");
@@ -336,7 +336,7 @@ impl Handler for Service {
 
     fn on_data(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn, bytes: &[u8]) {
         let record = self.about(cx, "on_data", token, conn);
-        assert!(!record.closing && !record.paused, "data that nobody wants: {record:?}");
+        assert!(!record.closing && !record.paused, "unwanted data: {record:?}");
         assert_eq!(record.phase, Phase::Open, "data after the end");
         assert!(!bytes.is_empty(), "no data is no event");
         for &byte in bytes {
@@ -350,7 +350,7 @@ impl Handler for Service {
 
     fn on_eof(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn) {
         let record = self.about(cx, "on_eof", token, conn);
-        assert!(!record.closing && !record.paused, "an end that nobody wants: {record:?}");
+        assert!(!record.closing && !record.paused, "an unwanted end: {record:?}");
         assert_eq!(record.phase, Phase::Open, "it ends twice");
         assert_eq!(record.received, sys::wire(record.serial).arrived, "bytes before the end");
         record.phase = Phase::Ended;
@@ -425,7 +425,7 @@ impl Handler for Service {
 
     fn on_wake(&mut self, cx: &mut Cx) {
         self.enter("on_wake");
-        assert!(std::mem::take(&mut self.wake_due), "nobody has used the waker");
+        assert!(std::mem::take(&mut self.wake_due), "the waker was not used");
         self.leave(cx, None);
     }
 
@@ -452,14 +452,14 @@ fn check_reason(record: &Record, shutting_down: bool, reason: &CloseReason, now:
     let all_sent = wire.sent.len() == record.written.len();
     match reason {
         CloseReason::Closed => {
-            assert!(record.closing || shutting_down, "nobody has closed it: {record:?}");
+            assert!(record.closing || shutting_down, "it was not closed: {record:?}");
             assert!(all_sent, "bytes were lost: {record:?}");
         }
         CloseReason::Finished => {
             let finished = record.finished && record.phase == Phase::Ended;
             assert!(all_sent && finished, "it is not finished: {record:?}");
         }
-        CloseReason::Aborted => assert!(record.aborted, "nobody has aborted it"),
+        CloseReason::Aborted => assert!(record.aborted, "it was not aborted"),
         CloseReason::Failed(Error::Full { .. }) => assert!(record.cut_short, "it had room"),
         CloseReason::Failed(error) => assert!(error.errno().is_some(), "{error}"),
         CloseReason::ConnectFailed(_) => assert!(!record.is_open(), "it was open"),
@@ -468,7 +468,7 @@ fn check_reason(record: &Record, shutting_down: bool, reason: &CloseReason, now:
             assert!(record.deadline.is_some_and(|deadline| deadline <= now), "it had time left");
         }
         CloseReason::FlushTimedOut => {
-            assert!(record.closing || shutting_down, "nobody has closed it: {record:?}");
+            assert!(record.closing || shutting_down, "it was not closed: {record:?}");
         }
         CloseReason::ShutDown => assert!(shutting_down, "there is no shutdown: {record:?}"),
     }

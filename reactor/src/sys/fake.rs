@@ -57,7 +57,7 @@ pub(crate) fn below(bound: u32) -> u32 {
     kernel(|kernel| kernel.choices.below(bound))
 }
 
-/// True in so many cases of a hundred.
+/// True in this percentage of cases.
 pub(crate) fn percent(chance: u32) -> bool {
     below(100) < chance
 }
@@ -237,13 +237,13 @@ struct Kernel {
     /// By descriptor; those of registered-file tables by the complement of their place.
     files: BTreeMap<i32, File>,
     files_max: usize,
-    /// A security module lets nobody in, which is no reason for an event to go away.
+    /// A security module refuses every peer, which is no reason for an event to go away.
     refuses_accepts: bool,
     watches: BTreeMap<i32, Watch>,
     watches_max: usize,
     /// The data of watches that are gone, for events that come too late.
     retired: VecDeque<u64>,
-    buried: BTreeMap<u32, Wire>,
+    reaped: BTreeMap<u32, Wire>,
     serial_next: u32,
     rests: bool,
     broken_waits: u64,
@@ -314,7 +314,7 @@ impl Kernel {
             watches: BTreeMap::new(),
             watches_max: usize::MAX,
             retired: VecDeque::new(),
-            buried: BTreeMap::new(),
+            reaped: BTreeMap::new(),
             serial_next: 0,
             rests: false,
             broken_waits: 0,
@@ -402,7 +402,7 @@ impl Kernel {
             self.retire(watch);
         }
         if let File::Socket(socket) = file {
-            self.buried.insert(socket.serial, socket.wire);
+            self.reaped.insert(socket.serial, socket.wire);
         }
     }
 
@@ -440,7 +440,7 @@ impl Kernel {
             _ => None,
         });
         alive
-            .or_else(|| self.buried.get(&serial).cloned())
+            .or_else(|| self.reaped.get(&serial).cloned())
             .expect("each serial was given to a socket")
     }
 
@@ -484,7 +484,7 @@ impl Kernel {
         }
     }
 
-    /// Says whether epoll hears of a change of a connection.
+    /// Says whether epoll learns of a change of a connection.
     fn move_file(&mut self, file: &mut File) -> bool {
         match file {
             File::Socket(socket) if !socket.listens => return self.move_socket(socket),
@@ -920,7 +920,7 @@ impl Poller {
         .map_err(refused("epoll_ctl"))
     }
 
-    /// Fails for sockets only: there is nothing in the real one that could fail, and with a watched descriptor nobody
+    /// Fails for sockets only: there is nothing in the real one that could fail, and with a watched descriptor no one
     /// could help it.
     pub(crate) fn delete(&self, descriptor: &Descriptor) -> Result<(), Error> {
         kernel(|kernel| {
@@ -1155,7 +1155,7 @@ impl Kernel {
         })
     }
 
-    /// A part of so many bytes, at least one where there is one.
+    /// A part of that many bytes, at least one where there is one.
     fn cut_short(&mut self, bytes: usize) -> usize {
         if self.faults_percent > 0 && bytes > 1 && self.percent(30) {
             1 + self.choices.below(bytes as u32 - 1) as usize
@@ -1543,7 +1543,7 @@ impl Kernel {
     }
 }
 
-/// Lowers the limits of descriptors and epoll watches, and now and then lets nobody in any more.
+/// Lowers the limits of descriptors and epoll watches, and now and then refuses every peer.
 pub(crate) fn lower_limits() {
     kernel(Kernel::limit);
 }

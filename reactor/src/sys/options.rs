@@ -120,7 +120,7 @@ mod tests {
         poller.wait(&mut events, Some(Duration::from_secs(1))).unwrap();
         match accept(listener) {
             AcceptResult::Connection(socket) => socket,
-            other => panic!("nobody came: {other:?}"),
+            other => panic!("no peer came: {other:?}"),
         }
     }
 

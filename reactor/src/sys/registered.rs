@@ -79,7 +79,7 @@ struct Table<R: Ring> {
 }
 
 impl<R: Ring> Tables<R> {
-    /// Tables with so many places in all; makes the first one.
+    /// Tables with this many places in all; makes the first one.
     pub(super) fn new(places: usize) -> Result<Self, Error> {
         let places = places.min(PLACES_MAX);
         let places_each = options::descriptors_max().clamp(1, PLACES_PER_TABLE_MAX);
@@ -89,7 +89,7 @@ impl<R: Ring> Tables<R> {
         Self::of(tables, places_each, 1 << entries.ilog2())
     }
 
-    /// So many tables of this size.
+    /// This many tables of this size.
     fn of(tables: usize, places_each: u32, entries_each: u32) -> Result<Self, Error> {
         let first: Table<R> = Table::new(places_each, entries_each)?;
         first.ring.check_operations()?;

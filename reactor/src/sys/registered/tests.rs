@@ -16,7 +16,7 @@ const PLACES: u32 = 16;
 /// What one submission comes to.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// So many are taken, and complete at once.
+    /// This many are taken, and complete at once.
     Take(usize),
     /// All are taken, and none completes.
     Hold,

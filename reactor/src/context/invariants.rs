@@ -1,7 +1,7 @@
 //! What must be true of a context after each turn, whatever the service and the system have done; asserted by the
 //! simulation.
 
-use crate::connection::{Flags, Link};
+use crate::connection::{ConnHeader, Flags};
 use crate::context::Context;
 use crate::token::Token;
 use crate::wheel::NodeId;
@@ -9,36 +9,43 @@ use crate::wheel::NodeId;
 impl<C> Context<C> {
     /// # Panics
     /// When something has leaked, is counted wrongly, or differs from what epoll knows.
-    pub(crate) fn audit(&self) {
-        self.audit_lists();
-        self.audit_queues();
-        self.audit_timers();
-        self.audit_epoll();
-        self.audit_stats();
+    pub(crate) fn check_invariants(&self) {
+        self.check_lists();
+        self.check_queues();
+        self.check_timers();
+        self.check_epoll();
+        self.check_stats();
     }
 
-    fn links(&self) -> impl Iterator<Item = (Token, &Link)> {
-        self.tokens(0..self.slots()).filter_map(|token| Some((token, self.link(token)?)))
+    fn links(&self) -> impl Iterator<Item = (Token, &ConnHeader)> {
+        self.tokens(0..self.slots()).filter_map(|token| Some((token, self.header(token)?)))
     }
 
-    fn audit_lists(&self) {
-        assert!(self.doomed.is_empty(), "connections wait to be removed though the turn is over");
+    fn check_lists(&self) {
+        assert!(self.closed.is_empty(), "connections wait to be removed though the turn is over");
         assert!(self.ready_listeners.is_empty(), "listeners wait though the turn is over");
-        let starved = self.listeners().filter(|id| {
-            self.listeners.head(id.name()).is_some_and(|listener| listener.is_starved())
+        let throttled = self.listeners().filter(|id| {
+            self.listeners.head(id.key()).is_some_and(|listener| listener.is_throttled())
         });
-        assert_eq!(starved.count(), self.starved.len(), "the list of starved listeners is wrong");
-        for (token, link) in self.links() {
+        assert_eq!(
+            throttled.count(),
+            self.throttled.len(),
+            "the list of throttled listeners is wrong"
+        );
+        for (token, header) in self.links() {
             let is_listed = self.listed.contains(&token);
-            assert_eq!(link.flags.any(Flags::LISTED), is_listed, "{token:?} in the list");
+            assert_eq!(header.flags.any(Flags::LISTED), is_listed, "{token:?} in the list");
             let is_held = self.held.iter().any(|(held, _)| *held == token);
-            assert_eq!(link.flags.any(Flags::HELD), is_held, "{token:?} among those held back");
+            assert_eq!(header.flags.any(Flags::HELD), is_held, "{token:?} among those held back");
             assert!(
-                !link.flags.any(Flags::SENDING),
+                !header.flags.any(Flags::SENDING),
                 "bytes of {token:?} wait though the turn is over"
             );
         }
-        assert!(self.held.iter().all(|(token, _)| self.holds(*token)), "bytes of nobody are held");
+        assert!(
+            self.held.iter().all(|(token, _)| self.holds(*token)),
+            "bytes are held for no connection"
+        );
         assert!(self.sends.is_empty() && self.moving.is_empty() && !self.sockets.has_closes());
     }
 
@@ -55,8 +62,8 @@ impl<C> Context<C> {
             .sum()
     }
 
-    fn audit_queues(&self) {
-        let held: Vec<u32> = self.links().filter_map(|(_, link)| link.queue()).collect();
+    fn check_queues(&self) {
+        let held: Vec<u32> = self.links().filter_map(|(_, header)| header.queue()).collect();
         let mut known: Vec<u32> = held.iter().chain(&self.queues_free).copied().collect();
         known.sort_unstable();
         let all: Vec<u32> = (0..self.queues.len() as u32).collect();
@@ -65,8 +72,8 @@ impl<C> Context<C> {
         assert!(self.queues_free.iter().all(|&queue| self.queues[queue as usize].is_empty()));
         let bytes: usize = self.queues.iter().map(|queue| queue.len_bytes()).sum();
         assert_eq!(bytes, self.stats.queued_bytes, "queued bytes are counted wrongly");
-        for (token, link) in self.links() {
-            if let Some(queue) = link.queue() {
+        for (token, header) in self.links() {
+            if let Some(queue) = header.queue() {
                 assert_eq!(self.queue_owners[queue as usize], Some(token), "whose queue it is");
             }
         }
@@ -77,30 +84,31 @@ impl<C> Context<C> {
         );
     }
 
-    fn audit_timers(&self) {
-        let timeouts = self.links().filter(|(_, link)| link.timer != NodeId::NONE).count();
+    fn check_timers(&self) {
+        let timeouts = self.links().filter(|(_, header)| header.timer != NodeId::NONE).count();
         let grace = self.shutdown.as_ref().is_some_and(|shutdown| shutdown.grace.is_some());
-        let pause = self.starved.has_pause();
-        assert_eq!(pause, self.starved.len() > 0, "a pause is for those that starve");
+        let pause = self.throttled.has_pause();
+        assert_eq!(pause, self.throttled.len() > 0, "a pause is for those that throttle");
         let retry = self.retry.is_some();
         let single = usize::from(pause) + usize::from(grace) + usize::from(retry);
         let owned = timeouts + self.timers.len() + single;
         assert_eq!(self.wheel.len(), owned, "a timer has lost its owner, or the owner its timer");
     }
 
-    fn audit_epoll(&self) {
-        for (token, link) in self.links() {
-            assert!(link.socket.is_watched(), "epoll does not know of {token:?}");
-            let may_wait = !link.has_queue()
-                || link.flags.any(Flags::CONNECTING | Flags::UNSENT)
-                || link.socket.has_reason_to_wait();
-            assert!(may_wait, "bytes of {token:?} wait though nothing keeps them: {link:?}");
+    fn check_epoll(&self) {
+        for (token, header) in self.links() {
+            assert!(header.socket.is_watched(), "epoll does not know of {token:?}");
+            let may_wait = !header.has_queue()
+                || header.flags.any(Flags::CONNECTING | Flags::UNSENT)
+                || header.socket.has_reason_to_wait();
+            assert!(may_wait, "bytes of {token:?} wait though nothing keeps them: {header:?}");
         }
     }
 
-    fn audit_stats(&self) {
+    fn check_stats(&self) {
         let stats = &self.stats;
-        let open = self.links().filter(|(_, link)| link.flags.any(Flags::OPENED)).count() as u64;
+        let open =
+            self.links().filter(|(_, header)| header.flags.any(Flags::OPENED)).count() as u64;
         assert_eq!(stats.opened - stats.closed, open, "{stats:?}");
         assert_eq!(stats.accepted + stats.connected, stats.opened, "{stats:?}");
         assert!(stats.open_max >= open && stats.open_max <= stats.opened, "{stats:?}");
