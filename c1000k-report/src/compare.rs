@@ -4,8 +4,8 @@ use c1000k_host::format;
 use c1000k_record::{ClientRecord, LatencyUs, ServerRecord};
 
 use crate::cost;
-use crate::markdown::table;
 use crate::run::{Moment, Run};
+use crate::table::table;
 use crate::trend;
 
 /// A table of the figures that both or one of them have, with the ratio of the second to the first.

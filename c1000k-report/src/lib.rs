@@ -2,8 +2,8 @@
 //!
 //! From what the program `c1000k-report` reads to what it writes:
 //! - [`run`] and [`snapshot`] read the folder of a run.
-//! - [`cost`], [`trend`] and [`agree`] draw conclusions.
-//! - [`summary`], [`export`], [`chart`] and [`compare`] show them, with all text of others [escaped](escape).
+//! - [`cost`], [`trend`] and [`agree`] draw conclusions, which a [`Report`] has together with the charts.
+//! - [`verdict`], [`export`], [`chart`] and [`compare`] show them, with all text of others [escaped](escape).
 
 pub mod agree;
 pub mod chart;
@@ -11,8 +11,11 @@ pub mod compare;
 pub mod cost;
 pub mod escape;
 pub mod export;
-mod markdown;
+mod report;
 pub mod run;
 pub mod snapshot;
-pub mod summary;
+mod table;
 pub mod trend;
+pub mod verdict;
+
+pub use report::Report;

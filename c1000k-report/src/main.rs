@@ -8,10 +8,11 @@ use std::process::ExitCode;
 
 use c1000k_host::command_line::{self, SHORT, USAGE, fail};
 use c1000k_record::{Verdict, output, schema};
-use c1000k_report::agree::{self, Check, Outcome};
+use c1000k_report::agree::{Check, Outcome};
 use c1000k_report::escape::visible;
+use c1000k_report::export::Format;
 use c1000k_report::run::{Run, RunError};
-use c1000k_report::{chart, compare, export, summary};
+use c1000k_report::{Report, compare, verdict};
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Tell what a run shows, from the folder that it left.
@@ -62,15 +63,6 @@ enum Program {
     Server,
 }
 
-/// What the summary is printed as.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    /// The page of summary.md
-    Markdown,
-    /// The object of summary.json
-    Json,
-}
-
 fn main() -> ExitCode {
     let arguments = match command_line::parse::<Arguments>() {
         Ok(arguments) => arguments,
@@ -93,30 +85,33 @@ fn summarize(
     format: Option<Format>,
     is_strict: bool,
 ) -> Result<ExitCode, Box<dyn Error>> {
-    let run = Run::read(folder)?;
-    let checks = agree::checks(&run);
-    let charts = chart::charts(&run)?;
-    let page = || summary::page(&run, &checks, &charts);
+    let report = Report::new(Run::read(folder)?)?;
     match format {
-        Some(Format::Markdown) => print(&page())?,
-        Some(Format::Json) => print(&export::json(&run, &checks)?)?,
-        None => {
-            let path = folder.join("summary.md");
-            let shown = visible(&path.display().to_string());
-            // First, for the folder may be one that can't be written.
-            print(&format!("{}\n{shown}\n", summary::verdict(&run, &checks)))?;
-            for chart in &charts {
-                write(&folder.join(chart.file_name), &chart.svg)?;
-            }
-            write(&folder.join("summary.json"), &export::json(&run, &checks)?)?;
-            write(&path, &page())?;
-        }
+        Some(format) => print(&format.exporter().export(&report)?)?,
+        None => write_all(folder, &report)?,
     }
+    let Report { run, checks, .. } = &report;
     // Held without verification is what was asked for, and no less.
     let is_reached = run.verdict().is_some_and(|verdict| verdict != Verdict::Short);
     let is_good = is_reached && run.missing().is_empty();
-    let passes = is_good && pass(&checks, is_strict);
+    let passes = is_good && pass(checks, is_strict);
     Ok(if passes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prints the verdict, and writes the charts and every format into the folder.
+fn write_all(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
+    let page = folder.join(Format::Markdown.exporter().file_name());
+    let page = visible(&page.display().to_string());
+    // First, for the folder may be one that can't be written.
+    print(&format!("{}\n{page}\n", verdict::text(&report.run, &report.checks)))?;
+    for chart in &report.charts {
+        write(&folder.join(chart.file_name), &chart.svg)?;
+    }
+    for format in Format::value_variants() {
+        let exporter = format.exporter();
+        write(&folder.join(exporter.file_name()), &exporter.export(report)?)?;
+    }
+    Ok(())
 }
 
 fn pass(checks: &[Check], is_strict: bool) -> bool {

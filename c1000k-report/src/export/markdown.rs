@@ -1,62 +1,39 @@
 //! The page that tells a run: the verdict first, then what backs it.
 
+use std::error::Error;
 use std::fmt::Write;
 
 use c1000k_host::format;
-use c1000k_record::{ClientRecord, Verdict};
+use c1000k_record::ClientRecord;
 
-use crate::agree::{Check, Outcome, PASSES_MAX};
+use super::Export;
+use crate::Report;
+use crate::agree::{Check, PASSES_MAX};
 use crate::chart::Chart;
 use crate::cost::{self, KernelCost, float};
-use crate::escape::{markdown, visible};
-use crate::markdown::{table, text_table};
-use crate::run::{Apart, Moment, Run, Topology, total};
-use crate::trend;
+use crate::escape::markdown;
+use crate::run::{Moment, Run, Topology, total};
+use crate::table::{table, text_table};
+use crate::{trend, verdict};
 
 /// `scripts/million` writes some ten.
 const MACHINE_LINES_MAX: usize = 100;
 
-/// The verdict in a few lines.
-#[must_use]
-pub fn verdict(run: &Run, checks: &[Check]) -> String {
-    let mut text = headline(run);
-    for name in run.missing() {
-        let _ = write!(text, "\nMissing: {name}.json");
+/// The page, with links to the charts that lie beside it.
+#[derive(Debug)]
+pub(super) struct Markdown;
+
+impl Export for Markdown {
+    fn file_name(&self) -> &'static str {
+        "summary.md"
     }
-    for (name, limit, detail) in run.limits() {
-        let _ = write!(text, "\nCapped by {limit} ({})", visible(name));
-        if let Some(detail) = detail {
-            let _ = write!(text, ": {}", visible(detail));
-        }
+
+    fn export(&self, report: &Report) -> Result<String, Box<dyn Error>> {
+        Ok(page(&report.run, &report.checks, &report.charts))
     }
-    let count = |outcome| checks.iter().filter(|check| check.outcome == outcome).count();
-    let _ = write!(
-        text,
-        "\nChecks: {} agree, {} disagree, {} not seen, {} not judged",
-        count(Outcome::Agrees),
-        count(Outcome::Disagrees),
-        count(Outcome::NotSeen),
-        count(Outcome::NotJudged)
-    );
-    for check in checks {
-        let name = visible(&check.name);
-        let Check { expected, found, note, .. } = check;
-        let _ = match check.outcome {
-            Outcome::Disagrees => {
-                write!(text, "\nDisagrees: {name}: expected {expected}, found {found}")
-            }
-            Outcome::NotJudged => {
-                write!(text, "\nNot judged: {name}: expected {expected}, found {found}; {note}")
-            }
-            Outcome::Agrees | Outcome::NotSeen => Ok(()),
-        };
-    }
-    text
 }
 
-/// The page, in Markdown, with links to the charts that lie beside it.
-#[must_use]
-pub fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
+fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
     let held = run.connections().map_or_else(|| "No".to_owned(), format::count);
     let topology = run.topology_told().map(|topology| format!(", {}", topology.name()));
     let topology = topology.unwrap_or_default();
@@ -75,58 +52,9 @@ pub fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
     sections.into_iter().filter(|section| !section.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
-fn headline(run: &Run) -> String {
-    let word = match run.verdict() {
-        Some(Verdict::Held) => "Held, not verified".to_owned(),
-        Some(verdict) => capitalized(&verdict.to_string()),
-        None => match run.apart() {
-            _ if run.is_contradicted() => "Contradicted: the records do not agree",
-            _ if !run.has_all_clients() => "Unknown, a record is missing",
-            Some(Apart::Times) => "Not held at once",
-            _ => "Not known to be held at once",
-        }
-        .to_owned(),
-    };
-    if let Some(apart) = run.apart() {
-        let each = run.clients.iter().map(|(name, client)| {
-            let (held, target) = (format::count(client.established), format::count(client.target));
-            format!("{} held {held} of {target}", visible(name))
-        });
-        return format!("{word}: {apart}: {}.", each.collect::<Vec<_>>().join(", "));
-    }
-    let (Some(target), Some(held)) = (run.sum(|client| client.target), run.connections()) else {
-        let held = run.connections().map_or_else(|| "none".to_owned(), format::count);
-        return format!("{word}: the most connections held at once were {held}.");
-    };
-    let lost = run.sum(|client| client.lost).unwrap_or(0);
-    let failed = run.sum(|client| client.failed).unwrap_or(0);
-    format!(
-        "{word}: {} of {} connections held at once, {}, {} failed, {} lost.",
-        format::count(held),
-        format::count(target),
-        proven(run),
-        format::count(failed),
-        format::count(lost)
-    )
-}
-
-fn capitalized(word: &str) -> String {
-    let mut rest = word.chars();
-    rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
-}
-
-fn proven(run: &Run) -> String {
-    let skipped = format::count(run.unverified());
-    match (run.verified().map(format::count), run.unverified()) {
-        (None, _) => "none verified, as asked".to_owned(),
-        (Some(count), 0) => format!("{count} verified"),
-        (Some(count), _) => format!("{count} verified, {skipped} not, as asked"),
-    }
-}
-
 /// The verdict as Markdown: each line a paragraph, the first one strong.
 fn paragraphs(run: &Run, checks: &[Check]) -> String {
-    let text = verdict(run, checks);
+    let text = verdict::text(run, checks);
     let mut lines = text.lines().map(markdown);
     let mut page = format!("**{}**\n", lines.next().unwrap_or_default());
     for line in lines {

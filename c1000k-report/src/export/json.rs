@@ -1,26 +1,33 @@
 //! The summary for programs: one JSON object with stable names, to which fields may be added.
 
 use std::collections::BTreeMap;
-
-use serde::Serialize;
+use std::error::Error;
 
 use c1000k_record::{ClientRecord, FileTable, LatencyUs, Limit, ServerRecord};
+use serde::Serialize;
 
+use super::Export;
 use crate::agree::{Check, Outcome};
 use crate::cost::{self, KernelCost, ProcessMemory};
-use crate::escape;
 use crate::run::{Run, Topology};
+use crate::{Report, escape};
 
 /// What `schema` says.
 pub const SUMMARY_SCHEMA: &str = "c1000k.summary/1";
 
 /// The object, with a line break at its end. A figure that could not be had is null.
-///
-/// # Errors
-/// It can't be put into words, which does not happen.
-pub fn json(run: &Run, checks: &[Check]) -> serde_json::Result<String> {
-    let text = serde_json::to_string_pretty(&summary(run, checks))?;
-    Ok(escape::json(&text) + "\n")
+#[derive(Debug)]
+pub(super) struct Json;
+
+impl Export for Json {
+    fn file_name(&self) -> &'static str {
+        "summary.json"
+    }
+
+    fn export(&self, report: &Report) -> Result<String, Box<dyn Error>> {
+        let text = serde_json::to_string_pretty(&summary(&report.run, &report.checks))?;
+        Ok(escape::json(&text) + "\n")
+    }
 }
 
 #[derive(Debug, Serialize)]

@@ -1,0 +1,46 @@
+//! What is made of a report for others to read: a file for each format.
+//!
+//! A format is a file of this folder with an implementation of [`Export`], and its lines in [`Format`].
+
+mod json;
+mod markdown;
+
+use std::error::Error;
+
+use clap::ValueEnum;
+
+use crate::Report;
+
+pub use json::SUMMARY_SCHEMA;
+
+/// How a report is written down.
+pub trait Export {
+    /// The name of the file in the folder of the run.
+    fn file_name(&self) -> &'static str;
+
+    /// The text of the file.
+    ///
+    /// # Errors
+    /// The report can't be expressed in this format.
+    fn export(&self, report: &Report) -> Result<String, Box<dyn Error>>;
+}
+
+/// The formats, by their names on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// The page of summary.md
+    Markdown,
+    /// The object of summary.json
+    Json,
+}
+
+impl Format {
+    /// What writes this format.
+    #[must_use]
+    pub fn exporter(self) -> &'static dyn Export {
+        match self {
+            Self::Markdown => &markdown::Markdown,
+            Self::Json => &json::Json,
+        }
+    }
+}

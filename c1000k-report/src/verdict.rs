@@ -1,0 +1,97 @@
+//! How a run ended, in a few lines for people.
+
+use std::fmt::Write;
+
+use c1000k_host::format;
+use c1000k_record::Verdict;
+
+use crate::agree::{Check, Outcome};
+use crate::escape::visible;
+use crate::run::{Apart, Run};
+
+/// The verdict in a few lines.
+#[must_use]
+pub fn text(run: &Run, checks: &[Check]) -> String {
+    let mut text = headline(run);
+    for name in run.missing() {
+        let _ = write!(text, "\nMissing: {name}.json");
+    }
+    for (name, limit, detail) in run.limits() {
+        let _ = write!(text, "\nCapped by {limit} ({})", visible(name));
+        if let Some(detail) = detail {
+            let _ = write!(text, ": {}", visible(detail));
+        }
+    }
+    let count = |outcome| checks.iter().filter(|check| check.outcome == outcome).count();
+    let _ = write!(
+        text,
+        "\nChecks: {} agree, {} disagree, {} not seen, {} not judged",
+        count(Outcome::Agrees),
+        count(Outcome::Disagrees),
+        count(Outcome::NotSeen),
+        count(Outcome::NotJudged)
+    );
+    for check in checks {
+        let name = visible(&check.name);
+        let Check { expected, found, note, .. } = check;
+        let _ = match check.outcome {
+            Outcome::Disagrees => {
+                write!(text, "\nDisagrees: {name}: expected {expected}, found {found}")
+            }
+            Outcome::NotJudged => {
+                write!(text, "\nNot judged: {name}: expected {expected}, found {found}; {note}")
+            }
+            Outcome::Agrees | Outcome::NotSeen => Ok(()),
+        };
+    }
+    text
+}
+
+fn headline(run: &Run) -> String {
+    let word = match run.verdict() {
+        Some(Verdict::Held) => "Held, not verified".to_owned(),
+        Some(verdict) => capitalized(&verdict.to_string()),
+        None => match run.apart() {
+            _ if run.is_contradicted() => "Contradicted: the records do not agree",
+            _ if !run.has_all_clients() => "Unknown, a record is missing",
+            Some(Apart::Times) => "Not held at once",
+            _ => "Not known to be held at once",
+        }
+        .to_owned(),
+    };
+    if let Some(apart) = run.apart() {
+        let each = run.clients.iter().map(|(name, client)| {
+            let (held, target) = (format::count(client.established), format::count(client.target));
+            format!("{} held {held} of {target}", visible(name))
+        });
+        return format!("{word}: {apart}: {}.", each.collect::<Vec<_>>().join(", "));
+    }
+    let (Some(target), Some(held)) = (run.sum(|client| client.target), run.connections()) else {
+        let held = run.connections().map_or_else(|| "none".to_owned(), format::count);
+        return format!("{word}: the most connections held at once were {held}.");
+    };
+    let lost = run.sum(|client| client.lost).unwrap_or(0);
+    let failed = run.sum(|client| client.failed).unwrap_or(0);
+    format!(
+        "{word}: {} of {} connections held at once, {}, {} failed, {} lost.",
+        format::count(held),
+        format::count(target),
+        proven(run),
+        format::count(failed),
+        format::count(lost)
+    )
+}
+
+fn capitalized(word: &str) -> String {
+    let mut rest = word.chars();
+    rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
+}
+
+fn proven(run: &Run) -> String {
+    let skipped = format::count(run.unverified());
+    match (run.verified().map(format::count), run.unverified()) {
+        (None, _) => "none verified, as asked".to_owned(),
+        (Some(count), 0) => format!("{count} verified"),
+        (Some(count), _) => format!("{count} verified, {skipped} not, as asked"),
+    }
+}
