@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use c1000k_host::check::FileTableChoice;
+use c1000k_host::check::{FileTableArgs, FileTableChoice};
 use c1000k_host::command_line::{self, SHORT, USAGE, ZonedIp, is_of_many, split_zone, with_zone};
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration, parse_rate};
@@ -126,15 +126,8 @@ struct Typed {
     #[arg(long)]
     no_verify: bool,
 
-    /// Where sockets are held: descriptors, or io_uring's registered files, which `ulimit -n` does not count
-    #[arg(
-        long,
-        value_enum,
-        default_value = "auto",
-        hide_possible_values = true,
-        value_name = "auto|process|registered"
-    )]
-    file_table: FileTableChoice,
+    #[command(flatten)]
+    file_table: FileTableArgs,
 
     /// Write the record of the run to this file on exit (- is standard output)
     #[arg(long, value_name = "PATH", value_parser = Destination::parse)]
@@ -184,7 +177,7 @@ impl Typed {
             connect_timeout: self.connect_timeout,
             hold: self.hold,
             verify: !self.no_verify,
-            file_table: self.file_table,
+            file_table: self.file_table.choice,
             json: self.json,
             check: self.check,
         })

@@ -4,13 +4,12 @@ use std::net::UdpSocket;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use c1000k_host::check::{self, Machine};
+use c1000k_host::check::{self, FileTable, Machine};
 use c1000k_host::command_line::{self, SHORT, fail, print, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
 use c1000k_record::{
-    CLIENT_SCHEMA, ClientRecord, Descriptors, Destination, FileTable, Head, Verdict, per_second,
-    time_text,
+    CLIENT_SCHEMA, ClientRecord, Descriptors, Destination, Head, Verdict, per_second, time_text,
 };
 use reactor::{Config, Reactor, Signal};
 
@@ -51,10 +50,11 @@ fn obey() -> ExitCode {
 
 fn print_check(mut arguments: Arguments) -> ExitCode {
     let machine = Machine { descriptors: raise_limit(), ..Machine::read() };
-    let mut need = match target::need_with_table(&arguments, &machine) {
-        Ok(need) => need,
-        Err(line) => return fail(SHORT, &line),
-    };
+    let mut need =
+        match target::need(&arguments, &machine).with_file_table(arguments.file_table, &machine) {
+            Ok(need) => need,
+            Err(line) => return fail(SHORT, &line),
+        };
     target::with_enough_sources(&mut arguments, &machine, &mut need);
     let rows = check::table(&machine, &need);
     print(&check::render(&rows));
@@ -69,7 +69,8 @@ fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     check_sources(&arguments)?;
     let descriptors = raise_limit();
     let machine = Machine { descriptors, ..Machine::read() };
-    let mut need = target::need_with_table(&arguments, &machine)?;
+    let mut need =
+        target::need(&arguments, &machine).with_file_table(arguments.file_table, &machine)?;
     target::with_enough_sources(&mut arguments, &machine, &mut need);
     let arguments = &arguments;
     let aim = target::aim(arguments, &machine, &need);
@@ -155,20 +156,15 @@ fn flood(arguments: &Arguments, aim: &Aim, machine: &Machine) -> Result<Tally, S
 /// What may help where a reactor can't be made.
 fn remedy(aim: &Aim) -> &'static str {
     match aim.file_table {
-        check::FileTable::Process => "; see ulimit -n",
-        check::FileTable::Registered => {
-            "; see ulimit -l and ulimit -n, or give --file-table process"
-        }
+        FileTable::Process => "; see ulimit -n",
+        FileTable::Registered => "; see ulimit -l and ulimit -n, or give --file-table process",
     }
 }
 
 fn reactor<S>(aim: &Aim) -> Result<Reactor<Conn<S>>, reactor::Error> {
     let config = Config {
         connections_max: aim.goal as usize + SLOTS_SPARE,
-        file_table: match aim.file_table {
-            check::FileTable::Process => reactor::FileTable::Process,
-            check::FileTable::Registered => reactor::FileTable::Registered,
-        },
+        file_table: aim.file_table.into(),
         ..Config::default()
     };
     let mut reactor = Reactor::new(&config)?;
@@ -185,7 +181,7 @@ fn record(
     tally: &Tally,
     judgement: Judgement,
     descriptors: Option<DescriptorLimit>,
-    file_table: check::FileTable,
+    file_table: FileTable,
     started_at: SystemTime,
 ) -> ClientRecord {
     let ramp_seconds = tally.ramp.as_secs_f64();
@@ -217,10 +213,7 @@ fn record(
         limit_detail: judgement.detail,
         held_from: held.map(|(from, _)| time_text(from)),
         held_until: held.map(|(_, until)| time_text(until)),
-        file_table: Some(match file_table {
-            check::FileTable::Process => FileTable::Process,
-            check::FileTable::Registered => FileTable::Registered,
-        }),
+        file_table: Some(file_table.into()),
     }
 }
 

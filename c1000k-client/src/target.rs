@@ -59,22 +59,6 @@ pub(crate) fn need(arguments: &Arguments, machine: &Machine) -> Need {
     }
 }
 
-/// The same with the table that the sockets are held in; why they take descriptors although those are too few is said.
-///
-/// # Errors
-/// One line, where registered files were asked for and can't be had.
-pub(crate) fn need_with_table(arguments: &Arguments, machine: &Machine) -> Result<Need, String> {
-    let need = need(arguments, machine);
-    let can_be_had = || reactor::FileTable::check_registered().map_err(|error| error.to_string());
-    let (file_table, reason) = arguments.file_table.resolve(machine, &need, can_be_had)?;
-    match reason {
-        Some(reason) => log::warn!("{reason}"),
-        None if file_table == FileTable::Process => {}
-        None => log::info!("connections are held in {file_table}"),
-    }
-    Ok(Need { file_table, ..need })
-}
-
 /// On loopback every 127.x.y.z is a source address: as many as what can be reached needs, where one is too few and none
 /// was asked for. Says how many there are now.
 pub(crate) fn with_enough_sources(arguments: &mut Arguments, machine: &Machine, need: &mut Need) {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use c1000k_host::check::FileTableChoice;
+use c1000k_host::check::{FileTableArgs, FileTableChoice};
 use c1000k_host::command_line::{ZonedIp, is_of_many, parse_ip};
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration};
@@ -64,15 +64,8 @@ pub(crate) struct Args {
     /// Connections held at the most; more are refused cleanly [default: what the limits allow]
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     max_connections: Option<u64>,
-    /// Where sockets are held: descriptors, or io_uring's registered files, which `ulimit -n` does not count
-    #[arg(
-        long,
-        value_enum,
-        default_value = "auto",
-        hide_possible_values = true,
-        value_name = "auto|process|registered"
-    )]
-    file_table: FileTableChoice,
+    #[command(flatten)]
+    file_table: FileTableArgs,
     /// Send back what arrives, or read and drop it
     #[arg(long, value_enum, default_value_t = Mode::Echo)]
     mode: Mode,
@@ -197,7 +190,7 @@ impl Args {
                 return Err("--connections is 0: give at least 1, or leave it out".into());
             }
             return Ok(Command::Check {
-                file_table: self.file_table,
+                file_table: self.file_table.choice,
                 connections,
                 listening: listening(ports, self.threads),
             });
@@ -260,7 +253,7 @@ impl Args {
             ports,
             threads: self.threads,
             max_connections: self.max_connections,
-            file_table: self.file_table,
+            file_table: self.file_table.choice,
             mode: self.mode,
             idle_timeout: self.idle_timeout,
             max_per_source: self.max_per_source.map(|most| u32::try_from(most).unwrap_or(u32::MAX)),

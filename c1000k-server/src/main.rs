@@ -231,7 +231,7 @@ pub(crate) struct Room {
     pub(crate) file_table: FileTable,
 }
 
-/// What so many connections need; why they take descriptors although those are too few is said.
+/// What so many connections need, their sockets in the table that was asked for.
 fn need(
     choice: FileTableChoice,
     connections: u64,
@@ -239,14 +239,7 @@ fn need(
     machine: &Machine,
 ) -> Result<Need, String> {
     let need = Need { ports: listening, ..Need::new(Role::Server, connections) };
-    let can_be_had = || reactor::FileTable::check_registered().map_err(|error| error.to_string());
-    let (file_table, reason) = choice.resolve(machine, &need, can_be_had)?;
-    match reason {
-        Some(reason) => log::warn!("{reason}"),
-        None if file_table == FileTable::Process => {}
-        None => log::info!("connections are held in {file_table}"),
-    }
-    Ok(Need { file_table, ..need })
+    need.with_file_table(choice, machine)
 }
 
 fn no_room(settings: &Settings, machine: &Machine) -> String {
@@ -298,10 +291,7 @@ fn listening(
         connections_max: usize::try_from(room.connections_max)
             .unwrap_or(usize::MAX)
             .saturating_add(1),
-        file_table: match room.file_table {
-            FileTable::Process => reactor::FileTable::Process,
-            FileTable::Registered => reactor::FileTable::Registered,
-        },
+        file_table: room.file_table.into(),
         listeners_max: usize::from(settings.ports),
         write_queue_bytes_max: WRITE_QUEUE_BYTES_MAX,
         write_queues_bytes_max: (write_queues_bytes_max / threads).max(WRITE_QUEUE_BYTES_MAX),

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use c1000k_host::check::{self, Need, Role, predict};
+use c1000k_host::check::{FileTable, Need, Role, predict};
 use c1000k_host::command_line::log_lines_dropped;
 use c1000k_host::errno_name;
 use c1000k_host::format;
 use c1000k_host::usage::ProcessUsage;
-use c1000k_record::{FileTable, Head, MemoryGuard, Prediction, SERVER_SCHEMA, ServerRecord};
+use c1000k_record::{Head, MemoryGuard, Prediction, SERVER_SCHEMA, ServerRecord};
 use reactor::Stats;
 
 use crate::Room;
@@ -77,10 +77,7 @@ pub(crate) fn record(
         prediction: Some(prediction(settings, room.file_table, stats.open_max)),
         counters: meter.counters(),
         series: meter.take_series(),
-        file_table: Some(match room.file_table {
-            check::FileTable::Process => FileTable::Process,
-            check::FileTable::Registered => FileTable::Registered,
-        }),
+        file_table: Some(room.file_table.into()),
     }
 }
 
@@ -100,7 +97,7 @@ fn counted((&reason, &times): (&&str, &u64)) -> (String, u64) {
 /// What so many connections were expected to cost.
 pub(crate) fn prediction(
     settings: &Settings,
-    file_table: check::FileTable,
+    file_table: FileTable,
     connections: u64,
 ) -> Prediction {
     let mut need = Need { file_table, ..Need::new(Role::Server, connections) };

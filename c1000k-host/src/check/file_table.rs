@@ -3,9 +3,24 @@
 use {
     super::{Machine, need::Need},
     crate::format,
-    clap::ValueEnum,
+    clap::{Args, ValueEnum},
     std::fmt,
 };
+
+/// The argument `--file-table`, the same for both programs.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct FileTableArgs {
+    /// Where sockets are held: descriptors, or io_uring's registered files, which `ulimit -n` does not count
+    #[arg(
+        id = "file_table",
+        long = "file-table",
+        value_enum,
+        default_value = "auto",
+        hide_possible_values = true,
+        value_name = "auto|process|registered"
+    )]
+    pub choice: FileTableChoice,
+}
 
 /// What is asked for on the command line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -38,6 +53,47 @@ impl fmt::Display for FileTable {
     }
 }
 
+impl From<FileTable> for reactor::FileTable {
+    fn from(table: FileTable) -> Self {
+        match table {
+            FileTable::Process => Self::Process,
+            FileTable::Registered => Self::Registered,
+        }
+    }
+}
+
+impl From<FileTable> for c1000k_record::FileTable {
+    fn from(table: FileTable) -> Self {
+        match table {
+            FileTable::Process => Self::Process,
+            FileTable::Registered => Self::Registered,
+        }
+    }
+}
+
+impl Need {
+    /// The same with its sockets in the table that was asked for. The log says where registered files are taken, and why
+    /// they are not where descriptors are too few.
+    ///
+    /// # Errors
+    /// One line, where registered files were asked for and can't be had.
+    pub fn with_file_table(
+        self,
+        choice: FileTableChoice,
+        machine: &Machine,
+    ) -> Result<Self, String> {
+        let registered =
+            || reactor::FileTable::check_registered().map_err(|error| error.to_string());
+        let (file_table, reason) = choice.resolve(machine, &self, registered)?;
+        match reason {
+            Some(reason) => log::warn!("{reason}"),
+            None if file_table == FileTable::Process => {}
+            None => log::info!("connections are held in {file_table}"),
+        }
+        Ok(Self { file_table, ..self })
+    }
+}
+
 /// Descriptors of connections that are being opened, before their files are registered.
 const UNDER_WAY: u64 = 64;
 
@@ -54,7 +110,7 @@ impl FileTableChoice {
     ///
     /// # Errors
     /// One line, where registered files were asked for and can't be had.
-    pub fn resolve(
+    fn resolve(
         self,
         machine: &Machine,
         need: &Need,
@@ -150,5 +206,53 @@ impl Machine {
             }
             _ => format!("RLIMIT_NOFILE is {} hard", format::count(self.descriptors_max()?)),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{check::Role, limits::DescriptorLimit};
+
+    const MACHINE_DESCRIPTORS: DescriptorLimit = DescriptorLimit { soft: 20_000, hard: 20_000 };
+
+    fn resolve(
+        choice: FileTableChoice,
+        connections: u64,
+        registered: Result<(), &str>,
+    ) -> Result<(FileTable, Option<String>), String> {
+        let machine = Machine { descriptors: Some(MACHINE_DESCRIPTORS), ..Machine::default() };
+        let registered = || registered.map_err(str::to_owned);
+        choice.resolve(&machine, &Need::new(Role::Server, connections), registered)
+    }
+
+    #[test]
+    fn auto_takes_registered_files_where_descriptors_are_too_few() {
+        let auto = |connections| resolve(FileTableChoice::Auto, connections, Ok(()));
+        assert_eq!(auto(10_000), Ok((FileTable::Process, None)));
+        assert_eq!(auto(1_000_000), Ok((FileTable::Registered, None)));
+    }
+
+    #[test]
+    fn where_registered_files_are_refused_auto_says_why_and_the_demand_for_them_fails() {
+        let (table, reason) =
+            resolve(FileTableChoice::Auto, 1_000_000, Err("no io_uring")).unwrap();
+        assert_eq!(table, FileTable::Process);
+        assert!(reason.unwrap().ends_with("can't be had: no io_uring"));
+        let line = resolve(FileTableChoice::Registered, 1, Err("no io_uring")).unwrap_err();
+        assert!(line.contains("no io_uring; leave it out, or give process"), "{line}");
+        let process = resolve(FileTableChoice::Process, 1_000_000, Err("no io_uring"));
+        assert_eq!(process, Ok((FileTable::Process, None)));
+    }
+
+    #[test]
+    fn the_record_has_the_name_of_the_command_line() {
+        for (choice, table) in [
+            (FileTableChoice::Process, FileTable::Process),
+            (FileTableChoice::Registered, FileTable::Registered),
+        ] {
+            let value = choice.to_possible_value().unwrap();
+            assert_eq!(value.get_name(), c1000k_record::FileTable::from(table).to_string());
+        }
     }
 }

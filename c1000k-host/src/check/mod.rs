@@ -18,7 +18,7 @@ mod rows;
 mod target;
 
 pub use {
-    file_table::{FileTable, FileTableChoice},
+    file_table::{FileTable, FileTableArgs, FileTableChoice},
     machine::{Conntrack, Machine},
     need::{KERNEL_BYTES_PER_SOCKET, Need, Prediction, Role, predict},
     render::render,
