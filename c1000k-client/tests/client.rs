@@ -123,6 +123,20 @@ fn a_record_that_cannot_be_written_is_printed_on_standard_error_after_the_summar
 }
 
 #[test]
+fn a_standard_output_that_is_closed_takes_no_record_and_one_that_leads_to_nowhere_does() {
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!("127.0.0.1 {} --ports 1 -c 10 --hold 10ms --json -", server.first_port);
+    let ended = Client::start_after("exec 1>&-", &words).end();
+    assert_eq!((ended.code, ended.stderr.len()), (Some(1), 1), "{ended:?}");
+    let line = error_line(&ended);
+    assert!(line.contains("cannot write the record to standard output: it is closed"), "{line}");
+    assert!(line.contains("give --json a file"), "{line}");
+
+    let ended = Client::start_after("exec 1>/dev/null", &words).end();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+}
+
+#[test]
 fn an_echo_in_pieces_is_an_echo() {
     let server = Server::start(Manner::Dribble, 1);
     let (ended, record) =

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, OFlag, fcntl};
+use nix::sys::stat::makedev;
 use nix::unistd::{AccessFlags, Uid, faccessat};
 use serde::Serialize;
 use tempfile::NamedTempFile;
@@ -78,7 +79,7 @@ impl Destination {
     ///
     /// # Errors
     /// The path is a folder or a socket, may not be written, or lies where there is no room; or
-    /// standard output was opened for reading, or is a device that takes nothing.
+    /// standard output is closed, was opened for reading, or is a device that takes nothing.
     pub fn check_writable(&self) -> Result<(), WriteError> {
         let checked = match self {
             Self::Stdout => check_stdout(),
@@ -99,7 +100,7 @@ impl Destination {
     pub fn write<T: Serialize>(&self, record: &T) -> Result<(), WriteError> {
         let text = text_of(record).map_err(|error| self.error(error))?;
         let outcome = match self {
-            Self::Stdout => pour(io::stdout().lock(), &text),
+            Self::Stdout => check_stdout().and_then(|()| pour(io::stdout().lock(), &text)),
             Self::Path(path) => Target::of(path).and_then(|target| match target {
                 Target::Replace(file) => replace_or_overwrite(&file, &text),
                 Target::WriteThrough(file) => pour(open_through(&file)?, &text),
@@ -145,7 +146,7 @@ impl WriteError {
         match (self.source.kind(), &self.destination) {
             (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => "; make room there",
             (io::ErrorKind::FileTooLarge, _) => "; raise `ulimit -f`",
-            (_, Destination::Stdout) => "",
+            (_, Destination::Stdout) => "; give --json a file, or open standard output for writing",
             (_, Destination::Path(_)) => {
                 "; give --json a file in a folder that exists and that you may write"
             }
@@ -203,14 +204,26 @@ fn end_of_links(path: &Path) -> io::Result<PathBuf> {
     Err(Errno::ELOOP.into())
 }
 
-fn check_stdout() -> io::Result<()> {
+/// Whether standard output takes what is written to it. A process of Rust that is started without one gets `/dev/null`
+/// in its place, open for reading and writing; one that is sent to `/dev/null` by a shell has it for writing only, and
+/// that is taken for what was wanted.
+///
+/// # Errors
+/// It is closed, or as good as closed; it is open for reading only, or a device that takes nothing.
+pub fn check_stdout() -> io::Result<()> {
     let stdout = io::stdout();
-    let flags = OFlag::from_bits_retain(fcntl(&stdout, FcntlArg::F_GETFL)?);
-    if flags & OFlag::O_ACCMODE == OFlag::O_RDONLY {
-        return Err(io::Error::other("it is open for reading only"));
-    }
+    let mode = OFlag::from_bits_retain(fcntl(&stdout, FcntlArg::F_GETFL)?) & OFlag::O_ACCMODE;
     let file = File::from(stdout.as_fd().try_clone_to_owned()?);
-    if file.metadata()?.file_type().is_char_device() { check_device(file) } else { Ok(()) }
+    let metadata = file.metadata()?;
+    let is_device = metadata.file_type().is_char_device();
+    match mode {
+        OFlag::O_RDONLY => Err(io::Error::other("it is open for reading only")),
+        OFlag::O_RDWR if is_device && metadata.rdev() == makedev(1, 3) => {
+            Err(io::Error::other("it is closed, or as good as closed"))
+        }
+        _ if is_device => check_device(file),
+        _ => Ok(()),
+    }
 }
 
 /// A pipe is not opened: that would wait for its reader, and closing it again end what it reads.

@@ -87,7 +87,7 @@ fn summarize(
 ) -> Result<ExitCode, Box<dyn Error>> {
     let report = Report::new(Run::read(folder)?)?;
     match format {
-        Some(format) => print(&format.exporter().export(&report)?)?,
+        Some(format) => deliver(&format.exporter().export(&report)?)?,
         None => write_all(folder, &report)?,
     }
     let Report { run, checks, .. } = &report;
@@ -123,7 +123,7 @@ fn pass(checks: &[Check], is_strict: bool) -> bool {
 }
 
 fn compare(first: &Path, second: &Path) -> Result<ExitCode, Box<dyn Error>> {
-    print(&compare::table_of(&Run::read(first)?, &Run::read(second)?))?;
+    deliver(&compare::table_of(&Run::read(first)?, &Run::read(second)?))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -132,13 +132,20 @@ fn print_schema(program: Program) -> Result<ExitCode, Box<dyn Error>> {
         Program::Client => schema::client(),
         Program::Server => schema::server(),
     };
-    print(&format!("{:#}\n", schema.as_value()))?;
+    deliver(&format!("{:#}\n", schema.as_value()))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {
     output::replace(path, text.as_bytes())
         .map_err(|error| format!("cannot write {}: {error}", path.display()))
+}
+
+/// Prints what was asked for, which must not be lost.
+fn deliver(text: &str) -> Result<(), String> {
+    output::check_stdout()
+        .and_then(|()| print(text))
+        .map_err(|error| format!("cannot write to standard output: {error}"))
 }
 
 /// Prints; a reader that has gone away, as `head` does, is no error.

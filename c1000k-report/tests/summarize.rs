@@ -6,7 +6,7 @@
 mod fixture;
 
 use std::fs;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use fixture::{Fixture, report};
 use serde_json::{Value, json};
@@ -774,6 +774,37 @@ fn however_a_run_is_damaged_it_is_told_and_breaks_nothing() {
         assert!(matches!(code, Some(0..=2)), "{file}: {told}\n{}", fixture.read(file));
         assert_eq!(told.lines().count(), usize::from(code == Some(2)), "{file}: {told}");
     }
+}
+
+#[test]
+fn what_is_asked_for_on_a_standard_output_that_takes_nothing_is_an_error() {
+    let fixture = Fixture::one_host();
+    let folder = fixture.path().to_str().unwrap();
+    for asked in [
+        "summarize \"$1\" --format json",
+        "summarize \"$1\" --format markdown",
+        "compare \"$1\" \"$1\"",
+    ] {
+        for (closing, code) in
+            [("1>&-", 1), ("1</dev/null", 1), ("1>/dev/full", 1), ("1>/dev/null", 0)]
+        {
+            let script = format!("exec \"$0\" {asked} {closing}");
+            let output = Command::new("bash")
+                .args(["-c", &script, env!("CARGO_BIN_EXE_c1000k-report"), folder])
+                .output()
+                .unwrap();
+            assert_eq!(output.status.code(), Some(code), "{script}: {}", stderr(&output));
+            let is_told = stderr(&output).contains("cannot write to standard output: ");
+            assert_eq!(is_told, code == 1, "{script}: {}", stderr(&output));
+        }
+    }
+    // The files are what is asked for here.
+    let script = "exec \"$0\" summarize \"$1\" 1>&-";
+    let status = Command::new("bash")
+        .args(["-c", script, env!("CARGO_BIN_EXE_c1000k-report"), folder])
+        .status()
+        .unwrap();
+    assert!(status.success() && fixture.exists("summary.json"));
 }
 
 #[test]

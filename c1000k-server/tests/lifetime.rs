@@ -271,7 +271,12 @@ fn a_record_that_could_not_be_written_stops_it_before_it_listens() {
         assert!(line.contains(&format!("cannot write the record to {path}")), "{line}");
     }
     // For standard output, and where a file may not grow.
-    for setting in ["exec 1</dev/null; set -- -", "exec 1>/dev/full; set -- -", "ulimit -f 0"] {
+    for setting in [
+        "exec 1</dev/null; set -- -",
+        "exec 1>/dev/full; set -- -",
+        "exec 1>&-; set -- -",
+        "ulimit -f 0",
+    ] {
         let script = format!(
             "{setting}; exec \"{BINARY}\" --bind 127.0.0.1 --ports 1 --first-port {} --json ${{1-record}}",
             free_ports(1)
