@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
-use c1000k_host::command_line::{ZonedIp, parse_ip};
+use c1000k_host::command_line::{ZonedIp, parse_ip, parse_port};
 
 /// What is understood.
 const WRITTEN: &str = "write the server as 192.0.2.1, [2001:db8::1]:9900, example.com, example.com:9900 or tcp://example.com:9900";
@@ -30,6 +30,7 @@ impl TargetAddress {
     /// What is wrong, and what is understood.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let text = without_scheme(text)?;
+        see_that_it_is_bare(text)?;
         if let Some((address, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']'))
         {
             let ip = parse_ip(address)?;
@@ -79,6 +80,26 @@ fn without_scheme(text: &str) -> Result<&str, String> {
     Ok(rest.strip_suffix('/').unwrap_or(rest))
 }
 
+/// What a URL may have beside the host and its port is of no use here, and a bracket has its other half.
+fn see_that_it_is_bare(text: &str) -> Result<(), String> {
+    // An interface is shown as eth0@if5 where its other end is elsewhere.
+    let before_zone = text.split('%').next().unwrap_or(text);
+    if before_zone.contains('@') {
+        return Err(format!(
+            "no user is asked for here: leave out what stands before the @; {WRITTEN}"
+        ));
+    }
+    if let Some(end) = text.find(['/', '?', '#']).filter(|&end| end > 0) {
+        let rest = &text[end..];
+        return Err(format!("there are no paths here: leave {rest:?} out; {WRITTEN}"));
+    }
+    match (text.starts_with('['), text.contains(']')) {
+        (true, false) => Err(format!("the closing bracket is missing; {WRITTEN}")),
+        (false, true) => Err(format!("the opening bracket is missing; {WRITTEN}")),
+        _ => Ok(()),
+    }
+}
+
 fn host_of(text: &str) -> Result<Host, String> {
     let is_numeric =
         |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_digit());
@@ -94,14 +115,6 @@ fn host_of(text: &str) -> Result<Host, String> {
         return Err(format!("neither an address nor a name; {WRITTEN}"));
     }
     Ok(Host::Name(text.to_owned()))
-}
-
-/// Reads a port, for clap's `value_parser`.
-pub(crate) fn parse_port(text: &str) -> Result<u16, String> {
-    match text.parse() {
-        Ok(0) | Err(_) => Err("no port; a port is a number from 1 to 65535".to_owned()),
-        Ok(port) => Ok(port),
-    }
 }
 
 #[cfg(test)]
@@ -141,20 +154,31 @@ mod tests {
             (":9900", "neither an address nor a name"),
             ("127.0.0", "no IP address"),
             ("999.1.1.1", "no IP address"),
-            ("127.0.0.1:0", "1 to 65535"),
-            ("127.0.0.1:99999", "1 to 65535"),
+            ("127.0.0.1:0", "port 0 is out of range: a port is a number from 1 to 65535"),
+            ("127.0.0.1:70000", "port 70000 is out of range"),
+            ("[::1]:70000", "port 70000 is out of range"),
             ("localhost:", "1 to 65535"),
+            ("localhost:http", "\"http\" is no port"),
             ("[127.0.0.1]:80", "brackets are for IPv6"),
             ("[::1]80", "no port"),
-            ("[::1", "no IP address"),
+            ("[::1", "the closing bracket is missing"),
+            ("[::1:9900", "the closing bracket is missing"),
+            ("::1]:9900", "the opening bracket is missing"),
             ("http://localhost", "\"http\" is no protocol"),
-            ("tcp://localhost/path", "neither an address nor a name"),
-            ("tcp://user@localhost", "neither an address nor a name"),
+            ("tcp://localhost/path", "leave \"/path\" out"),
+            ("host/x?y", "leave \"/x?y\" out"),
+            ("host:80?y", "leave \"?y\" out"),
+            ("[::1]:80#z", "leave \"#z\" out"),
+            ("192.0.2.0/24", "leave \"/24\" out"),
+            ("/tmp/socket", "neither an address nor a name"),
+            ("tcp://user@localhost", "leave out what stands before the @"),
+            ("user:word@localhost:80", "leave out what stands before the @"),
+            ("fe80::1%eth0@if5", "no interface \"eth0@if5\""),
             ("local host", "neither an address nor a name"),
             ("fe80::1", "fe80::1%eth0"),
         ] {
             let line = TargetAddress::parse(text).expect_err(text);
-            assert!(line.contains(part), "{text}: {line}");
+            assert!(line.contains(part) && !line.contains('\n'), "{text}: {line}");
         }
     }
 

@@ -6,14 +6,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use c1000k_host::check::{FileTableArgs, FileTableChoice};
-use c1000k_host::command_line::{self, SHORT, USAGE, ZonedIp, is_of_many, split_zone, with_zone};
+use c1000k_host::command_line::{
+    self, SHORT, USAGE, ZonedIp, is_of_many, parse_port, split_zone, with_zone,
+};
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration, parse_rate};
 use c1000k_record::Destination;
 use clap::Parser;
 use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv6AddrRange};
 
-use crate::address::{Host, TargetAddress, parse_port};
+use crate::address::{Host, TargetAddress};
 
 /// Source addresses at the most.
 const SOURCES_MAX: usize = 65_536;
@@ -72,6 +74,11 @@ impl From<String> for Refusal {
     }
 }
 
+/// A target is optional for a check alone, which clap has no way to say.
+const USAGES: &str = "\
+c1000k-client [OPTIONS] <TARGET> [FIRST_PORT]
+       c1000k-client [OPTIONS] --check [TARGET] [FIRST_PORT]";
+
 const EXAMPLES: &str = "\
 Examples:
   c1000k-client 192.0.2.1                     the default target, on ports 9900 to 9999
@@ -84,9 +91,10 @@ Examples:
 /// says what stopped it.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, after_help = EXAMPLES)]
-#[command(override_usage = "c1000k-client [OPTIONS] <TARGET> [FIRST_PORT]")]
+#[command(override_usage = USAGES)]
 struct Typed {
-    #[arg(help = "The server: an address or a name, HOST:PORT, [IPV6]:PORT or tcp://HOST:PORT")]
+    #[arg(help = "The server: an address or a name, HOST:PORT, [IPV6]:PORT or tcp://HOST:PORT; \
+                  optional with --check alone")]
     #[arg(required_unless_present_any = ["check", "port"], value_parser = TargetAddress::parse)]
     target: Option<TargetAddress>,
 
@@ -367,12 +375,13 @@ mod tests {
             ("127.0.0.1 9900 --source ::1,127.0.0.1", "families"),
             ("fe80::1 9900", "a link-local address: give its zone"),
             ("127.0.0.1 0", "1 to 65535"),
-            ("127.0.0.1 70000", "1 to 65535"),
+            ("127.0.0.1 70000", "port 70000 is out of range: a port is a number from 1 to 65535"),
             ("127.0.0.1 65500", "--ports 36 at the most"),
             ("127.0.0.1 1 --ports 70000", "past port 65535"),
             ("127.0.0.1 9900 --ports 0", "at least 1"),
             ("127.0.0.1 9900 -c 0", "at least 1"),
             ("127.0.0.1 9900 -c many", "10k"),
+            ("127.0.0.1 9900 -c 1e99", "\"1e99\" is too large"),
             ("127.0.0.1 9900 -c -5", "must be positive"),
             ("127.0.0.1 9900 --rate 0", "at least 1"),
             ("127.0.0.1 9900 --in-flight 0", "at least 1"),
@@ -454,7 +463,13 @@ mod tests {
     fn the_help_shows_examples() {
         use clap::CommandFactory;
         let help = Typed::command().render_help().to_string();
-        for part in ["Examples:\n", "<TARGET> [FIRST_PORT]", "--source 192.0.2.16-192.0.2.31"] {
+        for part in [
+            "Examples:\n",
+            "Usage: c1000k-client [OPTIONS] <TARGET> [FIRST_PORT]\n",
+            "\n       c1000k-client [OPTIONS] --check [TARGET] [FIRST_PORT]\n",
+            "optional with --check alone",
+            "--source 192.0.2.16-192.0.2.31",
+        ] {
             assert!(help.contains(part), "{help}");
         }
         assert!(!help.contains("--port "), "{help}");

@@ -17,7 +17,7 @@ use env_logger::{Target, WriteStyle};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-pub use address::{ZonedIp, is_of_many, parse_ip, split_zone, with_zone};
+pub use address::{ZonedIp, is_of_many, parse_ip, parse_port, split_zone, with_zone};
 
 use outlet::{LogLines, PATIENCE, STANDARD_ERROR, write_within};
 

@@ -4,6 +4,11 @@
 
 use std::time::Duration;
 
+const NO_NUMBER: &str = "is no number";
+const TOO_LARGE: &str = "is too large";
+const UNKNOWN_UNIT: &str = "ends in an unknown unit";
+const NEGATIVE_EXPONENT: &str = "has a negative exponent";
+
 const COUNT_UNITS: &[(&str, u64)] = &[
     ("", 1),
     ("k", 1_000),
@@ -115,25 +120,32 @@ fn parse_scaled(text: &str, units: &[(&str, u64)]) -> Result<u64, String> {
         .find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | ',' | '_')))
         .unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at(unit_start);
-    let scale = units
-        .iter()
-        .find(|(name, _)| *name == unit.trim_start())
-        .map(|&(_, scale)| scale)
-        .or_else(|| power_of_ten(unit))
-        .ok_or_else(|| format!("{text:?} ends in an unknown unit"))?;
-    scaled(number, scale).map_err(|fault| format!("{text:?} {fault}"))
+    let product = scale_of(unit, units).and_then(|scale| scaled(number, scale));
+    // What does not even begin like a number has no unit either.
+    let fault = |fault| if number.is_empty() { NO_NUMBER } else { fault };
+    product.map_err(|unclear| format!("{text:?} {}", fault(unclear)))
 }
 
-/// The scale of `e6`.
-fn power_of_ten(unit: &str) -> Option<u64> {
+fn scale_of(unit: &str, units: &[(&str, u64)]) -> Result<u64, &'static str> {
+    let known = units.iter().find(|(name, _)| *name == unit.trim_start());
+    known.map(|&(_, scale)| Ok(scale)).or_else(|| power_of_ten(unit)).unwrap_or(Err(UNKNOWN_UNIT))
+}
+
+/// The scale of `e6`; `None` where it is no exponent.
+fn power_of_ten(unit: &str) -> Option<Result<u64, &'static str>> {
     let exponent = unit.strip_prefix(['e', 'E'])?;
-    10_u64.checked_pow(exponent.strip_prefix('+').unwrap_or(exponent).parse().ok()?)
+    let digits = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    if exponent.starts_with('-') {
+        return Some(Err(NEGATIVE_EXPONENT));
+    }
+    Some(digits.parse().ok().and_then(|power| 10_u64.checked_pow(power)).ok_or(TOO_LARGE))
 }
 
 /// `number` times `scale`, exactly; a fraction is fine as long as the product is whole.
 fn scaled(number: &str, scale: u64) -> Result<u64, &'static str> {
-    const NO_NUMBER: &str = "is no number";
-    const TOO_LARGE: &str = "is too large";
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let whole = ungrouped(whole).ok_or(NO_NUMBER)?;
     if number.ends_with('.') || !fraction.bytes().all(|b| b.is_ascii_digit()) {
@@ -230,6 +242,29 @@ mod tests {
             let error = parse_count(text).expect_err(text);
             assert!(error.contains("10k"), "{text}: {error}");
             assert!(!error.contains('\n'), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_number_is_named() {
+        for (text, fault) in [
+            ("1e99", TOO_LARGE),
+            ("1E+20", TOO_LARGE),
+            ("1e99999999999", TOO_LARGE),
+            ("99999999999999999999", TOO_LARGE),
+            ("1e-6", NEGATIVE_EXPONENT),
+            ("1e3.5", UNKNOWN_UNIT),
+            ("1e", UNKNOWN_UNIT),
+            ("10kk", UNKNOWN_UNIT),
+            ("nan", NO_NUMBER),
+            ("k", NO_NUMBER),
+            ("e6", NO_NUMBER),
+        ] {
+            let expected = format!("{text:?} {fault}; a ");
+            for error in [parse_count(text), parse_rate(text), parse_bytes(text)] {
+                let error = error.expect_err(text);
+                assert!(error.starts_with(&expected), "{text}: {error}");
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use c1000k_host::check::{FileTableArgs, FileTableChoice};
-use c1000k_host::command_line::{ZonedIp, is_of_many, parse_ip};
+use c1000k_host::command_line::{ZonedIp, is_of_many, parse_ip, parse_port};
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration};
 use c1000k_record::Destination;
@@ -50,10 +50,10 @@ Examples:
 #[command(name = "c1000k-server", version, max_term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Address to listen on, IPv4 or IPv6
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0", value_parser = parse_ip)]
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0", value_parser = parse_bind)]
     bind: ZonedIp,
     /// The first listening port
-    #[arg(long, value_name = "PORT", default_value_t = 9900)]
+    #[arg(long, value_name = "PORT", default_value = "9900", value_parser = parse_port, allow_hyphen_values = true)]
     first_port: u16,
     /// How many ports to listen on
     #[arg(long, value_name = "N", default_value = "100", value_parser = parse_count, allow_hyphen_values = true)]
@@ -180,7 +180,7 @@ impl Args {
         let ports = ports(self.first_port, self.ports)?;
         if !(1..=THREADS_MAX).contains(&self.threads) {
             return Err(format!(
-                "--threads is {}: give 1 to {THREADS_MAX}, and no more than there are processors",
+                "--threads {} is out of range: give 1 to {THREADS_MAX}; more than there are processors serve no faster",
                 self.threads
             ));
         }
@@ -286,6 +286,20 @@ fn user_timeout(slow_reader_timeout: Duration, keepalive: Option<&Keepalive>) ->
     most.clamp(*USER_TIMEOUT.start(), *USER_TIMEOUT.end())
 }
 
+/// Reads the address to listen on. Ports have flags of their own.
+fn parse_bind(text: &str) -> Result<ZonedIp, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) => Err(format!(
+            "an address with a port: give the address alone, and the port as --first-port {}",
+            address.port()
+        )),
+        Err(_) if text.starts_with('[') => {
+            Err("brackets are for an address with a port: leave them out".to_owned())
+        }
+        Err(_) => parse_ip(text),
+    }
+}
+
 /// Reads a reserve of memory. A small number without a unit may have been meant in per cent or in megabytes.
 fn parse_reserve(text: &str) -> Result<Reserve, String> {
     match text.trim().parse::<u64>() {
@@ -298,9 +312,6 @@ fn parse_reserve(text: &str) -> Result<Reserve, String> {
 
 /// The number of ports, if that many follow the first one.
 fn ports(first: u16, count: u64) -> Result<u16, String> {
-    if first == 0 {
-        return Err("--first-port is 0, which is no port: give 1 to 65535".into());
-    }
     let room = u64::from(u16::MAX - first) + 1;
     match u16::try_from(count) {
         Ok(0) => Err("--ports is 0, so there is nothing to listen on: give at least 1".into()),
@@ -364,9 +375,8 @@ mod tests {
             (&["--ports", "0"][..], "at least 1"),
             (&["--first-port", "65500", "--ports", "37"], "--ports 36"),
             (&["--ports", "99999999999"], "past 65535"),
-            (&["--first-port", "0"], "1 to 65535"),
-            (&["--threads", "0"], "1 to 256"),
-            (&["--threads", "1k"], "1 to 256"),
+            (&["--threads", "0"], "--threads 0 is out of range: give 1 to 256"),
+            (&["--threads", "257"], "--threads 257 is out of range: give 1 to 256"),
             (&["--max-connections", "0"], "at least 1"),
             (&["--check", "--connections", "0"], "at least 1"),
             (&["--interval", "0s"], "100ms"),
@@ -428,6 +438,12 @@ mod tests {
             (&["--memory-reserve", "-1G"], ["--memory-reserve", "must be positive"]),
             (&["--bind", "fe80::1"], ["--bind", "fe80::1%eth0"]),
             (&["--bind", "fe80::1%nowhere"], ["--bind", "no interface \"nowhere\""]),
+            (&["--bind", "[::1]"], ["--bind", "leave them out"]),
+            (&["--bind", "127.0.0.1:80"], ["--bind", "--first-port 80"]),
+            (&["--first-port", "0"], ["--first-port", "port 0 is out of range"]),
+            (&["--first-port", "70000"], ["--first-port", "port 70000 is out of range"]),
+            (&["--first-port", "-1"], ["--first-port", "\"-1\" is no port"]),
+            (&["--max-connections", "1e99"], ["--max-connections", "\"1e99\" is too large"]),
             (&["--first-ports", "1"], ["--first-ports", "a similar argument exists"]),
         ] {
             let Err(text) = checked(arguments) else { panic!("{arguments:?} passed") };

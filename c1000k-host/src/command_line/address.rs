@@ -79,6 +79,20 @@ pub fn parse_ip(text: &str) -> Result<ZonedIp, String> {
     with_zone(ip, zone)
 }
 
+/// Reads a port, for clap's `value_parser`.
+///
+/// # Errors
+/// It is no number, or out of range, and what would be right.
+pub fn parse_port(text: &str) -> Result<u16, String> {
+    const PORT: &str = "a port is a number from 1 to 65535";
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(0) | Err(_) if is_number => Err(format!("port {text} is out of range: {PORT}")),
+        Ok(port) if is_number => Ok(port),
+        _ => Err(format!("{text:?} is no port: {PORT}")),
+    }
+}
+
 /// The address, in the zone that it has, or may have.
 ///
 /// # Errors
@@ -136,6 +150,20 @@ mod tests {
         assert_eq!(ZonedIp::from(address.socket_addr(1)), address);
         for text in ["192.0.2.1", "2001:db8::1", "::"] {
             assert_eq!(parse_ip(text).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_port_is_a_number_within_its_range() {
+        assert_eq!((parse_port("1"), parse_port("65535")), (Ok(1), Ok(65_535)));
+        for text in ["0", "65536", "70000", "99999999999999999999"] {
+            let line = parse_port(text).expect_err(text);
+            let start = format!("port {text} is out of range: ");
+            assert!(line.starts_with(&start) && line.ends_with("1 to 65535"), "{line}");
+        }
+        for text in ["", "-1", "+80", "http", "80.0", " 80"] {
+            let line = parse_port(text).expect_err(text);
+            assert!(line.contains("is no port: a port is a number from 1 to 65535"), "{line}");
         }
     }
 
