@@ -74,7 +74,7 @@ impl From<String> for Refusal {
     }
 }
 
-/// A target is optional for a check alone, which clap has no way to say.
+/// A target may be left out for a check, which clap has no way to say.
 const USAGES: &str = "\
 c1000k-client [OPTIONS] <TARGET> [FIRST_PORT]
        c1000k-client [OPTIONS] --check [TARGET] [FIRST_PORT]";
@@ -94,7 +94,7 @@ Examples:
 #[command(override_usage = USAGES)]
 struct Typed {
     #[arg(help = "The server: an address or a name, HOST:PORT, [IPV6]:PORT or tcp://HOST:PORT; \
-                  optional with --check alone")]
+                  may be left out with --check")]
     #[arg(required_unless_present_any = ["check", "port"], value_parser = TargetAddress::parse)]
     target: Option<TargetAddress>,
 
@@ -467,11 +467,12 @@ mod tests {
             "Examples:\n",
             "Usage: c1000k-client [OPTIONS] <TARGET> [FIRST_PORT]\n",
             "\n       c1000k-client [OPTIONS] --check [TARGET] [FIRST_PORT]\n",
-            "optional with --check alone",
             "--source 192.0.2.16-192.0.2.31",
         ] {
             assert!(help.contains(part), "{help}");
         }
+        let words: Vec<&str> = help.split_whitespace().collect();
+        assert!(words.join(" ").contains("may be left out with --check"), "{help}");
         assert!(!help.contains("--port "), "{help}");
     }
 }
