@@ -111,11 +111,7 @@ fn announce(aim: &Aim) -> Result<(), String> {
             return Err(format!("no connection can be opened: {}", cap.detail));
         }
         Some(cap) if aim.is_asked => {
-            log::warn!(
-                "target: {}, more than this machine allows: {}",
-                format::count(aim.target),
-                cap.detail
-            );
+            log::warn!("target: {}; {}", format::count(aim.target), cap.detail);
         }
         Some(cap) => log::info!("target: {}", cap.detail),
         None => log::info!("target: {}", format::count(aim.target)),

@@ -108,8 +108,10 @@ pub(crate) fn aim(arguments: &Arguments, machine: &Machine, need: &Need) -> Aim 
     if wanted <= room {
         return aim(wanted, wanted, None);
     }
+    // What was asked for is tried beyond it, and may come to a little more.
+    let predicted = if is_asked { "predicted to fit here: " } else { "" };
     let detail = format!(
-        "{} of {}: {}; to go further: {}",
+        "{predicted}{} of {}: {}; to go further: {}",
         format::count(room),
         format::count(wanted),
         cap.reason,
@@ -172,7 +174,9 @@ mod tests {
     fn asked_for_it_stays_and_is_tried_as_far_as_it_goes() {
         let aim = aim_of("127.0.0.1 9900 -c 50k");
         assert_eq!((aim.is_asked, aim.target, aim.goal), (true, 50_000, 19_968));
-        assert!(aim.cap.is_some());
+        let detail = aim.cap.unwrap().detail;
+        let start = "predicted to fit here: 19,868 of 50,000: RLIMIT_NOFILE is 20,000 hard; ";
+        assert!(detail.starts_with(start), "{detail}");
         let aim = aim_of("127.0.0.1 9900 -c 15k");
         assert_eq!((aim.is_asked, aim.target, aim.goal, aim.cap), (true, 15_000, 15_000, None));
     }

@@ -435,6 +435,10 @@ fn a_low_descriptor_limit_is_a_cap_that_is_said_aloud() {
     let record_ = record(&ended);
     assert_eq!((ended.code, record_.limit), (Some(1), Some(Limit::Descriptors)), "{ended:?}");
     assert_eq!((record_.target, record_.established, record_.lost), (300, 224, 0));
+    let predicted = "predicted to fit here: 223 of 300: RLIMIT_NOFILE is 256 hard; to go further: ";
+    assert!(record_.limit_detail.unwrap().starts_with(predicted), "{ended:?}");
+    assert!(ended.stderr[0].contains(&format!("target: 300; {predicted}")), "{ended:?}");
+    assert!(ended.stderr.iter().any(|line| line.starts_with("SHORT: 224 of 300")), "{ended:?}");
     assert_eq!(record_.failures, failures([]));
 }
 
