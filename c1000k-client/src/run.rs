@@ -225,10 +225,16 @@ impl<P: Protocol> Run<'_, P> {
         if let Some(errno) = errno {
             self.tally.failures.count_errno(errno);
         }
+        self.tally.lost_in_part += u64::from(self.has_part(conn));
         self.tally.lose_one(errno.or_else(|| errno_of(reason)));
         if conn.stage == ConnStage::Asked {
             self.in_flight -= 1;
         }
+    }
+
+    /// Whether the connection had a part of the answer that it waited for.
+    pub(crate) fn has_part(&self, conn: &Conn<P::State>) -> bool {
+        conn.fault != Some(Fault::Garbled) && self.protocol.has_part(&conn.state)
     }
 
     /// The client gives the connection up; `on_close` follows.

@@ -55,6 +55,8 @@ pub struct Tally {
     pub lost: u64,
     /// How they went.
     pub losses: Failures,
+    /// Those of them that had a part of their last echo back.
+    pub lost_in_part: u64,
     /// Failed attempts by errno.
     pub failures: Failures,
     /// Attempts after the first.
@@ -63,6 +65,8 @@ pub struct Tally {
     pub turned_away: u64,
     /// Connections that were open for a whole connect time-out without their echo.
     pub unanswered: u64,
+    /// Of the last two, those that had a part of their echo back.
+    pub answered_in_part: u64,
     /// A connect has reached itself.
     pub is_self_connected: bool,
     /// Proven connections by pass.
@@ -100,6 +104,8 @@ impl Tally {
             retried: 0,
             turned_away: 0,
             unanswered: 0,
+            answered_in_part: 0,
+            lost_in_part: 0,
             is_self_connected: false,
             verified_passes: if verify { vec![0] } else { vec![] },
             verify_seconds: vec![],
@@ -134,6 +140,11 @@ impl Tally {
             Some(errno) => self.losses.count_errno(errno),
             None => self.losses.count(failures::EOF),
         }
+    }
+
+    /// Whether a part of the echo is what most of the attempts without a whole one got.
+    pub(crate) fn has_answers_in_part(&self) -> bool {
+        self.answered_in_part * 2 > self.unanswered + self.turned_away
     }
 
     /// Whether most of what was held has gone.

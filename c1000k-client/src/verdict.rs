@@ -168,6 +168,10 @@ fn sentence(stop: Stop, aim: &Aim, tally: &Tally, to: Destination) -> String {
             "the server on {to} drops every connection at once: it is full, or lets nobody in; \
              look at its log"
         ),
+        Stop::ServerFull if tally.peak == 0 && tally.has_answers_in_part() => format!(
+            "the server on {to} ends every connection after a part of its echo: it is no echo \
+             server (--no-verify skips the echo), or fails: look at its log"
+        ),
         Stop::ServerFull if tally.peak == 0 => format!(
             "the server on {to} drops every connection before its echo: it is full, or no echo \
              server (--no-verify skips the echo)"
@@ -179,6 +183,10 @@ fn sentence(stop: Stop, aim: &Aim, tally: &Tally, to: Destination) -> String {
         Stop::ServerSilent if tally.peak == 0 && tally.verified().is_none() => {
             format!("the server on {to} leaves every connection waiting: it hangs; look at its log")
         }
+        Stop::ServerSilent if tally.peak == 0 && tally.has_answers_in_part() => format!(
+            "the server on {to} sends a part of the echo and no more: it is no echo server \
+             (--no-verify skips the echo), or slow: a longer --connect-timeout may help"
+        ),
         Stop::ServerSilent if tally.peak == 0 => format!(
             "the server on {to} takes connections and answers none: it hangs, or is no echo \
              server (--no-verify skips the echo)"
@@ -247,6 +255,10 @@ fn losses(tally: &Tally) -> String {
         Seen::OtherBytes => format!(
             "the server sent other bytes than it got: {lost}; it is no echo server, or mixes its \
              connections up (--no-verify skips the echo)"
+        ),
+        Seen::Silence if tally.lost_in_part * 2 > tally.lost => format!(
+            "the server sent a part of the echo and no more: {lost}; it hangs, or the way to it is \
+             broken: look at its log and its memory"
         ),
         Seen::Silence => format!(
             "the server stopped answering: {lost}; it hangs, or the way to it is broken: look at its \

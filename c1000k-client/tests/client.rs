@@ -271,6 +271,24 @@ fn a_server_that_never_answers_is_told() {
     assert!(error_line(&ended).contains("answers none"), "{ended:?}");
 }
 
+#[test]
+fn a_part_of_the_echo_is_told_from_none() {
+    for (manner, seen) in [
+        (Manner::Halve, "sends a part of the echo and no more"),
+        (Manner::HalveAndClose, "ends every connection after a part of its echo"),
+    ] {
+        let server = Server::start(manner, 1);
+        let (ended, record) = run(&format!(
+            "127.0.0.1 {} --ports 1 -c 50 --connect-timeout 300ms --hold 50s",
+            server.first_port
+        ));
+        assert_eq!((ended.code, record.limit), (Some(1), Some(Limit::Server)), "{ended:?}");
+        assert_eq!((record.established, record.verified), (0, Some(0)), "{ended:?}");
+        let line = error_line(&ended);
+        assert!(line.contains(seen) && line.contains("--no-verify"), "{line}");
+    }
+}
+
 /// As a server does that has no descriptor left: what it can't accept waits in its backlog.
 #[test]
 fn a_server_that_answers_some_and_lets_others_wait_is_the_cap() {
@@ -309,6 +327,7 @@ fn the_verdict_names_what_was_seen_of_connections_that_were_lost() {
     for (manner, options, seen, name) in [
         (Manner::CloseAfterEcho, "--in-flight 3", "closes connections soon after they open", "EOF"),
         (Manner::SilentAfterEcho, "", "stopped answering", "ETIMEDOUT"),
+        (Manner::HalveAfterEcho, "", "sent a part of the echo and no more", "ETIMEDOUT"),
         (Manner::GarbleAfterEcho, "", "sent other bytes than it got", "EBADMSG"),
     ] {
         let server = Server::start(manner, 1);

@@ -223,6 +223,7 @@ impl Ramp {
         reason: &CloseReason,
     ) {
         run.in_flight -= 1;
+        run.tally.answered_in_part += u64::from(run.has_part(conn));
         match (conn.fault, errno_of(reason)) {
             (Some(Fault::Eof), _) | (None, None) => {
                 run.tally.failures.count(failures::EOF);

@@ -62,6 +62,10 @@ impl Protocol for Echo {
             Answer::Mismatch
         }
     }
+
+    fn has_part(&self, state: &EchoState) -> bool {
+        state.matched().is_some_and(|matched| matched > 0)
+    }
 }
 
 /// The message of one connection.

@@ -30,6 +30,9 @@ pub trait Protocol: Debug {
         bytes: &[u8],
         out: &mut Vec<u8>,
     ) -> Answer;
+
+    /// Whether a part of the answer that is waited for has come.
+    fn has_part(&self, state: &Self::State) -> bool;
 }
 
 /// What has come of the answer that a connection waits for.

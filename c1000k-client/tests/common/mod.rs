@@ -28,6 +28,12 @@ pub(crate) enum Manner {
     HangUpPast(u64),
     /// Echoes for so many, and takes what comes from all others without a word.
     SilentPast(u64),
+    /// Sends the first half of each message back.
+    Halve,
+    /// The same, and ends the stream.
+    HalveAndClose,
+    /// Echoes the first message, and sends the first half of all others back.
+    HalveAfterEcho,
     /// Answers with other bytes.
     Garble,
     /// Echoes one byte at a time, as far as TCP lets it.
@@ -96,13 +102,16 @@ impl Drop for Server {
 fn listening(ports: u16) -> (Reactor<Peer>, u16) {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     raise_descriptor_limit().unwrap(); // the usual soft one, 1,024, is less than the tests hold
+    // A test that is a process of its own finds no TIME_WAIT of another there.
+    let spread = (std::process::id() % 600) as u16 * 32;
     for _ in 0..500 {
         let config = Config { connections_max: 8_192, ..Config::default() };
         let mut reactor = Reactor::new(&config).unwrap();
         let cx = reactor.context();
         let options = ListenOptions::default();
         // A test may also connect to the ports that follow, where no other may listen.
-        let first_port = 11_000 + NEXT.fetch_add(ports + 20, Ordering::Relaxed) % 20_000;
+        let step = NEXT.fetch_add(ports + 20, Ordering::Relaxed);
+        let first_port = 11_000 + (spread + step) % 20_000;
         let mut all = first_port..first_port + ports;
         if all.all(|port| cx.listen((Ipv4Addr::LOCALHOST, port), &options).is_ok()) {
             return (reactor, first_port);
@@ -152,6 +161,8 @@ impl Handler for Service {
         let written = match self.manner {
             Manner::SilentAfterEcho if is_later => return,
             Manner::GarbleAfterEcho if is_later => cx.write(token, &vec![b'?'; bytes.len()]),
+            Manner::Halve | Manner::HalveAndClose => cx.write(token, &bytes[..bytes.len() / 2]),
+            Manner::HalveAfterEcho if is_later => cx.write(token, &bytes[..bytes.len() / 2]),
             Manner::Garble => cx.write(token, &vec![b'?'; bytes.len()]),
             Manner::Dribble => {
                 bytes.chunks(1).try_fold(reactor::Written::Sent, |_, byte| cx.write(token, byte))
@@ -159,7 +170,7 @@ impl Handler for Service {
             _ => cx.write(token, bytes),
         };
         let _ = written;
-        if let Manner::CloseAfterEcho = self.manner {
+        if let Manner::CloseAfterEcho | Manner::HalveAndClose = self.manner {
             cx.close(token);
         }
     }
