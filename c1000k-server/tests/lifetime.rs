@@ -18,6 +18,7 @@ use common::{
     read_to_end, run, wait,
 };
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
 use reactor::FileTable;
 
@@ -164,6 +165,40 @@ fn the_record_goes_to_standard_output_alone() {
     let table = &record["file_table"];
     assert!(table == "process" || table == "registered", "{table}");
     assert!(text(&output.stderr).contains("c1000k-server held"), "{}", text(&output.stderr));
+}
+
+/// As c1000k-client ends its connections after a run without a fault.
+#[test]
+fn resets_by_peers_are_named_in_the_summary_as_what_the_client_does() {
+    let first_port = free_ports(1);
+    let child = Command::new(BINARY)
+        .args(["--bind", "127.0.0.1", "--ports", "1", "--interval", "100ms"])
+        .arg(format!("--first-port={first_port}"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut peers = Vec::new();
+    common::until(common::DEADLINE, || {
+        peers.extend(TcpStream::connect((Ipv4Addr::LOCALHOST, first_port)).ok());
+        peers.len() == 3
+    });
+    for peer in &peers {
+        peer.set_read_timeout(Some(common::DEADLINE)).unwrap();
+        echo(peer, b"held");
+        let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(peer, sockopt::Linger, &at_once).unwrap();
+    }
+    drop(peers);
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let summary = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let row = summary.lines().find(|line| line.contains("closed, ")).unwrap_or_default();
+    assert!(row.contains("reset"), "{summary}");
+    let words =
+        "  3 by the peers; c1000k-client ends its own connections so, to leave no TIME_WAIT";
+    assert!(row.ends_with(words), "{summary}");
 }
 
 #[test]
