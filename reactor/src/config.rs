@@ -24,7 +24,8 @@ pub struct Config {
     pub watches_max: usize,
     /// Sweeps that may wait for each other. Default: 64.
     pub sweeps_max: usize,
-    /// The most events that one wait takes from the kernel; more than 65,536 are not. Default: 1,024.
+    /// The most events that one wait takes from the kernel; more than 1,024 are not, so that the reads of one round stay
+    /// within 4 MiB. Default: 1,024.
     pub events_per_wait: usize,
     /// Connections accepted from one listener before other events get their turn. Default: 64.
     pub accepts_per_wake: usize,

@@ -38,13 +38,12 @@ impl<C> fmt::Debug for Reactor<C> {
     }
 }
 
-/// More events are not asked for at once, whatever is configured.
-const EVENTS_PER_WAIT_MAX: usize = 1 << 16;
-
 /// What the reads of one round may bring in all: where many connections have much to be read, each gives a little.
 const ROUND_BYTES: usize = 4 << 20;
 /// But each at least so much.
 const READ_BYTES_MIN: usize = 4096;
+/// So more events are not taken at once, whatever is configured.
+const EVENTS_PER_WAIT_MAX: usize = ROUND_BYTES / READ_BYTES_MIN;
 
 /// What those bring that are served again in a turn: less, for what epoll reports has to wait for them.
 const LISTED_BYTES: usize = 1 << 20;

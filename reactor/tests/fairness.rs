@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use reactor::{Config, Context, Handler, Incoming, ListenOptions, Reactor, Token};
 
 use common::descriptors::Descriptors;
@@ -20,6 +21,10 @@ const TURN_BYTES_MAX: usize = 2 * ROUND_BYTES;
 
 const CONNECTIONS: usize = 300;
 const BYTES_EACH: usize = 128 << 10;
+/// A connection may give so much, however many others have something.
+const READ_BYTES_MIN: usize = 4096;
+/// What a process needs beside both ends of its connections.
+const DESCRIPTORS_BESIDE: usize = 100;
 
 /// Counts what arrives; only bystanders send single bytes.
 #[derive(Default)]
@@ -56,7 +61,11 @@ struct Crowd {
 impl Crowd {
     /// All are open, and all but the bystander have sent much.
     fn new() -> Self {
-        let config = Config { file_table: file_table(), ..Config::default() };
+        Self::of(CONNECTIONS, BYTES_EACH, Config::default())
+    }
+
+    fn of(connections: usize, bytes_each: usize, config: Config) -> Self {
+        let config = Config { file_table: file_table(), ..config };
         let mut reactor = Reactor::new(&config).unwrap();
         let listener = reactor.context().listen(LOOPBACK, &ListenOptions::default()).unwrap();
         let address = reactor.context().listener_addr(listener).unwrap();
@@ -70,9 +79,9 @@ impl Crowd {
             }
             peer
         };
-        let peers: Vec<_> = (1..=CONNECTIONS).map(&mut open).collect();
-        let bystander = open(CONNECTIONS + 1);
-        let sent = peers.iter().map(fill).sum();
+        let peers: Vec<_> = (1..=connections).map(&mut open).collect();
+        let bystander = open(connections + 1);
+        let sent = peers.iter().map(|peer| fill(peer, bytes_each)).sum();
         Self { reactor, counts, peers, bystander, sent }
     }
 
@@ -87,12 +96,12 @@ impl Crowd {
 }
 
 /// Sends as much as the kernel takes, up to a bound.
-fn fill(mut peer: &TcpStream) -> usize {
+fn fill(mut peer: &TcpStream, most: usize) -> usize {
     let bytes = [7; BYTES_EACH];
     let mut sent = 0;
     peer.set_nonblocking(true).unwrap();
-    while sent < BYTES_EACH {
-        match peer.write(&bytes[sent..]) {
+    while sent < most {
+        match peer.write(&bytes[sent..most]) {
             Ok(taken) => sent += taken,
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::WouldBlock);
@@ -132,4 +141,28 @@ fn a_bystander_is_served_in_the_next_turn_though_others_have_much_to_read() {
     let _ = crowd.turn();
     assert!(crowd.counts.total < crowd.sent, "nothing is left to wait behind");
     assert_eq!(crowd.counts.single_bytes, 1, "the bystander waits");
+}
+
+#[test]
+fn however_many_events_are_asked_for_the_reads_of_a_round_are_bounded() {
+    let _descriptors = Descriptors::counted();
+    let bound = ROUND_BYTES / READ_BYTES_MIN;
+    let connections = bound + bound / 4;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    if hard < (2 * connections + DESCRIPTORS_BESIDE) as u64 {
+        // Past what the test harness swallows.
+        let why = "too few descriptors may be had here";
+        return writeln!(std::io::stderr(), "the test of {connections} readers is skipped: {why}")
+            .unwrap();
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let config = Config { events_per_wait: usize::MAX, ..Config::default() };
+    let mut crowd = Crowd::of(connections, READ_BYTES_MIN, config);
+    let (events, read) = crowd.turn();
+    assert!(events <= bound && read <= ROUND_BYTES, "{events} events and {read} bytes in a round");
+    let end = Instant::now() + DEADLINE;
+    while crowd.counts.total < crowd.sent {
+        let _ = crowd.turn();
+        assert!(Instant::now() < end, "{} of {} bytes came", crowd.counts.total, crowd.sent);
+    }
 }
