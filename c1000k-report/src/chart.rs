@@ -39,6 +39,7 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const WIDTH: u32 = 860;
 const HEIGHT: u32 = 440;
+const PANEL_HEIGHT: u32 = 200;
 const TEXT: RGBColor = RGBColor(32, 36, 40);
 const GRID: RGBColor = RGBColor(226, 229, 233);
 /// Told apart in print and by most of those who confuse colours (Okabe and Ito).
@@ -113,26 +114,79 @@ fn over_time(
     }
     draw(file_name, title, HEIGHT, |area| {
         let area = below_keys(area, lines.iter().map(|(name, _)| name.as_str()).zip(COLOURS))?;
-        let mut chart = ChartBuilder::on(&area)
-            .margin(12)
-            .margin_right(28)
-            .x_label_area_size(46)
-            .y_label_area_size(98)
-            .build_cartesian_2d(0.0..seconds, 0.0..most * 1.08)?;
-        chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .axis_style(TEXT)
-            .label_style(text(14))
-            .axis_desc_style(text(15))
-            .x_desc("time, s")
-            .y_desc(scale.label)
-            .x_label_formatter(&|value| format!("{value}"))
-            .y_label_formatter(&|value| (scale.text)(*value))
-            .draw()?;
-        for ((_, points), colour) in lines.iter().zip(COLOURS) {
-            chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
+        draw_lines(
+            &area,
+            &scale,
+            (seconds, most),
+            lines.iter().map(|(_, points)| points.as_slice()),
+        )
+    })
+}
+
+/// Draws lines over time, from zero up.
+fn draw_lines<'a>(
+    area: &Drawing<'_>,
+    scale: &Scale,
+    (seconds, most): (f64, f64),
+    lines: impl Iterator<Item = &'a [(f64, f64)]>,
+) -> Outcome<()> {
+    let mut chart = ChartBuilder::on(area)
+        .margin(12)
+        .margin_right(28)
+        .x_label_area_size(46)
+        .y_label_area_size(98)
+        .build_cartesian_2d(0.0..seconds, 0.0..most * 1.08)?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GRID)
+        .axis_style(TEXT)
+        .label_style(text(14))
+        .axis_desc_style(text(15))
+        .x_desc("time, s")
+        .y_desc(scale.label)
+        .x_label_formatter(&|value| format!("{value}"))
+        .y_label_formatter(&|value| (scale.text)(*value))
+        .draw()?;
+    for (points, colour) in lines.zip(COLOURS) {
+        chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
+    }
+    Ok(())
+}
+
+/// One of several figures over the same time.
+#[derive(Debug, Clone)]
+pub struct Panel {
+    /// What it counts.
+    pub label: &'static str,
+    /// A value of it as text.
+    pub text: fn(f64) -> String,
+    /// Seconds and value.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// Figures over the same time, each in a panel of its own from zero up; those without points are left out. `None`
+/// where there are none.
+///
+/// # Errors
+/// The drawing can't be laid out.
+pub fn panels(
+    file_name: &'static str,
+    title: &'static str,
+    panels: &[Panel],
+) -> Result<Option<Chart>, Box<dyn Error>> {
+    let highest = |panel: &Panel| panel.points.iter().map(|point| point.1).fold(0.0, f64::max);
+    let shown: Vec<&Panel> = panels.iter().filter(|panel| highest(panel) > 0.0).collect();
+    let seconds =
+        shown.iter().flat_map(|panel| &panel.points).map(|point| point.0).fold(0.0, f64::max);
+    if shown.is_empty() || seconds <= 0.0 {
+        return Ok(None);
+    }
+    draw(file_name, title, 40 + PANEL_HEIGHT * u32::try_from(shown.len())?, |area| {
+        for (area, panel) in area.split_evenly((shown.len(), 1)).iter().zip(&shown) {
+            let scale = Scale { label: panel.label, text: panel.text };
+            let line = panel.points.as_slice();
+            draw_lines(area, &scale, (seconds, highest(panel)), std::iter::once(line))?;
         }
         Ok(())
     })

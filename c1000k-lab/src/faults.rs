@@ -1,0 +1,93 @@
+//! Does to a real server what networks, peers and machines do to it, and checks that it holds.
+//!
+//! A row is a function that plays one fault and notes what it sees; [`rows`] has the table of them.
+
+mod report;
+mod rows;
+mod run;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use c1000k_host::command_line::{self, SHORT, USAGE};
+use c1000k_host::limits::raise_descriptor_limit;
+use clap::{Args, ValueEnum};
+
+use crate::patience;
+use crate::programs::Programs;
+use crate::server::Lab;
+
+pub(crate) use report::Check;
+
+/// Does to a real server what networks, peers and machines do to it, and checks that it holds
+///
+/// Each row of docs/reliability.md that this machine can show is played against the programs on loopback or in network
+/// namespaces of its own; a bystander connection echoes all along. For each row a record goes to DIR. Exits 1 if a row
+/// does not hold, and 2 for wrong usage.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// All that do not take minutes if left out
+    #[arg(value_name = "ROW")]
+    rows: Vec<String>,
+    /// Where the records go
+    #[arg(long, value_name = "DIR", default_value = "out/faults")]
+    out: PathBuf,
+    /// Where the server's sockets live, but in rows that are about one of them
+    #[arg(long, value_name = "TABLE", value_enum, default_value_t = FileTable::Auto)]
+    file_table: FileTable,
+    /// Print the names of the rows
+    #[arg(long)]
+    list: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FileTable {
+    Auto,
+    Process,
+    Registered,
+}
+
+impl FileTable {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Process => "process",
+            Self::Registered => "registered",
+        }
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.list {
+        let lines = rows::ROWS.iter().map(|row| format!("{:20} {}\n", row.name, row.fault));
+        command_line::print(&lines.collect::<String>());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut chosen = Vec::new();
+    for name in &arguments.rows {
+        match rows::ROWS.iter().find(|row| row.name == name) {
+            Some(row) => chosen.push(row),
+            None => {
+                return Ok(command_line::fail(
+                    USAGE,
+                    &format!("no row is called '{name}'; --list prints them"),
+                ));
+            }
+        }
+    }
+    if chosen.is_empty() {
+        chosen.extend(rows::ROWS.iter().filter(|row| !row.is_long));
+    }
+    patience::take_interrupts()?;
+    raise_descriptor_limit()?;
+    fs::create_dir_all(&arguments.out)?;
+    let lab = Lab { programs: Programs::find()?, file_table: arguments.file_table.name() };
+    let states = run::play_all(&lab, &chosen, &arguments.out)?;
+    Ok(if states.contains(&report::State::Fails) {
+        ExitCode::from(SHORT)
+    } else {
+        ExitCode::SUCCESS
+    })
+}

@@ -1,0 +1,101 @@
+//! What is written down of a row.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::bystander::Seen;
+use crate::record::ServerRecord;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum State {
+    #[serde(rename = "holds")]
+    Holds,
+    #[serde(rename = "FAILS")]
+    Fails,
+    #[serde(rename = "skipped")]
+    Skipped,
+}
+
+impl State {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Holds => "holds",
+            Self::Fails => "FAILS",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
+/// One thing that must hold, and whether it does.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Check {
+    pub(crate) what: String,
+    pub(crate) holds: bool,
+}
+
+/// The record of a row.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) row: String,
+    pub(crate) fault: String,
+    pub(crate) must_hold: String,
+    pub(crate) state: State,
+    pub(crate) reproduce: String,
+    pub(crate) date: String,
+    pub(crate) machine: String,
+    pub(crate) load_average: f32,
+    pub(crate) seconds: f64,
+    pub(crate) figures: Map<String, Value>,
+    pub(crate) checks: Vec<Check>,
+    pub(crate) bystander: Option<Seen>,
+    pub(crate) server_arguments: Option<Vec<String>>,
+    pub(crate) server: Option<ServerRecord>,
+}
+
+impl Report {
+    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)? + "\n";
+        Ok(fs::write(folder.join(format!("{}.json", self.row)), text)?)
+    }
+
+    /// What a person wants to see at once: the figures that fit into a line.
+    pub(crate) fn line(&self) -> String {
+        let simple = self.figures.iter().filter_map(|(name, value)| match value {
+            Value::Array(_) | Value::Object(_) => None,
+            Value::String(text) => Some(format!("{name} {text}")),
+            value => Some(format!("{name} {value}")),
+        });
+        let mut line = simple.collect::<Vec<_>>().join(", ");
+        if let Some(seen) = &self.bystander {
+            let most = seen.max_ms.map_or_else(|| "none".to_owned(), |most| most.to_string());
+            line += &format!(
+                "; bystander max {most} ms ({} ms without waits for a processor; machine {} ms late)",
+                seen.max_ms_without_waits_for_a_processor, seen.oversleep_max_ms
+            );
+        }
+        line
+    }
+}
+
+/// All records of the folder in one table, as docs/reliability.md shows them.
+pub(crate) fn write_table(folder: &Path) -> Result<()> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        files.push(entry?.path());
+    }
+    files.sort();
+    let mut table =
+        "| fault | what must hold | measured | record |\n| --- | --- | --- | --- |\n".to_owned();
+    for file in files.iter().filter(|file| file.extension().is_some_and(|kind| kind == "json")) {
+        let report: Report = serde_json::from_slice(&fs::read(file)?)
+            .with_context(|| format!("{} is no record of a row", file.display()))?;
+        let Report { fault, must_hold, row, .. } = &report;
+        let measured = format!("**{}**: {}", report.state.name(), report.line());
+        table += &format!("| {fault} | {must_hold} | {measured} | [{row}]({row}.json) |\n");
+    }
+    Ok(fs::write(folder.join("README.md"), table)?)
+}

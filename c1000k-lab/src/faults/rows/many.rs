@@ -1,0 +1,167 @@
+//! Many peers do the same at once, and a few do what is odd.
+
+use std::io::Write;
+use std::net::Shutdown;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use nix::sys::signal::Signal;
+
+use crate::crowd::Crowd;
+use crate::faults::run::{Run, many};
+use crate::patience::{sleep, wait_until};
+use crate::process::{Place, Process, inside};
+use crate::server::Server;
+use crate::sockets::{block, connect, is_admitted, pump, receive};
+
+const MANY: usize = 15_000;
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+pub(super) fn killed_clients(run: &mut Run<'_>) -> Result<()> {
+    let server = run.serve(&[])?;
+    let before = server.descriptors()?;
+    let count = many(MANY)?;
+    let mut client = start_client(run, &server, &["-c", &count.to_string(), "--hold", "1h"])?;
+    let all_held = || Ok(server.descriptors()? >= before + MANY);
+    wait_until("all are held", Duration::from_secs(120), all_held)?;
+    client.kill()?;
+    run.gone_again(&server, before)?;
+    run.check("new ones are taken", is_admitted(server.address(0)));
+    run.ends(server).map(drop)
+}
+
+/// The client, at all ports but the bystander's.
+pub(super) fn start_client(run: &Run<'_>, server: &Server, arguments: &[&str]) -> Result<Process> {
+    let ports = server.ports();
+    let mut command = inside(&Place::default(), run.lab.programs.path("c1000k-client"))?;
+    command.args([ports.ip.to_string(), ports.first.to_string()]);
+    command.args(["--ports", &ports.count.to_string()]).args(arguments);
+    quiet(&mut command);
+    Process::spawn("client", &mut command)
+}
+
+fn quiet(command: &mut Command) {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+}
+
+pub(super) fn rst_burst(run: &mut Run<'_>) -> Result<()> {
+    let server = run.serve(&[])?;
+    let mut crowd = Crowd::new(server.ports())?;
+    let before = server.descriptors()?;
+    crowd.add(many(MANY)?)?;
+    run.figure("held", crowd.open());
+    run.check("all are held", crowd.open() == MANY);
+    let started = Instant::now();
+    crowd.reset_all();
+    run.seconds("burst_seconds", started.elapsed());
+    run.gone_again(&server, before)?;
+    run.check("new ones are taken", is_admitted(server.address(0)));
+    run.ends(server).map(drop)
+}
+
+pub(super) fn half_closes(run: &mut Run<'_>) -> Result<()> {
+    const WORDS: &[u8] = b"last words";
+    let server = run.serve(&[])?;
+    let mut crowd = Crowd::new(server.ports())?;
+    let before = server.descriptors()?;
+    crowd.add(many(5_000)?)?;
+    for mut stream in crowd.streams() {
+        stream.write_all(WORDS)?;
+        stream.shutdown(Shutdown::Write)?;
+    }
+    let mut ended = 0;
+    for stream in crowd.streams() {
+        block(stream, TIMEOUT)?;
+        ended += usize::from(receive(stream, WORDS.len() + 1)? == WORDS);
+    }
+    run.figure("ended", ended);
+    run.check("each got the whole echo and the end", ended == 5_000);
+    run.gone_again(&server, before)?;
+    run.ends(server).map(drop)
+}
+
+pub(super) fn reset_before_accept(run: &mut Run<'_>) -> Result<()> {
+    let server = run.serve(&[])?;
+    let mut crowd = Crowd::new(server.ports())?;
+    let before = server.descriptors()?;
+    server.process.signal(Signal::SIGSTOP)?;
+    crowd.start_many(2_000)?;
+    crowd.settle(Duration::from_secs(1))?;
+    let connected = crowd.connected_and_waiting();
+    run.figure("connected", connected);
+    run.check("all completed in the backlogs", connected == 2_000);
+    crowd.reset_all();
+    server.process.signal(Signal::SIGCONT)?;
+    run.check("new ones are taken", is_admitted(server.address(0)));
+    run.gone_again(&server, before)?;
+    let record = run.ends_suspended(server)?;
+    run.figure("accepted", record.accepted);
+    run.counts("accept_errors", &record.accept_errors);
+    Ok(())
+}
+
+pub(super) fn slowloris(run: &mut Run<'_>) -> Result<()> {
+    const ROUNDS: usize = 8;
+    let server = run.serve(&[])?;
+    let mut crowd = Crowd::new(server.ports())?;
+    crowd.add(many(MANY)?)?;
+    let rss = server.rss_bytes()?;
+    let mut sent = 0;
+    for _ in 0..ROUNDS {
+        let started = Instant::now();
+        for (number, mut stream) in crowd.streams().enumerate() {
+            sent += stream.write(b"x")?;
+            if number % 15 == 0 {
+                let due = Duration::from_secs_f64(number as f64 / MANY as f64);
+                sleep(due.saturating_sub(started.elapsed()))?;
+            }
+        }
+    }
+    let mut heard = 0;
+    for stream in crowd.streams() {
+        block(stream, TIMEOUT)?;
+        heard += receive(stream, ROUNDS)?.len();
+    }
+    let grown = server.rss_bytes()?.saturating_sub(rss);
+    run.figure("sent", sent);
+    run.figure("heard", heard);
+    run.figure("process_grew_bytes", grown);
+    run.check("each byte came back", heard == sent && sent == ROUNDS * MANY);
+    run.check("the process grew by less than 1 MB", grown < 1 << 20);
+    run.ends(server).map(drop)
+}
+
+pub(super) fn odd_bytes(run: &mut Run<'_>) -> Result<()> {
+    let server = run.serve(&[])?;
+    for number in 0..20_u32 {
+        let message = random_bytes(number.into(), 1 + number as usize * 39_989);
+        let is_right = pump(&connect(server.address(number as usize))?, &message, 1)?;
+        run.check(format!("random bytes come back, {} of them", message.len()), is_right);
+    }
+    let started = Instant::now();
+    let is_right = pump(&connect(server.address(0))?, &random_bytes(0, 1_000_000), 1_000)?;
+    run.seconds("gigabyte_seconds", started.elapsed());
+    run.check("1 GB on one connection comes back", is_right);
+    let started = Instant::now();
+    let mut stream = connect(server.address(1))?;
+    let mut wrong = 0;
+    for number in 0..2_000 {
+        let said = random_bytes(number, 500);
+        for byte in &said {
+            stream.write_all(&[*byte])?;
+        }
+        wrong += usize::from(receive(&stream, said.len())? != said);
+        sleep(Duration::ZERO)?;
+    }
+    run.seconds("million_messages_seconds", started.elapsed());
+    run.check("a million messages of one byte come back", wrong == 0);
+    run.ends_suspended(server).map(drop)
+}
+
+fn random_bytes(seed: u64, count: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut bytes = vec![0; count];
+    random.fill(&mut bytes);
+    bytes
+}

@@ -1,0 +1,166 @@
+//! Memory runs out: that of a cgroup, and that of queues which are not read.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use anyhow::Result;
+use socket2::{Domain, Socket, Type};
+
+use crate::cgroup::MemoryCgroup;
+use crate::crowd::{Arrival, Crowd};
+use crate::faults::run::{Run, many};
+use crate::namespace::Namespace;
+use crate::patience::{sleep, wait_until};
+use crate::server::{Server, Setup};
+use crate::sockets::is_admitted;
+
+const CGROUP_BYTES: u64 = 12 << 20;
+const PEERS: usize = 18_000;
+
+pub(super) fn cgroup(run: &mut Run<'_>) -> Result<()> {
+    let cgroup = MemoryCgroup::new(CGROUP_BYTES)?;
+    let server = serve_in(run, &cgroup, &["--max-connections", "19000"])?;
+    let mut crowd = Crowd::new(server.ports())?;
+    crowd.add(many(PEERS)?)?;
+    let (held, refused) = (crowd.open(), crowd.reset());
+    run.figure("held", held);
+    run.figure("refused", refused);
+    run.figure("peak_bytes", cgroup.peak_bytes());
+    run.figure("kills", cgroup.kills()?);
+    run.check("not killed", server.process.is_running() && cgroup.kills()? == 0);
+    run.check("many are held", held > 3_000);
+    run.check("all others were reset", held + refused == PEERS);
+    run.check("each one admitted echoes", crowd.prove()? == held);
+    server.await_log("| refusing: memory", Duration::from_secs(10))?;
+    crowd.close(held / 2);
+    let is_let_in = || Ok(is_admitted(server.address(0)));
+    let took = wait_until("it admits again", Duration::from_secs(15), is_let_in)?;
+    crowd.add(held / 4)?;
+    run.seconds("room_again_seconds", took);
+    run.figure("held_again", crowd.open());
+    run.check("it admits again", crowd.open() > held - held / 2 + held / 8);
+    run.check("all of them echo", crowd.prove()? == crowd.open());
+    drop(crowd);
+    let record = run.ends(server)?;
+    run.figure("guard", serde_json::to_string(&record.memory_guard)?);
+    run.figure("kills_at_end", cgroup.kills()?);
+    let counted = record.refused_by.get("memory").copied().unwrap_or(0);
+    run.check("the record counts the refusals", counted >= refused as u64);
+    run.check("never killed", cgroup.kills()? == 0);
+    Ok(())
+}
+
+pub(super) fn pause(run: &mut Run<'_>) -> Result<()> {
+    let cgroup = MemoryCgroup::new(CGROUP_BYTES)?;
+    let server = serve_in(run, &cgroup, &["--max-connections", "19000", "--overload", "pause"])?;
+    let mut crowd = Crowd::new(server.ports())?;
+    let arrival = Arrival {
+        patience: Duration::from_millis(1_500),
+        in_flight_max: 2_000,
+        ..Arrival::default()
+    };
+    crowd.add_as(many(PEERS)?, arrival)?;
+    let held = crowd.open();
+    run.figure("held", held);
+    run.figure("waiting", crowd.waiting());
+    run.figure("kills", cgroup.kills()?);
+    run.figure("reset", crowd.reset());
+    run.check("not killed", server.process.is_running() && cgroup.kills()? == 0);
+    run.check("none is reset", crowd.gone() == 0);
+    run.check("each one admitted echoes", held > 3_000 && crowd.prove()? == held);
+    crowd.close_open(held / 2);
+    let wanted = held - held / 4;
+    crowd.step_until(Duration::from_secs(30), |crowd| crowd.open() >= wanted)?;
+    run.figure("held_again", crowd.open());
+    run.check("those that waited get in", crowd.open() >= wanted);
+    drop(crowd);
+    run.ends(server).map(drop)
+}
+
+fn serve_in(run: &Run<'_>, cgroup: &MemoryCgroup, arguments: &[&str]) -> Result<Server> {
+    run.serve_as(&Setup { arguments, cgroup: Some(cgroup), ..Setup::default() })
+}
+
+pub(super) fn never_reading(run: &mut Run<'_>) -> Result<()> {
+    // At most 128 KiB and its overhead of the process each.
+    let closed_by = play_never_reading(run, 500, 64 << 10, 500 * (160 << 10))?;
+    run.check("the record counts each of them", closed_by.get("slow_reader") == Some(&500));
+    Ok(())
+}
+
+pub(super) fn never_reading_many(run: &mut Run<'_>) -> Result<()> {
+    let count = many(15_000)?;
+    // 256 MiB of queues at most, and as much again for what holds them.
+    let closed_by = play_never_reading(run, count, 16 << 10, 512 << 20)?;
+    let reasons = ["slow_reader", "queues_full", "tcp_mem"];
+    let dropped: u64 = reasons.iter().filter_map(|&reason| closed_by.get(reason)).sum();
+    run.check("the record counts each of them", dropped == count as u64);
+    Ok(())
+}
+
+/// What the record says of how they were dropped.
+fn play_never_reading(
+    run: &mut Run<'_>,
+    count: usize,
+    kernel_bytes: usize,
+    process_bytes_max: u64,
+) -> Result<BTreeMap<String, u64>> {
+    let namespace = Namespace::new()?;
+    let server = run.serve_as(&Setup {
+        arguments: &["--slow-reader-timeout", "4s"],
+        namespace: Some(&namespace),
+        ..Setup::default()
+    })?;
+    // Else the kernel takes megabytes for each of them before anything waits in the server.
+    for setting in ["tcp_rmem", "tcp_wmem"] {
+        let sizes = format!("4096 {kernel_bytes} {kernel_bytes}");
+        namespace.set(&format!("net/ipv4/{setting}"), &sizes)?;
+    }
+    let (before, rss) = (server.descriptors()?, server.rss_bytes()?);
+    let mut peers = Vec::with_capacity(count);
+    for number in 0..count {
+        peers.push((deaf_peer(&server, number, kernel_bytes)?, 0));
+    }
+    let mut peak = 0;
+    for _ in 0..12 {
+        for (stream, sent) in &mut peers {
+            *sent += send_up_to(stream, (1 << 20) - *sent);
+        }
+        peak = peak.max(server.rss_bytes()?.saturating_sub(rss));
+        sleep(Duration::from_millis(100))?;
+    }
+    run.figure("sent_bytes", peers.iter().map(|(_, sent)| *sent).sum::<usize>());
+    run.figure("process_grew_bytes", peak);
+    run.check("the process stays within its bounds", peak < process_bytes_max);
+    let are_dropped = || Ok(server.descriptors()? <= before);
+    let took = wait_until("they are dropped", Duration::from_secs(60), are_dropped)?;
+    run.seconds("dropped_seconds", took);
+    drop(peers);
+    let record = run.ends(server)?;
+    run.counts("closed_by", &record.closed_by);
+    Ok(record.closed_by)
+}
+
+fn deaf_peer(server: &Server, number: usize, kernel_bytes: usize) -> Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_recv_buffer_size(4096)?;
+    socket.set_send_buffer_size(kernel_bytes)?;
+    socket.connect_timeout(&server.address(number).into(), Duration::from_secs(30))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// As much as is taken just now.
+fn send_up_to(stream: &mut TcpStream, most: usize) -> usize {
+    let mut sent = 0;
+    while sent < most {
+        match stream.write(&[b'x'; 1 << 16]) {
+            Ok(count) => sent += count,
+            // Full, or dropped already.
+            Err(_) => break,
+        }
+    }
+    sent
+}

@@ -1,0 +1,142 @@
+//! The one supervisor: every program of the lab is started, waited for and ended here, and is never left behind.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{Pid, getpid};
+
+use crate::patience::wait_until;
+
+/// A running program; killed when dropped, and by the kernel when the lab itself is killed.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    name: String,
+}
+
+impl Process {
+    pub(crate) fn spawn(name: &str, command: &mut Command) -> Result<Self> {
+        let child = command.spawn().with_context(|| format!("the {name} can't be started"))?;
+        Ok(Self { child, name: name.to_owned() })
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        kill(self.pid(), signal).with_context(|| format!("the {} got no {signal}", self.name))
+    }
+
+    /// Looks at its end alone, and leaves the stops of a traced process to who traces it.
+    pub(crate) fn is_running(&self) -> bool {
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        matches!(waitid(Id::Pid(self.pid()), look), Ok(WaitStatus::StillAlive))
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait(&mut self, within: Duration) -> Result<ExitStatus> {
+        wait_until(&format!("the {} has ended", self.name), within, || Ok(!self.is_running()))?;
+        Ok(self.child.wait()?)
+    }
+
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended, and been waited for, long ago.
+        let _ = self.kill();
+    }
+}
+
+/// Where a program runs.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Place {
+    /// A cgroup's folder.
+    #[arg(long)]
+    pub(crate) cgroup: Option<PathBuf>,
+    /// RLIMIT_NOFILE, soft and hard.
+    #[arg(long)]
+    pub(crate) descriptors: Option<u64>,
+    /// The file of a network namespace.
+    #[arg(long)]
+    pub(crate) network: Option<PathBuf>,
+}
+
+/// A program at its place, as [`run_inside`] starts it: this program itself goes there and then becomes it.
+pub(crate) fn inside(place: &Place, program: impl AsRef<OsStr>) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["inside", "--parent", &getpid().to_string()]);
+    if let Some(cgroup) = &place.cgroup {
+        command.arg("--cgroup").arg(cgroup);
+    }
+    if let Some(descriptors) = place.descriptors {
+        command.args(["--descriptors", &descriptors.to_string()]);
+    }
+    if let Some(network) = &place.network {
+        command.arg("--network").arg(network);
+    }
+    command.arg("--").arg(program);
+    Ok(command)
+}
+
+/// Goes to a place and becomes a program there, which the kernel kills when the lab ends.
+#[derive(Debug, Args)]
+pub(crate) struct Inside {
+    #[command(flatten)]
+    place: Place,
+    /// The process that started this.
+    #[arg(long)]
+    parent: i32,
+    /// The program and its arguments.
+    #[arg(last = true, required = true)]
+    words: Vec<OsString>,
+}
+
+/// Returns only where it fails.
+pub(crate) fn run_inside(arguments: &Inside) -> Result<()> {
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if nix::unistd::getppid().as_raw() != arguments.parent {
+        bail!("the lab has ended");
+    }
+    if let Some(network) = &arguments.place.network {
+        setns(File::open(network)?, CloneFlags::CLONE_NEWNET)?;
+    }
+    if let Some(cgroup) = &arguments.place.cgroup {
+        fs::write(cgroup.join("cgroup.procs"), getpid().to_string())?;
+    }
+    if let Some(descriptors) = arguments.place.descriptors {
+        setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors)?;
+    }
+    // What the lab has blocked for itself would be inherited.
+    SigSet::all().thread_unblock()?;
+    let [program, words @ ..] = arguments.words.as_slice() else { bail!("no program is given") };
+    let failure = Command::new(program).args(words).exec();
+    Err(failure).with_context(|| Path::new(program).display().to_string())
+}
+
+/// Runs a tool of the system to its end; its complaint is the error.
+pub(crate) fn tool(name: &str, arguments: &[&str]) -> Result<()> {
+    let output = Command::new(name).args(arguments).output().with_context(|| name.to_owned())?;
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        bail!("{name} {}: {}", arguments.join(" "), complaint.trim());
+    }
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! The programs under test, and where they lie.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+/// A folder with `c1000k-server` and `c1000k-client`.
+#[derive(Debug)]
+pub(crate) struct Programs(PathBuf);
+
+impl Programs {
+    /// `FAULTS_BINARIES` names their folder; without it cargo builds them, where it runs this, and else they lie beside
+    /// this program.
+    pub(crate) fn find() -> Result<Self> {
+        let folder = match (env::var_os("FAULTS_BINARIES"), env::var_os("CARGO_MANIFEST_DIR")) {
+            (Some(folder), _) => PathBuf::from(folder),
+            (None, Some(package)) => build(&Path::new(&package).join("../Cargo.toml"))?,
+            (None, None) => env::current_exe()?.parent().context("no folder")?.to_owned(),
+        };
+        // A relative path would be looked up in PATH.
+        let programs = Self(folder.canonicalize().with_context(|| folder.display().to_string())?);
+        for name in ["c1000k-server", "c1000k-client"] {
+            if !programs.path(name).is_file() {
+                bail!("there is no program {}", programs.path(name).display());
+            }
+        }
+        Ok(programs)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+/// What cargo says of each artifact.
+#[derive(Debug, Deserialize)]
+struct Message {
+    executable: Option<PathBuf>,
+}
+
+/// Builds both, and says where cargo put them, whatever target folder or triple is set.
+fn build(manifest: &Path) -> Result<PathBuf> {
+    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--release", "--locked", "--message-format", "json-render-diagnostics"])
+        .args(["-p", "c1000k-server", "-p", "c1000k-client", "--manifest-path"])
+        .arg(manifest)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo")?;
+    if !output.status.success() {
+        bail!("the build failed; cargo's words are above");
+    }
+    folder_of("c1000k-server", &String::from_utf8_lossy(&output.stdout))
+}
+
+fn folder_of(program: &str, said: &str) -> Result<PathBuf> {
+    for line in said.lines() {
+        let message: Message = serde_json::from_str(line).context("cargo's message")?;
+        if let Some(path) = message.executable.filter(|path| path.ends_with(program)) {
+            return Ok(path.parent().context("no folder")?.to_owned());
+        }
+    }
+    bail!("cargo does not say where {program} is")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_is_the_one_that_cargo_names() {
+        let said = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
+                    {\"reason\":\"compiler-artifact\",\"executable\":\"/a folder/c1000k-server\"}\n\
+                    {\"reason\":\"build-finished\",\"success\":true}";
+        assert_eq!(folder_of("c1000k-server", said).unwrap(), Path::new("/a folder"));
+        assert!(folder_of("c1000k-client", said).is_err());
+    }
+}

@@ -1,0 +1,366 @@
+//! The crowd of a soak: it holds so many connections, and each second many of them leave and others come.
+//!
+//! Each connection says something when it opens and again at half of its life. One slot in ten is never closed; one in
+//! fifty falls silent after its first echo, and the server's idle timeout must take it. Every other one leaves by a
+//! reset. In the end each must echo once more, and then all are reset.
+
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use c1000k_host::command_line::SHORT;
+use c1000k_host::limits::raise_descriptor_limit;
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use crate::peers::{Event, Peers, State};
+use crate::sockets::Ports;
+
+const PERMANENT_EVERY: usize = 10;
+const SILENT_EVERY: usize = 50;
+const IN_FLIGHT_MAX: usize = 4_000;
+/// Turns between two looks at the events.
+const TURNS_MAX: usize = 100;
+/// For the last echoes.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Lost connections that are told one by one.
+const COMPLAINTS_MAX: u64 = 20;
+/// A reset is sent once, and the kernel's queue of loopback packets holds a thousand.
+const RESETS_MAX: usize = 64;
+
+/// Holds connections that come and go
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The server's address
+    ip: Ipv4Addr,
+    /// Its first port
+    first_port: u16,
+    /// Connections
+    #[arg(value_parser = clap::value_parser!(u32).range(2..))]
+    connections: u32,
+    /// For how long they come and go
+    seconds: f64,
+    /// The server's ports
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
+    ports: u16,
+    /// Closes and opens a second
+    #[arg(long, default_value_t = 1_000.0)]
+    churn: f64,
+    /// Opens a second at the beginning
+    #[arg(long, default_value_t = 10_000.0)]
+    rate: f64,
+}
+
+/// What is printed, one a line: a sample each second, and the summary at the end.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Line {
+    Sample(Sample),
+    Summary(Summary),
+}
+
+/// The counts so far, and the longest wait for an echo since the last sample.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Sample {
+    pub(crate) seconds: f64,
+    pub(crate) open: usize,
+    pub(crate) opened: u64,
+    pub(crate) closed: u64,
+    pub(crate) timed_out: u64,
+    pub(crate) lost: u64,
+    pub(crate) echoes: u64,
+    pub(crate) echo_max_ms: f64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Summary {
+    pub(crate) connections: usize,
+    pub(crate) ramp_seconds: f64,
+    pub(crate) seconds: f64,
+    pub(crate) opened: u64,
+    pub(crate) opened_per_second: f64,
+    pub(crate) closed: u64,
+    pub(crate) closed_per_second: f64,
+    pub(crate) timed_out: u64,
+    /// When the coming and going ended.
+    pub(crate) held: usize,
+    /// Those whose last echo came back.
+    pub(crate) proven: usize,
+    pub(crate) lost: u64,
+    pub(crate) wrong: u64,
+    pub(crate) echoes: u64,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    raise_descriptor_limit()?;
+    let mut churn = Churn::new(arguments)?;
+    churn.ramp(arguments.rate)?;
+    let ramp_seconds = churn.seconds();
+    churn.come_and_go(arguments.churn, Duration::from_secs_f64(arguments.seconds))?;
+    let seconds = churn.seconds() - ramp_seconds;
+    let (held, opened) = (churn.connected, churn.opened);
+    let connections = churn.slots.len();
+    let proven = churn.prove()?;
+    churn.leave();
+    let opened_per_second = (opened - connections as u64) as f64 / seconds;
+    let closed_per_second = (churn.closed + churn.timed_out) as f64 / seconds;
+    say(&Line::Summary(Summary {
+        connections,
+        ramp_seconds,
+        seconds,
+        opened: churn.opened,
+        opened_per_second,
+        closed: churn.closed,
+        closed_per_second,
+        timed_out: churn.timed_out,
+        held,
+        proven,
+        lost: churn.lost,
+        wrong: churn.wrong,
+        echoes: churn.echoes,
+    }))?;
+    let is_right = churn.lost == 0 && churn.wrong == 0 && proven == connections;
+    Ok(if is_right { ExitCode::SUCCESS } else { ExitCode::from(SHORT) })
+}
+
+fn say(line: &Line) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", serde_json::to_string(line)?)?;
+    Ok(out.flush()?)
+}
+
+/// What is known of a slot beside its peer.
+#[derive(Debug, Clone)]
+struct Slot {
+    /// Stands in each message, so that an echo of another life is wrong.
+    life: u32,
+    asked_at: Instant,
+    is_silent: bool,
+}
+
+#[derive(Debug)]
+struct Churn {
+    peers: Peers,
+    ports: Ports,
+    slots: Vec<Slot>,
+    began: Instant,
+    sampled_at: Instant,
+    echo_max: Duration,
+    /// Connects and echoes under way.
+    in_flight: usize,
+    connected: usize,
+    opened: u64,
+    closed: u64,
+    timed_out: u64,
+    lost: u64,
+    wrong: u64,
+    echoes: u64,
+}
+
+impl Churn {
+    fn new(arguments: &Arguments) -> Result<Self> {
+        let now = Instant::now();
+        let slot = Slot { life: 0, asked_at: now, is_silent: false };
+        Ok(Self {
+            peers: Peers::new()?,
+            ports: Ports { ip: arguments.ip, first: arguments.first_port, count: arguments.ports },
+            slots: vec![slot; arguments.connections as usize],
+            began: now,
+            sampled_at: now,
+            echo_max: Duration::ZERO,
+            in_flight: 0,
+            connected: 0,
+            opened: 0,
+            closed: 0,
+            timed_out: 0,
+            lost: 0,
+            wrong: 0,
+            echoes: 0,
+        })
+    }
+
+    fn seconds(&self) -> f64 {
+        self.began.elapsed().as_secs_f64()
+    }
+
+    fn ramp(&mut self, per_second: f64) -> Result<()> {
+        let mut next = 0;
+        while next < self.slots.len() || self.in_flight > 0 {
+            let due = self.seconds() * per_second;
+            while next < self.slots.len() && (next as f64) < due && self.in_flight < IN_FLIGHT_MAX {
+                self.start(next)?;
+                next += 1;
+            }
+            self.take_events()?;
+        }
+        Ok(())
+    }
+
+    fn come_and_go(&mut self, per_second: f64, duration: Duration) -> Result<()> {
+        let (started, count) = (Instant::now(), self.slots.len());
+        let (mut place, mut turned) = (0, 0.0);
+        while started.elapsed() < duration {
+            let due = started.elapsed().as_secs_f64() * per_second;
+            for _ in 0..TURNS_MAX {
+                if turned >= due || self.in_flight >= IN_FLIGHT_MAX {
+                    break;
+                }
+                turned += f64::from(u8::from(self.turn(place)?));
+                self.half((place + count / 2) % count)?;
+                place = (place + 1) % count;
+            }
+            self.take_events()?;
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, slot: usize) -> Result<()> {
+        let known = &mut self.slots[slot];
+        *known = Slot { life: known.life + 1, asked_at: Instant::now(), is_silent: false };
+        match self.peers.connect(slot, self.ports.address(slot))? {
+            Ok(()) => self.in_flight += 1,
+            Err(why) => self.lose(slot, &why),
+        }
+        Ok(())
+    }
+
+    fn lose(&mut self, slot: usize, why: &str) {
+        if self.lost < COMPLAINTS_MAX {
+            eprintln!("lost connection {slot} at {:.1} s: {why}", self.seconds());
+        }
+        self.lost += 1;
+    }
+
+    /// It has something to say, and is connected.
+    fn ask(&mut self, slot: usize, state: State) -> Result<()> {
+        let known = &mut self.slots[slot];
+        known.asked_at = Instant::now();
+        let message = format!("life {} of connection {slot}, still there?", known.life);
+        self.in_flight += usize::from(state == State::Open);
+        match self.peers.say(slot, message.into_bytes()) {
+            Ok(()) => Ok(()),
+            Err(why) => self.gone(slot, State::Waiting, &why),
+        }
+    }
+
+    /// The server has closed it: as it must where nothing was said for long.
+    fn gone(&mut self, slot: usize, state: State, why: &str) -> Result<()> {
+        self.forget(state);
+        if !self.slots[slot].is_silent {
+            self.lose(slot, why);
+            return Ok(());
+        }
+        self.timed_out += 1;
+        self.start(slot)
+    }
+
+    fn forget(&mut self, state: State) {
+        self.in_flight -= usize::from(state != State::Open);
+        self.connected -= usize::from(state != State::Connecting);
+    }
+
+    fn take_events(&mut self) -> Result<()> {
+        for (slot, event) in self.peers.poll(Duration::from_millis(1))? {
+            match event {
+                Event::Connected => {
+                    self.opened += 1;
+                    self.connected += 1;
+                    self.ask(slot, State::Waiting)?;
+                }
+                Event::Echoed => {
+                    self.in_flight -= 1;
+                    self.echoes += 1;
+                    self.echo_max = self.echo_max.max(self.slots[slot].asked_at.elapsed());
+                }
+                Event::Gone(state, why) => {
+                    self.wrong += u64::from(why == "a wrong echo");
+                    self.gone(slot, state, &why)?;
+                }
+            }
+        }
+        self.sample()
+    }
+
+    fn sample(&mut self) -> Result<()> {
+        if self.sampled_at.elapsed() < Duration::from_secs(1) {
+            return Ok(());
+        }
+        self.sampled_at = Instant::now();
+        let echo_max_ms = std::mem::take(&mut self.echo_max).as_secs_f64() * 1e3;
+        say(&Line::Sample(Sample {
+            seconds: self.seconds(),
+            open: self.connected,
+            opened: self.opened,
+            closed: self.closed,
+            timed_out: self.timed_out,
+            lost: self.lost,
+            echoes: self.echoes,
+            echo_max_ms,
+        }))
+    }
+
+    fn is_open(&self, slot: usize) -> bool {
+        self.peers.get(slot).is_some_and(|peer| peer.state == State::Open)
+    }
+
+    /// The slot's turn: what was in it leaves, and another comes. Whether that happened.
+    fn turn(&mut self, slot: usize) -> Result<bool> {
+        if !self.is_open(slot) || self.slots[slot].is_silent {
+            return Ok(false);
+        }
+        if slot.is_multiple_of(PERMANENT_EVERY) {
+            self.ask(slot, State::Open)?;
+            return Ok(false);
+        }
+        let is_reset = !self.closed.is_multiple_of(2);
+        self.closed += 1;
+        self.peers.remove(slot, is_reset);
+        self.forget(State::Open);
+        self.start(slot)?;
+        Ok(true)
+    }
+
+    /// At half of its life: it speaks, or falls silent for good.
+    fn half(&mut self, slot: usize) -> Result<()> {
+        if !self.is_open(slot) || self.slots[slot].is_silent {
+            return Ok(());
+        }
+        if slot % SILENT_EVERY == 1 {
+            self.slots[slot].is_silent = true;
+            return Ok(());
+        }
+        self.ask(slot, State::Open)
+    }
+
+    /// Each one speaks once more, also those that fell silent and are not closed yet; how many were heard.
+    fn prove(&mut self) -> Result<usize> {
+        for slot in 0..self.slots.len() {
+            if self.is_open(slot) {
+                self.ask(slot, State::Open)?;
+            }
+            self.await_in_flight(IN_FLIGHT_MAX - 1)?;
+        }
+        self.await_in_flight(0)?;
+        Ok(self.peers.count(State::Open))
+    }
+
+    fn await_in_flight(&mut self, most: usize) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.in_flight > most && Instant::now() < deadline {
+            self.take_events()?;
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self) {
+        for slot in 0..self.slots.len() {
+            self.peers.remove(slot, true);
+            if slot.is_multiple_of(RESETS_MAX) {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
