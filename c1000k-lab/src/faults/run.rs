@@ -57,7 +57,7 @@ impl<'a> Run<'a> {
     pub(crate) fn counts(&mut self, name: &str, counts: &BTreeMap<String, u64>) {
         let texts: Vec<String> =
             counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
-        self.figure(name, texts.join(", "));
+        self.figure(name, if texts.is_empty() { "none".to_owned() } else { texts.join(", ") });
     }
 
     pub(crate) fn check(&mut self, what: impl Into<String>, holds: bool) {

@@ -58,8 +58,12 @@ fn idle_wakes(server: &Server, crowd: &mut Crowd, duration: Duration) -> Result<
 }
 
 pub(super) fn registered_files(run: &mut Run<'_>) -> Result<()> {
-    let server =
-        run.serve_as(&Setup { descriptors: Some(DESCRIPTORS as u64), ..Setup::default() })?;
+    // It chooses them by itself.
+    let server = run.serve_as(&Setup {
+        arguments: &["--file-table", "auto"],
+        descriptors: Some(DESCRIPTORS as u64),
+        ..Setup::default()
+    })?;
     if !server.log()?.contains("registered files") {
         return Err(Skipped("io_uring is not to be had here".to_owned()).into());
     }

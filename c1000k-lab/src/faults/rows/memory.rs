@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use socket2::{Domain, Socket, Type};
@@ -124,8 +124,14 @@ fn play_never_reading(
         peers.push((deaf_peer(&server, number, kernel_bytes)?, 0));
     }
     let mut peak = 0;
+    let started = Instant::now();
     for _ in 0..12 {
-        for (stream, sent) in &mut peers {
+        for (number, (stream, sent)) in peers.iter_mut().enumerate() {
+            // All at once they would fill the kernel's memory for TCP, and each wait be one for a lost packet.
+            let due = Duration::from_millis(number as u64).saturating_sub(started.elapsed());
+            if !due.is_zero() {
+                sleep(due)?;
+            }
             *sent += send_up_to(stream, (1 << 20) - *sent);
         }
         peak = peak.max(server.rss_bytes()?.saturating_sub(rss));

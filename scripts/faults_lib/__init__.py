@@ -1,1 +1,0 @@
-"""What scripts/faults is made of: the server, its peers, the rows and what runs them."""
