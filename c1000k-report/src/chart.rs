@@ -372,3 +372,28 @@ fn draw(
     }
     Ok(Some(Chart { file_name, title, svg }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn panel(label: &'static str, points: &[(f64, f64)]) -> Panel {
+        let text = |value| format::count(format::rounded(value));
+        Panel { label, text, points: points.to_vec() }
+    }
+
+    #[test]
+    fn each_figure_has_a_panel_and_one_without_points_has_none() {
+        let shown = [
+            panel("open", &[(0.0, 1.0), (9.0, 3.0)]),
+            panel("lost", &[]),
+            panel("closed", &[(4.0, 2.0)]),
+        ];
+        let chart = panels("soak.svg", "A soak", &shown).unwrap().unwrap();
+        for (label, is_there) in [("open", true), ("closed", true), ("lost", false)] {
+            assert_eq!(chart.svg.contains(&format!("\n{label}\n")), is_there, "{label}");
+        }
+        let nothing = [panel("lost", &[]), panel("wrong", &[(0.0, 0.0), (1.0, 0.0)])];
+        assert_eq!(panels("soak.svg", "A soak", &nothing).unwrap(), None);
+    }
+}

@@ -6,7 +6,7 @@ mod common;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -436,6 +436,49 @@ fn http_keepalive_stays_open_where_it_may() {
         peer.write_all(request.as_bytes()).unwrap();
         expect(&mut peer, HELLO.as_bytes());
     }
+}
+
+/// Requests that `wrk` writes at once.
+const PIPELINED: &str = "16";
+
+/// Puts http_keepalive under wrk, a program of others', where there is one; what it prints.
+fn wrk(address: SocketAddr, script: Option<&Path>) -> Option<String> {
+    let mut wrk = Command::new("wrk");
+    wrk.args(["--threads", "1", "--connections", "100", "--duration", "2s", "--timeout", "10s"]);
+    wrk.args(script.map(|script| ["--script".as_ref(), script.as_os_str()]).into_iter().flatten());
+    wrk.arg(format!("http://{address}/"));
+    wrk.args(script.map(|_| ["--", PIPELINED]).into_iter().flatten());
+    match wrk.output() {
+        Ok(output) => Some(String::from_utf8(output.stdout).unwrap()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            eprintln!("skipped: wrk is missing (on Debian: apt-get install wrk)");
+            None
+        }
+        Err(error) => panic!("wrk: {error}"),
+    }
+}
+
+#[test]
+fn http_keepalive_answers_all_of_a_load_generator_right() {
+    let _descriptors = Descriptors::counted();
+    let (example, address) = Example::listening("http_keepalive");
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("pipeline.lua");
+    let lines = "init = function(args)
+            local all = {}
+            for index = 1, tonumber(args[1]) do all[index] = wrk.format('GET', '/') end
+            requests = table.concat(all)
+        end
+        request = function() return requests end";
+    std::fs::write(&script, lines).unwrap();
+    for script in [None, Some(script.as_path())] {
+        let Some(printed) = wrk(address, script) else { break };
+        // Lines on errors are there only where there were some.
+        assert!(!printed.contains("Socket errors") && !printed.contains("Non-2xx"), "{printed}");
+        let answered = printed.lines().find_map(|line| line.trim().split_once(" requests in "));
+        assert!(answered.is_some_and(|(count, _)| count.parse::<u64>().unwrap() > 0), "{printed}");
+    }
+    example.terminate();
 }
 
 /// A guest of the chat, who reads line by line.
