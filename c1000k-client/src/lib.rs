@@ -28,3 +28,8 @@ pub use plan::Plan;
 pub use progress::Progress;
 pub use run::{Client, Conn, Settings};
 pub use tally::{Stop, Tally};
+
+/// The code in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct ReadmeExample;

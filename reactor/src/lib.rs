@@ -63,7 +63,7 @@
 //!
 //! # Stability
 //! The crate follows semantic versioning; before 1.0 a minor version may break. The public surface is kept in
-//! `reactor/public-api.txt`, so that a change of it is seen in review. Make [`Config`] and the options with
+//! `public-api.txt`, so that a change of it is seen in review. Make [`Config`] and the options with
 //! `..Default::default()`: a new field is no breaking change. Enums that may grow are `#[non_exhaustive]`, and a new
 //! callback of [`Handler`] comes with a default. The crate's types are its own: nothing of `nix` or `io-uring` is in a
 //! signature. The oldest compiler is the `rust-version` of `Cargo.toml`; raising it is a minor change.
@@ -71,7 +71,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("reactor is built on epoll, signalfd and eventfd: it runs on Linux only");
 
-#[doc = include_str!("../../docs/guide.md")]
+#[doc = include_str!("../guide.md")]
 pub mod guide {}
 
 mod address;
@@ -112,8 +112,3 @@ pub use waker::Waker;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub use simulation::play_bytes;
-
-/// The README's example compiles.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct ReadmeExample;

@@ -205,7 +205,7 @@ mod tests {
                 if let Err(failure) = panic::catch_unwind(|| play(Choices::seeded(seed))) {
                     eprintln!(
                         "Seed {seed} fails. To replay it with a log:\n    REACTOR_SEED={seed} \
-                         REACTOR_TRACE=1 cargo test -p reactor --lib simulation -- --nocapture"
+                         REACTOR_TRACE=1 cargo test -p c1000k-reactor --lib simulation -- --nocapture"
                     );
                     next.store(seeds, Ordering::Relaxed);
                     panic::resume_unwind(failure);

@@ -2,7 +2,7 @@
 //!
 //! Every `pub` in the sources is part of the surface, because the lint `unreachable_pub` is denied. So the surface is the
 //! sources without what is private, without bodies, and without comments. To accept a change:
-//! `UPDATE_PUBLIC_API=1 cargo test -p reactor --test public_api`.
+//! `UPDATE_PUBLIC_API=1 cargo test -p c1000k-reactor --test public_api`.
 
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
