@@ -6,7 +6,6 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::num::NonZeroUsize;
-use std::os::fd::{AsRawFd, FromRawFd};
 
 use nix::sys::socket::{SockFlag, accept4};
 use polling::{Event, Events, PollMode, Poller};
@@ -67,9 +66,7 @@ fn accept_all(
 /// `TcpListener::accept` would need one more call to make the stream non-blocking.
 fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let raw = accept4(listener.as_raw_fd(), flags)?;
-    // SAFETY: accept4 has just opened this descriptor, and nothing else knows it.
-    Ok(unsafe { TcpStream::from_raw_fd(raw) })
+    Ok(accept4(listener, flags)?.into())
 }
 
 /// Says whether the connection lives on.

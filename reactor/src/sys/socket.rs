@@ -161,9 +161,7 @@ pub(crate) fn connect(socket: &Descriptor, address: &Address) -> Result<(), Erro
 #[inline]
 pub(crate) fn accept(listener: &Descriptor) -> AcceptResult<Descriptor> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let answer = socket::accept4(listener.0.as_raw_fd(), flags);
-    // SAFETY: accept4 has just opened this descriptor, and nothing else knows it.
-    accept_result(answer.map(|raw| Descriptor(unsafe { OwnedFd::from_raw_fd(raw) })))
+    accept_result(socket::accept4(&listener.0, flags).map(Descriptor))
 }
 
 // The two calls of every message go to libc themselves: nix's functions for them are not inlined, and that is a tenth of
