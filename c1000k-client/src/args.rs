@@ -213,6 +213,13 @@ fn destination(
     if let Host::Name(name) = &target.host {
         log::info!("{name} is {}", ZonedIp::from(resolved));
     }
+    if is_of_many(resolved.ip()) {
+        let line = format!(
+            "{} is no address of one machine: give the server's own",
+            ZonedIp::from(resolved)
+        );
+        return Err(line.into());
+    }
     match source {
         Some(source) if is_ipv4 != Some(resolved.is_ipv4()) => {
             let line = format!(
@@ -373,6 +380,9 @@ mod tests {
             ("127.0.0.1 9900 --source fe80::1", "a link-local address: give its zone"),
             ("127.0.0.1 9900 --source fe80::1%nowhere", "no interface"),
             ("127.0.0.1 9900 --source ::1,127.0.0.1", "families"),
+            ("224.0.0.1 9900", "224.0.0.1 is no address of one machine"),
+            ("255.255.255.255", "is no address of one machine"),
+            ("ff02::1%lo", "ff02::1%lo is no address of one machine"),
             ("fe80::1 9900", "a link-local address: give its zone"),
             ("127.0.0.1 0", "1 to 65535"),
             ("127.0.0.1 70000", "port 70000 is out of range: a port is a number from 1 to 65535"),

@@ -138,7 +138,7 @@ fn flood(arguments: &Arguments, aim: &Aim, machine: &Machine) -> Result<Tally, S
         setbacks_max: SETBACKS_MIN.max(2 * u32::from(arguments.ports)),
     };
     let mut reactor =
-        reactor(aim).map_err(|error| format!("can't start: {error}{}", remedy(aim)))?;
+        reactor(aim).map_err(|error| format!("can't start: {error}; {}", remedy(aim, &error)))?;
     let progress = Progress::new(u64::from(aim.goal));
     let tally = Tally::new(Instant::now(), arguments.verify).ok_or("can't start the histogram")?;
     let mut client = Client::new(settings, Echo, plan, tally, &progress);
@@ -150,10 +150,11 @@ fn flood(arguments: &Arguments, aim: &Aim, machine: &Machine) -> Result<Tally, S
 }
 
 /// What may help where a reactor can't be made.
-fn remedy(aim: &Aim) -> &'static str {
+fn remedy(aim: &Aim, error: &reactor::Error) -> &'static str {
     match aim.file_table {
-        FileTable::Process => "; see ulimit -n",
-        FileTable::Registered => "; see ulimit -l and ulimit -n, or give --file-table process",
+        _ if error.errno().is_none() => "see ulimit -v and ulimit -d, or give a lower -c",
+        check::FileTable::Process => "see ulimit -n",
+        check::FileTable::Registered => "see ulimit -l and ulimit -n, or give --file-table process",
     }
 }
 

@@ -39,10 +39,9 @@ fn headline(record: &ClientRecord) -> String {
         Verdict::Reached => {
             format!("REACHED: {held}, each proven when it opened and after the hold")
         }
-        Verdict::Held => format!(
-            "HELD, NOT VERIFIED: {held}; no server has answered on them \
-             (--no-verify)"
-        ),
+        Verdict::Held => {
+            format!("HELD, NOT VERIFIED: {held}; no echo was asked for on them (--no-verify)")
+        }
         Verdict::Short => format!("SHORT: {held}"),
     }
 }

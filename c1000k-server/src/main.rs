@@ -249,12 +249,12 @@ fn no_room(settings: &Settings, machine: &Machine) -> String {
     };
     let inherited = match machine.descriptors_inherited {
         0 => String::new(),
-        count => format!(" beside {} descriptors that are open already", format::count(count)),
+        count => format!(" and {} open at the start", format::counted(count, "descriptor")),
     };
     format!(
-        "RLIMIT_NOFILE is {}, which is too low for {} listening ports{threads}{inherited}: raise it with `ulimit -n`, or give fewer {fewer}",
+        "RLIMIT_NOFILE is {}, which is too low for {}{threads}{inherited}: raise it with `ulimit -n`, or give fewer {fewer}",
         format::count(machine.descriptors.map_or(0, |limit| limit.hard)),
-        settings.ports
+        format::counted(u64::from(settings.ports), "listening port"),
     )
 }
 
@@ -279,13 +279,17 @@ fn listening(
     room: Room,
     write_queues_bytes_max: usize,
 ) -> Result<(Reactor<()>, Vec<Reactor<()>>), String> {
-    let remedy = match room.file_table {
+    let remedy = |error: &reactor::Error| match room.file_table {
+        _ if error.errno().is_none() => {
+            "see ulimit -v and ulimit -d, or give a lower --max-connections"
+        }
         FileTable::Process => "see ulimit -n, or give a lower --max-connections",
         FileTable::Registered => {
             "see ulimit -l and ulimit -n, or give --file-table process or a lower --max-connections"
         }
     };
-    let refused = |error: reactor::Error| format!("the reactor can't be set up: {error}; {remedy}");
+    let refused =
+        |error: reactor::Error| format!("the reactor can't be set up: {error}; {}", remedy(&error));
     let threads = usize::try_from(settings.threads).unwrap_or(usize::MAX);
     let config = Config {
         connections_max: usize::try_from(room.connections_max)

@@ -131,13 +131,13 @@ pub(crate) fn text(record: &ServerRecord) -> String {
             ),
         ),
     ];
-    let each = |label: &str, bytes: f64| {
-        (label.to_owned(), format!("{} a connection", format::bytes_each(bytes)))
+    // Where what others gave back outweighs what few connections took, there is nothing to tell.
+    let each = |label: &str, bytes: Option<f64>| {
+        let bytes = bytes.filter(|&bytes| bytes > 0.0)?;
+        Some((label.to_owned(), format!("{} a connection", format::bytes_each(bytes))))
     };
-    rows.extend(record.user_bytes_per_connection.map(|bytes| each("memory of the process", bytes)));
-    rows.extend(
-        record.kernel_bytes_per_connection.map(|bytes| each("memory of the kernel", bytes)),
-    );
+    rows.extend(each("memory of the process", record.user_bytes_per_connection));
+    rows.extend(each("memory of the kernel", record.kernel_bytes_per_connection));
     rows.extend(
         (record.stale_events > 0).then(|| count("stale events dropped", record.stale_events)),
     );
@@ -173,5 +173,30 @@ fn closed(reason: &str, times: u64) -> String {
             "{times} by the peers; c1000k-client ends its own connections so, to leave no TIME_WAIT"
         ),
         _ => times,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_weighs_something_or_nothing_is_said() {
+        let text_of = |bytes: f64| {
+            text(
+                &serde_json::from_value(serde_json::json!({
+                    "schema": SERVER_SCHEMA, "accepted": 3, "peak": 3, "open": 0, "refused": 0,
+                    "closed": 3, "stale_events": 0, "accept_errors": {}, "bytes_in": 0,
+                    "bytes_out": 0, "user_bytes_per_connection": bytes,
+                    "kernel_bytes_per_connection": bytes, "rss_peak_bytes": 0,
+                    "cpu_user_seconds": 0.0, "cpu_system_seconds": 0.0,
+                }))
+                .unwrap(),
+            )
+        };
+        assert_eq!(text_of(24.5).matches("24.5 B a connection").count(), 2);
+        for bytes in [0.0, -32.0] {
+            assert!(!text_of(bytes).contains("a connection"), "{}", text_of(bytes));
+        }
     }
 }

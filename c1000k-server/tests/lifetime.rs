@@ -229,6 +229,36 @@ fn a_port_of_a_connection_is_distinguished_from_one_with_a_listener() {
 }
 
 #[test]
+fn what_there_is_too_little_of_is_named() {
+    for (before, ports, parts) in [
+        ("ulimit -n 10 &&", "2", ["RLIMIT_NOFILE is 10", "2 listening ports: raise"]),
+        (
+            "exec 3</dev/null && ulimit -n 30 &&",
+            "1",
+            ["1 listening port and ", " open at the start: raise"],
+        ),
+    ] {
+        let mut command = common::by_shell(before);
+        let output = run(command.args(["--bind", "127.0.0.1", "--ports", ports]));
+        assert_eq!(output.status.code(), Some(1));
+        let line = one_line(&output);
+        assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+    }
+    if FileTable::check_registered().is_err() {
+        return common::skip("the test of address space", "no registered files are available");
+    }
+    let mut command = common::by_shell("ulimit -v 200000 &&");
+    let output = run(command.args([
+        "--bind=127.0.0.1",
+        "--ports=1",
+        "--max-connections=100M",
+        "--file-table=registered",
+    ]));
+    let line = one_line(&output);
+    assert!(line.contains("no address space") && line.contains("see ulimit -v"), "{line}");
+}
+
+#[test]
 fn an_address_of_another_machine_is_one_line() {
     let output = serve(&["--bind", "192.0.2.1", "--ports", "1"], free_ports(1));
     assert_eq!(output.status.code(), Some(1));

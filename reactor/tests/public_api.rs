@@ -75,7 +75,12 @@ fn surface(files: &[File]) -> String {
         .filter_map(|item| public_part(item.clone(), &types))
         .collect();
     let text = |item: &Item| {
-        prettyplease::unparse(&File { shebang: None, frontmatter: None, attrs: Vec::new(), items: vec![item.clone()] })
+        prettyplease::unparse(&File {
+            shebang: None,
+            frontmatter: None,
+            attrs: Vec::new(),
+            items: vec![item.clone()],
+        })
     };
     items.sort_by_cached_key(|item| (order(item), text(item)));
     let body: Vec<String> = items.iter().map(text).collect();
