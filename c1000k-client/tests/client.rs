@@ -137,6 +137,25 @@ fn a_standard_output_that_is_closed_takes_no_record_and_one_that_leads_to_nowher
 }
 
 #[test]
+fn a_file_that_is_standard_output_keeps_its_record_by_either_name() {
+    let server = Server::start(Manner::Echo, 1);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out");
+    for name in ["-", "/dev/stdout"] {
+        let words =
+            format!("127.0.0.1 {} --ports 1 -c 10 --hold 10ms --json {name}", server.first_port);
+        let ended = Client::start_after(&format!("exec 1>'{}'", path.display()), &words).end();
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert!(ended.stderr.iter().any(|line| line.starts_with("REACHED: 10 of 10")), "{ended:?}");
+        let record = ClientRecord::read(&path).unwrap();
+        assert_eq!(record.established, 10);
+    }
+    let words = format!("127.0.0.1 {} --ports 1 -c 10 --json /dev/stdout", server.first_port);
+    let ended = Client::start_after("exec 1>&-", &words).end();
+    assert_eq!((ended.code, ended.stderr.len()), (Some(1), 1), "{ended:?}");
+}
+
+#[test]
 fn an_echo_in_pieces_is_an_echo() {
     let server = Server::start(Manner::Dribble, 1);
     let (ended, record) =

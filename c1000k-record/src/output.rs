@@ -47,7 +47,7 @@ const STICKY: u32 = 0o1000;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
-    /// Standard output, `-` on the command line.
+    /// Standard output: `-` or `/dev/stdout` on the command line.
     Stdout,
     /// A file, replaced whole; or a pipe or device, written to as it is.
     Path(PathBuf),
@@ -62,6 +62,8 @@ impl Destination {
         match text {
             "" => Err("the path is empty; name a file, or - for standard output".to_owned()),
             "-" => Ok(Self::Stdout),
+            // As a path it would be what lies behind it: a file to be replaced, with the summary in the old one.
+            "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1" => Ok(Self::Stdout),
             path => Ok(Self::Path(path.into())),
         }
     }
@@ -382,6 +384,14 @@ mod tests {
         destination.write(&[3]).unwrap();
         assert_eq!(names(folder.path()), ["run.json"]);
         assert_eq!(fs::read_to_string(folder.path().join("run.json")).unwrap(), "[\n  3\n]\n");
+    }
+
+    #[test]
+    fn standard_output_has_more_names_than_one() {
+        for name in ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
+            assert_eq!(Destination::parse(name), Ok(Destination::Stdout), "{name}");
+        }
+        assert_eq!(to(Path::new("./-")), Destination::Path("./-".into()));
     }
 
     #[test]
