@@ -79,7 +79,7 @@ impl Crowd {
         self.add_as(count, Arrival::default())
     }
 
-    /// Connects so many; returns when all are answered, or when nothing has happened for a while.
+    /// Connects `count` more; returns when all are answered, or when nothing has happened for a while.
     pub(crate) fn add_as(&mut self, count: usize, arrival: Arrival) -> Result<()> {
         let deadline = Instant::now() + arrival.within;
         let (mut left, mut active) = (count, 0_usize);

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 /// A folder with `c1000k-server` and `c1000k-client`.
 #[derive(Debug)]
-pub(crate) struct Programs(PathBuf);
+pub(crate) struct Programs(pub(crate) PathBuf);
 
 impl Programs {
     /// `FAULTS_BINARIES` names their folder; without it cargo builds them, where it runs this, and else they lie beside

@@ -24,7 +24,7 @@ use crate::server::{Lab, Server, Setup};
 
 /// Holds connections for a long time while many leave and come, and looks for what grows
 ///
-/// Each second so many connections close (every other one by a reset), as many open, twice as many messages are echoed,
+/// Each second some connections close (every other one by a reset), as many open, twice as many messages are echoed,
 /// and the idle timeout takes those that have fallen silent. At the end descriptors, slots and memory must be flat and
 /// all counts agree to the last connection. The record, the series and a chart of it go to DIR.
 #[derive(Debug, Args)]

@@ -68,7 +68,7 @@ pub(crate) fn is_admitted(to: SocketAddr) -> bool {
     connected.and_then(|stream| echo(&stream, b"anybody there?")).is_ok()
 }
 
-/// Sends a block so often and reads it at once; whether the same came back.
+/// Sends a block again and again, and reads at the same time; whether the same came back.
 pub(crate) fn pump(stream: &TcpStream, block: &[u8], times: usize) -> Result<bool> {
     thread::scope(|scope| {
         let sender = scope.spawn(|| {
@@ -89,7 +89,7 @@ pub(crate) fn pump(stream: &TcpStream, block: &[u8], times: usize) -> Result<boo
     })
 }
 
-/// The first of so many ports in a row that nothing listens on.
+/// The first of `count` ports in a row that nothing listens on.
 pub(crate) fn free_ports(count: u16) -> Result<u16> {
     let start = 21_000 + (std::process::id() % 100) as u16 * 40;
     let is_free = |port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();

@@ -14,7 +14,7 @@ const RAW: i32 = 255;
 const TCP: u8 = 6;
 const HEADER: usize = 20;
 
-/// Sends so many, as fast as they can be sent.
+/// Sends `count` of them, as fast as they can be sent.
 pub(crate) fn flood(to: SocketAddrV4, count: usize) -> Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(RAW)))?;
     let mut random = fastrand::Rng::with_seed(1);

@@ -37,6 +37,12 @@ pub(crate) struct Check {
     pub(crate) holds: bool,
 }
 
+impl Check {
+    pub(crate) fn new(what: impl Into<String>, holds: bool) -> Self {
+        Self { what: what.into(), holds }
+    }
+}
+
 /// The record of a row.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {

@@ -61,7 +61,7 @@ impl<'a> Run<'a> {
     }
 
     pub(crate) fn check(&mut self, what: impl Into<String>, holds: bool) {
-        self.checks.push(Check { what: what.into(), holds });
+        self.checks.push(Check::new(what, holds));
     }
 
     /// A server with these arguments, on loopback.
@@ -201,10 +201,10 @@ fn play(lab: &Lab, row: &Row, out: &Path) -> Result<State> {
     Ok(report.state)
 }
 
-/// So many peers of a crowd.
+/// The size of a crowd.
 ///
 /// # Errors
-/// [`Skipped`] where this process may not have so many descriptors.
+/// [`Skipped`] where this process may not have as many descriptors.
 pub(crate) fn many(count: usize) -> Result<usize> {
     let allowed = c1000k_host::limits::descriptor_limit()?.soft;
     if allowed < count as u64 + 200 {
@@ -215,4 +215,54 @@ pub(crate) fn many(count: usize) -> Result<usize> {
         return Err(Skipped(why).into());
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::programs::Programs;
+
+    fn state_of(play: fn(&mut Run<'_>) -> Result<()>) -> (State, Report) {
+        let out = tempfile::tempdir().unwrap();
+        let lab = Lab { programs: Programs("nowhere".into()), file_table: "auto" };
+        let row = Row { name: "row", fault: "a fault", must_hold: "all", play, is_long: false };
+        let state = super::play(&lab, &row, out.path()).unwrap();
+        write_table(out.path()).unwrap();
+        let table = fs::read_to_string(out.path().join("README.md")).unwrap();
+        assert!(table.contains(&format!("| a fault | all | **{}**:", state.name())), "{table}");
+        let text = fs::read(out.path().join("row.json")).unwrap();
+        (state, serde_json::from_slice(&text).unwrap())
+    }
+
+    #[test]
+    fn a_row_holds_only_where_it_checks_something_and_all_of_it_holds() {
+        let holds = |run: &mut Run<'_>| {
+            run.check("one", true);
+            run.figure("zeal", 2);
+            run.figure("alms", 1);
+            Ok(())
+        };
+        let (state, report) = state_of(holds);
+        assert_eq!(state, State::Holds);
+        assert_eq!(report.line(), "zeal 2, alms 1", "figures stay in their order");
+        let one_fails = |run: &mut Run<'_>| {
+            run.check("one", true);
+            run.check("two", false);
+            Ok(())
+        };
+        assert_eq!(state_of(one_fails).0, State::Fails);
+        assert_eq!(state_of(|_| Ok(())).0, State::Fails);
+    }
+
+    #[test]
+    fn a_row_that_fails_before_its_end_says_why_and_one_that_is_skipped_too() {
+        let (state, report) = state_of(|run| {
+            run.check("one", true);
+            Err(anyhow!("no luck").context("it broke"))
+        });
+        assert_eq!((state, report.line().as_str()), (State::Fails, "error it broke: no luck"));
+        let (state, report) = state_of(|_| Err(Skipped("no such kernel".to_owned()).into()));
+        assert_eq!((state, report.line().as_str()), (State::Skipped, "skipped no such kernel"));
+        assert_eq!(state_of(|_| panic!("on purpose")).0, State::Fails);
+    }
 }

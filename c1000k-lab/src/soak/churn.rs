@@ -1,4 +1,4 @@
-//! The crowd of a soak: it holds so many connections, and each second many of them leave and others come.
+//! The crowd of a soak: it holds connections, and each second many of them leave and others come.
 //!
 //! Each connection says something when it opens and again at half of its life. One slot in ten is never closed; one in
 //! fifty falls silent after its first echo, and the server's idle timeout must take it. Every other one leaves by a
@@ -26,7 +26,7 @@ const IN_FLIGHT_MAX: usize = 4_000;
 const TURNS_MAX: usize = 100;
 /// For the last echoes.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Lost connections that are told one by one.
+/// Lost connections that are reported one by one.
 const COMPLAINTS_MAX: u64 = 20;
 /// A reset is sent once, and the kernel's queue of loopback packets holds a thousand.
 const RESETS_MAX: usize = 64;
@@ -67,11 +67,8 @@ pub(crate) enum Line {
 pub(crate) struct Sample {
     pub(crate) seconds: f64,
     pub(crate) open: usize,
-    pub(crate) opened: u64,
-    pub(crate) closed: u64,
-    pub(crate) timed_out: u64,
-    pub(crate) lost: u64,
-    pub(crate) echoes: u64,
+    #[serde(flatten)]
+    pub(crate) counts: Counts,
     pub(crate) echo_max_ms: f64,
 }
 
@@ -80,50 +77,58 @@ pub(crate) struct Summary {
     pub(crate) connections: usize,
     pub(crate) ramp_seconds: f64,
     pub(crate) seconds: f64,
-    pub(crate) opened: u64,
     pub(crate) opened_per_second: f64,
-    pub(crate) closed: u64,
     pub(crate) closed_per_second: f64,
-    pub(crate) timed_out: u64,
     /// When the coming and going ended.
     pub(crate) held: usize,
     /// Those whose last echo came back.
     pub(crate) proven: usize,
+    #[serde(flatten)]
+    pub(crate) counts: Counts,
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub(crate) struct Counts {
+    pub(crate) opened: u64,
+    /// By this side.
+    pub(crate) closed: u64,
+    /// By the server, as they were silent.
+    pub(crate) timed_out: u64,
     pub(crate) lost: u64,
+    /// Echoes that were not what was said.
     pub(crate) wrong: u64,
     pub(crate) echoes: u64,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     raise_descriptor_limit()?;
+    let summary = play(arguments)?;
+    let Counts { lost, wrong, .. } = summary.counts;
+    let is_right = lost == 0 && wrong == 0 && summary.proven == summary.connections;
+    say(&Line::Summary(summary))?;
+    Ok(if is_right { ExitCode::SUCCESS } else { ExitCode::from(SHORT) })
+}
+
+fn play(arguments: &Arguments) -> Result<Summary> {
     let mut churn = Churn::new(arguments)?;
     churn.ramp(arguments.rate)?;
     let ramp_seconds = churn.seconds();
     churn.come_and_go(arguments.churn, Duration::from_secs_f64(arguments.seconds))?;
     let seconds = churn.seconds() - ramp_seconds;
-    let (held, opened) = (churn.connected, churn.opened);
-    let connections = churn.slots.len();
+    let (held, connections) = (churn.connected, churn.slots.len());
+    let Counts { opened, closed, timed_out, .. } = churn.counts;
     let proven = churn.prove()?;
     churn.leave();
-    let opened_per_second = (opened - connections as u64) as f64 / seconds;
-    let closed_per_second = (churn.closed + churn.timed_out) as f64 / seconds;
-    say(&Line::Summary(Summary {
+    Ok(Summary {
         connections,
         ramp_seconds,
         seconds,
-        opened: churn.opened,
-        opened_per_second,
-        closed: churn.closed,
-        closed_per_second,
-        timed_out: churn.timed_out,
+        opened_per_second: (opened - connections as u64) as f64 / seconds,
+        closed_per_second: (closed + timed_out) as f64 / seconds,
         held,
         proven,
-        lost: churn.lost,
-        wrong: churn.wrong,
-        echoes: churn.echoes,
-    }))?;
-    let is_right = churn.lost == 0 && churn.wrong == 0 && proven == connections;
-    Ok(if is_right { ExitCode::SUCCESS } else { ExitCode::from(SHORT) })
+        counts: churn.counts,
+    })
 }
 
 fn say(line: &Line) -> Result<()> {
@@ -152,12 +157,7 @@ struct Churn {
     /// Connects and echoes under way.
     in_flight: usize,
     connected: usize,
-    opened: u64,
-    closed: u64,
-    timed_out: u64,
-    lost: u64,
-    wrong: u64,
-    echoes: u64,
+    counts: Counts,
 }
 
 impl Churn {
@@ -173,12 +173,7 @@ impl Churn {
             echo_max: Duration::ZERO,
             in_flight: 0,
             connected: 0,
-            opened: 0,
-            closed: 0,
-            timed_out: 0,
-            lost: 0,
-            wrong: 0,
-            echoes: 0,
+            counts: Counts::default(),
         })
     }
 
@@ -228,10 +223,10 @@ impl Churn {
     }
 
     fn lose(&mut self, slot: usize, why: &str) {
-        if self.lost < COMPLAINTS_MAX {
+        if self.counts.lost < COMPLAINTS_MAX {
             eprintln!("lost connection {slot} at {:.1} s: {why}", self.seconds());
         }
-        self.lost += 1;
+        self.counts.lost += 1;
     }
 
     /// It has something to say, and is connected.
@@ -253,7 +248,7 @@ impl Churn {
             self.lose(slot, why);
             return Ok(());
         }
-        self.timed_out += 1;
+        self.counts.timed_out += 1;
         self.start(slot)
     }
 
@@ -266,17 +261,17 @@ impl Churn {
         for (slot, event) in self.peers.poll(Duration::from_millis(1))? {
             match event {
                 Event::Connected => {
-                    self.opened += 1;
+                    self.counts.opened += 1;
                     self.connected += 1;
                     self.ask(slot, State::Waiting)?;
                 }
                 Event::Echoed => {
                     self.in_flight -= 1;
-                    self.echoes += 1;
+                    self.counts.echoes += 1;
                     self.echo_max = self.echo_max.max(self.slots[slot].asked_at.elapsed());
                 }
                 Event::Gone(state, why) => {
-                    self.wrong += u64::from(why == "a wrong echo");
+                    self.counts.wrong += u64::from(why == "a wrong echo");
                     self.gone(slot, state, &why)?;
                 }
             }
@@ -293,11 +288,7 @@ impl Churn {
         say(&Line::Sample(Sample {
             seconds: self.seconds(),
             open: self.connected,
-            opened: self.opened,
-            closed: self.closed,
-            timed_out: self.timed_out,
-            lost: self.lost,
-            echoes: self.echoes,
+            counts: self.counts,
             echo_max_ms,
         }))
     }
@@ -315,8 +306,8 @@ impl Churn {
             self.ask(slot, State::Open)?;
             return Ok(false);
         }
-        let is_reset = !self.closed.is_multiple_of(2);
-        self.closed += 1;
+        let is_reset = !self.counts.closed.is_multiple_of(2);
+        self.counts.closed += 1;
         self.peers.remove(slot, is_reset);
         self.forget(State::Open);
         self.start(slot)?;
@@ -362,5 +353,52 @@ impl Churn {
                 thread::sleep(Duration::from_millis(1));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// Echoes until its peer's end, each byte changed by `change`.
+    fn echo(mut stream: TcpStream, change: u8) {
+        let mut buffer = [0; 256];
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            buffer[..count].iter_mut().for_each(|byte| *byte ^= change);
+            if stream.write_all(&buffer[..count]).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Twenty connections, fifty of which come and go each second, with a server that echoes so.
+    fn play_against(change: u8) -> Summary {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let first_port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                thread::spawn(move || echo(stream, change));
+            }
+        });
+        let ip = Ipv4Addr::LOCALHOST;
+        let (connections, seconds, ports, churn, rate) = (20, 0.6, 1, 50.0, 10_000.0);
+        play(&Arguments { ip, first_port, connections, seconds, ports, churn, rate }).unwrap()
+    }
+
+    #[test]
+    fn connections_come_and_go_and_all_of_them_echo() {
+        let Summary { held, proven, counts, .. } = play_against(0);
+        assert_eq!((held, proven), (20, 20));
+        assert_eq!((counts.lost, counts.wrong, counts.timed_out), (0, 0, 0));
+        assert!(counts.closed > 10 && counts.opened == 20 + counts.closed, "{counts:?}");
+    }
+
+    #[test]
+    fn wrong_echoes_are_counted_and_their_connections_lost() {
+        let Summary { held, proven, counts, .. } = play_against(1);
+        assert_eq!((held, proven, counts.lost, counts.wrong), (0, 0, 20, 20));
     }
 }

@@ -96,7 +96,8 @@ fn checks(
     steady: &[&ServerSample],
     observed: &Observed,
 ) -> Result<Vec<Check>> {
-    let server = &observed.server;
+    let (server, counts) = (&observed.server, &peers.counts);
+    let (opened, closed) = (peers.opened_per_second, peers.closed_per_second);
     let count = format::count;
     let (connections, per_second) = (peers.connections as f64, f64::from(arguments.churn));
     let idle_closes = server.closed_by.get("idle").copied().unwrap_or(0);
@@ -116,54 +117,46 @@ fn checks(
     let grown = last.rss_bytes.saturating_sub(first.rss_bytes);
     let all_closed = server.open == 0 && server.accepted == server.closed;
     let mut checks = vec![
-        Check {
-            what: format!(
+        Check::new(
+            format!(
                 "{} were held to the end, and all of them echoed",
                 count(peers.connections as u64)
             ),
-            holds: peers.held as f64 > 0.98 * connections && peers.proven == peers.connections,
-        },
-        Check {
-            what: format!(
-                "at least {:.0} opened and closed a second ({:.0} and {:.0})",
-                0.95 * per_second,
-                peers.opened_per_second,
-                peers.closed_per_second
+            peers.held as f64 > 0.98 * connections && peers.proven == peers.connections,
+        ),
+        Check::new(
+            format!(
+                "at least {:.0} opened and closed a second ({opened:.0} and {closed:.0})",
+                0.95 * per_second
             ),
-            holds: peers.opened_per_second.min(peers.closed_per_second) >= 0.95 * per_second,
-        },
-        Check {
-            what: "no connection was lost or refused, and no echo was wrong".to_owned(),
-            holds: peers.lost == 0 && peers.wrong == 0 && server.refused == 0,
-        },
-        Check {
-            what: format!(
+            opened.min(closed) >= 0.95 * per_second,
+        ),
+        Check::new(
+            "no connection was lost or refused, and no echo was wrong",
+            counts.lost == 0 && counts.wrong == 0 && server.refused == 0,
+        ),
+        Check::new(
+            format!(
                 "the idle timeout took those that fell silent, and no other ({})",
-                count(peers.timed_out)
+                count(counts.timed_out)
             ),
-            holds: idle_closes == peers.timed_out && (peers.timed_out > 0 || !is_due),
-        },
-        Check {
-            what: format!(
-                "accepted is what was opened ({}), and all is closed",
-                count(server.accepted)
-            ),
-            holds: all_closed && server.accepted == peers.opened + beside,
-        },
-        Check {
-            what: format!("descriptors are flat ({} to {})", count(least), count(most)),
-            holds: most as f64 <= ends * connections * 1.02 + 250.0,
-        },
-        Check {
-            what: format!("the process did not grow in the second half ({} bytes)", count(grown)),
-            holds: grown <= GROWTH_BYTES_MAX,
-        },
+            idle_closes == counts.timed_out && (counts.timed_out > 0 || !is_due),
+        ),
+        Check::new(
+            format!("accepted is what was opened ({}), and all is closed", count(server.accepted)),
+            all_closed && server.accepted == counts.opened + beside,
+        ),
+        Check::new(
+            format!("descriptors are flat ({} to {})", count(least), count(most)),
+            most as f64 <= ends * connections * 1.02 + 250.0,
+        ),
+        Check::new(
+            format!("the process did not grow in the second half ({} bytes)", count(grown)),
+            grown <= GROWTH_BYTES_MAX,
+        ),
     ];
     if let Some(seen) = &observed.bystander {
-        checks.push(Check {
-            what: "the bystander was served to the end".to_owned(),
-            holds: seen.lost.is_none(),
-        });
+        checks.push(Check::new("the bystander was served to the end", seen.lost.is_none()));
     }
     Ok(checks)
 }
@@ -210,7 +203,11 @@ impl Record {
                 points: server(|sample| Some(sample.descriptors)),
             },
             Panel { label: "open", text: count, points: peers(|sample| sample.open as u64) },
-            Panel { label: "opened in all", text: count, points: peers(|sample| sample.opened) },
+            Panel {
+                label: "opened in all",
+                text: count,
+                points: peers(|sample| sample.counts.opened),
+            },
             Panel {
                 label: "kernel's slabs",
                 text: bytes,
@@ -241,7 +238,7 @@ mod tests {
     fn a_crowd_that_was_cut_off_is_an_error() {
         let sample =
             r#"{"sample": {"seconds": 1.0, "open": 1, "opened": 1, "closed": 0, "timed_out": 0,
-            "lost": 0, "echoes": 1, "echo_max_ms": 0.1}}"#
+            "lost": 0, "wrong": 0, "echoes": 1, "echo_max_ms": 0.1}}"#
                 .replace('\n', " ");
         assert!(read_peers(&format!("{sample}\nlost connection 1 at 1.0 s: closed\n")).is_err());
         assert!(read_peers("{\"sample\": {}}").is_err());

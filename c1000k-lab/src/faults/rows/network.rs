@@ -12,7 +12,7 @@ use crate::crowd::Crowd;
 use crate::faults::run::{Run, many};
 use crate::namespace::Namespace;
 use crate::patience::sleep;
-use crate::record::{self, Verdict};
+use crate::record::{Verdict, client as client_record};
 use crate::server::{Server, Setup};
 use crate::sockets::is_admitted;
 use crate::syn;
@@ -94,23 +94,23 @@ pub(super) fn link_down(run: &mut Run<'_>) -> Result<()> {
     run.check("all echo again", crowd.echoes_of(&asked, Duration::from_secs(60))? == 500);
     run.seconds("echoing_again_seconds", started.elapsed());
     let code = client.wait(Duration::from_secs(90))?.code();
-    let told = record::client(&path)?;
+    let record = client_record(&path)?;
     run.figure("client_exit", code);
-    run.figure("established", told.established);
-    run.figure("verified", told.verified);
-    run.figure("failed", told.failed);
-    run.figure("retried", told.retried);
-    run.counts("failures", &told.failures);
-    run.figure("verdict", told.verdict.to_string());
+    run.figure("established", record.established);
+    run.figure("verified", record.verified);
+    run.figure("failed", record.failed);
+    run.figure("retried", record.retried);
+    run.counts("failures", &record.failures);
+    run.figure("verdict", record.verdict.to_string());
     let is_reached = code == Some(0);
     run.check(
         "the client's exit code is its verdict",
-        is_reached == (told.verdict == Verdict::Reached),
+        is_reached == (record.verdict == Verdict::Reached),
     );
     // A connect that meets the dead link is tried again, or ends the ramp where the kernel says EHOSTUNREACH.
     let adds_up = match is_reached {
-        true => told.established == 2_000 && told.verified == Some(2_000),
-        false => told.failed > 0 && told.failures.values().sum::<u64>() == told.failed,
+        true => record.established == 2_000 && record.verified == Some(2_000),
+        false => record.failed > 0 && record.failures.values().sum::<u64>() == record.failed,
     };
     run.check("the client's figures add up", adds_up);
     drop(crowd);
@@ -169,7 +169,7 @@ fn machine_vanishes(
     run.seconds("answered_gone_seconds", answered);
     let is_between = |took: Duration, least| (least..=10.0).contains(&took.as_secs_f64());
     run.check("three unanswered probes, a second apart, end it", is_between(probed, 2.0));
-    run.check("an answer that nobody takes ends it after 3 s", is_between(answered, 2.9));
+    run.check("an answer that is not taken ends it after 3 s", is_between(answered, 2.9));
     run.check("only their machine knows nothing of it", silent.open() == 500);
     Ok(())
 }

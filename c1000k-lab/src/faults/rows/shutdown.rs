@@ -15,7 +15,7 @@ use crate::crowd::{Crowd, greeting};
 use crate::faults::run::{Run, many};
 use crate::patience::{sleep, wait_until};
 use crate::peers::Peers;
-use crate::record::{self, Limit, Verdict};
+use crate::record::{Limit, Verdict, client as client_record, server as server_record};
 use crate::server::{Server, Setup};
 use crate::sockets::{block, connect, is_admitted};
 
@@ -42,7 +42,7 @@ pub(super) fn sigterm_under_load(run: &mut Run<'_>) -> Result<()> {
     })?;
     run.figure("exit_code", code);
     run.seconds("seconds", took);
-    let record = record::server(&server.record_path)?;
+    let record = server_record(&server.record_path)?;
     run.figure("queued_senders", 50);
     run.figure("sent_bytes", sent);
     run.figure("heard_bytes", heard);
@@ -174,15 +174,15 @@ pub(super) fn server_killed(run: &mut Run<'_>) -> Result<()> {
     server.process.kill()?;
     let started = Instant::now();
     let code = client.wait(Duration::from_secs(30))?.code();
-    let told = record::client(&path)?;
+    let record = client_record(&path)?;
     run.figure("client_exit", code);
     run.seconds("seconds", started.elapsed());
-    run.figure("lost", told.lost);
-    run.figure("limit", told.limit.map(|limit| limit.to_string()));
-    run.figure("verdict", told.verdict.to_string());
-    run.check("exit code 1, verdict short", code == Some(1) && told.verdict == Verdict::Short);
-    run.check("all are reported as lost", told.lost == count as u64);
-    run.check("the server is named", told.limit == Some(Limit::Server));
+    run.figure("lost", record.lost);
+    run.figure("limit", record.limit.map(|limit| limit.to_string()));
+    run.figure("verdict", record.verdict.to_string());
+    run.check("exit code 1, verdict short", code == Some(1) && record.verdict == Verdict::Short);
+    run.check("all are reported as lost", record.lost == count as u64);
+    run.check("the server is named", record.limit == Some(Limit::Server));
     Ok(())
 }
 
