@@ -11,9 +11,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use c1000k_host::check::FileTableChoice;
 use c1000k_host::command_line::{self, SHORT, USAGE};
 use c1000k_host::limits::raise_descriptor_limit;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::patience;
 use crate::programs::Programs;
@@ -35,28 +36,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "out/faults")]
     out: PathBuf,
     /// Where the server's sockets live, but in rows that are about one of them
-    #[arg(long, value_name = "TABLE", value_enum, default_value_t = FileTable::Auto)]
-    file_table: FileTable,
+    #[arg(long, value_name = "TABLE", value_enum, default_value = "auto")]
+    file_table: FileTableChoice,
     /// Print the names of the rows
     #[arg(long)]
     list: bool,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum FileTable {
-    Auto,
-    Process,
-    Registered,
-}
-
-impl FileTable {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Process => "process",
-            Self::Registered => "registered",
-        }
-    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -83,7 +67,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     patience::take_interrupts()?;
     raise_descriptor_limit()?;
     fs::create_dir_all(&arguments.out)?;
-    let lab = Lab { programs: Programs::find()?, file_table: arguments.file_table.name() };
+    let lab = Lab { programs: Programs::find()?, file_table: arguments.file_table.as_str() };
     let states = run::play_all(&lab, &chosen, &arguments.out)?;
     Ok(if states.contains(&report::State::Fails) {
         ExitCode::from(SHORT)

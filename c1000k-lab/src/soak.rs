@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use c1000k_host::check::FileTableChoice;
 use c1000k_host::command_line::SHORT;
 use c1000k_host::limits::raise_descriptor_limit;
 use clap::Args;
@@ -37,6 +38,9 @@ pub(crate) struct Arguments {
     /// Closes and opens a second
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     churn: u32,
+    /// Where the server's sockets live
+    #[arg(long, value_name = "TABLE", value_enum, default_value = "auto", conflicts_with = "vm")]
+    file_table: FileTableChoice,
     /// Server and peers run in a guest, where many more fit
     #[arg(long)]
     vm: bool,
@@ -92,7 +96,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn natively(arguments: &Arguments) -> Result<Observed> {
     patience::take_interrupts()?;
     raise_descriptor_limit()?;
-    let lab = Lab { programs: Programs::find()?, file_table: "auto" };
+    let lab = Lab { programs: Programs::find()?, file_table: arguments.file_table.as_str() };
     let idle = format!("{}s", arguments.idle_seconds());
     let setup = Setup { arguments: &["--idle-timeout", &idle], ..Setup::default() };
     let server = Server::start(&lab, &setup)?;

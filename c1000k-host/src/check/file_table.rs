@@ -34,6 +34,18 @@ pub enum FileTableChoice {
     Registered,
 }
 
+impl FileTableChoice {
+    /// As the command line has it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Process => "process",
+            Self::Registered => "registered",
+        }
+    }
+}
+
 /// Where connections' sockets are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FileTable {
