@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A test may unwrap: its panic is its report.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::env::consts::EXE_SUFFIX;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -60,7 +60,7 @@ fn both_records_and_the_kernel_agree_on_three_thousand_connections() {
 fn assert_has_all_of(schema: &Schema, record: &Path) {
     let record: Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
     jsonschema::validate(schema.as_value(), &record).unwrap();
-    let names = |fields: &Value| fields.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let names = |fields: &Value| fields.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(names(&record), names(schema.get("properties").unwrap()));
 }
 
