@@ -18,16 +18,16 @@ use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::protocols::Echo;
 use crate::run::{Client, Conn, Settings};
+use crate::stats::RunStats;
 use crate::summary;
-use crate::tally::Tally;
-use crate::target::{self, Aim};
-use crate::verdict::{self, Judgement, judge};
+use crate::target::{self, Target};
+use crate::verdict::{self, Outcome, judge};
 
 /// Slots beyond the goal, for connections that are gone but not yet taken out.
 const SLOTS_SPARE: usize = 64;
 
-/// Fewer setbacks in a row than this may be chance.
-const SETBACKS_MIN: u32 = 100;
+/// Fewer failures in a row than this may be chance.
+const CONSECUTIVE_FAILURES_MIN: u32 = 100;
 
 /// Local ports that the kernel chooses from by default: 32768 to 60999.
 const LOCAL_PORTS_DEFAULT: u64 = 28_232;
@@ -73,11 +73,11 @@ fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
         target::need(&arguments, &machine).with_file_table(arguments.file_table, &machine)?;
     target::with_enough_sources(&mut arguments, &machine, &mut need);
     let arguments = &arguments;
-    let aim = target::aim(arguments, &machine, &need);
-    announce(&aim)?;
-    let tally = flood(arguments, &aim, &machine)?;
-    let judgement = judge(&aim, &tally, destination(arguments));
-    let record = record(arguments, &tally, judgement, descriptors, aim.file_table, started_at);
+    let target = target::within_limits(arguments, &machine, &need);
+    announce(&target)?;
+    let stats = flood(arguments, &target, &machine)?;
+    let outcome = judge(&target, &stats, destination(arguments));
+    let record = record(arguments, &stats, outcome, descriptors, target.file_table, started_at);
     report(arguments, &record)
 }
 
@@ -105,21 +105,21 @@ fn check_sources(arguments: &Arguments) -> Result<(), String> {
 }
 
 /// Says what will be tried, and what stands in the way of more.
-fn announce(aim: &Aim) -> Result<(), String> {
-    match &aim.cap {
-        Some(cap) if aim.goal == 0 => {
+fn announce(target: &Target) -> Result<(), String> {
+    match &target.cap {
+        Some(cap) if target.goal == 0 => {
             return Err(format!("no connection can be opened: {}", cap.detail));
         }
-        Some(cap) if aim.is_asked => {
-            log::warn!("target: {}; {}", format::count(aim.target), cap.detail);
+        Some(cap) if target.is_asked => {
+            log::warn!("target: {}; {}", format::count(target.connections), cap.detail);
         }
         Some(cap) => log::info!("target: {}", cap.detail),
-        None => log::info!("target: {}", format::count(aim.target)),
+        None => log::info!("target: {}", format::count(target.connections)),
     }
     Ok(())
 }
 
-fn flood(arguments: &Arguments, aim: &Aim, machine: &Machine) -> Result<Tally, String> {
+fn flood(arguments: &Arguments, target: &Target, machine: &Machine) -> Result<RunStats, String> {
     let plan = Plan::new(
         arguments.sources.clone(),
         arguments.destination.port(),
@@ -128,40 +128,41 @@ fn flood(arguments: &Arguments, aim: &Aim, machine: &Machine) -> Result<Tally, S
     );
     let settings = Settings {
         server: arguments.destination.into(),
-        goal: aim.goal,
+        goal: target.goal,
         verify: arguments.verify,
         hold: arguments.hold,
         timeout: arguments.connect_timeout,
         in_flight_max: arguments.in_flight_max,
         rate_per_second: arguments.rate_per_second,
         local_ports: machine.local_ports.clone(),
-        setbacks_max: SETBACKS_MIN.max(2 * u32::from(arguments.ports)),
+        consecutive_failures_max: CONSECUTIVE_FAILURES_MIN.max(2 * u32::from(arguments.ports)),
     };
-    let mut reactor =
-        reactor(aim).map_err(|error| format!("can't start: {error}; {}", remedy(aim, &error)))?;
-    let progress = Progress::new(u64::from(aim.goal));
-    let tally = Tally::new(Instant::now(), arguments.verify).ok_or("can't start the histogram")?;
-    let mut client = Client::new(settings, Echo, plan, tally, &progress);
+    let mut reactor = reactor(target)
+        .map_err(|error| format!("can't start: {error}; {}", remedy(target, &error)))?;
+    let progress = Progress::new(u64::from(target.goal));
+    let stats =
+        RunStats::new(Instant::now(), arguments.verify).ok_or("can't start the histogram")?;
+    let mut client = Client::new(settings, Echo, plan, stats, &progress);
     client.start(reactor.context());
     let outcome = reactor.run(&mut client);
     progress.end();
     outcome.map_err(|error| format!("can't wait for events: {error}"))?;
-    Ok(client.into_tally())
+    Ok(client.into_stats())
 }
 
 /// What may help where a reactor can't be made.
-fn remedy(aim: &Aim, error: &reactor::Error) -> &'static str {
-    match aim.file_table {
+fn remedy(target: &Target, error: &reactor::Error) -> &'static str {
+    match target.file_table {
         _ if error.errno().is_none() => "see ulimit -v and ulimit -d, or give a lower -c",
         check::FileTable::Process => "see ulimit -n",
         check::FileTable::Registered => "see ulimit -l and ulimit -n, or give --file-table process",
     }
 }
 
-fn reactor<S>(aim: &Aim) -> Result<Reactor<Conn<S>>, reactor::Error> {
+fn reactor<S>(target: &Target) -> Result<Reactor<Conn<S>>, reactor::Error> {
     let config = Config {
-        connections_max: aim.goal as usize + SLOTS_SPARE,
-        file_table: aim.file_table.into(),
+        connections_max: target.goal as usize + SLOTS_SPARE,
+        file_table: target.file_table.into(),
         ..Config::default()
     };
     let mut reactor = Reactor::new(&config)?;
@@ -175,39 +176,39 @@ fn destination(arguments: &Arguments) -> verdict::Destination {
 
 fn record(
     arguments: &Arguments,
-    tally: &Tally,
-    judgement: Judgement,
+    stats: &RunStats,
+    outcome: Outcome,
     descriptors: Option<DescriptorLimit>,
     file_table: FileTable,
     started_at: SystemTime,
 ) -> ClientRecord {
-    let ramp_seconds = tally.ramp.as_secs_f64();
-    let held = held_between(tally);
+    let ramp_seconds = stats.ramp.as_secs_f64();
+    let held = held_between(stats);
     ClientRecord {
         head: Head::new(CLIENT_SCHEMA, env!("CARGO_PKG_VERSION"), started_at),
-        target: judgement.target,
-        attempted: tally.attempted,
-        established: tally.peak,
-        verified: tally.verified(),
-        failed: judgement.failed,
-        failures: tally.failures.by_name().clone(),
-        lost: tally.lost,
-        limit: judgement.limit,
+        target: outcome.target,
+        attempted: stats.attempted,
+        established: stats.peak,
+        verified: stats.verified(),
+        failed: outcome.failed,
+        failures: stats.failures.by_name().clone(),
+        lost: stats.lost,
+        limit: outcome.limit,
         ramp_seconds,
-        connects_per_second: per_second(tally.peak, ramp_seconds),
-        connect_latency_us: tally.latency(),
-        verdict: judgement.verdict,
+        connects_per_second: per_second(stats.peak, ramp_seconds),
+        connect_latency_us: stats.latency(),
+        verdict: outcome.verdict,
         destination: arguments.destination.to_string(),
         ports: u64::from(arguments.ports),
         sources: arguments.sources.iter().map(ToString::to_string).collect(),
-        verified_passes: tally.verified_passes.clone(),
-        retried: tally.retried,
-        refused_by_server: tally.turned_away,
-        hold_seconds: tally.hold.as_secs_f64(),
-        verify_seconds: tally.verify_seconds.clone(),
-        ramp_series: tally.ramp_series(),
+        verified_passes: stats.verified_passes.clone(),
+        retried: stats.retried,
+        refused_by_server: stats.turned_away,
+        hold_seconds: stats.hold.as_secs_f64(),
+        verify_seconds: stats.verify_seconds.clone(),
+        ramp_series: stats.ramp_series(),
         descriptors: descriptors.map(|limit| Descriptors { soft: limit.soft, hard: limit.hard }),
-        limit_detail: judgement.detail,
+        limit_detail: outcome.detail,
         held_from: held.map(|(from, _)| time_text(from)),
         held_until: held.map(|(_, until)| time_text(until)),
         file_table: Some(file_table.into()),
@@ -215,12 +216,12 @@ fn record(
 }
 
 /// From when until when the most connections were held, by the clock of the calendar; `None` where none were.
-fn held_between(tally: &Tally) -> Option<(SystemTime, SystemTime)> {
-    let first_connect = SystemTime::now().checked_sub(tally.started.elapsed())?;
-    let last_pass = tally.verify_seconds.get(1).copied().unwrap_or(0.0);
-    let held = tally.hold + Duration::try_from_secs_f64(last_pass).ok()?;
-    let from = first_connect + tally.ramp;
-    (tally.peak > 0).then_some((from, from + held))
+fn held_between(stats: &RunStats) -> Option<(SystemTime, SystemTime)> {
+    let first_connect = SystemTime::now().checked_sub(stats.started.elapsed())?;
+    let last_pass = stats.verify_seconds.get(1).copied().unwrap_or(0.0);
+    let held = stats.hold + Duration::try_from_secs_f64(last_pass).ok()?;
+    let from = first_connect + stats.ramp;
+    (stats.peak > 0).then_some((from, from + held))
 }
 
 /// The record, the summary and the exit code. Where nothing at all was held, one line says why. A record that can't be

@@ -2,7 +2,7 @@
 //!
 //! The program is [`run_command`]. For another program that wants a crowd, a [`Client`] is the service of a
 //! [`reactor::Reactor`]: it takes a run through its phases over the routes of a [`Plan`], speaks a
-//! [`Protocol`](protocols::Protocol), and counts in a [`Tally`].
+//! [`Protocol`](protocols::Protocol), and counts in a [`RunStats`].
 //!
 //! - A new protocol is a file in `protocols/` and a line in its `mod.rs`.
 //! - A new phase is a file in `phases/` and a line in the list of its `mod.rs`.
@@ -17,8 +17,8 @@ mod plan;
 mod progress;
 pub mod protocols;
 mod run;
+mod stats;
 mod summary;
-mod tally;
 mod target;
 mod verdict;
 
@@ -27,7 +27,7 @@ pub use failures::Failures;
 pub use plan::Plan;
 pub use progress::Progress;
 pub use run::{Client, Conn, Settings};
-pub use tally::{Stop, Tally};
+pub use stats::{RunStats, Stop};
 
 /// The code in the README compiles.
 #[cfg(doctest)]

@@ -22,7 +22,7 @@ use crate::phases::{AnyPhase, Drain, Hold, Phase, Ramp, Verify};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::protocols::{Answer, Protocol};
-use crate::tally::{Stop, Tally};
+use crate::stats::{RunStats, Stop};
 
 /// How often progress is shown and stalls are looked for.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
@@ -47,7 +47,7 @@ pub struct Settings {
     /// What the kernel chooses local ports from; `None` where it can't be read.
     pub local_ports: Option<RangeInclusive<u16>>,
     /// So many connections in a row that the server drops, or that fail for good, end the ramp.
-    pub setbacks_max: u32,
+    pub consecutive_failures_max: u32,
 }
 
 /// State of one connection, stored a million times; `S` is the protocol's part.
@@ -89,9 +89,9 @@ pub(crate) enum Fault {
     /// The peer ended the stream.
     Eof,
     /// The answer did not come in time.
-    Late,
+    TimedOut,
     /// Another answer came than was asked for.
-    Garbled,
+    Mismatch,
     /// The peer is the connection itself.
     SelfConnected,
 }
@@ -102,7 +102,7 @@ pub(crate) struct Run<'a, P> {
     pub(crate) settings: Settings,
     protocol: P,
     pub(crate) progress: &'a Progress,
-    pub(crate) tally: Tally,
+    pub(crate) stats: RunStats,
     pub(crate) phase_began: Instant,
     /// Attempts, or heartbeats, under way.
     pub(crate) in_flight: usize,
@@ -185,14 +185,14 @@ impl<P: Protocol> Run<'_, P> {
         match answer {
             Answer::Partial => {}
             Answer::Complete => cx.clear_timeout(token),
-            Answer::Mismatch => self.give_up(cx, token, conn, Fault::Garbled),
+            Answer::Mismatch => self.give_up(cx, token, conn, Fault::Mismatch),
         }
         answer == Answer::Complete
     }
 
     /// One more answer in this pass.
     pub(crate) fn count_answer(&mut self) {
-        if let Some(pass) = self.tally.verified_passes.last_mut() {
+        if let Some(pass) = self.stats.verified_passes.last_mut() {
             *pass += 1;
         }
     }
@@ -210,23 +210,23 @@ impl<P: Protocol> Run<'_, P> {
         conn.stage = ConnStage::Up;
         self.in_flight -= 1;
         self.stall.note_success();
-        let is_peak = self.tally.hold_one(Instant::now());
-        self.progress.advance(self.tally.held);
+        let is_peak = self.stats.hold_one(Instant::now());
+        self.progress.advance(self.stats.held);
         is_peak
     }
 
     /// A connection that was held has gone.
     pub(crate) fn note_loss(&mut self, conn: &Conn<P::State>, reason: &CloseReason) {
         let errno = match conn.fault {
-            Some(Fault::Late) => Some(Errno::ETIMEDOUT),
-            Some(Fault::Garbled) => Some(Errno::EBADMSG),
+            Some(Fault::TimedOut) => Some(Errno::ETIMEDOUT),
+            Some(Fault::Mismatch) => Some(Errno::EBADMSG),
             _ => None,
         };
         if let Some(errno) = errno {
-            self.tally.failures.count_errno(errno);
+            self.stats.failures.count_errno(errno);
         }
-        self.tally.lost_in_part += u64::from(self.has_part(conn));
-        self.tally.lose_one(errno.or_else(|| errno_of(reason)));
+        self.stats.lost_in_part += u64::from(self.has_part(conn));
+        self.stats.lose_one(errno.or_else(|| errno_of(reason)));
         if conn.stage == ConnStage::Asked {
             self.in_flight -= 1;
         }
@@ -234,7 +234,7 @@ impl<P: Protocol> Run<'_, P> {
 
     /// Whether the connection had a part of the answer that it waited for.
     pub(crate) fn has_part(&self, conn: &Conn<P::State>) -> bool {
-        conn.fault != Some(Fault::Garbled) && self.protocol.has_part(&conn.state)
+        conn.fault != Some(Fault::Mismatch) && self.protocol.has_part(&conn.state)
     }
 
     /// The client gives the connection up; `on_close` follows.
@@ -251,7 +251,7 @@ impl<P: Protocol> Run<'_, P> {
 
     /// Opens no more connections; the first reason counts.
     pub(crate) fn stop(&mut self, stop: Stop) {
-        self.tally.stop.get_or_insert(stop);
+        self.stats.stop.get_or_insert(stop);
     }
 
     /// Goes on with the last phase.
@@ -263,21 +263,21 @@ impl<P: Protocol> Run<'_, P> {
     pub(crate) fn loss_line(&self) -> String {
         format!(
             "{} of {} lost so far ({})",
-            format::count(self.tally.lost),
-            format::counted(self.tally.opened, "connection"),
-            self.tally.losses
+            format::count(self.stats.lost),
+            format::counted(self.stats.opened, "connection"),
+            self.stats.losses
         )
     }
 
     /// How long nothing may succeed: for the first success one attempt is enough, later hiccups get another one.
     fn patience(&self) -> Duration {
-        let attempts = if self.tally.peak == 0 { 1 } else { 2 };
+        let attempts = if self.stats.peak == 0 { 1 } else { 2 };
         self.settings.timeout * attempts + TICK
     }
 
     /// Microseconds of the run; they wrap around after 71 minutes.
     fn run_us(&self) -> u32 {
-        self.tally.started.elapsed().as_micros() as u32
+        self.stats.started.elapsed().as_micros() as u32
     }
 
     /// Since its connect was started, at most 71 minutes.
@@ -299,15 +299,15 @@ pub struct Client<'a, P> {
 }
 
 impl<'a, P: Protocol> Client<'a, P> {
-    /// Over these routes; what is counted goes into `tally`.
+    /// Over these routes; what is counted goes into `stats`.
     pub fn new(
         settings: Settings,
         protocol: P,
         plan: Plan,
-        tally: Tally,
+        stats: RunStats,
         progress: &'a Progress,
     ) -> Self {
-        let ramp = Ramp::new(plan, settings.rate_per_second, tally.started);
+        let ramp = Ramp::new(plan, settings.rate_per_second, stats.started);
         let mut phases = VecDeque::from([Hold::default().into()]);
         if settings.verify {
             phases.push_back(Verify::default().into());
@@ -317,8 +317,8 @@ impl<'a, P: Protocol> Client<'a, P> {
             settings,
             protocol,
             progress,
-            phase_began: tally.started,
-            tally,
+            phase_began: stats.started,
+            stats,
             in_flight: 0,
             stall: Stall::default(),
             ends_early: false,
@@ -335,8 +335,8 @@ impl<'a, P: Protocol> Client<'a, P> {
     }
 
     /// What was counted.
-    pub fn into_tally(self) -> Tally {
-        self.run.tally
+    pub fn into_stats(self) -> RunStats {
+        self.run.stats
     }
 
     /// Enters the phase that follows, as long as the present one is done.
@@ -395,7 +395,7 @@ impl<P: Protocol> Handler for Client<'_, P> {
     }
 
     fn on_timeout(&mut self, cx: &mut Cx<P>, token: Token, conn: &mut Self::Conn) {
-        self.run.give_up(cx, token, conn, Fault::Late);
+        self.run.give_up(cx, token, conn, Fault::TimedOut);
     }
 
     fn on_close(&mut self, cx: &mut Cx<P>, _: Token, conn: Self::Conn, reason: CloseReason) {
@@ -421,7 +421,7 @@ impl<P: Protocol> Handler for Client<'_, P> {
         }
         // Where all is done but the closing, there is nothing left to end early.
         if !self.is_last_phase() {
-            self.run.tally.stop = Some(Stop::Interrupted);
+            self.run.stats.stop = Some(Stop::Interrupted);
             self.run.progress.warn("ending early; a second signal leaves at once");
             self.run.end_early();
             self.go_on(cx);

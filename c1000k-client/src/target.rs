@@ -21,15 +21,15 @@ const LOOPBACK_SOURCES_MAX: u64 = 1_000;
 
 /// What the run is measured against.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Aim {
+pub(crate) struct Target {
     /// The target was asked for, so nothing but reaching it is success.
     pub(crate) is_asked: bool,
     /// What is to be reached.
-    pub(crate) target: u64,
+    pub(crate) connections: u64,
     /// How many are tried: the target, or as far as it goes.
     pub(crate) goal: u32,
     /// What this machine's limits cut off.
-    pub(crate) cap: Option<Lowered>,
+    pub(crate) cap: Option<Cap>,
     /// Where the sockets are held.
     pub(crate) file_table: FileTable,
     /// Local ports that the kernel keeps back.
@@ -38,7 +38,7 @@ pub(crate) struct Aim {
 
 /// A limit of this machine below what was wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Lowered {
+pub(crate) struct Cap {
     pub(crate) limit: Limit,
     /// How far of how many, why, and what to do, in one line.
     pub(crate) detail: String,
@@ -88,15 +88,15 @@ fn listeners(ports: u16, connections: u64, machine: &Machine) -> u64 {
 }
 
 /// Holds what is wanted against the machine.
-pub(crate) fn aim(arguments: &Arguments, machine: &Machine, need: &Need) -> Aim {
+pub(crate) fn within_limits(arguments: &Arguments, machine: &Machine, need: &Need) -> Target {
     let wanted = need.connections;
     let is_asked = arguments.connections.is_some();
     let file_table = need.file_table;
-    let aim = |target, goal, cap| {
+    let target = |connections, goal, cap| {
         let local_ports_reserved = machine.local_ports_reserved;
-        Aim { is_asked, target, goal: bounded(goal), cap, file_table, local_ports_reserved }
+        Target { is_asked, connections, goal: bounded(goal), cap, file_table, local_ports_reserved }
     };
-    let Some(cap) = largest_target(machine, need) else { return aim(wanted, wanted, None) };
+    let Some(cap) = largest_target(machine, need) else { return target(wanted, wanted, None) };
     let by_descriptors = cap.kind == CapKind::Descriptors && file_table == FileTable::Process;
     // Where the choice is the client's, it keeps room for listeners that are elsewhere too: so a client and a server
     // with the same limit meet.
@@ -106,7 +106,7 @@ pub(crate) fn aim(arguments: &Arguments, machine: &Machine, need: &Need) -> Aim 
         _ => cap.connections,
     };
     if wanted <= room {
-        return aim(wanted, wanted, None);
+        return target(wanted, wanted, None);
     }
     // What was asked for is tried beyond it, and may come to a little more.
     let predicted = if is_asked { "predicted to fit here: " } else { "" };
@@ -117,16 +117,16 @@ pub(crate) fn aim(arguments: &Arguments, machine: &Machine, need: &Need) -> Aim 
         cap.reason,
         cap.remedy
     );
-    let cap_told = Some(Lowered { limit: limit_of(cap.kind), detail });
+    let lowered = Some(Cap { limit: limit_of(cap.kind), detail });
     if !is_asked {
-        return aim(room, room, cap_told);
+        return target(room, room, lowered);
     }
     // As far as it goes: the listeners' share of the descriptors may be had, past memory there is no return.
     let furthest = match machine.connections_within(0) {
         Some(within) if by_descriptors => within,
         _ => room,
     };
-    aim(wanted, wanted.min(furthest), cap_told)
+    target(wanted, wanted.min(furthest), lowered)
 }
 
 fn bounded(count: u64) -> u32 {
@@ -150,20 +150,24 @@ mod tests {
     use super::*;
     use crate::args;
 
-    fn aim_of(line: &str) -> Aim {
+    fn target_of(line: &str) -> Target {
         let arguments = args::of(line).unwrap();
         let descriptors = Some(DescriptorLimit { soft: 20_000, hard: 20_000 });
         let local_ports = Some(32_768..=60_999);
         let machine = Machine { descriptors, local_ports, ..Machine::default() };
-        aim(&arguments, &machine, &need(&arguments, &machine))
+        within_limits(&arguments, &machine, &need(&arguments, &machine))
     }
 
     #[test]
     fn left_out_it_is_what_the_limits_allow_on_both_ends() {
         for ip in ["127.0.0.1", "192.0.2.1"] {
-            let aim = aim_of(&format!("{ip} 9900"));
-            assert_eq!((aim.is_asked, aim.target, aim.goal), (false, 19_868, 19_868), "{ip}");
-            let cap = aim.cap.unwrap();
+            let target = target_of(&format!("{ip} 9900"));
+            assert_eq!(
+                (target.is_asked, target.connections, target.goal),
+                (false, 19_868, 19_868),
+                "{ip}"
+            );
+            let cap = target.cap.unwrap();
             assert_eq!(cap.limit, Limit::Descriptors);
             let start = "19,868 of 1,000,000: RLIMIT_NOFILE is 20,000 hard; to go further: ";
             assert!(cap.detail.starts_with(start), "{}", cap.detail);
@@ -172,13 +176,16 @@ mod tests {
 
     #[test]
     fn asked_for_it_stays_and_is_tried_as_far_as_it_goes() {
-        let aim = aim_of("127.0.0.1 9900 -c 50k");
-        assert_eq!((aim.is_asked, aim.target, aim.goal), (true, 50_000, 19_968));
-        let detail = aim.cap.unwrap().detail;
+        let target = target_of("127.0.0.1 9900 -c 50k");
+        assert_eq!((target.is_asked, target.connections, target.goal), (true, 50_000, 19_968));
+        let detail = target.cap.unwrap().detail;
         let start = "predicted to fit here: 19,868 of 50,000: RLIMIT_NOFILE is 20,000 hard; ";
         assert!(detail.starts_with(start), "{detail}");
-        let aim = aim_of("127.0.0.1 9900 -c 15k");
-        assert_eq!((aim.is_asked, aim.target, aim.goal, aim.cap), (true, 15_000, 15_000, None));
+        let target = target_of("127.0.0.1 9900 -c 15k");
+        assert_eq!(
+            (target.is_asked, target.connections, target.goal, target.cap),
+            (true, 15_000, 15_000, None)
+        );
     }
 
     #[test]
@@ -190,13 +197,13 @@ mod tests {
                 ("--ports 65535", 19_968),
                 ("-c 19950 --ports 20000", 19_950),
             ] {
-                let aim = aim_of(&format!("{ip} 1 {options}"));
-                assert_eq!(aim.goal, goal, "{ip} {options}");
+                let target = target_of(&format!("{ip} 1 {options}"));
+                assert_eq!(target.goal, goal, "{ip} {options}");
                 let cap = if goal == 19_968 { Some(Limit::Descriptors) } else { None };
-                assert_eq!(aim.cap.map(|cap| cap.limit), cap, "{ip} {options}");
+                assert_eq!(target.cap.map(|cap| cap.limit), cap, "{ip} {options}");
             }
         }
-        assert_eq!(aim_of("192.0.2.1 9900 -c 19900").cap, None);
+        assert_eq!(target_of("192.0.2.1 9900 -c 19900").cap, None);
     }
 
     #[test]
@@ -206,8 +213,8 @@ mod tests {
         let local_ports = Some(32_768..=60_999);
         let machine = Machine { descriptors, local_ports, ..Machine::default() };
         let need = Need { file_table: FileTable::Registered, ..need(&arguments, &machine) };
-        let aim = aim(&arguments, &machine, &need);
-        assert_eq!((aim.target, aim.goal, aim.cap), (1_000_000, 1_000_000, None));
+        let target = within_limits(&arguments, &machine, &need);
+        assert_eq!((target.connections, target.goal, target.cap), (1_000_000, 1_000_000, None));
     }
 
     #[test]
@@ -229,11 +236,11 @@ mod tests {
 
     #[test]
     fn tuples_are_a_cap() {
-        let aim = aim_of("127.0.0.1 9900 --ports 1 -c 19k");
-        assert_eq!(aim.cap, None);
+        let target = target_of("127.0.0.1 9900 --ports 1 -c 19k");
+        assert_eq!(target.cap, None);
         let arguments = args::of("127.0.0.1 9900 --ports 1").unwrap();
         let machine = Machine { local_ports: Some(32_768..=33_767), ..Machine::default() };
-        let aim = super::aim(&arguments, &machine, &need(&arguments, &machine));
-        assert_eq!((aim.target, aim.cap.unwrap().limit), (1_000, Limit::Ports));
+        let target = super::within_limits(&arguments, &machine, &need(&arguments, &machine));
+        assert_eq!((target.connections, target.cap.unwrap().limit), (1_000, Limit::Ports));
     }
 }

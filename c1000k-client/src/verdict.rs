@@ -7,12 +7,12 @@ use c1000k_record::{Limit, Verdict};
 use nix::errno::Errno;
 
 use crate::failures;
-use crate::tally::{Stop, Tally};
-use crate::target::Aim;
+use crate::stats::{RunStats, Stop};
+use crate::target::Target;
 
-/// The judgement on a run.
+/// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Judgement {
+pub(crate) struct Outcome {
     /// What was to be reached, as far as limits and server allowed where nothing was asked for.
     pub(crate) target: u64,
     /// Connections of the target that were given up for good.
@@ -41,33 +41,33 @@ impl std::fmt::Display for Destination {
 }
 
 /// Judges a run that has ended.
-pub(crate) fn judge(aim: &Aim, tally: &Tally, to: Destination) -> Judgement {
-    let (limit, detail) = match cap(aim, tally, to) {
+pub(crate) fn judge(target: &Target, stats: &RunStats, to: Destination) -> Outcome {
+    let (limit, detail) = match cap(target, stats, to) {
         Some((limit, detail)) => (Some(limit), Some(detail)),
-        None => (None, loss(tally)),
+        None => (None, loss(stats)),
     };
-    let target = match tally.stop {
-        Some(stop) if !aim.is_asked && is_limit(stop) && tally.peak > 0 => tally.peak,
-        _ => aim.target,
+    let target = match stats.stop {
+        Some(stop) if !target.is_asked && is_limit(stop) && stats.peak > 0 => stats.peak,
+        _ => target.connections,
     };
-    let is_reached = tally.peak >= target
+    let is_reached = stats.peak >= target
         && target > 0
-        && tally.lost == 0
-        && tally.stop != Some(Stop::Interrupted)
-        && is_proven(tally, target);
-    let verdict = match tally.verified() {
+        && stats.lost == 0
+        && stats.stop != Some(Stop::Interrupted)
+        && is_proven(stats, target);
+    let verdict = match stats.verified() {
         _ if !is_reached => Verdict::Short,
         Some(_) => Verdict::Reached,
         None => Verdict::Held,
     };
     // Those that a full server dropped past a lowered target were never part of it.
-    let failed = tally.failed.min(target.saturating_sub(tally.peak));
-    Judgement { target, failed, verdict, limit, detail }
+    let failed = stats.failed.min(target.saturating_sub(stats.peak));
+    Outcome { target, failed, verdict, limit, detail }
 }
 
 /// Whether each pass that was asked for has proven all of them.
-fn is_proven(tally: &Tally, target: u64) -> bool {
-    let passes = &tally.verified_passes;
+fn is_proven(stats: &RunStats, target: u64) -> bool {
+    let passes = &stats.verified_passes;
     passes.is_empty() || (passes.len() == 2 && passes.iter().all(|&proven| proven >= target))
 }
 
@@ -89,30 +89,30 @@ fn is_limit(stop: Stop) -> bool {
     }
 }
 
-fn cap(aim: &Aim, tally: &Tally, to: Destination) -> Option<(Limit, String)> {
-    let stop = match tally.stop {
-        Some(Stop::Interrupted) => tally.stop,
-        _ if tally.has_lost_most() => return Some((limit_of_losses(tally), losses(tally))),
-        None if tally.peak == 0 && tally.unanswered > 0 => Some(Stop::ServerSilent),
-        None if tally.peak == 0 && tally.failed > 0 => Some(nothing_came(tally)),
+fn cap(target: &Target, stats: &RunStats, to: Destination) -> Option<(Limit, String)> {
+    let stop = match stats.stop {
+        Some(Stop::Interrupted) => stats.stop,
+        _ if stats.has_lost_most() => return Some((limit_of_losses(stats), losses(stats))),
+        None if stats.peak == 0 && stats.unanswered > 0 => Some(Stop::ServerSilent),
+        None if stats.peak == 0 && stats.failed > 0 => Some(nothing_came(stats)),
         stop => stop,
     };
     if let Some(stop) = stop {
-        return Some((limit_of(stop), sentence(stop, aim, tally, to)));
+        return Some((limit_of(stop), sentence(stop, target, stats, to)));
     }
-    if tally.peak < u64::from(aim.goal) && tally.failed > 0 {
-        return Some(failed(tally));
+    if stats.peak < u64::from(target.goal) && stats.failed > 0 {
+        return Some(failed(stats));
     }
-    if aim.is_asked && tally.peak >= aim.target {
+    if target.is_asked && stats.peak >= target.connections {
         return None;
     }
-    let lowered = aim.cap.as_ref()?;
+    let lowered = target.cap.as_ref()?;
     Some((lowered.limit, lowered.detail.clone()))
 }
 
 /// Too few attempts to end the ramp by themselves, and none of them came to anything: what the last one met.
-fn nothing_came(tally: &Tally) -> Stop {
-    match tally.failures.last() {
+fn nothing_came(stats: &RunStats) -> Stop {
+    match stats.failures.last() {
         Some(Errno::EBADMSG) => Stop::NotAnEcho,
         Some(errno) => Stop::Network(errno),
         None => Stop::Network(Errno::ETIMEDOUT),
@@ -135,8 +135,8 @@ fn limit_of(stop: Stop) -> Limit {
     }
 }
 
-fn sentence(stop: Stop, aim: &Aim, tally: &Tally, to: Destination) -> String {
-    let held = format::counted(tally.peak, "connection");
+fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> String {
+    let held = format::counted(stats.peak, "connection");
     match stop {
         Stop::Descriptors(errno) => format!(
             "descriptors ran out at {held} ({errno:?}); to go further: \
@@ -150,29 +150,29 @@ fn sentence(stop: Stop, aim: &Aim, tally: &Tally, to: Destination) -> String {
             "epoll watches ran out at {held} (ENOSPC); to go further: \
              raise fs.epoll.max_user_watches"
         ),
-        Stop::Ports if tally.peak == 0 => format!(
+        Stop::Ports if stats.peak == 0 => format!(
             "no local port is free for {to} (EADDRNOTAVAIL){}: other connections to it have them; \
              give more ports (--ports), another --source, or a wider net.ipv4.ip_local_port_range",
-            reserved(aim)
+            reserved(target)
         ),
         Stop::Ports => format!(
             "local ports ran out at {held} (EADDRNOTAVAIL){}; to go further: more source addresses \
              (--source), more ports (--ports), or a wider net.ipv4.ip_local_port_range",
-            reserved(aim)
+            reserved(target)
         ),
         Stop::NoAddress => format!(
             "this machine has no address to reach {to} from (EADDRNOTAVAIL): look at `ip address`, \
              and for IPv6 whether it is switched off (net.ipv6.conf.*.disable_ipv6)"
         ),
-        Stop::ServerFull if tally.peak == 0 && tally.verified().is_none() => format!(
+        Stop::ServerFull if stats.peak == 0 && stats.verified().is_none() => format!(
             "the server on {to} drops every connection at once: it is full, or lets nobody in; \
              look at its log"
         ),
-        Stop::ServerFull if tally.peak == 0 && tally.has_answers_in_part() => format!(
+        Stop::ServerFull if stats.peak == 0 && stats.has_answers_in_part() => format!(
             "the server on {to} ends every connection after a part of its echo: it is no echo \
              server (--no-verify skips the echo), or fails: look at its log"
         ),
-        Stop::ServerFull if tally.peak == 0 => format!(
+        Stop::ServerFull if stats.peak == 0 => format!(
             "the server on {to} drops every connection before its echo: it is full, or no echo \
              server (--no-verify skips the echo)"
         ),
@@ -180,18 +180,18 @@ fn sentence(stop: Stop, aim: &Aim, tally: &Tally, to: Destination) -> String {
             "the server was the cap: it dropped every connection past {held}; to go further: \
              raise its limit (ulimit -n, --max-connections) where it runs"
         ),
-        Stop::ServerSilent if tally.peak == 0 && tally.verified().is_none() => {
+        Stop::ServerSilent if stats.peak == 0 && stats.verified().is_none() => {
             format!("the server on {to} leaves every connection waiting: it hangs; look at its log")
         }
-        Stop::ServerSilent if tally.peak == 0 && tally.has_answers_in_part() => format!(
+        Stop::ServerSilent if stats.peak == 0 && stats.has_answers_in_part() => format!(
             "the server on {to} sends a part of the echo and no more: it is no echo server \
              (--no-verify skips the echo), or slow: a longer --connect-timeout may help"
         ),
-        Stop::ServerSilent if tally.peak == 0 => format!(
+        Stop::ServerSilent if stats.peak == 0 => format!(
             "the server on {to} takes connections and answers none: it hangs, or is no echo \
              server (--no-verify skips the echo)"
         ),
-        Stop::ServerSilent if is_proven(tally, tally.peak) => format!(
+        Stop::ServerSilent if is_proven(stats, stats.peak) => format!(
             "the server was the cap: it answers {held} and leaves all others waiting; \
              to go further: raise its limit (ulimit -n) where it runs"
         ),
@@ -210,7 +210,7 @@ fn sentence(stop: Stop, aim: &Aim, tally: &Tally, to: Destination) -> String {
             "nothing listens on {to} any more: the server let go of its ports at {held}; \
              look at its log"
         ),
-        Stop::Network(errno) if tally.peak == 0 => format!(
+        Stop::Network(errno) if stats.peak == 0 => format!(
             "no connection to {to} came about ({errno:?}): look at the address, the route and \
              firewalls on the way"
         ),
@@ -221,14 +221,14 @@ fn sentence(stop: Stop, aim: &Aim, tally: &Tally, to: Destination) -> String {
         Stop::Interrupted => {
             format!(
                 "a signal ended the run early, with {} held",
-                format::counted(tally.held, "connection")
+                format::counted(stats.held, "connection")
             )
         }
     }
 }
 
-fn reserved(aim: &Aim) -> String {
-    match aim.local_ports_reserved {
+fn reserved(target: &Target) -> String {
+    match target.local_ports_reserved {
         0 => String::new(),
         count => {
             let count = format::count(count);
@@ -238,25 +238,25 @@ fn reserved(aim: &Aim) -> String {
 }
 
 /// Some were lost, which is no cap.
-fn loss(tally: &Tally) -> Option<String> {
-    (tally.lost > 0).then(|| losses(tally))
+fn loss(stats: &RunStats) -> Option<String> {
+    (stats.lost > 0).then(|| losses(stats))
 }
 
 /// What became of those that were held once, by what was seen of most of them.
-fn losses(tally: &Tally) -> String {
+fn losses(stats: &RunStats) -> String {
     let lost = format!(
         "{} of {} lost ({})",
-        format::count(tally.lost),
-        format::counted(tally.opened, "connection"),
-        tally.losses
+        format::count(stats.lost),
+        format::counted(stats.opened, "connection"),
+        stats.losses
     );
-    let most_at_once = format::count(tally.peak);
-    match seen(tally) {
+    let most_at_once = format::count(stats.peak);
+    match seen(stats) {
         Seen::OtherBytes => format!(
             "the server sent other bytes than it got: {lost}; it is no echo server, or mixes its \
              connections up (--no-verify skips the echo)"
         ),
-        Seen::Silence if tally.lost_in_part * 2 > tally.lost => format!(
+        Seen::Silence if stats.lost_in_part * 2 > stats.lost => format!(
             "the server sent a part of the echo and no more: {lost}; it hangs, or the way to it is \
              broken: look at its log and its memory"
         ),
@@ -264,11 +264,11 @@ fn losses(tally: &Tally) -> String {
             "the server stopped answering: {lost}; it hangs, or the way to it is broken: look at its \
              log and its memory"
         ),
-        Seen::Closed if tally.peak * 2 <= tally.opened => format!(
+        Seen::Closed if stats.peak * 2 <= stats.opened => format!(
             "the server closes connections soon after they open: {lost}, and no more than \
              {most_at_once} were held at once; look at its log and its idle timeout"
         ),
-        Seen::Closed if tally.has_lost_most() => format!(
+        Seen::Closed if stats.has_lost_most() => format!(
             "the server went away: {lost}; look at its log: was it killed for want of memory, or \
              does it close idle connections?"
         ),
@@ -292,8 +292,8 @@ enum Seen {
     Failed,
 }
 
-fn seen(tally: &Tally) -> Seen {
-    match tally.losses.most() {
+fn seen(stats: &RunStats) -> Seen {
+    match stats.losses.most() {
         Some("EBADMSG") => Seen::OtherBytes,
         Some("ETIMEDOUT") => Seen::Silence,
         Some(failures::EOF | "ECONNRESET" | "ECONNABORTED" | "EPIPE") => Seen::Closed,
@@ -301,14 +301,14 @@ fn seen(tally: &Tally) -> Seen {
     }
 }
 
-fn limit_of_losses(tally: &Tally) -> Limit {
-    if let Seen::Failed = seen(tally) { Limit::Network } else { Limit::Server }
+fn limit_of_losses(stats: &RunStats) -> Limit {
+    if let Seen::Failed = seen(stats) { Limit::Network } else { Limit::Server }
 }
 
 /// Some were given up, one by one.
-fn failed(tally: &Tally) -> (Limit, String) {
-    let failed = format!("given up: {}", format::counted(tally.failed, "connection"));
-    let failures = &tally.failures;
+fn failed(stats: &RunStats) -> (Limit, String) {
+    let failed = format!("given up: {}", format::counted(stats.failed, "connection"));
+    let failures = &stats.failures;
     if failures.most() == Some("EBADMSG") {
         let detail = format!(
             "{failed} ({failures}): the server sent other bytes back \
@@ -316,7 +316,7 @@ fn failed(tally: &Tally) -> (Limit, String) {
         );
         return (Limit::Server, detail);
     }
-    let limit = if tally.unanswered > 0 { Limit::Server } else { Limit::Network };
+    let limit = if stats.unanswered > 0 { Limit::Server } else { Limit::Network };
     let remedy = if failures.has("ETIMEDOUT") {
         "a longer --connect-timeout or fewer --in-flight may help"
     } else {
@@ -332,16 +332,16 @@ mod tests {
     use c1000k_host::check::FileTable;
 
     use super::*;
-    use crate::target::Lowered;
+    use crate::target::Cap;
 
     fn to() -> Destination {
         Destination { first: "127.0.0.1:9900".parse().unwrap(), ports: 100 }
     }
 
-    fn asked(target: u64) -> Aim {
-        Aim {
+    fn asked(target: u64) -> Target {
+        Target {
             is_asked: true,
-            target,
+            connections: target,
             goal: target as u32,
             cap: None,
             file_table: FileTable::Process,
@@ -349,27 +349,27 @@ mod tests {
         }
     }
 
-    fn left_out(target: u64) -> Aim {
-        let cap = Lowered { limit: Limit::Descriptors, detail: "19 of 1,000".to_owned() };
-        Aim { is_asked: false, cap: Some(cap), ..asked(target) }
+    fn left_out(target: u64) -> Target {
+        let cap = Cap { limit: Limit::Descriptors, detail: "19 of 1,000".to_owned() };
+        Target { is_asked: false, cap: Some(cap), ..asked(target) }
     }
 
-    fn tally(count: u64) -> Tally {
-        let mut tally = Tally::new(Instant::now(), true).unwrap();
-        (tally.attempted, tally.opened, tally.peak, tally.held) = (count, count, count, count);
-        tally.verified_passes = vec![count, count];
-        tally
+    fn stats(count: u64) -> RunStats {
+        let mut stats = RunStats::new(Instant::now(), true).unwrap();
+        (stats.attempted, stats.opened, stats.peak, stats.held) = (count, count, count, count);
+        stats.verified_passes = vec![count, count];
+        stats
     }
 
     #[test]
     fn all_held_and_proven_twice_is_reached() {
-        let judgement = judge(&asked(10), &tally(10), to());
-        assert_eq!((judgement.verdict, judgement.limit), (Verdict::Reached, None));
+        let outcome = judge(&asked(10), &stats(10), to());
+        assert_eq!((outcome.verdict, outcome.limit), (Verdict::Reached, None));
     }
 
     #[test]
     fn all_held_without_a_proof_is_no_more_than_held() {
-        let mut unproven = tally(10);
+        let mut unproven = stats(10);
         unproven.verified_passes = vec![];
         assert_eq!(judge(&asked(10), &unproven, to()).verdict, Verdict::Held);
         assert_eq!(judge(&asked(11), &unproven, to()).verdict, Verdict::Short);
@@ -377,48 +377,48 @@ mod tests {
 
     #[test]
     fn a_lowered_target_that_is_reached_names_its_cap() {
-        let judgement = judge(&left_out(10), &tally(10), to());
-        assert_eq!(judgement.verdict, Verdict::Reached);
-        assert_eq!(judgement.limit, Some(Limit::Descriptors));
+        let outcome = judge(&left_out(10), &stats(10), to());
+        assert_eq!(outcome.verdict, Verdict::Reached);
+        assert_eq!(outcome.limit, Some(Limit::Descriptors));
     }
 
     #[test]
     fn a_target_that_was_asked_for_and_reached_has_met_no_limit() {
-        let aim = Aim { is_asked: true, ..left_out(10) };
-        assert_eq!(judge(&aim, &tally(10), to()).limit, None);
-        assert_eq!(judge(&aim, &tally(9), to()).limit, Some(Limit::Descriptors));
+        let target = Target { is_asked: true, ..left_out(10) };
+        assert_eq!(judge(&target, &stats(10), to()).limit, None);
+        assert_eq!(judge(&target, &stats(9), to()).limit, Some(Limit::Descriptors));
     }
 
     #[test]
     fn one_that_is_lost_unproven_or_missing_is_short() {
-        let mut lost = tally(10);
+        let mut lost = stats(10);
         lost.lost = 1;
-        let mut unproven = tally(10);
+        let mut unproven = stats(10);
         unproven.verified_passes = vec![10, 9];
-        let mut once = tally(10);
+        let mut once = stats(10);
         once.verified_passes = vec![10];
-        for tally in [lost, unproven, once, tally(9)] {
-            assert_eq!(judge(&asked(10), &tally, to()).verdict, Verdict::Short, "{tally:?}");
+        for stats in [lost, unproven, once, stats(9)] {
+            assert_eq!(judge(&asked(10), &stats, to()).verdict, Verdict::Short, "{stats:?}");
         }
     }
 
     #[test]
     fn a_full_server_lowers_a_target_that_nobody_asked_for() {
-        let mut full = tally(7);
+        let mut full = stats(7);
         (full.stop, full.failed) = (Some(Stop::ServerFull), 3);
-        let judgement = judge(&left_out(10), &full, to());
-        assert_eq!((judgement.target, judgement.verdict), (7, Verdict::Reached));
-        assert_eq!(judgement.failed, 0);
-        assert_eq!(judgement.limit, Some(Limit::Server));
-        let judgement = judge(&asked(10), &full, to());
-        assert_eq!((judgement.target, judgement.verdict), (10, Verdict::Short));
-        assert_eq!(judgement.failed, 3);
-        assert!(judgement.detail.unwrap().contains("the server was the cap"));
+        let outcome = judge(&left_out(10), &full, to());
+        assert_eq!((outcome.target, outcome.verdict), (7, Verdict::Reached));
+        assert_eq!(outcome.failed, 0);
+        assert_eq!(outcome.limit, Some(Limit::Server));
+        let outcome = judge(&asked(10), &full, to());
+        assert_eq!((outcome.target, outcome.verdict), (10, Verdict::Short));
+        assert_eq!(outcome.failed, 3);
+        assert!(outcome.detail.unwrap().contains("the server was the cap"));
     }
 
     #[test]
     fn a_server_that_is_full_before_the_first_is_no_success() {
-        let mut full = tally(0);
+        let mut full = stats(0);
         full.stop = Some(Stop::ServerFull);
         assert_eq!(judge(&left_out(10), &full, to()).verdict, Verdict::Short);
     }
@@ -426,9 +426,9 @@ mod tests {
     #[test]
     fn skipping_the_echo_is_advised_to_whom_it_helps() {
         for stop in [Stop::ServerFull, Stop::ServerSilent] {
-            let mut nothing = tally(0);
+            let mut nothing = stats(0);
             nothing.stop = Some(stop);
-            let detail = |tally: &Tally| judge(&asked(10), tally, to()).detail.unwrap();
+            let detail = |stats: &RunStats| judge(&asked(10), stats, to()).detail.unwrap();
             assert!(detail(&nothing).contains("--no-verify"));
             nothing.verified_passes = vec![];
             assert!(!detail(&nothing).contains("echo"), "{}", detail(&nothing));
@@ -438,24 +438,21 @@ mod tests {
     #[test]
     fn most_of_them_lost_is_the_servers_end_whatever_came_first() {
         for stop in [None, Some(Stop::ServerFull), Some(Stop::ServerGone)] {
-            let mut gone = tally(10);
+            let mut gone = stats(10);
             gone.stop = stop;
             (0..10).for_each(|_| gone.lose_one(None));
-            let judgement = judge(&left_out(10), &gone, to());
-            assert_eq!((judgement.verdict, judgement.limit), (Verdict::Short, Some(Limit::Server)));
-            assert!(judgement.detail.unwrap().contains("10 of 10 connections lost"));
+            let outcome = judge(&left_out(10), &gone, to());
+            assert_eq!((outcome.verdict, outcome.limit), (Verdict::Short, Some(Limit::Server)));
+            assert!(outcome.detail.unwrap().contains("10 of 10 connections lost"));
         }
     }
 
     #[test]
     fn a_signal_is_never_a_success() {
-        let mut cut = tally(10);
+        let mut cut = stats(10);
         cut.stop = Some(Stop::Interrupted);
-        let judgement = judge(&asked(10), &cut, to());
-        assert_eq!(
-            (judgement.verdict, judgement.limit),
-            (Verdict::Short, Some(Limit::Interrupted))
-        );
+        let outcome = judge(&asked(10), &cut, to());
+        assert_eq!((outcome.verdict, outcome.limit), (Verdict::Short, Some(Limit::Interrupted)));
     }
 
     #[test]
@@ -465,21 +462,21 @@ mod tests {
             (Errno::ETIMEDOUT, Limit::Network, "ETIMEDOUT"),
             (Errno::EBADMSG, Limit::Server, "no echo server"),
         ] {
-            let mut nothing = tally(0);
+            let mut nothing = stats(0);
             nothing.failed = 1;
             nothing.failures.count_errno(errno);
-            let judgement = judge(&asked(1), &nothing, to());
-            assert_eq!((judgement.verdict, judgement.limit), (Verdict::Short, Some(limit)));
-            assert!(judgement.detail.unwrap().contains(part), "{errno}");
+            let outcome = judge(&asked(1), &nothing, to());
+            assert_eq!((outcome.verdict, outcome.limit), (Verdict::Short, Some(limit)));
+            assert!(outcome.detail.unwrap().contains(part), "{errno}");
         }
     }
 
     #[test]
     fn reserved_ports_are_named_where_ports_run_out() {
-        let mut out = tally(10);
+        let mut out = stats(10);
         (out.stop, out.failed) = (Some(Stop::Ports), 1);
-        let aim = Aim { local_ports_reserved: 500, ..asked(11) };
-        let detail = judge(&aim, &out, to()).detail.unwrap();
+        let target = Target { local_ports_reserved: 500, ..asked(11) };
+        let detail = judge(&target, &out, to()).detail.unwrap();
         assert!(detail.contains("500 more are reserved (net.ipv4.ip_local_reserved"), "{detail}");
         assert!(!judge(&asked(11), &out, to()).detail.unwrap().contains("reserved"));
     }

@@ -44,7 +44,7 @@ impl Drain {
     /// Resets the connections of the next slots.
     fn abort_slice<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &Run<'_, P>) {
         let is_loopback = run.settings.server.ip.is_loopback();
-        let (slots, pause) = slice(is_loopback, run.tally.peak, run.tally.ramp);
+        let (slots, pause) = slice(is_loopback, run.stats.peak, run.stats.ramp);
         let slice = self.cursor..self.cursor + slots;
         self.cursor = slice.end;
         let tokens: Vec<Token> = cx.tokens(slice).collect();
@@ -59,12 +59,12 @@ impl Drain {
 
 impl<P: Protocol> Phase<P> for Drain {
     fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
-        if run.tally.held > 0 {
+        if run.stats.held > 0 {
             run.progress.begin(
                 "closing",
                 &format!(
                     "closing {} by reset, which leaves no TIME_WAIT",
-                    format::counted(run.tally.held, "connection")
+                    format::counted(run.stats.held, "connection")
                 ),
             );
         }

@@ -17,12 +17,12 @@ pub(crate) struct Hold {
 
 impl<P: Protocol> Phase<P> for Hold {
     fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
-        self.lost_at_tick = run.tally.lost;
+        self.lost_at_tick = run.stats.lost;
         run.progress.begin(
             "holding",
             &format!(
                 "holding {} for {} s",
-                format::counted(run.tally.held, "connection"),
+                format::counted(run.stats.held, "connection"),
                 run.settings.hold.as_secs_f64()
             ),
         );
@@ -32,12 +32,12 @@ impl<P: Protocol> Phase<P> for Hold {
     }
 
     fn is_done(&self, _cx: &Cx<P>, run: &Run<'_, P>) -> bool {
-        self.is_over || run.tally.held == 0
+        self.is_over || run.stats.held == 0
     }
 
     fn end(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         cancel(cx, &mut self.end);
-        run.tally.hold = run.phase_began.elapsed();
+        run.stats.hold = run.phase_began.elapsed();
     }
 
     fn on_timer(&mut self, _cx: &mut Cx<P>, _run: &mut Run<'_, P>, timer: TimerId) {
@@ -48,11 +48,11 @@ impl<P: Protocol> Phase<P> for Hold {
     }
 
     fn tick(&mut self, _cx: &mut Cx<P>, run: &mut Run<'_, P>, _is_stalled: bool) {
-        if run.tally.lost > self.lost_at_tick {
+        if run.stats.lost > self.lost_at_tick {
             run.progress.warn(&run.loss_line());
-        } else if run.tally.has_lost_most() {
+        } else if run.stats.has_lost_most() {
             self.is_over = true;
         }
-        self.lost_at_tick = run.tally.lost;
+        self.lost_at_tick = run.stats.lost;
     }
 }

@@ -12,11 +12,11 @@ use reactor::{CloseReason, ConnectOptions, Error, TimerId, Token};
 
 use super::Phase;
 use crate::failures::{self, Meaning, Retries, meaning};
-use crate::pacing::Pace;
+use crate::pacing::RateLimiter;
 use crate::plan::{Plan, Route};
 use crate::protocols::Protocol;
 use crate::run::{Conn, ConnStage, Cx, Fault, Run, TICK, arm, cancel, errno, errno_of, some};
-use crate::tally::Stop;
+use crate::stats::Stop;
 
 /// Without a proof to wait for, a connection that is dropped as young as this was never let in.
 const PROBATION: Duration = Duration::from_secs(1);
@@ -25,14 +25,14 @@ const PROBATION: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Ramp {
     plan: Plan,
-    pace: Option<Pace>,
+    pace: Option<RateLimiter>,
     /// The next connection that was never tried.
     next_number: u32,
     /// Connections to be tried elsewhere at once.
     again: Vec<u32>,
     retries: Retries,
     /// Drops and final failures since there were last more connections held than ever.
-    setbacks: u32,
+    consecutive_failures: u32,
     held_at_tick: u64,
     timers: Timers,
     is_over: bool,
@@ -64,11 +64,11 @@ impl Ramp {
     pub(crate) fn new(plan: Plan, rate_per_second: Option<u64>, now: Instant) -> Self {
         Self {
             plan,
-            pace: rate_per_second.map(|rate| Pace::new(rate, now)),
+            pace: rate_per_second.map(|rate| RateLimiter::new(rate, now)),
             next_number: 1,
             again: Vec::new(),
             retries: Retries::default(),
-            setbacks: 0,
+            consecutive_failures: 0,
             held_at_tick: 0,
             timers: Timers::default(),
             is_over: false,
@@ -81,7 +81,7 @@ impl Ramp {
             let Some(work) = self.next_work(cx.now(), run) else { break };
             self.open(cx, run, &work);
         }
-        if run.in_flight == 0 && (run.tally.stop.is_some() || !self.has_work(run)) {
+        if run.in_flight == 0 && (run.stats.stop.is_some() || !self.has_work(run)) {
             return self.settle(cx, run);
         }
         if self.timers.retry.is_none()
@@ -93,8 +93,8 @@ impl Ramp {
 
     /// Ends the ramp. Without proofs it first waits until the youngest connection is past its probation.
     fn settle<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &Run<'_, P>) {
-        let youngest = run.tally.started.elapsed().saturating_sub(run.tally.ramp);
-        if run.settings.verify || run.tally.held == 0 || youngest >= PROBATION {
+        let youngest = run.stats.started.elapsed().saturating_sub(run.stats.ramp);
+        if run.settings.verify || run.stats.held == 0 || youngest >= PROBATION {
             self.is_over = true;
         } else if self.timers.settle.is_none() {
             self.timers.settle = arm(cx, PROBATION - youngest);
@@ -103,7 +103,7 @@ impl Ramp {
 
     /// Whether the next connect may be started now. Where only the pace forbids it, a timer comes back for it.
     fn may_open<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &Run<'_, P>) -> bool {
-        if run.tally.stop.is_some()
+        if run.stats.stop.is_some()
             || run.in_flight >= run.settings.in_flight_max
             || !self.has_due_work(cx.now(), run)
         {
@@ -135,11 +135,11 @@ impl Ramp {
 
     fn next_work<P: Protocol>(&mut self, now: Instant, run: &mut Run<'_, P>) -> Option<Work> {
         if let Some((number, retries)) = self.retries.pop_due(now) {
-            run.tally.retried += 1;
+            run.stats.retried += 1;
             return Some(Work { number, retries, is_known: true });
         }
         if let Some(number) = self.again.pop() {
-            run.tally.retried += 1;
+            run.stats.retried += 1;
             return Some(Work { number, retries: 0, is_known: true });
         }
         if self.next_number > run.settings.goal {
@@ -158,7 +158,7 @@ impl Ramp {
         let destination = run.settings.server.socket_addr(route.port);
         match cx.connect(destination, &self.options(&route, run), conn) {
             Ok(_) => {
-                run.tally.attempted += 1;
+                run.stats.attempted += 1;
                 run.in_flight += 1;
             }
             Err(error) => self.note_refused_call(run, &error, &route, work),
@@ -191,7 +191,7 @@ impl Ramp {
             run.stop(Stop::Descriptors(Errno::EMFILE));
             return self.put_back(run, work);
         };
-        run.tally.failures.count_errno(errno);
+        run.stats.failures.count_errno(errno);
         match meaning(errno) {
             Meaning::NoDescriptor => run.stop(Stop::Descriptors(errno)),
             Meaning::NoMemory => run.stop(Stop::Memory(errno)),
@@ -201,7 +201,7 @@ impl Ramp {
             }
             Meaning::NoLocalPort => self.plan.spend(route.pair),
             _ => {
-                run.tally.attempted += 1;
+                run.stats.attempted += 1;
                 return self.note_errno(run, errno, route.pair, work.number, work.retries);
             }
         }
@@ -210,7 +210,7 @@ impl Ramp {
 
     /// The connection was not tried, this time.
     fn put_back<P: Protocol>(&mut self, run: &Run<'_, P>, work: &Work) {
-        if work.is_known || run.tally.stop.is_none() {
+        if work.is_known || run.stats.stop.is_none() {
             self.again.push(work.number);
         }
     }
@@ -223,28 +223,28 @@ impl Ramp {
         reason: &CloseReason,
     ) {
         run.in_flight -= 1;
-        run.tally.answered_in_part += u64::from(run.has_part(conn));
+        run.stats.answered_in_part += u64::from(run.has_part(conn));
         match (conn.fault, errno_of(reason)) {
             (Some(Fault::Eof), _) | (None, None) => {
-                run.tally.failures.count(failures::EOF);
+                run.stats.failures.count(failures::EOF);
                 self.note_turned_away(run, conn.number);
             }
-            (Some(Fault::Garbled), _) => {
-                run.tally.failures.count_errno(Errno::EBADMSG);
-                run.tally.failed += 1;
-                self.note_setback(run, Stop::NotAnEcho);
+            (Some(Fault::Mismatch), _) => {
+                run.stats.failures.count_errno(Errno::EBADMSG);
+                run.stats.failed += 1;
+                self.note_consecutive_failure(run, Stop::NotAnEcho);
             }
             (Some(Fault::SelfConnected), _) => {
-                run.tally.failures.count(failures::SELF_CONNECT);
+                run.stats.failures.count(failures::SELF_CONNECT);
                 self.note_nobody(run, conn.pair, conn.number);
             }
-            (Some(Fault::Late), _) => {
-                run.tally.unanswered += 1;
-                run.tally.failures.count_errno(Errno::ETIMEDOUT);
+            (Some(Fault::TimedOut), _) => {
+                run.stats.unanswered += 1;
+                run.stats.failures.count_errno(Errno::ETIMEDOUT);
                 self.note_transient(run, Errno::ETIMEDOUT, conn.number, conn.retries);
             }
             (None, Some(errno)) => {
-                run.tally.failures.count_errno(errno);
+                run.stats.failures.count_errno(errno);
                 self.note_errno(run, errno, conn.pair, conn.number, conn.retries);
             }
         }
@@ -262,8 +262,8 @@ impl Ramp {
             Meaning::NobodyListens => self.note_nobody(run, pair, number),
             Meaning::TurnedAway => self.note_turned_away(run, number),
             Meaning::Final => {
-                run.tally.failed += 1;
-                self.note_setback(run, Stop::Network(errno));
+                run.stats.failed += 1;
+                self.note_consecutive_failure(run, Stop::Network(errno));
             }
             _ => self.note_transient(run, errno, number, retries),
         }
@@ -279,9 +279,9 @@ impl Ramp {
 
     /// The server let it in and dropped it. It is tried again as long as others get through.
     fn note_turned_away<P: Protocol>(&mut self, run: &mut Run<'_, P>, number: u32) {
-        run.tally.turned_away += 1;
+        run.stats.turned_away += 1;
         self.again.push(number);
-        self.note_setback(run, Stop::ServerFull);
+        self.note_consecutive_failure(run, Stop::ServerFull);
     }
 
     fn note_transient<P: Protocol>(
@@ -292,17 +292,17 @@ impl Ramp {
         retries: u8,
     ) {
         if !self.retries.push(Instant::now(), number, retries) {
-            run.tally.failed += 1;
+            run.stats.failed += 1;
         }
         // Time-outs take their time by themselves, and come many at once after a pause of this process.
         if errno != Errno::ETIMEDOUT {
-            self.note_setback(run, Stop::Network(errno));
+            self.note_consecutive_failure(run, Stop::Network(errno));
         }
     }
 
-    fn note_setback<P: Protocol>(&mut self, run: &mut Run<'_, P>, stop: Stop) {
-        self.setbacks += 1;
-        if self.setbacks >= run.settings.setbacks_max {
+    fn note_consecutive_failure<P: Protocol>(&mut self, run: &mut Run<'_, P>, stop: Stop) {
+        self.consecutive_failures += 1;
+        if self.consecutive_failures >= run.settings.consecutive_failures_max {
             run.stop(stop);
         }
     }
@@ -314,11 +314,11 @@ impl Ramp {
         conn: &Conn<P::State>,
         reason: &CloseReason,
     ) {
-        run.tally.held -= 1;
-        run.tally.opened -= 1;
+        run.stats.held -= 1;
+        run.stats.opened -= 1;
         match errno_of(reason) {
-            Some(errno) => run.tally.failures.count_errno(errno),
-            None => run.tally.failures.count(failures::EOF),
+            Some(errno) => run.stats.failures.count_errno(errno),
+            None => run.stats.failures.count(failures::EOF),
         }
         self.note_turned_away(run, conn.number);
     }
@@ -326,7 +326,7 @@ impl Ramp {
     /// The connection is proven, or needs no proof.
     fn keep<P: Protocol>(&mut self, run: &mut Run<'_, P>, conn: &mut Conn<P::State>) {
         if run.keep(conn) {
-            self.setbacks = 0;
+            self.consecutive_failures = 0;
         }
     }
 
@@ -350,7 +350,7 @@ impl Ramp {
     }
 
     fn tell_self_connect<P: Protocol>(&self, run: &mut Run<'_, P>, pair: u32) {
-        if std::mem::replace(&mut run.tally.is_self_connected, true) {
+        if std::mem::replace(&mut run.stats.is_self_connected, true) {
             return;
         }
         let port = self.plan.port(pair);
@@ -376,39 +376,39 @@ impl Ramp {
 
     /// Nothing more will be opened, and what is still under way never will be.
     fn complete<P: Protocol>(&mut self, run: &mut Run<'_, P>) {
-        run.tally.failures.count_unfinished(run.in_flight as u64);
+        run.stats.failures.count_unfinished(run.in_flight as u64);
         let unfinished = run.in_flight + self.again.len() + self.retries.give_up();
-        run.tally.failed += unfinished as u64;
+        run.stats.failed += unfinished as u64;
         self.again.clear();
-        run.tally.sample(Instant::now());
-        run.tally.verify_seconds =
-            run.tally.verified_passes.iter().map(|_| run.tally.ramp.as_secs_f64()).collect();
-        if !run.settings.verify && run.tally.turned_away > 0 {
+        run.stats.sample(Instant::now());
+        run.stats.verify_seconds =
+            run.stats.verified_passes.iter().map(|_| run.stats.ramp.as_secs_f64()).collect();
+        if !run.settings.verify && run.stats.turned_away > 0 {
             // Those that the server dropped were open for a moment, so the peak counted some of them.
-            run.tally.peak = run.tally.held;
+            run.stats.peak = run.stats.held;
         }
         self.tell_closed_ports(run);
-        if run.tally.held == 0 {
+        if run.stats.held == 0 {
             run.end_early();
         }
     }
 
     fn line<P: Protocol>(&self, run: &Run<'_, P>) -> String {
-        let opened = run.tally.held.saturating_sub(self.held_at_tick);
+        let opened = run.stats.held.saturating_sub(self.held_at_tick);
         format!(
             "opening: {} of {}, {}{}{}",
-            format::count(run.tally.held),
+            format::count(run.stats.held),
             format::count(u64::from(run.settings.goal)),
             rate(per_second(opened, TICK.as_secs_f64())),
-            some(run.tally.failures.by_name().values().sum(), "failed attempts"),
-            some(run.tally.lost, "lost"),
+            some(run.stats.failures.by_name().values().sum(), "failed attempts"),
+            some(run.stats.lost, "lost"),
         )
     }
 }
 
 impl<P: Protocol> Phase<P> for Ramp {
     fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
-        run.tally.sample(run.tally.started);
+        run.stats.sample(run.stats.started);
         self.open_more(cx, run);
     }
 
@@ -423,7 +423,7 @@ impl<P: Protocol> Phase<P> for Ramp {
         if self.is_over {
             self.complete(run);
         } else if run.settings.verify {
-            run.tally.verify_seconds.push(run.phase_began.elapsed().as_secs_f64());
+            run.stats.verify_seconds.push(run.phase_began.elapsed().as_secs_f64());
         }
     }
 
@@ -438,7 +438,7 @@ impl<P: Protocol> Phase<P> for Ramp {
             self.tell_self_connect(run, conn.pair);
             return run.give_up(cx, token, conn, Fault::SelfConnected);
         }
-        run.tally.record_latency(run.age(conn));
+        run.stats.record_latency(run.age(conn));
         self.plan.note_success(conn.pair);
         if run.settings.verify {
             run.open(cx, token, conn);
@@ -481,16 +481,16 @@ impl<P: Protocol> Phase<P> for Ramp {
     }
 
     fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, is_stalled: bool) {
-        run.tally.sample(Instant::now());
+        run.stats.sample(Instant::now());
         run.progress.tick(|| self.line(run));
-        self.held_at_tick = run.tally.held;
+        self.held_at_tick = run.stats.held;
         if is_stalled {
-            run.stop(match run.tally.unanswered {
+            run.stop(match run.stats.unanswered {
                 0 => Stop::Network(Errno::ETIMEDOUT),
                 _ => Stop::ServerSilent,
             });
         }
-        if is_stalled && run.tally.held == 0 {
+        if is_stalled && run.stats.held == 0 {
             self.is_over = true;
         } else {
             self.open_more(cx, run);
@@ -499,7 +499,7 @@ impl<P: Protocol> Phase<P> for Ramp {
 }
 
 fn nobody_left<P: Protocol>(run: &Run<'_, P>) -> Stop {
-    if run.tally.peak == 0 && run.tally.turned_away == 0 {
+    if run.stats.peak == 0 && run.stats.turned_away == 0 {
         Stop::NothingListens
     } else {
         Stop::ServerGone

@@ -6,7 +6,7 @@ use reactor::{CloseReason, Token};
 use super::Phase;
 use crate::protocols::Protocol;
 use crate::run::{Conn, Cx, Run, some};
-use crate::tally::Stop;
+use crate::stats::Stop;
 
 /// Slots looked at before other events get their turn.
 const SLOTS_PER_SLICE: usize = 4096;
@@ -36,13 +36,13 @@ impl Verify {
 
 impl<P: Protocol> Phase<P> for Verify {
     fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
-        if run.tally.held > 0 {
+        if run.stats.held > 0 {
             run.progress.begin(
                 "proving",
-                &format!("proving {} again", format::counted(run.tally.held, "connection")),
+                &format!("proving {} again", format::counted(run.stats.held, "connection")),
             );
         }
-        run.tally.verified_passes.push(0);
+        run.stats.verified_passes.push(0);
         self.ask_more(cx, run);
     }
 
@@ -51,7 +51,7 @@ impl<P: Protocol> Phase<P> for Verify {
     }
 
     fn end(&mut self, _cx: &mut Cx<P>, run: &mut Run<'_, P>) {
-        run.tally.verify_seconds.push(run.phase_began.elapsed().as_secs_f64());
+        run.stats.verify_seconds.push(run.phase_began.elapsed().as_secs_f64());
     }
 
     fn on_answer(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, conn: &mut Conn<P::State>) {
@@ -82,8 +82,8 @@ impl<P: Protocol> Phase<P> for Verify {
 fn line<P: Protocol>(run: &Run<'_, P>) -> String {
     format!(
         "proving: {} of {}{}",
-        format::count(run.tally.verified().unwrap_or(0)),
-        format::count(run.tally.held),
-        some(run.tally.lost, "lost"),
+        format::count(run.stats.verified().unwrap_or(0)),
+        format::count(run.stats.held),
+        some(run.stats.lost, "lost"),
     )
 }

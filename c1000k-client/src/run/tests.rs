@@ -72,7 +72,7 @@ fn settings(ip: IpAddr, goal: u32) -> Settings {
         in_flight_max: 64,
         rate_per_second: None,
         local_ports: None,
-        setbacks_max: 100,
+        consecutive_failures_max: 100,
     }
 }
 
@@ -85,8 +85,8 @@ fn client(
 ) -> (Reactor<EchoConn>, Client<'_, Echo>) {
     let connections_max = settings.goal as usize + 64;
     let reactor = Reactor::new(&Config { connections_max, ..Config::default() }).unwrap();
-    let tally = Tally::new(Instant::now(), settings.verify).unwrap();
-    (reactor, Client::new(settings, Echo, plan, tally, progress))
+    let stats = RunStats::new(Instant::now(), settings.verify).unwrap();
+    (reactor, Client::new(settings, Echo, plan, stats, progress))
 }
 
 /// From any address to one port.
@@ -124,11 +124,11 @@ fn a_signal_at_any_turn_loses_no_connection_and_ends_the_run() {
             let settings = Settings { verify, ..settings(Ipv4Addr::LOCALHOST.into(), 600) };
             let (mut reactor, mut client) = client(settings, plan(server.port), &progress);
             let turns = run(&mut reactor, &mut client, Some(signal_at));
-            let tally = client.into_tally();
-            assert_eq!(tally.lost, 0, "verify {verify}, signal at {signal_at}: {tally:?}");
-            assert!(tally.held <= tally.peak && tally.verified_passes.len() <= 2, "{tally:?}");
+            let stats = client.into_stats();
+            assert_eq!(stats.lost, 0, "verify {verify}, signal at {signal_at}: {stats:?}");
+            assert!(stats.held <= stats.peak && stats.verified_passes.len() <= 2, "{stats:?}");
             if turns < signal_at {
-                assert_eq!(tally.stop, None, "it has ended before the signal: {tally:?}");
+                assert_eq!(stats.stop, None, "it has ended before the signal: {stats:?}");
                 break;
             }
         }
@@ -154,12 +154,12 @@ fn a_connect_that_reaches_itself_is_never_counted() {
             let plan = Plan::new(vec![], port, 1, 1);
             let (mut reactor, mut client) = client(settings, plan, &progress);
             run(&mut reactor, &mut client, None);
-            let tally = client.into_tally();
-            assert_eq!((tally.peak, tally.opened, tally.lost), (0, 0, 0), "{target}: {tally:?}");
-            assert_eq!(tally.verified().unwrap_or(0), 0, "{target}: {tally:?}");
-            assert_eq!(tally.stop, Some(Stop::NothingListens), "{target}: {tally:?}");
-            assert!(tally.is_self_connected, "{target}: {tally:?}");
-            assert_eq!(tally.failures.by_name()[failures::SELF_CONNECT], 3, "{tally:?}");
+            let stats = client.into_stats();
+            assert_eq!((stats.peak, stats.opened, stats.lost), (0, 0, 0), "{target}: {stats:?}");
+            assert_eq!(stats.verified().unwrap_or(0), 0, "{target}: {stats:?}");
+            assert_eq!(stats.stop, Some(Stop::NothingListens), "{target}: {stats:?}");
+            assert!(stats.is_self_connected, "{target}: {stats:?}");
+            assert_eq!(stats.failures.by_name()[failures::SELF_CONNECT], 3, "{stats:?}");
         }
     }
 }
@@ -172,8 +172,8 @@ fn a_machine_without_an_address_lacks_no_ports() {
     let settings = settings(Ipv4Addr::LOCALHOST.into(), 5);
     let (mut reactor, mut client) = client(settings, plan, &progress);
     run(&mut reactor, &mut client, None);
-    let tally = client.into_tally();
-    assert_eq!((tally.stop, tally.attempted), (Some(Stop::NoAddress), 0), "{tally:?}");
+    let stats = client.into_stats();
+    assert_eq!((stats.stop, stats.attempted), (Some(Stop::NoAddress), 0), "{stats:?}");
 }
 
 /// Takes longer than the hold in a turn, and ends the ramp then.
@@ -204,7 +204,7 @@ fn a_hold_is_as_long_as_asked_whenever_its_turn_began() {
     // A goal of none ends the ramp at once. Whoever is held then is not new.
     let settings = Settings { hold, ..settings(Ipv4Addr::LOCALHOST.into(), 0) };
     let (mut reactor, mut client) = client(settings, plan(9900), &progress);
-    client.run.tally.hold_one(Instant::now());
+    client.run.stats.hold_one(Instant::now());
     arm(reactor.context(), Duration::ZERO).unwrap();
     let began = Instant::now();
     while matches!(client.phase, AnyPhase::Ramp(_)) {
@@ -213,5 +213,5 @@ fn a_hold_is_as_long_as_asked_whenever_its_turn_began() {
     while reactor.turn(&mut client, None).unwrap() == Status::Running {
         assert!(began.elapsed() < DEADLINE, "{client:?}");
     }
-    assert!(client.into_tally().hold >= hold);
+    assert!(client.into_stats().hold >= hold);
 }

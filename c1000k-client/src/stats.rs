@@ -40,7 +40,7 @@ pub enum Stop {
 
 /// Counters and clocks of one run.
 #[derive(Debug)]
-pub struct Tally {
+pub struct RunStats {
     /// Connects started.
     pub attempted: u64,
     /// Connections held now.
@@ -87,7 +87,7 @@ pub struct Tally {
     sample_due: Duration,
 }
 
-impl Tally {
+impl RunStats {
     /// Starts the clock; `None` never happens with these bounds of the histogram.
     pub fn new(now: Instant, verify: bool) -> Option<Self> {
         // To three digits from a microsecond to a day.
