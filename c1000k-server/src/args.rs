@@ -12,7 +12,7 @@ use c1000k_record::Destination;
 use clap::{Parser, ValueEnum};
 use reactor::Keepalive;
 
-use crate::guard::{Overload, Reserve};
+use crate::admission::memory::{Overload, Reserve};
 
 /// The connections that everything here is about.
 const MILLION: u64 = 1_000_000;

@@ -1,18 +1,16 @@
 //! The server: holds what arrives on its ports, from one thread unless told otherwise, and shows what it costs.
 //!
-//! It only wires: [`args`] to settings, settings to a reactor with its [`service`], and what came of
+//! It only wires: [`args`] to settings, settings to a reactor with its [`echo`], and what came of
 //! it to a [`summary`]. How the reactor works stands in the `reactor` crate.
 
+mod admission;
 mod args;
 mod closings;
-mod cost;
-mod crew;
-mod guard;
-mod meter;
-mod service;
+mod echo;
+mod metrics;
 mod slow;
-mod sources;
 mod summary;
+mod workers;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -30,11 +28,11 @@ use c1000k_host::ports::{PortHolder, port_holder};
 use c1000k_record::{Destination, ServerRecord};
 use reactor::{Config, ListenOptions, Reactor, Signal, Status};
 
+use admission::memory::Guard;
 use args::{Args, Command, Settings};
-use crew::{Crew, Lead, Shared};
-use guard::Guard;
-use meter::Meter;
-use service::{SHUT_DOWN, Service};
+use echo::{Echo, SHUT_DOWN};
+use metrics::Sampler;
+use workers::{Lead, Shared, Workers};
 
 /// A connection's output queue holds one read at the most; the rest is room for what is being sent.
 const WRITE_QUEUE_BYTES_MAX: usize = 128 * 1024;
@@ -96,9 +94,9 @@ fn serve(settings: &Settings, guard: Guard) -> Result<ExitCode, String> {
     let connections_max = room.connections_max;
     let (mut reactor, others) = listening(settings, room, queues_bytes_max(&guard))?;
     let shared = Arc::new(Shared::new(settings, connections_max, guard));
-    let meter = Meter::start();
-    let crew = Crew::start(others, settings, &shared, &reactor.context().waker())?;
-    let mut service = Service::new(settings, &shared, Lead { meter, crew });
+    let sampler = Sampler::start();
+    let workers = Workers::start(others, settings, &shared, &reactor.context().waker())?;
+    let mut service = Echo::new(settings, &shared, Lead { sampler, workers });
     service.start(reactor.context()).map_err(|error| error.to_string())?;
     for blind_spot in shared.guard().blind_spots() {
         log::warn!("{blind_spot}");
@@ -108,11 +106,11 @@ fn serve(settings: &Settings, guard: Guard) -> Result<ExitCode, String> {
         log::warn!("nobody can be admitted until {} more are free", format::bytes(bytes));
     }
     run(&mut reactor, &mut service).map_err(|error| format!("the reactor can't go on: {error}"))?;
-    service.duty.crew.join()?;
+    service.duty.workers.join()?;
     let totals = service.duty.totals(service.totals(reactor.context()), &shared);
-    let meter = &mut service.duty.meter;
+    let sampler = &mut service.duty.sampler;
     let memory_guard = shared.guard().record(Instant::now());
-    let record = summary::record(settings, room, started_at, &totals, meter, memory_guard);
+    let record = summary::record(settings, room, started_at, &totals, sampler, memory_guard);
     tell_losses(&record);
     let code = exit_code(service.left_by);
     conclude(settings, &record).map(|()| ExitCode::from(code))
@@ -170,9 +168,9 @@ fn tell_ready(settings: &Settings, room: Room) {
 }
 
 /// Serves until all threads have let go of all their connections, or a second signal says that this takes too long.
-fn run(reactor: &mut Reactor<()>, service: &mut Service<Lead>) -> Result<(), reactor::Error> {
+fn run(reactor: &mut Reactor<()>, service: &mut Echo<Lead>) -> Result<(), reactor::Error> {
     reactor.run(service)?;
-    while service.left_by.is_none() && service.duty.crew.running() > 0 {
+    while service.left_by.is_none() && service.duty.workers.running() > 0 {
         if reactor.turn(service, None)? == Status::Stopped {
             break;
         }

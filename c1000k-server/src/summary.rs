@@ -13,9 +13,9 @@ use reactor::Stats;
 
 use crate::Room;
 use crate::args::Settings;
-use crate::crew::Totals;
-use crate::meter::Meter;
-use crate::service::RESET;
+use crate::echo::RESET;
+use crate::metrics::Sampler;
+use crate::workers::Totals;
 
 /// The process's own share of a connection without an idle timeout, and what one adds: the promise
 /// of the reactor.
@@ -27,13 +27,13 @@ pub(crate) fn record(
     room: Room,
     started_at: SystemTime,
     totals: &Totals,
-    meter: &mut Meter,
+    sampler: &mut Sampler,
     memory_guard: Option<MemoryGuard>,
 ) -> ServerRecord {
     let stats = &totals.stats;
     let usage = ProcessUsage::read();
-    let rss_at_start_bytes = meter.rss_at_start_bytes();
-    let peak = meter.peak().cloned();
+    let rss_at_start_bytes = sampler.rss_at_start_bytes();
+    let peak = sampler.peak().cloned();
     let errors = stats.accept_errors.iter();
     ServerRecord {
         head: Head::new(SERVER_SCHEMA, env!("CARGO_PKG_VERSION"), started_at),
@@ -53,10 +53,10 @@ pub(crate) fn record(
         kernel_bytes_per_connection: peak
             .as_ref()
             .and_then(|peak| Some(peak.kernel.as_ref()?.slab_bytes())),
-        rss_peak_bytes: usage.and_then(|usage| usage.rss_peak_bytes).max(meter.rss_max_bytes()),
+        rss_peak_bytes: usage.and_then(|usage| usage.rss_peak_bytes).max(sampler.rss_max_bytes()),
         cpu_user_seconds: usage.map_or(0.0, |usage| usage.cpu_user_seconds),
         cpu_system_seconds: usage.map_or(0.0, |usage| usage.cpu_system_seconds),
-        uptime_seconds: meter.uptime_seconds(),
+        uptime_seconds: sampler.uptime_seconds(),
         bind: settings.bind.to_string(),
         first_port: settings.first_port,
         ports: u64::from(settings.ports),
@@ -70,13 +70,13 @@ pub(crate) fn record(
         memory_guard,
         wakeups: stats.wakeups,
         kernel_bytes_by_slab: peak.as_ref().and_then(|peak| peak.bytes_by_slab()),
-        slabs_shown_as: meter.slabs_shown_as(),
+        slabs_shown_as: sampler.slabs_shown_as(),
         rss_at_start_bytes,
         rss_now_bytes: usage.map(|usage| usage.rss_bytes),
         rss_at_peak_bytes: peak.as_ref().and_then(|peak| peak.rss_bytes),
         prediction: Some(prediction(settings, room.file_table, stats.open_max)),
-        counters: meter.counters(),
-        series: meter.take_series(),
+        counters: sampler.counters(),
+        series: sampler.take_series(),
         file_table: Some(room.file_table.into()),
     }
 }

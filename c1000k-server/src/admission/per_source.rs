@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use reactor::Token;
 
-use crate::crew::lock;
+use crate::workers::lock;
 
 /// A network in 64 bits: IPv4 has the lowest 32 of ::/64, where no IPv6 peer comes from but the loopback's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -19,7 +19,7 @@ pub(crate) struct Source(u64);
 
 /// One thread's connections by source, and all threads' counts.
 #[derive(Debug)]
-pub(crate) struct Sources {
+pub(crate) struct PerSourceLimit {
     max: u32,
     held: Arc<Mutex<HashMap<Source, u32>>>,
     /// The source of the connection in each slot.
@@ -28,7 +28,7 @@ pub(crate) struct Sources {
     next: Option<Source>,
 }
 
-impl Sources {
+impl PerSourceLimit {
     pub(crate) fn new(max: u32) -> Self {
         Self { max, held: Arc::default(), by_slot: Vec::new(), next: None }
     }
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_one_thread_has_claimed_counts_for_the_others() {
-        let mut one = Sources::new(2);
+        let mut one = PerSourceLimit::new(2);
         let mut other = one.share();
         let peer = source("192.0.2.1");
         assert!(one.claim(peer) && other.claim(peer) && !one.claim(peer));

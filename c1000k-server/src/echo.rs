@@ -15,13 +15,13 @@ use reactor::{
     Written,
 };
 
+use crate::admission::memory::{Change, Overload, REST, Shortage};
+use crate::admission::per_source::{PerSourceLimit, Source};
 use crate::args::{Mode, Settings};
 use crate::closings::Closings;
-use crate::crew::{Duty, Held, Moment, Shared, Totals};
-use crate::guard::{Change, Overload, REST, Shortage};
-use crate::meter::sample_interval;
+use crate::metrics::sample_interval;
 use crate::slow::{Look, SlowReaders};
-use crate::sources::{Source, Sources};
+use crate::workers::{Duty, Held, Moment, Shared, Totals};
 
 /// Why a connection ended that its peer has reset.
 pub(crate) const RESET: &str = "reset";
@@ -52,7 +52,7 @@ const BACKLOG_PAUSED: u32 = 1;
 
 /// The server's side of one reactor's connections. One connection has no state of its own.
 #[derive(Debug)]
-pub(crate) struct Service<D> {
+pub(crate) struct Echo<D> {
     mode: Mode,
     idle_timeout: Option<Duration>,
     slow: SlowReaders,
@@ -67,7 +67,7 @@ pub(crate) struct Service<D> {
     /// Admissions drawn from the memory guard and not used.
     admissions: u64,
     /// Memory is not short, as far as the listeners know.
-    door_is_open: bool,
+    accepting: bool,
     /// A place among all threads' connections is taken for one that is not open yet.
     has_claim: bool,
     /// Errors of accepting that were told of.
@@ -75,7 +75,7 @@ pub(crate) struct Service<D> {
     is_signalled: bool,
     /// The second signal, at which it left at once.
     pub(crate) left_by: Option<Signal>,
-    sources: Option<Sources>,
+    sources: Option<PerSourceLimit>,
     look_timer: Option<TimerId>,
     sample_timer: Option<TimerId>,
     /// How long the last sample took.
@@ -105,7 +105,7 @@ struct Shedding {
     resets_max: usize,
 }
 
-impl<D: Duty> Service<D> {
+impl<D: Duty> Echo<D> {
     pub(crate) fn new(settings: &Settings, shared: &Arc<Shared>, duty: D) -> Self {
         Self {
             mode: settings.mode,
@@ -119,12 +119,12 @@ impl<D: Duty> Service<D> {
             shared: Arc::clone(shared),
             duty,
             admissions: 0,
-            door_is_open: true,
+            accepting: true,
             has_claim: false,
             told_errors: BTreeMap::new(),
             is_signalled: false,
             left_by: None,
-            sources: shared.sources.as_ref().map(Sources::share),
+            sources: shared.sources.as_ref().map(PerSourceLimit::share),
             look_timer: None,
             sample_timer: None,
             sample_takes: Duration::ZERO,
@@ -224,7 +224,7 @@ impl<D: Duty> Service<D> {
         self.search(cx);
         self.shed(cx);
         let open = self.shared.guard().shortage().is_none();
-        self.set_door(cx, open);
+        self.set_accepting(cx, open);
     }
 
     /// Searches for connections with data in the kernel only, where sockets hold much in all.
@@ -304,7 +304,7 @@ impl<D: Duty> Service<D> {
 
     /// Refusing takes memory for a moment as well: when enough were refused, the others wait for the next look.
     fn note_refusal(&mut self, cx: &mut Context<()>) {
-        if self.door_is_open || self.overload == Overload::Pause || self.rest_timer.is_some() {
+        if self.accepting || self.overload == Overload::Pause || self.rest_timer.is_some() {
             return;
         }
         if !self.shared.guard().refuse()
@@ -349,8 +349,8 @@ impl<D: Duty> Service<D> {
 
     /// Tells the listeners, where they do not know, whether memory is short. While it is the backlogs are too: what
     /// completes in them is memory as well.
-    fn set_door(&mut self, cx: &mut Context<()>, open: bool) {
-        if std::mem::replace(&mut self.door_is_open, open) == open {
+    fn set_accepting(&mut self, cx: &mut Context<()>, open: bool) {
+        if std::mem::replace(&mut self.accepting, open) == open {
             return;
         }
         self.admissions = 0;
@@ -450,7 +450,7 @@ impl<D: Duty> Service<D> {
         }
         let drawn = self.shared.guard().admit().map_err(Shortage::name);
         if drawn.is_err() {
-            self.set_door(cx, false);
+            self.set_accepting(cx, false);
         }
         drawn
     }
@@ -589,7 +589,7 @@ fn largest(mut holders: Vec<(usize, Token)>, bytes: u64) -> Vec<Token> {
     holders.into_iter().take_while(most).map(|(_, token)| token).collect()
 }
 
-impl<D: Duty> Handler for Service<D> {
+impl<D: Duty> Handler for Echo<D> {
     type Conn = ();
 
     fn on_accept(&mut self, cx: &mut Context<()>, incoming: &Incoming<'_>) -> Option<()> {
@@ -733,8 +733,8 @@ mod tests {
     use reactor::{Config, ListenOptions, Reactor};
 
     use super::*;
+    use crate::admission::memory::Guard;
     use crate::args::{Args, Command};
-    use crate::guard::Guard;
 
     const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -755,8 +755,8 @@ mod tests {
 
     fn turn_until(
         reactor: &mut Reactor<()>,
-        service: &mut Service<Idle>,
-        mut holds: impl FnMut(&Service<Idle>, &Context<()>) -> bool,
+        service: &mut Echo<Idle>,
+        mut holds: impl FnMut(&Echo<Idle>, &Context<()>) -> bool,
     ) {
         let deadline = Instant::now() + DEADLINE;
         while !holds(service, reactor.context()) {
@@ -778,7 +778,7 @@ mod tests {
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let listener = reactor.context().listen(any, &ListenOptions::default()).unwrap();
         let address = reactor.context().listener_addr(listener).unwrap();
-        let mut service = Service::new(&settings, &shared, Idle);
+        let mut service = Echo::new(&settings, &shared, Idle);
         shared.guard().look(0, Instant::now());
         service.start(reactor.context()).unwrap();
 

@@ -1,7 +1,7 @@
 //! The memory guard: stops admitting before a reserve of memory is touched, and goes on when there is room again.
 //!
 //! Looking at memory reads a few small files, so it is not done for each connection. Each look allows as many
-//! admissions as fit into half of the room above the reserve, by what a connection was seen to [`cost`](crate::cost);
+//! admissions as fit into half of the room above the reserve, by what a connection was seen to [`cost`](super::cost);
 //! when those are used up, or a timer says so, memory is looked at again: however fast peers arrive, those who are
 //! admitted leave the reserve alone. Threads draw a few admissions at a time, fewer the less room there is, and what
 //! they have not used shrinks with it.
@@ -25,7 +25,7 @@ use c1000k_host::usage::SocketUsage;
 use c1000k_record::MemoryGuard;
 use clap::ValueEnum;
 
-use crate::cost::Cost;
+use super::cost::Cost;
 
 /// Memory is looked at at least so often.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);

@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 
 use reactor::{Mailbox, Reactor, Sender, Stats, Waker};
 
+use crate::admission::memory::Guard;
+use crate::admission::per_source::PerSourceLimit;
 use crate::args::Settings;
-use crate::guard::Guard;
-use crate::meter::Meter;
-use crate::service::Service;
-use crate::sources::Sources;
+use crate::echo::Echo;
+use crate::metrics::Sampler;
 
 /// Time between two lines about the bound of connections.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A worker is told to shut down, and perhaps not to wait any longer.
-const ORDERS_MAX: usize = 2;
+const COMMANDS_MAX: usize = 2;
 
 /// What all threads share.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(crate) struct Shared {
     pub(crate) refused_by_source: AtomicU64,
     /// `None` for one thread, whose reactor knows it all.
     pub(crate) held: Option<Held>,
-    pub(crate) sources: Option<Sources>,
+    pub(crate) sources: Option<PerSourceLimit>,
 }
 
 impl Shared {
@@ -49,7 +49,7 @@ impl Shared {
             full: FullNotice::default(),
             refused_by_source: AtomicU64::new(0),
             held: (settings.threads > 1).then(Held::default),
-            sources: settings.max_per_source.map(Sources::new),
+            sources: settings.max_per_source.map(PerSourceLimit::new),
         }
     }
 
@@ -188,14 +188,14 @@ pub(crate) struct Moment<'a> {
 /// The duty of the main thread.
 #[derive(Debug)]
 pub(crate) struct Lead {
-    pub(crate) meter: Meter,
-    pub(crate) crew: Crew,
+    pub(crate) sampler: Sampler,
+    pub(crate) workers: Workers,
 }
 
 impl Lead {
     /// The sum of what this thread and the workers have counted.
     pub(crate) fn totals(&self, mut mine: Totals, shared: &Shared) -> Totals {
-        for worker in &self.crew.workers {
+        for worker in &self.workers.workers {
             mine.add(&lock(&worker.board));
         }
         if let Some(held) = &shared.held {
@@ -210,11 +210,12 @@ impl Duty for Lead {
 
     fn report(&mut self, mine: Totals, shared: &Shared, moment: &Moment<'_>) {
         let stats = self.totals(mine, shared).stats;
-        self.meter.sample(&stats, moment.now, moment.interval, moment.state);
+        self.sampler.sample(&stats, moment.now, moment.interval, moment.state);
     }
 
     fn wants_end(&mut self) -> bool {
-        let lost_one = !self.crew.is_ending && self.crew.running() < self.crew.workers.len();
+        let lost_one =
+            !self.workers.is_ending && self.workers.running() < self.workers.workers.len();
         if lost_one {
             log::error!("a reactor has ended, and the others end with it");
         }
@@ -222,22 +223,22 @@ impl Duty for Lead {
     }
 
     fn end(&mut self) {
-        self.crew.is_ending = true;
-        for worker in &self.crew.workers {
+        self.workers.is_ending = true;
+        for worker in &self.workers.workers {
             // Full: it was told. Disconnected: it has ended.
-            let _ = worker.orders.send(ShutDown);
+            let _ = worker.commands.send(ShutDown);
         }
     }
 }
 
 /// The duty of every other thread.
 #[derive(Debug)]
-pub(crate) struct Worker {
-    orders: Mailbox<ShutDown>,
+pub(crate) struct WorkerThread {
+    commands: Mailbox<ShutDown>,
     board: Arc<Mutex<Totals>>,
 }
 
-impl Duty for Worker {
+impl Duty for WorkerThread {
     const LOOKS: bool = false;
 
     fn report(&mut self, mine: Totals, _shared: &Shared, _moment: &Moment<'_>) {
@@ -245,7 +246,7 @@ impl Duty for Worker {
     }
 
     fn wants_end(&mut self) -> bool {
-        self.orders.receive().is_some()
+        self.commands.receive().is_some()
     }
 
     fn end(&mut self) {}
@@ -257,21 +258,21 @@ struct ShutDown;
 
 /// The workers, as the lead sees them.
 #[derive(Debug)]
-pub(crate) struct Crew {
-    workers: Vec<Hired>,
+pub(crate) struct Workers {
+    workers: Vec<Worker>,
     running: Arc<AtomicUsize>,
     is_ending: bool,
 }
 
 #[derive(Debug)]
-struct Hired {
-    orders: Sender<ShutDown>,
+struct Worker {
+    commands: Sender<ShutDown>,
     /// What the worker had counted a moment ago.
     board: Arc<Mutex<Totals>>,
     thread: Option<JoinHandle<Result<(), reactor::Error>>>,
 }
 
-impl Crew {
+impl Workers {
     /// Starts a thread for each of the reactors, which listen already. Signals must be blocked by now.
     ///
     /// # Errors
@@ -285,7 +286,7 @@ impl Crew {
         let running = Arc::new(AtomicUsize::new(0));
         let mut workers = Vec::new();
         for reactor in reactors {
-            workers.push(hire(reactor, settings, shared, Shift::begin(&running, lead))?);
+            workers.push(spawn(reactor, settings, shared, Shift::begin(&running, lead))?);
         }
         Ok(Self { workers, running, is_ending: false })
     }
@@ -308,16 +309,16 @@ impl Crew {
     }
 }
 
-fn hire(
+fn spawn(
     mut reactor: Reactor<()>,
     settings: &Settings,
     shared: &Arc<Shared>,
     shift: Shift,
-) -> Result<Hired, String> {
-    let (orders, mailbox) = reactor.context().mailbox(ORDERS_MAX);
+) -> Result<Worker, String> {
+    let (commands, mailbox) = reactor.context().mailbox(COMMANDS_MAX);
     let board = Arc::new(Mutex::new(Totals::default()));
-    let worker = Worker { orders: mailbox, board: Arc::clone(&board) };
-    let mut service = Service::new(settings, shared, worker);
+    let worker = WorkerThread { commands: mailbox, board: Arc::clone(&board) };
+    let mut service = Echo::new(settings, shared, worker);
     service.start(reactor.context()).map_err(|error| error.to_string())?;
     let serve = move || {
         let _shift = shift;
@@ -329,7 +330,7 @@ fn hire(
         .name("reactor".to_owned())
         .spawn(serve)
         .map_err(|error| format!("a thread can't be started: {error}; give fewer --threads"))?;
-    Ok(Hired { orders, board, thread: Some(thread) })
+    Ok(Worker { commands, board, thread: Some(thread) })
 }
 
 /// Tells the lead when a thread ends, in whatever way.
@@ -374,16 +375,18 @@ mod tests {
         let config = Config { connections_max: 10, ..Config::default() };
         let mut reactor = Reactor::new(&config).unwrap();
         let others = vec![Reactor::new(&config).unwrap()];
-        let crew = Crew::start(others, &settings, &shared, &reactor.context().waker()).unwrap();
-        crew.workers[0].orders.send(ShutDown).unwrap();
+        let workers =
+            Workers::start(others, &settings, &shared, &reactor.context().waker()).unwrap();
+        workers.workers[0].commands.send(ShutDown).unwrap();
 
-        let mut service = Service::new(&settings, &shared, Lead { meter: Meter::start(), crew });
+        let mut service =
+            Echo::new(&settings, &shared, Lead { sampler: Sampler::start(), workers });
         let deadline = Instant::now() + Duration::from_secs(20);
         while reactor.turn(&mut service, Some(Duration::from_secs(1))).unwrap() == Status::Running {
             assert!(Instant::now() < deadline, "the lead goes on and on");
         }
-        assert!(service.duty.crew.is_ending && service.duty.crew.running() == 0);
-        assert_eq!(service.duty.crew.join(), Ok(()));
+        assert!(service.duty.workers.is_ending && service.duty.workers.running() == 0);
+        assert_eq!(service.duty.workers.join(), Ok(()));
     }
 
     #[test]

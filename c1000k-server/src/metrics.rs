@@ -27,7 +27,7 @@ pub(crate) fn sample_interval(
 }
 
 #[derive(Debug)]
-pub(crate) struct Meter {
+pub(crate) struct Sampler {
     started: Instant,
     kernel: KernelMeter,
     counters_at_start: Option<NetCounters>,
@@ -62,11 +62,11 @@ struct Seen {
     buffers: Option<u64>,
 }
 
-impl Meter {
+impl Sampler {
     /// Takes the baseline: everything that is there before the first connection.
     pub(crate) fn start() -> Self {
         let now = Instant::now();
-        let mut meter = Self {
+        let mut sampler = Self {
             started: now,
             kernel: KernelMeter::start(),
             counters_at_start: NetCounters::read(),
@@ -77,8 +77,8 @@ impl Meter {
             sampled: now,
             last_line: Line { at: now, accepted: 0 },
         };
-        meter.rss_at_start_bytes = meter.look(0, now).rss_bytes;
-        meter
+        sampler.rss_at_start_bytes = sampler.look(0, now).rss_bytes;
+        sampler
     }
 
     /// Measures, and prints a status line when one is due.
@@ -218,13 +218,13 @@ mod tests {
     #[test]
     fn status_lines_keep_their_distance_however_close_the_samples_are() {
         for step_ms in [20, 130, 999, 1_001] {
-            let mut meter = Meter::start();
-            let (mut lines, mut told_at) = (0, meter.last_line.at);
+            let mut sampler = Sampler::start();
+            let (mut lines, mut told_at) = (0, sampler.last_line.at);
             for sample in 1..=10_000 / step_ms {
-                let now = meter.started + Duration::from_millis(sample * step_ms);
-                meter.sample(&Stats::default(), now, SECOND, "");
-                lines += u64::from(meter.last_line.at != told_at);
-                told_at = meter.last_line.at;
+                let now = sampler.started + Duration::from_millis(sample * step_ms);
+                sampler.sample(&Stats::default(), now, SECOND, "");
+                lines += u64::from(sampler.last_line.at != told_at);
+                told_at = sampler.last_line.at;
             }
             assert!((9..=10).contains(&lines), "{step_ms}: {lines}");
         }
