@@ -1,12 +1,12 @@
-//! What the kernel said about itself at one moment, read from the `/proc` text a run left behind.
+//! What the kernel reported at one moment, read from the copies of `/proc` files that a run has saved, by the same parsers
+//! that read the live files.
 //!
-//! Each file may be missing (`slabinfo` needs root): its figures are then `None`. A line that makes
-//! no sense is passed over, as the kernel adds lines and columns from version to version.
+//! Each file may be missing (`slabinfo` needs root): its figures are then `None`.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use c1000k_host::usage::SlabUsage;
+use c1000k_host::memory::Meminfo;
+use c1000k_host::usage::{NetCounters, SlabUsage, SocketUsage, rss_of_rollup, rss_of_status};
 use c1000k_record::input;
 
 /// The page that `slabinfo` counts in, as on x86-64.
@@ -34,19 +34,19 @@ impl Snapshot {
     #[must_use]
     pub fn read(folder: &Path) -> Self {
         let text = |name: &str| input::text(&folder.join(name));
-        let netstat = text("netstat").unwrap_or_default();
-        let tcp_ext = tcp_ext(&netstat);
+        let counters = NetCounters::parse(&text("netstat").unwrap_or_default(), "");
+        let sockets = |text: String| SocketUsage::parse(&text, "", PAGE_BYTES);
         Self {
             slabs: text("slabinfo")
                 .and_then(|text| SlabUsage::parse(&text, PAGE_BYTES))
                 .filter(|slabs| !slabs.caches().is_empty()),
-            tcp_inuse: text("sockstat").and_then(|text| tcp_inuse(&text)),
-            listen_overflows: tcp_ext.get("ListenOverflows").copied(),
-            listen_drops: tcp_ext.get("ListenDrops").copied(),
-            memory_used_bytes: text("meminfo").and_then(|text| memory_used(&text)),
+            tcp_inuse: text("sockstat").and_then(sockets).map(|usage| usage.tcp_inuse),
+            listen_overflows: counters.value("ListenOverflows"),
+            listen_drops: counters.value("ListenDrops"),
+            memory_used_bytes: text("meminfo").and_then(|text| Meminfo::parse(&text).used_bytes()),
             server_rss_bytes: text("server-smaps_rollup")
-                .and_then(|text| kilobytes(&text, "Rss:"))
-                .or_else(|| text("server-status").and_then(|text| kilobytes(&text, "VmRSS:"))),
+                .and_then(|text| rss_of_rollup(&text))
+                .or_else(|| text("server-status").and_then(|text| rss_of_status(&text))),
         }
     }
 
@@ -65,36 +65,6 @@ impl Snapshot {
     }
 }
 
-/// `TCP: inuse 5 orphan 0 tw 0 alloc 7 mem 1`
-fn tcp_inuse(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("TCP:"))?;
-    let mut words = line.split_whitespace().skip_while(|word| *word != "inuse");
-    words.nth(1)?.parse().ok()
-}
-
-/// A line of names and a line of values, both led by `TcpExt:`.
-fn tcp_ext(text: &str) -> BTreeMap<&str, u64> {
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
-    let (Some(names), Some(values)) = (lines.next(), lines.next()) else {
-        return BTreeMap::new();
-    };
-    let values = values.split_whitespace().map(|value| value.parse().unwrap_or(0));
-    names.split_whitespace().zip(values).collect()
-}
-
-fn memory_used(text: &str) -> Option<u64> {
-    let all = kilobytes(text, "MemTotal:")?;
-    let idle = ["MemFree:", "Buffers:", "Cached:"].map(|name| kilobytes(text, name));
-    idle.into_iter().try_fold(all, |left, idle| Some(left.saturating_sub(idle?)))
-}
-
-/// `Name:   123 kB`
-fn kilobytes(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    let value: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(value.saturating_mul(1_024))
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -109,6 +79,13 @@ tw_sock_TCP            5      5    272   30    2 : tunables    0    0    0 : sla
 half a line
 ";
 
+    /// A snapshot of one file.
+    fn saved(name: &str, text: &str) -> Snapshot {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(name), text).unwrap();
+        Snapshot::read(folder.path())
+    }
+
     #[test]
     fn slabs_are_read_by_objects_and_by_pages() {
         let folder = tempfile::tempdir().unwrap();
@@ -120,6 +97,7 @@ half a line
 
     #[test]
     fn sockets_in_use_are_found_by_name() {
+        let tcp_inuse = |text| saved("sockstat", text).tcp_inuse;
         let text = "sockets: used 11\nTCP: inuse 5 orphan 0 tw 2 alloc 7 mem 1\nUDP: inuse 9\n";
         assert_eq!(tcp_inuse(text), Some(5));
         assert_eq!(tcp_inuse("sockets: used 11\n"), None);
@@ -130,13 +108,15 @@ half a line
     fn listen_counters_are_found_by_name() {
         let text = "TcpExt: SyncookiesSent ListenOverflows ListenDrops\nTcpExt: 1 22 33\n\
                     IpExt: InNoRoutes\nIpExt: 7\n";
-        assert_eq!(tcp_ext(text).get("ListenOverflows"), Some(&22));
-        assert_eq!(tcp_ext(text).get("ListenDrops"), Some(&33));
-        assert!(tcp_ext("TcpExt: ListenDrops\n").is_empty());
+        let snapshot = saved("netstat", text);
+        assert_eq!(snapshot.listen_overflows, Some(22));
+        assert_eq!(snapshot.listen_drops, Some(33));
+        assert_eq!(saved("netstat", "TcpExt: ListenDrops\n"), Snapshot::default());
     }
 
     #[test]
     fn memory_used_is_what_is_neither_free_nor_cache() {
+        let memory_used = |text| saved("meminfo", text).memory_used_bytes;
         let text = "MemTotal: 100 kB\nMemFree: 30 kB\nMemAvailable: 60 kB\nBuffers: 5 kB\n\
                     Cached: 15 kB\nSwapCached: 0 kB\n";
         assert_eq!(memory_used(text), Some(50 * 1_024));

@@ -4,35 +4,36 @@
 //! own, with fewer lines; kernels before 3.14 have no `MemAvailable`.
 
 use {
-    super::{MemoryBound, MemoryRoom, pinned_bytes, total},
+    super::{Meminfo, MemoryBound, MemoryRoom, pinned_bytes, total},
     crate::text,
     nix::sys::sysinfo::sysinfo,
     std::fs,
 };
 
-/// Where `MemAvailable` is missing, so small a part of the memory is not counted as free, and not as cache that can be
-/// taken: the kernel sets it aside by its watermarks, which are some 0.3% to 1% of the memory.
+/// Where `MemAvailable` is missing, this part of the memory is not counted as free, and not as cache that can be taken:
+/// the kernel sets it aside by its watermarks, which are some 0.3% to 1% of the memory.
 const SET_ASIDE_DIVISOR: u64 = 64;
 
 /// The machine's room, on a system with `tcp_sockets` sockets; `None` where there is no source.
 pub(super) fn room(tcp_sockets: u64) -> Option<MemoryRoom> {
-    let is_usable = |meminfo: &String| {
-        ["MemAvailable", "MemFree"].iter().any(|key| sum_of(meminfo, key).is_some())
-    };
-    let meminfo = text::read("/proc/meminfo").filter(is_usable).unwrap_or_else(meminfo_of_nodes);
-    let total_bytes = sum_of(&meminfo, "MemTotal").or_else(|| Some(sysinfo().ok()?.ram_total()))?;
+    let is_usable = |meminfo: &Meminfo| meminfo.available_bytes.or(meminfo.free_bytes).is_some();
+    let meminfo = text::read("/proc/meminfo").map(|text| Meminfo::parse(&text));
+    let meminfo = meminfo.filter(is_usable).unwrap_or_else(meminfo_of_nodes);
+    let total_bytes = meminfo.total_bytes.or_else(|| Some(sysinfo().ok()?.ram_total()))?;
     room_of(&meminfo, total_bytes, tcp_sockets)
 }
 
-/// The meminfo of each memory node in `/sys`, all of them in one text; empty where there is none.
-fn meminfo_of_nodes() -> String {
+/// The meminfo of all memory nodes in `/sys`.
+fn meminfo_of_nodes() -> Meminfo {
     let entries = fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
-    entries.filter_map(|node| text::read(node.path().join("meminfo"))).collect()
+    let texts = entries.filter_map(|node| text::read(node.path().join("meminfo")));
+    Meminfo::parse(&texts.collect::<String>())
 }
 
-fn room_of(meminfo: &str, total_bytes: u64, tcp_sockets: u64) -> Option<MemoryRoom> {
-    let slab_bytes = sum_of(meminfo, "SReclaimable").unwrap_or(0);
-    let available_bytes = sum_of(meminfo, "MemAvailable")
+fn room_of(meminfo: &Meminfo, total_bytes: u64, tcp_sockets: u64) -> Option<MemoryRoom> {
+    let slab_bytes = meminfo.reclaimable_slab_bytes.unwrap_or(0);
+    let available_bytes = meminfo
+        .available_bytes
         .or_else(|| estimate(meminfo, slab_bytes, total_bytes / SET_ASIDE_DIVISOR))?;
     let bytes = available_bytes.saturating_sub(pinned_bytes(tcp_sockets).min(slab_bytes));
     Some(MemoryRoom {
@@ -44,24 +45,14 @@ fn room_of(meminfo: &str, total_bytes: u64, tcp_sockets: u64) -> Option<MemoryRo
     })
 }
 
-/// As the kernel reckons `MemAvailable` (`si_mem_available`): what is free, and what can shrink, each but for a mark.
-fn estimate(meminfo: &str, slab_bytes: u64, set_aside_bytes: u64) -> Option<u64> {
-    let free_bytes = sum_of(meminfo, "MemFree")?.saturating_sub(set_aside_bytes);
-    let page_cache = ["Active(file)", "Inactive(file)"];
-    let page_cache_bytes = total(page_cache.iter().filter_map(|key| sum_of(meminfo, key)));
+/// Estimates `MemAvailable` as the kernel does (`si_mem_available`): what is free, and what can shrink, each but for a
+/// mark.
+fn estimate(meminfo: &Meminfo, slab_bytes: u64, set_aside_bytes: u64) -> Option<u64> {
+    let free_bytes = meminfo.free_bytes?.saturating_sub(set_aside_bytes);
+    let page_cache = [meminfo.active_file_bytes, meminfo.inactive_file_bytes];
+    let page_cache_bytes = total(page_cache.into_iter().flatten());
     let shrinking = |bytes: u64| bytes - set_aside_bytes.min(bytes / 2);
     Some(total([free_bytes, shrinking(page_cache_bytes), shrinking(slab_bytes)].into_iter()))
-}
-
-/// The value of `key`, in bytes; the sum of it where each memory node has a line of its own (`Node 0 MemFree: 4 kB`).
-fn sum_of(meminfo: &str, key: &str) -> Option<u64> {
-    let values = meminfo.lines().filter_map(|line| text::kilobytes_of(without_node(line), key));
-    values.reduce(u64::saturating_add)
-}
-
-fn without_node(line: &str) -> &str {
-    let numbered = line.strip_prefix("Node ").and_then(|node| node.split_once(' '));
-    numbered.map_or(line, |(_, rest)| rest)
 }
 
 #[cfg(test)]
@@ -80,13 +71,13 @@ mod tests {
         Node 1 MemTotal:       1000000 kB\nNode 1 MemFree:         300000 kB\n";
 
     fn room_bytes(meminfo: &str, tcp_sockets: u64) -> Option<u64> {
-        room_of(meminfo, TOTAL, tcp_sockets).map(|room| room.bytes)
+        room_of(&Meminfo::parse(meminfo), TOTAL, tcp_sockets).map(|room| room.bytes)
     }
 
     #[test]
     fn what_the_kernel_calls_available_is_room() {
         assert_eq!(room_bytes(MEMINFO, 0), Some(24_354_432 * KIB));
-        assert_eq!(sum_of(MEMINFO, "MemTotal"), Some(TOTAL));
+        assert_eq!(Meminfo::parse(MEMINFO).total_bytes, Some(TOTAL));
     }
 
     #[test]
@@ -108,16 +99,19 @@ mod tests {
 
     #[test]
     fn nodes_are_added_up() {
-        assert_eq!(sum_of(NODES, "MemTotal"), Some(2_000_000 * KIB));
+        assert_eq!(Meminfo::parse(NODES).total_bytes, Some(2_000_000 * KIB));
         let total = 2_000_000 * KIB;
         let expected = 800_000 * KIB - total / 64 + 200_000 * KIB - total / 64;
-        assert_eq!(room_of(NODES, total, 0).map(|room| room.bytes), Some(expected));
+        assert_eq!(
+            room_of(&Meminfo::parse(NODES), total, 0).map(|room| room.bytes),
+            Some(expected)
+        );
     }
 
     #[test]
     fn the_system_call_has_the_total_where_no_file_has() {
         let meminfo = text::read("/proc/meminfo").expect("is world-readable");
-        let total = sum_of(&meminfo, "MemTotal").expect("is in each meminfo");
+        let total = Meminfo::parse(&meminfo).total_bytes.expect("is in each meminfo");
         let called = sysinfo().expect("is allowed").ram_total();
         assert!(called.abs_diff(total) < total / 100, "{called} and {total}");
     }
@@ -131,18 +125,19 @@ mod tests {
 
     #[test]
     fn this_machines_nodes_promise_no_more_than_its_meminfo() {
-        let room = |meminfo: &str| room_of(meminfo, sum_of(meminfo, "MemTotal")?, 0);
+        let room = |meminfo: &Meminfo| room_of(meminfo, meminfo.total_bytes?, 0);
         // Where the kernel knows no nodes there is nothing to compare.
         let Some(of_nodes) = room(&meminfo_of_nodes()) else { return };
         let meminfo = text::read("/proc/meminfo").expect("is world-readable");
-        let whole = room(&meminfo).expect("is a meminfo");
+        let whole = room(&Meminfo::parse(&meminfo)).expect("is a meminfo");
         assert!(of_nodes.bytes < whole.bytes / 4 * 5, "{of_nodes:?} and {whole:?}");
     }
 
     proptest! {
         #[test]
         fn a_damaged_meminfo_breaks_nothing(text in damaged(MEMINFO), nodes in damaged(NODES)) {
-            let _ = (room_of(&text, u64::MAX, u64::MAX), room_of(&nodes, 0, 1));
+            let (text, nodes) = (Meminfo::parse(&text), Meminfo::parse(&nodes));
+            let _ = (room_of(&text, u64::MAX, u64::MAX), room_of(&nodes, 0, 1), text.used_bytes());
         }
     }
 }

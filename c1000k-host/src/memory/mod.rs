@@ -2,8 +2,10 @@
 
 mod cgroup;
 mod machine;
+mod meminfo;
 
 pub use cgroup::{CgroupLimit, Cgroups};
+pub use meminfo::Meminfo;
 
 use {
     crate::usage::SocketUsage,

@@ -37,7 +37,7 @@ impl NetCounters {
     pub fn read() -> Option<Self> {
         let netstat = text::read("/proc/self/net/netstat")?;
         let snmp = text::read("/proc/self/net/snmp").unwrap_or_default();
-        Some(Self::parse(&[("TcpExt:", &netstat), ("Tcp:", &snmp)]))
+        Some(Self::parse(&netstat, &snmp))
     }
 
     /// The value of a counter by the kernel's name; `None` where this kernel has no such counter.
@@ -59,10 +59,11 @@ impl NetCounters {
         self.0.iter().map(|(&name, &value)| (name, value))
     }
 
-    /// Each section is a line of names and a line of values, both with the same prefix.
-    fn parse(sections: &[(&str, &str)]) -> Self {
+    /// Understands the texts of a `netstat` and an `snmp`: each section is a line of names and a line of values, both with
+    /// the same prefix.
+    pub fn parse(netstat: &str, snmp: &str) -> Self {
         let mut counters = BTreeMap::new();
-        for (prefix, text) in sections {
+        for (prefix, text) in [("TcpExt:", netstat), ("Tcp:", snmp)] {
             let mut lines = text.lines().filter_map(|line| line.strip_prefix(prefix));
             let (Some(names), Some(values)) = (lines.next(), lines.next()) else { continue };
             for (name, value) in names.split_whitespace().zip(values.split_whitespace()) {
@@ -88,7 +89,7 @@ mod tests {
 
     #[test]
     fn names_and_values_are_paired_within_their_section() {
-        let counters = NetCounters::parse(&[("TcpExt:", NETSTAT), ("Tcp:", SNMP)]);
+        let counters = NetCounters::parse(NETSTAT, SNMP);
         let pairs: Vec<_> = counters.iter().collect();
         assert_eq!(
             pairs,
@@ -105,9 +106,8 @@ mod tests {
 
     #[test]
     fn a_difference_never_falls_below_zero() {
-        let earlier = NetCounters::parse(&[("Tcp:", "Tcp: CurrEstab OutRsts\nTcp: 9 1\n")]);
-        let later =
-            NetCounters::parse(&[("Tcp:", "Tcp: CurrEstab OutRsts PassiveOpens\nTcp: 2 5 3\n")]);
+        let earlier = NetCounters::parse("", "Tcp: CurrEstab OutRsts\nTcp: 9 1\n");
+        let later = NetCounters::parse("", "Tcp: CurrEstab OutRsts PassiveOpens\nTcp: 2 5 3\n");
         let added = later.since(&earlier);
         assert_eq!(added.value("CurrEstab"), Some(0));
         assert_eq!(added.value("OutRsts"), Some(4));
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn garbage_counts_nothing() {
         for text in ["", "Tcp:", "Tcp: CurrEstab", "Tcp: CurrEstab\nTcp: many\n", "\u{0}\n\n"] {
-            assert_eq!(NetCounters::parse(&[("Tcp:", text)]), NetCounters::default(), "{text}");
+            assert_eq!(NetCounters::parse("", text), NetCounters::default(), "{text}");
         }
     }
 
@@ -131,7 +131,7 @@ mod tests {
     proptest! {
         #[test]
         fn damaged_counters_break_nothing(netstat in damaged(NETSTAT), snmp in damaged(SNMP)) {
-            let counters = NetCounters::parse(&[("TcpExt:", &netstat), ("Tcp:", &snmp)]);
+            let counters = NetCounters::parse(&netstat, &snmp);
             let _ = counters.since(&counters);
         }
     }

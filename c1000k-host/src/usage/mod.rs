@@ -9,7 +9,7 @@ mod sockets;
 pub use {
     counters::NetCounters,
     kernel::{KernelCost, KernelMeter},
-    process::ProcessUsage,
+    process::{ProcessUsage, rss_of_rollup, rss_of_status},
     slab::{SlabCache, SlabReader, SlabUsage},
     sockets::SocketUsage,
 };

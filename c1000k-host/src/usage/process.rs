@@ -34,7 +34,7 @@ impl ProcessUsage {
             resident(&text::read("/proc/self/statm")?, text::page_bytes())?;
         // Kernels before 4.14 do not have it.
         let rss_bytes = text::read("/proc/self/smaps_rollup")
-            .and_then(|rollup| text::kilobytes_of(&rollup, "Rss"))
+            .and_then(|rollup| rss_of_rollup(&rollup))
             .unwrap_or(counted_bytes);
         let rss_peak_bytes = text::read("/proc/self/status")
             .and_then(|status| text::kilobytes_of(&status, "VmHWM"))
@@ -48,6 +48,16 @@ impl ProcessUsage {
             cpu_system_seconds: seconds(time.system_time()),
         })
     }
+}
+
+/// Resident memory by the text of a `/proc/PID/smaps_rollup`.
+pub fn rss_of_rollup(smaps_rollup: &str) -> Option<u64> {
+    text::kilobytes_of(smaps_rollup, "Rss")
+}
+
+/// Resident memory by the text of a `/proc/PID/status`: the kernel's running count.
+pub fn rss_of_status(status: &str) -> Option<u64> {
+    text::kilobytes_of(status, "VmRSS")
 }
 
 /// Resident and private bytes from `/proc/self/statm`, which counts pages.

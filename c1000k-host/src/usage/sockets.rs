@@ -40,7 +40,8 @@ impl SocketUsage {
         text::read("/proc/self/net/protocols").is_some_and(|protocols| is_pressed(&protocols))
     }
 
-    fn parse(version_4: &str, version_6: &str, page_bytes: u64) -> Option<Self> {
+    /// Understands the texts of a `sockstat` and a `sockstat6`, which is empty where there is no IPv6.
+    pub fn parse(version_4: &str, version_6: &str, page_bytes: u64) -> Option<Self> {
         let field = |name| field(version_4, "TCP:", name);
         Some(Self {
             tcp_inuse: field("inuse")?,
