@@ -11,19 +11,17 @@
 //! ```
 
 mod file_table;
+mod limits;
 mod machine;
 mod need;
 mod render;
-mod rows;
-mod target;
 
 pub use {
     file_table::{FileTable, FileTableArgs, FileTableChoice},
+    limits::{Cap, CapKind, largest_target, table},
     machine::{Conntrack, Machine},
     need::{KERNEL_BYTES_PER_SOCKET, Need, Prediction, Role, predict},
     render::render,
-    rows::table,
-    target::{Cap, CapKind, largest_target},
 };
 
 /// One limit: what the target needs of it, and what there is.

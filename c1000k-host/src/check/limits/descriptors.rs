@@ -1,0 +1,262 @@
+//! Descriptors, and what stands for them: epoll watches, and the tables of registered files.
+
+use {
+    super::{Cap, CapKind, Limit, at_least, not_needed, sysctl},
+    crate::check::{FileTable, Machine, Need, Role, Row, Verdict},
+    crate::{
+        format,
+        limits::{DescriptorLimit, descriptors_for},
+    },
+};
+
+/// Descriptors of one process.
+fn descriptors_needed(machine: &Machine, need: &Need) -> u64 {
+    descriptors_for(
+        machine.descriptors_needed(need),
+        machine.descriptors_beside(need.listening_ports()),
+    )
+}
+
+/// The cap by the descriptors of one process, if each connection takes one.
+fn process_cap(machine: &Machine, need: &Need, reason: String, remedy: String) -> Option<Cap> {
+    if need.file_table == FileTable::Registered {
+        return None;
+    }
+    let inherited = if machine.descriptors_beside(need.listening_ports()) > need.listening_ports() {
+        let inherited = format::count(machine.descriptors_inherited);
+        format!(", of which {inherited} were open at the start")
+    } else {
+        String::new()
+    };
+    Some(Cap {
+        connections: machine.connections_within(need.listening_ports())?,
+        kind: CapKind::Descriptors,
+        reason: reason + &inherited,
+        remedy,
+    })
+}
+
+/// Whether `fs.nr_open` was lowered below the hard limit, so that it binds instead.
+fn is_nr_open_lower(machine: &Machine, hard: u64) -> bool {
+    machine.descriptors_max().is_some_and(|most| most < hard)
+}
+
+/// `RLIMIT_NOFILE`, the soft limit.
+pub(super) struct Soft;
+
+impl Limit for Soft {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        let needed = descriptors_needed(machine, need);
+        let row =
+            at_least("RLIMIT_NOFILE soft", needed, machine.descriptors.map(|limit| limit.soft));
+        match machine.descriptors {
+            Some(DescriptorLimit { soft, hard }) if soft < needed && needed <= hard => Row {
+                verdict: Verdict::Pass,
+                remedy: Some("raised to the hard limit at the start, by itself".to_owned()),
+                ..row
+            },
+            _ => row
+                .with_remedy(|| "raise the hard limit, the soft one follows by itself".to_owned()),
+        }
+    }
+}
+
+/// `RLIMIT_NOFILE`, the hard limit.
+pub(super) struct Hard;
+
+impl Limit for Hard {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        let needed = descriptors_needed(machine, need);
+        at_least("RLIMIT_NOFILE hard", needed, machine.descriptors.map(|limit| limit.hard)).with_remedy(
+            || {
+                format!(
+                    "as root, in the shell that starts it: ulimit -Hn {needed}\n\
+                     for each login: {} -c {} --apply\n\
+                     for a service: LimitNOFILE={needed}\n\
+                     where root may not either (a container): scripts/million boots a virtual machine",
+                    tune_script(need),
+                    need.connections
+                )
+            },
+        )
+    }
+
+    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
+        let hard = machine.descriptors?.hard;
+        if is_nr_open_lower(machine, hard) {
+            return None;
+        }
+        let wanted = descriptors_needed(machine, need);
+        let reason = format!("RLIMIT_NOFILE is {} hard", format::count(hard));
+        let remedy =
+            format!("ulimit -Hn {wanted} as root in the shell that starts it, or scripts/million");
+        process_cap(machine, need, reason, remedy)
+    }
+}
+
+/// `fs.nr_open`, which bounds the hard limit.
+pub(super) struct PerProcess;
+
+impl Limit for PerProcess {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        let needed = descriptors_needed(machine, need);
+        let present = machine.system_descriptors.per_process_max;
+        at_least("fs.nr_open", needed, present).with_sysctl("fs.nr_open", needed)
+    }
+
+    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
+        let per_process_max = machine.system_descriptors.per_process_max?;
+        if !is_nr_open_lower(machine, machine.descriptors?.hard) {
+            return None;
+        }
+        let reason =
+            format!("fs.nr_open is {}, below RLIMIT_NOFILE", format::count(per_process_max));
+        let remedy = sysctl("fs.nr_open", descriptors_needed(machine, need));
+        process_cap(machine, need, reason, remedy)
+    }
+}
+
+/// `fs.file-max`: the open files of the whole system.
+pub(super) struct System;
+
+impl System {
+    fn open(machine: &Machine) -> u64 {
+        machine.system_descriptors.system_open.unwrap_or(0)
+    }
+
+    /// Files that are not for connections.
+    fn others(machine: &Machine, need: &Need) -> u64 {
+        Self::open(machine).saturating_add(need.other_descriptors())
+    }
+
+    fn needed(machine: &Machine, need: &Need) -> u64 {
+        need.sockets().saturating_add(Self::others(machine, need))
+    }
+}
+
+impl Limit for System {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        let needed = Self::needed(machine, need);
+        let row = at_least("fs.file-max", needed, machine.system_descriptors.system_max);
+        if row.verdict != Verdict::Fail || !machine.exceeds_file_max {
+            return row.with_sysctl("fs.file-max", needed);
+        }
+        let remedy = format!(
+            "does not bind this process, which has CAP_SYS_ADMIN; for one without it:\n{}",
+            sysctl("fs.file-max", needed)
+        );
+        Row { verdict: Verdict::Pass, remedy: Some(remedy), ..row }
+    }
+
+    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
+        if machine.exceeds_file_max {
+            return None;
+        }
+        let limit = machine.system_descriptors.system_max?;
+        let for_connections = limit.saturating_sub(Self::others(machine, need));
+        let open = Self::open(machine);
+        Some(Cap {
+            connections: for_connections / need.sockets_per_connection(),
+            kind: CapKind::Descriptors,
+            reason: format!("fs.file-max is {}, of which {open} are open", format::count(limit)),
+            remedy: sysctl("fs.file-max", Self::needed(machine, need)),
+        })
+    }
+}
+
+/// `fs.epoll.max_user_watches`.
+pub(super) struct Watches;
+
+impl Watches {
+    const NAME: &str = "fs.epoll.max_user_watches";
+
+    fn needed(need: &Need) -> u64 {
+        need.sockets().saturating_add(need.other_descriptors())
+    }
+}
+
+impl Limit for Watches {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        let needed = Self::needed(need);
+        at_least(Self::NAME, needed, machine.epoll_watches_max).with_sysctl(Self::NAME, needed)
+    }
+
+    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
+        let limit = machine.epoll_watches_max?;
+        let for_connections = limit.saturating_sub(need.other_descriptors());
+        Some(Cap {
+            connections: for_connections / need.sockets_per_connection(),
+            kind: CapKind::Watches,
+            reason: format!("{} is {}", Self::NAME, format::count(limit)),
+            remedy: sysctl(Self::NAME, Self::needed(need)),
+        })
+    }
+}
+
+/// `RLIMIT_MEMLOCK`: the rings of registered-file tables. A few tables hold very many files, so it binds only where
+/// hardly anything is allowed.
+pub(super) struct LockedMemory;
+
+impl LockedMemory {
+    const NAME: &str = "RLIMIT_MEMLOCK";
+
+    /// For all processes here.
+    fn needed_bytes(machine: &Machine, need: &Need) -> u64 {
+        machine.locked_bytes_needed(need).saturating_mul(need.sockets_per_connection())
+    }
+}
+
+impl Limit for LockedMemory {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        let present = machine.locked_bytes_max;
+        let shown = present.map_or_else(|| "unlimited".to_owned(), format::bytes);
+        if need.file_table == FileTable::Process {
+            return not_needed(Self::NAME, shown);
+        }
+        let needed = Self::needed_bytes(machine, need);
+        let verdict = if present.is_none_or(|present| needed <= present) {
+            Verdict::Pass
+        } else {
+            Verdict::Fail
+        };
+        Row {
+            name: Self::NAME,
+            needed: format::bytes(needed),
+            present: shown,
+            verdict,
+            remedy: None,
+        }
+        .with_remedy(|| {
+            format!(
+                "for registered files: ulimit -l {} as root in the shell that starts it\n\
+                     for a service: LimitMEMLOCK={needed}",
+                needed.div_ceil(1024)
+            )
+        })
+    }
+
+    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
+        if need.file_table == FileTable::Process {
+            return None;
+        }
+        Some(Cap {
+            connections: machine.places_max(need)?,
+            kind: CapKind::Descriptors,
+            reason: format!(
+                "a table of registered files has {} places, and takes a descriptor and {} of locked memory; {}",
+                format::count(machine.descriptors_max()?.min(1 << 20)),
+                format::bytes(2 * 4096),
+                machine.tables_bound(need)?
+            ),
+            remedy: format!(
+                "ulimit -Hn {} -l {} as root in the shell that starts it",
+                descriptors_for(machine.descriptors_needed(need), need.listening_ports()),
+                Self::needed_bytes(machine, need).div_ceil(1024)
+            ),
+        })
+    }
+}
+
+fn tune_script(need: &Need) -> &'static str {
+    if need.role == Role::Client { "scripts/tune-client" } else { "scripts/tune-server" }
+}

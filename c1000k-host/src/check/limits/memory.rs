@@ -1,0 +1,130 @@
+//! Memory: what is left of it, and the kernel's share for data in sockets.
+
+use {
+    super::{Cap, CapKind, Limit, at_least, compare, unreadable},
+    crate::check::{Machine, Need, Row, Verdict, predict},
+    crate::{format, memory::MemoryBound},
+};
+
+/// Below this default size of a socket's buffer, data crawls.
+const BUFFER_DEFAULT_BYTES_MIN: u64 = 4_096;
+
+/// Memory that is left in the machine or in the tightest cgroup.
+pub(super) struct Available;
+
+impl Limit for Available {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        let prediction = predict(need);
+        let needed = prediction.total_bytes();
+        let present = machine.memory.as_ref();
+        let row = Row {
+            name: "memory available",
+            needed: format::bytes(needed),
+            present: present.map_or_else(unreadable, |room| format::bytes(room.bytes)),
+            verdict: compare(needed, present.map(|room| room.bytes)),
+            remedy: machine.hidden_cgroup.as_ref().map(|group| {
+                format!(
+                    "the limits of the cgroup {} can't be read here, and bind too",
+                    group.display()
+                )
+            }),
+        };
+        row.with_remedy(|| match present.map(|room| (&room.bound_by, room.total_bytes)) {
+            Some((MemoryBound::Cgroup(directory), total_bytes)) => format!(
+                "bound by the cgroup {} ({}): raise its limit,\n\
+                 as systemd-run --scope -p MemoryMax={needed} does, or lower the target",
+                format::visible(&directory.display().to_string()),
+                format::bytes(total_bytes)
+            ),
+            _ => format!(
+                "the kernel takes {} of it, the process {}: add memory, or lower the target",
+                format::bytes(prediction.kernel_bytes),
+                format::bytes(prediction.user_bytes)
+            ),
+        })
+    }
+
+    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
+        let room = machine.memory.as_ref()?;
+        let bytes_per_connection = (need.sockets_per_connection() * need.kernel_bytes_per_socket())
+            .saturating_add(need.user_bytes_per_connection);
+        let place = match &room.bound_by {
+            MemoryBound::Machine => String::new(),
+            MemoryBound::Cgroup(directory) => {
+                format!(" in the cgroup {}", format::visible(&directory.display().to_string()))
+            }
+        };
+        Some(Cap {
+            connections: room.bytes / bytes_per_connection,
+            kind: CapKind::Memory,
+            reason: format!(
+                "{} of memory are there{place}, and a connection takes {}",
+                format::bytes(room.bytes),
+                format::bytes(bytes_per_connection)
+            ),
+            remedy: match room.bound_by {
+                MemoryBound::Machine => "add memory".to_owned(),
+                MemoryBound::Cgroup(_) => "raise the cgroup's limit".to_owned(),
+            },
+        })
+    }
+}
+
+/// `net.ipv4.tcp_mem`. An idle socket queues nothing; one that is being opened and verified holds a page each way.
+pub(super) struct SocketData;
+
+impl Limit for SocketData {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        let needed = need.in_flight.saturating_mul(2 * need.sockets_per_connection());
+        let present = machine.tcp_mem_pages.map(|[_, pressure, _]| pressure);
+        let row = at_least("net.ipv4.tcp_mem, pressure", needed, present).with_remedy(|| {
+            format!(
+                "in pages, not bytes: sysctl -w net.ipv4.tcp_mem=\"{needed} {} {}\"",
+                needed.saturating_mul(2),
+                needed.saturating_mul(3)
+            )
+        });
+        let pages = |figure: String| if figure == "-" { figure } else { format!("{figure} pages") };
+        Row { needed: pages(row.needed), present: pages(row.present), ..row }
+    }
+}
+
+/// `net.ipv4.tcp_rmem`.
+pub(super) struct ReceiveBuffer;
+
+impl Limit for ReceiveBuffer {
+    fn row(&self, machine: &Machine, _need: &Need) -> Row {
+        buffer("net.ipv4.tcp_rmem", machine.tcp_rmem_bytes, "4096 131072 6291456")
+    }
+}
+
+/// `net.ipv4.tcp_wmem`.
+pub(super) struct SendBuffer;
+
+impl Limit for SendBuffer {
+    fn row(&self, machine: &Machine, _need: &Need) -> Row {
+        buffer("net.ipv4.tcp_wmem", machine.tcp_wmem_bytes, "4096 16384 4194304")
+    }
+}
+
+/// Tiny buffers save nothing on idle connections and slow those that carry data.
+fn buffer(name: &'static str, present: Option<[u64; 3]>, usual: &str) -> Row {
+    let row = at_least(
+        name,
+        BUFFER_DEFAULT_BYTES_MIN,
+        present.map(|[_, default_bytes, _]| default_bytes),
+    );
+    let verdict = if row.verdict == Verdict::Fail { Verdict::Advice } else { row.verdict };
+    let triple = |values: [u64; 3]| values.map(|value| value.to_string()).join(" ");
+    Row {
+        needed: format!("default {}", row.needed),
+        present: present.map_or_else(unreadable, triple),
+        verdict,
+        ..row
+    }
+    .with_remedy(|| {
+        format!(
+            "saves nothing on idle connections, slows all others:\nsysctl -w {name}=\"{usual}\""
+        )
+    })
+}

@@ -1,0 +1,140 @@
+//! The limits: each gives its row of the table, the connections that it allows, and the remedy of both.
+
+mod descriptors;
+mod memory;
+mod network;
+
+use {
+    super::{Machine, Need, Row, Verdict},
+    crate::format,
+    std::fmt,
+};
+
+/// One limit of a machine.
+trait Limit {
+    /// What the target needs of it, and what there is.
+    fn row(&self, machine: &Machine, need: &Need) -> Row;
+
+    /// The most connections that it allows; `None` where it does not bind them, or can't be read.
+    fn cap(&self, _machine: &Machine, _need: &Need) -> Option<Cap> {
+        None
+    }
+}
+
+/// In the order in which a run would meet them.
+const LIMITS: &[&dyn Limit] = &[
+    &descriptors::Soft,
+    &descriptors::Hard,
+    &descriptors::PerProcess,
+    &descriptors::System,
+    &descriptors::Watches,
+    &descriptors::LockedMemory,
+    &memory::Available,
+    &memory::SocketData,
+    &memory::ReceiveBuffer,
+    &memory::SendBuffer,
+    &network::LocalPorts,
+    &network::Tuples,
+    &network::AcceptBacklog,
+    &network::SynBacklog,
+    &network::Conntrack,
+    &network::Orphans,
+    &network::RpFilter,
+];
+
+/// Compares each limit of the machine with what the target needs.
+pub fn table(machine: &Machine, need: &Need) -> Vec<Row> {
+    LIMITS.iter().map(|limit| limit.row(machine, need)).collect()
+}
+
+/// The tightest cap on the connections of `need`, whose own number serves the remedies only.
+/// `None` where no limit can be read.
+pub fn largest_target(machine: &Machine, need: &Need) -> Option<Cap> {
+    let caps = LIMITS.iter().filter_map(|limit| limit.cap(machine, need));
+    caps.min_by_key(|cap| cap.connections)
+}
+
+/// The limit that binds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CapKind {
+    /// Descriptors of the process or of the system.
+    Descriptors,
+    /// Epoll watches of the user.
+    Watches,
+    /// 5-tuples.
+    Ports,
+    /// Memory.
+    Memory,
+    /// Entries of the connection tracker.
+    Conntrack,
+}
+
+impl fmt::Display for CapKind {
+    /// The name that the records use.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Descriptors => "descriptors",
+            Self::Watches => "watches",
+            Self::Ports => "ports",
+            Self::Memory => "memory",
+            Self::Conntrack => "conntrack",
+        })
+    }
+}
+
+/// What caps the connections, and at how many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cap {
+    /// The most connections that fit.
+    pub connections: u64,
+    /// What binds.
+    pub kind: CapKind,
+    /// Why, as a clause: "RLIMIT_NOFILE is 20,000 hard".
+    pub reason: String,
+    /// What to do to come to `need.connections`.
+    pub remedy: String,
+}
+
+impl Row {
+    /// Adds the remedy where the row asks for one.
+    fn with_remedy(self, remedy: impl FnOnce() -> String) -> Self {
+        let wanted = matches!(self.verdict, Verdict::Fail | Verdict::Advice);
+        let remedy = if wanted { Some(remedy()) } else { self.remedy };
+        Self { remedy, ..self }
+    }
+
+    fn with_sysctl(self, name: &str, value: u64) -> Self {
+        self.with_remedy(|| sysctl(name, value))
+    }
+}
+
+fn at_least(name: &'static str, needed: u64, present: Option<u64>) -> Row {
+    Row {
+        name,
+        needed: format::count(needed),
+        present: present.map_or_else(unreadable, format::count),
+        verdict: compare(needed, present),
+        remedy: None,
+    }
+}
+
+fn compare(needed: u64, present: Option<u64>) -> Verdict {
+    match present {
+        None => Verdict::Unknown,
+        Some(present) if present >= needed => Verdict::Pass,
+        Some(_) => Verdict::Fail,
+    }
+}
+
+fn not_needed(name: &'static str, present: String) -> Row {
+    Row { name, needed: "-".to_owned(), present, verdict: Verdict::NotNeeded, remedy: None }
+}
+
+fn unreadable() -> String {
+    "-".to_owned()
+}
+
+/// The command that sets a limit of the kernel.
+fn sysctl(name: &str, value: u64) -> String {
+    format!("sysctl -w {name}={value}")
+}

@@ -1,0 +1,204 @@
+//! Ports, and the kernel's tables of connections.
+
+use {
+    super::{Cap, CapKind, Limit, at_least, not_needed, sysctl, unreadable},
+    crate::check::{Machine, Need, Role, Row, Verdict},
+    crate::{format, ports::port_room},
+};
+
+/// What fits the wider part of the ports and leaves out the server's own 9900-9999.
+const WIDE_PORT_RANGE: &str = "10000 65535";
+
+/// `net.ipv4.ip_local_port_range`.
+pub(super) struct LocalPorts;
+
+impl Limit for LocalPorts {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        const NAME: &str = "net.ipv4.ip_local_port_range";
+        let present = machine.local_ports.as_ref();
+        let reserved = match machine.local_ports_reserved {
+            0 => String::new(),
+            count => format!(", {} reserved", format::count(count)),
+        };
+        let shown = present.map_or_else(unreadable, |ports| {
+            format!("{}-{}{reserved}", ports.start(), ports.end())
+        });
+        if !need.connects_out() {
+            return not_needed(NAME, shown);
+        }
+        let lanes = need.sources.unwrap_or(1).saturating_mul(need.ports).max(1);
+        let needed = need.connections.div_ceil(lanes);
+        let row = at_least(NAME, needed, machine.local_ports_free());
+        Row { needed: format::counted(needed, "port"), present: shown, ..row }.with_remedy(|| {
+            let fewer = match machine.local_ports_reserved {
+                0 => "",
+                _ => "\nor reserve fewer of them: net.ipv4.ip_local_reserved_ports",
+            };
+            wider_ports(needed) + fewer
+        })
+    }
+}
+
+/// The 5-tuples that the addresses and ports allow.
+pub(super) struct Tuples;
+
+impl Limit for Tuples {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        const NAME: &str = "5-tuples, sources x ports x local";
+        let ports = machine.local_ports_free();
+        let room = ports.map(|ports| port_room(need.sources.unwrap_or(1), need.ports, ports));
+        if !need.connects_out() {
+            return not_needed(NAME, room.map_or_else(unreadable, format::count));
+        }
+        at_least(NAME, need.connections, room).with_remedy(|| {
+            "more source addresses (--source), more ports, or a wider range".to_owned()
+        })
+    }
+
+    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
+        let local = machine.local_ports_free().filter(|_| need.connects_out())?;
+        let reserved = match machine.local_ports_reserved {
+            0 => String::new(),
+            count => {
+                format!(
+                    "; {} more are reserved (net.ipv4.ip_local_reserved_ports)",
+                    format::count(count)
+                )
+            }
+        };
+        let sources = need.sources.unwrap_or(1);
+        Some(Cap {
+            connections: port_room(sources, need.ports, local),
+            kind: CapKind::Ports,
+            reason: format!(
+                "{} x {} x {} are all the 5-tuples there are{reserved}",
+                format::counted(sources, "source"),
+                format::counted(need.ports, "destination port"),
+                format::counted(local, "local port")
+            ),
+            remedy: "give more source addresses (--source) or more ports (--ports)".to_owned(),
+        })
+    }
+}
+
+/// `net.core.somaxconn`.
+pub(super) struct AcceptBacklog;
+
+impl Limit for AcceptBacklog {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        backlog("net.core.somaxconn", machine.somaxconn, need)
+    }
+}
+
+/// `net.ipv4.tcp_max_syn_backlog`.
+pub(super) struct SynBacklog;
+
+impl Limit for SynBacklog {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        backlog("net.ipv4.tcp_max_syn_backlog", machine.tcp_max_syn_backlog, need)
+    }
+}
+
+const CONNTRACK_MAX: &str = "net.netfilter.nf_conntrack_max";
+
+/// The connection tracker's table.
+pub(super) struct Conntrack;
+
+impl Limit for Conntrack {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        match machine.conntrack {
+            None => not_needed(CONNTRACK_MAX, "not loaded".to_owned()),
+            Some(table) if table.count == 0 => Row {
+                remedy: (table.max < need.connections).then(|| {
+                    format!(
+                        "tracks nothing now; once a firewall makes it:\n{}",
+                        sysctl(CONNTRACK_MAX, need.connections)
+                    )
+                }),
+                ..not_needed(CONNTRACK_MAX, format::count(table.max))
+            },
+            Some(table) => {
+                let needed = need.connections.saturating_add(table.count);
+                at_least(CONNTRACK_MAX, needed, Some(table.max)).with_sysctl(CONNTRACK_MAX, needed)
+            }
+        }
+    }
+
+    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
+        let table = machine.conntrack.filter(|table| table.count > 0)?;
+        Some(Cap {
+            connections: table.max.saturating_sub(table.count),
+            kind: CapKind::Conntrack,
+            reason: format!("nf_conntrack_max is {}", format::count(table.max)),
+            remedy: sysctl(CONNTRACK_MAX, need.connections.saturating_add(table.count)),
+        })
+    }
+}
+
+/// `net.ipv4.tcp_max_orphans`. The client resets its connections and so leaves no orphan; a server that shuts down flushes.
+pub(super) struct Orphans;
+
+impl Limit for Orphans {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        const NAME: &str = "net.ipv4.tcp_max_orphans";
+        if need.role == Role::Client {
+            return not_needed(
+                NAME,
+                machine.tcp_max_orphans.map_or_else(unreadable, format::count),
+            );
+        }
+        let row = at_least(NAME, need.connections, machine.tcp_max_orphans);
+        let verdict = if row.verdict == Verdict::Fail { Verdict::Advice } else { row.verdict };
+        Row { verdict, ..row }.with_remedy(|| {
+            format!(
+                "closed at once, those past it are reset instead of flushed:\nsysctl -w {NAME}={}",
+                need.connections
+            )
+        })
+    }
+}
+
+/// `net.ipv4.conf.*.rp_filter`.
+pub(super) struct RpFilter;
+
+impl Limit for RpFilter {
+    fn row(&self, machine: &Machine, need: &Need) -> Row {
+        const NAME: &str = "net.ipv4.conf.*.rp_filter";
+        const MEANINGS: [&str; 3] = ["0 (off)", "1 (strict)", "2 (loose)"];
+        let present = machine.rp_filter;
+        let shown = present
+            .and_then(|value| MEANINGS.get(usize::try_from(value).ok()?))
+            .map_or_else(unreadable, |meaning| (*meaning).to_owned());
+        if !need.connects_out() || need.sources.is_none() {
+            return not_needed(NAME, shown);
+        }
+        let verdict = match present {
+            None => Verdict::Unknown,
+            Some(1) => Verdict::Advice,
+            Some(_) => Verdict::Pass,
+        };
+        Row { name: NAME, needed: "0 or 2".to_owned(), present: shown, verdict, remedy: None }
+            .with_remedy(|| {
+                "strict drops answers that come in by another interface than their source's route:\n\
+                 sysctl -w net.ipv4.conf.all.rp_filter=2"
+                    .to_owned()
+            })
+    }
+}
+
+fn wider_ports(needed: u64) -> String {
+    let widest = 55_536;
+    if needed <= widest {
+        format!("sysctl -w net.ipv4.ip_local_port_range=\"{WIDE_PORT_RANGE}\"")
+    } else {
+        "more than a range can hold: give more source addresses (--source) or more ports".to_owned()
+    }
+}
+
+fn backlog(name: &'static str, present: Option<u64>, need: &Need) -> Row {
+    if !need.listens() {
+        return not_needed(name, present.map_or_else(unreadable, format::count));
+    }
+    let needed = need.in_flight.div_ceil(need.ports.max(1));
+    at_least(name, needed, present).with_sysctl(name, needed)
+}
