@@ -12,7 +12,7 @@ use c1000k_record::Destination;
 use clap::{Parser, ValueEnum};
 use reactor::Keepalive;
 
-use crate::admission::memory::{Overload, Reserve};
+use crate::admission::{Overload, Reserve};
 
 /// The connections that everything here is about.
 const MILLION: u64 = 1_000_000;
@@ -22,20 +22,20 @@ const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 const USER_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_millis(i32::MAX as u64);
 
-/// The kernel gives up on a peer that takes nothing so much later than the server does: so the server's own rule comes
-/// first and is counted, and the kernel's is for what the server has closed already.
+/// The kernel gives up on a peer that acknowledges nothing this much later than the server does: so the server's own rule
+/// applies first and is counted, and the kernel's is for connections that the server has closed already.
 const USER_TIMEOUT_BEYOND_SLOW_READER: Duration = Duration::from_secs(10);
 
-/// A faster status is for nobody's eyes, and costs what it measures.
+/// More frequent status lines can't be read, and cost what they measure.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
-/// Whoever ends a server wants it gone: an hour is more than any queue takes.
+/// An hour is more than any queue takes.
 const GRACE_MAX: Duration = Duration::from_secs(3_600);
 
 /// Fewer bytes than these are no reserve of memory.
 const BARE_BYTES_MIN: u64 = 1 << 20;
 
-/// The reactors of a server at the most.
+/// The most reactors of a server.
 const THREADS_MAX: u64 = 256;
 
 const EXAMPLES: &str = "\
@@ -61,7 +61,7 @@ pub(crate) struct Args {
     /// Reactors, each on a thread of its own with its own listeners on all ports
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_count, allow_hyphen_values = true)]
     threads: u64,
-    /// Connections held at the most; more are refused cleanly [default: what the limits allow]
+    /// The most connections to hold; more are refused [default: what the limits allow]
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     max_connections: Option<u64>,
     #[command(flatten)]
@@ -69,26 +69,26 @@ pub(crate) struct Args {
     /// Send back what arrives, or read and drop it
     #[arg(long, value_enum, default_value_t = Mode::Echo)]
     mode: Mode,
-    /// Close a connection that is silent for so long [default: never]
+    /// Close a connection that has sent nothing for this time [default: never]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     idle_timeout: Option<Duration>,
-    /// Connections held from one source at the most: an IPv4 address, or an IPv6 /64 [default: any]
+    /// The most connections to hold from one source, an IPv4 address or an IPv6 /64 [default: no limit]
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     max_per_source: Option<u64>,
-    /// Memory to keep free: nobody is admitted below it [default: 10%, 1G at the most]
+    /// Memory to keep free: below it no connection is admitted [default: 10%, at most 1G]
     #[arg(long, value_name = "SIZE|PERCENT", value_parser = parse_reserve, allow_hyphen_values = true)]
     memory_reserve: Option<Reserve>,
-    /// Without memory above the reserve: reset those who come, or let them wait
+    /// While memory is short: reset new connections, or let them wait
     #[arg(long, value_enum, default_value_t = Overload::Refuse)]
     overload: Overload,
-    /// Reset a connection that does not take within this time what waits for it
+    /// Reset a connection that does not read within this time what waits for it
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration, allow_hyphen_values = true)]
     slow_reader_timeout: Duration,
-    /// Let TCP ask a peer that is silent for so long whether it is still there [default: never]
+    /// Probe a peer that has been silent for this time, by TCP keepalive [default: never]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     keepalive: Option<Duration>,
-    /// Give a connection up when the peer takes nothing for so long; 0s: as late as the kernel does [default: 10s beyond
-    /// --slow-reader-timeout, or what --keepalive takes]
+    /// Give up a connection whose peer acknowledges nothing for this time; 0s: the kernel's default [default: 10s more
+    /// than --slow-reader-timeout, or the time that --keepalive takes]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     tcp_user_timeout: Option<Duration>,
     /// Connections that may wait at each port [default: as many as the kernel allows]
@@ -97,7 +97,7 @@ pub(crate) struct Args {
     /// Time between two status lines
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration, allow_hyphen_values = true)]
     interval: Duration,
-    /// How long connections may take to hand over what is queued, at the end
+    /// At the end: time for connections to send what is queued
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration, allow_hyphen_values = true)]
     grace: Duration,
     /// Write the record of the run on exit (`-` is standard output)
@@ -109,7 +109,7 @@ pub(crate) struct Args {
     /// The connections that --check is about [default: 1M]
     #[arg(short = 'c', long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     connections: Option<u64>,
-    /// No flag of this program, but of many others
+    /// Not a flag of this program, but of many others
     #[arg(long, hide = true, value_name = "PORT", num_args = 0..=1, default_missing_value = "9900")]
     port: Option<String>,
 }
@@ -135,7 +135,7 @@ impl Mode {
 /// What was asked for, and makes sense.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// `--check`: a server with so many connections and so many descriptors to listen with.
+    /// `--check`: a server with this many connections and descriptors to listen with.
     Check {
         file_table: FileTableChoice,
         connections: u64,
@@ -202,7 +202,7 @@ impl Args {
             ));
         }
         if self.max_connections == Some(0) {
-            return Err("--max-connections is 0, so nobody could connect: give at least 1".into());
+            return Err("--max-connections is 0, so no peer could connect: give at least 1".into());
         }
         if is_of_many(self.bind.ip) {
             return Err(format!(
@@ -220,7 +220,7 @@ impl Args {
             return Err("--idle-timeout is 0, which would close everything: leave it out".into());
         }
         if self.max_per_source == Some(0) {
-            return Err("--max-per-source is 0, so nobody could connect: leave it out".into());
+            return Err("--max-per-source is 0, so no peer could connect: leave it out".into());
         }
         if self.slow_reader_timeout.is_zero() {
             return Err("--slow-reader-timeout is 0: give the time to read in, as 60s".into());
@@ -245,7 +245,9 @@ impl Args {
             return Err("--grace is more than 1h: give how long the end may take, as 5s".into());
         }
         if self.backlog == Some(0) {
-            return Err("--backlog is 0, so nobody could wait: leave it out, or give 1".into());
+            return Err(
+                "--backlog is 0, so no connection could wait: leave it out, or give 1".into()
+            );
         }
         Ok(Command::Serve(Box::new(Settings {
             bind: self.bind,
@@ -270,7 +272,7 @@ impl Args {
     }
 }
 
-/// Who wants to know after a second of silence does not want to wait ten more for each of the next probes.
+/// With a short idle time the probes are as close to each other as that time.
 fn keepalive(idle: Duration) -> Keepalive {
     let usual = Keepalive::default();
     Keepalive { idle, interval: usual.interval.min(idle), ..usual }
@@ -344,7 +346,7 @@ impl Settings {
         self.first_port + (self.ports - 1)
     }
 
-    /// The connections that limits are held against.
+    /// The connections that limits are compared with.
     pub(crate) fn target(&self) -> u64 {
         self.max_connections.unwrap_or(MILLION)
     }

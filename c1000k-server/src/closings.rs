@@ -1,10 +1,10 @@
-//! Closing many connections at once without making the others wait.
+//! Closing many connections at once without delaying the others.
 //!
-//! The kernel reports what is ready in the order in which it became so: a peer that says something stands behind the
-//! thousands who left at once before it. To read that one has left takes a microsecond, to close its socket takes the
-//! kernel twenty or more. So a turn closes a few, and the rest wait until those who are still there have been served.
+//! The kernel reports what is ready in the order in which it became so: a peer that sends something comes after the
+//! thousands that left just before it. To read that a peer has left takes a microsecond; to close its socket takes the
+//! kernel twenty or more. So one turn closes a few, and the rest wait until the others have been served.
 //!
-//! Connections that wait to be closed no longer count against any bound, and each new connection lets one of them be
+//! Connections that wait to be closed no longer count against any limit, and each new connection lets one of them be
 //! closed first.
 
 use std::collections::{HashSet, VecDeque};
@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use reactor::{Context, Error, TimerId, Token};
 
-/// Closed in one turn at the most.
+/// At most this number is closed in one turn.
 const CLOSES_PER_TURN: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Closings {
     /// In the order in which their peers finished; some may have ended otherwise by now.
     waiting: VecDeque<Token>,
-    /// Those among them with nothing left to send.
+    /// Those of them with nothing left to send.
     left: HashSet<Token>,
     timer: Option<TimerId>,
     turn: Instant,
@@ -37,7 +37,7 @@ impl Closings {
         }
     }
 
-    /// Closes a connection whose peer has finished, now or soon; says whether it waits and its place is free.
+    /// Closes a connection whose peer has finished, now or soon; returns whether it waits and its place is free.
     pub(crate) fn close(&mut self, cx: &mut Context<()>, token: Token) -> bool {
         if cx.now() != self.turn {
             self.turn = cx.now();
@@ -56,17 +56,12 @@ impl Closings {
         has_left
     }
 
-    /// Connections that still have a slot and no longer count against a bound.
-    pub(crate) fn left(&self) -> usize {
-        self.left.len()
-    }
-
     /// A new connection comes: one of those that wait is closed first.
     pub(crate) fn make_room(&mut self, cx: &mut Context<()>) {
         self.close_some(cx, 1);
     }
 
-    /// The connection has ended; says whether its place was free before.
+    /// The connection has ended; returns whether its place was free before.
     pub(crate) fn forget(&mut self, token: Token) -> bool {
         self.left.remove(&token)
     }

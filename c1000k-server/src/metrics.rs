@@ -1,4 +1,5 @@
-//! What the server spends over time: status lines, the series of the record, the figures at the peak.
+//! What the server has counted and what it uses: one snapshot per sample, which the status line, the record and the
+//! summary read.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -9,123 +10,95 @@ use c1000k_record::ServerPoint;
 use c1000k_record::series::{self, Series};
 use reactor::Stats;
 
-/// So often the peak is looked for, though status lines may be rarer.
+use crate::admission::Overload;
+
+/// A sample is taken at least this often, to find the peak, though status lines may be rarer.
 const SAMPLE_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
-/// A sample reads files of the kernel, some of them long: it takes no more than one part of so many of the time.
+/// A sample reads files of the kernel, some of them long: it may take at most one part of this many of the time.
 const SAMPLE_SHARE_MAX: u32 = 10;
 
-/// How long to wait for the next sample, which takes so long. The first ones of a crowd of connections come closer.
-pub(crate) fn sample_interval(
-    interval: Duration,
-    crowd_age: Option<Duration>,
-    sample_takes: Duration,
-) -> Duration {
-    let longest = interval.min(SAMPLE_INTERVAL_MAX);
-    let step = crowd_age.map_or(longest, series::step);
-    step.max(sample_takes * SAMPLE_SHARE_MAX).min(longest)
+/// This number of connections of a thread that come or go between two samples is a burst, which is sampled closely.
+const BURST_MIN: u64 = 64;
+
+/// Reasons, and how often each of them occurred.
+pub(crate) type Counts = BTreeMap<&'static str, u64>;
+
+/// What one thread has counted, or all of them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) stats: Stats,
+    /// Peers that were not admitted.
+    pub(crate) refused_by: Counts,
+    /// Connections that ended before both sides had finished.
+    pub(crate) closed_by: Counts,
 }
 
-#[derive(Debug)]
-pub(crate) struct Sampler {
-    started: Instant,
-    kernel: KernelMeter,
-    counters_at_start: Option<NetCounters>,
-    rss_at_start_bytes: Option<u64>,
-    rss_max_bytes: Option<u64>,
-    peak: Option<Peak>,
-    series: Series<ServerPoint>,
-    sampled: Instant,
-    last_line: Line,
+impl Totals {
+    /// Adds all but the peak.
+    pub(crate) fn add(&mut self, more: &Totals) {
+        self.stats += &more.stats;
+        add_each(&mut self.refused_by, &more.refused_by);
+        add_each(&mut self.closed_by, &more.closed_by);
+    }
 }
 
-/// What the last status line said, and when.
-#[derive(Debug)]
-struct Line {
-    at: Instant,
-    accepted: u64,
+fn add_each(counts: &mut Counts, more: &Counts) {
+    for (&reason, &count) in more {
+        *counts.entry(reason).or_default() += count;
+    }
 }
 
-/// What was measured when the most connections were open.
+/// The server at one moment.
 #[derive(Clone, Debug)]
-pub(crate) struct Peak {
-    pub(crate) open: u64,
-    pub(crate) rss_bytes: Option<u64>,
+pub(crate) struct Metrics {
+    /// Time since the start.
+    pub(crate) uptime: Duration,
+    /// Connections that are open.
+    pub(crate) connections: u64,
+    /// The most that were open at once.
+    pub(crate) connections_max: u64,
+    pub(crate) accepted: u64,
+    pub(crate) closed: u64,
+    pub(crate) closed_by: Counts,
+    pub(crate) refused: u64,
+    pub(crate) refused_by: Counts,
+    /// Failed accepts by errno.
+    pub(crate) accept_errors: BTreeMap<i32, u64>,
+    pub(crate) accept_pauses: u64,
+    pub(crate) stale_events: u64,
+    pub(crate) wakeups: u64,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    /// What is short, if no connection is admitted.
+    pub(crate) shortage: Option<&'static str>,
+    /// `None` where `/proc` can't be read.
+    pub(crate) process: Option<ProcessUsage>,
+    /// What the sockets added since the start cost the kernel; `None` where the slabs can't be read, or without a new
+    /// socket.
     pub(crate) kernel: Option<KernelCost>,
+    /// Data queued in all sockets of the system.
+    pub(crate) socket_buffer_bytes: Option<u64>,
 }
 
-/// What one sample has seen.
-#[derive(Debug)]
-struct Seen {
-    rss_bytes: Option<u64>,
-    kernel: Option<KernelCost>,
-    buffers: Option<u64>,
-}
-
-impl Sampler {
-    /// Takes the baseline: everything that is there before the first connection.
-    pub(crate) fn start() -> Self {
-        let now = Instant::now();
-        let mut sampler = Self {
-            started: now,
-            kernel: KernelMeter::start(),
-            counters_at_start: NetCounters::read(),
-            rss_at_start_bytes: None,
-            rss_max_bytes: None,
-            peak: None,
-            series: Series::new(),
-            sampled: now,
-            last_line: Line { at: now, accepted: 0 },
-        };
-        sampler.rss_at_start_bytes = sampler.look(0, now).rss_bytes;
-        sampler
+impl Metrics {
+    pub(crate) fn rss_bytes(&self) -> Option<u64> {
+        self.process.map(|usage| usage.rss_bytes)
     }
 
-    /// Measures, and prints a status line when one is due.
-    pub(crate) fn sample(&mut self, stats: &Stats, now: Instant, interval: Duration, state: &str) {
-        let Seen { rss_bytes, kernel, buffers } = self.look(stats.open(), now);
-        // By the clock of the samples a line comes half of their distance early or late.
-        let half = now.duration_since(std::mem::replace(&mut self.sampled, now)) / 2;
-        if now.duration_since(self.last_line.at) + half >= interval {
-            self.tell(stats, now, rss_bytes, kernel.as_ref(), buffers, state);
-        }
-        if stats.open() > 0 && self.peak.as_ref().is_none_or(|peak| stats.open() >= peak.open) {
-            self.peak = Some(Peak { open: stats.open(), rss_bytes, kernel });
-        }
+    /// What the sockets added since the start cost the kernel in all, queued data aside; where the slabs can't be read,
+    /// the queued data of the system.
+    fn kernel_bytes(&self) -> Option<u64> {
+        self.kernel.as_ref().map_or(self.socket_buffer_bytes, |cost| Some(bytes_of(cost)))
     }
 
-    /// Measures, for the series.
-    fn look(&mut self, open: u64, now: Instant) -> Seen {
-        let rss_bytes = ProcessUsage::read().map(|usage| usage.rss_bytes);
-        self.rss_max_bytes = self.rss_max_bytes.max(rss_bytes);
-        let kernel = self.kernel.cost();
-        let buffers = SocketUsage::read().map(|usage| usage.buffer_bytes);
-        self.series.push(ServerPoint {
-            seconds: now.duration_since(self.started).as_secs_f64(),
-            open,
-            rss_bytes,
-            kernel_socket_bytes: kernel.as_ref().map_or(buffers, |cost| Some(bytes_of(cost))),
-        });
-        Seen { rss_bytes, kernel, buffers }
-    }
-
-    fn tell(
-        &mut self,
-        stats: &Stats,
-        now: Instant,
-        rss_bytes: Option<u64>,
-        kernel: Option<&KernelCost>,
-        buffers: Option<u64>,
-        state: &str,
-    ) {
-        let seconds = now.duration_since(self.last_line.at).as_secs_f64();
-        let accepts = stats.accepted - self.last_line.accepted;
-        let per_second = c1000k_record::per_second(accepts, seconds);
-        self.last_line = Line { at: now, accepted: stats.accepted };
-        let own = rss_bytes.map_or_else(|| "?".to_owned(), format::bytes);
-        // The kernel counts the sockets of all programs: without one of its own, the server has nothing to report.
-        let of_kernel = match (kernel, buffers) {
-            _ if stats.open() == 0 => String::new(),
+    /// The status line, `accepts` of which came in `since_last`.
+    fn status_line(&self, accepts: u64, since_last: Duration, overload: Overload) -> String {
+        let per_second = c1000k_record::per_second(accepts, since_last.as_secs_f64());
+        let own = self.rss_bytes().map_or_else(|| "?".to_owned(), format::bytes);
+        // The kernel counts the sockets of all programs: while the server has none, its figure says nothing.
+        let of_kernel = match (&self.kernel, self.socket_buffer_bytes) {
+            _ if self.connections == 0 => String::new(),
             (Some(cost), _) => {
                 let each = format::bytes(cost.slab_bytes().max(0.0) as u64);
                 format!(" | kernel {} ({each} a socket)", format::bytes(bytes_of(cost)))
@@ -135,22 +108,147 @@ impl Sampler {
             }
             (None, None) => " | kernel ?".to_owned(),
         };
-        log::info!(
+        let doing = match overload {
+            Overload::Refuse => "refusing",
+            Overload::Pause => "pausing",
+        };
+        let state =
+            self.shortage.map_or_else(String::new, |shortage| format!(" | {doing}: {shortage}"));
+        format!(
             "{} | {} accepts | own {own}{of_kernel}{state}",
-            format::counted(stats.open(), "connection"),
+            format::counted(self.connections, "connection"),
             format::rate(per_second),
-        );
+        )
+    }
+}
+
+/// Takes the samples, and keeps what is recorded over time.
+#[derive(Debug)]
+pub(crate) struct Sampler {
+    started: Instant,
+    overload: Overload,
+    kernel: KernelMeter,
+    counters_at_start: Option<NetCounters>,
+    rss_at_start_bytes: Option<u64>,
+    rss_max_bytes: Option<u64>,
+    peak: Option<Peak>,
+    series: Series<ServerPoint>,
+    sampled_at: Instant,
+    last_line: Line,
+}
+
+/// The last status line.
+#[derive(Debug)]
+struct Line {
+    at: Instant,
+    accepted: u64,
+}
+
+/// What was measured when the most connections were open.
+#[derive(Clone, Debug)]
+pub(crate) struct Peak {
+    pub(crate) connections: u64,
+    pub(crate) rss_bytes: Option<u64>,
+    pub(crate) kernel: Option<KernelCost>,
+}
+
+impl Sampler {
+    /// Takes the baseline: everything that is there before the first connection.
+    pub(crate) fn start(overload: Overload) -> Self {
+        let now = Instant::now();
+        let mut sampler = Self {
+            started: now,
+            overload,
+            kernel: KernelMeter::start(),
+            counters_at_start: NetCounters::read(),
+            rss_at_start_bytes: None,
+            rss_max_bytes: None,
+            peak: None,
+            series: Series::new(),
+            sampled_at: now,
+            last_line: Line { at: now, accepted: 0 },
+        };
+        let metrics = sampler.measure(Totals::default(), None, now);
+        sampler.note(&metrics);
+        sampler.rss_at_start_bytes = metrics.rss_bytes();
+        sampler
     }
 
-    pub(crate) fn uptime_seconds(&self) -> f64 {
-        self.started.elapsed().as_secs_f64()
+    /// Takes a sample, and logs a status line if `interval` has passed since the last one.
+    pub(crate) fn sample(
+        &mut self,
+        totals: Totals,
+        shortage: Option<&'static str>,
+        now: Instant,
+        interval: Duration,
+    ) {
+        let metrics = self.measure(totals, shortage, now);
+        self.note(&metrics);
+        // Samples are not taken at the very moment at which a line is due: one comes at most half of their distance early.
+        let half = now.duration_since(std::mem::replace(&mut self.sampled_at, now)) / 2;
+        let since_last = now.duration_since(self.last_line.at);
+        if since_last + half >= interval {
+            let accepts = metrics.accepted - self.last_line.accepted;
+            self.last_line = Line { at: now, accepted: metrics.accepted };
+            log::info!("{}", metrics.status_line(accepts, since_last, self.overload));
+        }
+    }
+
+    /// The metrics now.
+    pub(crate) fn measure(
+        &self,
+        totals: Totals,
+        shortage: Option<&'static str>,
+        now: Instant,
+    ) -> Metrics {
+        let Totals { stats, mut refused_by, closed_by } = totals;
+        if stats.dropped > 0 {
+            refused_by.insert("exhausted", stats.dropped);
+        }
+        Metrics {
+            uptime: now.duration_since(self.started),
+            connections: stats.open(),
+            connections_max: stats.open_max,
+            accepted: stats.accepted,
+            closed: stats.closed,
+            closed_by,
+            refused: stats.refused + stats.dropped,
+            refused_by,
+            accept_errors: stats.accept_errors,
+            accept_pauses: stats.accept_pauses,
+            stale_events: stats.stale_events,
+            wakeups: stats.wakeups,
+            bytes_in: stats.bytes_in,
+            bytes_out: stats.bytes_out,
+            shortage,
+            process: ProcessUsage::read(),
+            kernel: self.kernel.cost(),
+            socket_buffer_bytes: SocketUsage::read().map(|usage| usage.buffer_bytes),
+        }
+    }
+
+    /// Keeps what is recorded of a sample.
+    fn note(&mut self, metrics: &Metrics) {
+        let connections = metrics.connections;
+        self.rss_max_bytes = self.rss_max_bytes.max(metrics.rss_bytes());
+        self.series.push(ServerPoint {
+            seconds: metrics.uptime.as_secs_f64(),
+            open: connections,
+            rss_bytes: metrics.rss_bytes(),
+            kernel_socket_bytes: metrics.kernel_bytes(),
+        });
+        let is_peak = self.peak.as_ref().is_none_or(|peak| connections >= peak.connections);
+        if connections > 0 && is_peak {
+            let kernel = metrics.kernel.clone();
+            self.peak = Some(Peak { connections, rss_bytes: metrics.rss_bytes(), kernel });
+        }
     }
 
     pub(crate) fn rss_at_start_bytes(&self) -> Option<u64> {
         self.rss_at_start_bytes
     }
 
-    /// The most that was resident at any sample, which the kernel's own record of it may miss.
+    /// The most that was resident at any sample, which the kernel's own peak may miss.
     pub(crate) fn rss_max_bytes(&self) -> Option<u64> {
         self.rss_max_bytes
     }
@@ -180,7 +278,7 @@ impl Peak {
     /// What the process has grown by since `rss_at_start_bytes`, per connection.
     pub(crate) fn user_bytes_per_connection(&self, rss_at_start_bytes: Option<u64>) -> Option<f64> {
         let grown = self.rss_bytes?.saturating_sub(rss_at_start_bytes?);
-        Some(grown as f64 / self.open as f64)
+        Some(grown as f64 / self.connections as f64)
     }
 
     /// What each slab cache has grown by in all.
@@ -198,6 +296,75 @@ fn bytes_of(cost: &KernelCost) -> u64 {
     (cost.slab_bytes() * cost.sockets as f64).max(0.0) as u64
 }
 
+/// When the next sample is due: by the clock, and sooner during a burst of connections that come or go.
+#[derive(Debug)]
+pub(crate) struct SampleClock {
+    /// Time between two status lines.
+    interval: Duration,
+    /// How long the last sample took.
+    sample_takes: Duration,
+    /// Connections that have come or gone since the last sample.
+    changes: u64,
+    is_burst: bool,
+    /// Since when there were bursts, with less than two samples without one between them.
+    bursts_since: Option<Instant>,
+}
+
+impl SampleClock {
+    pub(crate) fn new(interval: Duration) -> Self {
+        Self {
+            interval,
+            sample_takes: Duration::ZERO,
+            changes: 0,
+            is_burst: false,
+            bursts_since: None,
+        }
+    }
+
+    pub(crate) fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// Notes that a connection has come or gone; returns whether a burst begins, so that a sample is due at once.
+    pub(crate) fn note_change(&mut self) -> bool {
+        self.changes += 1;
+        !self.is_burst && self.changes >= BURST_MIN
+    }
+
+    /// Notes that a sample is taken.
+    pub(crate) fn note_sample(&mut self, now: Instant) {
+        let was_burst = std::mem::replace(&mut self.is_burst, self.changes >= BURST_MIN);
+        if self.is_burst {
+            self.bursts_since.get_or_insert(now);
+        } else if !was_burst {
+            self.bursts_since = None;
+        }
+        self.changes = 0;
+    }
+
+    pub(crate) fn note_sample_takes(&mut self, sample_takes: Duration) {
+        self.sample_takes = sample_takes;
+    }
+
+    /// Time from `now` to the next sample.
+    pub(crate) fn next(&self, now: Instant) -> Duration {
+        let bursts_since = self.bursts_since.filter(|_| self.is_burst);
+        let burst_age = bursts_since.map(|since| now.saturating_duration_since(since));
+        sample_interval(self.interval, burst_age, self.sample_takes)
+    }
+}
+
+/// How long to wait for the next sample; in a burst the first ones are close to each other.
+fn sample_interval(
+    interval: Duration,
+    burst_age: Option<Duration>,
+    sample_takes: Duration,
+) -> Duration {
+    let longest = interval.min(SAMPLE_INTERVAL_MAX);
+    let step = burst_age.map_or(longest, series::step);
+    step.max(sample_takes * SAMPLE_SHARE_MAX).min(longest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,7 +372,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_crowd_is_looked_at_closely_at_first_and_never_for_most_of_the_time() {
+    fn a_burst_is_sampled_closely_at_first_and_never_for_most_of_the_time() {
         let ms = Duration::from_millis;
         assert_eq!(sample_interval(10 * SECOND, None, ms(1)), SECOND);
         assert_eq!(sample_interval(ms(200), None, ms(1)), ms(200));
@@ -216,17 +383,59 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_makes_a_sample_due_at_once_and_only_once() {
+        let mut clock = SampleClock::new(SECOND);
+        let now = Instant::now();
+        let due = |clock: &mut SampleClock| (1..=1_000).filter(|_| clock.note_change()).count();
+        assert_eq!((1..BURST_MIN).filter(|_| clock.note_change()).count(), 0);
+        assert!(clock.note_change());
+        clock.note_sample(now);
+        assert_eq!((due(&mut clock), clock.next(now)), (0, Duration::from_millis(20)));
+        clock.note_sample(now + SECOND);
+        clock.note_sample(now + 2 * SECOND);
+        assert_eq!(clock.next(now + 2 * SECOND), SECOND, "no burst since the last sample");
+    }
+
+    #[test]
     fn status_lines_keep_their_distance_however_close_the_samples_are() {
         for step_ms in [20, 130, 999, 1_001] {
-            let mut sampler = Sampler::start();
-            let (mut lines, mut told_at) = (0, sampler.last_line.at);
+            let mut sampler = Sampler::start(Overload::Refuse);
+            let (mut lines, mut line_at) = (0, sampler.last_line.at);
             for sample in 1..=10_000 / step_ms {
                 let now = sampler.started + Duration::from_millis(sample * step_ms);
-                sampler.sample(&Stats::default(), now, SECOND, "");
-                lines += u64::from(sampler.last_line.at != told_at);
-                told_at = sampler.last_line.at;
+                sampler.sample(Totals::default(), None, now, SECOND);
+                lines += u64::from(sampler.last_line.at != line_at);
+                line_at = sampler.last_line.at;
             }
             assert!((9..=10).contains(&lines), "{step_ms}: {lines}");
         }
+    }
+
+    #[test]
+    fn the_status_line_says_what_is_short() {
+        let sampler = Sampler::start(Overload::Pause);
+        let mut totals = Totals::default();
+        (totals.stats.accepted, totals.stats.opened) = (2, 2);
+        let mut metrics = sampler.measure(totals, Some("memory"), Instant::now());
+        (metrics.kernel, metrics.socket_buffer_bytes) = (None, Some(4_000));
+        metrics.process = None;
+        assert_eq!(
+            metrics.status_line(2, SECOND, Overload::Pause),
+            "2 connections | 2.0/s accepts | own ? | kernel 4,000 B in socket buffers | pausing: memory"
+        );
+    }
+
+    #[test]
+    fn totals_add_up() {
+        let mut stats = Stats::default();
+        (stats.accepted, stats.opened, stats.closed) = (3, 3, 1);
+        stats.accept_errors.insert(24, 2);
+        let refused_by = Counts::from([("memory", 1)]);
+        let one = Totals { stats, refused_by, closed_by: Counts::new() };
+        let mut all = one.clone();
+        all.closed_by.insert("idle", 1);
+        all.add(&one);
+        assert_eq!((all.stats.accepted, all.stats.open(), all.stats.accept_errors[&24]), (6, 4, 4));
+        assert_eq!((all.refused_by["memory"], all.closed_by["idle"]), (2, 1));
     }
 }

@@ -1,10 +1,10 @@
-//! Peers that read too slowly: what waited for a peer at one moment has to be with it after a time.
+//! Peers that read too slowly: all data that waits for a peer at one moment must be taken within the timeout.
 //!
 //! What waits is what is queued here and what the kernel holds because the peer has not acknowledged it. So a peer that
 //! reads a little now and then, just enough for the queue to run empty, is as slow as one that reads nothing; and one
-//! that has always something waiting, and takes it, is not slow at all.
+//! that always has something waiting, and takes it, is not slow.
 //!
-//! A connection is watched from when something has to wait for it until nothing does; the others cost nothing.
+//! A connection is watched from when data has to wait for it until none does; the others cost nothing.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -25,10 +25,10 @@ struct Waiting {
     written: usize,
 }
 
-/// What comes of a look at a connection.
+/// What checking a connection finds.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Look {
-    /// Nothing waits for it any more, and it is watched no longer.
+pub(crate) enum Check {
+    /// Nothing waits for it any more, and it is no longer watched.
     Done,
     /// The time that it has left.
     Within(Duration),
@@ -60,18 +60,18 @@ impl SlowReaders {
         }
     }
 
-    /// Looks at a connection with `waiting_bytes` now.
-    pub(crate) fn look(&mut self, token: Token, waiting_bytes: usize, now: Instant) -> Look {
+    /// Checks a connection for which `waiting_bytes` wait now.
+    pub(crate) fn check(&mut self, token: Token, waiting_bytes: usize, now: Instant) -> Check {
         let watched = self.watched.get_mut(&token).filter(|_| waiting_bytes > 0);
         let Some(waiting) = watched else {
             self.watched.remove(&token);
-            return Look::Done;
+            return Check::Done;
         };
         if waiting.taken(waiting_bytes) >= waiting.bytes {
             *waiting = Waiting { since: now, bytes: waiting_bytes, written: 0 };
         }
         let left = self.timeout.saturating_sub(now.saturating_duration_since(waiting.since));
-        if left.is_zero() { Look::TooSlow } else { Look::Within(left) }
+        if left.is_zero() { Check::TooSlow } else { Check::Within(left) }
     }
 
     /// At most `most` connections for which data has waited for `least` or longer.
@@ -129,7 +129,7 @@ mod tests {
         (1..600).find(|&second| {
             slow.note_written(token(1), taken_bytes);
             let now = start + Duration::from_secs(second);
-            slow.look(token(1), WAITING, now) == Look::TooSlow
+            slow.check(token(1), WAITING, now) == Check::TooSlow
         })
     }
 
@@ -147,8 +147,8 @@ mod tests {
         slow.watch(token(1), 10, start);
         assert!(slow.watches(token(1)) && !slow.watches(token(2)));
         let later = start + Duration::from_secs(59);
-        assert_eq!(slow.look(token(1), 9, later), Look::Within(Duration::from_secs(1)));
-        assert_eq!(slow.look(token(1), 0, later), Look::Done);
+        assert_eq!(slow.check(token(1), 9, later), Check::Within(Duration::from_secs(1)));
+        assert_eq!(slow.check(token(1), 0, later), Check::Done);
         assert!(slow.is_empty());
     }
 

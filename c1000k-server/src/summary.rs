@@ -7,15 +7,12 @@ use c1000k_host::check::{FileTable, Need, Role, predict};
 use c1000k_host::command_line::log_lines_dropped;
 use c1000k_host::errno_name;
 use c1000k_host::format;
-use c1000k_host::usage::ProcessUsage;
 use c1000k_record::{Head, MemoryGuard, Prediction, SERVER_SCHEMA, ServerRecord};
-use reactor::Stats;
 
-use crate::Room;
 use crate::args::Settings;
 use crate::echo::RESET;
-use crate::metrics::Sampler;
-use crate::workers::Totals;
+use crate::metrics::{Counts, Metrics, Sampler};
+use crate::plan::Plan;
 
 /// The process's own share of a connection without an idle timeout, and what one adds: the promise
 /// of the reactor.
@@ -24,29 +21,28 @@ const IDLE_TIMEOUT_BYTES: u64 = 24;
 
 pub(crate) fn record(
     settings: &Settings,
-    room: Room,
+    plan: Plan,
     started_at: SystemTime,
-    totals: &Totals,
+    metrics: &Metrics,
     sampler: &mut Sampler,
     memory_guard: Option<MemoryGuard>,
 ) -> ServerRecord {
-    let stats = &totals.stats;
-    let usage = ProcessUsage::read();
+    let usage = metrics.process;
     let rss_at_start_bytes = sampler.rss_at_start_bytes();
     let peak = sampler.peak().cloned();
-    let errors = stats.accept_errors.iter();
+    let errors = metrics.accept_errors.iter();
     ServerRecord {
         head: Head::new(SERVER_SCHEMA, env!("CARGO_PKG_VERSION"), started_at),
-        accepted: stats.accepted,
-        // One that is being removed may be counted beside the one that has its place.
-        peak: stats.open_max.min(room.connections_max),
-        open: stats.open(),
-        refused: stats.refused + stats.dropped,
-        closed: stats.closed,
-        stale_events: stats.stale_events,
+        accepted: metrics.accepted,
+        // A connection that is being removed may be counted beside the one that has its place.
+        peak: metrics.connections_max.min(plan.connections_max),
+        open: metrics.connections,
+        refused: metrics.refused,
+        closed: metrics.closed,
+        stale_events: metrics.stale_events,
         accept_errors: errors.map(|(&errno, &times)| (errno_name(errno), times)).collect(),
-        bytes_in: stats.bytes_in,
-        bytes_out: stats.bytes_out,
+        bytes_in: metrics.bytes_in,
+        bytes_out: metrics.bytes_out,
         user_bytes_per_connection: peak
             .as_ref()
             .and_then(|peak| peak.user_bytes_per_connection(rss_at_start_bytes)),
@@ -56,45 +52,36 @@ pub(crate) fn record(
         rss_peak_bytes: usage.and_then(|usage| usage.rss_peak_bytes).max(sampler.rss_max_bytes()),
         cpu_user_seconds: usage.map_or(0.0, |usage| usage.cpu_user_seconds),
         cpu_system_seconds: usage.map_or(0.0, |usage| usage.cpu_system_seconds),
-        uptime_seconds: sampler.uptime_seconds(),
+        uptime_seconds: metrics.uptime.as_secs_f64(),
         bind: settings.bind.to_string(),
         first_port: settings.first_port,
         ports: u64::from(settings.ports),
         mode: settings.mode.name().to_owned(),
-        connections_max: room.connections_max,
+        connections_max: plan.connections_max,
         threads: settings.threads,
-        accept_pauses: stats.accept_pauses,
-        refused_by: refused_by(stats, &totals.refused_by),
-        closed_by: totals.closed_by.iter().map(counted).collect(),
+        accept_pauses: metrics.accept_pauses,
+        refused_by: by_name(&metrics.refused_by),
+        closed_by: by_name(&metrics.closed_by),
         log_lines_dropped: log_lines_dropped(),
         memory_guard,
-        wakeups: stats.wakeups,
+        wakeups: metrics.wakeups,
         kernel_bytes_by_slab: peak.as_ref().and_then(|peak| peak.bytes_by_slab()),
         slabs_shown_as: sampler.slabs_shown_as(),
         rss_at_start_bytes,
-        rss_now_bytes: usage.map(|usage| usage.rss_bytes),
+        rss_now_bytes: metrics.rss_bytes(),
         rss_at_peak_bytes: peak.as_ref().and_then(|peak| peak.rss_bytes),
-        prediction: Some(prediction(settings, room.file_table, stats.open_max)),
+        prediction: Some(prediction(settings, plan.file_table, metrics.connections_max)),
         counters: sampler.counters(),
         series: sampler.take_series(),
-        file_table: Some(room.file_table.into()),
+        file_table: Some(plan.file_table.into()),
     }
 }
 
-fn refused_by(stats: &Stats, by_service: &BTreeMap<&str, u64>) -> BTreeMap<String, u64> {
-    let by_reactor = ("exhausted".to_owned(), stats.dropped);
-    by_service
-        .iter()
-        .map(counted)
-        .chain([by_reactor].into_iter().filter(|&(_, times)| times > 0))
-        .collect()
+fn by_name(counts: &Counts) -> BTreeMap<String, u64> {
+    counts.iter().map(|(&reason, &times)| (reason.to_owned(), times)).collect()
 }
 
-fn counted((&reason, &times): (&&str, &u64)) -> (String, u64) {
-    (reason.to_owned(), times)
-}
-
-/// What so many connections were expected to cost.
+/// What this many connections were expected to cost.
 pub(crate) fn prediction(
     settings: &Settings,
     file_table: FileTable,

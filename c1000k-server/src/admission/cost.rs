@@ -1,27 +1,26 @@
-//! What a connection costs, as the room for more shrinks while connections are admitted.
+//! What a connection costs in memory, learned from how the room shrinks while connections are admitted.
 //!
-//! Other processes take memory and give it back meanwhile. So only looks close to each other are compared, and only
-//! where enough connections came between them to stand out; what is believed is the median of the last few
-//! comparisons, which one or two of them can't move. A comparison begins anew where the ground has moved: another
-//! limit binds, or connections have left. One by which memory came back says nothing, nor does what those take who come
-//! after others have left: the kernel has kept it for them.
+//! Other processes take memory and give it back meanwhile. So only samples close to each other are compared, and only
+//! those with enough connections between them; the estimate is the median of the last few comparisons, which one or two
+//! of them can't move. A comparison starts anew when another limit binds or when connections have left. It is dropped if
+//! memory came back, and so is what connections take that come after others have left: the kernel has kept their memory.
 
 use std::time::{Duration, Instant};
 
 use c1000k_host::check::KERNEL_BYTES_PER_SOCKET;
 use c1000k_host::memory::{MemoryBound, MemoryRoom};
 
-/// What a connection is taken to cost before anything was seen: its socket, and the process's own part.
+/// The estimate before the first comparison: a socket, and the process's own part.
 pub(crate) const BYTES_PER_CONNECTION: u64 = KERNEL_BYTES_PER_SOCKET + 64;
 
-/// What is less is a kernel that hands out again what it had kept; what is more is another process, for the most part.
+/// A lower cost means that the kernel reuses memory it had kept; a higher one that another process has taken some.
 const BYTES_MIN: u64 = BYTES_PER_CONNECTION / 4;
 const BYTES_MAX: u64 = BYTES_PER_CONNECTION * 8;
 
 /// Fewer admissions don't stand out: a cgroup's use is counted in steps of 64 pages for each processor.
 const ADMISSIONS_MIN: u64 = 1_000;
 
-/// Looks further apart are not compared.
+/// Samples further apart are not compared.
 const APART_MAX: Duration = Duration::from_secs(2);
 
 /// The median is taken of this number of comparisons.
@@ -31,14 +30,14 @@ const COMPARISONS: usize = 5;
 pub(crate) struct Cost {
     /// The last comparisons, the latest one first.
     seen_bytes: [u64; COMPARISONS],
-    /// The look that the next one is compared with.
-    since: Option<Look>,
-    /// The most connections at any look.
+    /// The sample that the next one is compared with.
+    since: Option<Sample>,
+    /// The most connections at any sample.
     most: u64,
 }
 
 #[derive(Debug)]
-struct Look {
+struct Sample {
     at: Instant,
     bound_by: MemoryBound,
     room_bytes: u64,
@@ -50,8 +49,8 @@ impl Cost {
         Self { seen_bytes: [BYTES_PER_CONNECTION; COMPARISONS], since: None, most: 0 }
     }
 
-    /// Takes in a look, at which `connections` left `room_bytes` of this room; peers on the same machine are part of what
-    /// a connection costs.
+    /// Takes in a sample, at which `connections` left `room_bytes` of this room. What peers on the same machine take is
+    /// part of a connection's cost.
     pub(crate) fn note(
         &mut self,
         room: &MemoryRoom,
@@ -75,7 +74,7 @@ impl Cost {
         }
         self.most = self.most.max(connections);
         let bound_by = room.bound_by.clone();
-        self.since = Some(Look { at: now, bound_by, room_bytes, connections });
+        self.since = Some(Sample { at: now, bound_by, room_bytes, connections });
     }
 
     fn note_each(&mut self, bytes: u64) {
@@ -90,8 +89,7 @@ impl Cost {
         sorted[COMPARISONS / 2]
     }
 
-    /// What it may have come to cost: who admits several at once goes by the dearer of what is believed and what was
-    /// seen last.
+    /// What it may cost by now: the higher of the median and the last comparison, for admissions of several at once.
     pub(crate) fn bytes_at_most(&self) -> u64 {
         self.bytes().max(self.seen_bytes[0])
     }
@@ -103,11 +101,11 @@ mod tests {
 
     const ROOM: u64 = 1 << 30;
 
-    /// Looks one after the other: the connections by then, and what is left.
-    fn learned(looks: &[(u64, u64)]) -> Cost {
+    /// Samples one after the other: the connections at each, and what is left.
+    fn learned(samples: &[(u64, u64)]) -> Cost {
         let started = Instant::now();
         let mut cost = Cost::new();
-        for (index, &(connections, taken_bytes)) in looks.iter().enumerate() {
+        for (index, &(connections, taken_bytes)) in samples.iter().enumerate() {
             let now = started + Duration::from_millis(100 * index as u64);
             cost.note(&machine(), ROOM - taken_bytes, connections, now);
         }
@@ -123,10 +121,10 @@ mod tests {
         }
     }
 
-    /// Thousands of connections at `each_bytes`, while others hold `others_bytes` at each look.
+    /// Thousands of connections at `each_bytes`, while others hold `others_bytes` at each sample.
     fn ramp(each_bytes: u64, others_bytes: &[u64]) -> Vec<(u64, u64)> {
-        let looks = (0..).map(|look| 1_000 * look).zip(others_bytes);
-        looks.map(|(count, others)| (count, count * each_bytes + others)).collect()
+        let samples = (0..).map(|sample| 1_000 * sample).zip(others_bytes);
+        samples.map(|(count, others)| (count, count * each_bytes + others)).collect()
     }
 
     #[test]
@@ -143,15 +141,15 @@ mod tests {
         assert_eq!(learned(&ramp(1_500, &comes)).bytes(), 1_500);
         let goes = [NEIGHBOUR, NEIGHBOUR, NEIGHBOUR, 0, 0, 0, 0];
         assert_eq!(learned(&ramp(1_500, &goes)).bytes(), 1_500);
-        let in_steps: Vec<u64> = (0..8).map(|look| look / 2 * (10 << 20)).collect();
+        let in_steps: Vec<u64> = (0..8).map(|sample| sample / 2 * (10 << 20)).collect();
         assert_eq!(learned(&ramp(1_500, &in_steps)).bytes(), 1_500);
     }
 
     #[test]
     fn a_cost_that_rises_counts_at_once_for_those_admitted_together() {
-        let mut looks = ramp(1_500, &[0; 7]);
-        looks.push((7_000, 6_000 * 1_500 + 1_000 * 6_000));
-        let cost = learned(&looks);
+        let mut samples = ramp(1_500, &[0; 7]);
+        samples.push((7_000, 6_000 * 1_500 + 1_000 * 6_000));
+        let cost = learned(&samples);
         assert_eq!((cost.bytes(), cost.bytes_at_most()), (1_500, 6_000));
     }
 
@@ -169,19 +167,19 @@ mod tests {
     fn it_begins_anew_where_connections_leave_another_limit_binds_or_time_goes_by() {
         let mut cost = Cost::new();
         let started = Instant::now();
-        let mut look = |connections, taken_bytes, seconds, bound_by| {
+        let mut sample = |connections, taken_bytes, seconds, bound_by| {
             let room = MemoryRoom { bound_by, ..machine() };
             let now = started + Duration::from_secs(seconds);
             cost.note(&room, ROOM - taken_bytes, connections, now);
             cost.seen_bytes == [BYTES_PER_CONNECTION; COMPARISONS]
         };
         let group = || MemoryBound::Cgroup("/group".into());
-        assert!(look(0, 0, 0, MemoryBound::Machine));
-        assert!(look(5_000, 9_000, 1, group()), "another limit");
-        assert!(look(4_000, 9_000, 1, group()), "some have left");
-        assert!(look(6_000, 9_000_000, 9, group()), "long ago");
-        assert!(look(2_000, 9_000_000, 9, group()), "more have left");
-        assert!(look(6_000, 9_000_000, 10, group()), "others have come instead");
-        assert!(!look(8_000, 13_000_000, 11, group()));
+        assert!(sample(0, 0, 0, MemoryBound::Machine));
+        assert!(sample(5_000, 9_000, 1, group()), "another limit");
+        assert!(sample(4_000, 9_000, 1, group()), "some have left");
+        assert!(sample(6_000, 9_000_000, 9, group()), "long ago");
+        assert!(sample(2_000, 9_000_000, 9, group()), "more have left");
+        assert!(sample(6_000, 9_000_000, 10, group()), "others have come instead");
+        assert!(!sample(8_000, 13_000_000, 11, group()));
     }
 }

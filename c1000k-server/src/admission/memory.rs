@@ -1,59 +1,55 @@
-//! The memory guard: stops admitting before a reserve of memory is touched, and goes on when there is room again.
+//! The memory guard: it stops admitting before a reserve of memory is touched, and goes on when there is room again.
 //!
-//! Looking at memory reads a few small files, so it is not done for each connection. Each look allows as many
-//! admissions as fit into half of the room above the reserve, by what a connection was seen to [`cost`](super::cost);
-//! when those are used up, or a timer says so, memory is looked at again: however fast peers arrive, those who are
-//! admitted leave the reserve alone. Threads draw a few admissions at a time, fewer the less room there is, and what
-//! they have not used shrinks with it.
+//! Each sample reads a few small files, so not every connection gets one. A sample allows as many admissions as fit into
+//! half of the room above the reserve, by what a connection was seen to [`cost`](super::cost). When those are used up, or
+//! when the time has come, memory is sampled again: however fast peers arrive, the admitted ones leave the reserve alone.
+//! A thread takes a few admissions at a time, fewer the less room there is; those that it has not used are void at the
+//! next sample.
 //!
 //! Memory of closed connections does not all come back to the machine at once: the kernel keeps it in its slabs for the
-//! next connections. So as many as were held when the guard closed may be held again, as long as nobody else has taken
-//! the memory meanwhile.
+//! next connections. So as many connections as were held when the guard closed may be held again, as long as no other
+//! process has taken the memory meanwhile.
 //!
-//! The reserve is for what comes later: output queues, which may take half of it, and those who are refused, whose
-//! sockets the kernel frees a moment after they were closed. So refusals are granted by looks as well, few at a time, and
-//! when more than half of the reserve is gone the connections with the most data waiting are reset. So are they when the
-//! kernel is short of room for data, if their peers have been slow to take it.
+//! The reserve is for what comes later: output queues, which may take half of it, and refused peers, whose sockets the
+//! kernel frees a moment after they were closed. So a sample also limits the refusals until the next one. When more than
+//! half of the reserve is gone, the connections with the most data waiting are reset; so are slow readers while the
+//! kernel is short of room for data.
 
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use c1000k_host::format;
 use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
 use c1000k_host::quantity::parse_bytes;
 use c1000k_host::usage::SocketUsage;
-use c1000k_record::MemoryGuard;
 use clap::ValueEnum;
 
 use super::cost::Cost;
+use super::decision::{Budget, Change, Decision, Shortage, cgroup_of};
 
-/// Memory is looked at at least so often.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Time between two samples.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// And so often while the reserve is being used.
-const LOOK_INTERVAL_TIGHT: Duration = Duration::from_millis(25);
+/// The same while the reserve is being used.
+const SAMPLE_INTERVAL_TIGHT: Duration = Duration::from_millis(25);
 
-/// Refusals used up are granted anew after so long.
-pub(crate) const REST: Duration = Duration::from_millis(10);
-
-/// So many are refused between two rests, however little memory is left: they are to know.
+/// At least as many are refused between two samples, however little memory is left, so that peers know.
 const REFUSALS_MIN: u64 = 16;
 
-/// And at least once in so many admissions.
-const ALLOWANCE_MAX: u64 = 4_096;
+/// Admissions, or refusals, that one sample allows at most.
+const BUDGET_MAX: u64 = 4_096;
 
-/// With room for fewer than these the guard closes: looking at each single connection would cost more than it holds.
-/// And a thread draws at most this number at once.
-const ALLOWANCE_MIN: u64 = 64;
+/// With room for fewer than these the guard closes: sampling for each single connection would cost more than it holds.
+/// A thread takes at most this number at once.
+const ADMISSIONS_MIN: u64 = 64;
 
-/// The guard stays closed for so long at the least: it does not flap.
+/// The guard stays closed for at least this time, so that it does not flap.
 const CLOSED_MIN: Duration = Duration::from_secs(1);
 
-/// If nobody has left, memory must have been back for so long: what comes and goes is no room.
+/// If no connection has left, there must have been room for this time: memory that comes and goes is no room.
 const BACK_MIN: Duration = Duration::from_secs(3);
 
-/// What a connection takes for as long as data of it is under way, where that is charged to a cgroup: a page. All may
-/// have some at once.
+/// What a connection takes while data of it is on its way, where that is charged to a cgroup: a page. All may have some
+/// at once.
 const DATA_BYTES_PER_CONNECTION: u64 = 4_096;
 
 /// The default reserve.
@@ -66,7 +62,7 @@ pub(crate) enum Reserve {
     Bytes(u64),
     /// Of the machine's memory, or of the cgroup's limit.
     Percent(f64),
-    /// A tenth, and 1 GiB at the most.
+    /// A tenth, at most 1 GiB.
     Default,
 }
 
@@ -79,67 +75,38 @@ pub(crate) enum Overload {
     Pause,
 }
 
-/// Why the guard is closed.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Shortage {
-    Memory {
-        room: MemoryRoom,
-        reserve_bytes: u64,
-    },
-    SocketBuffers {
-        queued_bytes: u64,
-        limit_bytes: u64,
-    },
-    /// Where the limits can't be read.
-    BufferPressure {
-        queued_bytes: u64,
-    },
-}
-
-/// What a look has changed.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Change {
-    Closed,
-    Opened,
-}
-
-/// What one look sees.
+/// What one sample reads.
 #[derive(Clone, Debug, Default)]
-struct View {
+struct Reading {
     rooms: Vec<MemoryRoom>,
     /// Data queued in all sockets.
     queued_bytes: u64,
-    /// The kernel finds that too much.
+    /// The kernel reports that it is short of room for data.
     buffers_pressed: bool,
 }
 
 #[derive(Debug)]
-pub(crate) struct Guard {
+pub(crate) struct MemoryGuard {
     reader: MemoryReader,
     reserve: Reserve,
     threads: u64,
     /// `net.ipv4.tcp_mem` in bytes; only the first network namespace shows it.
     buffer_limits: Option<[u64; 3]>,
-    /// Admissions that the last look allowed.
-    granted: u64,
-    /// Those that are left until the next one.
-    allowance: u64,
-    /// Refusals until the next look.
-    refusals: u64,
+    /// Why it is closed, and since when.
     closed: Option<(Shortage, Instant)>,
-    has_full_buffers: bool,
-    charges_socket_data: bool,
-    /// Since then each look has found room to open again.
+    /// Since then each sample has found room to open again.
     back_since: Option<Instant>,
-    /// So many connections were held when the guard closed.
+    /// Connections held when the guard closed.
     proven: u64,
     cost: Cost,
     room_bytes: Option<u64>,
     room_min_bytes: u64,
     reserve_bytes: u64,
+    buffers_full: bool,
+    charges_socket_data: bool,
     closings: u64,
     closed_before: Duration,
-    looks: u64,
+    samples: u64,
 }
 
 impl Reserve {
@@ -167,34 +134,31 @@ impl Reserve {
     }
 }
 
-impl Guard {
-    /// A guard that so many threads draw their admissions from.
+impl MemoryGuard {
+    /// A guard whose admissions are shared by `threads`.
     pub(crate) fn new(reserve: Reserve, threads: u64) -> Self {
         Self {
             reader: MemoryReader::new(),
             reserve,
             threads,
             buffer_limits: SocketUsage::buffer_limits_bytes(),
-            granted: 0,
-            allowance: 0,
-            refusals: 0,
             closed: None,
-            has_full_buffers: false,
-            charges_socket_data: true,
             back_since: None,
             proven: 0,
             cost: Cost::new(),
             room_bytes: None,
             room_min_bytes: u64::MAX,
             reserve_bytes: 0,
+            buffers_full: false,
+            charges_socket_data: true,
             closings: 0,
             closed_before: Duration::ZERO,
-            looks: 0,
+            samples: 0,
         }
     }
 
     /// # Errors
-    /// One line, where the reserve is all the memory there is, so that nobody could ever be admitted.
+    /// One line, where the reserve is all the memory there is, so that no connection could ever be admitted.
     pub(crate) fn check_reserve(&self) -> Result<(), String> {
         let all = |room: &MemoryRoom| self.reserve.bytes(room.total_bytes) >= room.total_bytes;
         let Some(room) = self.reader.rooms().into_iter().find(all) else { return Ok(()) };
@@ -202,11 +166,11 @@ impl Guard {
             "--memory-reserve is {}, and {}{} is all the memory there is: give less, as 10%",
             format::bytes(self.reserve.bytes(room.total_bytes)),
             format::bytes(room.total_bytes),
-            place(&room),
+            cgroup_of(&room),
         ))
     }
 
-    /// What it can't see of the memory, and so can't keep to: a line each.
+    /// A line for each part of the memory that can't be read here, and so can't be guarded.
     pub(crate) fn blind_spots(&self) -> Vec<String> {
         let machine = self.reader.rooms().is_empty().then(|| {
             "memory: what is left can't be read here (there is no /proc/meminfo), so --memory-reserve is not kept; \
@@ -223,126 +187,33 @@ impl Guard {
         machine.into_iter().chain(cgroup).collect()
     }
 
-    /// What all output queues together may take: half of the reserve, and a quarter of what is free above it; `None`
-    /// where memory can't be read. Who keeps nothing free leaves it to the second.
+    /// The most that all output queues together may take: half of the reserve, and a quarter of what is free above it;
+    /// without a reserve only the second. `None` where memory can't be read.
     pub(crate) fn queues_bytes_max(&self) -> Option<u64> {
         let rooms = self.reader.rooms();
         rooms.iter().map(|room| queues_bytes_within(room, self.reserve)).min()
     }
 
-    /// How much more must be free before anybody is admitted, if memory is what lacks.
-    pub(crate) fn lacking_bytes(&self) -> Option<u64> {
-        let Some(Shortage::Memory { room, reserve_bytes }) = self.shortage() else { return None };
-        let wanted_bytes = reserve_bytes + back_bytes(*reserve_bytes, room.total_bytes);
-        Some(wanted_bytes.saturating_sub(room.bytes))
+    /// The decision before the first sample: nothing is short, and the first connection waits for a sample.
+    pub(crate) fn unsampled(&self) -> Decision {
+        self.decision(None, 0, 0)
     }
 
-    /// How long to wait for the next look.
-    pub(crate) fn look_interval(&self) -> Duration {
-        let is_tight =
-            self.reserve_left_bytes().is_some_and(|left| left < self.reserve_bytes / 4 * 3);
-        if is_tight { LOOK_INTERVAL_TIGHT } else { LOOK_INTERVAL }
-    }
-
-    /// How much of what waits for slow readers must go, for more than half of the reserve is gone.
-    pub(crate) fn overdraft_bytes(&self) -> u64 {
-        let left_bytes = self.reserve_left_bytes().unwrap_or(u64::MAX);
-        (self.reserve_bytes / 2).saturating_sub(left_bytes)
-    }
-
-    /// Whether sockets hold enough data that slow readers are worth a search.
-    pub(crate) fn has_full_buffers(&self) -> bool {
-        self.has_full_buffers
-    }
-
-    /// How much one thread's slow readers must give back of what the kernel has for data, for it is short of that: until
-    /// it is well below the mark at which the guard opens; where the marks are hidden, a part of what is queued.
-    pub(crate) fn excess_buffer_bytes(&self) -> u64 {
-        let excess_bytes = match (self.shortage(), self.buffer_limits) {
-            (Some(Shortage::SocketBuffers { queued_bytes, .. }), Some([_, pressure, _])) => {
-                queued_bytes.saturating_sub(pressure / 4 * 3)
-            }
-            (Some(Shortage::BufferPressure { queued_bytes }), _) => queued_bytes / 4,
-            _ => 0,
-        };
-        excess_bytes.div_ceil(self.threads)
-    }
-
-    /// Whether what the kernel holds for peers is taken from what is tightest: from a machine it is, and from a cgroup of
-    /// version 2.
-    pub(crate) fn charges_socket_data(&self) -> bool {
-        self.charges_socket_data
-    }
-
-    /// What was left at the last look, if the guard is closed.
-    fn reserve_left_bytes(&self) -> Option<u64> {
-        self.closed.as_ref().and(self.room_bytes)
-    }
-
-    /// Counts somebody who is refused; `false` when no more should be before the next look.
-    pub(crate) fn refuse(&mut self) -> bool {
-        self.refusals = self.refusals.saturating_sub(1);
-        !self.has_refused_enough()
-    }
-
-    pub(crate) fn has_refused_enough(&self) -> bool {
-        self.refusals == 0 && self.closed.is_some()
-    }
-
-    /// Closed because the kernel is short of room for data, until the next look.
-    #[cfg(test)]
-    pub(crate) fn close_for_buffers(&mut self) {
-        let queued_bytes = 1 << 30;
-        self.closed = Some((Shortage::BufferPressure { queued_bytes }, Instant::now()));
-        self.has_full_buffers = true;
-    }
-
-    /// Whether memory is to be looked at before anybody else is admitted.
-    pub(crate) fn wants_look(&self) -> bool {
-        self.allowance == 0 && self.closed.is_none()
-    }
-
-    /// What one thread may have drawn and not used yet: those of all threads together fit, and none when it is closed.
-    pub(crate) fn share(&self) -> u64 {
-        match self.closed {
-            Some(_) => 0,
-            None => (self.granted / self.threads).clamp(1, ALLOWANCE_MIN),
-        }
-    }
-
-    /// Admits a thread's share of connections, at least one, or says that there is no room.
-    pub(crate) fn admit(&mut self) -> Result<u64, &Shortage> {
-        let share = self.share();
-        match &self.closed {
-            Some((shortage, _)) => Err(shortage),
-            None => {
-                let admitted = self.allowance.min(share);
-                self.allowance -= admitted;
-                Ok(admitted.max(1))
-            }
-        }
-    }
-
-    /// Why it is closed.
-    pub(crate) fn shortage(&self) -> Option<&Shortage> {
-        self.closed.as_ref().map(|(shortage, _)| shortage)
-    }
-
-    /// Looks at memory, with so many connections held.
-    pub(crate) fn look(&mut self, connections: u64, now: Instant) -> Option<Change> {
+    /// Takes a sample, with `connections` held.
+    pub(crate) fn sample(&mut self, connections: u64, now: Instant) -> Decision {
         let queued_bytes = SocketUsage::read().map_or(0, |usage| usage.buffer_bytes);
         let buffers_pressed = self.buffer_limits.is_none() && SocketUsage::is_pressed();
-        let view = View { rooms: self.reader.rooms(), queued_bytes, buffers_pressed };
-        self.judge(&view, connections, now)
+        let reading = Reading { rooms: self.reader.rooms(), queued_bytes, buffers_pressed };
+        self.decide(&reading, connections, now)
     }
 
-    pub(crate) fn record(&self, now: Instant) -> Option<MemoryGuard> {
+    pub(crate) fn record(&self, now: Instant) -> Option<c1000k_record::MemoryGuard> {
         let closed_now = self.closed.as_ref().map(|(_, since)| now.duration_since(*since));
-        Some(MemoryGuard {
+        Some(c1000k_record::MemoryGuard {
             closed: self.closed.is_some(),
             closings: self.closings,
             closed_seconds: (self.closed_before + closed_now.unwrap_or_default()).as_secs_f64(),
-            looks: self.looks,
+            looks: self.samples,
             reserve_bytes: self.reserve_bytes,
             room_bytes: self.room_bytes?,
             room_min_bytes: self.room_min_bytes,
@@ -350,23 +221,23 @@ impl Guard {
         })
     }
 
-    fn judge(&mut self, view: &View, connections: u64, now: Instant) -> Option<Change> {
-        self.looks += 1;
-        let above = |room: &MemoryRoom| {
+    fn decide(&mut self, reading: &Reading, connections: u64, now: Instant) -> Decision {
+        self.samples += 1;
+        let above_reserve = |room: &MemoryRoom| {
             let kept_bytes =
                 self.reserve.bytes(room.total_bytes).saturating_add(data_bytes(room, connections));
             idle_bytes(room) as i64 - kept_bytes.min(i64::MAX as u64) as i64
         };
-        let Some(room) = view.rooms.iter().min_by_key(|room| above(room)) else {
-            // What can't be seen can't be guarded; what could be seen a moment ago is not taken to be plenty.
-            self.grant(if self.room_bytes.is_none() { ALLOWANCE_MAX } else { ALLOWANCE_MIN });
-            return None;
+        let Some(room) = reading.rooms.iter().min_by_key(|room| above_reserve(room)) else {
+            // Memory that can't be read can't be guarded. If it could be read before, it is not taken to be plenty.
+            let admissions = if self.room_bytes.is_none() { BUDGET_MAX } else { ADMISSIONS_MIN };
+            return self.decision(None, admissions, REFUSALS_MIN);
         };
-        let spare_bytes = above(room);
+        let spare_bytes = above_reserve(room);
         self.reserve_bytes = self.reserve.bytes(room.total_bytes);
         self.room_bytes = Some(room.bytes);
         self.room_min_bytes = self.room_min_bytes.min(room.bytes);
-        self.has_full_buffers = self.are_buffers_full(view, room);
+        self.buffers_full = self.are_buffers_full(reading, room);
         self.charges_socket_data =
             room.bound_by == MemoryBound::Machine || room.socket_data_bytes.is_some();
         self.cost.note(room, idle_bytes(room), connections, now);
@@ -375,17 +246,27 @@ impl Guard {
         let fitting = half_bytes / (self.cost.bytes() + data_bytes(room, 1));
         let granted = half_bytes / (self.cost.bytes_at_most() + data_bytes(room, 1));
         let replaced = self.replaceable(spare_bytes, connections);
-        let shortage = self.buffers_short(view).or_else(|| {
-            let short = fitting < ALLOWANCE_MIN.max(self.threads) && replaced == 0;
+        let shortage = self.buffers_short(reading).or_else(|| {
+            let short = fitting < ADMISSIONS_MIN.max(self.threads) && replaced == 0;
             let shortage =
                 || Shortage::Memory { room: room.clone(), reserve_bytes: self.reserve_bytes };
             short.then(shortage)
         });
-        self.grant(granted.max(replaced).min(ALLOWANCE_MAX));
-        self.refusals = self.refusals_fitting(room);
         let back_bytes = back_bytes(self.reserve_bytes, room.total_bytes);
         let is_back = spare_bytes >= back_bytes as i64;
         self.back_since = is_back.then(|| self.back_since.unwrap_or(now));
+        let change = self.note_shortage(shortage, replaced, connections, now);
+        self.decision(change, granted.max(replaced).min(BUDGET_MAX), self.refusals_fitting(room))
+    }
+
+    /// Closes at a shortage, and opens when it has ended for good.
+    fn note_shortage(
+        &mut self,
+        shortage: Option<Shortage>,
+        replaced: u64,
+        connections: u64,
+        now: Instant,
+    ) -> Option<Change> {
         match (shortage, &mut self.closed) {
             (Some(shortage), None) => {
                 self.closed = Some((shortage, now));
@@ -393,16 +274,16 @@ impl Guard {
                 self.proven = connections;
                 Some(Change::Closed)
             }
-            (Some(shortage), Some((told, _))) => {
-                *told = shortage;
+            (Some(shortage), Some((known, _))) => {
+                *known = shortage;
                 None
             }
             (None, Some((_, since))) => {
                 let is_steady = |since| now.duration_since(since) >= BACK_MIN;
-                let enough =
+                let is_enough =
                     self.back_since.is_some_and(is_steady) || replaced >= (self.proven / 20).max(1);
                 let closed_for = now.duration_since(*since);
-                if !enough || closed_for < CLOSED_MIN {
+                if !is_enough || closed_for < CLOSED_MIN {
                     return None;
                 }
                 self.closed_before += closed_for;
@@ -413,60 +294,100 @@ impl Guard {
         }
     }
 
-    /// How many may take the place of those that have left since the guard closed.
+    fn decision(&self, change: Option<Change>, admissions: u64, refusals: u64) -> Decision {
+        let shortage = self.closed.as_ref().map(|(shortage, _)| shortage.clone());
+        // What was left of the reserve at the last sample that could be taken.
+        let left_bytes = self.room_bytes.filter(|_| shortage.is_some()).unwrap_or(u64::MAX);
+        let is_tight = left_bytes < self.reserve_bytes / 4 * 3;
+        Decision {
+            admissions: Budget::new(if shortage.is_some() { 0 } else { admissions }),
+            admissions_per_draw: match shortage {
+                Some(_) => 0,
+                None => (admissions / self.threads).clamp(1, ADMISSIONS_MIN),
+            },
+            refusals: Budget::new(refusals),
+            memory_to_free_bytes: (self.reserve_bytes / 2).saturating_sub(left_bytes),
+            buffers_to_free_bytes: shortage.as_ref().map_or(0, |it| self.excess_buffer_bytes(it)),
+            buffers_full: self.buffers_full,
+            charges_socket_data: self.charges_socket_data,
+            sample_interval: if is_tight { SAMPLE_INTERVAL_TIGHT } else { SAMPLE_INTERVAL },
+            shortage,
+            change,
+        }
+    }
+
+    /// How many may take the place of connections that have left since the guard closed.
     fn replaceable(&self, spare_bytes: i64, connections: u64) -> u64 {
         let taken_by_others = spare_bytes < -((self.reserve_bytes / 4) as i64);
         if taken_by_others { 0 } else { self.proven.saturating_sub(connections) }
     }
 
-    /// So many may be refused at once: all of them take a sixteenth of the reserve, and less the more of it is gone.
+    /// How many may be refused before the next sample: all of them take a sixteenth of the reserve, and less the more of
+    /// it is gone.
     fn refusals_fitting(&self, room: &MemoryRoom) -> u64 {
         let left_bytes = room.bytes.saturating_sub(self.reserve_bytes / 2);
         let most_bytes = (left_bytes / 2).min(self.reserve_bytes / 16);
-        (most_bytes / self.cost.bytes()).clamp(REFUSALS_MIN, ALLOWANCE_MAX)
+        (most_bytes / self.cost.bytes()).clamp(REFUSALS_MIN, BUDGET_MAX)
     }
 
-    fn grant(&mut self, admissions: u64) {
-        self.granted = admissions;
-        self.allowance = admissions;
-    }
-
-    /// Whether half of what the kernel presses at is queued, or half of a reserve that is charged for it. The kernel's own
-    /// marks are parts of the memory; where they are hidden, a part below them stands for them.
-    fn are_buffers_full(&self, view: &View, room: &MemoryRoom) -> bool {
-        let hidden = || view.rooms.iter().map(|room| room.total_bytes / 32).max();
+    /// Whether half of what puts the kernel under pressure is queued, or half of a reserve that is charged for it. The
+    /// kernel's own marks are parts of the memory; where they are hidden, a part below them takes their place.
+    fn are_buffers_full(&self, reading: &Reading, room: &MemoryRoom) -> bool {
+        let hidden = || reading.rooms.iter().map(|room| room.total_bytes / 32).max();
         let mark = self.buffer_limits.map_or_else(hidden, |[_, pressure, _]| Some(pressure / 2));
         let charged_bytes = room.socket_data_bytes.unwrap_or(0);
-        view.buffers_pressed
-            || mark.is_some_and(|mark| view.queued_bytes > mark)
+        reading.buffers_pressed
+            || mark.is_some_and(|mark| reading.queued_bytes > mark)
             || charged_bytes > self.reserve_bytes / 2
     }
 
     /// At its limit for queued data the kernel drops what arrives, on the connections that are held too.
-    fn buffers_short(&self, view: &View) -> Option<Shortage> {
-        let queued_bytes = view.queued_bytes;
+    fn buffers_short(&self, reading: &Reading) -> Option<Shortage> {
+        let queued_bytes = reading.queued_bytes;
         let Some([_, pressure, limit]) = self.buffer_limits else {
-            return view.buffers_pressed.then_some(Shortage::BufferPressure { queued_bytes });
+            return reading.buffers_pressed.then_some(Shortage::BufferPressure { queued_bytes });
         };
-        let already = matches!(self.shortage(), Some(Shortage::SocketBuffers { .. }));
+        let already = matches!(self.closed, Some((Shortage::SocketBuffers { .. }, _)));
         let bound = if already { pressure } else { pressure.midpoint(limit) };
         (queued_bytes > bound)
             .then_some(Shortage::SocketBuffers { queued_bytes, limit_bytes: limit })
     }
+
+    /// How much one thread's slow readers must give back of the kernel's data: until it is well below the mark at which
+    /// the guard opens; where the marks are hidden, a part of what is queued.
+    fn excess_buffer_bytes(&self, shortage: &Shortage) -> u64 {
+        let excess_bytes = match (shortage, self.buffer_limits) {
+            (Shortage::SocketBuffers { queued_bytes, .. }, Some([_, pressure, _])) => {
+                queued_bytes.saturating_sub(pressure / 4 * 3)
+            }
+            (Shortage::BufferPressure { queued_bytes }, _) => queued_bytes / 4,
+            _ => 0,
+        };
+        excess_bytes.div_ceil(self.threads)
+    }
 }
 
-/// The room if no data were under way.
+impl Decision {
+    /// How much more must be free before a connection is admitted, if the shortage is one of memory.
+    pub(crate) fn lacking_bytes(&self) -> Option<u64> {
+        let Some(Shortage::Memory { room, reserve_bytes }) = &self.shortage else { return None };
+        let wanted_bytes = reserve_bytes + back_bytes(*reserve_bytes, room.total_bytes);
+        Some(wanted_bytes.saturating_sub(room.bytes))
+    }
+}
+
+/// What the room would be if no data were on its way.
 fn idle_bytes(room: &MemoryRoom) -> u64 {
     room.bytes.saturating_add(room.socket_data_bytes.unwrap_or(0))
 }
 
-/// What so many connections' data may come to take of the room.
+/// What the data of this many connections may come to take of the room.
 fn data_bytes(room: &MemoryRoom, connections: u64) -> u64 {
     let now_bytes = room.socket_data_bytes;
     now_bytes.map_or(0, |bytes| bytes.max(connections.saturating_mul(DATA_BYTES_PER_CONNECTION)))
 }
 
-/// So much above the reserve is room again, which there has to be even where the reserve is almost everything.
+/// What must be free above the reserve for the guard to open; it can be met even where the reserve is almost everything.
 fn back_bytes(reserve_bytes: u64, total_bytes: u64) -> u64 {
     reserve_bytes.min(total_bytes.saturating_sub(reserve_bytes)) / 4
 }
@@ -475,50 +396,6 @@ fn queues_bytes_within(room: &MemoryRoom, reserve: Reserve) -> u64 {
     let reserve_bytes = reserve.bytes(room.total_bytes);
     let quarter = room.bytes.saturating_sub(reserve_bytes) / 4;
     if reserve_bytes == 0 { quarter } else { quarter.min(reserve_bytes / 2) }
-}
-
-/// Names the cgroup, if it is one.
-fn place(room: &MemoryRoom) -> String {
-    match &room.bound_by {
-        MemoryBound::Cgroup(directory) => format!(" (cgroup {})", directory.display()),
-        MemoryBound::Machine => String::new(),
-    }
-}
-
-impl Shortage {
-    /// The name that counters use.
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Memory { .. } => "memory",
-            Self::SocketBuffers { .. } | Self::BufferPressure { .. } => "tcp_mem",
-        }
-    }
-}
-
-impl fmt::Display for Shortage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Memory { room, reserve_bytes } => {
-                let total = format::bytes(room.total_bytes);
-                let left = format::bytes(room.bytes);
-                let reserve = format::bytes(*reserve_bytes);
-                let place = place(room);
-                write!(
-                    f,
-                    "memory: {left} are left of {total}{place}, and {reserve} are the reserve"
-                )
-            }
-            Self::SocketBuffers { queued_bytes, limit_bytes } => {
-                let queued = format::bytes(*queued_bytes);
-                let limit = format::bytes(*limit_bytes);
-                write!(f, "tcp_mem: {queued} are queued in sockets, of {limit} at the most")
-            }
-            Self::BufferPressure { queued_bytes } => {
-                let queued = format::bytes(*queued_bytes);
-                write!(f, "tcp_mem: {queued} are queued in sockets, and the kernel is short of it")
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -541,7 +418,7 @@ mod tests {
     }
 
     impl Machine {
-        fn view(&self) -> View {
+        fn reading(&self) -> Reading {
             let kept = (self.held_max - self.held) * self.kept_percent / 100;
             let used = self.others_bytes
                 + (self.held + kept) * self.bytes_each
@@ -553,18 +430,25 @@ mod tests {
                 bound_by: MemoryBound::Machine,
                 socket_data_bytes: self.data_bytes,
             };
-            View { rooms: vec![room], ..View::default() }
+            Reading { rooms: vec![room], ..Reading::default() }
+        }
+
+        fn draw(&self, guard: &mut Sampled, now: Instant) -> u64 {
+            match guard.decision.draw() {
+                Ok(0) => {
+                    guard.judge(&self.reading(), self.held, now);
+                    guard.decision.draw().map_or(0, |drawn| drawn.max(1))
+                }
+                drawn => drawn.unwrap_or(0),
+            }
         }
 
         /// Offers so many connections; says how many were admitted.
-        fn offer(&mut self, guard: &mut Guard, count: u64, now: Instant) -> u64 {
+        fn offer(&mut self, guard: &mut Sampled, count: u64, now: Instant) -> u64 {
             let before = self.held;
             for _ in 0..count {
-                if self.drawn == 0 && guard.wants_look() {
-                    guard.judge(&self.view(), self.held, now);
-                }
                 if self.drawn == 0 {
-                    self.drawn = guard.admit().unwrap_or(0);
+                    self.drawn = self.draw(guard, now);
                 }
                 if self.drawn > 0 {
                     self.drawn -= 1;
@@ -574,6 +458,27 @@ mod tests {
             }
             self.held - before
         }
+    }
+
+    /// A guard with its latest decision.
+    struct Sampled {
+        guard: MemoryGuard,
+        decision: Decision,
+    }
+
+    impl Sampled {
+        fn judge(&mut self, reading: &Reading, connections: u64, now: Instant) -> Option<Change> {
+            self.decision = self.guard.decide(reading, connections, now);
+            self.decision.change
+        }
+
+        fn shortage(&self) -> Option<&Shortage> {
+            self.decision.shortage.as_ref()
+        }
+    }
+
+    fn sampled(guard: MemoryGuard) -> Sampled {
+        Sampled { decision: guard.unsampled(), guard }
     }
 
     fn machine(total_bytes: u64, bytes_each: u64) -> Machine {
@@ -590,8 +495,9 @@ mod tests {
         }
     }
 
-    fn guard(reserve: Reserve) -> Guard {
-        Guard { buffer_limits: Some([100, 200, 300]), ..Guard::new(reserve, 1) }
+    fn guard(reserve: Reserve) -> Sampled {
+        let buffer_limits = Some([100, 200, 300]);
+        sampled(MemoryGuard { buffer_limits, ..MemoryGuard::new(reserve, 1) })
     }
 
     #[test]
@@ -602,13 +508,16 @@ mod tests {
             let mut machine = machine(total, each);
             let mut guard = guard(Reserve::Default);
             let admitted = machine.offer(&mut guard, 3_000_000, Instant::now());
-            let room = machine.view().rooms[0].bytes;
+            let room = machine.reading().rooms[0].bytes;
             let reserve = Reserve::Default.bytes(total);
             assert!(room >= reserve, "{total}, {each}: {room} are left, {reserve} are the reserve");
             let unused = room - reserve;
             assert!(unused < total / 10, "{total}, {each}: {unused} are unused, {admitted} held");
-            assert!(guard.looks < admitted / ALLOWANCE_MAX + 100, "{} looks", guard.looks);
-            assert_eq!((guard.closings, guard.shortage().map(Shortage::name)), (1, Some("memory")));
+            assert!(guard.guard.samples < admitted / BUDGET_MAX + 100, "{}", guard.guard.samples);
+            assert_eq!(
+                (guard.guard.closings, guard.shortage().map(Shortage::name)),
+                (1, Some("memory"))
+            );
         }
     }
 
@@ -620,14 +529,14 @@ mod tests {
         machine.offer(&mut guard, 20_000, started);
         assert!(machine.held > 1_500, "{} held", machine.held);
         machine.data_bytes = Some(machine.held * DATA_BYTES_PER_CONNECTION);
-        let room = machine.view().rooms[0].bytes;
+        let room = machine.reading().rooms[0].bytes;
         let reserve = Reserve::Default.bytes(12 << 20);
         assert!(room >= reserve, "{room} are left, {reserve} are the reserve");
 
         // Once it has been dealt with, the door is where it was.
         machine.data_bytes = Some(0);
         let later = started + Duration::from_secs(10);
-        assert_eq!(guard.judge(&machine.view(), machine.held, later), None);
+        assert_eq!(guard.judge(&machine.reading(), machine.held, later), None);
         assert!(guard.shortage().is_some());
     }
 
@@ -635,26 +544,33 @@ mod tests {
     fn what_other_threads_have_drawn_and_not_used_fits_whatever_is_left() {
         const THREADS: u64 = 8;
         let mut machine = machine(2 * GIB, 3_900);
-        let mut guard = Guard { buffer_limits: None, ..Guard::new(Reserve::Default, THREADS) };
+        let mut guard = sampled(MemoryGuard {
+            buffer_limits: None,
+            ..MemoryGuard::new(Reserve::Default, THREADS)
+        });
         let now = Instant::now();
         let reserve = Reserve::Default.bytes(2 * GIB);
         while guard.shortage().is_none() {
             machine.offer(&mut guard, 1_000, now);
-            let drawn_bytes = (THREADS - 1) * guard.share() * machine.bytes_each;
-            let room = machine.view().rooms[0].bytes;
+            let drawn_bytes =
+                (THREADS - 1) * guard.decision.admissions_per_draw * machine.bytes_each;
+            let room = machine.reading().rooms[0].bytes;
             assert!(room - drawn_bytes >= reserve, "{room} are left, {drawn_bytes} come late");
         }
-        assert_eq!(guard.share(), 0, "who has drawn some knows at once that it is closed");
+        assert!(guard.decision.draw().is_err());
     }
 
     #[test]
     fn many_threads_in_a_small_place_take_smaller_shares() {
         const THREADS: u64 = 16;
         let mut machine = Machine { others_bytes: 22 << 20, ..machine(32 << 20, 1_500) };
-        let mut guard = Guard { buffer_limits: None, ..Guard::new(Reserve::Default, THREADS) };
+        let mut guard = sampled(MemoryGuard {
+            buffer_limits: None,
+            ..MemoryGuard::new(Reserve::Default, THREADS)
+        });
         assert_eq!(machine.offer(&mut guard, 60, Instant::now()), 60);
         machine.offer(&mut guard, 20_000, Instant::now());
-        let unused = machine.view().rooms[0].bytes - Reserve::Default.bytes(32 << 20);
+        let unused = machine.reading().rooms[0].bytes - Reserve::Default.bytes(32 << 20);
         assert!(unused < 1 << 20, "{unused} are unused");
     }
 
@@ -669,7 +585,7 @@ mod tests {
             machine.offer(&mut guard, 1_000, now);
         }
         machine.offer(&mut guard, 20_000, now);
-        let (room, reserve) = (machine.view().rooms[0].bytes, Reserve::Default.bytes(24 << 20));
+        let (room, reserve) = (machine.reading().rooms[0].bytes, Reserve::Default.bytes(24 << 20));
         assert!(guard.shortage().is_some() && room >= reserve, "{room} of {reserve}");
     }
 
@@ -679,8 +595,8 @@ mod tests {
         let mut guard = guard(Reserve::Default);
         let now = Instant::now();
         machine.offer(&mut guard, 1_000, now);
-        assert_eq!(guard.judge(&View::default(), 1_000, now), None);
-        assert_eq!(guard.granted, ALLOWANCE_MIN);
+        assert_eq!(guard.judge(&Reading::default(), 1_000, now), None);
+        assert_eq!(guard.decision.admissions.left(), ADMISSIONS_MIN);
     }
 
     #[test]
@@ -693,14 +609,14 @@ mod tests {
 
         machine.held -= full / 50;
         let later = started + Duration::from_secs(10);
-        assert_eq!(guard.judge(&machine.view(), machine.held, later), None, "too few have left");
+        assert_eq!(guard.judge(&machine.reading(), machine.held, later), None, "too few have left");
         machine.held -= full / 4;
         let soon = started + CLOSED_MIN / 2;
-        assert_eq!(guard.judge(&machine.view(), machine.held, soon), None, "it does not flap");
-        assert_eq!(guard.judge(&machine.view(), machine.held, later), Some(Change::Opened));
+        assert_eq!(guard.judge(&machine.reading(), machine.held, soon), None, "it does not flap");
+        assert_eq!(guard.judge(&machine.reading(), machine.held, later), Some(Change::Opened));
         let admitted = machine.offer(&mut guard, 1_000_000, later);
         assert!(machine.held.abs_diff(full) < full / 50, "{admitted} admitted, {full} before");
-        assert_eq!(guard.closings, 2);
+        assert_eq!(guard.guard.closings, 2);
     }
 
     #[test]
@@ -712,13 +628,17 @@ mod tests {
         let full = machine.held;
         machine.held -= full / 10;
         let later = started + Duration::from_secs(10);
-        assert_eq!(guard.judge(&machine.view(), machine.held, later), Some(Change::Opened));
+        assert_eq!(guard.judge(&machine.reading(), machine.held, later), Some(Change::Opened));
         assert_eq!(machine.offer(&mut guard, 1_000_000, later), full / 10);
 
         machine.held -= full / 10;
         machine.others_bytes += 200 << 20;
         let later = later + Duration::from_secs(10);
-        assert_eq!(guard.judge(&machine.view(), machine.held, later), None, "others have taken it");
+        assert_eq!(
+            guard.judge(&machine.reading(), machine.held, later),
+            None,
+            "others have taken it"
+        );
     }
 
     #[test]
@@ -729,7 +649,7 @@ mod tests {
         machine.offer(&mut guard, 1_000, now);
         assert_eq!(guard.shortage(), None);
         machine.others_bytes = 2 * GIB - (90 << 20);
-        assert_eq!(guard.judge(&machine.view(), machine.held, now), Some(Change::Closed));
+        assert_eq!(guard.judge(&machine.reading(), machine.held, now), Some(Change::Closed));
         let told = guard.shortage().expect("is closed").to_string();
         assert!(told.contains("104.9 MB are the reserve") && !told.contains('\n'), "{told}");
     }
@@ -740,8 +660,8 @@ mod tests {
         let mut guard = guard(Reserve::Default);
         let started = Instant::now();
         let mut judge = |queued_bytes, seconds| {
-            let view = View { queued_bytes, ..machine.view() };
-            guard.judge(&view, 0, started + Duration::from_secs(seconds))
+            let reading = Reading { queued_bytes, ..machine.reading() };
+            guard.judge(&reading, 0, started + Duration::from_secs(seconds))
         };
         assert_eq!(judge(240, 0), None);
         assert_eq!(judge(260, 1), Some(Change::Closed));
@@ -754,10 +674,11 @@ mod tests {
         let machine = machine(2 * GIB, 3_900);
         let limits = Some([100 << 20, 200 << 20, 300 << 20]);
         let judge = |buffer_limits, queued_bytes, buffers_pressed| {
-            let mut guard = Guard { buffer_limits, ..Guard::new(Reserve::Default, 2) };
-            let view = View { queued_bytes, buffers_pressed, ..machine.view() };
-            guard.judge(&view, 0, Instant::now());
-            (guard.has_full_buffers(), guard.excess_buffer_bytes() >> 20)
+            let mut guard =
+                sampled(MemoryGuard { buffer_limits, ..MemoryGuard::new(Reserve::Default, 2) });
+            let reading = Reading { queued_bytes, buffers_pressed, ..machine.reading() };
+            guard.judge(&reading, 0, Instant::now());
+            (guard.decision.buffers_full, guard.decision.buffers_to_free_bytes >> 20)
         };
         assert_eq!(judge(limits, 90 << 20, false), (false, 0));
         assert_eq!(judge(limits, 110 << 20, false), (true, 0));
@@ -770,11 +691,12 @@ mod tests {
     #[test]
     fn where_the_limits_of_buffers_are_hidden_the_kernels_word_counts() {
         let machine = machine(2 * GIB, 3_900);
-        let mut guard = Guard { buffer_limits: None, ..Guard::new(Reserve::Default, 1) };
+        let mut guard =
+            sampled(MemoryGuard { buffer_limits: None, ..MemoryGuard::new(Reserve::Default, 1) });
         let started = Instant::now();
         let mut judge = |buffers_pressed, seconds| {
-            let view = View { buffers_pressed, ..machine.view() };
-            guard.judge(&view, 0, started + Duration::from_secs(seconds))
+            let reading = Reading { buffers_pressed, ..machine.reading() };
+            guard.judge(&reading, 0, started + Duration::from_secs(seconds))
         };
         assert_eq!(judge(false, 0), None);
         assert_eq!(judge(true, 1), Some(Change::Closed));
@@ -790,7 +712,7 @@ mod tests {
         let others_bytes = machine.others_bytes;
         let mut change = |others_bytes, seconds| {
             machine.others_bytes = others_bytes;
-            guard.judge(&machine.view(), machine.held, started + Duration::from_secs(seconds))
+            guard.judge(&machine.reading(), machine.held, started + Duration::from_secs(seconds))
         };
         for round in 1..=10 {
             assert_eq!(change(0, 10 * round), None);
@@ -810,8 +732,8 @@ mod tests {
         let reserve = Reserve::Default.bytes(12 << 20);
         let mut granted = |taken_bytes| {
             machine.others_bytes += taken_bytes;
-            guard.judge(&machine.view(), machine.held, now);
-            (1..).find(|_| !guard.refuse()).unwrap_or_default()
+            guard.judge(&machine.reading(), machine.held, now);
+            (1..).find(|_| !guard.decision.refuse()).unwrap_or_default()
         };
         let at_first = granted(0);
         assert!((REFUSALS_MIN + 1..=reserve / 16 / 800).contains(&at_first), "{at_first}");
@@ -826,20 +748,20 @@ mod tests {
         let now = Instant::now();
         machine.offer(&mut guard, 30_000, now);
         let reserve = Reserve::Default.bytes(24 << 20);
-        let room = machine.view().rooms[0].bytes;
+        let room = machine.reading().rooms[0].bytes;
         let mut overdraft = |left_bytes| {
-            machine.others_bytes += machine.view().rooms[0].bytes - left_bytes;
-            guard.judge(&machine.view(), machine.held, now);
-            (guard.overdraft_bytes(), guard.look_interval())
+            machine.others_bytes += machine.reading().rooms[0].bytes - left_bytes;
+            guard.judge(&machine.reading(), machine.held, now);
+            (guard.decision.memory_to_free_bytes, guard.decision.sample_interval)
         };
-        assert_eq!(overdraft(room), (0, LOOK_INTERVAL));
-        assert_eq!(overdraft(reserve / 2), (0, LOOK_INTERVAL_TIGHT));
-        assert_eq!(overdraft(reserve / 2 - 1_000), (1_000, LOOK_INTERVAL_TIGHT));
+        assert_eq!(overdraft(room), (0, SAMPLE_INTERVAL));
+        assert_eq!(overdraft(reserve / 2), (0, SAMPLE_INTERVAL_TIGHT));
+        assert_eq!(overdraft(reserve / 2 - 1_000), (1_000, SAMPLE_INTERVAL_TIGHT));
     }
 
     #[test]
     fn output_queues_leave_half_of_the_reserve() {
-        let room = |bytes| MemoryRoom { bytes, ..machine(2 * GIB, 1).view().rooms[0].clone() };
+        let room = |bytes| MemoryRoom { bytes, ..machine(2 * GIB, 1).reading().rooms[0].clone() };
         let reserve = Reserve::Bytes(100 << 20);
         assert_eq!(queues_bytes_within(&room(GIB), reserve), 50 << 20);
         assert_eq!(queues_bytes_within(&room(140 << 20), reserve), 10 << 20);
@@ -849,10 +771,11 @@ mod tests {
     #[test]
     fn a_reserve_of_all_the_memory_is_refused() {
         for reserve in [Reserve::Bytes(1 << 50), Reserve::Bytes(u64::MAX)] {
-            let line = Guard::new(reserve, 1).check_reserve().expect_err("more than there is");
+            let line =
+                MemoryGuard::new(reserve, 1).check_reserve().expect_err("more than there is");
             assert!(line.contains("all the memory there is") && !line.contains('\n'), "{line}");
         }
-        assert_eq!(Guard::new(Reserve::Percent(99.0), 1).check_reserve(), Ok(()));
+        assert_eq!(MemoryGuard::new(Reserve::Percent(99.0), 1).check_reserve(), Ok(()));
     }
 
     #[test]
@@ -861,20 +784,20 @@ mod tests {
         let mut guard = guard(Reserve::Percent(90.0));
         let started = Instant::now();
         machine.others_bytes = GIB;
-        assert_eq!(guard.judge(&machine.view(), 0, started), Some(Change::Closed));
-        let lacking = guard.lacking_bytes().expect("it is closed for memory");
+        assert_eq!(guard.judge(&machine.reading(), 0, started), Some(Change::Closed));
+        let lacking = guard.decision.lacking_bytes().expect("it is closed for memory");
         machine.others_bytes -= lacking;
         for (seconds, change) in [(5, None), (9, Some(Change::Opened))] {
             let now = started + Duration::from_secs(seconds);
-            assert_eq!(guard.judge(&machine.view(), 0, now), change);
+            assert_eq!(guard.judge(&machine.reading(), 0, now), change);
         }
     }
 
     #[test]
     fn where_nothing_can_be_seen_everybody_is_admitted() {
         let mut guard = guard(Reserve::Default);
-        assert_eq!(guard.judge(&View::default(), 0, Instant::now()), None);
-        assert!(guard.admit().is_ok() && guard.record(Instant::now()).is_none());
+        assert_eq!(guard.judge(&Reading::default(), 0, Instant::now()), None);
+        assert!(guard.decision.draw().is_ok() && guard.guard.record(Instant::now()).is_none());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! How many connections each source address holds, where that is bounded.
 //!
-//! A source is an IPv4 address, or the /64 network of an IPv6 one, which is what one customer gets: whoever has one
-//! address of it has them all. Eight bytes a connection remember it, because a closed socket can't be asked any more.
+//! A source is an IPv4 address, or the /64 network of an IPv6 one, which a provider gives to one customer as a whole.
+//! It is stored, in eight bytes per connection, because a closed socket has no address any more.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use reactor::Token;
 
-use crate::workers::lock;
+use crate::sync::lock;
 
 /// A network in 64 bits: IPv4 has the lowest 32 of ::/64, where no IPv6 peer comes from but the loopback's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

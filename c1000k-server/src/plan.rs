@@ -1,0 +1,113 @@
+//! How many connections this machine lets the server hold.
+
+use c1000k_host::check::{
+    CapKind, FileTable, FileTableChoice, Machine, Need, Role, Row, largest_target, table,
+};
+use c1000k_host::format;
+use c1000k_host::limits::raise_descriptor_limit;
+use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
+
+use crate::args::Settings;
+
+/// How many connections may be held, and where their sockets are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) connections_max: u64,
+    pub(crate) file_table: FileTable,
+}
+
+/// `--check`: what this machine allows, against what the connections need.
+///
+/// # Errors
+/// One line: why the sockets can't be where they were asked to be.
+pub(crate) fn check(
+    choice: FileTableChoice,
+    connections: u64,
+    listening: u64,
+) -> Result<Vec<Row>, String> {
+    let machine = machine();
+    let need = need(choice, connections, listening, &machine)?;
+    Ok(table(&machine, &need))
+}
+
+/// How many connections may be held here, and where their sockets are.
+///
+/// # Errors
+/// One line: why not even one connection fits, or why the sockets can't be where they were asked to be.
+pub(crate) fn plan(settings: &Settings) -> Result<Plan, String> {
+    let machine = with_all_its_memory(machine());
+    let listening = settings.listening();
+    if machine.connections_within(listening) == Some(0) {
+        return Err(no_room(settings, &machine));
+    }
+    let need = need(settings.file_table, settings.target(), listening, &machine)?;
+    let cap = largest_target(&machine, &need);
+    let cap_connections = cap.as_ref().map(|cap| cap.connections.max(1));
+    let by_files = match need.file_table {
+        FileTable::Process => machine.connections_within(listening),
+        FileTable::Registered => None,
+    };
+    let allowed = match settings.max_connections {
+        None => cap_connections.unwrap_or(settings.target()),
+        Some(asked) => asked.min(by_files.unwrap_or(asked)),
+    };
+    if allowed < settings.target() {
+        match cap.filter(|cap| cap.connections <= allowed || cap.kind == CapKind::Descriptors) {
+            Some(cap) => log::info!(
+                "allowed here: {} of {}: {}; to go further: {}",
+                format::counted(allowed, "connection"),
+                format::count(settings.target()),
+                cap.reason,
+                cap.remedy
+            ),
+            None => log::info!("allowed here: {}", format::counted(allowed, "connection")),
+        }
+    }
+    Ok(Plan { connections_max: allowed, file_table: need.file_table })
+}
+
+/// What this many connections need, with their sockets in the table that was asked for.
+fn need(
+    choice: FileTableChoice,
+    connections: u64,
+    listening: u64,
+    machine: &Machine,
+) -> Result<Need, String> {
+    let need = Need { ports: listening, ..Need::new(Role::Server, connections) };
+    need.with_file_table(choice, machine)
+}
+
+fn no_room(settings: &Settings, machine: &Machine) -> String {
+    let (threads, fewer) = match settings.threads {
+        1 => (String::new(), "--ports"),
+        threads => (format!(" in {threads} threads"), "--ports or --threads"),
+    };
+    let inherited = match machine.descriptors_inherited {
+        0 => String::new(),
+        count => format!(" and {} open at the start", format::counted(count, "descriptor")),
+    };
+    format!(
+        "RLIMIT_NOFILE is {}, which is too low for {}{threads}{inherited}: raise it with `ulimit -n`, or give fewer {fewer}",
+        format::count(machine.descriptors.map_or(0, |limit| limit.hard)),
+        format::counted(u64::from(settings.ports), "listening port"),
+    )
+}
+
+/// This machine, as if all its memory were free: what is left of it changes, and is watched by the memory guard.
+fn with_all_its_memory(machine: Machine) -> Machine {
+    let rooms = MemoryReader::new().rooms();
+    let whole = rooms.into_iter().find(|room| room.bound_by == MemoryBound::Machine);
+    let memory = whole.map(|room| MemoryRoom { bytes: room.total_bytes, ..room });
+    Machine { memory, ..machine }
+}
+
+/// This machine, with the descriptor limit raised as far as it goes; a line is logged if that is not the hard limit.
+fn machine() -> Machine {
+    let raised = raise_descriptor_limit()
+        .inspect_err(|error| log::warn!("the descriptor limit can't be read: {error}"))
+        .ok();
+    if let Some(line) = raised.as_ref().and_then(|raised| raised.shortfall.as_ref()) {
+        log::warn!("{line}");
+    }
+    Machine { descriptors: raised.map(|raised| raised.limit), ..Machine::read() }
+}

@@ -1,0 +1,85 @@
+//! What threads share: a lock, and a value that is published.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// Locks what is whole even where a thread has panicked: counts.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A value that is replaced now and then, and that all threads read often.
+///
+/// A thread keeps a [`Snapshot`] and compares its version, one atomic load. Only for a new value does it take the lock,
+/// to clone an `Arc`.
+#[derive(Debug)]
+pub(crate) struct Published<T> {
+    latest: RwLock<Arc<T>>,
+    version: AtomicU64,
+}
+
+/// One thread's view of a [`Published`] value.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot<T> {
+    pub(crate) value: Arc<T>,
+    version: u64,
+}
+
+impl<T> Published<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self { latest: RwLock::new(Arc::new(value)), version: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn publish(&self, value: T) {
+        let mut latest = self.latest.write().unwrap_or_else(PoisonError::into_inner);
+        *latest = Arc::new(value);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot<T> {
+        let latest = self.latest.read().unwrap_or_else(PoisonError::into_inner);
+        // The version changes only under the lock that is held here.
+        Snapshot { value: Arc::clone(&latest), version: self.version.load(Ordering::Acquire) }
+    }
+
+    pub(crate) fn is_current(&self, snapshot: &Snapshot<T>) -> bool {
+        self.version.load(Ordering::Acquire) == snapshot.version
+    }
+
+    /// Replaces the snapshot if there is a newer value; returns whether there was.
+    pub(crate) fn refresh(&self, snapshot: &mut Snapshot<T>) -> bool {
+        if self.is_current(snapshot) {
+            return false;
+        }
+        *snapshot = self.snapshot();
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    #[test]
+    fn a_reader_sees_each_new_value_once_and_never_an_older_one() {
+        const LAST: u64 = 10_000;
+        let published = Published::new(0);
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let mut snapshot = published.snapshot();
+                    while *snapshot.value < LAST {
+                        let before = *snapshot.value;
+                        let is_new = published.refresh(&mut snapshot);
+                        assert_eq!(is_new, *snapshot.value > before);
+                    }
+                    assert!(!published.refresh(&mut snapshot));
+                });
+            }
+            for value in 1..=LAST {
+                published.publish(value);
+            }
+        });
+    }
+}
