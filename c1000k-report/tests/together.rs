@@ -60,7 +60,8 @@ fn both_records_and_the_kernel_agree_on_three_thousand_connections() {
 fn assert_has_all_of(schema: &Schema, record: &Path) {
     let record: Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
     jsonschema::validate(schema.as_value(), &record).unwrap();
-    let names = |fields: &Value| fields.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    let names =
+        |fields: &Value| fields.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(names(&record), names(schema.get("properties").unwrap()));
 }
 
