@@ -49,7 +49,7 @@ fn obey() -> ExitCode {
 }
 
 fn print_check(mut arguments: Arguments) -> ExitCode {
-    let machine = Machine { descriptors: raise_limit(), ..Machine::read() };
+    let machine = target::machine(&arguments, raise_limit());
     let mut need =
         match target::need(&arguments, &machine).with_file_table(arguments.file_table, &machine) {
             Ok(need) => need,
@@ -68,7 +68,7 @@ fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     }
     check_sources(&arguments)?;
     let descriptors = raise_limit();
-    let machine = Machine { descriptors, ..Machine::read() };
+    let machine = target::machine(&arguments, descriptors);
     let mut need =
         target::need(&arguments, &machine).with_file_table(arguments.file_table, &machine)?;
     target::with_enough_sources(&mut arguments, &machine, &mut need);

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use c1000k_host::check::{CapKind, FileTable, Machine, Need, Role, largest_target};
 use c1000k_host::command_line::ZonedIp;
 use c1000k_host::format;
+use c1000k_host::limits::DescriptorLimit;
 use c1000k_record::Limit;
 use ipnet::Ipv4AddrRange;
 
@@ -44,10 +45,23 @@ pub(crate) struct Cap {
     pub(crate) detail: String,
 }
 
+/// This machine, with the descriptors that the process may have.
+pub(crate) fn machine(arguments: &Arguments, descriptors: Option<DescriptorLimit>) -> Machine {
+    let mut machine = Machine { descriptors, ..Machine::read() };
+    if is_here(arguments) {
+        let first = arguments.destination.port();
+        machine.count_listening_ports(first..=first.saturating_add(arguments.ports - 1));
+    }
+    machine
+}
+
+/// Whether the server is a process of this machine: an address can be bound only where it belongs to.
+fn is_here(arguments: &Arguments) -> bool {
+    UdpSocket::bind(ZonedIp::from(arguments.destination).socket_addr(0)).is_ok()
+}
+
 /// What is needed where the server is a process of this machine, and else where it is not.
 pub(crate) fn need(arguments: &Arguments, machine: &Machine) -> Need {
-    // An address can be bound only where it belongs to.
-    let is_here = UdpSocket::bind(ZonedIp::from(arguments.destination).socket_addr(0)).is_ok();
     let connections = arguments.connections.unwrap_or(TARGET_DEFAULT);
     Need {
         ports: u64::from(arguments.ports),
@@ -55,7 +69,7 @@ pub(crate) fn need(arguments: &Arguments, machine: &Machine) -> Need {
         sources: Some(arguments.sources.len() as u64).filter(|&count| count > 0),
         in_flight: arguments.in_flight_max as u64,
         user_bytes_per_connection: USER_BYTES_PER_CONNECTION,
-        ..Need::new(if is_here { Role::Both } else { Role::Client }, connections)
+        ..Need::new(if is_here(arguments) { Role::Both } else { Role::Client }, connections)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use c1000k_host::check::FileTable;
 use c1000k_host::format;
 use c1000k_record::{Limit, Verdict};
 use nix::errno::Errno;
@@ -138,6 +139,10 @@ fn limit_of(stop: Stop) -> Limit {
 fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> String {
     let held = format::counted(stats.peak, "connection");
     match stop {
+        Stop::Descriptors(errno) if target.file_table == FileTable::Registered => format!(
+            "descriptors ran out at {held} ({errno:?}): no further table of registered files could be had; to go \
+             further: raise ulimit -l, which both ends of one user share, or ulimit -n"
+        ),
         Stop::Descriptors(errno) => format!(
             "descriptors ran out at {held} ({errno:?}); to go further: \
              raise ulimit -n, or fs.file-max where the whole system is short of them"
@@ -215,8 +220,8 @@ fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> S
              firewalls on the way"
         ),
         Stop::Network(errno) => format!(
-            "the network gave no more than {held} ({errno:?}): look at the route, \
-             firewalls and nf_conntrack_max on the way"
+            "the network gave no more than {held} ({errno:?}): look at the route, firewalls and \
+             nf_conntrack_max on the way, and whether the server still accepts"
         ),
         Stop::Interrupted => {
             format!(
@@ -328,8 +333,6 @@ fn failed(stats: &RunStats) -> (Limit, String) {
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
-
-    use c1000k_host::check::FileTable;
 
     use super::*;
     use crate::target::Cap;

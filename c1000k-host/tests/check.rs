@@ -36,6 +36,7 @@ fn ample() -> Machine {
         tcp_wmem_bytes: Some([4_096, 16_384, 4_194_304]),
         local_ports: Some(32_768..=60_999),
         local_ports_reserved: 0,
+        local_ports_listening: 0,
         somaxconn: Some(4_096),
         tcp_max_syn_backlog: Some(2_048),
         tcp_max_orphans: Some(1_048_576),
@@ -75,6 +76,18 @@ fn reserved_ports_are_no_room_and_are_named() {
     let cap = largest_target(&machine, &need).expect("limits are known");
     assert_eq!((cap.kind, cap.connections), (CapKind::Ports, 23_200));
     assert!(cap.reason.contains("28,000 more are reserved"), "{}", cap.reason);
+}
+
+#[test]
+fn a_port_that_the_server_listens_on_is_no_local_port() {
+    let need = Need { ports: 50, ..Need::new(Role::Both, 4_000) };
+    let mut machine = Machine { local_ports: Some(33_000..=33_099), ..ample() };
+    let fit = |machine: &Machine| largest_target(machine, &need).expect("a cap").connections;
+    assert_eq!(fit(&machine), 5_000);
+    machine.count_listening_ports(32_990..=33_049);
+    assert_eq!(fit(&machine), 2_500);
+    machine.count_listening_ports(40_000..=40_099);
+    assert_eq!(fit(&machine), 2_500, "ports elsewhere change nothing");
 }
 
 #[test]

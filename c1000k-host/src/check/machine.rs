@@ -44,6 +44,8 @@ pub struct Machine {
     pub local_ports: Option<RangeInclusive<u16>>,
     /// How many of them `net.ipv4.ip_local_reserved_ports` keeps back.
     pub local_ports_reserved: u64,
+    /// Others of them that a server of this machine listens on.
+    pub local_ports_listening: u64,
     /// `net.core.somaxconn`.
     pub somaxconn: Option<u64>,
     /// `net.ipv4.tcp_max_syn_backlog`.
@@ -87,6 +89,7 @@ impl Machine {
             tcp_wmem_bytes: read_triple("/proc/sys/net/ipv4/tcp_wmem"),
             local_ports_reserved: local_ports.as_ref().map_or(0, reserved_ports),
             local_ports,
+            local_ports_listening: 0,
             somaxconn: text::read_number("/proc/sys/net/core/somaxconn"),
             tcp_max_syn_backlog: text::read_number("/proc/sys/net/ipv4/tcp_max_syn_backlog"),
             tcp_max_orphans: text::read_number("/proc/sys/net/ipv4/tcp_max_orphans"),
@@ -99,7 +102,18 @@ impl Machine {
     #[must_use]
     pub fn local_ports_free(&self) -> Option<u64> {
         let all = self.local_ports.as_ref()?.len() as u64;
-        Some(all.saturating_sub(self.local_ports_reserved))
+        Some(all.saturating_sub(self.local_ports_reserved + self.local_ports_listening))
+    }
+
+    /// Counts the ports that a server of this machine listens on: where they lie in the range, they are no local ports.
+    pub fn count_listening_ports(&mut self, listening: RangeInclusive<u16>) {
+        let Some(local) = &self.local_ports else { return };
+        let first = *local.start().max(listening.start());
+        let last = *local.end().min(listening.end());
+        if first <= last {
+            let reserved = reserved_ports(&(first..=last));
+            self.local_ports_listening = u64::from(last - first) + 1 - reserved;
+        }
     }
 }
 

@@ -38,6 +38,10 @@ const ENTRIES_LEAST: u32 = ENTRIES_MIN as u32;
 const SUBMIT_TRIES_MAX: u32 = 1000;
 const SUBMIT_PAUSE: Duration = Duration::from_millis(1);
 
+/// The first table is tried for a fifth of a second.
+const FIRST_TABLE_TRIES: u32 = 20;
+const FIRST_TABLE_PAUSE: Duration = Duration::from_millis(10);
+
 /// From linux/io_uring.h, since Linux 6.7; the crate does not name it.
 const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
 
@@ -91,7 +95,7 @@ impl<R: Ring> Tables<R> {
 
     /// This many tables of this size.
     fn of(tables: usize, places_each: u32, entries_each: u32) -> Result<Self, Error> {
-        let first: Table<R> = Table::new(places_each, entries_each)?;
+        let first: Table<R> = Self::first_table(places_each, entries_each)?;
         first.ring.check_operations()?;
         let mut list = Vec::new();
         list.resize_with(tables, || None);
@@ -104,6 +108,20 @@ impl<R: Ring> Tables<R> {
             lost: Vec::new(),
             numbers: Vec::with_capacity(RUN_MAX),
         })
+    }
+
+    /// The kernel gives back the locked memory of a ring some time after it was closed, so that of a ring made a moment
+    /// ago may be missing.
+    fn first_table(places_each: u32, entries_each: u32) -> Result<Table<R>, Error> {
+        for _ in 1..FIRST_TABLE_TRIES {
+            match Table::new(places_each, entries_each) {
+                Err(error) if error.errno() == Some(libc::ENOMEM) => {
+                    std::thread::sleep(FIRST_TABLE_PAUSE);
+                }
+                other => return other,
+            }
+        }
+        Table::new(places_each, entries_each)
     }
 
     fn locate(&self, place: u32) -> (usize, u32) {
