@@ -11,7 +11,7 @@ use c1000k_host::command_line::{
 };
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration, parse_rate};
-use c1000k_record::Destination;
+use c1000k_record::Output;
 use clap::Parser;
 use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv6AddrRange};
 
@@ -48,7 +48,7 @@ pub(crate) struct Arguments {
     pub(crate) hold: Duration,
     pub(crate) verify: bool,
     pub(crate) file_table: FileTableChoice,
-    pub(crate) json: Option<Destination>,
+    pub(crate) json: Option<Output>,
     pub(crate) check: bool,
 }
 
@@ -138,8 +138,8 @@ struct Typed {
     file_table: FileTableArgs,
 
     /// Write the record of the run to this file on exit (- is standard output)
-    #[arg(long, value_name = "PATH", value_parser = Destination::parse)]
-    json: Option<Destination>,
+    #[arg(long, value_name = "PATH", value_parser = Output::parse)]
+    json: Option<Output>,
 
     /// Print what this machine allows against what the target needs, and exit
     #[arg(long)]

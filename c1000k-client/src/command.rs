@@ -9,7 +9,7 @@ use c1000k_host::command_line::{self, SHORT, fail, print, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
 use c1000k_record::{
-    CLIENT_SCHEMA, ClientRecord, Descriptors, Destination, Head, Verdict, per_second, time_text,
+    CLIENT_SCHEMA, ClientRecord, Descriptors, Head, Output, Verdict, per_second, time_text,
 };
 use reactor::{Config, Reactor, Signal};
 
@@ -227,7 +227,7 @@ fn held_between(stats: &RunStats) -> Option<(SystemTime, SystemTime)> {
 /// The record, the summary and the exit code. Where nothing at all was held, one line says why. A record that can't be
 /// written takes nothing from the summary. Signals that come while a pipe is not read end the program.
 fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, String> {
-    let write = |json: &Destination| json.write(record);
+    let write = |json: &Output| json.write(record);
     let (waiting, prompt) = match &arguments.json {
         Some(json) if json.may_wait() => (Some(json), None),
         prompt => (None, prompt.as_ref()),
@@ -239,7 +239,7 @@ fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, Stri
         _ => {
             let text = summary::render(record);
             match arguments.json {
-                Some(Destination::Stdout) => print_error(&text),
+                Some(Output::Stdout) => print_error(&text),
                 _ => print(&text),
             }
             match record.verdict {

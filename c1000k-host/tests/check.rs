@@ -2,7 +2,7 @@
 
 use c1000k_host::{
     check::{
-        CapKind, Conntrack, FileTable, Machine, Need, Role, Row, Verdict, fits, largest_target,
+        CapKind, Conntrack, FileTable, Machine, Need, Role, Row, RowStatus, fits, largest_target,
         render, table,
     },
     limits::{DescriptorLimit, SystemDescriptorLimits},
@@ -58,7 +58,7 @@ fn an_ample_machine_fits_a_million_in_every_role() {
     for role in [Role::Server, Role::Client, Role::Both] {
         let rows = table(&ample(), &million(role));
         assert!(fits(&rows), "{}", render(&rows));
-        assert!(rows.iter().all(|row| row.verdict != Verdict::Advice), "{}", render(&rows));
+        assert!(rows.iter().all(|row| row.status != RowStatus::Advice), "{}", render(&rows));
     }
 }
 
@@ -68,8 +68,8 @@ fn reserved_ports_are_no_room_and_are_named() {
     let machine = Machine { local_ports_reserved: 28_000, ..ample() };
     let range = row(&machine, &need, "net.ipv4.ip_local_port_range");
     assert_eq!(
-        (range.verdict, range.present.as_str()),
-        (Verdict::Fail, "32768-60999, 28,000 reserved")
+        (range.status, range.present.as_str()),
+        (RowStatus::Fail, "32768-60999, 28,000 reserved")
     );
     assert!(range.remedy.expect("it fails").contains("ip_local_reserved_ports"));
     assert_eq!(row(&machine, &need, "5-tuples").present, "23,200");
@@ -145,7 +145,7 @@ fn each_limit_that_is_too_low_fails_alone_and_names_its_command() {
         let mut machine = ample();
         lower(&mut machine);
         let row = row(&machine, &million(Role::Both), name);
-        assert_eq!(row.verdict, Verdict::Fail, "{row:?}");
+        assert_eq!(row.status, RowStatus::Fail, "{row:?}");
         assert!(row.remedy.as_ref().is_some_and(|remedy| remedy.contains(command)), "{row:?}");
         assert!(!fits(&[row]));
     }
@@ -155,9 +155,9 @@ fn each_limit_that_is_too_low_fails_alone_and_names_its_command() {
 fn a_soft_limit_below_a_sufficient_hard_one_passes() {
     let mut machine = ample();
     machine.descriptors = Some(DescriptorLimit { soft: 1_024, hard: 2_000_000 });
-    assert_eq!(row(&machine, &million(Role::Server), "RLIMIT_NOFILE soft").verdict, Verdict::Pass);
+    assert_eq!(row(&machine, &million(Role::Server), "RLIMIT_NOFILE soft").status, RowStatus::Pass);
     machine.descriptors = Some(DescriptorLimit { soft: 1_024, hard: 20_000 });
-    assert_eq!(row(&machine, &million(Role::Server), "RLIMIT_NOFILE soft").verdict, Verdict::Fail);
+    assert_eq!(row(&machine, &million(Role::Server), "RLIMIT_NOFILE soft").status, RowStatus::Fail);
 }
 
 #[test]
@@ -165,12 +165,12 @@ fn what_the_process_has_inherited_takes_room_from_connections() {
     let mut machine = ample();
     machine.descriptors = Some(DescriptorLimit { soft: 256, hard: 256 });
     let need = Need { ports: 4, ..Need::new(Role::Server, 220) };
-    assert_eq!(row(&machine, &need, "RLIMIT_NOFILE hard").verdict, Verdict::Pass);
+    assert_eq!(row(&machine, &need, "RLIMIT_NOFILE hard").status, RowStatus::Pass);
     machine.descriptors_inherited = 16;
-    assert_eq!(self::row(&machine, &need, "RLIMIT_NOFILE hard").verdict, Verdict::Pass, "a few");
+    assert_eq!(self::row(&machine, &need, "RLIMIT_NOFILE hard").status, RowStatus::Pass, "a few");
     machine.descriptors_inherited = 198;
     let row = row(&machine, &need, "RLIMIT_NOFILE hard");
-    assert_eq!((row.verdict, row.needed.as_str()), (Verdict::Fail, "438"));
+    assert_eq!((row.status, row.needed.as_str()), (RowStatus::Fail, "438"));
     let cap = largest_target(&machine, &need).expect("limits are known");
     assert_eq!(cap.connections, 256 - (198 - 16) - 4 - 32);
     assert_eq!(cap.reason, "RLIMIT_NOFILE is 256 hard, of which 198 were open at the start");
@@ -192,13 +192,13 @@ fn the_limit_of_open_files_does_not_bind_who_may_exceed_it() {
     let mut machine = ample();
     machine.system_descriptors.system_open = Some(4_000_000);
     let before = row(&machine, &million(Role::Server), "fs.file-max");
-    assert_eq!(before.verdict, Verdict::Fail);
+    assert_eq!(before.status, RowStatus::Fail);
     let cap = largest_target(&machine, &million(Role::Server)).expect("limits are known");
     assert_eq!((cap.connections, cap.kind), (0, CapKind::Descriptors));
 
     machine.exceeds_file_max = true;
     let row = row(&machine, &million(Role::Server), "fs.file-max");
-    assert_eq!(row.verdict, Verdict::Pass, "{row:?}");
+    assert_eq!(row.status, RowStatus::Pass, "{row:?}");
     let remedy = row.remedy.expect("it binds others");
     assert!(remedy.contains("CAP_SYS_ADMIN") && remedy.contains("fs.file-max=5000132"), "{remedy}");
     let cap = largest_target(&machine, &million(Role::Server)).expect("limits are known");
@@ -209,7 +209,7 @@ fn the_limit_of_open_files_does_not_bind_who_may_exceed_it() {
 fn a_cgroup_whose_limits_are_hidden_is_named() {
     let machine = Machine { hidden_cgroup: Some("/system.slice/x".into()), ..ample() };
     let row = row(&machine, &million(Role::Server), "memory");
-    assert_eq!(row.verdict, Verdict::Pass);
+    assert_eq!(row.status, RowStatus::Pass);
     assert!(row.remedy.is_some_and(|remedy| remedy.contains("/system.slice/x")));
 }
 
@@ -222,7 +222,7 @@ fn what_only_hurts_is_advice_and_still_fits() {
     let need = Need { sources: Some(2), ..million(Role::Both) };
     for name in ["net.ipv4.tcp_rmem", "net.ipv4.tcp_max_orphans", "net.ipv4.conf"] {
         let row = row(&machine, &need, name);
-        assert_eq!(row.verdict, Verdict::Advice, "{row:?}");
+        assert_eq!(row.status, RowStatus::Advice, "{row:?}");
         assert!(row.remedy.is_some(), "{row:?}");
     }
     assert!(fits(&table(&machine, &need)));
@@ -232,13 +232,13 @@ fn what_only_hurts_is_advice_and_still_fits() {
 fn a_role_is_not_asked_for_what_only_the_other_needs() {
     let server = million(Role::Server);
     for name in ["net.ipv4.ip_local_port_range", "5-tuples", "net.ipv4.conf"] {
-        assert_eq!(row(&ample(), &server, name).verdict, Verdict::NotNeeded, "{name}");
+        assert_eq!(row(&ample(), &server, name).status, RowStatus::NotNeeded, "{name}");
     }
     let client = million(Role::Client);
     for name in ["net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog", "net.ipv4.tcp_max_orphans"] {
-        assert_eq!(row(&ample(), &client, name).verdict, Verdict::NotNeeded, "{name}");
+        assert_eq!(row(&ample(), &client, name).status, RowStatus::NotNeeded, "{name}");
     }
-    assert_eq!(row(&ample(), &client, "net.netfilter").verdict, Verdict::NotNeeded);
+    assert_eq!(row(&ample(), &client, "net.netfilter").status, RowStatus::NotNeeded);
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn a_tracker_that_tracks_nothing_does_not_fail() {
     let mut machine = ample();
     machine.conntrack = Some(Conntrack { max: 262_144, count: 0 });
     let row = row(&machine, &million(Role::Server), "net.netfilter");
-    assert_eq!(row.verdict, Verdict::NotNeeded);
+    assert_eq!(row.status, RowStatus::NotNeeded);
     assert!(row.remedy.is_some_and(|remedy| remedy.contains("nf_conntrack_max=1000000")));
 }
 
@@ -255,7 +255,7 @@ fn an_unreadable_machine_is_unknown_and_never_fails() {
     for role in [Role::Server, Role::Client, Role::Both] {
         let rows = table(&Machine::default(), &million(role));
         assert!(fits(&rows));
-        let told = |row: &Row| matches!(row.verdict, Verdict::Unknown | Verdict::NotNeeded);
+        let told = |row: &Row| matches!(row.status, RowStatus::Unknown | RowStatus::NotNeeded);
         assert!(rows.iter().all(told), "{}", render(&rows));
         assert_eq!(largest_target(&Machine::default(), &million(role)), None);
     }

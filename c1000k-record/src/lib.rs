@@ -12,7 +12,7 @@ mod record;
 pub mod schema;
 pub mod series;
 
-pub use output::Destination;
+pub use output::Output;
 pub use record::{
     CLIENT_SCHEMA, ClientRecord, Descriptors, FileTable, Head, LatencyUs, Limit, MemoryGuard,
     Prediction, RampPoint, ReadError, SERVER_SCHEMA, ServerPoint, ServerRecord, Verdict,

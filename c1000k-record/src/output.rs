@@ -39,21 +39,21 @@ const STICKY: u32 = 0o1000;
 /// Where a record is written.
 ///
 /// ```
-/// use c1000k_record::Destination;
+/// use c1000k_record::Output;
 ///
-/// assert_eq!(Destination::parse("-").unwrap(), Destination::Stdout);
-/// assert_eq!(Destination::parse("run.json").unwrap(), Destination::Path("run.json".into()));
-/// assert!(Destination::parse("").is_err());
+/// assert_eq!(Output::parse("-").unwrap(), Output::Stdout);
+/// assert_eq!(Output::parse("run.json").unwrap(), Output::Path("run.json".into()));
+/// assert!(Output::parse("").is_err());
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Destination {
+pub enum Output {
     /// Standard output: `-` or `/dev/stdout` on the command line.
     Stdout,
     /// A file, replaced whole; or a pipe or device, written to as it is.
     Path(PathBuf),
 }
 
-impl Destination {
+impl Output {
     /// Reads the argument of `--json`.
     ///
     /// # Errors
@@ -73,7 +73,7 @@ impl Destination {
     pub fn may_wait(&self) -> bool {
         match self {
             Self::Stdout => true,
-            Self::Path(path) => matches!(Target::of(path), Ok(Target::WriteThrough(_))),
+            Self::Path(path) => matches!(WriteMethod::of(path), Ok(WriteMethod::WriteThrough(_))),
         }
     }
 
@@ -82,12 +82,12 @@ impl Destination {
     /// # Errors
     /// The path is a folder or a socket, may not be written, or lies where there is no room; or
     /// standard output is closed, was opened for reading, or is a device that takes nothing.
-    pub fn check_writable(&self) -> Result<(), WriteError> {
+    pub fn check_writable(&self) -> Result<(), OutputError> {
         let checked = match self {
             Self::Stdout => check_stdout(),
-            Self::Path(path) => Target::of(path).and_then(|target| match target {
-                Target::Replace(file) => check_file(&file),
-                Target::WriteThrough(file) => check_through(&file),
+            Self::Path(path) => WriteMethod::of(path).and_then(|method| match method {
+                WriteMethod::Replace(file) => check_file(&file),
+                WriteMethod::WriteThrough(file) => check_through(&file),
             }),
         };
         checked.map_err(|error| self.error(error))
@@ -99,24 +99,24 @@ impl Destination {
     ///
     /// # Errors
     /// The system refused to make, write or rename the file; or nobody opened the pipe within two seconds.
-    pub fn write<T: Serialize>(&self, record: &T) -> Result<(), WriteError> {
+    pub fn write<T: Serialize>(&self, record: &T) -> Result<(), OutputError> {
         let text = text_of(record).map_err(|error| self.error(error))?;
         let outcome = match self {
             Self::Stdout => check_stdout().and_then(|()| pour(io::stdout().lock(), &text)),
-            Self::Path(path) => Target::of(path).and_then(|target| match target {
-                Target::Replace(file) => replace_or_overwrite(&file, &text),
-                Target::WriteThrough(file) => pour(open_through(&file)?, &text),
+            Self::Path(path) => WriteMethod::of(path).and_then(|method| match method {
+                WriteMethod::Replace(file) => replace_or_overwrite(&file, &text),
+                WriteMethod::WriteThrough(file) => pour(open_through(&file)?, &text),
             }),
         };
         outcome.map_err(|error| self.error(error))
     }
 
-    fn error(&self, source: io::Error) -> WriteError {
-        WriteError { destination: self.clone(), source }
+    fn error(&self, source: io::Error) -> OutputError {
+        OutputError { output: self.clone(), source }
     }
 }
 
-impl fmt::Display for Destination {
+impl fmt::Display for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stdout => f.write_str("standard output"),
@@ -127,12 +127,12 @@ impl fmt::Display for Destination {
 
 /// A record that can't be written, in one line that names the place, the reason and the remedy.
 #[derive(Debug)]
-pub struct WriteError {
-    destination: Destination,
+pub struct OutputError {
+    output: Output,
     source: io::Error,
 }
 
-impl WriteError {
+impl OutputError {
     /// Prints the record on standard error instead, whole, however long its reader takes; says so in
     /// one line with the error. A log that goes there too is to be flushed before.
     #[must_use]
@@ -145,37 +145,37 @@ impl WriteError {
     }
 
     fn remedy(&self) -> &'static str {
-        match (self.source.kind(), &self.destination) {
+        match (self.source.kind(), &self.output) {
             (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => "; make room there",
             (io::ErrorKind::FileTooLarge, _) => "; raise `ulimit -f`",
-            (_, Destination::Stdout) => "; give --json a file, or open standard output for writing",
-            (_, Destination::Path(_)) => {
+            (_, Output::Stdout) => "; give --json a file, or open standard output for writing",
+            (_, Output::Path(_)) => {
                 "; give --json a file in a folder that exists and that you may write"
             }
         }
     }
 }
 
-impl fmt::Display for WriteError {
+impl fmt::Display for OutputError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { destination, source } = self;
-        write!(f, "cannot write the record to {destination}: {source}{}", self.remedy())
+        let Self { output, source } = self;
+        write!(f, "cannot write the record to {output}: {source}{}", self.remedy())
     }
 }
 
-impl std::error::Error for WriteError {
+impl std::error::Error for OutputError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.source)
     }
 }
 
 /// How a path is written to.
-enum Target {
+enum WriteMethod {
     Replace(PathBuf),
     WriteThrough(PathBuf),
 }
 
-impl Target {
+impl WriteMethod {
     fn of(path: &Path) -> io::Result<Self> {
         // `Path` overlooks what the kernel takes for a folder.
         if [b"/".as_slice(), b"/."].iter().any(|end| path.as_os_str().as_bytes().ends_with(end)) {
@@ -362,8 +362,8 @@ mod tests {
 
     use super::*;
 
-    fn to(path: &Path) -> Destination {
-        Destination::parse(path.to_str().unwrap()).unwrap()
+    fn to(path: &Path) -> Output {
+        Output::parse(path.to_str().unwrap()).unwrap()
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -376,12 +376,12 @@ mod tests {
     #[test]
     fn checking_leaves_nothing_behind_and_writing_leaves_one_file() {
         let folder = tempfile::tempdir().unwrap();
-        let destination = to(&folder.path().join("run.json"));
-        destination.check_writable().unwrap();
+        let output = to(&folder.path().join("run.json"));
+        output.check_writable().unwrap();
         assert_eq!(names(folder.path()), Vec::<String>::new());
 
-        destination.write(&[1, 2]).unwrap();
-        destination.write(&[3]).unwrap();
+        output.write(&[1, 2]).unwrap();
+        output.write(&[3]).unwrap();
         assert_eq!(names(folder.path()), ["run.json"]);
         assert_eq!(fs::read_to_string(folder.path().join("run.json")).unwrap(), "[\n  3\n]\n");
     }
@@ -389,9 +389,9 @@ mod tests {
     #[test]
     fn standard_output_has_more_names_than_one() {
         for name in ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
-            assert_eq!(Destination::parse(name), Ok(Destination::Stdout), "{name}");
+            assert_eq!(Output::parse(name), Ok(Output::Stdout), "{name}");
         }
-        assert_eq!(to(Path::new("./-")), Destination::Path("./-".into()));
+        assert_eq!(to(Path::new("./-")), Output::Path("./-".into()));
     }
 
     #[test]

@@ -380,10 +380,18 @@ pub struct MemoryGuard {
 pub struct Prediction {
     /// For so many connections.
     pub connections: u64,
-    /// What the server's process grows by.
+    /// What the processes grow by.
     pub process_bytes: u64,
-    /// What the kernel grows by for the server's end of them.
+    /// What the kernel grows by for their ends on this machine; queued data comes on top.
     pub kernel_bytes: u64,
+}
+
+impl Prediction {
+    /// Both together.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.kernel_bytes.saturating_add(self.process_bytes)
+    }
 }
 
 impl Head {

@@ -9,7 +9,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use c1000k_host::format;
 use c1000k_record::RampPoint;
 
-use crate::cost::{self, KernelCost, float};
+use crate::cost::{self, HostCost, float};
 use crate::escape::visible;
 use crate::run::Run;
 use crate::trend;
@@ -35,7 +35,7 @@ pub fn charts(run: &Run) -> Result<Vec<Chart>, Box<dyn Error>> {
 }
 
 type Drawing<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Outcome<T> = Result<T, Box<dyn Error>>;
+type Drawn<T> = Result<T, Box<dyn Error>>;
 
 const WIDTH: u32 = 860;
 const HEIGHT: u32 = 440;
@@ -55,7 +55,7 @@ const COLOURS: [RGBColor; 8] = [
 ];
 
 /// The server's connections over its life, else each client's over its ramp.
-fn connections(run: &Run) -> Outcome<Option<Chart>> {
+fn connections(run: &Run) -> Drawn<Option<Chart>> {
     let server = run.server.iter().map(|server| {
         let points = server.series.iter().map(|point| (point.seconds, float(point.open)));
         ("server".to_owned(), points.collect::<Vec<_>>())
@@ -75,7 +75,7 @@ fn connections(run: &Run) -> Outcome<Option<Chart>> {
 }
 
 /// The memory of the server and of the kernel's sockets over the server's life.
-fn memory(run: &Run) -> Outcome<Option<Chart>> {
+fn memory(run: &Run) -> Drawn<Option<Chart>> {
     let Some(server) = &run.server else { return Ok(None) };
     let process = server.series.iter();
     let process = process.filter_map(|point| Some((point.seconds, float(point.rss_bytes?))));
@@ -105,7 +105,7 @@ fn over_time(
     title: &'static str,
     scale: Scale,
     lines: &[Line],
-) -> Outcome<Option<Chart>> {
+) -> Drawn<Option<Chart>> {
     let points = || lines.iter().flat_map(|(_, points)| points);
     let seconds = points().map(|point| point.0).fold(0.0, f64::max);
     let most = points().map(|point| point.1).fold(0.0, f64::max);
@@ -129,7 +129,7 @@ fn draw_lines<'a>(
     scale: &Scale,
     (seconds, most): (f64, f64),
     lines: impl Iterator<Item = &'a [(f64, f64)]>,
-) -> Outcome<()> {
+) -> Drawn<()> {
     let mut chart = ChartBuilder::on(area)
         .margin(12)
         .margin_right(28)
@@ -193,7 +193,7 @@ pub fn panels(
 }
 
 /// Bars of the rate over each tenth of the connections, one group of bars a tenth.
-fn rate(run: &Run) -> Outcome<Option<Chart>> {
+fn rate(run: &Run) -> Drawn<Option<Chart>> {
     let rates: Vec<(&str, [f64; 10])> = run
         .clients
         .iter()
@@ -238,7 +238,7 @@ fn rate(run: &Run) -> Outcome<Option<Chart>> {
 }
 
 /// One bar a kernel, stacked by slab cache, with the server's process in front of its own kernel.
-fn cost_per_connection(run: &Run) -> Outcome<Option<Chart>> {
+fn cost_per_connection(run: &Run) -> Drawn<Option<Chart>> {
     let process = cost::process(run).bytes_each;
     let bars: Vec<Bar> = cost::kernels(run)
         .into_iter()
@@ -276,7 +276,7 @@ struct Part {
 }
 
 impl Bar {
-    fn of(cost: KernelCost, process: Option<f64>) -> Self {
+    fn of(cost: HostCost, process: Option<f64>) -> Self {
         let [first, caches @ .., last] = COLOURS;
         let mut heading = format!("{}: {}", cost.name(), format::bytes_each(cost.bytes()));
         let mut parts = Vec::new();
@@ -299,7 +299,7 @@ impl Bar {
     }
 }
 
-fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Outcome<()> {
+fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Drawn<()> {
     area.draw(&Text::new(visible(&bar.heading), (16, 8), text(15)))?;
     let (_, below) = area.split_vertically(30);
     let keys: Vec<_> = bar
@@ -338,7 +338,7 @@ fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Outcome<()> {
 fn below_keys<'a, 'b>(
     area: &Drawing<'a>,
     keys: impl Iterator<Item = (&'b str, RGBColor)>,
-) -> Outcome<Drawing<'a>> {
+) -> Drawn<Drawing<'a>> {
     let mut lines = 0;
     for (index, (name, colour)) in (0_i32..).zip(keys) {
         let (x, y) = (16 + index % 4 * 208, 4 + index / 4 * 24);
@@ -358,8 +358,8 @@ fn draw(
     file_name: &'static str,
     title: &'static str,
     height: u32,
-    content: impl FnOnce(&Drawing<'_>) -> Outcome<()>,
-) -> Outcome<Option<Chart>> {
+    content: impl FnOnce(&Drawing<'_>) -> Drawn<()>,
+) -> Drawn<Option<Chart>> {
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();

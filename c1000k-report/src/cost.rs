@@ -10,7 +10,7 @@ use crate::snapshot::Snapshot;
 
 /// The slab memory of one kernel per connection.
 #[derive(Debug, Clone, PartialEq)]
-pub struct KernelCost {
+pub struct HostCost {
     /// The host.
     pub host: String,
     /// The ends of each connection that lie in this kernel: 1 or 2.
@@ -38,7 +38,7 @@ pub struct CacheCost {
     pub bytes: f64,
 }
 
-impl KernelCost {
+impl HostCost {
     /// The host and which ends of its connections lie there, for people.
     #[must_use]
     pub fn name(&self) -> String {
@@ -55,7 +55,7 @@ impl KernelCost {
 
 /// The cost on each kernel that showed its slabs before and at the peak.
 #[must_use]
-pub fn kernels(run: &Run) -> Vec<KernelCost> {
+pub fn kernels(run: &Run) -> Vec<HostCost> {
     // Hosts that share a kernel show the same slabs: the server's host tells of all connections.
     let is_told = |host: &&str| !run.is_one_kernel() || *host == run.server_host();
     run.hosts().filter(is_told).filter_map(|host| kernel(run, host)).collect()
@@ -69,7 +69,7 @@ pub fn server_end_bytes(run: &Run) -> Option<f64> {
     Some(costs.iter().find(|cost| cost.host == run.server_host())?.end_bytes)
 }
 
-fn kernel(run: &Run, host: &str) -> Option<KernelCost> {
+fn kernel(run: &Run, host: &str) -> Option<HostCost> {
     let connections = run.connections_of(host)?;
     let before = run.snapshot(host, Moment::Before)?.slabs.as_ref()?;
     let peak = run.snapshot(host, Moment::Peak)?.slabs.as_ref()?;
@@ -82,7 +82,7 @@ fn kernel(run: &Run, host: &str) -> Option<KernelCost> {
     let ends = run.ends_in_kernel();
     let end = peak.bytes_per_socket(before, connections.saturating_mul(ends));
     let end_bytes = end.iter().map(|(_, bytes)| bytes).sum();
-    Some(KernelCost { host: host.to_owned(), ends, connections, caches, rest_bytes, end_bytes })
+    Some(HostCost { host: host.to_owned(), ends, connections, caches, rest_bytes, end_bytes })
 }
 
 fn growth(before: &SlabUsage, peak: &SlabUsage, connections: u64) -> Vec<CacheCost> {

@@ -23,14 +23,14 @@ pub struct Run {
     /// The server's record.
     pub server: Option<ServerRecord>,
     /// What `machine.txt` says.
-    pub machine: Machine,
+    pub machine: MachineFile,
     /// Host to moment to what its kernel said.
     hosts: BTreeMap<String, BTreeMap<String, Snapshot>>,
 }
 
 /// The lines of `machine.txt`, `key: value`, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Machine(pub Vec<(String, String)>);
+pub struct MachineFile(pub Vec<(String, String)>);
 
 /// Which ends of a connection live on which kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ impl Run {
             folder: folder.to_owned(),
             clients,
             server,
-            machine: Machine::read(&folder.join("machine.txt")),
+            machine: MachineFile::read(&folder.join("machine.txt")),
             hosts: hosts(&folder.join("snapshots")),
         };
         run.name_merged_slabs();
@@ -311,7 +311,7 @@ impl Run {
     }
 }
 
-impl Machine {
+impl MachineFile {
     /// The value of a key.
     #[must_use]
     pub fn value(&self, key: &str) -> Option<&str> {

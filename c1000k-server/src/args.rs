@@ -8,7 +8,7 @@ use c1000k_host::check::{FileTableArgs, FileTableChoice};
 use c1000k_host::command_line::{ZonedIp, is_of_many, parse_ip, parse_port};
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration};
-use c1000k_record::Destination;
+use c1000k_record::Output;
 use clap::{Parser, ValueEnum};
 use reactor::Keepalive;
 
@@ -101,8 +101,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration, allow_hyphen_values = true)]
     grace: Duration,
     /// Write the record of the run on exit (`-` is standard output)
-    #[arg(long, value_name = "PATH", value_parser = Destination::parse)]
-    json: Option<Destination>,
+    #[arg(long, value_name = "PATH", value_parser = Output::parse)]
+    json: Option<Output>,
     /// Print what this machine allows against what -c connections need, and exit
     #[arg(long)]
     check: bool,
@@ -165,7 +165,7 @@ pub(crate) struct Settings {
     pub(crate) backlog: Option<u32>,
     pub(crate) interval: Duration,
     pub(crate) grace: Duration,
-    pub(crate) json: Option<Destination>,
+    pub(crate) json: Option<Output>,
 }
 
 impl Args {

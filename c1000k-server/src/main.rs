@@ -23,7 +23,7 @@ use std::time::{Instant, SystemTime};
 use c1000k_host::check::{FileTableChoice, fits, render};
 use c1000k_host::command_line::{self, REACHED, SHORT, USAGE, fail, print, print_error};
 use c1000k_host::format;
-use c1000k_record::{Destination, ServerRecord};
+use c1000k_record::{Output, ServerRecord};
 use reactor::{Reactor, Signal, Status};
 
 use admission::{Admission, MemoryGuard};
@@ -129,7 +129,7 @@ fn log_losses(record: &ServerRecord) {
 /// Writes the record and prints the summary. A pipe that is not read can't keep the program from ending: signals end it
 /// from here on.
 fn conclude(settings: &Settings, record: &ServerRecord) -> Result<(), String> {
-    let write = |destination: &Destination| destination.write(record);
+    let write = |output: &Output| output.write(record);
     let (waiting, prompt) = match &settings.json {
         Some(destination) if destination.may_wait() => (Some(destination), None),
         prompt => (None, prompt.as_ref()),
@@ -137,7 +137,7 @@ fn conclude(settings: &Settings, record: &ServerRecord) -> Result<(), String> {
     let written = prompt.map_or(Ok(()), write);
     command_line::give_signals_back();
     let text = summary::text(record);
-    if settings.json == Some(Destination::Stdout) {
+    if settings.json == Some(Output::Stdout) {
         print_error(&text);
     } else {
         print(&text);

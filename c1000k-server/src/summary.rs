@@ -90,12 +90,7 @@ pub(crate) fn prediction(
     let mut need = Need { file_table, ..Need::new(Role::Server, connections) };
     let idle_timeout_bytes = if settings.idle_timeout.is_some() { IDLE_TIMEOUT_BYTES } else { 0 };
     need.user_bytes_per_connection = USER_BYTES_PER_CONNECTION + idle_timeout_bytes;
-    let predicted = predict(&need);
-    Prediction {
-        connections,
-        process_bytes: predicted.user_bytes,
-        kernel_bytes: predicted.kernel_bytes,
-    }
+    predict(&need)
 }
 
 /// What a person wants to know at the end.

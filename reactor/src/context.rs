@@ -29,7 +29,7 @@ use crate::signal::Signal;
 use crate::slab::Slab;
 use crate::stats::Stats;
 use crate::sys::{self, Descriptor, Poller, SendBatch, SignalReader, Sockets};
-use crate::token::{Inner, ListenerId, Source, Token};
+use crate::token::{EventSource, Inner, ListenerId, Token};
 use crate::waker::Waker;
 use crate::wheel::{NodeId, Tick, Wheel};
 
@@ -122,7 +122,7 @@ impl<C> Context<C> {
         };
         let poller = Poller::new()?;
         let waker = Waker::new()?;
-        waker.watch(&poller, Source::Inner(Inner::Wake).to_bits())?;
+        waker.watch(&poller, EventSource::Inner(Inner::Wake).to_bits())?;
         let sockets =
             Sockets::new(config.file_table, config.connections_max, config.listeners_max)?;
         let sends = if sockets.has_tables() { batch::sends() } else { SendBatch::default() };
@@ -268,7 +268,7 @@ impl<C> Context<C> {
             return Err(Error::Invalid("signals are watched already"));
         }
         let reader = SignalReader::new(signals)?;
-        reader.watch(&self.poller, Source::Inner(Inner::Signal).to_bits())?;
+        reader.watch(&self.poller, EventSource::Inner(Inner::Signal).to_bits())?;
         self.signals = Some(reader);
         Ok(())
     }
@@ -295,7 +295,7 @@ impl<C> Context<C> {
         for listener in listeners {
             self.unlisten(listener);
         }
-        let grace = self.wheel.insert(deadline, Source::Inner(Inner::Grace).to_bits());
+        let grace = self.wheel.insert(deadline, EventSource::Inner(Inner::Grace).to_bits());
         self.shutdown = Some(Shutdown { notified: 0, hard: false, grace: Some(grace), deadline });
     }
 

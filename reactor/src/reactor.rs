@@ -16,7 +16,7 @@ use crate::context::{Context, Received, receives};
 use crate::error::{CloseReason, Error};
 use crate::handler::{Handler, Incoming};
 use crate::sys::{Accepted, Descriptor, Events, IoResult, Readiness, ReceiveBatch};
-use crate::token::{Inner, ListenerId, Source, Token};
+use crate::token::{EventSource, Inner, ListenerId, Token};
 
 /// An epoll loop over connections whose state is `C`.
 ///
@@ -300,15 +300,15 @@ fn dispatch_other<H: Handler + ?Sized>(
     data: u64,
     ready: Readiness,
 ) {
-    match Source::from_bits(data) {
-        Some(Source::Listener(listener)) => cx.accept_later(listener),
-        Some(Source::Watch(watch)) if cx.minds(watch) => handler.on_ready(cx, watch, ready),
-        Some(Source::Inner(Inner::Wake)) => {
+    match EventSource::from_bits(data) {
+        Some(EventSource::Listener(listener)) => cx.accept_later(listener),
+        Some(EventSource::Watch(watch)) if cx.minds(watch) => handler.on_ready(cx, watch, ready),
+        Some(EventSource::Inner(Inner::Wake)) => {
             if cx.acknowledge_wake() {
                 handler.on_wake(cx);
             }
         }
-        Some(Source::Inner(Inner::Signal)) => {
+        Some(EventSource::Inner(Inner::Signal)) => {
             while let Some(signal) = cx.next_signal() {
                 handler.on_signal(cx, signal);
             }
@@ -612,12 +612,12 @@ fn fire_timers<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
     let mut budget = cx.config().timers_per_turn;
     while let Some(source) = cx.next_due(&mut budget) {
         match source {
-            Source::Connection(token) => time_out(cx, handler, token),
-            Source::Timer(timer) => handler.on_timer(cx, timer),
-            Source::Inner(Inner::Pause) => cx.end_pause(),
-            Source::Inner(Inner::Retry) => cx.retry_queues(),
-            Source::Inner(_) => cx.harden_shutdown(),
-            Source::Listener(_) | Source::Watch(_) => {} // They have no timer.
+            EventSource::Connection(token) => time_out(cx, handler, token),
+            EventSource::Timer(timer) => handler.on_timer(cx, timer),
+            EventSource::Inner(Inner::Pause) => cx.end_pause(),
+            EventSource::Inner(Inner::Retry) => cx.retry_queues(),
+            EventSource::Inner(_) => cx.harden_shutdown(),
+            EventSource::Listener(_) | EventSource::Watch(_) => {} // They have no timer.
         }
         reap_closed(cx, handler);
     }

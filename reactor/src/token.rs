@@ -137,7 +137,7 @@ enum Kind {
 
 /// What an epoll event or a timer is about, as it travels in 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum EventSource {
     Connection(Token),
     Listener(ListenerId),
     Timer(TimerId),
@@ -155,24 +155,24 @@ pub(crate) enum Inner {
     Retry = 5,
 }
 
-impl Source {
+impl EventSource {
     pub(crate) fn to_bits(self) -> u64 {
         match self {
-            Source::Connection(token) => token.0.to_bits(Kind::Connection),
-            Source::Listener(listener) => listener.0.to_bits(Kind::Listener),
-            Source::Timer(timer) => timer.0.to_bits(Kind::Timer),
-            Source::Watch(watch) => watch.0.to_bits(Kind::Watch),
-            Source::Inner(inner) => SlotKey::new(inner as u32, 1).to_bits(Kind::Inner),
+            EventSource::Connection(token) => token.0.to_bits(Kind::Connection),
+            EventSource::Listener(listener) => listener.0.to_bits(Kind::Listener),
+            EventSource::Timer(timer) => timer.0.to_bits(Kind::Timer),
+            EventSource::Watch(watch) => watch.0.to_bits(Kind::Watch),
+            EventSource::Inner(inner) => SlotKey::new(inner as u32, 1).to_bits(Kind::Inner),
         }
     }
 
     pub(crate) fn from_bits(bits: u64) -> Option<Self> {
         let key = SlotKey::from_bits(bits)?;
         Some(match bits >> KIND_SHIFT {
-            0 => Source::Connection(Token(key)),
-            1 => Source::Listener(ListenerId(key)),
-            2 => Source::Timer(TimerId(key)),
-            3 => Source::Inner(match key.index() {
+            0 => EventSource::Connection(Token(key)),
+            1 => EventSource::Listener(ListenerId(key)),
+            2 => EventSource::Timer(TimerId(key)),
+            3 => EventSource::Inner(match key.index() {
                 1 => Inner::Wake,
                 2 => Inner::Signal,
                 3 => Inner::Grace,
@@ -180,7 +180,7 @@ impl Source {
                 5 => Inner::Retry,
                 _ => return None,
             }),
-            4 => Source::Watch(WatchId(key)),
+            4 => EventSource::Watch(WatchId(key)),
             _ => return None,
         })
     }
@@ -194,25 +194,25 @@ mod tests {
     fn every_source_survives_its_64_bits() {
         let key = SlotKey::new(u32::MAX - 1, GENERATION_MAX);
         for source in [
-            Source::Connection(key.into()),
-            Source::Listener(key.into()),
-            Source::Timer(key.into()),
-            Source::Watch(key.into()),
-            Source::Inner(Inner::Wake),
-            Source::Inner(Inner::Signal),
-            Source::Inner(Inner::Grace),
-            Source::Inner(Inner::Pause),
-            Source::Inner(Inner::Retry),
+            EventSource::Connection(key.into()),
+            EventSource::Listener(key.into()),
+            EventSource::Timer(key.into()),
+            EventSource::Watch(key.into()),
+            EventSource::Inner(Inner::Wake),
+            EventSource::Inner(Inner::Signal),
+            EventSource::Inner(Inner::Grace),
+            EventSource::Inner(Inner::Pause),
+            EventSource::Inner(Inner::Retry),
         ] {
-            assert_eq!(Source::from_bits(source.to_bits()), Some(source));
+            assert_eq!(EventSource::from_bits(source.to_bits()), Some(source));
         }
     }
 
     #[test]
     fn bits_without_a_generation_name_nothing() {
-        assert_eq!(Source::from_bits(7), None);
+        assert_eq!(EventSource::from_bits(7), None);
         assert_eq!(Token::from_bits(7), None);
         assert_eq!(Token::from_bits(1 << KIND_SHIFT | 1 << 32), None);
-        assert_eq!(Source::from_bits(7 << KIND_SHIFT | 1 << 32), None);
+        assert_eq!(EventSource::from_bits(7 << KIND_SHIFT | 1 << 32), None);
     }
 }

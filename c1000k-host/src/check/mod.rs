@@ -20,7 +20,7 @@ pub use {
     file_table::{FileTable, FileTableArgs, FileTableChoice},
     limits::{Cap, CapKind, largest_target, table},
     machine::{Conntrack, Machine},
-    need::{KERNEL_BYTES_PER_SOCKET, Need, Prediction, Role, predict},
+    need::{KERNEL_BYTES_PER_SOCKET, Need, Role, predict},
     render::render,
 };
 
@@ -34,7 +34,7 @@ pub struct Row {
     /// What there is, with its unit; `-` where it can't be read.
     pub present: String,
     /// Whether it is enough.
-    pub verdict: Verdict,
+    pub status: RowStatus,
     /// What mends it, mostly a command; for a row that passes, what is worth knowing. One thought
     /// per line.
     pub remedy: Option<String>,
@@ -42,7 +42,7 @@ pub struct Row {
 
 /// Whether a limit is high enough for the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RowStatus {
     /// Enough.
     Pass,
     /// Too little: the target can't be reached.
@@ -57,5 +57,5 @@ pub enum Verdict {
 
 /// Whether the target fits: no row fails.
 pub fn fits(rows: &[Row]) -> bool {
-    rows.iter().all(|row| row.verdict != Verdict::Fail)
+    rows.iter().all(|row| row.status != RowStatus::Fail)
 }

@@ -1,5 +1,7 @@
 //! The target, and the memory that it is predicted to take.
 
+use c1000k_record::Prediction;
+
 use super::file_table::FileTable;
 use crate::limits;
 
@@ -101,28 +103,13 @@ impl Need {
     }
 }
 
-/// The memory that a target is predicted to take. Where a run then differs by more than a tenth,
-/// the prediction is wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Prediction {
-    /// Slabs of the kernel; queued data comes on top.
-    pub kernel_bytes: u64,
-    /// The process's own memory.
-    pub user_bytes: u64,
-}
-
-impl Prediction {
-    /// Both together.
-    pub fn total_bytes(&self) -> u64 {
-        self.kernel_bytes.saturating_add(self.user_bytes)
-    }
-}
-
-/// Predicts what the target takes on this machine.
+/// Predicts the memory that the target takes on this machine. Where a run then differs by more than a tenth, the
+/// prediction is wrong.
 pub fn predict(need: &Need) -> Prediction {
     Prediction {
+        connections: need.connections,
+        process_bytes: need.connections.saturating_mul(need.user_bytes_per_connection),
         kernel_bytes: need.sockets().saturating_mul(need.kernel_bytes_per_socket()),
-        user_bytes: need.connections.saturating_mul(need.user_bytes_per_connection),
     }
 }
 
@@ -134,7 +121,7 @@ mod tests {
     fn both_ends_cost_the_kernel_twice() {
         let server = predict(&Need::new(Role::Server, 1_000_000));
         assert_eq!(server.kernel_bytes, 4_036_000_000);
-        assert_eq!(server.user_bytes, 64_000_000);
+        assert_eq!(server.process_bytes, 64_000_000);
         assert_eq!(server.total_bytes(), 4_100_000_000);
         let both = predict(&Need::new(Role::Both, 1_000_000));
         assert_eq!(both.kernel_bytes, 2 * server.kernel_bytes);

@@ -1,11 +1,11 @@
 //! The table as a person reads it.
 
 use {
-    super::{Row, Verdict},
+    super::{Row, RowStatus},
     std::fmt,
 };
 
-impl fmt::Display for Verdict {
+impl fmt::Display for RowStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Pass => "pass",
@@ -17,7 +17,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// The rows as an aligned table of plain text, each remedy below its row, and the verdict on the
+/// The rows as an aligned table of plain text, each remedy below its row, and the status on the
 /// whole at the end.
 pub fn render(rows: &[Row]) -> String {
     let width = |text: fn(&Row) -> &str, heading: &str| {
@@ -33,7 +33,7 @@ pub fn render(rows: &[Row]) -> String {
     for row in rows {
         lines.push(format!(
             "{:7}  {:name$}  {:>needed$}  {:>present$}",
-            row.verdict, row.name, row.needed, row.present
+            row.status, row.name, row.needed, row.present
         ));
         let remedy = row.remedy.as_deref().unwrap_or_default();
         lines.extend(remedy.lines().map(|line| format!("{:7}    {line}", "")));
@@ -44,7 +44,7 @@ pub fn render(rows: &[Row]) -> String {
 }
 
 fn conclusion(rows: &[Row]) -> String {
-    let failed = rows.iter().filter(|row| row.verdict == Verdict::Fail).count();
+    let failed = rows.iter().filter(|row| row.status == RowStatus::Fail).count();
     match failed {
         0 => "It fits.".to_owned(),
         1 => "It does not fit: one limit is too low.".to_owned(),
@@ -56,12 +56,12 @@ fn conclusion(rows: &[Row]) -> String {
 mod tests {
     use super::*;
 
-    fn row(name: &'static str, verdict: Verdict, remedy: Option<&str>) -> Row {
+    fn row(name: &'static str, status: RowStatus, remedy: Option<&str>) -> Row {
         Row {
             name,
             needed: "1,000,132".to_owned(),
             present: "20,000".to_owned(),
-            verdict,
+            status,
             remedy: remedy.map(str::to_owned),
         }
     }
@@ -69,8 +69,8 @@ mod tests {
     #[test]
     fn columns_are_aligned_and_remedies_stand_below() {
         let rows = [
-            row("fs.nr_open", Verdict::Pass, None),
-            row("RLIMIT_NOFILE hard", Verdict::Fail, Some("do this\nor that")),
+            row("fs.nr_open", RowStatus::Pass, None),
+            row("RLIMIT_NOFILE hard", RowStatus::Fail, Some("do this\nor that")),
         ];
         let expected = "         limit                  needed  present
 pass     fs.nr_open          1,000,132   20,000
@@ -85,9 +85,9 @@ It does not fit: one limit is too low.
     #[test]
     fn advice_and_what_is_unknown_do_not_fail() {
         let rows = [
-            row("a", Verdict::Advice, None),
-            row("b", Verdict::Unknown, None),
-            row("c", Verdict::NotNeeded, None),
+            row("a", RowStatus::Advice, None),
+            row("b", RowStatus::Unknown, None),
+            row("c", RowStatus::NotNeeded, None),
         ];
         assert!(render(&rows).ends_with("It fits.\n"));
     }

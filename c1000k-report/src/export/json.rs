@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Export;
 use crate::agree::{Check, Outcome};
-use crate::cost::{self, KernelCost, ProcessMemory};
+use crate::cost::{self, HostCost, ProcessMemory};
 use crate::run::{Run, Topology};
 use crate::{Report, escape};
 
@@ -199,8 +199,8 @@ impl From<ProcessMemory> for Process {
     }
 }
 
-impl From<KernelCost> for Kernel {
-    fn from(cost: KernelCost) -> Self {
+impl From<HostCost> for Kernel {
+    fn from(cost: HostCost) -> Self {
         Self {
             bytes_per_connection: cost.bytes(),
             bytes_per_end: cost.end_bytes,

@@ -10,7 +10,7 @@ use super::Export;
 use crate::Report;
 use crate::agree::{Check, PASSES_MAX};
 use crate::chart::Chart;
-use crate::cost::{self, KernelCost, float};
+use crate::cost::{self, HostCost, float};
 use crate::escape::markdown;
 use crate::run::{Moment, Run, Topology, total};
 use crate::table::{table, text_table};
@@ -165,7 +165,7 @@ fn kernel_told(run: &Run) -> String {
     format!("The kernel: {found}; the slabs of the host are not in the snapshots.\n")
 }
 
-fn kernel_cost(cost: &KernelCost) -> String {
+fn kernel_cost(cost: &HostCost) -> String {
     let mut rows: Vec<_> = cost
         .caches
         .iter()

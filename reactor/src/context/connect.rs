@@ -8,7 +8,7 @@ use crate::connection::{ConnHeader, Flags};
 use crate::context::{Context, set_tcp_options};
 use crate::error::Error;
 use crate::sys::{self, Descriptor, Readiness, Socket};
-use crate::token::{Source, Token};
+use crate::token::{EventSource, Token};
 
 impl<C> Context<C> {
     /// Starts to connect; `conn` is the state of the new connection.
@@ -64,7 +64,7 @@ impl<C> Context<C> {
         let full = || Error::Full { what: "connections", limit };
         let vacancy = self.connections.vacancy().ok_or_else(full)?;
         let token = Token::from(vacancy.key());
-        self.poller.add_connection(&socket, Source::Connection(token).to_bits())?;
+        self.poller.add_connection(&socket, EventSource::Connection(token).to_bits())?;
         vacancy.insert_lent(ConnHeader::new(Socket::from(socket), flags));
         self.move_later(token);
         Ok(token)

@@ -17,7 +17,7 @@ use crate::context::connect::input_flags;
 use crate::context::{Context, set_tcp_options};
 use crate::error::Error;
 use crate::sys::{self, Accepted, Descriptor, Readiness};
-use crate::token::{Inner, ListenerId, Source};
+use crate::token::{EventSource, Inner, ListenerId};
 use crate::wheel::NodeId;
 
 /// Whatever is configured: the wheel goes by milliseconds.
@@ -99,7 +99,11 @@ impl<C> Context<C> {
         let listener = Listener { socket, conn_flags, paused: false, throttled: false };
         let id = ListenerId::from(self.listeners.insert(listener, ()).map_err(|_| full)?);
         let added = self.with_listener(id, |cx, listener| {
-            cx.poller.add(&listener.socket, Readiness::READABLE, Source::Listener(id).to_bits())
+            cx.poller.add(
+                &listener.socket,
+                Readiness::READABLE,
+                EventSource::Listener(id).to_bits(),
+            )
         });
         if let Some(Err(error)) = added {
             self.unlisten(id);
@@ -161,7 +165,7 @@ impl<C> Context<C> {
         let synced = self.with_listener(id, |cx, listener| {
             let interest =
                 if listener.is_accepting() { Readiness::READABLE } else { Readiness::NONE };
-            cx.poller.modify(&listener.socket, interest, Source::Listener(id).to_bits())
+            cx.poller.modify(&listener.socket, interest, EventSource::Listener(id).to_bits())
         });
         synced.unwrap_or(Err(Error::Stale))
     }
@@ -254,7 +258,8 @@ impl<C> Context<C> {
         let Config { accept_pause_min, accept_pause_max, .. } = self.config;
         let pause = self.throttled.pause_next.unwrap_or(accept_pause_min).max(PAUSE_MIN);
         let end = self.tick_after(pause);
-        self.throttled.pause = Some(self.wheel.insert(end, Source::Inner(Inner::Pause).to_bits()));
+        self.throttled.pause =
+            Some(self.wheel.insert(end, EventSource::Inner(Inner::Pause).to_bits()));
         self.throttled.pause_next = Some(pause.saturating_mul(2).min(accept_pause_max));
     }
 

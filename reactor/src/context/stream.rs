@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::error::{CloseReason, Error, WriteError, Written};
 use crate::queue::{CHUNKS_PER_SEND, Chunk, WriteQueue};
 use crate::sys::{IoResult, Socket, Sockets};
-use crate::token::{Inner, Source, Token};
+use crate::token::{EventSource, Inner, Token};
 use crate::wheel::NodeId;
 
 /// Larger messages are not copied into the batch of sends.
@@ -664,7 +664,7 @@ impl<C> Context<C> {
 
     fn arm_retry(&mut self) {
         let deadline = self.tick_after(RETRY_INTERVAL);
-        self.retry = Some(self.wheel.insert(deadline, Source::Inner(Inner::Retry).to_bits()));
+        self.retry = Some(self.wheel.insert(deadline, EventSource::Inner(Inner::Retry).to_bits()));
     }
 
     /// Tries some of the queues again, each in its turn: those of connections that have nothing under way. When TCP's

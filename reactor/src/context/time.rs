@@ -6,7 +6,7 @@ use crate::connection::Flags;
 use crate::context::Context;
 use crate::error::Error;
 use crate::sys;
-use crate::token::{Source, TimerId, Token};
+use crate::token::{EventSource, TimerId, Token};
 use crate::wheel::{NodeId, Tick};
 
 impl<C> Context<C> {
@@ -44,7 +44,7 @@ impl<C> Context<C> {
         let full = Error::Full { what: "timers", limit: self.timers.capacity() };
         let timer = TimerId::from(self.timers.insert(NodeId::NONE, ()).map_err(|_| full)?);
         let deadline = self.tick_after(after);
-        let node = self.wheel.insert(deadline, Source::Timer(timer).to_bits());
+        let node = self.wheel.insert(deadline, EventSource::Timer(timer).to_bits());
         if let Some(place) = self.timers.head_mut(timer.key()) {
             *place = node;
         }
@@ -63,18 +63,18 @@ impl<C> Context<C> {
     }
 
     /// A timer that is due, at the price of one from the budget for each that is looked at.
-    pub(crate) fn next_due(&mut self, budget: &mut u32) -> Option<Source> {
+    pub(crate) fn next_due(&mut self, budget: &mut u32) -> Option<EventSource> {
         let now = self.tick();
         loop {
-            match Source::from_bits(self.wheel.poll(now, budget)?)? {
-                Source::Timer(timer) => {
+            match EventSource::from_bits(self.wheel.poll(now, budget)?)? {
+                EventSource::Timer(timer) => {
                     self.timers.remove(timer.key());
-                    return Some(Source::Timer(timer));
+                    return Some(EventSource::Timer(timer));
                 }
-                Source::Connection(token) => {
+                EventSource::Connection(token) => {
                     if let Some(header) = self.header_mut(token) {
                         header.timer = NodeId::NONE;
-                        return Some(Source::Connection(token));
+                        return Some(EventSource::Connection(token));
                     }
                 }
                 other => return Some(other),
@@ -95,7 +95,7 @@ impl<C> Context<C> {
         let deadline = self.tick_after(after);
         let Some(header) = self.connections.head_mut(token.key()) else { return };
         if header.timer == NodeId::NONE {
-            header.timer = self.wheel.insert(deadline, Source::Connection(token).to_bits());
+            header.timer = self.wheel.insert(deadline, EventSource::Connection(token).to_bits());
         } else {
             self.wheel.set_deadline(header.timer, deadline);
         }

@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::interest::Interest;
 use crate::sys::{Descriptor, Poller};
-use crate::token::{Source, WatchId};
+use crate::token::{EventSource, WatchId};
 
 #[derive(Debug)]
 pub(super) struct Watch {
@@ -64,7 +64,7 @@ impl<C> Context<C> {
     /// # Errors
     /// [`Error::Stale`], or the system's refusal; the interest is as it was then.
     pub fn set_interest(&mut self, watch: WatchId, interest: Interest) -> Result<(), Error> {
-        let data = Source::Watch(watch).to_bits();
+        let data = EventSource::Watch(watch).to_bits();
         let watch = self.watches.head_mut(watch.key()).ok_or(Error::Stale)?;
         tell(&self.poller, watch, interest, data)?;
         watch.interest = interest;

@@ -2,7 +2,7 @@
 
 use {
     super::{Cap, CapKind, Limit, at_least, not_needed, sysctl},
-    crate::check::{FileTable, Machine, Need, Role, Row, Verdict},
+    crate::check::{FileTable, Machine, Need, Role, Row, RowStatus},
     crate::{
         format,
         limits::{DescriptorLimit, descriptors_for},
@@ -51,7 +51,7 @@ impl Limit for Soft {
             at_least("RLIMIT_NOFILE soft", needed, machine.descriptors.map(|limit| limit.soft));
         match machine.descriptors {
             Some(DescriptorLimit { soft, hard }) if soft < needed && needed <= hard => Row {
-                verdict: Verdict::Pass,
+                status: RowStatus::Pass,
                 remedy: Some("raised to the hard limit at the start, by itself".to_owned()),
                 ..row
             },
@@ -138,14 +138,14 @@ impl Limit for System {
     fn row(&self, machine: &Machine, need: &Need) -> Row {
         let needed = Self::needed(machine, need);
         let row = at_least("fs.file-max", needed, machine.system_descriptors.system_max);
-        if row.verdict != Verdict::Fail || !machine.exceeds_file_max {
+        if row.status != RowStatus::Fail || !machine.exceeds_file_max {
             return row.with_sysctl("fs.file-max", needed);
         }
         let remedy = format!(
             "does not bind this process, which has CAP_SYS_ADMIN; for one without it:\n{}",
             sysctl("fs.file-max", needed)
         );
-        Row { verdict: Verdict::Pass, remedy: Some(remedy), ..row }
+        Row { status: RowStatus::Pass, remedy: Some(remedy), ..row }
     }
 
     fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
@@ -214,16 +214,16 @@ impl Limit for LockedMemory {
             return not_needed(Self::NAME, shown);
         }
         let needed = Self::needed_bytes(machine, need);
-        let verdict = if present.is_none_or(|present| needed <= present) {
-            Verdict::Pass
+        let status = if present.is_none_or(|present| needed <= present) {
+            RowStatus::Pass
         } else {
-            Verdict::Fail
+            RowStatus::Fail
         };
         Row {
             name: Self::NAME,
             needed: format::bytes(needed),
             present: shown,
-            verdict,
+            status,
             remedy: None,
         }
         .with_remedy(|| {

@@ -2,7 +2,7 @@
 
 use {
     super::{Cap, CapKind, Limit, at_least, compare, unreadable},
-    crate::check::{Machine, Need, Row, Verdict, predict},
+    crate::check::{Machine, Need, Row, RowStatus, predict},
     crate::{format, memory::MemoryBound},
 };
 
@@ -21,7 +21,7 @@ impl Limit for Available {
             name: "memory available",
             needed: format::bytes(needed),
             present: present.map_or_else(unreadable, |room| format::bytes(room.bytes)),
-            verdict: compare(needed, present.map(|room| room.bytes)),
+            status: compare(needed, present.map(|room| room.bytes)),
             remedy: machine.hidden_cgroup.as_ref().map(|group| {
                 format!(
                     "the limits of the cgroup {} can't be read here, and bind too",
@@ -39,7 +39,7 @@ impl Limit for Available {
             _ => format!(
                 "the kernel takes {} of it, the process {}: add memory, or lower the target",
                 format::bytes(prediction.kernel_bytes),
-                format::bytes(prediction.user_bytes)
+                format::bytes(prediction.process_bytes)
             ),
         })
     }
@@ -114,12 +114,12 @@ fn buffer(name: &'static str, present: Option<[u64; 3]>, usual: &str) -> Row {
         BUFFER_DEFAULT_BYTES_MIN,
         present.map(|[_, default_bytes, _]| default_bytes),
     );
-    let verdict = if row.verdict == Verdict::Fail { Verdict::Advice } else { row.verdict };
+    let status = if row.status == RowStatus::Fail { RowStatus::Advice } else { row.status };
     let triple = |values: [u64; 3]| values.map(|value| value.to_string()).join(" ");
     Row {
         needed: format!("default {}", row.needed),
         present: present.map_or_else(unreadable, triple),
-        verdict,
+        status,
         ..row
     }
     .with_remedy(|| {

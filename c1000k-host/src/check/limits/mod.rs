@@ -5,7 +5,7 @@ mod memory;
 mod network;
 
 use {
-    super::{Machine, Need, Row, Verdict},
+    super::{Machine, Need, Row, RowStatus},
     crate::format,
     std::fmt,
 };
@@ -98,7 +98,7 @@ pub struct Cap {
 impl Row {
     /// Adds the remedy where the row asks for one.
     fn with_remedy(self, remedy: impl FnOnce() -> String) -> Self {
-        let wanted = matches!(self.verdict, Verdict::Fail | Verdict::Advice);
+        let wanted = matches!(self.status, RowStatus::Fail | RowStatus::Advice);
         let remedy = if wanted { Some(remedy()) } else { self.remedy };
         Self { remedy, ..self }
     }
@@ -113,21 +113,21 @@ fn at_least(name: &'static str, needed: u64, present: Option<u64>) -> Row {
         name,
         needed: format::count(needed),
         present: present.map_or_else(unreadable, format::count),
-        verdict: compare(needed, present),
+        status: compare(needed, present),
         remedy: None,
     }
 }
 
-fn compare(needed: u64, present: Option<u64>) -> Verdict {
+fn compare(needed: u64, present: Option<u64>) -> RowStatus {
     match present {
-        None => Verdict::Unknown,
-        Some(present) if present >= needed => Verdict::Pass,
-        Some(_) => Verdict::Fail,
+        None => RowStatus::Unknown,
+        Some(present) if present >= needed => RowStatus::Pass,
+        Some(_) => RowStatus::Fail,
     }
 }
 
 fn not_needed(name: &'static str, present: String) -> Row {
-    Row { name, needed: "-".to_owned(), present, verdict: Verdict::NotNeeded, remedy: None }
+    Row { name, needed: "-".to_owned(), present, status: RowStatus::NotNeeded, remedy: None }
 }
 
 fn unreadable() -> String {

@@ -2,7 +2,7 @@
 
 use {
     super::{Cap, CapKind, Limit, at_least, not_needed, sysctl, unreadable},
-    crate::check::{Machine, Need, Role, Row, Verdict},
+    crate::check::{Machine, Need, Role, Row, RowStatus},
     crate::{format, ports::port_room},
 };
 
@@ -148,8 +148,8 @@ impl Limit for Orphans {
             );
         }
         let row = at_least(NAME, need.connections, machine.tcp_max_orphans);
-        let verdict = if row.verdict == Verdict::Fail { Verdict::Advice } else { row.verdict };
-        Row { verdict, ..row }.with_remedy(|| {
+        let status = if row.status == RowStatus::Fail { RowStatus::Advice } else { row.status };
+        Row { status, ..row }.with_remedy(|| {
             format!(
                 "closed at once, those past it are reset instead of flushed:\nsysctl -w {NAME}={}",
                 need.connections
@@ -172,12 +172,12 @@ impl Limit for RpFilter {
         if !need.connects_out() || need.sources.is_none() {
             return not_needed(NAME, shown);
         }
-        let verdict = match present {
-            None => Verdict::Unknown,
-            Some(1) => Verdict::Advice,
-            Some(_) => Verdict::Pass,
+        let status = match present {
+            None => RowStatus::Unknown,
+            Some(1) => RowStatus::Advice,
+            Some(_) => RowStatus::Pass,
         };
-        Row { name: NAME, needed: "0 or 2".to_owned(), present: shown, verdict, remedy: None }
+        Row { name: NAME, needed: "0 or 2".to_owned(), present: shown, status, remedy: None }
             .with_remedy(|| {
                 "strict drops answers that come in by another interface than their source's route:\n\
                  sysctl -w net.ipv4.conf.all.rp_filter=2"
