@@ -2,6 +2,7 @@
 
 use {
     super::{Row, RowStatus},
+    crate::format,
     std::fmt,
 };
 
@@ -45,7 +46,14 @@ pub fn render(rows: &[Row]) -> String {
 
 fn conclusion(rows: &[Row]) -> String {
     let failed = rows.iter().filter(|row| row.status == RowStatus::Fail).count();
+    let unknown = rows.iter().filter(|row| row.status == RowStatus::Unknown).count();
     match failed {
+        0 if unknown > 0 => {
+            format!(
+                "It fits as far as can be seen: {} unknown.",
+                format::counted(unknown as u64, "limit")
+            )
+        }
         0 => "It fits.".to_owned(),
         1 => "It does not fit: one limit is too low.".to_owned(),
         _ => format!("It does not fit: {failed} limits are too low."),
@@ -84,12 +92,10 @@ It does not fit: one limit is too low.
 
     #[test]
     fn advice_and_what_is_unknown_do_not_fail() {
-        let rows = [
-            row("a", RowStatus::Advice, None),
-            row("b", RowStatus::Unknown, None),
-            row("c", RowStatus::NotNeeded, None),
-        ];
+        let rows = [row("a", RowStatus::Advice, None), row("c", RowStatus::NotNeeded, None)];
         assert!(render(&rows).ends_with("It fits.\n"));
+        let rows = [row("a", RowStatus::Advice, None), row("b", RowStatus::Unknown, None)];
+        assert!(render(&rows).ends_with("It fits as far as can be seen: 1 limit unknown.\n"));
     }
 
     #[test]
