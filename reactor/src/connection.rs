@@ -1,4 +1,28 @@
 //! What the reactor itself keeps of a connection: sixteen bytes.
+//!
+//! ```text
+//!   connect            accept
+//!      |                  |
+//!      v                  |
+//!  CONNECTING --on_open---+--> OPENED ---- the peer ends: EOF, on_eof -----+
+//!      |                         |  \                                      |
+//!      | connect fails           |   finish: FINISHING, then FINISHED -----+-- both ends: closed
+//!      |                         |           once the queue is out (FIN)   |
+//!      |                       close                                       |
+//!      |                         v                                         |
+//!      |                      CLOSING: the queue goes out, then FINISHED;  |
+//!      |                         |     what still arrives is dropped       |
+//!      |                         |                                         |
+//!      |                         | the peer ends, or flush_timeout         |
+//!      v                         v                                         v
+//!    CLOSED <----------------------------------- abort, an error, a reset (RESET: the peer is sent one)
+//!      |
+//!      v  when no callback runs
+//!    on_close, and the slot is free
+//! ```
+//!
+//! Beside these, QUEUED, SENDING and UNSENT say what waits to go out, and READS_PAUSED, UNREAD, READ_TO_END, LISTED and
+//! HELD what waits to be read.
 
 use crate::sys::Socket;
 use crate::wheel::NodeId;
