@@ -49,7 +49,7 @@ pub struct Check {
     /// What was.
     pub found: String,
     /// Whether the two agree.
-    pub outcome: Outcome,
+    pub outcome: CheckOutcome,
     /// What it means, or why it was not seen.
     pub note: String,
     /// It is about speed, which is told and never asked for.
@@ -58,7 +58,7 @@ pub struct Check {
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CheckOutcome {
     /// As expected.
     Agrees,
     /// Not as expected.
@@ -69,7 +69,7 @@ pub enum Outcome {
     NotSeen,
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for CheckOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Agrees => "yes",
@@ -434,9 +434,9 @@ impl Question {
 
     fn judge(self, expected: String, found: String, agrees: bool) -> Check {
         let (outcome, note) = match self.excuse {
-            _ if agrees => (Outcome::Agrees, self.note),
-            Some(excuse) => (Outcome::NotJudged, format!("{}; {excuse}", self.note)),
-            None => (Outcome::Disagrees, self.note),
+            _ if agrees => (CheckOutcome::Agrees, self.note),
+            Some(excuse) => (CheckOutcome::NotJudged, format!("{}; {excuse}", self.note)),
+            None => (CheckOutcome::Disagrees, self.note),
         };
         Check { name: self.name, expected, found, outcome, note, is_speed: self.is_speed }
     }
@@ -455,7 +455,7 @@ impl Question {
             name: self.name,
             expected: "-".to_owned(),
             found: "-".to_owned(),
-            outcome: Outcome::NotSeen,
+            outcome: CheckOutcome::NotSeen,
             note: why.into(),
             is_speed: self.is_speed,
         }

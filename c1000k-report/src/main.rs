@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use c1000k_host::command_line::{self, SHORT, USAGE, fail};
 use c1000k_record::{Verdict, output, schema};
-use c1000k_report::agree::{Check, Outcome};
+use c1000k_report::agree::{Check, CheckOutcome};
 use c1000k_report::escape::visible;
 use c1000k_report::export::Format;
 use c1000k_report::run::{Run, RunError};
@@ -116,9 +116,9 @@ fn write_all(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
 
 fn pass(checks: &[Check], is_strict: bool) -> bool {
     checks.iter().filter(|check| !check.is_speed).all(|check| match check.outcome {
-        Outcome::Agrees | Outcome::NotJudged => true,
-        Outcome::Disagrees => false,
-        Outcome::NotSeen => !is_strict,
+        CheckOutcome::Agrees | CheckOutcome::NotJudged => true,
+        CheckOutcome::Disagrees => false,
+        CheckOutcome::NotSeen => !is_strict,
     })
 }
 

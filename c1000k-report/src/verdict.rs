@@ -5,7 +5,7 @@ use std::fmt::Write;
 use c1000k_host::format;
 use c1000k_record::Verdict;
 
-use crate::agree::{Check, Outcome};
+use crate::agree::{Check, CheckOutcome};
 use crate::escape::visible;
 use crate::run::{Apart, Run};
 
@@ -26,22 +26,22 @@ pub fn text(run: &Run, checks: &[Check]) -> String {
     let _ = write!(
         text,
         "\nChecks: {} agree, {} disagree, {} not seen, {} not judged",
-        count(Outcome::Agrees),
-        count(Outcome::Disagrees),
-        count(Outcome::NotSeen),
-        count(Outcome::NotJudged)
+        count(CheckOutcome::Agrees),
+        count(CheckOutcome::Disagrees),
+        count(CheckOutcome::NotSeen),
+        count(CheckOutcome::NotJudged)
     );
     for check in checks {
         let name = visible(&check.name);
         let Check { expected, found, note, .. } = check;
         let _ = match check.outcome {
-            Outcome::Disagrees => {
+            CheckOutcome::Disagrees => {
                 write!(text, "\nDisagrees: {name}: expected {expected}, found {found}")
             }
-            Outcome::NotJudged => {
+            CheckOutcome::NotJudged => {
                 write!(text, "\nNot judged: {name}: expected {expected}, found {found}; {note}")
             }
-            Outcome::Agrees | Outcome::NotSeen => Ok(()),
+            CheckOutcome::Agrees | CheckOutcome::NotSeen => Ok(()),
         };
     }
     text

@@ -7,7 +7,7 @@ use c1000k_record::{ClientRecord, FileTable, LatencyUs, Limit, ServerRecord};
 use serde::Serialize;
 
 use super::Export;
-use crate::agree::{Check, Outcome};
+use crate::agree::{Check, CheckOutcome};
 use crate::cost::{self, HostCost, ProcessMemory};
 use crate::run::{Run, Topology};
 use crate::{Report, escape};
@@ -214,10 +214,10 @@ impl From<HostCost> for Kernel {
 impl<'a> CheckRow<'a> {
     fn of(check: &'a Check) -> Self {
         let outcome = match check.outcome {
-            Outcome::Agrees => "agrees",
-            Outcome::Disagrees => "disagrees",
-            Outcome::NotSeen => "not_seen",
-            Outcome::NotJudged => "not_judged",
+            CheckOutcome::Agrees => "agrees",
+            CheckOutcome::Disagrees => "disagrees",
+            CheckOutcome::NotSeen => "not_seen",
+            CheckOutcome::NotJudged => "not_judged",
         };
         let Check { name, expected, found, note, .. } = check;
         Self { name, outcome, expected, found, note }
