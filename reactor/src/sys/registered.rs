@@ -113,15 +113,15 @@ impl<R: Ring> Tables<R> {
     /// The kernel gives back the locked memory of a ring some time after it was closed, so that of a ring made a moment
     /// ago may be missing.
     fn first_table(places_each: u32, entries_each: u32) -> Result<Table<R>, Error> {
-        for _ in 1..FIRST_TABLE_TRIES {
+        let mut retries = 1..FIRST_TABLE_TRIES;
+        loop {
             match Table::new(places_each, entries_each) {
-                Err(error) if error.errno() == Some(libc::ENOMEM) => {
+                Err(error) if error.errno() == Some(libc::ENOMEM) && retries.next().is_some() => {
                     std::thread::sleep(FIRST_TABLE_PAUSE);
                 }
-                other => return other,
+                made => return made,
             }
         }
-        Table::new(places_each, entries_each)
     }
 
     fn locate(&self, place: u32) -> (usize, u32) {
