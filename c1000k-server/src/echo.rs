@@ -19,7 +19,8 @@ use reactor::{
 use crate::admission::{Admission, Gate};
 use crate::args::{Mode, Settings};
 use crate::closings::Closings;
-use crate::metrics::{Counts, SampleClock, Totals};
+use crate::counts::Counts;
+use crate::metrics::{SampleClock, Totals};
 use crate::slow::{Check, SlowReaders};
 use shedding::{HELD_BYTES_MIN, Search, waiting_bytes};
 

@@ -7,6 +7,7 @@
 mod admission;
 mod args;
 mod closings;
+mod counts;
 mod echo;
 mod listen;
 mod metrics;

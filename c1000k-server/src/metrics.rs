@@ -11,6 +11,7 @@ use c1000k_record::series::{self, Series};
 use reactor::Stats;
 
 use crate::admission::Overload;
+use crate::counts::{Counts, add_each};
 
 /// A sample is taken at least this often, to find the peak, though status lines may be rarer.
 const SAMPLE_INTERVAL_MAX: Duration = Duration::from_secs(1);
@@ -20,9 +21,6 @@ const SAMPLE_SHARE_MAX: u32 = 10;
 
 /// This number of connections of a thread that come or go between two samples is a burst, which is sampled closely.
 const BURST_MIN: u64 = 64;
-
-/// Reasons, and how often each of them occurred.
-pub(crate) type Counts = BTreeMap<&'static str, u64>;
 
 /// What one thread has counted, or all of them.
 #[derive(Clone, Debug, Default)]
@@ -40,12 +38,6 @@ impl Totals {
         self.stats += &more.stats;
         add_each(&mut self.refused_by, &more.refused_by);
         add_each(&mut self.closed_by, &more.closed_by);
-    }
-}
-
-fn add_each(counts: &mut Counts, more: &Counts) {
-    for (&reason, &count) in more {
-        *counts.entry(reason).or_default() += count;
     }
 }
 

@@ -10,8 +10,9 @@ use c1000k_host::format;
 use c1000k_record::{Head, MemoryGuard, Prediction, SERVER_SCHEMA, ServerRecord};
 
 use crate::args::Settings;
+use crate::counts::Counts;
 use crate::echo::RESET;
-use crate::metrics::{Counts, Metrics, Sampler};
+use crate::metrics::{Metrics, Sampler};
 use crate::plan::Plan;
 
 /// The process's own share of a connection without an idle timeout, and what one adds: the promise

@@ -10,7 +10,7 @@ use super::decision::{Decision, Shortage};
 use super::memory::Overload;
 use super::per_source::{PerSourceLimit, Source};
 use crate::args::Settings;
-use crate::metrics::Counts;
+use crate::counts::Counts;
 use crate::sync::Snapshot;
 
 /// When enough were refused, the others wait in the backlogs for this time, and for the next sample.
