@@ -139,10 +139,12 @@ fn limit_of(stop: Stop) -> Limit {
 fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> String {
     let held = format::counted(stats.peak, "connection");
     match stop {
-        Stop::Descriptors(errno) if target.file_table == FileTable::Registered => format!(
-            "descriptors ran out at {held} ({errno:?}): no further table of registered files could be had; to go \
+        Stop::Descriptors(Errno::EMFILE) if target.file_table == FileTable::Registered => {
+            format!(
+                "descriptors ran out at {held} (EMFILE): no further table of registered files could be had; to go \
              further: raise ulimit -l, which both ends of one user share, or ulimit -n"
-        ),
+            )
+        }
         Stop::Descriptors(errno) => format!(
             "descriptors ran out at {held} ({errno:?}); to go further: \
              raise ulimit -n, or fs.file-max where the whole system is short of them"
@@ -362,6 +364,21 @@ mod tests {
         (stats.attempted, stats.opened, stats.peak, stats.held) = (count, count, count, count);
         stats.verified_passes = vec![count, count];
         stats
+    }
+
+    #[test]
+    fn what_ran_out_of_files_is_named_by_the_table_and_the_errno() {
+        let registered = Target { file_table: FileTable::Registered, ..asked(10) };
+        let detail = |target: &Target, errno| {
+            let mut stats = stats(9);
+            stats.stop = Some(Stop::Descriptors(errno));
+            judge(target, &stats, to()).detail.unwrap()
+        };
+        assert!(detail(&registered, Errno::EMFILE).contains("ulimit -l"));
+        for (target, errno) in [(&registered, Errno::ENFILE), (&asked(10), Errno::EMFILE)] {
+            let detail = detail(target, errno);
+            assert!(detail.contains("fs.file-max") && !detail.contains("ulimit -l"), "{detail}");
+        }
     }
 
     #[test]
