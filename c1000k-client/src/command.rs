@@ -49,13 +49,10 @@ fn obey() -> ExitCode {
 }
 
 fn print_check(mut arguments: Arguments) -> ExitCode {
-    let machine = target::machine(&arguments, raise_limit());
-    let mut need =
-        match target::need(&arguments, &machine).with_file_table(arguments.file_table, &machine) {
-            Ok(need) => need,
-            Err(line) => return fail(SHORT, &line),
-        };
-    target::with_enough_sources(&mut arguments, &machine, &mut need);
+    let (machine, need) = match target::machine_and_need(&mut arguments, raise_limit()) {
+        Ok(both) => both,
+        Err(line) => return fail(SHORT, &line),
+    };
     let rows = check::table(&machine, &need);
     print(&check::render(&rows));
     ExitCode::from(if check::fits(&rows) { 0 } else { SHORT })
@@ -68,10 +65,7 @@ fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     }
     check_sources(&arguments)?;
     let descriptors = raise_limit();
-    let machine = target::machine(&arguments, descriptors);
-    let mut need =
-        target::need(&arguments, &machine).with_file_table(arguments.file_table, &machine)?;
-    target::with_enough_sources(&mut arguments, &machine, &mut need);
+    let (machine, need) = target::machine_and_need(&mut arguments, descriptors)?;
     let arguments = &arguments;
     let target = target::within_limits(arguments, &machine, &need);
     announce(&target)?;

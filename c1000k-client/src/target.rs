@@ -45,23 +45,30 @@ pub(crate) struct Cap {
     pub(crate) detail: String,
 }
 
-/// This machine, with the descriptors that the process may have.
-pub(crate) fn machine(arguments: &Arguments, descriptors: Option<DescriptorLimit>) -> Machine {
+/// This machine, with the descriptors that the process may have, and what is needed of it. On loopback the arguments get
+/// as many sources as that takes.
+///
+/// # Errors
+/// One line, where registered files were asked for and can't be had.
+pub(crate) fn machine_and_need(
+    arguments: &mut Arguments,
+    descriptors: Option<DescriptorLimit>,
+) -> Result<(Machine, Need), String> {
     let mut machine = Machine { descriptors, ..Machine::read() };
-    if is_here(arguments) {
+    let need = need(arguments, &machine);
+    if need.role == Role::Both {
         let first = arguments.destination.port();
         machine.count_listening_ports(first..=first.saturating_add(arguments.ports - 1));
     }
-    machine
-}
-
-/// Whether the server is a process of this machine: an address can be bound only where it belongs to.
-fn is_here(arguments: &Arguments) -> bool {
-    UdpSocket::bind(ZonedIp::from(arguments.destination).socket_addr(0)).is_ok()
+    let mut need = need.with_file_table(arguments.file_table, &machine)?;
+    with_enough_sources(arguments, &machine, &mut need);
+    Ok((machine, need))
 }
 
 /// What is needed where the server is a process of this machine, and else where it is not.
-pub(crate) fn need(arguments: &Arguments, machine: &Machine) -> Need {
+fn need(arguments: &Arguments, machine: &Machine) -> Need {
+    // An address can be bound only where it belongs to.
+    let is_here = UdpSocket::bind(ZonedIp::from(arguments.destination).socket_addr(0)).is_ok();
     let connections = arguments.connections.unwrap_or(TARGET_DEFAULT);
     Need {
         ports: u64::from(arguments.ports),
@@ -69,13 +76,13 @@ pub(crate) fn need(arguments: &Arguments, machine: &Machine) -> Need {
         sources: Some(arguments.sources.len() as u64).filter(|&count| count > 0),
         in_flight: arguments.in_flight_max as u64,
         user_bytes_per_connection: USER_BYTES_PER_CONNECTION,
-        ..Need::new(if is_here(arguments) { Role::Both } else { Role::Client }, connections)
+        ..Need::new(if is_here { Role::Both } else { Role::Client }, connections)
     }
 }
 
 /// On loopback every 127.x.y.z is a source address: as many as what can be reached needs, where one is too few and none
 /// was asked for. Says how many there are now.
-pub(crate) fn with_enough_sources(arguments: &mut Arguments, machine: &Machine, need: &mut Need) {
+fn with_enough_sources(arguments: &mut Arguments, machine: &Machine, need: &mut Need) {
     let per_source = machine.local_ports_free().unwrap_or(0) * u64::from(arguments.ports);
     let with_any_ports = Machine { local_ports: None, ..machine.clone() };
     let cap = largest_target(&with_any_ports, need).map_or(u64::MAX, |cap| cap.connections);
