@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,12 +11,15 @@ use c1000k_host::command_line::{
     self, SHORT, USAGE, ZonedIp, is_of_many, parse_port, split_zone, with_zone,
 };
 use c1000k_host::format;
-use c1000k_host::quantity::{parse_count, parse_duration, parse_rate};
+use c1000k_host::quantity::{parse_bytes, parse_count, parse_duration, parse_rate};
 use c1000k_record::Output;
 use clap::Parser;
 use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv6AddrRange};
 
 use crate::address::{Host, TargetAddress};
+use crate::protocols::Message;
+use crate::schedule::{Pace, STEP, Workload};
+use crate::threshold::Condition;
 
 /// Source addresses at the most.
 const SOURCES_MAX: usize = 65_536;
@@ -29,6 +33,12 @@ const IN_FLIGHT_PER_PORT: u64 = 64;
 const IN_FLIGHT_DEFAULT_MAX: u64 = 1_024;
 /// The first port, where none is given.
 const FIRST_PORT: u16 = 9900;
+/// How long connections are held, where nothing is asked for.
+const HOLD: Duration = Duration::from_secs(5);
+/// The client tells times apart that are at most 71 minutes apart.
+const HEARTBEAT_MAX: Duration = Duration::from_secs(3600);
+/// What a connection may have in its queue.
+const MESSAGE_BYTES_MAX: u64 = 256 * 1024;
 /// Durations are at most this: a day.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -47,6 +57,12 @@ pub(crate) struct Arguments {
     pub(crate) connect_timeout: Duration,
     pub(crate) hold: Duration,
     pub(crate) verify: bool,
+    /// What is sent during the hold.
+    pub(crate) workload: Option<Workload>,
+    /// `None`: the messages of the original test.
+    pub(crate) message: Option<Message>,
+    pub(crate) fail_if: Vec<Condition>,
+    pub(crate) hdr: Option<PathBuf>,
     pub(crate) file_table: FileTableChoice,
     pub(crate) json: Option<Output>,
     pub(crate) check: bool,
@@ -85,6 +101,8 @@ Examples:
   c1000k-client localhost:9900 --ports 1 -c 10k --hold 1m
   c1000k-client 192.0.2.1 -c 1M --source 192.0.2.16-192.0.2.31 --rate 20k/s
   c1000k-client tcp://[fe80::1%eth0]:9900 -c 1000 --json run.json
+  c1000k-client 192.0.2.1 --heartbeat 60s --hold 5m --fail-if 'echo.p99>50ms'
+  c1000k-client 192.0.2.1:6379 --ports 1 -c 10k --message 'PING\\r\\n' --expect '+PONG\\r\\n' --message-rate 5k/s
   c1000k-client 192.0.2.1 --check -c 1M       what this machine allows, without a run";
 
 /// Opens very many TCP connections to a server, proves each one alive by an echo, holds them, proves them again, and
@@ -126,13 +144,16 @@ struct Typed {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration, allow_hyphen_values = true)]
     connect_timeout: Duration,
 
-    /// How long all of them are held after the ramp
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration, allow_hyphen_values = true)]
-    hold: Duration,
+    /// How long all of them are held after the ramp [default: 5s, or with --heartbeat its length]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
+    hold: Option<Duration>,
 
     /// Skip the echo that proves each connection alive
     #[arg(long)]
     no_verify: bool,
+
+    #[command(flatten)]
+    workload: WorkloadArgs,
 
     #[command(flatten)]
     file_table: FileTableArgs,
@@ -150,6 +171,153 @@ struct Typed {
     port: Option<String>,
 }
 
+/// The messages that are sent during the hold.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Workload")]
+struct WorkloadArgs {
+    /// During the hold each connection sends a message once in this time, all of them spread evenly
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
+    #[arg(conflicts_with_all = ["message_rate", "no_verify"])]
+    heartbeat: Option<Duration>,
+
+    /// During the hold so many messages a second are sent, by the connections in turn
+    #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
+    #[arg(conflicts_with = "no_verify")]
+    message_rate: Option<u64>,
+
+    /// Only this part of the connections sends messages during the hold
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, allow_hyphen_values = true)]
+    active: Option<f64>,
+
+    /// Send messages of this size, to a server that echoes them
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, allow_hyphen_values = true)]
+    #[arg(conflicts_with_all = ["message", "no_verify"])]
+    message_size: Option<u64>,
+
+    /// Send this text, or the contents of a file, as each message; \r, \n, \t, \0, \xHH and \\ are understood
+    #[arg(long, value_name = "TEXT|@FILE", value_parser = parse_text)]
+    #[arg(conflicts_with = "no_verify")]
+    message: Option<Text>,
+
+    /// What the server answers to --message [default: the same text]
+    #[arg(long, value_name = "TEXT|@FILE", value_parser = parse_text, requires = "message")]
+    expect: Option<Text>,
+
+    /// Exit with 1 if this holds at the end, as 'echo.p99>50ms', 'connect.p999>1s', 'lost>0'; may be given several times
+    #[arg(long, value_name = "EXPR", value_parser = Condition::parse, allow_hyphen_values = true)]
+    fail_if: Vec<Condition>,
+
+    /// Write the latencies to this file: as a log of HdrHistogram, second by second, or with the ending .hgrm as its
+    /// percentiles
+    #[arg(long, value_name = "FILE")]
+    hdr: Option<PathBuf>,
+}
+
+impl WorkloadArgs {
+    fn pace(&self) -> Result<Option<Pace>, String> {
+        at_least_one("--message-rate", self.message_rate)?;
+        if let Some(period) = self.heartbeat {
+            if period < STEP {
+                return Err("--heartbeat is below 1ms: give it as 100ms, 10s or 1m".to_owned());
+            }
+            if period > HEARTBEAT_MAX {
+                return Err("--heartbeat is more than 1h: give less".to_owned());
+            }
+        }
+        let heartbeat = self.heartbeat.map(Pace::Heartbeat);
+        Ok(heartbeat.or(self.message_rate.map(Pace::PerSecond)))
+    }
+
+    fn workload(&self) -> Result<Option<Workload>, String> {
+        let Some(pace) = self.pace()? else {
+            if self.active.is_some() {
+                return Err(
+                    "--active is the part of the connections that send messages during the \
+                            hold: give --heartbeat or --message-rate too"
+                        .to_owned(),
+                );
+            }
+            return match self.fail_if.iter().find(|condition| condition.needs_workload()) {
+                Some(condition) => Err(format!(
+                    "--fail-if {:?} is about the messages during the hold: give --heartbeat or \
+                     --message-rate too",
+                    condition.expression
+                )),
+                None => Ok(None),
+            };
+        };
+        Ok(Some(Workload { pace, active_share: self.active.unwrap_or(1.0) }))
+    }
+
+    fn message(&self) -> Result<Option<Message>, String> {
+        let size = |flag: &str, bytes: u64| match bytes {
+            0 => Err(format!("{flag} is empty: give at least 1 byte")),
+            1..=MESSAGE_BYTES_MAX => Ok(()),
+            _ => Err(format!("{flag} is more than 256KiB: give less")),
+        };
+        if let Some(bytes) = self.message_size {
+            size("--message-size", bytes)?;
+            return Ok(Some(Message::of_size(bytes as usize)));
+        }
+        let Some(Text(message)) = &self.message else { return Ok(None) };
+        let Text(expected) = self.expect.as_ref().unwrap_or(&Text(message.clone())).clone();
+        size("--message", message.len() as u64)?;
+        size("--expect", expected.len() as u64)?;
+        Ok(Some(Message::new(message.clone(), expected)))
+    }
+}
+
+/// Bytes as they were typed, or as a file has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Text(Vec<u8>);
+
+/// Reads `@FILE`, or a text with escapes.
+fn parse_text(text: &str) -> Result<Text, String> {
+    match text.strip_prefix('@') {
+        Some(path) => std::fs::read(path)
+            .map(Text)
+            .map_err(|error| format!("{path} can't be read: {error}; give another file")),
+        None => unescape(text).map(Text),
+    }
+}
+
+fn unescape(text: &str) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        let plain = match byte {
+            b'\\' => match rest.next() {
+                Some(b'r') => b'\r',
+                Some(b'n') => b'\n',
+                Some(b't') => b'\t',
+                Some(b'0') => 0,
+                Some(b'\\') => b'\\',
+                Some(b'x') => {
+                    hex(&mut rest).ok_or("\\x takes two hexadecimal digits, as in \\x0a")?
+                }
+                _ => return Err("\\ takes r, n, t, 0, xHH or \\ after it".to_owned()),
+            },
+            byte => byte,
+        };
+        bytes.push(plain);
+    }
+    Ok(bytes)
+}
+
+fn hex(bytes: &mut impl Iterator<Item = u8>) -> Option<u8> {
+    let mut digit = || char::from(bytes.next()?).to_digit(16);
+    u8::try_from(digit()? * 16 + digit()?).ok()
+}
+
+/// Reads a part of a whole: `1%`, `0.5%`, `100`.
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let number = text.trim().trim_end_matches('%').trim();
+    match number.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(percent / 100.0),
+        _ => Err(format!("{text:?} is no part of the connections; write it as 1%, 0.5% or 100%")),
+    }
+}
+
 impl Typed {
     fn validate(self) -> Result<Arguments, Refusal> {
         if let Some(port) = self.port {
@@ -165,7 +333,10 @@ impl Typed {
         at_least_one("--rate", self.rate)?;
         at_least_one("--in-flight", self.in_flight)?;
         at_most(self.connect_timeout, "--connect-timeout")?;
-        at_most(self.hold, "--hold")?;
+        let workload = self.workload.workload()?;
+        let message = self.workload.message()?;
+        let hold = self.hold.or(self.workload.heartbeat).unwrap_or(HOLD);
+        at_most(hold, "--hold")?;
         if self.connect_timeout < Duration::from_millis(1) {
             let line = "--connect-timeout is below 1ms: no server answers that fast; \
                         give it as 500ms or 10s";
@@ -183,8 +354,12 @@ impl Typed {
             rate_per_second: self.rate,
             in_flight_max: in_flight as usize,
             connect_timeout: self.connect_timeout,
-            hold: self.hold,
+            hold,
             verify: !self.no_verify,
+            workload,
+            message,
+            fail_if: self.workload.fail_if,
+            hdr: self.workload.hdr,
             file_table: self.file_table.choice,
             json: self.json,
             check: self.check,
@@ -356,6 +531,10 @@ mod tests {
                 connect_timeout: Duration::from_secs(10),
                 hold: Duration::from_secs(5),
                 verify: true,
+                workload: None,
+                message: None,
+                fail_if: vec![],
+                hdr: None,
                 file_table: FileTableChoice::Auto,
                 json: None,
                 check: false,

@@ -14,9 +14,10 @@ use c1000k_record::{
 use reactor::{Config, Reactor, Signal};
 
 use crate::args::{self, Arguments};
+use crate::hdr::HdrFile;
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::protocols::Echo;
+use crate::protocols::{Echo, Protocol};
 use crate::run::{Client, Conn, Settings};
 use crate::stats::RunStats;
 use crate::summary;
@@ -63,6 +64,7 @@ fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     if let Some(json) = &arguments.json {
         json.check_writable().map_err(|error| error.to_string())?;
     }
+    let hdr = arguments.hdr.as_deref().map(HdrFile::create).transpose()?;
     check_sources(&arguments)?;
     let descriptors = raise_limit();
     let (machine, need) = target::machine_and_need(&mut arguments, descriptors)?;
@@ -71,8 +73,12 @@ fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     announce(&target)?;
     let stats = flood(arguments, &target, &machine)?;
     let outcome = judge(&target, &stats, destination(arguments));
-    let record = record(arguments, &stats, outcome, descriptors, target.file_table, started_at);
-    report(arguments, &record)
+    let mut record = record(arguments, &stats, outcome, descriptors, target.file_table, started_at);
+    record.thresholds =
+        arguments.fail_if.iter().map(|condition| condition.judge(&record)).collect();
+    let written = hdr.map_or(Ok(()), |hdr| hdr.write(&stats, started_at));
+    let code = report(arguments, &record)?;
+    written.map(|()| code)
 }
 
 /// Where that is refused, the run goes as far as the limit does.
@@ -125,18 +131,34 @@ fn flood(arguments: &Arguments, target: &Target, machine: &Machine) -> Result<Ru
         goal: target.goal,
         verify: arguments.verify,
         hold: arguments.hold,
+        workload: arguments.workload,
         timeout: arguments.connect_timeout,
         in_flight_max: arguments.in_flight_max,
         rate_per_second: arguments.rate_per_second,
         local_ports: machine.local_ports.clone(),
         consecutive_failures_max: CONSECUTIVE_FAILURES_MIN.max(2 * u32::from(arguments.ports)),
     };
+    let mut stats =
+        RunStats::new(Instant::now(), arguments.verify).ok_or("can't start the histogram")?;
+    stats.workload.keeps_intervals = arguments.hdr.is_some();
+    match arguments.message.clone() {
+        Some(message) => play(target, settings, message, plan, stats),
+        None => play(target, settings, Echo, plan, stats),
+    }
+}
+
+fn play<P: Protocol>(
+    target: &Target,
+    settings: Settings,
+    protocol: P,
+    plan: Plan,
+    stats: RunStats,
+) -> Result<RunStats, String> {
     let mut reactor = reactor(target)
         .map_err(|error| format!("can't start: {error}; {}", remedy(target, &error)))?;
     let progress = Progress::new(u64::from(target.goal));
-    let stats =
-        RunStats::new(Instant::now(), arguments.verify).ok_or("can't start the histogram")?;
-    let mut client = Client::new(settings, Echo, plan, stats, &progress);
+    let mut client = Client::new(settings, protocol, plan, stats, &progress)
+        .map_err(|errno| format!("can't start the clock: {errno}; see ulimit -n"))?;
     client.start(reactor.context());
     let outcome = reactor.run(&mut client);
     progress.end();
@@ -190,7 +212,7 @@ fn record(
         limit: outcome.limit,
         ramp_seconds,
         connects_per_second: per_second(stats.peak, ramp_seconds),
-        connect_latency_us: stats.latency(),
+        connect_latency_us: stats.connect_latency.percentiles(),
         verdict: outcome.verdict,
         destination: arguments.destination.to_string(),
         ports: u64::from(arguments.ports),
@@ -206,6 +228,10 @@ fn record(
         held_from: held.map(|(from, _)| time_text(from)),
         held_until: held.map(|(_, until)| time_text(until)),
         file_table: Some(file_table.into()),
+        protocol: "tcp".to_owned(),
+        connect_histogram: stats.connect_latency.encoded(),
+        workload: stats.workload.record(),
+        thresholds: Vec::new(),
     }
 }
 
@@ -236,9 +262,10 @@ fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, Stri
                 Some(Output::Stdout) => print_error(&text),
                 _ => print(&text),
             }
+            let passed = record.thresholds.iter().all(|threshold| threshold.passed);
             match record.verdict {
-                Verdict::Reached | Verdict::Held => ExitCode::SUCCESS,
-                Verdict::Short => ExitCode::from(SHORT),
+                Verdict::Reached | Verdict::Held if passed => ExitCode::SUCCESS,
+                _ => ExitCode::from(SHORT),
             }
         }
     };

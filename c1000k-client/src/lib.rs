@@ -11,15 +11,19 @@ mod address;
 mod args;
 mod command;
 mod failures;
+mod hdr;
+mod latency;
 mod pacing;
 mod phases;
 mod plan;
 mod progress;
 pub mod protocols;
 mod run;
+mod schedule;
 mod stats;
 mod summary;
 mod target;
+mod threshold;
 mod verdict;
 
 pub use command::run_command;
@@ -27,6 +31,7 @@ pub use failures::Failures;
 pub use plan::Plan;
 pub use progress::Progress;
 pub use run::{Client, Conn, Settings};
+pub use schedule::{Pace, Workload};
 pub use stats::{RunStats, Stop};
 
 /// The code in the README compiles.

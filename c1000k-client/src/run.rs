@@ -16,12 +16,15 @@ use std::time::{Duration, Instant};
 use c1000k_host::command_line::{self, ZonedIp};
 use c1000k_host::format;
 use nix::errno::Errno;
-use reactor::{CloseReason, Context, Error, Handler, Incoming, Signal, TimerId, Token};
+use reactor::{
+    CloseReason, Context, Error, Handler, Incoming, Readiness, Signal, TimerId, Token, WatchId,
+};
 
-use crate::phases::{AnyPhase, Drain, Hold, Phase, Ramp, Verify};
+use crate::phases::{AnyPhase, Drain, Hold, Phase, Ramp, Verify, Workload};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::protocols::{Answer, Protocol};
+use crate::schedule;
 use crate::stats::{RunStats, Stop};
 
 /// How often progress is shown and stalls are looked for.
@@ -38,6 +41,8 @@ pub struct Settings {
     pub verify: bool,
     /// How long all of them are held.
     pub hold: Duration,
+    /// What is sent meanwhile.
+    pub workload: Option<schedule::Workload>,
     /// For a connect, and for an echo.
     pub timeout: Duration,
     /// Connects, and later proofs, under way at once at the most.
@@ -57,8 +62,9 @@ pub struct Conn<S> {
     pub(crate) number: u32,
     /// Its pair in the plan.
     pub(crate) pair: u32,
-    /// When its connect was started, in microseconds of the run; it may wrap around.
-    started_us: u32,
+    /// When its connect was started, or the message that it waits for was due, in microseconds of the run; it may wrap
+    /// around.
+    since_us: u32,
     pub(crate) stage: ConnStage,
     pub(crate) fault: Option<Fault>,
     /// Attempts before this one.
@@ -138,7 +144,7 @@ impl<P: Protocol> Run<'_, P> {
         Conn {
             number,
             pair,
-            started_us: self.run_us(),
+            since_us: self.run_us(Instant::now()),
             stage: ConnStage::Connecting,
             fault: None,
             retries,
@@ -154,11 +160,33 @@ impl<P: Protocol> Run<'_, P> {
         cx.set_timeout(token, self.settings.timeout);
     }
 
-    /// Sends a heartbeat.
-    pub(crate) fn ask(&mut self, cx: &mut Cx<P>, token: Token) {
+    /// Sends a heartbeat that was due then.
+    pub(crate) fn ask(&mut self, cx: &mut Cx<P>, token: Token, due: Instant) {
         let Some(conn) = cx.conn_mut(token) else { return };
+        conn.since_us = self.run_us(due);
+        self.write_heartbeat(conn);
+        self.send_heartbeat(cx, token);
+    }
+
+    /// Sends one more heartbeat, which was due this long after the last one.
+    pub(crate) fn ask_again(
+        &mut self,
+        cx: &mut Cx<P>,
+        token: Token,
+        conn: &mut Conn<P::State>,
+        period: Duration,
+    ) {
+        conn.since_us = conn.since_us.wrapping_add(period.as_micros() as u32);
+        self.write_heartbeat(conn);
+        self.send_heartbeat(cx, token);
+    }
+
+    fn write_heartbeat(&mut self, conn: &mut Conn<P::State>) {
         conn.stage = ConnStage::Asked;
         self.protocol.heartbeat(&mut conn.state, conn.number, &mut self.out);
+    }
+
+    fn send_heartbeat(&mut self, cx: &mut Cx<P>, token: Token) {
         self.in_flight += 1;
         self.send(cx, token);
         cx.set_timeout(token, self.settings.timeout);
@@ -199,7 +227,6 @@ impl<P: Protocol> Run<'_, P> {
 
     /// A heartbeat was answered.
     pub(crate) fn note_answer(&mut self, conn: &mut Conn<P::State>) {
-        self.count_answer();
         conn.stage = ConnStage::Up;
         self.in_flight -= 1;
         self.stall.note_success();
@@ -276,13 +303,13 @@ impl<P: Protocol> Run<'_, P> {
     }
 
     /// Microseconds of the run; they wrap around after 71 minutes.
-    fn run_us(&self) -> u32 {
-        self.stats.started.elapsed().as_micros() as u32
+    fn run_us(&self, at: Instant) -> u32 {
+        at.saturating_duration_since(self.stats.started).as_micros() as u32
     }
 
-    /// Since its connect was started, at most 71 minutes.
+    /// Since its connect was started, or its message was due; at most 71 minutes.
     pub(crate) fn age(&self, conn: &Conn<P::State>) -> Duration {
-        let age_us = self.run_us().wrapping_sub(conn.started_us);
+        let age_us = self.run_us(Instant::now()).wrapping_sub(conn.since_us);
         Duration::from_micros(u64::from(age_us))
     }
 }
@@ -295,20 +322,29 @@ pub struct Client<'a, P> {
     /// Those that follow.
     phases: VecDeque<AnyPhase>,
     tick: Option<TimerId>,
+    /// Enters the next phase.
+    next_phase: Option<TimerId>,
     is_signalled: bool,
 }
 
 impl<'a, P: Protocol> Client<'a, P> {
     /// Over these routes; what is counted goes into `stats`.
+    ///
+    /// # Errors
+    /// No descriptor is left for the clock of a workload.
     pub fn new(
         settings: Settings,
         protocol: P,
         plan: Plan,
         stats: RunStats,
         progress: &'a Progress,
-    ) -> Self {
+    ) -> Result<Self, Errno> {
         let ramp = Ramp::new(plan, settings.rate_per_second, stats.started);
-        let mut phases = VecDeque::from([Hold::default().into()]);
+        let hold = match settings.workload {
+            Some(workload) => Workload::new(workload)?.into(),
+            None => Hold::default().into(),
+        };
+        let mut phases = VecDeque::from([hold]);
         if settings.verify {
             phases.push_back(Verify::default().into());
         }
@@ -324,7 +360,14 @@ impl<'a, P: Protocol> Client<'a, P> {
             ends_early: false,
             out: Vec::new(),
         };
-        Self { run, phase: ramp.into(), phases, tick: None, is_signalled: false }
+        Ok(Self {
+            run,
+            phase: ramp.into(),
+            phases,
+            tick: None,
+            next_phase: None,
+            is_signalled: false,
+        })
     }
 
     /// Enters the first phase; the rest follows from events.
@@ -356,6 +399,13 @@ impl<'a, P: Protocol> Client<'a, P> {
         }
     }
 
+    /// The same from a callback that has borrowed a connection, which the next phase could not use meanwhile.
+    fn go_on_later(&mut self, cx: &mut Cx<P>) {
+        if self.next_phase.is_none() && self.is_phase_over(cx) {
+            self.next_phase = arm(cx, Duration::ZERO);
+        }
+    }
+
     fn is_phase_over(&self, cx: &Cx<P>) -> bool {
         self.phase.is_done(cx, &self.run) || (self.run.ends_early && !self.is_last_phase())
     }
@@ -380,13 +430,13 @@ impl<P: Protocol> Handler for Client<'_, P> {
 
     fn on_open(&mut self, cx: &mut Cx<P>, token: Token, conn: &mut Self::Conn) {
         self.phase.on_open(cx, &mut self.run, token, conn);
-        self.go_on(cx);
+        self.go_on_later(cx);
     }
 
     fn on_data(&mut self, cx: &mut Cx<P>, token: Token, conn: &mut Self::Conn, bytes: &[u8]) {
         if self.run.settings.verify && self.run.receive(cx, token, conn, bytes) {
-            self.phase.on_answer(cx, &mut self.run, conn);
-            self.go_on(cx);
+            self.phase.on_answer(cx, &mut self.run, token, conn);
+            self.go_on_later(cx);
         }
     }
 
@@ -406,9 +456,16 @@ impl<P: Protocol> Handler for Client<'_, P> {
     fn on_timer(&mut self, cx: &mut Cx<P>, timer: TimerId) {
         if self.tick == Some(timer) {
             self.tick(cx);
+        } else if self.next_phase == Some(timer) {
+            self.next_phase = None;
         } else {
             self.phase.on_timer(cx, &mut self.run, timer);
         }
+        self.go_on(cx);
+    }
+
+    fn on_ready(&mut self, cx: &mut Cx<P>, watch: WatchId, _readiness: Readiness) {
+        self.phase.on_ready(cx, &mut self.run, watch);
         self.go_on(cx);
     }
 

@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use c1000k_record::series::{self, Series};
-use c1000k_record::{LatencyUs, RampPoint};
-use hdrhistogram::Histogram;
+use c1000k_record::{RampPoint, Workload};
 use nix::errno::Errno;
 
 use crate::failures::{self, Failures};
+use crate::hdr::Interval;
+use crate::latency::Latencies;
 
 /// Why no more connections were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +82,10 @@ pub struct RunStats {
     pub ramp: Duration,
     /// How long they were held.
     pub hold: Duration,
-    latency_us: Histogram<u64>,
+    /// From a connect to its connection.
+    pub(crate) connect_latency: Latencies,
+    /// The messages during the hold.
+    pub(crate) workload: WorkloadStats,
     series: Series<RampPoint>,
     /// When the series wants its next point, counted from `started`.
     sample_due: Duration,
@@ -90,8 +94,6 @@ pub struct RunStats {
 impl RunStats {
     /// Starts the clock; `None` never happens with these bounds of the histogram.
     pub fn new(now: Instant, verify: bool) -> Option<Self> {
-        // To three digits from a microsecond to a day.
-        let latency_us = Histogram::new_with_bounds(1, 24 * 3_600 * 1_000_000, 3).ok()?;
         Some(Self {
             attempted: 0,
             held: 0,
@@ -113,7 +115,8 @@ impl RunStats {
             started: now,
             ramp: Duration::ZERO,
             hold: Duration::ZERO,
-            latency_us,
+            connect_latency: Latencies::new()?,
+            workload: WorkloadStats::new()?,
             series: Series::new(),
             sample_due: Duration::ZERO,
         })
@@ -152,25 +155,6 @@ impl RunStats {
         self.lost > 0 && self.lost * 2 >= self.opened
     }
 
-    pub(crate) fn record_latency(&mut self, latency: Duration) {
-        self.latency_us.saturating_record(latency.as_micros() as u64);
-    }
-
-    /// Percentiles of the time from a connect to its connection.
-    pub fn latency(&self) -> LatencyUs {
-        if self.latency_us.is_empty() {
-            return LatencyUs::default();
-        }
-        let at = |quantile| Some(self.latency_us.value_at_quantile(quantile));
-        LatencyUs {
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            p999: at(0.999),
-            max: Some(self.latency_us.max()),
-        }
-    }
-
     /// Adds a point to the ramp's series.
     pub(crate) fn sample(&mut self, now: Instant) {
         let elapsed = now.duration_since(self.started);
@@ -185,5 +169,84 @@ impl RunStats {
     /// Proven connections of the last pass; `None` where no proof was asked for.
     pub fn verified(&self) -> Option<u64> {
         self.verified_passes.last().copied()
+    }
+}
+
+/// Counters of the messages during the hold; each that was sent is answered, mismatched or unanswered in the end.
+#[derive(Debug)]
+pub(crate) struct WorkloadStats {
+    /// Connections that send.
+    pub(crate) connections: u64,
+    /// Between two messages of one connection.
+    pub(crate) period: Duration,
+    /// When the first message was due, since the first connect.
+    pub(crate) began: Duration,
+    /// From the first message to the last answer.
+    pub(crate) seconds: Duration,
+    pub(crate) sent: u64,
+    pub(crate) answered: u64,
+    pub(crate) mismatched: u64,
+    pub(crate) unanswered: u64,
+    /// Sent after their time, as the answer before was missing.
+    pub(crate) late: u64,
+    /// Since the last interval ended.
+    pub(crate) interval: Latencies,
+    /// Up to the end of the last interval.
+    pub(crate) latency: Latencies,
+    pub(crate) intervals: Vec<Interval>,
+    /// Whether the intervals will be written.
+    pub(crate) keeps_intervals: bool,
+    /// When the last one ended, since the first message.
+    interval_ended: Duration,
+}
+
+impl WorkloadStats {
+    fn new() -> Option<Self> {
+        Some(Self {
+            connections: 0,
+            period: Duration::ZERO,
+            began: Duration::ZERO,
+            seconds: Duration::ZERO,
+            sent: 0,
+            answered: 0,
+            mismatched: 0,
+            unanswered: 0,
+            late: 0,
+            interval: Latencies::new()?,
+            latency: Latencies::new()?,
+            intervals: Vec::new(),
+            keeps_intervals: false,
+            interval_ended: Duration::ZERO,
+        })
+    }
+
+    /// `None` where no messages were asked for, or the run did not come to them.
+    pub(crate) fn record(&self) -> Option<Workload> {
+        (self.connections > 0).then(|| Workload {
+            connections: self.connections,
+            period_seconds: self.period.as_secs_f64(),
+            seconds: self.seconds.as_secs_f64(),
+            sent: self.sent,
+            answered: self.answered,
+            mismatched: self.mismatched,
+            unanswered: self.unanswered,
+            late: self.late,
+            latency_us: self.latency.percentiles(),
+            histogram: self.latency.encoded(),
+        })
+    }
+
+    /// Ends an interval, this long after the first message was due.
+    pub(crate) fn end_interval(&mut self, now: Duration) {
+        self.latency.add(&self.interval);
+        if self.keeps_intervals {
+            self.intervals.push(Interval {
+                start: self.interval_ended,
+                length: now.saturating_sub(self.interval_ended),
+                bytes: self.interval.to_bytes(),
+            });
+        }
+        self.interval_ended = now;
+        self.interval.clear();
     }
 }

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use c1000k_host::format::{count, counted, duration, rate};
-use c1000k_record::{ClientRecord, Verdict};
+use c1000k_record::{ClientRecord, LatencyUs, Threshold, Verdict, Workload, per_second};
+
+use crate::run::some;
 
 /// Width of the names.
 const NAME: usize = 16;
@@ -24,6 +26,15 @@ pub(crate) fn render(record: &ClientRecord) -> String {
         fact("connect latency", latency);
     }
     fact("held for", duration(record.hold_seconds));
+    if let Some(workload) = &record.workload {
+        fact("messages", messages(workload));
+        if let Some(latency) = echo_latency(&workload.latency_us) {
+            fact("echo latency", latency);
+        }
+    }
+    for threshold in &record.thresholds {
+        fact("fail if", judged(threshold));
+    }
     if let Some(limit) = record.limit {
         fact("limit", limit.to_string());
     }
@@ -64,6 +75,51 @@ fn failed(record: &ClientRecord) -> String {
         let _ = write!(text, "{before} {name} {}", count(times));
     }
     text
+}
+
+/// Faults are named where there are any.
+fn messages(workload: &Workload) -> String {
+    let mut text = format!(
+        "{} sent, {}, {} answered",
+        count(workload.sent),
+        rate(per_second(workload.sent, workload.seconds)),
+        count(workload.answered),
+    );
+    for (count, what) in [
+        (workload.mismatched, "mismatched"),
+        (workload.unanswered, "unanswered"),
+        (workload.late, "sent late"),
+    ] {
+        text += &some(count, what);
+    }
+    text
+}
+
+/// From the time that a message was due.
+fn echo_latency(us: &LatencyUs) -> Option<String> {
+    let text = |value: Option<u64>| value.map(|us| duration(us as f64 / 1e6));
+    Some(format!(
+        "median {}, p99 {}, p99.9 {}, p99.99 {}, longest {}",
+        text(us.p50)?,
+        text(us.p99)?,
+        text(us.p999)?,
+        text(us.p9999)?,
+        text(us.max)?
+    ))
+}
+
+fn judged(threshold: &Threshold) -> String {
+    let outcome = if threshold.passed { "pass" } else { "FAIL" };
+    let value = match threshold.value {
+        None => "not measured".to_owned(),
+        Some(us) if is_latency(&threshold.expression) => duration(us / 1e6),
+        Some(value) => count(value as u64),
+    };
+    format!("{}: {outcome}, {value}", threshold.expression)
+}
+
+fn is_latency(expression: &str) -> bool {
+    ["echo.", "connect."].iter().any(|of| expression.trim_start().starts_with(of))
 }
 
 fn latency(record: &ClientRecord) -> Option<String> {

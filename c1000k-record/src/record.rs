@@ -111,6 +111,56 @@ pub struct ClientRecord {
     /// Where its sockets lived; null where it did not say.
     #[serde(default)]
     pub file_table: Option<FileTable>,
+    /// The protocol that was spoken; empty where it did not say.
+    #[serde(default)]
+    pub protocol: String,
+    /// Every connect latency, as a compressed HdrHistogram V2 in base64; null where nothing connected.
+    #[serde(default)]
+    pub connect_histogram: Option<String>,
+    /// The messages during the hold; null where none were asked for.
+    #[serde(default)]
+    pub workload: Option<Workload>,
+    /// The thresholds that were asked for, in order.
+    #[serde(default)]
+    pub thresholds: Vec<Threshold>,
+}
+
+/// Messages sent during the hold, at times that were fixed before.
+///
+/// Each message that was sent is answered, mismatched or unanswered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Workload {
+    /// The connections that sent messages.
+    pub connections: u64,
+    /// The time between two messages of one connection.
+    pub period_seconds: f64,
+    /// How long messages were sent, and the last ones waited for.
+    pub seconds: f64,
+    /// The messages sent.
+    pub sent: u64,
+    /// Those whose answer came whole and in time.
+    pub answered: u64,
+    /// Those that were answered by other bytes.
+    pub mismatched: u64,
+    /// Those whose connection ended, or whose time ran out, before the answer was whole.
+    pub unanswered: u64,
+    /// Those sent after their time, because the connection still waited for the answer before.
+    pub late: u64,
+    /// From the time a message was due to its answer, in microseconds.
+    pub latency_us: LatencyUs,
+    /// Every latency, as a compressed HdrHistogram V2 in base64; null where nothing was answered.
+    pub histogram: Option<String>,
+}
+
+/// A condition under which a run fails.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Threshold {
+    /// As it was given: `echo.p99>50ms`.
+    pub expression: String,
+    /// What was measured, latencies in microseconds; null where nothing was, which does not pass.
+    pub value: Option<f64>,
+    /// Whether the condition did not hold.
+    pub passed: bool,
 }
 
 /// What a server accepted, held and spent.
@@ -247,7 +297,7 @@ impl fmt::Display for FileTable {
     }
 }
 
-/// Percentiles of the time that a connect took, in microseconds; null where nothing connected.
+/// Percentiles of a latency in microseconds; null where nothing was measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LatencyUs {
     /// The median.
@@ -258,6 +308,9 @@ pub struct LatencyUs {
     pub p99: Option<u64>,
     /// 99.9% were at most this.
     pub p999: Option<u64>,
+    /// 99.99% were at most this.
+    #[serde(default)]
+    pub p9999: Option<u64>,
     /// The longest.
     pub max: Option<u64>,
 }

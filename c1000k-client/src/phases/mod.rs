@@ -4,13 +4,15 @@ mod drain;
 mod hold;
 mod ramp;
 mod verify;
+mod workload;
 
-use reactor::{CloseReason, TimerId, Token};
+use reactor::{CloseReason, TimerId, Token, WatchId};
 
 pub(crate) use drain::Drain;
 pub(crate) use hold::Hold;
 pub(crate) use ramp::Ramp;
 pub(crate) use verify::Verify;
+pub(crate) use workload::Workload;
 
 use crate::protocols::Protocol;
 use crate::run::{Conn, Cx, Run};
@@ -39,7 +41,14 @@ pub(crate) trait Phase<P: Protocol> {
     }
 
     /// A connection has had the answer that it waited for.
-    fn on_answer(&mut self, _cx: &mut Cx<P>, _run: &mut Run<'_, P>, _conn: &mut Conn<P::State>) {}
+    fn on_answer(
+        &mut self,
+        _cx: &mut Cx<P>,
+        _run: &mut Run<'_, P>,
+        _token: Token,
+        _conn: &mut Conn<P::State>,
+    ) {
+    }
 
     /// A connection has gone: as a rule one that was held, and is lost.
     fn on_close(
@@ -55,6 +64,9 @@ pub(crate) trait Phase<P: Protocol> {
     /// One of its timers has run out.
     fn on_timer(&mut self, _cx: &mut Cx<P>, _run: &mut Run<'_, P>, _timer: TimerId) {}
 
+    /// A descriptor that it watches is ready.
+    fn on_ready(&mut self, _cx: &mut Cx<P>, _run: &mut Run<'_, P>, _watch: WatchId) {}
+
     /// A second has passed; `is_stalled` says that nothing has succeeded for too long.
     fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, is_stalled: bool);
 }
@@ -64,7 +76,6 @@ macro_rules! phases {
     ($($phase:ident,)+) => {
         /// Any of the phases.
         #[derive(Debug)]
-        #[expect(clippy::large_enum_variant, reason = "there is one at a time")]
         pub(crate) enum AnyPhase {
             $($phase($phase),)+
         }
@@ -102,9 +113,10 @@ macro_rules! phases {
                 &mut self,
                 cx: &mut Cx<P>,
                 run: &mut Run<'_, P>,
+                token: Token,
                 conn: &mut Conn<P::State>,
             ) {
-                match self { $(Self::$phase(phase) => phase.on_answer(cx, run, conn),)+ }
+                match self { $(Self::$phase(phase) => phase.on_answer(cx, run, token, conn),)+ }
             }
 
             fn on_close(
@@ -121,6 +133,10 @@ macro_rules! phases {
                 match self { $(Self::$phase(phase) => phase.on_timer(cx, run, timer),)+ }
             }
 
+            fn on_ready(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, watch: WatchId) {
+                match self { $(Self::$phase(phase) => phase.on_ready(cx, run, watch),)+ }
+            }
+
             fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, is_stalled: bool) {
                 match self { $(Self::$phase(phase) => phase.tick(cx, run, is_stalled),)+ }
             }
@@ -131,6 +147,7 @@ macro_rules! phases {
 phases! {
     Ramp,
     Hold,
+    Workload,
     Verify,
     Drain,
 }

@@ -438,7 +438,7 @@ impl<P: Protocol> Phase<P> for Ramp {
             self.tell_self_connect(run, conn.pair);
             return run.give_up(cx, token, conn, Fault::SelfConnected);
         }
-        run.stats.record_latency(run.age(conn));
+        run.stats.connect_latency.record(run.age(conn));
         self.plan.note_success(conn.pair);
         if run.settings.verify {
             run.open(cx, token, conn);
@@ -448,7 +448,13 @@ impl<P: Protocol> Phase<P> for Ramp {
         }
     }
 
-    fn on_answer(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, conn: &mut Conn<P::State>) {
+    fn on_answer(
+        &mut self,
+        cx: &mut Cx<P>,
+        run: &mut Run<'_, P>,
+        _token: Token,
+        conn: &mut Conn<P::State>,
+    ) {
         run.count_answer();
         self.keep(run, conn);
         self.open_more(cx, run);

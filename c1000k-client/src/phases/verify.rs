@@ -28,7 +28,7 @@ impl Verify {
             let tokens: Vec<Token> = cx.tokens(self.cursor..end).collect();
             self.cursor = end;
             for token in tokens {
-                run.ask(cx, token);
+                run.ask(cx, token, cx.now());
             }
         }
     }
@@ -54,7 +54,14 @@ impl<P: Protocol> Phase<P> for Verify {
         run.stats.verify_seconds.push(run.phase_began.elapsed().as_secs_f64());
     }
 
-    fn on_answer(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, conn: &mut Conn<P::State>) {
+    fn on_answer(
+        &mut self,
+        cx: &mut Cx<P>,
+        run: &mut Run<'_, P>,
+        _token: Token,
+        conn: &mut Conn<P::State>,
+    ) {
+        run.count_answer();
         run.note_answer(conn);
         self.ask_more(cx, run);
     }

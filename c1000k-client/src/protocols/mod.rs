@@ -1,10 +1,12 @@
 //! What is said on a connection: one file for each protocol.
 
 mod echo;
+mod message;
 
 use std::fmt::Debug;
 
 pub use echo::Echo;
+pub use message::Message;
 
 /// What the client says on a connection, and what it makes of the answer.
 ///

@@ -68,6 +68,7 @@ fn settings(ip: IpAddr, goal: u32) -> Settings {
         goal,
         verify: true,
         hold: Duration::from_millis(2),
+        workload: None,
         timeout: Duration::from_secs(10),
         in_flight_max: 64,
         rate_per_second: None,
@@ -86,7 +87,7 @@ fn client(
     let connections_max = settings.goal as usize + 64;
     let reactor = Reactor::new(&Config { connections_max, ..Config::default() }).unwrap();
     let stats = RunStats::new(Instant::now(), settings.verify).unwrap();
-    (reactor, Client::new(settings, Echo, plan, stats, progress))
+    (reactor, Client::new(settings, Echo, plan, stats, progress).unwrap())
 }
 
 /// From any address to one port.

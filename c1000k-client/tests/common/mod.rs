@@ -44,6 +44,13 @@ pub(crate) enum Manner {
     SilentAfterEcho,
     /// Echoes the first message, and answers all others with other bytes.
     GarbleAfterEcho,
+    /// Echoes, but for once, after so many messages, stands still.
+    PauseOnce {
+        after: u64,
+        pause: Duration,
+    },
+    /// Answers each line as Redis answers a PING.
+    Pong,
 }
 
 /// A server on consecutive ports of loopback, in a thread of its own.
@@ -62,7 +69,8 @@ impl Server {
         let to_drop = Arc::new(AtomicUsize::new(0));
         let (tell, told) = mpsc::channel();
         let (is_over, count) = (Arc::clone(&end), Arc::clone(&to_drop));
-        let service = Service { manner, end: is_over, to_drop: count, open: 0, peak: 0 };
+        let service =
+            Service { manner, end: is_over, to_drop: count, open: 0, peak: 0, messages: 0 };
         let thread = thread::spawn(move || {
             let (mut reactor, first_port) = listening(ports);
             tell.send((first_port, reactor.context().waker())).unwrap();
@@ -126,6 +134,7 @@ struct Service {
     to_drop: Arc<AtomicUsize>,
     open: u64,
     peak: u64,
+    messages: u64,
 }
 
 /// What the server keeps of a connection.
@@ -157,8 +166,14 @@ impl Handler for Service {
         if !peer.is_answered {
             return;
         }
+        self.messages += 1;
         let is_later = std::mem::replace(&mut peer.was_answered, true);
         let written = match self.manner {
+            Manner::Pong => cx.write(token, b"+PONG\r\n"),
+            Manner::PauseOnce { after, pause } if self.messages == after => {
+                thread::sleep(pause);
+                cx.write(token, bytes)
+            }
             Manner::SilentAfterEcho if is_later => return,
             Manner::GarbleAfterEcho if is_later => cx.write(token, &vec![b'?'; bytes.len()]),
             Manner::Halve | Manner::HalveAndClose => cx.write(token, &bytes[..bytes.len() / 2]),

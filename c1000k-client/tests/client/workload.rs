@@ -1,0 +1,160 @@
+//! Messages during the hold.
+
+use std::time::Duration;
+
+use c1000k_record::Verdict;
+
+use crate::common::{Client, Manner, Server, record, run};
+
+#[test]
+fn each_connection_sends_once_in_a_heartbeat() {
+    let server = Server::start(Manner::Echo, 2);
+    let words = format!(
+        "127.0.0.1 {} --ports 2 -c 500 --heartbeat 300ms --hold 900ms --fail-if lost>0 --fail-if echo.p50>1s",
+        server.first_port
+    );
+    let (ended, record) = run(&words);
+    assert_eq!((ended.code, record.verdict), (Some(0), Verdict::Reached), "{ended:?}");
+    let workload = record.workload.unwrap();
+    assert_eq!((workload.connections, workload.period_seconds), (500, 0.3));
+    assert_eq!((workload.sent + workload.late, workload.answered), (1_500, workload.sent));
+    assert_eq!((workload.mismatched, workload.unanswered), (0, 0));
+    assert!(
+        workload.latency_us.p50 > Some(0) && workload.latency_us.p9999 <= workload.latency_us.max
+    );
+    assert!(workload.histogram.is_some() && record.connect_histogram.is_some());
+    assert_eq!(record.verified_passes, [500, 500], "messages are no proofs");
+    let passed: Vec<bool> = record.thresholds.iter().map(|threshold| threshold.passed).collect();
+    assert_eq!(passed, [true, true]);
+    let summary = ended.stderr.join("\n");
+    assert!(summary.contains("messages         1,500 sent"), "{summary}");
+    assert!(summary.contains("fail if          lost>0: pass, 0"), "{summary}");
+}
+
+#[test]
+fn a_rate_is_kept_by_the_active_part_alone() {
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!(
+        "127.0.0.1 {} --ports 1 -c 400 --message-rate 1000/s --active 5% --hold 1s --message-size 5000",
+        server.first_port
+    );
+    let (ended, record) = run(&words);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let workload = record.workload.unwrap();
+    assert_eq!((workload.connections, workload.sent, workload.answered), (20, 1_000, 1_000));
+}
+
+/// A server that stands still for half a second of one and a half: a client that waited for it before it sends on, and
+/// measured from there, would see it in one message of each connection only.
+#[test]
+fn a_pause_of_the_server_is_in_the_latency_of_every_message_that_was_due_in_it() {
+    let server =
+        Server::start(Manner::PauseOnce { after: 200, pause: Duration::from_millis(500) }, 1);
+    let words = format!(
+        "127.0.0.1 {} --ports 1 -c 40 --heartbeat 100ms --hold 1500ms --fail-if echo.p90>100ms",
+        server.first_port
+    );
+    let (ended, record) = run(&words);
+    let workload = record.workload.unwrap();
+    assert_eq!((workload.sent, workload.answered), (600, 600), "{workload:?}");
+    assert!(workload.late >= 100, "{workload:?}");
+    assert!(workload.latency_us.p90 >= Some(200_000), "{workload:?}");
+    assert!(workload.latency_us.max >= Some(450_000), "{workload:?}");
+    assert_eq!((ended.code, record.verdict), (Some(1), Verdict::Reached), "{ended:?}");
+    assert!(ended.stderr.iter().any(|line| line.contains("echo.p90>100ms: FAIL")), "{ended:?}");
+}
+
+#[test]
+fn what_becomes_of_each_message_is_counted() {
+    for (manner, mismatched, unanswered) in
+        [(Manner::GarbleAfterEcho, 60, 0), (Manner::SilentAfterEcho, 0, 60)]
+    {
+        let server = Server::start(manner, 1);
+        let words = format!(
+            "127.0.0.1 {} --ports 1 -c 60 --heartbeat 200ms --connect-timeout 500ms",
+            server.first_port
+        );
+        let (ended, record) = run(&words);
+        assert_eq!((ended.code, record.lost), (Some(1), 60), "{ended:?}");
+        let workload = record.workload.unwrap();
+        assert_eq!((workload.sent, workload.answered), (60, 0), "{manner:?}: {workload:?}");
+        assert_eq!((workload.mismatched, workload.unanswered), (mismatched, unanswered));
+        assert!(workload.histogram.is_none());
+    }
+}
+
+#[test]
+fn the_answer_may_be_another_text_than_the_message() {
+    let server = Server::start(Manner::Pong, 1);
+    let port = server.first_port;
+    let talk = r"--message PING\r\n --expect +PONG\x0d\n --message-rate 200";
+    let (ended, record) = run(&format!("127.0.0.1 {port} --ports 1 -c 50 --hold 500ms {talk}"));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(record.workload.unwrap().answered, 100);
+    let talk = r"--message PING\r\n --message-rate 200";
+    let (ended, record) = run(&format!("127.0.0.1 {port} --ports 1 -c 50 --hold 500ms {talk}"));
+    assert_eq!((ended.code, record.established), (Some(1), 0), "{ended:?}");
+}
+
+#[test]
+fn latencies_are_written_in_both_formats() {
+    let server = Server::start(Manner::Echo, 1);
+    let folder = tempfile::tempdir().unwrap();
+    for (name, part) in [("run.hgrm", "#[Max     ="), ("run.hlog", "Tag=echo,")] {
+        let path = folder.path().join(name);
+        let words = format!(
+            "127.0.0.1 {} --ports 1 -c 20 --heartbeat 100ms --hold 300ms --hdr {}",
+            server.first_port,
+            path.display()
+        );
+        let ended = Client::start(&words).end();
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(text.contains(part), "{name}: {text}");
+    }
+}
+
+#[test]
+fn a_signal_ends_the_messages_and_loses_nothing() {
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!(
+        "127.0.0.1 {} --ports 1 -c 100 --heartbeat 50ms --hold 1h --json -",
+        server.first_port
+    );
+    let mut client = Client::start(&words);
+    client.await_line("messages: ");
+    client.signal(nix::sys::signal::Signal::SIGINT);
+    let ended = client.end();
+    let record = record(&ended);
+    let workload = record.workload.unwrap();
+    assert_eq!((ended.code, record.lost), (Some(1), 0), "{ended:?}");
+    assert!(workload.sent > 0 && workload.unanswered == 0, "{workload:?}");
+    assert!(workload.sent - workload.answered <= 100, "under way at the signal: {workload:?}");
+}
+
+#[test]
+fn what_does_not_go_together_is_one_line() {
+    for (words, part) in [
+        ("--heartbeat 10s --message-rate 5", "cannot be used with"),
+        ("--heartbeat 10s --no-verify", "cannot be used with"),
+        ("--heartbeat 0s", "below 1ms"),
+        ("--heartbeat 2h", "more than 1h"),
+        ("--message-rate 0", "is 0"),
+        ("--active 5%", "--heartbeat or --message-rate"),
+        ("--active 0% --heartbeat 1s", "no part of the connections"),
+        ("--message-size 0", "at least 1 byte"),
+        ("--message-size 300K", "more than 256KiB"),
+        ("--message @/nowhere/text", "can't be read"),
+        (r"--message \q", "takes r, n, t"),
+        ("--expect x", "--message"),
+        ("--fail-if echo.p99>1s", "--heartbeat or --message-rate"),
+        ("--fail-if lost", "no operator"),
+    ] {
+        let ended = Client::start(&format!("127.0.0.1 9900 {words}")).end();
+        let text = ended.stderr.join("\n");
+        assert!(ended.code == Some(2) && text.contains(part), "{words}: {ended:?}");
+    }
+    let ended = Client::start("127.0.0.1 9900 --hdr /nowhere/run.hgrm").end();
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.last().unwrap().contains("/nowhere/run.hgrm"), "{ended:?}");
+}
