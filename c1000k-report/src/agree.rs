@@ -87,6 +87,7 @@ pub fn checks(run: &Run) -> Vec<Check> {
     for (name, client) in &run.clients {
         checks.push(verdict(name, client));
         checks.extend(verified(name, client));
+        checks.extend(messages(name, client));
     }
     checks.extend(hosts(run).into_iter().map(|host| sockets(run, &host)));
     checks.extend(kernel_hosts(run).into_iter().map(|host| tcp_objects(run, &host)));
@@ -160,6 +161,17 @@ fn verdict(name: &str, client: &ClientRecord) -> Check {
         client.verdict.to_string(),
         client.verdict == follows,
     )
+}
+
+/// Nothing where the run sent no messages.
+fn messages(name: &str, client: &ClientRecord) -> Option<Check> {
+    let workload = client.workload.as_ref()?;
+    let question = Question::new(
+        format!("Messages of {name}"),
+        "each that was sent is answered, mismatched or unanswered",
+    );
+    let found = workload.answered.saturating_add(workload.mismatched);
+    Some(question.equal(workload.sent, found.saturating_add(workload.unanswered)))
 }
 
 /// One check for each pass of echoes, or one that says that none was made.

@@ -1,7 +1,7 @@
 //! Two runs side by side.
 
 use c1000k_host::format;
-use c1000k_record::{ClientRecord, LatencyUs, ServerRecord};
+use c1000k_record::{ClientRecord, LatencyUs, ServerRecord, Workload};
 
 use crate::cost;
 use crate::run::{Moment, Run};
@@ -23,7 +23,7 @@ struct Figure {
     text: fn(f64) -> String,
 }
 
-const FIGURES: [Figure; 19] = [
+const FIGURES: [Figure; 24] = [
     Figure { name: "asked for", of: |run| summed(run, |client| client.target), text: whole },
     Figure { name: "held at once", of: |run| run.connections().map(cost::float), text: whole },
     Figure {
@@ -39,6 +39,11 @@ const FIGURES: [Figure; 19] = [
     Figure { name: "connect latency, p50", of: |run| latency(run, |it| it.p50), text: span_us },
     Figure { name: "connect latency, p99", of: |run| latency(run, |it| it.p99), text: span_us },
     Figure { name: "connect latency, max", of: |run| latency(run, |it| it.max), text: span_us },
+    Figure { name: "messages sent", of: |run| workload(run, |it| it.sent), text: whole },
+    Figure { name: "messages answered", of: |run| workload(run, |it| it.answered), text: whole },
+    Figure { name: "echo latency, p50", of: |run| echo(run, |it| it.p50), text: span_us },
+    Figure { name: "echo latency, p99", of: |run| echo(run, |it| it.p99), text: span_us },
+    Figure { name: "echo latency, p99.99", of: |run| echo(run, |it| it.p9999), text: span_us },
     Figure { name: "server's process at the peak", of: process_peak, text: size },
     Figure { name: "server's process, a connection", of: process_cost, text: format::bytes_each },
     Figure { name: "kernel, one end of a connection", of: kernel_cost, text: format::bytes_each },
@@ -90,6 +95,18 @@ fn latency(run: &Run, figure: fn(&LatencyUs) -> Option<u64>) -> Option<f64> {
         .filter_map(|(_, client)| figure(&client.connect_latency_us))
         .max()
         .map(cost::float)
+}
+
+/// Of all clients together; nothing where none of them sent messages.
+fn workload(run: &Run, figure: fn(&Workload) -> u64) -> Option<f64> {
+    let workloads = run.clients.iter().filter_map(|(_, client)| client.workload.as_ref());
+    workloads.map(figure).reduce(u64::saturating_add).map(cost::float)
+}
+
+/// That of the client with the longest.
+fn echo(run: &Run, figure: fn(&LatencyUs) -> Option<u64>) -> Option<f64> {
+    let workloads = run.clients.iter().filter_map(|(_, client)| client.workload.as_ref());
+    workloads.filter_map(|workload| figure(&workload.latency_us)).max().map(cost::float)
 }
 
 fn process_peak(run: &Run) -> Option<f64> {

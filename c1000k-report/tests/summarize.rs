@@ -698,6 +698,8 @@ fn however_much_a_file_holds_the_page_stays_short() {
     let lines = "key: value\n".repeat(300_000);
     fixture.put("machine.txt", &format!("{lines}long: {}\n", "x".repeat(500_000)));
     fixture.set("client.json", "argv", json!(vec!["y"; 300_000]));
+    let threshold = json!({"expression": "lost>0", "value": 0, "passed": true});
+    fixture.set("client.json", "thresholds", json!(vec![threshold; 300_000]));
     let output = fixture.summarize(&[]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let page = fixture.read("summary.md");
@@ -830,4 +832,46 @@ fn two_runs_are_set_side_by_side_with_ratios() {
     assert!(row.trim_end().ends_with("0.500 |"), "{text}");
     let row = text.lines().find(|line| line.contains("held at once")).unwrap();
     assert_eq!(row.matches("100,000").count(), 2, "{text}");
+}
+
+fn workload(sent: u64, p99: u64) -> Value {
+    json!({
+        "connections": 100_000, "period_seconds": 60.0, "seconds": 60.0, "sent": sent,
+        "answered": 100_000, "mismatched": 0, "unanswered": 0, "late": 7,
+        "latency_us": {"p50": 150, "p90": 300, "p99": p99, "p999": 9_000, "p9999": 12_500, "max": 20_000},
+        "histogram": null
+    })
+}
+
+#[test]
+fn messages_and_thresholds_have_their_tables_and_their_check() {
+    let fixture = Fixture::one_host();
+    fixture.set("client.json", "workload", workload(100_000, 2_500));
+    let threshold = json!({"expression": "echo.p99>2ms", "value": 2_500, "passed": false});
+    fixture.set("client.json", "thresholds", json!([threshold]));
+    let output = fixture.summarize(&["--check"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    let page = fixture.read("summary.md");
+    assert!(page.contains("## Messages during the hold"), "{page}");
+    let row = page.lines().find(|line| line.contains("12.5 ms")).unwrap();
+    assert!(row.contains("| 2.5 ms |") && row.contains("| 1 min 00 s |"), "{row}");
+    let row = page.lines().find(|line| line.contains("echo.p99")).unwrap();
+    assert!(row.contains("2,500") && row.contains("FAIL"), "{row}");
+    let summary: Value = serde_json::from_str(&fixture.read("summary.json")).unwrap();
+    assert_eq!(summary["clients"][0]["workload"]["late"], 7);
+
+    fixture.set("client.json", "workload", workload(100_001, 2_500));
+    assert_disagrees(&fixture, "Messages of client");
+}
+
+#[test]
+fn latencies_of_messages_are_compared() {
+    let (first, second) = (Fixture::one_host(), Fixture::one_host());
+    first.set("client.json", "workload", workload(100_000, 2_000));
+    second.set("client.json", "workload", workload(100_000, 3_000));
+    let output =
+        report(&["compare", first.path().to_str().unwrap(), second.path().to_str().unwrap()]);
+    let text = stdout(&output);
+    let row = text.lines().find(|line| line.contains("echo latency, p99 ")).unwrap();
+    assert!(row.trim_end().ends_with("1.500 |"), "{text}");
 }

@@ -111,6 +111,8 @@ impl<P: Protocol> Phase<P> for Workload {
         run.stats.hold = run.phase_began.elapsed();
         run.stats.workload.seconds = run.stats.hold;
         run.stats.workload.end_interval(run.stats.hold);
+        // Where a signal ends it, some are under way.
+        run.stats.workload.unanswered += run.in_flight as u64;
     }
 
     fn on_answer(

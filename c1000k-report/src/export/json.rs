@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
-use c1000k_record::{ClientRecord, FileTable, LatencyUs, Limit, ServerRecord};
+use c1000k_record::{ClientRecord, FileTable, LatencyUs, Limit, ServerRecord, Threshold, Workload};
 use serde::Serialize;
 
 use super::Export;
@@ -77,6 +77,8 @@ struct Client<'a> {
     held_from: Option<&'a str>,
     held_until: Option<&'a str>,
     file_table: Option<FileTable>,
+    workload: Option<&'a Workload>,
+    thresholds: &'a [Threshold],
 }
 
 #[derive(Debug, Serialize)]
@@ -171,6 +173,8 @@ impl<'a> Client<'a> {
             held_from: client.held_from.as_deref(),
             held_until: client.held_until.as_deref(),
             file_table: client.file_table,
+            workload: client.workload.as_ref(),
+            thresholds: &client.thresholds,
         }
     }
 }

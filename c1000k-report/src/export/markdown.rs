@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt::Write;
 
 use c1000k_host::format;
-use c1000k_record::ClientRecord;
+use c1000k_record::{ClientRecord, Threshold};
 
 use super::Export;
 use crate::Report;
@@ -15,6 +15,9 @@ use crate::escape::markdown;
 use crate::run::{Moment, Run, Topology, total};
 use crate::table::{table, text_table};
 use crate::{trend, verdict};
+
+/// More are not told.
+const THRESHOLDS_MAX: usize = 100;
 
 /// `scripts/million` writes some ten.
 const MACHINE_LINES_MAX: usize = 100;
@@ -41,6 +44,8 @@ fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
         format!("# {held} connections{topology}\n\n{}\n", paragraphs(run, checks)),
         figures(run),
         clients(run),
+        workload_section(run),
+        thresholds(run),
         cost_section(run),
         original(run),
         agreement(checks),
@@ -130,6 +135,71 @@ fn clients(run: &Run) -> String {
     let heading =
         ["client", "held", "ramp", "connects", "latency p50", "latency p99", "latency max"];
     if rows.is_empty() { String::new() } else { table(heading, &rows) }
+}
+
+/// Latencies are counted from the time a message was due.
+fn workload_section(run: &Run) -> String {
+    let of = |(name, client): &(String, ClientRecord)| {
+        let workload = client.workload.as_ref()?;
+        let latency = workload.latency_us;
+        let time = |us: Option<u64>| seen(us.map(|us| format::duration(float(us) / 1e6)));
+        Some([
+            name.clone(),
+            format::count(workload.connections),
+            format::duration(workload.period_seconds),
+            format::count(workload.sent),
+            format::count(workload.answered),
+            format::count(workload.mismatched),
+            format::count(workload.unanswered),
+            format::count(workload.late),
+            time(latency.p50),
+            time(latency.p99),
+            time(latency.p999),
+            time(latency.p9999),
+            time(latency.max),
+        ])
+    };
+    let rows: Vec<_> = run.clients.iter().filter_map(of).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let heading = [
+        "client",
+        "senders",
+        "every",
+        "sent",
+        "answered",
+        "mismatched",
+        "unanswered",
+        "sent late",
+        "p50",
+        "p99",
+        "p99.9",
+        "p99.99",
+        "max",
+    ];
+    format!(
+        "## Messages during the hold\n\nEach latency is counted from the time the message was due, \
+         whether it could be sent then or not.\n\n{}",
+        table(heading, &rows)
+    )
+}
+
+fn thresholds(run: &Run) -> String {
+    let of = |(name, client): &(String, ClientRecord)| -> Vec<[String; 4]> {
+        let row = |threshold: &Threshold| {
+            let value = threshold.value.map(|value| format::count(format::rounded(value)));
+            let outcome = if threshold.passed { "pass" } else { "FAIL" };
+            [name.clone(), markdown(&threshold.expression), seen(value), outcome.to_owned()]
+        };
+        client.thresholds.iter().take(THRESHOLDS_MAX).map(row).collect()
+    };
+    let rows: Vec<_> = run.clients.iter().flat_map(of).collect();
+    let heading = ["client", "fails if", "measured (latencies in us)", ""];
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!("## Thresholds\n\n{}", table(heading, &rows))
 }
 
 fn cost_section(run: &Run) -> String {
