@@ -17,6 +17,7 @@ use clap::Parser;
 use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv6AddrRange};
 
 use crate::address::{Host, TargetAddress};
+use crate::pacing::Stage;
 use crate::protocols::Message;
 use crate::schedule::{Pace, STEP, Workload};
 use crate::threshold::Condition;
@@ -52,13 +53,16 @@ pub(crate) struct Arguments {
     pub(crate) connections: Option<u64>,
     /// Empty: the kernel's choice.
     pub(crate) sources: Vec<ZonedIp>,
-    pub(crate) rate_per_second: Option<u64>,
+    /// Empty: as fast as may be.
+    pub(crate) stages: Vec<Stage>,
     pub(crate) in_flight_max: usize,
     pub(crate) connect_timeout: Duration,
     pub(crate) hold: Duration,
     pub(crate) verify: bool,
     /// What is sent during the hold.
     pub(crate) workload: Option<Workload>,
+    pub(crate) churn_per_second: Option<u64>,
+    pub(crate) storm: bool,
     /// `None`: the messages of the original test.
     pub(crate) message: Option<Message>,
     pub(crate) fail_if: Vec<Condition>,
@@ -136,6 +140,11 @@ struct Typed {
     #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
     rate: Option<u64>,
 
+    /// A course for the ramp, as 10k/s:1m,0:30s,20k/s:1m; the last rate goes on until the target is reached
+    #[arg(long, value_name = "RATE:DURATION,...", value_parser = parse_stage, value_delimiter = ',')]
+    #[arg(conflicts_with = "rate")]
+    stages: Vec<Stage>,
+
     /// Connects under way at once at the most [default: 64 for each port, 1024 at the most]
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     in_flight: Option<u64>,
@@ -202,6 +211,14 @@ struct WorkloadArgs {
     /// What the server answers to --message [default: the same text]
     #[arg(long, value_name = "TEXT|@FILE", value_parser = parse_text, requires = "message")]
     expect: Option<Text>,
+
+    /// Connections closed by reset, and opened anew, each second of the hold
+    #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
+    churn: Option<u64>,
+
+    /// After the hold close all connections at once, and open them anew
+    #[arg(long)]
+    storm: bool,
 
     /// Exit with 1 if this holds at the end, as 'echo.p99>50ms', 'connect.p999>1s', 'lost>0'; may be given several times
     #[arg(long, value_name = "EXPR", value_parser = Condition::parse, allow_hyphen_values = true)]
@@ -309,6 +326,25 @@ fn hex(bytes: &mut impl Iterator<Item = u8>) -> Option<u8> {
     u8::try_from(digit()? * 16 + digit()?).ok()
 }
 
+/// Reads `RATE:DURATION`.
+fn parse_stage(text: &str) -> Result<Stage, String> {
+    let (rate, duration) = text.split_once(':').ok_or_else(|| {
+        format!("{text:?} is no stage; write it as 10k/s:1m, or 0:30s for a pause")
+    })?;
+    let stage = Stage { per_second: parse_rate(rate)?, duration: parse_duration(duration)? };
+    at_most(stage.duration, "a stage").map(|()| stage)
+}
+
+/// How many connections the stages come to; `None` where there are none, or a rate that has no end.
+fn opened_by(stages: &[Stage]) -> Option<u64> {
+    let is_rate = |stage: &Stage| stage.duration == DURATION_MAX;
+    if stages.is_empty() || stages.iter().any(is_rate) {
+        return None;
+    }
+    let opened = stages.iter().map(|stage| stage.per_second as f64 * stage.duration.as_secs_f64());
+    Some((opened.sum::<f64>() as u64).max(1))
+}
+
 /// Reads a part of a whole: `1%`, `0.5%`, `100`.
 fn parse_percent(text: &str) -> Result<f64, String> {
     let number = text.trim().trim_end_matches('%').trim();
@@ -333,6 +369,17 @@ impl Typed {
         at_least_one("--rate", self.rate)?;
         at_least_one("--in-flight", self.in_flight)?;
         at_most(self.connect_timeout, "--connect-timeout")?;
+        at_least_one("--churn", self.workload.churn)?;
+        let stages = match self.rate {
+            Some(per_second) => vec![Stage { per_second, duration: DURATION_MAX }],
+            None => self.stages,
+        };
+        if !stages.is_empty() && stages.iter().all(|stage| stage.per_second == 0) {
+            return Err("--stages opens nothing: give a stage with a rate, as 10k/s:1m"
+                .to_owned()
+                .into());
+        }
+        let connections = self.connections.or_else(|| opened_by(&stages));
         let workload = self.workload.workload()?;
         let message = self.workload.message()?;
         let hold = self.hold.or(self.workload.heartbeat).unwrap_or(HOLD);
@@ -349,15 +396,17 @@ impl Typed {
         Ok(Arguments {
             destination,
             ports,
-            connections: self.connections,
+            connections,
             sources,
-            rate_per_second: self.rate,
+            stages,
             in_flight_max: in_flight as usize,
             connect_timeout: self.connect_timeout,
             hold,
             verify: !self.no_verify,
             workload,
             message,
+            churn_per_second: self.workload.churn,
+            storm: self.workload.storm,
             fail_if: self.workload.fail_if,
             hdr: self.workload.hdr,
             file_table: self.file_table.choice,
@@ -526,12 +575,14 @@ mod tests {
                 ports: 100,
                 connections: None,
                 sources: vec![],
-                rate_per_second: None,
+                stages: vec![],
                 in_flight_max: 1_024,
                 connect_timeout: Duration::from_secs(10),
                 hold: Duration::from_secs(5),
                 verify: true,
                 workload: None,
+                churn_per_second: None,
+                storm: false,
                 message: None,
                 fail_if: vec![],
                 hdr: None,
@@ -643,8 +694,8 @@ mod tests {
     fn counts_and_rates_are_read_as_people_type_them() {
         let arguments = of("127.0.0.1 -c 1e6 --rate 1000/s").unwrap();
         assert_eq!(
-            (arguments.connections, arguments.rate_per_second),
-            (Some(1_000_000), Some(1_000))
+            (arguments.connections, arguments.stages[0].per_second),
+            (Some(1_000_000), 1_000)
         );
     }
 

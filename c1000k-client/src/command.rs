@@ -134,7 +134,9 @@ fn flood(arguments: &Arguments, target: &Target, machine: &Machine) -> Result<Ru
         workload: arguments.workload,
         timeout: arguments.connect_timeout,
         in_flight_max: arguments.in_flight_max,
-        rate_per_second: arguments.rate_per_second,
+        stages: arguments.stages.clone(),
+        churn_per_second: arguments.churn_per_second,
+        storm: arguments.storm,
         local_ports: machine.local_ports.clone(),
         consecutive_failures_max: CONSECUTIVE_FAILURES_MIN.max(2 * u32::from(arguments.ports)),
     };
@@ -231,6 +233,8 @@ fn record(
         protocol: "tcp".to_owned(),
         connect_histogram: stats.connect_latency.encoded(),
         workload: stats.workload.record(),
+        churn: arguments.churn_per_second.map(|_| stats.churn.record()),
+        storm: arguments.storm.then(|| stats.storm.record()),
         thresholds: Vec::new(),
     }
 }

@@ -19,6 +19,9 @@ pub(crate) const EOF: &str = "EOF";
 /// The name that counts connections to themselves: there is no errno for it either.
 pub(crate) const SELF_CONNECT: &str = "SELF_CONNECT";
 
+/// The name that counts connections that did not come back after a storm.
+pub(crate) const NOT_BACK: &str = "NOT_BACK";
+
 /// Failed attempts, or lost connections, by errno.
 #[derive(Clone, Debug, Default)]
 pub struct Failures {

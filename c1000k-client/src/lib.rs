@@ -13,6 +13,7 @@ mod command;
 mod failures;
 mod hdr;
 mod latency;
+mod opening;
 mod pacing;
 mod phases;
 mod plan;
@@ -28,6 +29,7 @@ mod verdict;
 
 pub use command::run_command;
 pub use failures::Failures;
+pub use pacing::Stage;
 pub use plan::Plan;
 pub use progress::Progress;
 pub use run::{Client, Conn, Settings};

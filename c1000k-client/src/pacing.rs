@@ -1,9 +1,13 @@
 //! Connections per second at the most, without bursts.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// What was not opened in time may be made up for by at most so much at once.
 const BURST: Duration = Duration::from_millis(10);
+
+/// Longer than any run.
+const FOREVER: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// A steady rate of permits.
 #[derive(Debug)]
@@ -27,6 +31,50 @@ impl RateLimiter {
         let oldest = now.checked_sub(BURST).unwrap_or(now);
         self.next = self.next.max(oldest) + self.interval;
         Ok(())
+    }
+}
+
+/// A part of the ramp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// Connects started a second, at most; 0 is a pause.
+    pub per_second: u64,
+    /// How long it lasts.
+    pub duration: Duration,
+}
+
+/// Stages, one after the other. The last of them that is no pause goes on for as long as there is something to open.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    /// Those that follow.
+    next: VecDeque<Stage>,
+    /// `None` in a pause.
+    limiter: Option<RateLimiter>,
+    ends: Instant,
+    last_per_second: u64,
+}
+
+impl Pace {
+    pub(crate) fn new(stages: &[Stage], now: Instant) -> Self {
+        let last_per_second = stages.iter().rfind(|stage| stage.per_second > 0);
+        let last_per_second = last_per_second.map_or(1, |stage| stage.per_second);
+        let next = stages.iter().copied().collect();
+        Self { next, limiter: None, ends: now, last_per_second }
+    }
+
+    /// Takes a permit, or says how long to wait until it is worth to ask again.
+    pub(crate) fn take(&mut self, now: Instant) -> Result<(), Duration> {
+        while self.ends <= now {
+            let began = self.ends;
+            let forever = Stage { per_second: self.last_per_second, duration: FOREVER };
+            let stage = self.next.pop_front().unwrap_or(forever);
+            self.ends = began + stage.duration;
+            self.limiter =
+                (stage.per_second > 0).then(|| RateLimiter::new(stage.per_second, began));
+        }
+        let rest = self.ends - now;
+        let Some(limiter) = &mut self.limiter else { return Err(rest) };
+        limiter.take(now).map_err(|wait| wait.min(rest))
     }
 }
 
@@ -64,5 +112,33 @@ mod tests {
         pace.take(start).unwrap();
         assert_eq!(pace.take(start), Err(Duration::from_millis(100)));
         assert_eq!(pace.take(start + Duration::from_millis(100)), Ok(()));
+    }
+
+    #[test]
+    fn stages_follow_each_other_and_the_last_rate_goes_on() {
+        let start = Instant::now();
+        let stage =
+            |per_second, seconds| Stage { per_second, duration: Duration::from_secs(seconds) };
+        let mut pace =
+            Pace::new(&[stage(1_000, 2), stage(0, 3), stage(100, 1), stage(0, 1)], start);
+        let mut taken = [0; 9];
+        for ms in 0..9_000 {
+            let now = start + Duration::from_millis(ms);
+            taken[ms as usize / 1000] += (0..).take_while(|_| pace.take(now).is_ok()).count();
+        }
+        for (second, expected) in [1_000, 1_000, 0, 0, 0, 100, 0, 100, 100].into_iter().enumerate()
+        {
+            assert!(taken[second].abs_diff(expected) <= expected / 100 + 1, "{second}: {taken:?}");
+        }
+    }
+
+    #[test]
+    fn in_a_pause_the_wait_is_until_its_end() {
+        let start = Instant::now();
+        let pause = Stage { per_second: 0, duration: Duration::from_secs(3) };
+        let flow = Stage { per_second: 10, duration: Duration::from_secs(1) };
+        let mut pace = Pace::new(&[pause, flow], start);
+        assert_eq!(pace.take(start), Err(Duration::from_secs(3)));
+        assert_eq!(pace.take(start + Duration::from_secs(3)), Ok(()));
     }
 }

@@ -20,7 +20,9 @@ use reactor::{
     CloseReason, Context, Error, Handler, Incoming, Readiness, Signal, TimerId, Token, WatchId,
 };
 
-use crate::phases::{AnyPhase, Drain, Hold, Phase, Ramp, Verify, Workload};
+use crate::opening::Opening;
+use crate::pacing::Stage;
+use crate::phases::{AnyPhase, Drain, Hold, Phase, Ramp, Storm, Verify};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::protocols::{Answer, Protocol};
@@ -47,8 +49,12 @@ pub struct Settings {
     pub timeout: Duration,
     /// Connects, and later proofs, under way at once at the most.
     pub in_flight_max: usize,
-    /// Connects started a second, at most.
-    pub rate_per_second: Option<u64>,
+    /// How fast connects are started during the ramp; none: as fast as may be.
+    pub stages: Vec<Stage>,
+    /// Connections closed and opened anew each second of the hold.
+    pub churn_per_second: Option<u64>,
+    /// After the hold all are closed at once and opened anew.
+    pub storm: bool,
     /// What the kernel chooses local ports from; `None` where it can't be read.
     pub local_ports: Option<RangeInclusive<u16>>,
     /// So many connections in a row that the server drops, or that fail for good, end the ramp.
@@ -73,6 +79,13 @@ pub struct Conn<S> {
 }
 
 const _: () = assert!(size_of::<Conn<<crate::protocols::Echo as Protocol>::State>>() <= 16);
+
+impl<S> Conn<S> {
+    /// Whether nothing has been found wrong with it.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.fault.is_none()
+    }
+}
 
 /// The context of a run with this protocol.
 pub(crate) type Cx<P> = Context<Conn<<P as Protocol>::State>>;
@@ -100,6 +113,8 @@ pub(crate) enum Fault {
     Mismatch,
     /// The peer is the connection itself.
     SelfConnected,
+    /// It was closed as a part of the test, and is no loss.
+    Closed,
 }
 
 /// What the phases of a run share.
@@ -110,7 +125,8 @@ pub(crate) struct Run<'a, P> {
     pub(crate) progress: &'a Progress,
     pub(crate) stats: RunStats,
     pub(crate) phase_began: Instant,
-    /// Attempts, or heartbeats, under way.
+    pub(crate) opening: Opening,
+    /// Heartbeats that wait for their answers.
     pub(crate) in_flight: usize,
     stall: Stall,
     /// All phases but the last are left out from now on.
@@ -232,14 +248,12 @@ impl<P: Protocol> Run<'_, P> {
         self.stall.note_success();
     }
 
-    /// The connection is up; says whether there were never as many.
-    pub(crate) fn keep(&mut self, conn: &mut Conn<P::State>) -> bool {
+    /// The connection is up.
+    pub(crate) fn note_up(&mut self, conn: &mut Conn<P::State>) {
         conn.stage = ConnStage::Up;
-        self.in_flight -= 1;
         self.stall.note_success();
-        let is_peak = self.stats.hold_one(Instant::now());
+        self.stats.hold_one();
         self.progress.advance(self.stats.held);
-        is_peak
     }
 
     /// A connection that was held has gone.
@@ -339,17 +353,16 @@ impl<'a, P: Protocol> Client<'a, P> {
         stats: RunStats,
         progress: &'a Progress,
     ) -> Result<Self, Errno> {
-        let ramp = Ramp::new(plan, settings.rate_per_second, stats.started);
-        let hold = match settings.workload {
-            Some(workload) => Workload::new(workload)?.into(),
-            None => Hold::default().into(),
-        };
-        let mut phases = VecDeque::from([hold]);
+        let mut phases = VecDeque::from([Hold::new(&settings)?.into()]);
+        if settings.storm {
+            phases.push_back(Storm::default().into());
+        }
         if settings.verify {
             phases.push_back(Verify::default().into());
         }
         phases.push_back(Drain::default().into());
         let run = Run {
+            opening: Opening::new(plan, settings.goal),
             settings,
             protocol,
             progress,
@@ -362,7 +375,7 @@ impl<'a, P: Protocol> Client<'a, P> {
         };
         Ok(Self {
             run,
-            phase: ramp.into(),
+            phase: Ramp::default().into(),
             phases,
             tick: None,
             next_phase: None,

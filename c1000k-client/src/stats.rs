@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use c1000k_record::series::{self, Series};
-use c1000k_record::{RampPoint, Workload};
+use c1000k_record::{Churn, RampPoint, Storm, Workload};
 use nix::errno::Errno;
 
 use crate::failures::{self, Failures};
@@ -86,6 +86,10 @@ pub struct RunStats {
     pub(crate) connect_latency: Latencies,
     /// The messages during the hold.
     pub(crate) workload: WorkloadStats,
+    /// What was closed and opened anew during the hold.
+    pub(crate) churn: ChurnStats,
+    /// What was closed and opened anew after it.
+    pub(crate) storm: StormStats,
     series: Series<RampPoint>,
     /// When the series wants its next point, counted from `started`.
     sample_due: Duration,
@@ -117,22 +121,26 @@ impl RunStats {
             hold: Duration::ZERO,
             connect_latency: Latencies::new()?,
             workload: WorkloadStats::new()?,
+            churn: ChurnStats { closed: 0, reopened: 0, latency: Latencies::new()? },
+            storm: StormStats::new()?,
             series: Series::new(),
             sample_due: Duration::ZERO,
         })
     }
 
-    /// One more connection is held; says whether there were never as many.
-    pub(crate) fn hold_one(&mut self, now: Instant) -> bool {
+    /// One more connection is held.
+    pub(crate) fn hold_one(&mut self) {
         self.held += 1;
         self.opened += 1;
-        self.ramp = now.duration_since(self.started);
-        let is_peak = self.held > self.peak;
         self.peak = self.peak.max(self.held);
+    }
+
+    /// The ramp has lasted until now.
+    pub(crate) fn note_ramp(&mut self, now: Instant) {
+        self.ramp = now.duration_since(self.started);
         if self.ramp >= self.sample_due {
             self.sample(now);
         }
-        is_peak
     }
 
     /// One that was held has gone; without an errno its stream has ended.
@@ -189,6 +197,8 @@ pub(crate) struct WorkloadStats {
     pub(crate) unanswered: u64,
     /// Sent after their time, as the answer before was missing.
     pub(crate) late: u64,
+    /// Turns of connections that waited for an answer until the hold was over.
+    pub(crate) skipped: u64,
     /// Since the last interval ended.
     pub(crate) interval: Latencies,
     /// Up to the end of the last interval.
@@ -212,6 +222,7 @@ impl WorkloadStats {
             mismatched: 0,
             unanswered: 0,
             late: 0,
+            skipped: 0,
             interval: Latencies::new()?,
             latency: Latencies::new()?,
             intervals: Vec::new(),
@@ -231,6 +242,7 @@ impl WorkloadStats {
             mismatched: self.mismatched,
             unanswered: self.unanswered,
             late: self.late,
+            skipped: self.skipped,
             latency_us: self.latency.percentiles(),
             histogram: self.latency.encoded(),
         })
@@ -248,5 +260,56 @@ impl WorkloadStats {
         }
         self.interval_ended = now;
         self.interval.clear();
+    }
+}
+
+/// Counters of the connections that were closed and opened anew during the hold.
+#[derive(Debug)]
+pub(crate) struct ChurnStats {
+    pub(crate) closed: u64,
+    pub(crate) reopened: u64,
+    /// From a connect to its connection.
+    pub(crate) latency: Latencies,
+}
+
+impl ChurnStats {
+    pub(crate) fn record(&self) -> Churn {
+        Churn {
+            closed: self.closed,
+            reopened: self.reopened,
+            connect_latency_us: self.latency.percentiles(),
+            histogram: self.latency.encoded(),
+        }
+    }
+}
+
+/// Counters of a storm.
+#[derive(Debug)]
+pub(crate) struct StormStats {
+    pub(crate) dropped: u64,
+    pub(crate) back: u64,
+    /// Until the last one had gone.
+    pub(crate) drop: Duration,
+    /// From then until the last one was back.
+    pub(crate) reopen: Duration,
+    /// From a connect to its connection.
+    pub(crate) latency: Latencies,
+}
+
+impl StormStats {
+    fn new() -> Option<Self> {
+        let latency = Latencies::new()?;
+        Some(Self { dropped: 0, back: 0, drop: Duration::ZERO, reopen: Duration::ZERO, latency })
+    }
+
+    pub(crate) fn record(&self) -> Storm {
+        Storm {
+            dropped: self.dropped,
+            back: self.back,
+            drop_seconds: self.drop.as_secs_f64(),
+            reopen_seconds: self.reopen.as_secs_f64(),
+            connect_latency_us: self.latency.percentiles(),
+            histogram: self.latency.encoded(),
+        }
     }
 }

@@ -22,7 +22,7 @@ pub(crate) fn render(record: &ClientRecord) -> String {
         "ramp",
         format!("{}, {}", duration(record.ramp_seconds), rate(record.connects_per_second)),
     );
-    if let Some(latency) = latency(record) {
+    if let Some(latency) = latency(&record.connect_latency_us) {
         fact("connect latency", latency);
     }
     fact("held for", duration(record.hold_seconds));
@@ -31,6 +31,20 @@ pub(crate) fn render(record: &ClientRecord) -> String {
         if let Some(latency) = echo_latency(&workload.latency_us) {
             fact("echo latency", latency);
         }
+    }
+    if let Some(churn) = &record.churn {
+        let counts =
+            format!("{} closed, {} opened anew", count(churn.closed), count(churn.reopened));
+        fact("churn", with_latency(counts, &churn.connect_latency_us));
+    }
+    if let Some(storm) = &record.storm {
+        let counts = format!(
+            "{} of {} back in {}",
+            count(storm.back),
+            count(storm.dropped),
+            duration(storm.reopen_seconds)
+        );
+        fact("storm", with_latency(counts, &storm.connect_latency_us));
     }
     for threshold in &record.thresholds {
         fact("fail if", judged(threshold));
@@ -89,6 +103,7 @@ fn messages(workload: &Workload) -> String {
         (workload.mismatched, "mismatched"),
         (workload.unanswered, "unanswered"),
         (workload.late, "sent late"),
+        (workload.skipped, "skipped"),
     ] {
         text += &some(count, what);
     }
@@ -122,8 +137,11 @@ fn is_latency(expression: &str) -> bool {
     ["echo.", "connect."].iter().any(|of| expression.trim_start().starts_with(of))
 }
 
-fn latency(record: &ClientRecord) -> Option<String> {
-    let us = &record.connect_latency_us;
+fn with_latency(text: String, us: &LatencyUs) -> String {
+    latency(us).map_or_else(|| text.clone(), |latency| format!("{text}; connects: {latency}"))
+}
+
+fn latency(us: &LatencyUs) -> Option<String> {
     let text = |value: Option<u64>| value.map(|us| duration(us as f64 / 1e6));
     Some(format!("median {}, p99 {}, longest {}", text(us.p50)?, text(us.p99)?, text(us.max)?))
 }

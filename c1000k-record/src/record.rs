@@ -120,6 +120,12 @@ pub struct ClientRecord {
     /// The messages during the hold; null where none were asked for.
     #[serde(default)]
     pub workload: Option<Workload>,
+    /// What was closed and opened anew during the hold; null where none was asked for.
+    #[serde(default)]
+    pub churn: Option<Churn>,
+    /// What was closed at once after the hold, and came back; null where none was asked for.
+    #[serde(default)]
+    pub storm: Option<Storm>,
     /// The thresholds that were asked for, in order.
     #[serde(default)]
     pub thresholds: Vec<Threshold>,
@@ -146,9 +152,42 @@ pub struct Workload {
     pub unanswered: u64,
     /// Those sent after their time, because the connection still waited for the answer before.
     pub late: u64,
+    /// Those never sent, because the connection waited for the answer before until the hold was over.
+    #[serde(default)]
+    pub skipped: u64,
     /// From the time a message was due to its answer, in microseconds.
     pub latency_us: LatencyUs,
     /// Every latency, as a compressed HdrHistogram V2 in base64; null where nothing was answered.
+    pub histogram: Option<String>,
+}
+
+/// Connections that the client closed during the hold, one after the other, and opened anew.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Churn {
+    /// The connections closed, by reset.
+    pub closed: u64,
+    /// Those of them that came back, verified where that was asked for.
+    pub reopened: u64,
+    /// From a connect to its connection, in microseconds.
+    pub connect_latency_us: LatencyUs,
+    /// Every latency, as a compressed HdrHistogram V2 in base64; null where nothing connected.
+    pub histogram: Option<String>,
+}
+
+/// Connections that the client closed all at once after the hold, and opened anew.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Storm {
+    /// The connections closed, by reset.
+    pub dropped: u64,
+    /// Those of them that came back, verified where that was asked for.
+    pub back: u64,
+    /// From the first reset to the last.
+    pub drop_seconds: f64,
+    /// From then until the last connection was back.
+    pub reopen_seconds: f64,
+    /// From a connect to its connection, in microseconds.
+    pub connect_latency_us: LatencyUs,
+    /// Every latency, as a compressed HdrHistogram V2 in base64; null where nothing connected.
     pub histogram: Option<String>,
 }
 

@@ -875,3 +875,29 @@ fn latencies_of_messages_are_compared() {
     let row = text.lines().find(|line| line.contains("echo latency, p99 ")).unwrap();
     assert!(row.trim_end().ends_with("1.500 |"), "{text}");
 }
+
+#[test]
+fn churn_and_a_storm_have_a_table_and_let_the_server_have_more_at_once() {
+    let fixture = Fixture::one_host();
+    let latency = json!({"p50": 1_000, "p90": 2_000, "p99": 3_500, "p999": 4_000, "max": 5_000});
+    let churn = json!({"closed": 777, "reopened": 776, "connect_latency_us": latency});
+    let storm = json!({
+        "dropped": 100_000, "back": 99_999, "drop_seconds": 1.5, "reopen_seconds": 6.25,
+        "connect_latency_us": latency
+    });
+    fixture.set("client.json", "churn", churn);
+    fixture.set("client.json", "storm", storm);
+    fixture.set("server.json", "peak", json!(100_005));
+    let output = fixture.summarize(&[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    let page = fixture.read("summary.md");
+    for (what, figures) in [("churn", ["777", "776"]), ("storm", ["99,999", "6.25 s"])] {
+        let row = page.lines().find(|line| line.contains(&format!("| {what} "))).unwrap();
+        assert!(
+            figures.iter().all(|figure| row.contains(figure)) && row.contains("3.5 ms"),
+            "{row}"
+        );
+    }
+    fixture.set("server.json", "peak", json!(99_999));
+    assert_disagrees(&fixture, "Connections held at once");
+}

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use c1000k_host::format;
-use reactor::{CloseReason, TimerId, Token};
+use reactor::{CloseReason, Context, TimerId, Token};
 
 use super::Phase;
 use crate::protocols::Protocol;
@@ -35,14 +35,20 @@ const RESETS_PER_SECOND_MIN: f64 = 1000.0;
 /// Resets all connections.
 #[derive(Debug, Default)]
 pub(crate) struct Drain {
+    resets: Resets,
+}
+
+/// Resets of all connections, slice by slice.
+#[derive(Debug, Default)]
+pub(super) struct Resets {
     /// The slot that is reset next.
     cursor: usize,
     pause: Option<TimerId>,
 }
 
-impl Drain {
-    /// Resets the connections of the next slots.
-    fn abort_slice<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &Run<'_, P>) {
+impl Resets {
+    /// Resets the connections of the next slots, and comes back for more.
+    pub(super) fn next_slice<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &Run<'_, P>) {
         let is_loopback = run.settings.server.ip.is_loopback();
         let (slots, pause) = slice(is_loopback, run.stats.peak, run.stats.ramp);
         let slice = self.cursor..self.cursor + slots;
@@ -54,6 +60,26 @@ impl Drain {
         if self.cursor < cx.slots() {
             self.pause = arm(cx, pause);
         }
+    }
+
+    pub(super) fn on_timer<P: Protocol>(
+        &mut self,
+        cx: &mut Cx<P>,
+        run: &Run<'_, P>,
+        timer: TimerId,
+    ) {
+        if self.pause == Some(timer) {
+            self.pause = None;
+            self.next_slice(cx, run);
+        }
+    }
+
+    pub(super) fn are_done<C>(&self, cx: &Context<C>) -> bool {
+        self.cursor >= cx.slots()
+    }
+
+    pub(super) fn cancel<C>(&mut self, cx: &mut Context<C>) {
+        cancel(cx, &mut self.pause);
     }
 }
 
@@ -68,15 +94,15 @@ impl<P: Protocol> Phase<P> for Drain {
                 ),
             );
         }
-        self.abort_slice(cx, run);
+        self.resets.next_slice(cx, run);
     }
 
     fn is_done(&self, cx: &Cx<P>, _run: &Run<'_, P>) -> bool {
-        self.cursor >= cx.slots()
+        self.resets.are_done(cx)
     }
 
     fn end(&mut self, cx: &mut Cx<P>, _run: &mut Run<'_, P>) {
-        cancel(cx, &mut self.pause);
+        self.resets.cancel(cx);
     }
 
     /// It is this end that closes them.
@@ -90,10 +116,7 @@ impl<P: Protocol> Phase<P> for Drain {
     }
 
     fn on_timer(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, timer: TimerId) {
-        if self.pause == Some(timer) {
-            self.pause = None;
-            self.abort_slice(cx, run);
-        }
+        self.resets.on_timer(cx, run, timer);
     }
 
     fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, _is_stalled: bool) {

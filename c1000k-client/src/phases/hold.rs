@@ -1,57 +1,182 @@
-//! The hold: nothing happens, and nothing may be lost.
+//! The hold: nothing is opened or closed but what churn was asked for, and nothing may be lost.
+
+mod churn;
+mod messages;
 
 use c1000k_host::format;
-use reactor::TimerId;
+use nix::errno::Errno;
+use reactor::{CloseReason, Context, TimerId, Token, WatchId};
 
+use self::churn::Churn;
+use self::messages::Messages;
 use super::Phase;
 use crate::protocols::Protocol;
-use crate::run::{Cx, Run, arm, cancel};
+use crate::run::{Conn, ConnStage, Cx, Fault, Run, Settings, arm, cancel};
 
-/// Holds all connections for the time that was asked for, or until none is left.
-#[derive(Debug, Default)]
+/// Holds all connections for the time that was asked for, or until none is left, and waits for what is under way then.
+#[derive(Debug)]
 pub(crate) struct Hold {
+    messages: Option<Messages>,
+    churn: Option<Churn>,
     end: Option<TimerId>,
     lost_at_tick: u64,
     is_over: bool,
 }
 
+impl Hold {
+    /// # Errors
+    /// No descriptor is left for the clock of the messages.
+    pub(crate) fn new(settings: &Settings) -> Result<Self, Errno> {
+        Ok(Self {
+            messages: settings.workload.map(Messages::new).transpose()?,
+            churn: settings.churn_per_second.map(Churn::new),
+            end: None,
+            lost_at_tick: 0,
+            is_over: false,
+        })
+    }
+
+    /// Nothing more is sent or closed.
+    fn stop<C>(&mut self, cx: &mut Context<C>) {
+        self.is_over = true;
+        if let Some(messages) = &mut self.messages {
+            messages.stop(cx);
+        }
+        if let Some(churn) = &mut self.churn {
+            churn.stop(cx);
+        }
+    }
+
+    fn first_line<P: Protocol>(&self, run: &Run<'_, P>) -> String {
+        let mut line = format!(
+            "holding {} for {} s",
+            format::counted(run.stats.held, "connection"),
+            run.settings.hold.as_secs_f64()
+        );
+        if let Some(messages) = &self.messages {
+            line = format!("{line}; {}", messages.description(run.stats.held));
+        }
+        if let Some(rate) = run.settings.churn_per_second {
+            line = format!("{line}; {} a second are closed and opened anew", format::count(rate));
+        }
+        line
+    }
+}
+
 impl<P: Protocol> Phase<P> for Hold {
     fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         self.lost_at_tick = run.stats.lost;
-        run.progress.begin(
-            "holding",
-            &format!(
-                "holding {} for {} s",
-                format::counted(run.stats.held, "connection"),
-                run.settings.hold.as_secs_f64()
-            ),
-        );
         // The reactor counts from the beginning of its turn, which may be a while ago.
         let end = run.phase_began + run.settings.hold;
         self.end = arm(cx, end.saturating_duration_since(cx.now()));
+        if let Some(messages) = &mut self.messages {
+            messages.start(cx, run);
+        }
+        run.progress.begin("holding", &self.first_line(run));
+        if let Some(churn) = &mut self.churn {
+            churn.start(cx);
+        }
     }
 
     fn is_done(&self, _cx: &Cx<P>, run: &Run<'_, P>) -> bool {
-        self.is_over || run.stats.held == 0
+        let is_idle = run.in_flight == 0 && !run.is_opening();
+        is_idle && (self.is_over || run.stats.held == 0)
     }
 
     fn end(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         cancel(cx, &mut self.end);
+        self.stop(cx);
         run.stats.hold = run.phase_began.elapsed();
-    }
-
-    fn on_timer(&mut self, _cx: &mut Cx<P>, _run: &mut Run<'_, P>, timer: TimerId) {
-        if self.end == Some(timer) {
-            self.end = None;
-            self.is_over = true;
+        run.stats.failed += run.end_opening(cx);
+        if let Some(messages) = &mut self.messages {
+            messages.count_up(run);
         }
     }
 
-    fn tick(&mut self, _cx: &mut Cx<P>, run: &mut Run<'_, P>, _is_stalled: bool) {
+    fn on_open(
+        &mut self,
+        cx: &mut Cx<P>,
+        run: &mut Run<'_, P>,
+        token: Token,
+        conn: &mut Conn<P::State>,
+    ) {
+        let Some(latency) = run.note_open(cx, token, conn) else { return };
+        run.stats.churn.latency.record(latency);
+        if run.settings.verify {
+            run.open(cx, token, conn);
+        } else {
+            run.keep(conn);
+            run.stats.churn.reopened += 1;
+            run.open_more(cx);
+        }
+    }
+
+    fn on_answer(
+        &mut self,
+        cx: &mut Cx<P>,
+        run: &mut Run<'_, P>,
+        token: Token,
+        conn: &mut Conn<P::State>,
+    ) {
+        match (conn.stage, &mut self.messages) {
+            (ConnStage::Asked, Some(messages)) => messages.on_answer(cx, run, token, conn),
+            _ => {
+                run.keep(conn);
+                run.stats.churn.reopened += 1;
+                run.open_more(cx);
+            }
+        }
+    }
+
+    fn on_close(
+        &mut self,
+        cx: &mut Cx<P>,
+        run: &mut Run<'_, P>,
+        conn: &Conn<P::State>,
+        reason: &CloseReason,
+    ) {
+        match conn.stage {
+            ConnStage::Connecting | ConnStage::Opening => run.note_failure(conn, reason),
+            _ if conn.fault == Some(Fault::Closed) => {
+                run.stats.held -= 1;
+                run.stats.churn.closed += 1;
+                run.opening.reopen(conn.number);
+            }
+            ConnStage::Asked => {
+                Messages::note_gone(run, conn);
+                run.note_loss(conn, reason);
+            }
+            ConnStage::Up => run.note_loss(conn, reason),
+        }
+        run.open_more(cx);
+    }
+
+    fn on_timer(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, timer: TimerId) {
+        if self.end == Some(timer) {
+            self.end = None;
+            self.stop(cx);
+        } else if run.is_opening_timer(timer) {
+            run.open_more(cx);
+        } else if let Some(churn) = &mut self.churn {
+            churn.on_timer(cx, timer);
+        }
+    }
+
+    fn on_ready(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, watch: WatchId) {
+        if let Some(messages) = &mut self.messages {
+            messages.on_ready(cx, run, watch);
+        }
+    }
+
+    fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, _is_stalled: bool) {
+        if self.messages.is_some() {
+            run.progress.tick(|| messages::line(run));
+            run.stats.workload.end_interval(run.phase_began.elapsed());
+        }
         if run.stats.lost > self.lost_at_tick {
             run.progress.warn(&run.loss_line());
         } else if run.stats.has_lost_most() {
-            self.is_over = true;
+            self.stop(cx);
         }
         self.lost_at_tick = run.stats.lost;
     }

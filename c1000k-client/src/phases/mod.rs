@@ -3,16 +3,16 @@
 mod drain;
 mod hold;
 mod ramp;
+mod storm;
 mod verify;
-mod workload;
 
 use reactor::{CloseReason, TimerId, Token, WatchId};
 
 pub(crate) use drain::Drain;
 pub(crate) use hold::Hold;
 pub(crate) use ramp::Ramp;
+pub(crate) use storm::Storm;
 pub(crate) use verify::Verify;
-pub(crate) use workload::Workload;
 
 use crate::protocols::Protocol;
 use crate::run::{Conn, Cx, Run};
@@ -147,7 +147,7 @@ macro_rules! phases {
 phases! {
     Ramp,
     Hold,
-    Workload,
+    Storm,
     Verify,
     Drain,
 }

@@ -71,7 +71,9 @@ fn settings(ip: IpAddr, goal: u32) -> Settings {
         workload: None,
         timeout: Duration::from_secs(10),
         in_flight_max: 64,
-        rate_per_second: None,
+        stages: vec![],
+        churn_per_second: None,
+        storm: false,
         local_ports: None,
         consecutive_failures_max: 100,
     }
@@ -205,7 +207,7 @@ fn a_hold_is_as_long_as_asked_whenever_its_turn_began() {
     // A goal of none ends the ramp at once. Whoever is held then is not new.
     let settings = Settings { hold, ..settings(Ipv4Addr::LOCALHOST.into(), 0) };
     let (mut reactor, mut client) = client(settings, plan(9900), &progress);
-    client.run.stats.hold_one(Instant::now());
+    client.run.stats.hold_one();
     arm(reactor.context(), Duration::ZERO).unwrap();
     let began = Instant::now();
     while matches!(client.phase, AnyPhase::Ramp(_)) {

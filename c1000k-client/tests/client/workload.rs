@@ -158,3 +158,101 @@ fn what_does_not_go_together_is_one_line() {
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.last().unwrap().contains("/nowhere/run.hgrm"), "{ended:?}");
 }
+
+#[test]
+fn churn_closes_and_reopens_while_messages_go_on() {
+    let server = Server::start(Manner::Echo, 2);
+    let words = format!(
+        "127.0.0.1 {} --ports 2 -c 300 --churn 500/s --heartbeat 100ms --hold 1s",
+        server.first_port
+    );
+    let (ended, record) = run(&words);
+    assert_eq!((ended.code, record.lost, record.failed), (Some(0), 0, 0), "{ended:?}");
+    assert_eq!(record.verified_passes, [300, 300]);
+    let churn = record.churn.unwrap();
+    assert_eq!(churn.closed, churn.reopened);
+    assert!((400..=505).contains(&churn.closed), "{churn:?}");
+    assert!(churn.connect_latency_us.max > Some(0) && churn.histogram.is_some(), "{churn:?}");
+    assert_eq!(record.attempted, 300 + churn.closed);
+    let workload = record.workload.unwrap();
+    assert_eq!((workload.sent, workload.unanswered), (workload.answered, 0), "{workload:?}");
+    assert!((2_000..=3_000).contains(&workload.sent), "but for those being reopened: {workload:?}");
+    assert!(record.held_until > record.held_from && record.established == 300);
+}
+
+#[test]
+fn after_a_storm_all_are_back_and_verified() {
+    let server = Server::start(Manner::Echo, 3);
+    for (options, code) in [("", 0), ("--no-verify", 0)] {
+        let words = format!(
+            "127.0.0.1 {} --ports 3 -c 2k --hold 100ms --storm {options}",
+            server.first_port
+        );
+        let (ended, record) = run(&words);
+        assert_eq!((ended.code, record.lost), (Some(code), 0), "{ended:?}");
+        let storm = record.storm.unwrap();
+        assert_eq!((storm.dropped, storm.back), (2_000, 2_000));
+        assert!(storm.reopen_seconds > 0.0 && storm.connect_latency_us.p99 > Some(0), "{storm:?}");
+        assert_eq!(record.attempted, 4_000);
+        assert!(record.verified.is_none_or(|verified| verified == 2_000));
+        let summary = ended.stderr.join("\n");
+        assert!(summary.contains("storm            2,000 of 2,000 back in"), "{summary}");
+    }
+    assert_eq!(server.die(), 2_000);
+}
+
+/// It takes the first thousand that come, once.
+#[test]
+fn what_does_not_come_back_after_a_storm_is_lost() {
+    let server = Server::start(Manner::RefuseAfter(1_500), 1);
+    let words = format!("127.0.0.1 {} --ports 1 -c 1k --hold 100ms --storm", server.first_port);
+    let (ended, record) = run(&words);
+    let storm = record.storm.unwrap();
+    assert_eq!((ended.code, record.verdict), (Some(1), Verdict::Short), "{ended:?}");
+    assert_eq!((storm.dropped, storm.back, record.lost), (1_000, 500, 500), "{ended:?}");
+    assert_eq!(record.verified, Some(500));
+}
+
+#[test]
+fn stages_shape_the_ramp_and_set_the_target() {
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!(
+        "127.0.0.1 {} --ports 1 --hold 0s --stages 1000/s:300ms,0:500ms,2000/s:200ms",
+        server.first_port
+    );
+    let (ended, record) = run(&words);
+    assert_eq!((ended.code, record.target, record.established), (Some(0), 700, 700), "{ended:?}");
+    assert!((0.9..1.5).contains(&record.ramp_seconds), "{}", record.ramp_seconds);
+    let in_pause = record.ramp_series.iter().filter(|point| (0.35..0.75).contains(&point.seconds));
+    assert!(in_pause.clone().all(|point| (280..=310).contains(&point.established)), "{record:?}");
+    for (words, part) in [
+        ("--stages 5", "write it as 10k/s:1m"),
+        ("--stages 0:5s", "opens nothing"),
+        ("--stages 5:1s --rate 5", "cannot be used with"),
+        ("--churn 0", "is 0"),
+    ] {
+        let ended = Client::start(&format!("127.0.0.1 9900 {words}")).end();
+        let text = ended.stderr.join("\n");
+        assert!(ended.code == Some(2) && text.contains(part), "{words}: {ended:?}");
+    }
+}
+
+#[test]
+fn a_signal_in_a_storm_or_in_churn_loses_nothing() {
+    let server = Server::start(Manner::Echo, 1);
+    for (options, line) in
+        [("--hold 0s --storm", "dropping "), ("--churn 2k --hold 1h", "holding ")]
+    {
+        for after_ms in [0, 1, 3, 10, 30] {
+            let words =
+                format!("127.0.0.1 {} --ports 1 -c 3k {options} --json -", server.first_port);
+            let mut client = Client::start(&words);
+            client.await_line(line);
+            std::thread::sleep(Duration::from_millis(after_ms));
+            client.signal(nix::sys::signal::Signal::SIGINT);
+            let ended = client.end();
+            let record = record(&ended);
+            assert_eq!(record.lost, 0, "{options}, {after_ms} ms: {ended:?}");
+        }
+    }
+}

@@ -24,6 +24,8 @@ pub(crate) enum Manner {
     Echo,
     /// Echoes for so many, and resets all others.
     RefusePast(u64),
+    /// Echoes for so many in all, and resets those that come later.
+    RefuseAfter(u64),
     /// Echoes for so many, and ends the stream of all others in order.
     HangUpPast(u64),
     /// Echoes for so many, and takes what comes from all others without a word.
@@ -69,8 +71,15 @@ impl Server {
         let to_drop = Arc::new(AtomicUsize::new(0));
         let (tell, told) = mpsc::channel();
         let (is_over, count) = (Arc::clone(&end), Arc::clone(&to_drop));
-        let service =
-            Service { manner, end: is_over, to_drop: count, open: 0, peak: 0, messages: 0 };
+        let service = Service {
+            manner,
+            end: is_over,
+            to_drop: count,
+            open: 0,
+            accepted: 0,
+            peak: 0,
+            messages: 0,
+        };
         let thread = thread::spawn(move || {
             let (mut reactor, first_port) = listening(ports);
             tell.send((first_port, reactor.context().waker())).unwrap();
@@ -133,6 +142,7 @@ struct Service {
     end: Arc<AtomicBool>,
     to_drop: Arc<AtomicUsize>,
     open: u64,
+    accepted: u64,
     peak: u64,
     messages: u64,
 }
@@ -149,12 +159,14 @@ impl Handler for Service {
     fn on_accept(&mut self, _: &mut Context<Peer>, _: &Incoming<'_>) -> Option<Peer> {
         match self.manner {
             Manner::RefusePast(most) if self.open >= most => None,
+            Manner::RefuseAfter(most) if self.accepted >= most => None,
             _ => Some(Peer { is_answered: true, was_answered: false }),
         }
     }
 
     fn on_open(&mut self, cx: &mut Context<Peer>, token: Token, peer: &mut Peer) {
         self.open += 1;
+        self.accepted += 1;
         match self.manner {
             Manner::HangUpPast(most) if self.open > most => cx.close(token),
             Manner::SilentPast(most) => peer.is_answered = self.open <= most,

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
-use c1000k_record::{ClientRecord, FileTable, LatencyUs, Limit, ServerRecord, Threshold, Workload};
+use c1000k_record::{
+    Churn, ClientRecord, FileTable, LatencyUs, Limit, ServerRecord, Storm, Threshold, Workload,
+};
 use serde::Serialize;
 
 use super::Export;
@@ -78,6 +80,8 @@ struct Client<'a> {
     held_until: Option<&'a str>,
     file_table: Option<FileTable>,
     workload: Option<&'a Workload>,
+    churn: Option<&'a Churn>,
+    storm: Option<&'a Storm>,
     thresholds: &'a [Threshold],
 }
 
@@ -174,6 +178,8 @@ impl<'a> Client<'a> {
             held_until: client.held_until.as_deref(),
             file_table: client.file_table,
             workload: client.workload.as_ref(),
+            churn: client.churn.as_ref(),
+            storm: client.storm.as_ref(),
             thresholds: &client.thresholds,
         }
     }

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt::Write;
 
 use c1000k_host::format;
-use c1000k_record::{ClientRecord, Threshold};
+use c1000k_record::{ClientRecord, LatencyUs, Threshold};
 
 use super::Export;
 use crate::Report;
@@ -45,6 +45,7 @@ fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
         figures(run),
         clients(run),
         workload_section(run),
+        reopened_section(run),
         thresholds(run),
         cost_section(run),
         original(run),
@@ -183,6 +184,40 @@ fn workload_section(run: &Run) -> String {
          whether it could be sent then or not.\n\n{}",
         table(heading, &rows)
     )
+}
+
+/// Churn and storms.
+fn reopened_section(run: &Run) -> String {
+    let row = |name: &str, what: &str, counts: [u64; 2], seconds: f64, latency: LatencyUs| {
+        let time = |us: Option<u64>| seen(us.map(|us| format::duration(float(us) / 1e6)));
+        [
+            name.to_owned(),
+            what.to_owned(),
+            format::count(counts[0]),
+            format::count(counts[1]),
+            format::duration(seconds),
+            time(latency.p50),
+            time(latency.p99),
+            time(latency.max),
+        ]
+    };
+    let mut rows = Vec::new();
+    for (name, client) in &run.clients {
+        if let Some(churn) = &client.churn {
+            let counts = [churn.closed, churn.reopened];
+            rows.push(row(name, "churn", counts, client.hold_seconds, churn.connect_latency_us));
+        }
+        if let Some(storm) = &client.storm {
+            let counts = [storm.dropped, storm.back];
+            rows.push(row(name, "storm", counts, storm.reopen_seconds, storm.connect_latency_us));
+        }
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let heading =
+        ["client", "", "closed", "back", "in", "connect p50", "connect p99", "connect max"];
+    format!("## Closed and opened anew\n\n{}", table(heading, &rows))
 }
 
 fn thresholds(run: &Run) -> String {

@@ -1,0 +1,246 @@
+//! Messages during the hold, at times that were fixed before.
+//!
+//! Each active connection has its turn once in a period. One that still waits for an answer when its turn comes sends
+//! when the answer is there, and its latency is counted from its turn all the same.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use c1000k_host::format;
+use nix::errno::Errno;
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use reactor::{Context, Error, Interest, Token, WatchId};
+
+use crate::protocols::Protocol;
+use crate::run::{Conn, ConnStage, Cx, Fault, Run, some};
+use crate::schedule::{Schedule, Workload};
+use crate::stats::Stop;
+
+/// Messages sent before other events get their turn.
+const MESSAGES_PER_SLICE: usize = 4096;
+
+/// Sends messages until the hold is over.
+#[derive(Debug)]
+pub(super) struct Messages {
+    workload: Workload,
+    schedule: Schedule,
+    /// Slots of the connections that send, in the order of their turns. Where one is closed and opened anew, the new one
+    /// has the turns of its slot.
+    active: Vec<usize>,
+    /// The number of the next message.
+    next: u64,
+    /// Turns of connections that had gone, or were being opened anew.
+    vacant: u64,
+    alarm: Alarm,
+    is_over: bool,
+}
+
+impl Messages {
+    /// # Errors
+    /// No descriptor is left for its alarm.
+    pub(super) fn new(workload: Workload) -> Result<Self, Errno> {
+        Ok(Self {
+            workload,
+            schedule: workload.schedule(0),
+            active: Vec::new(),
+            next: 0,
+            vacant: 0,
+            alarm: Alarm::new()?,
+            is_over: false,
+        })
+    }
+
+    pub(super) fn start<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
+        let held: Vec<usize> = cx.tokens(0..cx.slots()).map(Token::index).collect();
+        let count = self.workload.active(held.len());
+        self.active = evenly(held, count);
+        self.schedule = self.workload.schedule(count);
+        let stats = &mut run.stats.workload;
+        stats.began = run.phase_began.duration_since(run.stats.started);
+        stats.connections = count as u64;
+        stats.period = self.schedule.period;
+        if count == 0 {
+            self.is_over = true;
+        } else if self.alarm.watch(cx).is_err() {
+            run.stop(Stop::Watches);
+            self.is_over = true;
+        } else {
+            self.send_due(cx, run);
+        }
+    }
+
+    /// Who sends how often.
+    pub(super) fn description(&self, held: u64) -> String {
+        let senders = match self.active.len() as u64 {
+            all if all == held => "each sends".to_owned(),
+            1 => "1 of them sends".to_owned(),
+            some => format!("{} of them send", format::count(some)),
+        };
+        let period = format::duration(self.schedule.period.as_secs_f64());
+        format!("{senders} a message every {period}")
+    }
+
+    /// Sends what is due, and sets the alarm for what is not.
+    fn send_due<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
+        let (elapsed, hold) = (run.phase_began.elapsed(), run.settings.hold);
+        let mut due = self.schedule.due(self.next);
+        for _ in 0..MESSAGES_PER_SLICE {
+            if due > elapsed || due >= hold {
+                break;
+            }
+            let slot = self.active[self.schedule.turn(self.next)];
+            self.next += 1;
+            let token = cx.tokens(slot..slot + 1).next();
+            let conn = token.and_then(|token| cx.conn(token).map(|conn| (token, conn)));
+            match conn.filter(|(_, conn)| conn.is_usable()).map(|(token, conn)| (token, conn.stage))
+            {
+                Some((token, ConnStage::Up)) => {
+                    run.ask(cx, token, run.phase_began + due);
+                    run.stats.workload.sent += 1;
+                }
+                Some((_, ConnStage::Asked)) => {}
+                _ => self.vacant += 1,
+            }
+            due = self.schedule.due(self.next);
+        }
+        if due >= hold {
+            return self.stop(cx);
+        }
+        if let Err(errno) = self.alarm.set(due.saturating_sub(run.phase_began.elapsed())) {
+            log::error!("no more messages are sent: timerfd_settime: {errno}");
+            self.stop(cx);
+        }
+    }
+
+    pub(super) fn stop<C>(&mut self, cx: &mut Context<C>) {
+        self.is_over = true;
+        self.alarm.unwatch(cx);
+    }
+
+    /// The hold has ended.
+    pub(super) fn count_up<P: Protocol>(&self, run: &mut Run<'_, P>) {
+        let stats = &mut run.stats.workload;
+        stats.skipped = self.next - self.vacant - stats.sent;
+        stats.seconds = run.phase_began.elapsed();
+        stats.end_interval(stats.seconds);
+        // Where a signal ends it, some are under way.
+        stats.unanswered += run.in_flight as u64;
+    }
+
+    /// A message was answered.
+    pub(super) fn on_answer<P: Protocol>(
+        &mut self,
+        cx: &mut Cx<P>,
+        run: &mut Run<'_, P>,
+        token: Token,
+        conn: &mut Conn<P::State>,
+    ) {
+        let latency = run.age(conn);
+        run.note_answer(conn);
+        let stats = &mut run.stats.workload;
+        stats.answered += 1;
+        stats.interval.record(latency);
+        if latency >= self.schedule.period && !self.is_over {
+            stats.sent += 1;
+            stats.late += 1;
+            run.ask_again(cx, token, conn, self.schedule.period);
+        }
+    }
+
+    /// A connection has gone that waited for an answer.
+    pub(super) fn note_gone<P: Protocol>(run: &mut Run<'_, P>, conn: &Conn<P::State>) {
+        if conn.fault == Some(Fault::Mismatch) {
+            run.stats.workload.mismatched += 1;
+        } else {
+            run.stats.workload.unanswered += 1;
+        }
+    }
+
+    pub(super) fn on_ready<P: Protocol>(
+        &mut self,
+        cx: &mut Cx<P>,
+        run: &mut Run<'_, P>,
+        watch: WatchId,
+    ) {
+        if self.alarm.watch == Some(watch) {
+            self.send_due(cx, run);
+        }
+    }
+}
+
+/// `count` of them, spread evenly.
+fn evenly(slots: Vec<usize>, count: usize) -> Vec<usize> {
+    let all = slots.len();
+    let is_chosen = |index: usize| (index + 1) * count / all > index * count / all;
+    let chosen = slots.into_iter().enumerate().filter(|&(index, _)| is_chosen(index));
+    chosen.map(|(_, slot)| slot).collect()
+}
+
+/// Wakes the reactor to the microsecond; its own timers are good to a millisecond, and many an answer is faster.
+#[derive(Debug)]
+struct Alarm {
+    timer: TimerFd,
+    /// The descriptor that is to be watched.
+    unwatched: Option<OwnedFd>,
+    watch: Option<WatchId>,
+}
+
+impl Alarm {
+    fn new() -> Result<Self, Errno> {
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+        let twin = timer.as_fd().try_clone_to_owned();
+        let unwatched = twin.map_err(|_| Errno::EMFILE)?;
+        Ok(Self { timer, unwatched: Some(unwatched), watch: None })
+    }
+
+    fn watch<C>(&mut self, cx: &mut Context<C>) -> Result<(), Error> {
+        if let Some(descriptor) = self.unwatched.take() {
+            self.watch = Some(cx.watch(descriptor, Interest::Readable)?);
+        }
+        Ok(())
+    }
+
+    fn unwatch<C>(&mut self, cx: &mut Context<C>) {
+        if let Some(watch) = self.watch.take() {
+            cx.unwatch(watch);
+        }
+    }
+
+    /// Rings after this time, and is silent until then.
+    fn set(&self, wait: Duration) -> Result<(), Errno> {
+        // Zero would turn it off.
+        let wait = TimeSpec::from(wait.max(Duration::from_nanos(1)));
+        self.timer.set(Expiration::OneShot(wait), TimerSetTimeFlags::empty())
+    }
+}
+
+/// Messages so far, and the latencies of the last second.
+pub(super) fn line<P: Protocol>(run: &Run<'_, P>) -> String {
+    let stats = &run.stats.workload;
+    let latency = stats.interval.percentiles();
+    let text = |value: Option<u64>| format::duration(value.unwrap_or(0) as f64 / 1e6);
+    format!(
+        "messages: {} sent, {} answered{}; median {}, p99 {}, longest {}",
+        format::count(stats.sent),
+        format::count(stats.answered),
+        some(run.stats.lost, "lost"),
+        text(latency.p50),
+        text(latency.p99),
+        text(latency.max),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_spread_evenly() {
+        assert_eq!(evenly((0..10).collect(), 10), (0..10).collect::<Vec<_>>());
+        assert_eq!(evenly((0..10).collect(), 2), [4, 9]);
+        assert_eq!(evenly(vec![3, 5, 8], 1), [8]);
+        assert!(evenly(vec![], 0).is_empty());
+    }
+}

@@ -1,0 +1,149 @@
+//! The storm: all connections are reset at once, as where a network or a gateway fails, and come back together.
+
+use std::time::{Duration, Instant};
+
+use c1000k_host::format;
+use reactor::{CloseReason, TimerId, Token};
+
+use super::Phase;
+use super::drain::Resets;
+use crate::failures;
+use crate::protocols::Protocol;
+use crate::run::{Conn, ConnStage, Cx, Run, some};
+
+/// Closes all, and opens as many again.
+#[derive(Debug, Default)]
+pub(crate) struct Storm {
+    resets: Resets,
+    /// When the last one had gone, and the first one began to come back.
+    ebb: Option<Instant>,
+    is_over: bool,
+}
+
+impl Storm {
+    fn open_more<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
+        self.is_over = self.is_over || run.open_more(cx);
+    }
+
+    /// Once all are gone, they come back.
+    fn turn<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
+        if self.ebb.is_some() || !self.resets.are_done(cx) || run.stats.held > 0 {
+            return;
+        }
+        self.ebb = Some(Instant::now());
+        run.stats.storm.drop = run.phase_began.elapsed();
+        run.opening.count_from(0);
+        let dropped = format::counted(run.stats.storm.dropped, "connection");
+        run.progress.begin("reopening", &format!("reopening {dropped}"));
+        self.open_more(cx, run);
+    }
+
+    fn keep<P: Protocol>(
+        &mut self,
+        cx: &mut Cx<P>,
+        run: &mut Run<'_, P>,
+        conn: &mut Conn<P::State>,
+    ) {
+        run.keep(conn);
+        run.stats.storm.back += 1;
+        run.stats.storm.reopen = self.ebb.map_or(Duration::ZERO, |ebb| ebb.elapsed());
+        self.open_more(cx, run);
+    }
+}
+
+impl<P: Protocol> Phase<P> for Storm {
+    fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
+        let held = format::counted(run.stats.held, "connection");
+        run.progress.begin("dropping", &format!("dropping {held} at once"));
+        self.resets.next_slice(cx, run);
+    }
+
+    fn is_done(&self, _cx: &Cx<P>, _run: &Run<'_, P>) -> bool {
+        self.is_over
+    }
+
+    fn end(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
+        self.resets.cancel(cx);
+        run.end_opening(cx);
+        if !self.is_over {
+            return;
+        }
+        // Those that did not come back are lost.
+        let missing = run.stats.storm.dropped.saturating_sub(run.stats.storm.back);
+        for _ in 0..missing {
+            run.stats.losses.count(failures::NOT_BACK);
+        }
+        run.stats.lost += missing;
+    }
+
+    fn on_open(
+        &mut self,
+        cx: &mut Cx<P>,
+        run: &mut Run<'_, P>,
+        token: Token,
+        conn: &mut Conn<P::State>,
+    ) {
+        let Some(latency) = run.note_open(cx, token, conn) else { return };
+        run.stats.storm.latency.record(latency);
+        if run.settings.verify {
+            run.open(cx, token, conn);
+        } else {
+            self.keep(cx, run, conn);
+        }
+    }
+
+    fn on_answer(
+        &mut self,
+        cx: &mut Cx<P>,
+        run: &mut Run<'_, P>,
+        _token: Token,
+        conn: &mut Conn<P::State>,
+    ) {
+        self.keep(cx, run, conn);
+    }
+
+    fn on_close(
+        &mut self,
+        cx: &mut Cx<P>,
+        run: &mut Run<'_, P>,
+        conn: &Conn<P::State>,
+        reason: &CloseReason,
+    ) {
+        match conn.stage {
+            ConnStage::Connecting | ConnStage::Opening => run.note_failure(conn, reason),
+            ConnStage::Up | ConnStage::Asked if self.ebb.is_none() => {
+                run.stats.held -= 1;
+                run.stats.storm.dropped += 1;
+                run.opening.reopen(conn.number);
+            }
+            ConnStage::Up | ConnStage::Asked => run.note_loss(conn, reason),
+        }
+        self.turn(cx, run);
+        if self.ebb.is_some() {
+            self.open_more(cx, run);
+        }
+    }
+
+    fn on_timer(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, timer: TimerId) {
+        if run.is_opening_timer(timer) {
+            self.open_more(cx, run);
+        } else {
+            self.resets.on_timer(cx, run, timer);
+            self.turn(cx, run);
+        }
+    }
+
+    fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, _is_stalled: bool) {
+        let stats = &run.stats;
+        run.progress.tick(|| match self.ebb {
+            None => format!("dropping: {} left", format::count(stats.held)),
+            Some(_) => format!(
+                "reopening: {} of {}{}",
+                format::count(stats.storm.back),
+                format::count(stats.storm.dropped),
+                some(stats.lost, "lost"),
+            ),
+        });
+        self.turn(cx, run);
+    }
+}
