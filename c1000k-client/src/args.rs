@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use c1000k_host::check::{FileTableArgs, FileTableChoice};
+use c1000k_host::check::{CheckArgs, FileTableArgs, FileTableChoice};
 use c1000k_host::command_line::{
     self, SHORT, USAGE, ZonedIp, is_of_many, parse_port, split_zone, with_zone,
 };
@@ -69,7 +69,9 @@ pub(crate) struct Arguments {
     pub(crate) hdr: Option<PathBuf>,
     pub(crate) file_table: FileTableChoice,
     pub(crate) json: Option<Output>,
-    pub(crate) check: bool,
+    pub(crate) check: CheckArgs,
+    /// So many sources as if they were listed.
+    pub(crate) sources_unlisted: Option<u64>,
 }
 
 /// Reads the command line.
@@ -171,9 +173,13 @@ struct Typed {
     #[arg(long, value_name = "PATH", value_parser = Output::parse)]
     json: Option<Output>,
 
-    /// Print what this machine allows against what the target needs, and exit
-    #[arg(long)]
-    check: bool,
+    #[command(flatten)]
+    check: CheckArgs,
+
+    /// With --check: so many source addresses, which need not be there, in place of --source
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
+    #[arg(requires = "check", conflicts_with = "source")]
+    sources: Option<u64>,
 
     /// No flag of this program, but of many others
     #[arg(long, hide = true, value_name = "PORT", num_args = 0..=1, default_missing_value = "9900")]
@@ -366,6 +372,7 @@ impl Typed {
         let first_port = first_port(self.target.as_ref(), self.first_port)?;
         let ports = port_count(first_port, self.ports)?;
         at_least_one("--connections", self.connections)?;
+        at_least_one("--sources", self.sources)?;
         at_least_one("--rate", self.rate)?;
         at_least_one("--in-flight", self.in_flight)?;
         at_most(self.connect_timeout, "--connect-timeout")?;
@@ -412,6 +419,7 @@ impl Typed {
             file_table: self.file_table.choice,
             json: self.json,
             check: self.check,
+            sources_unlisted: self.sources,
         })
     }
 }
@@ -588,7 +596,8 @@ mod tests {
                 hdr: None,
                 file_table: FileTableChoice::Auto,
                 json: None,
-                check: false,
+                check: CheckArgs { check: false, print: None, root: "/".into() },
+                sources_unlisted: None,
             }
         );
         assert_eq!(of("::1 9900 --ports 2 -c 10k").unwrap().in_flight_max, 128);
@@ -638,6 +647,11 @@ mod tests {
             ("127.0.0.1 9900 --source 127.0.0.0/8", "more than 65,536 addresses"),
             ("127.0.0.1 9900 --source 127.0.0.1,,127.0.0.2", "no address"),
             ("127.0.0.1 9900 --source 127.0.0.0/16", "pairs"),
+            ("127.0.0.1 --print sysctl", "--check"),
+            ("127.0.0.1 --sources 2", "--check"),
+            ("--check --sources 2 --source 127.0.0.1", "cannot be used with"),
+            ("--check --sources 0", "at least 1"),
+            ("--check --print toml", "[possible values: sysctl]"),
             ("127.0.0.1 9900 --frobnicate", "--frobnicate"),
             ("127.0.0.1 9900 9901", "9901"),
         ] {
@@ -648,7 +662,7 @@ mod tests {
 
     #[test]
     fn a_check_needs_no_destination() {
-        assert!(of("--check -c 10k").unwrap().check);
+        assert!(of("--check -c 10k").unwrap().check.check);
     }
 
     #[test]

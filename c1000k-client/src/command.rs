@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use c1000k_host::check::{self, FileTable, Machine};
+use c1000k_host::check::{FileTable, Machine};
 use c1000k_host::command_line::{self, SHORT, fail, print, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
@@ -43,20 +43,17 @@ pub fn run_command() -> ExitCode {
 
 fn obey() -> ExitCode {
     match args::parse() {
-        Ok(arguments) if arguments.check => print_check(arguments),
+        Ok(arguments) if arguments.check.check => print_check(arguments),
         Ok(arguments) => run(arguments).unwrap_or_else(|error| fail(SHORT, &error.to_string())),
         Err(code) => code,
     }
 }
 
 fn print_check(mut arguments: Arguments) -> ExitCode {
-    let (machine, need) = match target::machine_and_need(&mut arguments, raise_limit()) {
-        Ok(both) => both,
-        Err(line) => return fail(SHORT, &line),
-    };
-    let rows = check::table(&machine, &need);
-    print(&check::render(&rows));
-    ExitCode::from(if check::fits(&rows) { 0 } else { SHORT })
+    match target::machine_and_need(&mut arguments, raise_limit()) {
+        Ok((machine, need)) => arguments.check.answer(&machine, &need),
+        Err(line) => fail(SHORT, &line),
+    }
 }
 
 fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
@@ -172,8 +169,8 @@ fn play<P: Protocol>(
 fn remedy(target: &Target, error: &reactor::Error) -> &'static str {
     match target.file_table {
         _ if error.errno().is_none() => "see ulimit -v and ulimit -d, or give a lower -c",
-        check::FileTable::Process => "see ulimit -n",
-        check::FileTable::Registered => "see ulimit -l and ulimit -n, or give --file-table process",
+        FileTable::Process => "see ulimit -n",
+        FileTable::Registered => "see ulimit -l and ulimit -n, or give --file-table process",
     }
 }
 

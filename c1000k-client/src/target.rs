@@ -54,7 +54,7 @@ pub(crate) fn machine_and_need(
     arguments: &mut Arguments,
     descriptors: Option<DescriptorLimit>,
 ) -> Result<(Machine, Need), String> {
-    let mut machine = Machine { descriptors, ..Machine::read() };
+    let mut machine = Machine { descriptors, ..Machine::read_with_root(&arguments.check.root) };
     let need = need(arguments, &machine);
     if need.role == Role::Both {
         let first = arguments.destination.port();
@@ -73,7 +73,10 @@ fn need(arguments: &Arguments, machine: &Machine) -> Need {
     Need {
         ports: u64::from(arguments.ports),
         listeners: Some(listeners(arguments.ports, connections, machine)),
-        sources: Some(arguments.sources.len() as u64).filter(|&count| count > 0),
+        sources: match arguments.sources.len() as u64 {
+            0 => arguments.sources_unlisted,
+            count => Some(count),
+        },
         in_flight: arguments.in_flight_max as u64,
         user_bytes_per_connection: USER_BYTES_PER_CONNECTION,
         ..Need::new(if is_here { Role::Both } else { Role::Client }, connections)
@@ -89,7 +92,7 @@ fn with_enough_sources(arguments: &mut Arguments, machine: &Machine, need: &mut 
     let reachable = need.connections.min(cap);
     let is_on_loopback =
         arguments.destination.is_ipv4() && arguments.destination.ip().is_loopback();
-    if !is_on_loopback || !arguments.sources.is_empty() || reachable <= per_source {
+    if !is_on_loopback || need.sources.is_some() || reachable <= per_source {
         return;
     }
     let count = reachable.div_ceil(per_source.max(1)).min(LOOPBACK_SOURCES_MAX);

@@ -629,6 +629,24 @@ fn a_check_prints_what_is_needed_and_what_is_there() {
 }
 
 #[test]
+fn a_check_prints_what_to_set() {
+    let set = |words: &str| {
+        let ended = Client::start(&format!("--check --print sysctl {words}")).end();
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        ended.stdout
+    };
+    // The address is one for documentation, of no machine, and a check connects to nothing.
+    let text = set("192.0.2.1 -c 1G --file-table process");
+    assert!(text.contains("\nfs.nr_open = 1000000032\n"), "{text}");
+    assert!(text.contains("#limits.d: root hard nofile 1000000032\n"), "{text}");
+    assert!(!text.contains("somaxconn"), "{text}");
+    assert!(text.contains("#note: the 5-tuples of 1 source x 100 destination ports"), "{text}");
+    let text = set("192.0.2.1 -c 1G --sources 65536");
+    assert!(!text.contains("#note"), "{text}");
+    assert!(set("127.0.0.1 -c 1M").contains("somaxconn"), "the server is here too");
+}
+
+#[test]
 fn a_reader_that_has_gone_is_no_panic() {
     let ended = Client::start_after("set -o pipefail; exec 1>/dev/full", "--help").end();
     assert_eq!((ended.code, ended.stderr.len()), (Some(0), 0), "{ended:?}");

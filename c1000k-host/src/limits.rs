@@ -65,7 +65,7 @@ pub fn descriptor_limit() -> io::Result<DescriptorLimit> {
 /// # Errors
 /// The limit can't be read at all.
 pub fn raise_descriptor_limit() -> io::Result<Raised> {
-    let per_process_max = system_descriptor_limits().per_process_max;
+    let per_process_max = system_descriptor_limits(Path::new("/")).per_process_max;
     let set = |to| setrlimit(Resource::RLIMIT_NOFILE, to, to).map_err(io::Error::from);
     Ok(raised(descriptor_limit()?, per_process_max, set))
 }
@@ -165,12 +165,13 @@ pub struct SystemDescriptorLimits {
     pub system_open: Option<u64>,
 }
 
-/// Reads the limits of the system.
-pub fn system_descriptor_limits() -> SystemDescriptorLimits {
+/// Reads the limits of the system whose root folder this is.
+pub fn system_descriptor_limits(root: &Path) -> SystemDescriptorLimits {
+    let first = |name| text::read_sysctl(root, name)?.first().copied();
     SystemDescriptorLimits {
-        per_process_max: text::read_number("/proc/sys/fs/nr_open"),
-        system_max: text::read_number("/proc/sys/fs/file-max"),
-        system_open: text::read_number("/proc/sys/fs/file-nr"),
+        per_process_max: first("fs.nr_open"),
+        system_max: first("fs.file-max"),
+        system_open: first("fs.file-nr"),
     }
 }
 
@@ -250,7 +251,7 @@ mod tests {
 
     #[test]
     fn the_system_tells_its_limits() {
-        let limits = system_descriptor_limits();
+        let limits = system_descriptor_limits(Path::new("/"));
         assert!(limits.system_open <= limits.system_max, "{limits:?}");
     }
 }

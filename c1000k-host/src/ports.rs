@@ -10,12 +10,14 @@ use {
         fs::File,
         io::{BufRead, BufReader},
         ops::RangeInclusive,
+        path::Path,
     },
 };
 
-/// `net.ipv4.ip_local_port_range`: the ports that the kernel chooses from; IPv6 uses it too.
-pub fn ip_local_port_range() -> Option<RangeInclusive<u16>> {
-    parse_range(&text::read("/proc/sys/net/ipv4/ip_local_port_range")?)
+/// `net.ipv4.ip_local_port_range`: the ports that the kernel chooses from, on the machine whose root folder this is; IPv6
+/// uses it too.
+pub fn ip_local_port_range(root: &Path) -> Option<RangeInclusive<u16>> {
+    range_of(&text::read_sysctl(root, "net.ipv4.ip_local_port_range")?)
 }
 
 /// How many ports of the range the kernel never chooses: `net.ipv4.ip_local_reserved_ports`. None
@@ -87,8 +89,8 @@ fn count_within(list: &str, range: &RangeInclusive<u16>) -> Option<u64> {
     Some(count)
 }
 
-fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
-    match *text::numbers(text)? {
+fn range_of(numbers: &[u64]) -> Option<RangeInclusive<u16>> {
+    match *numbers {
         [first, last] => Some(u16::try_from(first).ok()?..=u16::try_from(last).ok()?),
         _ => None,
     }
@@ -100,9 +102,9 @@ mod tests {
 
     #[test]
     fn the_range_is_two_ports() {
-        assert_eq!(parse_range("32768\t60999\n"), Some(32_768..=60_999));
-        for text in ["", "1", "1 2 3", "1 70000", "a b"] {
-            assert_eq!(parse_range(text), None, "{text}");
+        assert_eq!(range_of(&[32_768, 60_999]), Some(32_768..=60_999));
+        for numbers in [&[][..], &[1], &[1, 2, 3], &[1, 70_000]] {
+            assert_eq!(range_of(numbers), None, "{numbers:?}");
         }
     }
 

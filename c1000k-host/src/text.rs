@@ -12,6 +12,11 @@ pub(crate) fn read_number(path: impl AsRef<Path>) -> Option<u64> {
     numbers(&read(path)?)?.first().copied()
 }
 
+/// The numbers of a setting of the kernel, as of `net.ipv4.tcp_mem`, on the machine whose root folder this is.
+pub(crate) fn read_sysctl(root: &Path, name: &str) -> Option<Vec<u64>> {
+    numbers(&read(root.join("proc/sys").join(name.replace('.', "/")))?)
+}
+
 /// Numbers separated by white space; `None` where anything is not one.
 pub(crate) fn numbers(text: &str) -> Option<Vec<u64>> {
     text.split_whitespace().map(|word| word.parse().ok()).collect()

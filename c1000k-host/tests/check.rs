@@ -2,8 +2,8 @@
 
 use c1000k_host::{
     check::{
-        CapKind, Conntrack, FileTable, Machine, Need, Role, Row, RowStatus, fits, largest_target,
-        render, table,
+        CapKind, Conntrack, FileTable, Machine, Need, Role, Row, RowStatus, Setting, fits,
+        largest_target, render, settings, table,
     },
     limits::{DescriptorLimit, SystemDescriptorLimits},
     memory::{MemoryBound, MemoryRoom},
@@ -24,6 +24,7 @@ fn ample() -> Machine {
         locked_bytes_max: Some(8 << 20),
         exceeds_file_max: false,
         epoll_watches_max: Some(5_491_511),
+        memory_total_bytes: Some(25 << 30),
         memory: Some(MemoryRoom {
             bytes: 24 << 30,
             total_bytes: 25 << 30,
@@ -137,7 +138,9 @@ fn each_limit_that_is_too_low_fails_alone_and_names_its_command() {
         ),
         (
             "net.netfilter.nf_conntrack_max",
-            |machine| machine.conntrack = Some(Conntrack { max: 262_144, count: 7 }),
+            |machine| {
+                machine.conntrack = Some(Conntrack { max: 262_144, count: 7, is_held: false })
+            },
             "sysctl -w net.netfilter.nf_conntrack_max=1000007",
         ),
     ];
@@ -244,7 +247,7 @@ fn a_role_is_not_asked_for_what_only_the_other_needs() {
 #[test]
 fn a_tracker_that_tracks_nothing_does_not_fail() {
     let mut machine = ample();
-    machine.conntrack = Some(Conntrack { max: 262_144, count: 0 });
+    machine.conntrack = Some(Conntrack { max: 262_144, count: 0, is_held: false });
     let row = row(&machine, &million(Role::Server), "net.netfilter");
     assert_eq!(row.status, RowStatus::NotNeeded);
     assert!(row.remedy.is_some_and(|remedy| remedy.contains("nf_conntrack_max=1000000")));
@@ -269,7 +272,7 @@ fn the_table_stays_within_a_hundred_columns() {
     machine.tcp_rmem_bytes = Some([256, 256, 512]);
     machine.tcp_max_orphans = Some(4_096);
     machine.rp_filter = Some(1);
-    machine.conntrack = Some(Conntrack { max: 262_144, count: 0 });
+    machine.conntrack = Some(Conntrack { max: 262_144, count: 0, is_held: false });
     machine.memory.as_mut().expect("is set").bytes = 1 << 30;
     let need = Need { sources: Some(4), ..Need::new(Role::Both, 4_000_000) };
     for line in render(&table(&machine, &need)).lines() {
@@ -311,7 +314,11 @@ fn the_tightest_limit_caps_and_says_why() {
         (|machine| machine.system_descriptors.system_max = Some(100_577), 50_000, "descriptors"),
         (|machine| machine.local_ports = Some(50_000..=50_009), 1_000, "ports"),
         (|machine| machine.memory.as_mut().expect("is set").bytes = 81_360, 10, "memory"),
-        (|machine| machine.conntrack = Some(Conntrack { max: 70, count: 7 }), 63, "conntrack"),
+        (
+            |machine| machine.conntrack = Some(Conntrack { max: 70, count: 7, is_held: false }),
+            63,
+            "conntrack",
+        ),
     ];
     for (lower, connections, name) in cases {
         let mut machine = ample();
@@ -333,7 +340,7 @@ fn the_cap_is_what_the_table_just_lets_pass() {
         |machine| machine.epoll_watches_max = Some(9_001),
         |machine| machine.local_ports = Some(50_000..=50_090),
         |machine| machine.memory.as_mut().expect("is set").bytes = 9_001_001,
-        |machine| machine.conntrack = Some(Conntrack { max: 9_001, count: 7 }),
+        |machine| machine.conntrack = Some(Conntrack { max: 9_001, count: 7, is_held: false }),
     ] {
         for role in [Role::Server, Role::Client, Role::Both] {
             let mut machine = machine.clone();
@@ -378,5 +385,96 @@ fn the_name_of_a_cgroup_is_shown_and_not_obeyed() {
     for text in [cap.reason, render(&table(&machine, &need))] {
         assert!(text.contains("/sys/fs/cgroup/\\u{1b}[2J\\nx"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
+    }
+}
+
+/// What is printed for this setting: `name = value`, with a `#` before it where it is enough.
+fn setting(machine: &Machine, need: &Need, name: &str) -> Option<String> {
+    let lines = settings(machine, need).into_iter().map(|setting| setting.to_string());
+    let mut lines = lines.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
+    lines.find(|line| line.trim_start_matches('#').starts_with(name))
+}
+
+#[test]
+fn settings_have_room_for_both_ends_and_for_the_rest_of_the_machine() {
+    let need = Need::new(Role::Server, 3_000_000);
+    for (name, line) in [
+        ("fs.nr_open", "fs.nr_open = 3000132"),
+        ("fs.file-max", "fs.file-max = 6065536"),
+        ("fs.epoll", "fs.epoll.max_user_watches = 6065536"),
+        ("limits.d: root", "#limits.d: root hard nofile 3000132"),
+        ("net.core.somaxconn", "#net.core.somaxconn = 4096"),
+        ("net.ipv4.tcp_max_syn_backlog", "net.ipv4.tcp_max_syn_backlog = 4096"),
+        ("net.ipv4.tcp_max_orphans", "net.ipv4.tcp_max_orphans = 3000000"),
+        ("net.ipv4.tcp_mem", "net.ipv4.tcp_mem = 1092266 2184532 3276798"),
+    ] {
+        assert_eq!(setting(&ample(), &need, name).as_deref(), Some(line));
+    }
+    for (role, name) in [
+        (Role::Server, "net.ipv4.ip_local_port_range"),
+        (Role::Client, "net.core.somaxconn"),
+        (Role::Client, "net.ipv4.tcp_max_orphans"),
+        (Role::Both, "net.netfilter"),
+        (Role::Both, "note"),
+    ] {
+        assert_eq!(setting(&ample(), &million(role), name), None, "{role:?}");
+    }
+    assert_eq!(settings(&Machine::default(), &need), [Setting::HardDescriptors(3_000_132)]);
+}
+
+#[test]
+fn a_setting_lowers_no_number_of_what_is_there() {
+    let machine = Machine { tcp_mem_pages: Some([900_000, 900_001, 900_002]), ..ample() };
+    let line = setting(&machine, &million(Role::Server), "net.ipv4.tcp_mem");
+    assert_eq!(line.as_deref(), Some("net.ipv4.tcp_mem = 900000 1000000 1500000"));
+    let machine = Machine { local_ports: Some(1_024..=50_000), ..ample() };
+    let line = setting(&machine, &million(Role::Client), "net.ipv4.ip_local_port_range");
+    assert_eq!(line.as_deref(), Some("net.ipv4.ip_local_port_range = 1024 60999"));
+}
+
+#[test]
+fn a_range_has_twice_the_ports_that_are_needed_or_all_that_there_are() {
+    let line = |ports, sources| {
+        let need = Need { ports, sources: Some(sources), ..million(Role::Client) };
+        let note = setting(&ample(), &need, "note");
+        (setting(&ample(), &need, "net.ipv4.ip_local_port_range").expect("it connects"), note)
+    };
+    assert_eq!(line(100, 1), ("#net.ipv4.ip_local_port_range = 32768 60999".to_owned(), None));
+    assert_eq!(line(50, 1), ("net.ipv4.ip_local_port_range = 25536 65535".to_owned(), None));
+    assert_eq!(line(10, 2), ("net.ipv4.ip_local_port_range = 10000 65535".to_owned(), None));
+    let (range, note) = line(1, 1);
+    assert_eq!(range, "net.ipv4.ip_local_port_range = 10000 65535");
+    assert_eq!(
+        note.expect("they do not suffice"),
+        "#note: the 5-tuples of 1 source x 1 destination port x 55,536 local ports are too few: more source \
+         addresses or more ports"
+    );
+}
+
+#[test]
+fn a_tracker_is_set_where_it_tracks_or_a_firewall_holds_it() {
+    for (count, is_held, line) in [
+        (0, false, None),
+        (7, false, Some("net.netfilter.nf_conntrack_max = 1065536")),
+        (0, true, Some("net.netfilter.nf_conntrack_max = 1065536")),
+    ] {
+        let conntrack = Some(Conntrack { max: 262_144, count, is_held });
+        let machine = Machine { conntrack, ..ample() };
+        assert_eq!(setting(&machine, &million(Role::Server), "net.netfilter").as_deref(), line);
+    }
+}
+
+#[test]
+fn a_strict_reverse_path_is_loosened_for_several_sources() {
+    let name = "net.ipv4.conf.all.rp_filter";
+    for (rp_filter, sources, line) in [
+        (0, 2, None),
+        (1, 1, None),
+        (1, 2, Some("net.ipv4.conf.all.rp_filter = 2")),
+        (2, 2, Some("#net.ipv4.conf.all.rp_filter = 2")),
+    ] {
+        let machine = Machine { rp_filter: Some(rp_filter), ..ample() };
+        let need = Need { sources: Some(sources), ..million(Role::Client) };
+        assert_eq!(setting(&machine, &need, name).as_deref(), line, "{rp_filter} {sources}");
     }
 }

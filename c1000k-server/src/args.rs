@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use c1000k_host::check::{FileTableArgs, FileTableChoice};
+use c1000k_host::check::{CheckArgs, FileTableArgs, FileTableChoice};
 use c1000k_host::command_line::{ZonedIp, is_of_many, parse_ip, parse_port};
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration};
@@ -43,7 +43,8 @@ Examples:
   c1000k-server                               echo on 0.0.0.0, ports 9900 to 9999
   c1000k-server --bind ::1 --first-port 7000 --ports 1 --mode sink
   c1000k-server --max-connections 500k --idle-timeout 5m --memory-reserve 10%
-  c1000k-server --check -c 1M                 what this machine allows, without a server";
+  c1000k-server --check -c 1M                 what this machine allows, without a server
+  c1000k-server --check -c 1M --print sysctl  what to set for it";
 
 /// Holds a million TCP connections on one thread, and shows what each of them costs.
 #[derive(Debug, Parser)]
@@ -103,9 +104,8 @@ pub(crate) struct Args {
     /// Write the record of the run on exit (`-` is standard output)
     #[arg(long, value_name = "PATH", value_parser = Output::parse)]
     json: Option<Output>,
-    /// Print what this machine allows against what -c connections need, and exit
-    #[arg(long)]
-    check: bool,
+    #[command(flatten)]
+    check: CheckArgs,
     /// The connections that --check is about [default: 1M]
     #[arg(short = 'c', long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     connections: Option<u64>,
@@ -137,6 +137,7 @@ impl Mode {
 pub(crate) enum Command {
     /// `--check`: a server with this many connections and descriptors to listen with.
     Check {
+        answer: CheckArgs,
         file_table: FileTableChoice,
         connections: u64,
         listening: u64,
@@ -184,12 +185,13 @@ impl Args {
                 self.threads
             ));
         }
-        if self.check {
+        if self.check.check {
             let connections = self.connections.unwrap_or(MILLION);
             if connections == 0 {
                 return Err("--connections is 0: give at least 1, or leave it out".into());
             }
             return Ok(Command::Check {
+                answer: self.check,
                 file_table: self.file_table.choice,
                 connections,
                 listening: listening(ports, self.threads),
@@ -447,6 +449,7 @@ mod tests {
             (&["--first-port", "-1"], ["--first-port", "\"-1\" is no port"]),
             (&["--max-connections", "1e99"], ["--max-connections", "\"1e99\" is too large"]),
             (&["--first-ports", "1"], ["--first-ports", "a similar argument exists"]),
+            (&["--print", "sysctl"], ["were not provided", "--check"]),
         ] {
             let Err(text) = checked(arguments) else { panic!("{arguments:?} passed") };
             assert!(parts.iter().all(|part| text.contains(part)), "{text}");

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use c1000k_host::check::{FileTableChoice, fits, render};
+use c1000k_host::check::{CheckArgs, FileTableChoice};
 use c1000k_host::command_line::{self, REACHED, SHORT, USAGE, fail, print, print_error};
 use c1000k_host::format;
 use c1000k_record::{Output, ServerRecord};
@@ -57,8 +57,8 @@ fn run_command() -> ExitCode {
     command_line::start_log();
     match args.check() {
         Err(line) => fail(USAGE, &line),
-        Ok(Command::Check { file_table, connections, listening }) => {
-            check(file_table, connections, listening)
+        Ok(Command::Check { answer, file_table, connections, listening }) => {
+            check(&answer, file_table, connections, listening)
         }
         Ok(Command::Serve(settings)) => {
             let guard = MemoryGuard::new(settings.memory_reserve, settings.threads);
@@ -70,13 +70,15 @@ fn run_command() -> ExitCode {
     }
 }
 
-/// Prints what this machine allows.
-fn check(choice: FileTableChoice, connections: u64, listening: u64) -> ExitCode {
-    match plan::check(choice, connections, listening) {
-        Ok(rows) => {
-            print(&render(&rows));
-            ExitCode::from(if fits(&rows) { REACHED } else { SHORT })
-        }
+/// Prints what this machine allows, or what to set.
+fn check(
+    answer: &CheckArgs,
+    choice: FileTableChoice,
+    connections: u64,
+    listening: u64,
+) -> ExitCode {
+    match plan::machine_and_need(&answer.root, choice, connections, listening) {
+        Ok((machine, need)) => answer.answer(&machine, &need),
         Err(line) => fail(SHORT, &line),
     }
 }

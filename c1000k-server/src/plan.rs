@@ -1,7 +1,9 @@
 //! How many connections this machine lets the server hold.
 
+use std::path::Path;
+
 use c1000k_host::check::{
-    CapKind, FileTable, FileTableChoice, Machine, Need, Role, Row, largest_target, table,
+    CapKind, FileTable, FileTableChoice, Machine, Need, Role, largest_target,
 };
 use c1000k_host::format;
 use c1000k_host::limits::raise_descriptor_limit;
@@ -16,18 +18,19 @@ pub(crate) struct Plan {
     pub(crate) file_table: FileTable,
 }
 
-/// `--check`: what this machine allows, against what the connections need.
+/// What `--check` compares.
 ///
 /// # Errors
 /// One line: why the sockets can't be where they were asked to be.
-pub(crate) fn check(
+pub(crate) fn machine_and_need(
+    root: &Path,
     choice: FileTableChoice,
     connections: u64,
     listening: u64,
-) -> Result<Vec<Row>, String> {
-    let machine = machine();
+) -> Result<(Machine, Need), String> {
+    let machine = machine(root);
     let need = need(choice, connections, listening, &machine)?;
-    Ok(table(&machine, &need))
+    Ok((machine, need))
 }
 
 /// How many connections may be held here, and where their sockets are.
@@ -35,7 +38,7 @@ pub(crate) fn check(
 /// # Errors
 /// One line: why not even one connection fits, or why the sockets can't be where they were asked to be.
 pub(crate) fn plan(settings: &Settings) -> Result<Plan, String> {
-    let machine = with_all_its_memory(machine());
+    let machine = with_all_its_memory(machine(Path::new("/")));
     let listening = settings.listening();
     if machine.connections_within(listening) == Some(0) {
         return Err(no_room(settings, &machine));
@@ -102,12 +105,12 @@ fn with_all_its_memory(machine: Machine) -> Machine {
 }
 
 /// This machine, with the descriptor limit raised as far as it goes; a line is logged if that is not the hard limit.
-fn machine() -> Machine {
+fn machine(root: &Path) -> Machine {
     let raised = raise_descriptor_limit()
         .inspect_err(|error| log::warn!("the descriptor limit can't be read: {error}"))
         .ok();
     if let Some(line) = raised.as_ref().and_then(|raised| raised.shortfall.as_ref()) {
         log::warn!("{line}");
     }
-    Machine { descriptors: raised.map(|raised| raised.limit), ..Machine::read() }
+    Machine { descriptors: raised.map(|raised| raised.limit), ..Machine::read_with_root(root) }
 }

@@ -1,69 +1,34 @@
 # shellcheck shell=dash
-# The common part of tune-server and tune-client: prints the plan, writes it to drop-ins of their
-# own and to the running kernel, and takes it back.
+# The common part of tune-server and tune-client: prints what the program says that N connections need, writes it to
+# drop-ins of their own and to the running kernel, and takes it back.
 #
-# What was there before is kept in the state file, once for both scripts, so that they may be
-# applied and reverted in any order. Three rules keep it true: nothing changes before the value
-# that was there is on disk; a value is forgotten only when no drop-in sets the key any more and
-# the kernel holds that value again; and one script at a time works, behind a lock.
+# A value is never lowered (but by --original): it becomes the highest of what was there before, what N needs and what
+# the other script has applied. What was there before is kept in the state file, once for both scripts, so that they
+# may be applied and reverted in any order. Three rules keep it true: nothing changes before the value that was there is
+# on disk; a value is forgotten only when no drop-in sets the key any more and the kernel holds that value again; and
+# one script at a time works, behind a lock.
 #
 # It runs under any POSIX shell, busybox's included, and needs flock(1) but no sysctl(8).
+# Uses LIB of the two scripts.
 
-# shellcheck source-path=SCRIPTDIR source=tune-plan.sh
-. "$LIB/tune-plan.sh"
+CONNECTIONS=1M PORTS=100 SOURCES=1 TUNE_ROOT='' MODE=print ORIGINAL='' FAILED=0
 
-CONNECTIONS=1000000
-PORTS=100
-SOURCES=1
-TUNE_ROOT=''
-MODE=print
-WANTS=settings
-FAILED=0
-readonly LOCK_SECONDS=30 # for the other script to end
-
+# tune ROLE PROGRAM TCP_MEM BUFFERS ARGUMENTS...: the program may be empty; the values are those of the original test.
 tune() {
+    ROLE=$1 PROGRAM=$2 ORIGINAL_TCP_MEM=$3 ORIGINAL_BUFFERS=$4
+    shift 4
     parse "$@"
     SYSCTLS=$TUNE_ROOT/etc/sysctl.d/90-c1000k-$ROLE.conf
     LIMITS=$TUNE_ROOT/etc/security/limits.d/90-c1000k-$ROLE.conf
     MODULES=$TUNE_ROOT/etc/modules-load.d/90-c1000k-$ROLE.conf
     STATE=$TUNE_ROOT/var/lib/c1000k/previous
+    HEADER="# By scripts/tune-$ROLE for $CONNECTIONS connections; its --revert takes this back."
     case $MODE in
-        print) cautions; show ;;
-        apply) must_be_root && lock && state_can_be_read || return; cautions; apply ;;
-        revert) must_be_root && lock && state_can_be_read || return; revert ;;
+        print) ask && show || return ;;
+        apply) lock && ask || return; apply ;;
+        revert) lock || return; revert ;;
     esac
     return "$FAILED"
-}
-
-# Held until this process ends, however it ends.
-lock() {
-    local file=$TUNE_ROOT/run/c1000k-tune.lock
-    mkdir -p "${file%/*}" 2>/dev/null
-    if ! { true >>"$file"; } 2>/dev/null; then
-        fail "can't write $file, so nothing is changed"
-        return 1
-    fi
-    if ! command -v flock >/dev/null; then
-        fail 'flock is missing (Debian: apt-get install util-linux), so nothing is changed'
-        return 1
-    fi
-    exec 9>>"$file"
-    # busybox's flock knows no time-out.
-    waited=0
-    until flock -n 9; do
-        if [ "$waited" -ge "$LOCK_SECONDS" ]; then
-            fail "the other script has been at work for $LOCK_SECONDS s ($file), so nothing is changed"
-            return 1
-        fi
-        sleep 1
-        waited=$((waited + 1))
-    done
-}
-
-state_can_be_read() {
-    [ ! -e "$STATE" ] || cat "$STATE" >/dev/null 2>&1 && return
-    fail "can't read $STATE, which holds the values from before: nothing is changed"
-    return 1
 }
 
 usage() {
@@ -78,7 +43,8 @@ scripts/tune-$ROLE [OPTIONS]: set up this machine's kernel for a $ROLE of N conn
       --revert         take it back, to the values that were there before
       --root DIR       treat DIR as / (for tests)
 
-Without --apply and --revert it prints what it would write, and changes nothing.
+Without --apply and --revert it prints what it would write, and changes nothing. What is needed it asks of
+c1000k-$ROLE: the one that C1000K_SERVER or C1000K_CLIENT names, else the one built here, else the one on PATH.
 TEXT
 }
 
@@ -87,13 +53,17 @@ parse() {
         case $1 in
             -c | --connections | --ports | --sources | --root)
                 [ $# -gt 1 ] || misuse "$1 needs a value"
-                parse_value "$1" "$2"
+                case $1 in
+                    --ports) PORTS=$2 ;;
+                    --sources) SOURCES=$2 ;;
+                    --root) [ -d "$2" ] && TUNE_ROOT=$2 || misuse "$2 is no directory" ;;
+                    *) CONNECTIONS=$2 ;;
+                esac
                 shift
                 ;;
-            --original) WANTS=original_settings ;;
+            --original) ORIGINAL=1 ;;
             --apply | --revert)
-                [ "$MODE" = print ] || [ "$MODE" = "${1#--}" ] ||
-                    misuse "--apply and --revert exclude each other"
+                [ "$MODE" = print ] || [ "$MODE" = "${1#--}" ] || misuse "--apply and --revert exclude each other"
                 MODE=${1#--}
                 ;;
             -h | --help) usage && exit 0 ;;
@@ -101,33 +71,6 @@ parse() {
         esac
         shift
     done
-}
-
-parse_value() {
-    # shellcheck disable=SC2034 # SOURCES is for tune-client
-    case $1 in
-        -c | --connections) CONNECTIONS=$(count_of "$2") || misuse "$2 is no count" ;;
-        --ports) PORTS=$(count_of "$2") || misuse "$2 is no count" ;;
-        --sources) SOURCES=$(count_of "$2") || misuse "$2 is no count" ;;
-        --root)
-            [ -d "$2" ] || misuse "$2 is no directory"
-            TUNE_ROOT=$2
-            ;;
-    esac
-}
-
-# 10k -> 10000, 1M -> 1000000; fails on all that is not a count of at least one.
-count_of() {
-    local digits zeros=''
-    case $1 in
-        *[kK]) digits=${1%?} zeros=000 ;;
-        *[mM]) digits=${1%?} zeros=000000 ;;
-        *) digits=$1 ;;
-    esac
-    case $digits in
-        '' | 0* | *[!0-9]* | ??????????*) return 1 ;;
-    esac
-    echo "$digits$zeros"
 }
 
 misuse() {
@@ -140,200 +83,253 @@ fail() {
     FAILED=1
 }
 
-note() {
-    echo "note: $*" >&2
+refuse() {
+    fail "$*, so nothing is changed"
+    return 1
 }
 
-must_be_root() {
+# Held until this process ends, however it ends. busybox's flock knows no time-out, so it is tried once a second.
+lock() {
+    local file=$TUNE_ROOT/run/c1000k-tune.lock seconds_max=30
     if [ -z "$TUNE_ROOT" ] && [ "$(id -u)" -ne 0 ]; then
-        fail "--$MODE writes to /proc/sys and /etc: run it as root"
+        refuse "--$MODE writes to /proc/sys and /etc: run it as root"
+        return
+    fi
+    mkdir -p "${file%/*}" 2>/dev/null
+    { true >>"$file"; } 2>/dev/null || { refuse "can't write $file" || return; }
+    command -v flock >/dev/null || { refuse 'flock is missing (Debian: apt-get install util-linux)' || return; }
+    exec 9>>"$file"
+    for _ in $(seq "$seconds_max"); do
+        if flock -n 9; then
+            [ ! -e "$STATE" ] || cat "$STATE" >/dev/null 2>&1 || refuse "can't read $STATE, which holds the values from before"
+            return
+        fi
+        sleep 1
+    done
+    refuse "the other script has been at work for $seconds_max s ($file)"
+}
+
+# Asks the program what is needed, and makes the PLAN of it. No limit of descriptors may be in the way, also where
+# registered files can't be had.
+ask() {
+    local built=${CARGO_TARGET_DIR:-$LIB/../../target}/release/c1000k-$ROLE
+    [ -x "$built" ] || built=c1000k-$ROLE
+    PROGRAM=${PROGRAM:-$built}
+    if ! command -v "$PROGRAM" >/dev/null; then
+        fail "there is no program $PROGRAM: cargo build --release -p c1000k-$ROLE makes it; see --help for others"
         return 1
+    fi
+    set -- --connections "$CONNECTIONS" --ports "$PORTS" --file-table process --root "${TUNE_ROOT:-/}"
+    # The address is one for documentation: it makes the server one of another machine, and is not connected to.
+    [ "$ROLE" = server ] || set -- "$@" --sources "$SOURCES" 192.0.2.1
+    NEEDS=$("$PROGRAM" --check --print sysctl "$@") || return
+    if [ -n "$ORIGINAL" ]; then
+        WANTED=$(original)
+    else
+        printf '%s\n' "$NEEDS" | sed -n 's/^#note: /note: /p' >&2
+        WANTED=$(needed)
+    fi
+    PLAN=$(plan)
+}
+
+# Each setting as key|mark|value|purpose, where the mark is `enough`, `exactly` or nothing.
+needed() {
+    printf '%s\n' "$NEEDS" | awk '
+        /^# / { purpose = substr($0, 3) }
+        /^#limits.d: root hard nofile / { print "limit.nofile||" $NF "|descriptors of a process" }
+        / = / { mark = sub(/^#/, "") ? "enough" : ""; key = $1; sub(/^[^=]*= /, ""); print key "|" mark "|" $0 "|" purpose }'
+}
+
+original() {
+    cat <<TEXT
+limit.nofile||2000000|descriptors of a process
+fs.nr_open||2000000|the highest descriptor limit that a process may be given
+fs.file-max||2000000|open files of the whole system
+net.ipv4.tcp_mem||$ORIGINAL_TCP_MEM|pages for queued data
+net.ipv4.tcp_wmem|exactly|$ORIGINAL_BUFFERS|bytes: tiny send buffers
+net.ipv4.tcp_rmem|exactly|$ORIGINAL_BUFFERS|bytes: tiny receive buffers; ssh may break
+TEXT
+    needed | awk -F '|' '$1 == "net.netfilter.nf_conntrack_max" { print $1 "||2000000|" $4 }'
+}
+
+# Each setting of this kernel as key|before|value|purpose, where value is what it should become.
+plan() {
+    printf '%s\n' "$WANTED" | while IFS='|' read -r key mark needed purpose; do
+        kept=$(before_of "$key")
+        before=${kept:-$(value_of "$key")}
+        [ -n "$before" ] || continue
+        case $mark${kept:+kept} in
+            exactly*) value=$needed ;;
+            enough) value=$before ;;
+            *) value=$(merge "$key" "$before" "$needed" "$(other_of "$key")") ;;
+        esac
+        echo "$key|$before|$value|$purpose"
+    done
+}
+
+# merge KEY VALUE...: number by number the highest; of a range the lowest start and the highest end.
+merge() {
+    local key=$1
+    shift
+    printf '%s\n' "$@" | awk -v range="$([ "$key" != net.ipv4.ip_local_port_range ] || echo 1)" '
+        { for (i = 1; i <= NF; i++) if (NR == 1 || (range && i == 1 ? $i < best[i] : $i > best[i])) best[i] = $i }
+        NR == 1 { count = NF }
+        END { for (i = 1; i <= count; i++) printf "%s%s", best[i], i < count ? " " : "\n" }'
+}
+
+changes() {
+    printf '%s\n' "$PLAN" | awk -F '|' '$2 != $3'
+}
+
+file_of() {
+    echo "$TUNE_ROOT/proc/sys/$(echo "$1" | tr . /)"
+}
+
+# The value now, its numbers one space apart; nothing where this kernel has no such setting, or there is no limit.
+value_of() {
+    if [ "$1" = limit.nofile ]; then
+        ulimit -Hn | grep -v unlimited
+    else
+        tr -s '\t' ' ' 2>/dev/null <"$(file_of "$1")" | sed 's/ *$//'
     fi
 }
 
+# The value before any --apply.
+before_of() {
+    awk -v key="$1" '$1 == key { sub(/^[^ ]* /, ""); print }' "$STATE" 2>/dev/null
+}
+
+# set_in FILE KEY: the value that a drop-in sets.
+set_in() {
+    awk -v key="$2" '
+        $1 == key && $2 == "=" { sub(/^[^=]*= /, ""); print }
+        key == "limit.nofile" && $1 == "root" && $2 == "hard" && $3 == "nofile" { print $4 }' "$1" 2>/dev/null
+}
+
+# What the other script's drop-ins set, or with `all` those of both.
+other_of() {
+    local file
+    for file in "$TUNE_ROOT"/etc/sysctl.d/90-c1000k-*.conf "$TUNE_ROOT"/etc/security/limits.d/90-c1000k-*.conf; do
+        { [ "$file" = "$SYSCTLS" ] || [ "$file" = "$LIMITS" ]; } && [ "${2:-}" != all ] || set_in "$file" "$1"
+    done
+}
+
 sysctl_text() {
-    header
-    plan | changes | while IFS='|' read -r key before value why; do
-        printf '# %s; before: %s\n%s = %s\n' "$why" "$before" "$key" "$value"
-    done
+    changes | grep -v '^limit' | awk -F '|' -v header="$HEADER" '
+        NR == 1 { print header }
+        { printf "# %s; before: %s\n%s = %s\n", $4, $2, $1, $3 }'
 }
 
-# `*` is everyone but root. Programs raise their soft limit by themselves; a soft limit above 1024
-# for everyone breaks those that still use select(2).
+# `*` is everyone but root. Programs raise their soft limit by themselves; a soft limit above 1024 for everyone breaks
+# those that still use select(2). The original's advice has one, and a stack for its array of events, in KiB.
 limits_text() {
-    header
-    plan_nofile | changes | while IFS='|' read -r key before value why; do
-        printf '# descriptors of a process; before: %s\n' "$before"
-        printf '%-4s hard nofile %s\n' '*' "$value" root "$value"
-        [ "$WANTS" != original_settings ] || original_limits "$value"
-    done
-}
-
-# The rest of the original's advice: its soft limit, and a stack for its array of events, in KiB.
-original_limits() {
-    printf '%-4s soft nofile %s\n' '*' "$1" root "$1"
-    for kind in hard soft; do
-        printf '%-4s %s stack 12000\n' '*' "$kind" root "$kind"
+    changes | grep '^limit' | while IFS='|' read -r _ before value purpose; do
+        printf '%s\n# %s; before: %s\n' "$HEADER" "$purpose" "$before"
+        for who in '*   ' root; do
+            echo "$who hard nofile $value"
+            [ -z "$ORIGINAL" ] || printf "$who %s\n" "soft nofile $value" 'hard stack 12000' 'soft stack 12000'
+        done
     done
 }
 
 # The module must be there when the machine's start sets its limit.
 modules_text() {
-    plan | changes | grep -q '^net.netfilter.nf_conntrack_max' || return 0
-    header
-    echo nf_conntrack
-}
-
-header() {
-    echo "# By scripts/tune-$ROLE for $CONNECTIONS connections; its --revert takes this back."
-}
-
-# Whether a text has more in it than its comments.
-says_something() {
-    printf '%s' "$1" | grep -q '^[^#]'
+    ! changes | grep -q '^net.netfilter' || printf '%s\n' "$HEADER" nf_conntrack
 }
 
 show() {
     show_file "$SYSCTLS" "$(sysctl_text)"
     show_file "$LIMITS" "$(limits_text)"
     show_file "$MODULES" "$(modules_text)"
-    { plan && plan_nofile; } | awk -F '|' '
+    printf '%s\n' "$PLAN" | awk -F '|' '
         $2 == $3 && !told++ { print "Enough as they are:" }
         $2 == $3 { printf "  %-32s %s\n", $1, $2 }'
-    [ "$WANTS" = original_settings ] ||
-        echo 'Left alone: tcp_rmem and tcp_wmem (tiny ones save nothing), the stack limit.'
-    cat <<TEXT
-A service takes its limit from its unit: LimitNOFILE=$(nofile_wanted)
-Nothing is changed. As root, --apply does it and --revert takes it back.
-TEXT
+    [ -n "$ORIGINAL" ] || echo 'Left alone: tcp_rmem and tcp_wmem (tiny ones save nothing), the stack limit.'
+    echo "A service takes its limit from its unit: LimitNOFILE=$(printf '%s\n' "$WANTED" | awk -F '|' '/^limit/ { print $3 }')"
+    echo 'Nothing is changed. As root, --apply does it and --revert takes it back.'
 }
 
 show_file() {
-    says_something "$2" || return 0
-    printf '%s\n' "--- ${1#"$TUNE_ROOT"}" "$2" ''
+    [ -z "$2" ] || printf '%s\n' "--- ${1#"$TUNE_ROOT"}" "$2" ''
 }
 
 apply() {
-    local settings
-    settings=$(plan)
-    if ! remember "$settings" "$(plan_nofile)"; then
-        fail 'the values from before can not be kept, so nothing is changed'
-        return
-    fi
+    remember || { refuse 'the values from before can not be kept' || return; }
     if write_file "$SYSCTLS" "$(sysctl_text)" && write_file "$MODULES" "$(modules_text)"; then
-        while IFS='|' read -r key before value why; do
+        while IFS='|' read -r key before value purpose; do
             set_value "$key" "$value"
         done <<TEXT
-$settings
+$PLAN
 TEXT
-        apply_limits
+        # A descriptor limit above fs.nr_open locks everyone out: the login can't set it and ends.
+        limit=$(changes | awk -F '|' '/^limit/ { print $3 }')
+        if [ -z "$limit" ] || [ "$(value_of fs.nr_open)" -ge "$limit" ]; then
+            write_file "$LIMITS" "$(limits_text)"
+        else
+            fail "fs.nr_open is below $limit, so ${LIMITS#"$TUNE_ROOT"} is not written"
+        fi
     else
         fail 'without its drop-in a setting would be gone at the next start, so the kernel is left as it is'
     fi
     forget
-    [ "$FAILED" -eq 0 ] || return 0
-    echo "applied for $CONNECTIONS connections; a new descriptor limit counts from the next login on"
-}
-
-# A descriptor limit above fs.nr_open locks everyone out: the login can't set it and ends.
-apply_limits() {
-    local wanted
-    wanted=$(plan_nofile | changes | cut -d '|' -f 3)
-    if [ -n "$wanted" ] && [ "$(first_of fs.nr_open)" -lt "$wanted" ]; then
-        fail "fs.nr_open is below $wanted, so ${LIMITS#"$TUNE_ROOT"} is not written"
-        return
-    fi
-    write_file "$LIMITS" "$(limits_text)"
+    [ "$FAILED" -ne 0 ] || echo "applied for $CONNECTIONS connections; a new descriptor limit counts from the next login on"
 }
 
 revert() {
-    local key before other
-    if [ ! -f "$STATE" ]; then
-        revert_without_state
+    if [ -f "$STATE" ]; then
+        while read -r key before; do
+            other=$(other_of "$key")
+            set_value "$key" "${other:-$before}"
+        done <"$STATE"
+    elif [ -f "$SYSCTLS" ] || [ -f "$LIMITS" ] || [ -f "$MODULES" ]; then
+        fail "$STATE is gone: the drop-ins are removed, and the kernel's values stay until its next start"
+    else
+        echo 'nothing is applied'
         return
     fi
-    while read -r key before; do
-        other=$(other_of "$key")
-        [ "$key" = limit.nofile ] || set_value "$key" "${other:-$before}"
-    done <"$STATE"
-    remove_files
+    for file in "$SYSCTLS" "$LIMITS" "$MODULES"; do
+        write_file "$file" ''
+    done
     forget
     [ "$FAILED" -ne 0 ] || echo 'reverted'
 }
 
-# Nothing is applied, unless someone has removed the state.
-revert_without_state() {
-    if [ ! -f "$SYSCTLS" ] && [ ! -f "$LIMITS" ] && [ ! -f "$MODULES" ]; then
-        echo 'nothing is applied'
-        return
-    fi
-    remove_files
-    fail "$STATE is gone: the drop-ins are removed, and the kernel's values stay until its next start"
-}
-
-remove_files() {
-    local file
-    for file in "$SYSCTLS" "$LIMITS" "$MODULES"; do
-        remove_file "$file"
-    done
-}
-
-remove_file() {
-    rm -f "$1" 2>/dev/null || { fail "can't remove $1" && return 1; }
-}
-
 set_value() {
-    local file
-    file=$(file_of "$1")
-    [ "$(value_of "$1")" = "$2" ] && return
-    if ! { echo "$2" >"$file"; } 2>/dev/null || [ "$(value_of "$1")" != "$2" ]; then
+    [ "$1" != limit.nofile ] && [ "$(value_of "$1")" != "$2" ] || return 0
+    if ! { echo "$2" >"$(file_of "$1")"; } 2>/dev/null || [ "$(value_of "$1")" != "$2" ]; then
         fail "$1 stays at $(value_of "$1"), the kernel refuses $2"
     fi
 }
 
 # Keeps what is there now, where nothing is kept yet and it is going to change.
 remember() {
-    local key before value why kept
-    kept=$(
+    write_file "$STATE" "$(
         cat "$STATE" 2>/dev/null
-        printf '%s\n' "$@" | changes | while IFS='|' read -r key before value why; do
+        changes | while IFS='|' read -r key before value purpose; do
             [ -n "$(before_of "$key")" ] || echo "$key $before"
         done
-    )
-    write_file "$STATE" "$kept"
+    )"
 }
 
 # Drops what is as it was and no drop-in sets any more, and at the end the state itself.
 forget() {
-    local key before
     [ -f "$STATE" ] || return 0
+    # The limit of a login is nowhere but in its drop-in.
     write_file "$STATE" "$(while read -r key before; do
-        { is_held "$key" || ! is_restored "$key" "$before"; } && echo "$key $before"
+        [ -z "$(other_of "$key" all)" ] && { [ "$key" = limit.nofile ] || [ "$(value_of "$key")" = "$before" ]; } ||
+            echo "$key $before"
     done <"$STATE")"
     [ -f "$STATE" ] || rmdir "${STATE%/*}" 2>/dev/null || true
 }
 
-is_held() {
-    if [ "$1" = limit.nofile ]; then
-        [ -f "$LIMITS" ] || [ -n "$(other_nofile)" ]
-    else
-        [ -n "$(setting_in "$SYSCTLS" "$1")" ] || [ -n "$(other_of "$1")" ]
-    fi
-}
-
-# The limit of a login is nowhere but in its drop-in.
-is_restored() {
-    [ "$1" = limit.nofile ] || [ "$(value_of "$1")" = "$2" ]
-}
-
-# write_file FILE TEXT: all of it and on disk, or nothing; a text that says nothing removes the file.
+# write_file FILE TEXT: all of it and on disk, or nothing; without a text the file is removed.
 write_file() {
-    if ! says_something "$2"; then
-        remove_file "$1"
-        return
+    if [ -z "$2" ]; then
+        rm -f "$1" 2>/dev/null && return
+    else
+        { mkdir -p "${1%/*}" && printf '%s\n' "$2" >"$1.new" && { sync "$1.new" || sync; } && mv "$1.new" "$1"; } \
+            2>/dev/null && return
     fi
-    { mkdir -p "${1%/*}" && printf '%s\n' "$2" >"$1.new" && { sync "$1.new" || sync; } && mv "$1.new" "$1"; } 2>/dev/null &&
-        return
     rm -f "$1.new" 2>/dev/null
     fail "can't write $1"
     return 1

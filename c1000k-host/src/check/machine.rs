@@ -7,11 +7,15 @@ use {
             descriptor_limit, locked_bytes_max, may_exceed_file_max, open_descriptors,
             system_descriptor_limits,
         },
-        memory::{MemoryReader, MemoryRoom},
+        memory::{Meminfo, MemoryReader, MemoryRoom},
         ports::{ip_local_port_range, reserved_ports},
         text,
     },
-    std::{fs, ops::RangeInclusive, path::PathBuf},
+    std::{
+        fs,
+        ops::RangeInclusive,
+        path::{Path, PathBuf},
+    },
 };
 
 /// Readings of a machine. Each is `None` where it can't be read; a test fills in its own.
@@ -29,6 +33,8 @@ pub struct Machine {
     pub exceeds_file_max: bool,
     /// `fs.epoll.max_user_watches`, which counts for all processes of a user.
     pub epoll_watches_max: Option<u64>,
+    /// All memory of the machine.
+    pub memory_total_bytes: Option<u64>,
     /// Memory that is left, in the machine or in the tightest cgroup.
     pub memory: Option<MemoryRoom>,
     /// This process's cgroup, if its limits can't be read.
@@ -65,36 +71,48 @@ pub struct Conntrack {
     pub max: u64,
     /// `net.netfilter.nf_conntrack_count`; 0 as a rule means that nothing asks it to track.
     pub count: u64,
+    /// Another module, as a firewall's, makes use of the tracker, whether it tracks anything yet or not.
+    pub is_held: bool,
 }
 
 impl Machine {
     /// Reads this machine, as this process sees it at its start, before it opens anything.
     pub fn read() -> Self {
+        Self::read_with_root(Path::new("/"))
+    }
+
+    /// The same with the settings of the kernel that stand below this folder.
+    pub fn read_with_root(root: &Path) -> Self {
         let descriptors = descriptor_limit().ok();
         let memory = MemoryReader::new();
-        let local_ports = ip_local_port_range();
+        let local_ports = ip_local_port_range(root);
+        let numbers = |name| text::read_sysctl(root, name);
+        let first = |name| numbers(name)?.first().copied();
+        let triple = |name| numbers(name)?.try_into().ok();
         Self {
             descriptors,
             descriptors_inherited: open_descriptors(
                 descriptors.map_or(u64::MAX, |limit| limit.hard),
             ),
-            system_descriptors: system_descriptor_limits(),
+            system_descriptors: system_descriptor_limits(root),
             locked_bytes_max: locked_bytes_max(),
             exceeds_file_max: may_exceed_file_max(),
-            epoll_watches_max: text::read_number("/proc/sys/fs/epoll/max_user_watches"),
+            epoll_watches_max: first("fs.epoll.max_user_watches"),
+            memory_total_bytes: text::read(root.join("proc/meminfo"))
+                .and_then(|text| Meminfo::parse(&text).total_bytes),
             memory: memory.read(),
             hidden_cgroup: memory.hidden_cgroup().map(PathBuf::from),
-            tcp_mem_pages: read_triple("/proc/sys/net/ipv4/tcp_mem"),
-            tcp_rmem_bytes: read_triple("/proc/sys/net/ipv4/tcp_rmem"),
-            tcp_wmem_bytes: read_triple("/proc/sys/net/ipv4/tcp_wmem"),
+            tcp_mem_pages: triple("net.ipv4.tcp_mem"),
+            tcp_rmem_bytes: triple("net.ipv4.tcp_rmem"),
+            tcp_wmem_bytes: triple("net.ipv4.tcp_wmem"),
             local_ports_reserved: local_ports.as_ref().map_or(0, reserved_ports),
             local_ports,
             local_ports_listening: 0,
-            somaxconn: text::read_number("/proc/sys/net/core/somaxconn"),
-            tcp_max_syn_backlog: text::read_number("/proc/sys/net/ipv4/tcp_max_syn_backlog"),
-            tcp_max_orphans: text::read_number("/proc/sys/net/ipv4/tcp_max_orphans"),
-            conntrack: read_conntrack(),
-            rp_filter: read_rp_filter(),
+            somaxconn: first("net.core.somaxconn"),
+            tcp_max_syn_backlog: first("net.ipv4.tcp_max_syn_backlog"),
+            tcp_max_orphans: first("net.ipv4.tcp_max_orphans"),
+            conntrack: read_conntrack(root),
+            rp_filter: read_rp_filter(root),
         }
     }
 
@@ -138,21 +156,27 @@ impl Machine {
     }
 }
 
-fn read_triple(path: &str) -> Option<[u64; 3]> {
-    text::numbers(&text::read(path)?)?.try_into().ok()
-}
-
-fn read_conntrack() -> Option<Conntrack> {
+fn read_conntrack(root: &Path) -> Option<Conntrack> {
+    let first = |name| text::read_sysctl(root, name)?.first().copied();
     Some(Conntrack {
-        max: text::read_number("/proc/sys/net/netfilter/nf_conntrack_max")?,
-        count: text::read_number("/proc/sys/net/netfilter/nf_conntrack_count")?,
+        max: first("net.netfilter.nf_conntrack_max")?,
+        count: first("net.netfilter.nf_conntrack_count")?,
+        is_held: text::read(root.join("proc/modules")).is_some_and(|list| is_held(&list)),
     })
 }
 
+/// `nf_conntrack 188416 3 nf_nat,nft_ct,xt_conntrack, Live 0x0`: the third word counts those that use it.
+fn is_held(modules: &str) -> bool {
+    let mut lines = modules.lines().map(|line| line.split(' '));
+    let users = lines.find(|words| words.clone().next() == Some("nf_conntrack"));
+    users.is_some_and(|mut words| words.nth(2) != Some("0"))
+}
+
 /// The kernel takes the larger of `all` and the interface's own value; strict is 1, loose 2.
-fn read_rp_filter() -> Option<u64> {
-    let all = text::read_number("/proc/sys/net/ipv4/conf/all/rp_filter")?;
-    let interfaces = fs::read_dir("/proc/sys/net/ipv4/conf").ok()?.flatten();
+fn read_rp_filter(root: &Path) -> Option<u64> {
+    let conf = root.join("proc/sys/net/ipv4/conf");
+    let all = text::read_number(conf.join("all/rp_filter"))?;
+    let interfaces = fs::read_dir(conf).ok()?.flatten();
     let own = interfaces
         .filter(|entry| entry.file_name() != "all" && entry.file_name() != "default")
         .filter_map(|entry| text::read_number(entry.path().join("rp_filter")));
@@ -163,6 +187,15 @@ fn read_rp_filter() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tracker_is_held_by_the_modules_that_use_it() {
+        assert!(is_held("x 1 0 - Live 0x0\nnf_conntrack 188416 2 nf_nat,nft_ct, Live 0x0\n"));
+        for modules in ["nf_conntrack 188416 0 - Live 0x0\n", "nf_conntrack_x 1 2 y, Live 0x0", ""]
+        {
+            assert!(!is_held(modules), "{modules}");
+        }
+    }
 
     #[test]
     fn this_machine_can_be_read() {

@@ -10,18 +10,22 @@
 //! # let _ = exit_code;
 //! ```
 
+mod args;
 mod file_table;
 mod limits;
 mod machine;
 mod need;
 mod render;
+mod settings;
 
 pub use {
+    args::{CheckArgs, Format},
     file_table::{FileTable, FileTableArgs, FileTableChoice},
-    limits::{Cap, CapKind, largest_target, table},
+    limits::{Cap, CapKind, largest_target, settings, table},
     machine::{Conntrack, Machine},
     need::{KERNEL_BYTES_PER_SOCKET, Need, Role, predict},
     render::render,
+    settings::{Setting, render_settings},
 };
 
 /// One limit: what the target needs of it, and what there is.

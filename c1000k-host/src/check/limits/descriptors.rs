@@ -1,8 +1,8 @@
 //! Descriptors, and what stands for them: epoll watches, and the tables of registered files.
 
 use {
-    super::{Cap, CapKind, Limit, at_least, not_needed, sysctl},
-    crate::check::{FileTable, Machine, Need, Role, Row, RowStatus},
+    super::{Cap, CapKind, Limit, OTHERS, at_least, not_needed, raised, sysctl},
+    crate::check::{FileTable, Machine, Need, Role, Row, RowStatus, Setting},
     crate::{
         format,
         limits::{DescriptorLimit, descriptors_for},
@@ -15,6 +15,16 @@ fn descriptors_needed(machine: &Machine, need: &Need) -> u64 {
         machine.descriptors_needed(need),
         machine.descriptors_beside(need.listening_ports()),
     )
+}
+
+/// The same for a process that inherits no more than is usual: what a login or a service is given.
+fn descriptors_granted(machine: &Machine, need: &Need) -> u64 {
+    descriptors_for(machine.descriptors_needed(need), need.listening_ports())
+}
+
+/// Files of the connections, and of all else.
+fn files_granted(need: &Need) -> u64 {
+    need.connections.saturating_mul(2).saturating_add(OTHERS)
 }
 
 /// The cap by the descriptors of one process, if each connection takes one.
@@ -92,6 +102,10 @@ impl Limit for Hard {
             format!("ulimit -Hn {wanted} as root in the shell that starts it, or scripts/million");
         process_cap(machine, need, reason, remedy)
     }
+
+    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+        Some(Setting::HardDescriptors(descriptors_granted(machine, need)))
+    }
 }
 
 /// `fs.nr_open`, which bounds the hard limit.
@@ -113,6 +127,15 @@ impl Limit for PerProcess {
             format!("fs.nr_open is {}, below RLIMIT_NOFILE", format::count(per_process_max));
         let remedy = sysctl("fs.nr_open", descriptors_needed(machine, need));
         process_cap(machine, need, reason, remedy)
+    }
+
+    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+        raised(
+            "fs.nr_open",
+            [descriptors_granted(machine, need)],
+            machine.system_descriptors.per_process_max.map(|present| [present]),
+            "the highest descriptor limit that a process may be given",
+        )
     }
 }
 
@@ -162,6 +185,11 @@ impl Limit for System {
             remedy: sysctl("fs.file-max", Self::needed(machine, need)),
         })
     }
+
+    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+        let present = machine.system_descriptors.system_max.map(|present| [present]);
+        raised("fs.file-max", [files_granted(need)], present, "open files of the whole system")
+    }
 }
 
 /// `fs.epoll.max_user_watches`.
@@ -190,6 +218,16 @@ impl Limit for Watches {
             reason: format!("{} is {}", Self::NAME, format::count(limit)),
             remedy: sysctl(Self::NAME, Self::needed(need)),
         })
+    }
+
+    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+        let present = machine.epoll_watches_max.map(|present| [present]);
+        raised(
+            Self::NAME,
+            [files_granted(need)],
+            present,
+            "descriptors that a user's processes may watch",
+        )
     }
 }
 
@@ -250,7 +288,7 @@ impl Limit for LockedMemory {
             ),
             remedy: format!(
                 "ulimit -Hn {} -l {} as root in the shell that starts it",
-                descriptors_for(machine.descriptors_needed(need), need.listening_ports()),
+                descriptors_granted(machine, need),
                 Self::needed_bytes(machine, need).div_ceil(1024)
             ),
         })

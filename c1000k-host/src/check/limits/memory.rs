@@ -1,9 +1,9 @@
 //! Memory: what is left of it, and the kernel's share for data in sockets.
 
 use {
-    super::{Cap, CapKind, Limit, at_least, compare, unreadable},
-    crate::check::{Machine, Need, Row, RowStatus, predict},
-    crate::{format, memory::MemoryBound},
+    super::{Cap, CapKind, Limit, at_least, compare, raised, unreadable},
+    crate::check::{Machine, Need, Row, RowStatus, Setting, predict},
+    crate::{format, memory::MemoryBound, text},
 };
 
 /// Below this default size of a socket's buffer, data crawls.
@@ -86,6 +86,15 @@ impl Limit for SocketData {
         });
         let pages = |figure: String| if figure == "-" { figure } else { format!("{figure} pages") };
         Row { needed: pages(row.needed), present: pages(row.present), ..row }
+    }
+
+    /// Room for a page of each connection, as long as that is not more than half of the memory.
+    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+        let half_pages = machine.memory_total_bytes? / text::page_bytes() / 2;
+        let third = (need.connections / 2).min(half_pages / 3);
+        let needed = [1, 2, 3].map(|thirds| third * thirds);
+        let purpose = "pages, not bytes, for queued data";
+        raised("net.ipv4.tcp_mem", needed, machine.tcp_mem_pages, purpose)
     }
 }
 

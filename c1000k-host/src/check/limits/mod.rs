@@ -5,7 +5,7 @@ mod memory;
 mod network;
 
 use {
-    super::{Machine, Need, Row, RowStatus},
+    super::{Machine, Need, Row, RowStatus, Setting},
     crate::format,
     std::fmt,
 };
@@ -19,7 +19,17 @@ trait Limit {
     fn cap(&self, _machine: &Machine, _need: &Need) -> Option<Cap> {
         None
     }
+
+    /// What an operator sets for it, for good and so with room for whatever else the machine does; `None` where this
+    /// machine or this role has no use for it.
+    fn setting(&self, _machine: &Machine, _need: &Need) -> Option<Setting> {
+        None
+    }
 }
+
+/// Files, watches and tracked connections that the rest of the machine may have beside those of the target, where a
+/// setting is made for good.
+const OTHERS: u64 = 65_536;
 
 /// In the order in which a run would meet them.
 const LIMITS: &[&dyn Limit] = &[
@@ -45,6 +55,12 @@ const LIMITS: &[&dyn Limit] = &[
 /// Compares each limit of the machine with what the target needs.
 pub fn table(machine: &Machine, need: &Need) -> Vec<Row> {
     LIMITS.iter().map(|limit| limit.row(machine, need)).collect()
+}
+
+/// What an operator sets for the target, limit by limit. Both ends of the connections may be on the machine, and belong
+/// to one user, whatever the role is.
+pub fn settings(machine: &Machine, need: &Need) -> Vec<Setting> {
+    LIMITS.iter().filter_map(|limit| limit.setting(machine, need)).collect()
 }
 
 /// The tightest cap on the connections of `need`, whose own number serves the remedies only.
@@ -124,6 +140,20 @@ fn compare(needed: u64, present: Option<u64>) -> RowStatus {
         Some(present) if present >= needed => RowStatus::Pass,
         Some(_) => RowStatus::Fail,
     }
+}
+
+/// At least so much, number by number; `None` where this kernel has no such setting.
+fn raised<const N: usize>(
+    name: &'static str,
+    needed: [u64; N],
+    present: Option<[u64; N]>,
+    purpose: &'static str,
+) -> Option<Setting> {
+    let present = present?;
+    let higher: Vec<u64> = needed.iter().zip(present).map(|(&a, b)| a.max(b)).collect();
+    let is_enough = higher == present;
+    let values = if is_enough { needed.to_vec() } else { higher };
+    Some(Setting::Sysctl { name, values, is_enough, purpose })
 }
 
 fn not_needed(name: &'static str, present: String) -> Row {

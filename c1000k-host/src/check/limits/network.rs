@@ -1,20 +1,50 @@
 //! Ports, and the kernel's tables of connections.
 
 use {
-    super::{Cap, CapKind, Limit, at_least, not_needed, sysctl, unreadable},
-    crate::check::{Machine, Need, Role, Row, RowStatus},
+    super::{Cap, CapKind, Limit, OTHERS, at_least, not_needed, raised, sysctl, unreadable},
+    crate::check::{Machine, Need, Role, Row, RowStatus, Setting},
     crate::{format, ports::port_room},
+    std::ops::RangeInclusive,
 };
 
 /// What fits the wider part of the ports and leaves out the server's own 9900-9999.
-const WIDE_PORT_RANGE: &str = "10000 65535";
+const WIDE_PORTS: RangeInclusive<u16> = 10_000..=65_535;
+
+/// The kernel's own choice.
+const DEFAULT_PORTS: RangeInclusive<u16> = 32_768..=60_999;
+
+/// The kernel's own choice since 5.4, for connections that wait to be accepted at one port.
+const DEFAULT_BACKLOG: u64 = 4_096;
 
 /// `net.ipv4.ip_local_port_range`.
 pub(super) struct LocalPorts;
 
+impl LocalPorts {
+    const NAME: &str = "net.ipv4.ip_local_port_range";
+
+    /// Local ports that are needed of each source address.
+    fn needed(need: &Need) -> u64 {
+        let lanes = need.sources.unwrap_or(1).saturating_mul(need.ports).max(1);
+        need.connections.div_ceil(lanes)
+    }
+
+    /// The range that is there, and so much wider that it has twice the ports that are needed: before Linux 6.3,
+    /// `connect` slows down once half of a range is in use.
+    fn granted(need: &Need, present: &RangeInclusive<u16>) -> RangeInclusive<u16> {
+        let wanted = Self::needed(need).saturating_mul(2);
+        let range = if wanted <= DEFAULT_PORTS.len() as u64 {
+            DEFAULT_PORTS
+        } else {
+            let most = WIDE_PORTS.len() as u64;
+            let first = *WIDE_PORTS.start() + (most - wanted.min(most)) as u16;
+            first..=*WIDE_PORTS.end()
+        };
+        *range.start().min(present.start())..=*range.end().max(present.end())
+    }
+}
+
 impl Limit for LocalPorts {
     fn row(&self, machine: &Machine, need: &Need) -> Row {
-        const NAME: &str = "net.ipv4.ip_local_port_range";
         let present = machine.local_ports.as_ref();
         let reserved = match machine.local_ports_reserved {
             0 => String::new(),
@@ -24,17 +54,27 @@ impl Limit for LocalPorts {
             format!("{}-{}{reserved}", ports.start(), ports.end())
         });
         if !need.connects_out() {
-            return not_needed(NAME, shown);
+            return not_needed(Self::NAME, shown);
         }
-        let lanes = need.sources.unwrap_or(1).saturating_mul(need.ports).max(1);
-        let needed = need.connections.div_ceil(lanes);
-        let row = at_least(NAME, needed, machine.local_ports_free());
+        let needed = Self::needed(need);
+        let row = at_least(Self::NAME, needed, machine.local_ports_free());
         Row { needed: format::counted(needed, "port"), present: shown, ..row }.with_remedy(|| {
             let fewer = match machine.local_ports_reserved {
                 0 => "",
                 _ => "\nor reserve fewer of them: net.ipv4.ip_local_reserved_ports",
             };
             wider_ports(needed) + fewer
+        })
+    }
+
+    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+        let present = machine.local_ports.as_ref().filter(|_| need.connects_out())?;
+        let granted = Self::granted(need, present);
+        Some(Setting::Sysctl {
+            name: Self::NAME,
+            is_enough: granted == *present,
+            values: vec![u64::from(*granted.start()), u64::from(*granted.end())],
+            purpose: "local ports to connect from",
         })
     }
 }
@@ -79,6 +119,21 @@ impl Limit for Tuples {
             remedy: "give more source addresses (--source) or more ports (--ports)".to_owned(),
         })
     }
+
+    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+        let present = machine.local_ports.as_ref().filter(|_| need.connects_out())?;
+        let local = LocalPorts::granted(need, present).len() as u64;
+        let sources = need.sources.unwrap_or(1);
+        let are_too_few = port_room(sources, need.ports, local) < need.connections;
+        are_too_few.then(|| {
+            Setting::Impossible(format!(
+                "the 5-tuples of {} x {} x {} are too few: more source addresses or more ports",
+                format::counted(sources, "source"),
+                format::counted(need.ports, "destination port"),
+                format::counted(local, "local port")
+            ))
+        })
+    }
 }
 
 /// `net.core.somaxconn`.
@@ -88,6 +143,11 @@ impl Limit for AcceptBacklog {
     fn row(&self, machine: &Machine, need: &Need) -> Row {
         backlog("net.core.somaxconn", machine.somaxconn, need)
     }
+
+    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+        let purpose = "connections that wait to be accepted, for each listening port";
+        backlog_setting("net.core.somaxconn", machine.somaxconn, need, purpose)
+    }
 }
 
 /// `net.ipv4.tcp_max_syn_backlog`.
@@ -96,6 +156,12 @@ pub(super) struct SynBacklog;
 impl Limit for SynBacklog {
     fn row(&self, machine: &Machine, need: &Need) -> Row {
         backlog("net.ipv4.tcp_max_syn_backlog", machine.tcp_max_syn_backlog, need)
+    }
+
+    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+        let purpose = "connections half open, for each listening port";
+        let present = machine.tcp_max_syn_backlog;
+        backlog_setting("net.ipv4.tcp_max_syn_backlog", present, need, purpose)
     }
 }
 
@@ -133,28 +199,43 @@ impl Limit for Conntrack {
             remedy: sysctl(CONNTRACK_MAX, need.connections.saturating_add(table.count)),
         })
     }
+
+    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+        let table = machine.conntrack.filter(|table| table.count > 0 || table.is_held)?;
+        let needed = need.connections.saturating_add(OTHERS);
+        raised(CONNTRACK_MAX, [needed], Some([table.max]), "connections that the firewall tracks")
+    }
 }
 
 /// `net.ipv4.tcp_max_orphans`. The client resets its connections and so leaves no orphan; a server that shuts down flushes.
 pub(super) struct Orphans;
 
+impl Orphans {
+    const NAME: &str = "net.ipv4.tcp_max_orphans";
+}
+
 impl Limit for Orphans {
     fn row(&self, machine: &Machine, need: &Need) -> Row {
-        const NAME: &str = "net.ipv4.tcp_max_orphans";
         if need.role == Role::Client {
             return not_needed(
-                NAME,
+                Self::NAME,
                 machine.tcp_max_orphans.map_or_else(unreadable, format::count),
             );
         }
-        let row = at_least(NAME, need.connections, machine.tcp_max_orphans);
+        let row = at_least(Self::NAME, need.connections, machine.tcp_max_orphans);
         let status = if row.status == RowStatus::Fail { RowStatus::Advice } else { row.status };
         Row { status, ..row }.with_remedy(|| {
             format!(
-                "closed at once, those past it are reset instead of flushed:\nsysctl -w {NAME}={}",
-                need.connections
+                "closed at once, those past it are reset instead of flushed:\n{}",
+                sysctl(Self::NAME, need.connections)
             )
         })
+    }
+
+    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+        let present = machine.tcp_max_orphans.filter(|_| need.listens()).map(|present| [present]);
+        let purpose = "connections that a shutdown flushes at once";
+        raised(Self::NAME, [need.connections], present, purpose)
     }
 }
 
@@ -184,12 +265,23 @@ impl Limit for RpFilter {
                     .to_owned()
             })
     }
+
+    /// Where it is loose already, that may be by this setting.
+    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+        let present = machine.rp_filter.filter(|&value| value > 0 && need.connects_out())?;
+        (need.sources > Some(1)).then(|| Setting::Sysctl {
+            name: "net.ipv4.conf.all.rp_filter",
+            values: vec![2],
+            is_enough: present == 2,
+            purpose: "loose, for several source addresses",
+        })
+    }
 }
 
 fn wider_ports(needed: u64) -> String {
-    let widest = 55_536;
-    if needed <= widest {
-        format!("sysctl -w net.ipv4.ip_local_port_range=\"{WIDE_PORT_RANGE}\"")
+    if needed <= WIDE_PORTS.len() as u64 {
+        let (first, last) = WIDE_PORTS.into_inner();
+        format!("sysctl -w {}=\"{first} {last}\"", LocalPorts::NAME)
     } else {
         "more than a range can hold: give more source addresses (--source) or more ports".to_owned()
     }
@@ -201,4 +293,15 @@ fn backlog(name: &'static str, present: Option<u64>, need: &Need) -> Row {
     }
     let needed = need.in_flight.div_ceil(need.ports.max(1));
     at_least(name, needed, present).with_sysctl(name, needed)
+}
+
+fn backlog_setting(
+    name: &'static str,
+    present: Option<u64>,
+    need: &Need,
+    purpose: &'static str,
+) -> Option<Setting> {
+    let present = present.filter(|_| need.listens())?;
+    let needed = need.in_flight.div_ceil(need.ports.max(1)).max(DEFAULT_BACKLOG);
+    raised(name, [needed], Some([present]), purpose)
 }

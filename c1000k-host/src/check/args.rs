@@ -1,0 +1,48 @@
+//! The arguments of `--check`, the same for both programs.
+
+use {
+    super::{Machine, Need, fits, render, render_settings, settings, table},
+    crate::command_line::{REACHED, SHORT, print},
+    clap::{Args, ValueEnum},
+    std::{path::PathBuf, process::ExitCode},
+};
+
+/// `--check`, and how its answer is printed.
+#[derive(Args, Clone, Debug, PartialEq)]
+pub struct CheckArgs {
+    /// Print what this machine allows against what the target needs, and exit
+    #[arg(long)]
+    pub check: bool,
+    /// With --check: print the settings that the target needs instead, as a drop-in for sysctl.d
+    #[arg(
+        long,
+        value_enum,
+        requires = "check",
+        hide_possible_values = true,
+        value_name = "sysctl"
+    )]
+    pub print: Option<Format>,
+    /// For tests: the folder below which the kernel's settings stand
+    #[arg(long, hide = true, requires = "print", default_value = "/", value_name = "DIR")]
+    pub root: PathBuf,
+}
+
+/// What is printed in place of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Lines of a drop-in.
+    Sysctl,
+}
+
+impl CheckArgs {
+    /// Prints the table, and says whether the target fits; or prints the settings, whatever they come to.
+    pub fn answer(&self, machine: &Machine, need: &Need) -> ExitCode {
+        if self.print == Some(Format::Sysctl) {
+            print(&render_settings(&settings(machine, need)));
+            return ExitCode::from(REACHED);
+        }
+        let rows = table(machine, need);
+        print(&render(&rows));
+        ExitCode::from(if fits(&rows) { REACHED } else { SHORT })
+    }
+}

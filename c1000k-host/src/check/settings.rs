@@ -1,0 +1,79 @@
+//! What an operator sets for a target, as lines of a drop-in.
+
+use std::fmt;
+
+/// One thing to set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// A setting of the kernel.
+    Sysctl {
+        /// As `sysctl` has it.
+        name: &'static str,
+        /// At least these, of a range of ports at least that wide; where it is not enough, never lower than what is there.
+        values: Vec<u64>,
+        /// What is there is enough.
+        is_enough: bool,
+        /// What it is for, as a comment.
+        purpose: &'static str,
+    },
+    /// The hard `RLIMIT_NOFILE` of a login or a service.
+    HardDescriptors(u64),
+    /// What no setting mends, as a clause.
+    Impossible(String),
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sysctl { name, values, is_enough, purpose } => {
+                let values: Vec<String> = values.iter().map(u64::to_string).collect();
+                let mark = if *is_enough { "#" } else { "" };
+                writeln!(f, "# {purpose}\n{mark}{name} = {}", values.join(" "))
+            }
+            // `*` is everyone but root.
+            Self::HardDescriptors(count) => {
+                writeln!(
+                    f,
+                    "#limits.d: *    hard nofile {count}\n#limits.d: root hard nofile {count}"
+                )
+            }
+            Self::Impossible(why) => writeln!(f, "#note: {why}"),
+        }
+    }
+}
+
+/// The settings as a drop-in of sysctl.d. What is enough as it is, what belongs into limits.d and what no setting mends
+/// are comments, without a space after their `#`.
+pub fn render_settings(settings: &[Setting]) -> String {
+    settings.iter().map(Setting::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_sysctl_does_not_take_is_a_comment_without_a_space() {
+        let sysctl = |values, is_enough| Setting::Sysctl {
+            name: "net.ipv4.tcp_mem",
+            values,
+            is_enough,
+            purpose: "pages",
+        };
+        let settings = [
+            sysctl(vec![1, 2, 3], false),
+            sysctl(vec![4], true),
+            Setting::HardDescriptors(132),
+            Setting::Impossible("too few".to_owned()),
+        ];
+        let expected = "# pages
+net.ipv4.tcp_mem = 1 2 3
+# pages
+#net.ipv4.tcp_mem = 4
+#limits.d: *    hard nofile 132
+#limits.d: root hard nofile 132
+#note: too few
+";
+        assert_eq!(render_settings(&settings), expected);
+    }
+}
