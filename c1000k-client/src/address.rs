@@ -1,11 +1,11 @@
-//! What TARGET may be: an address, a name, either with a port, or a `tcp://` URL of these.
+//! What TARGET may be: an address, a name, either with a port, or a URL that says the protocol.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
 use c1000k_host::command_line::{ZonedIp, parse_ip, parse_port};
 
 /// What is understood.
-const WRITTEN: &str = "write the server as 192.0.2.1, [2001:db8::1]:9900, example.com, example.com:9900 or tcp://example.com:9900";
+const WRITTEN: &str = "write the server as 192.0.2.1, [2001:db8::1]:9900, example.com, example.com:9900 or as a URL: wss://example.com/chat";
 
 /// The longest name that DNS has.
 const NAME_BYTES_MAX: usize = 253;
@@ -13,8 +13,71 @@ const NAME_BYTES_MAX: usize = 253;
 /// A server, before its name is resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TargetAddress {
+    pub(crate) scheme: Scheme,
     pub(crate) host: Host,
     pub(crate) port: Option<u16>,
+    /// Path and query, of a scheme that has them.
+    pub(crate) path: String,
+}
+
+/// The protocol that is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    Tcp,
+    Tls,
+    Http,
+    Https,
+    Ws,
+    Wss,
+    Mqtt,
+    Mqtts,
+    Redis,
+}
+
+const SCHEMES: &[(Scheme, &str)] = &[
+    (Scheme::Tcp, "tcp"),
+    (Scheme::Tls, "tls"),
+    (Scheme::Http, "http"),
+    (Scheme::Https, "https"),
+    (Scheme::Ws, "ws"),
+    (Scheme::Wss, "wss"),
+    (Scheme::Mqtt, "mqtt"),
+    (Scheme::Mqtts, "mqtts"),
+    (Scheme::Redis, "redis"),
+];
+
+impl Scheme {
+    fn parse(text: &str) -> Result<Self, String> {
+        let found = SCHEMES.iter().find(|(_, name)| name.eq_ignore_ascii_case(text));
+        found.map(|&(scheme, _)| scheme).ok_or_else(|| {
+            let names: Vec<&str> = SCHEMES.iter().map(|&(_, name)| name).collect();
+            format!("{text:?} is no protocol that is spoken here: those are {}", names.join(", "))
+        })
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        SCHEMES.iter().find(|(scheme, _)| *scheme == self).map_or("", |&(_, name)| name)
+    }
+
+    /// The port that such servers have; `None` for those that have none of their own.
+    pub(crate) fn port(self) -> Option<u16> {
+        match self {
+            Self::Tcp | Self::Tls => None,
+            Self::Http | Self::Ws => Some(80),
+            Self::Https | Self::Wss => Some(443),
+            Self::Mqtt => Some(1883),
+            Self::Mqtts => Some(8883),
+            Self::Redis => Some(6379),
+        }
+    }
+
+    pub(crate) fn is_tls(self) -> bool {
+        matches!(self, Self::Tls | Self::Https | Self::Wss | Self::Mqtts)
+    }
+
+    fn has_path(self) -> bool {
+        matches!(self, Self::Http | Self::Https | Self::Ws | Self::Wss)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,27 +92,24 @@ impl TargetAddress {
     /// # Errors
     /// What is wrong, and what is understood.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let text = without_scheme(text)?;
+        let (scheme, text) = match text.split_once("://") {
+            Some((scheme, rest)) => (Scheme::parse(scheme)?, rest),
+            None => (Scheme::Tcp, text),
+        };
+        let (text, path) = split_path(scheme, text)?;
         see_that_it_is_bare(text)?;
-        if let Some((address, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']'))
-        {
-            let ip = parse_ip(address)?;
-            return match rest.strip_prefix(':') {
-                _ if ip.ip.is_ipv4() => Err(format!("brackets are for IPv6; {WRITTEN}")),
-                Some(port) => Ok(Self { host: Host::Ip(ip), port: Some(parse_port(port)?) }),
-                None if rest.is_empty() => Ok(Self { host: Host::Ip(ip), port: None }),
-                None => Err(format!("{rest:?} after the address is no port; {WRITTEN}")),
-            };
-        }
-        match text.rsplit_once(':') {
-            // More than one colon is IPv6.
-            Some((host, port)) if !host.contains(':') => {
-                Ok(Self { host: host_of(host)?, port: Some(parse_port(port)?) })
-            }
-            _ => Ok(Self { host: host_of(text)?, port: None }),
-        }
+        let (host, port) = host_and_port(text)?;
+        Ok(Self { scheme, host, port, path })
     }
 
+    /// Host and port as they stand in an HTTP request.
+    pub(crate) fn authority(&self, port: u16) -> String {
+        let host = match &self.host {
+            Host::Ip(ZonedIp { ip: IpAddr::V6(ip), .. }) => format!("[{ip}]"),
+            host => host.name(),
+        };
+        if self.scheme.port() == Some(port) { host } else { format!("{host}:{port}") }
+    }
     /// The address to connect to. Of a name's addresses it is the first of the family that is asked for, and the first
     /// IPv4 one where any will do, as the server listens on IPv4 by default.
     ///
@@ -71,13 +131,47 @@ impl TargetAddress {
     }
 }
 
-/// The text without `tcp://` and the slash that may follow the port.
-fn without_scheme(text: &str) -> Result<&str, String> {
-    let Some((scheme, rest)) = text.split_once("://") else { return Ok(text) };
-    if !scheme.eq_ignore_ascii_case("tcp") {
-        return Err(format!("{scheme:?} is no protocol that is spoken here; {WRITTEN}"));
+impl Host {
+    /// As it stands in a certificate.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Ip(ip) => ip.ip.to_string(),
+            Self::Name(name) => name.clone(),
+        }
     }
-    Ok(rest.strip_suffix('/').unwrap_or(rest))
+}
+
+/// What stands before the path, and the path, which is `/` where none is given.
+fn split_path(scheme: Scheme, text: &str) -> Result<(&str, String), String> {
+    if !scheme.has_path() {
+        return Ok((text.strip_suffix('/').unwrap_or(text), String::new()));
+    }
+    let (before, path) = text.split_at(text.find(['/', '?', '#']).unwrap_or(text.len()));
+    let path = path.split('#').next().unwrap_or_default();
+    if !path.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!(
+            "{path:?} is no path: write blanks and other letters as %20 and so on"
+        ));
+    }
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    Ok((before, format!("{slash}{path}")))
+}
+
+fn host_and_port(text: &str) -> Result<(Host, Option<u16>), String> {
+    if let Some((address, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) {
+        let ip = parse_ip(address)?;
+        return match rest.strip_prefix(':') {
+            _ if ip.ip.is_ipv4() => Err(format!("brackets are for IPv6; {WRITTEN}")),
+            Some(port) => Ok((Host::Ip(ip), Some(parse_port(port)?))),
+            None if rest.is_empty() => Ok((Host::Ip(ip), None)),
+            None => Err(format!("{rest:?} after the address is no port; {WRITTEN}")),
+        };
+    }
+    match text.rsplit_once(':') {
+        // More than one colon is IPv6.
+        Some((host, port)) if !host.contains(':') => Ok((host_of(host)?, Some(parse_port(port)?))),
+        _ => Ok((host_of(text)?, None)),
+    }
 }
 
 /// What a URL may have beside the host and its port is of no use here, and a bracket has its other half.
@@ -141,8 +235,38 @@ mod tests {
             ("TCP://[::1]:80/", ip("::1"), Some(80)),
             ("tcp://localhost", name("localhost"), None),
         ] {
+            let (scheme, path) = (Scheme::Tcp, String::new());
             let found = TargetAddress::parse(text);
-            assert_eq!(found, Ok(TargetAddress { host, port }), "{text}");
+            assert_eq!(found, Ok(TargetAddress { scheme, host, port, path }), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_url_says_the_protocol_and_for_some_the_path() {
+        for (text, scheme, port, path, authority) in [
+            ("http://example.com", Scheme::Http, None, "/", "example.com"),
+            (
+                "https://example.com:8443/a/b?c=d#e",
+                Scheme::Https,
+                Some(8443),
+                "/a/b?c=d",
+                "example.com:8443",
+            ),
+            ("WS://example.com?x", Scheme::Ws, None, "/?x", "example.com"),
+            ("wss://[::1]/chat", Scheme::Wss, None, "/chat", "[::1]"),
+            ("mqtt://example.com/", Scheme::Mqtt, None, "", "example.com"),
+            ("mqtts://example.com", Scheme::Mqtts, None, "", "example.com"),
+            ("redis://example.com:6380", Scheme::Redis, Some(6380), "", "example.com:6380"),
+            ("tls://example.com:1", Scheme::Tls, Some(1), "", "example.com:1"),
+        ] {
+            let found = TargetAddress::parse(text).unwrap();
+            assert_eq!(
+                (found.scheme, found.port, found.path.as_str()),
+                (scheme, port, path),
+                "{text}"
+            );
+            let port = port.or(scheme.port()).unwrap();
+            assert_eq!(found.authority(port), authority, "{text}");
         }
     }
 
@@ -164,7 +288,10 @@ mod tests {
             ("[::1", "the closing bracket is missing"),
             ("[::1:9900", "the closing bracket is missing"),
             ("::1]:9900", "the opening bracket is missing"),
-            ("http://localhost", "\"http\" is no protocol"),
+            ("ftp://localhost", "\"ftp\" is no protocol"),
+            ("http://local host/", "neither an address nor a name"),
+            ("http://localhost/a b", "is no path"),
+            ("redis://localhost/0", "leave \"/0\" out"),
             ("tcp://localhost/path", "leave \"/path\" out"),
             ("host/x?y", "leave \"/x?y\" out"),
             ("host:80?y", "leave \"?y\" out"),
@@ -192,7 +319,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_breaks_the_parser(text in ".{0,40}", near in "(tcp://)?[\\[\\]:%./a-f0-9]{0,30}") {
+        fn no_text_breaks_the_parser(text in ".{0,40}", near in "((tcp|wss)://)?[\\[\\]:%./a-f0-9]{0,30}") {
             let _ = (TargetAddress::parse(&text), TargetAddress::parse(&near));
         }
     }

@@ -16,9 +16,9 @@ use c1000k_record::Output;
 use clap::Parser;
 use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv6AddrRange};
 
-use crate::address::{Host, TargetAddress};
+use crate::address::{Host, Scheme, TargetAddress};
 use crate::pacing::Stage;
-use crate::protocols::Message;
+use crate::protocols::{Message, Trust};
 use crate::schedule::{Pace, STEP, Workload};
 use crate::threshold::Condition;
 
@@ -34,6 +34,8 @@ const IN_FLIGHT_PER_PORT: u64 = 64;
 const IN_FLIGHT_DEFAULT_MAX: u64 = 1_024;
 /// The first port, where none is given.
 const FIRST_PORT: u16 = 9900;
+/// Destination ports, where nothing is asked for.
+const PORTS: u64 = 100;
 /// How long connections are held, where nothing is asked for.
 const HOLD: Duration = Duration::from_secs(5);
 /// The client tells times apart that are at most 71 minutes apart.
@@ -48,6 +50,14 @@ const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 pub(crate) struct Arguments {
     /// The server's address and first port.
     pub(crate) destination: SocketAddr,
+    pub(crate) scheme: Scheme,
+    /// Host and port as they stand in an HTTP request.
+    pub(crate) authority: String,
+    /// The host as it was given.
+    pub(crate) host: String,
+    pub(crate) path: String,
+    /// What a server has to show, where TLS is spoken.
+    pub(crate) trust: Trust,
     pub(crate) ports: u16,
     /// `None`: as many as the limits allow.
     pub(crate) connections: Option<u64>,
@@ -63,8 +73,8 @@ pub(crate) struct Arguments {
     pub(crate) workload: Option<Workload>,
     pub(crate) churn_per_second: Option<u64>,
     pub(crate) storm: bool,
-    /// `None`: the messages of the original test.
-    pub(crate) message: Option<Message>,
+    /// `None`: what the protocol has for a heartbeat.
+    pub(crate) message: Option<MessageChoice>,
     pub(crate) fail_if: Vec<Condition>,
     pub(crate) hdr: Option<PathBuf>,
     pub(crate) file_table: FileTableChoice,
@@ -108,7 +118,7 @@ Examples:
   c1000k-client 192.0.2.1 -c 1M --source 192.0.2.16-192.0.2.31 --rate 20k/s
   c1000k-client tcp://[fe80::1%eth0]:9900 -c 1000 --json run.json
   c1000k-client 192.0.2.1 --heartbeat 60s --hold 5m --fail-if 'echo.p99>50ms'
-  c1000k-client 192.0.2.1:6379 --ports 1 -c 10k --message 'PING\\r\\n' --expect '+PONG\\r\\n' --message-rate 5k/s
+  c1000k-client wss://chat.example.com/room -c 100k --heartbeat 30s --churn 100/s
   c1000k-client 192.0.2.1 --check -c 1M       what this machine allows, without a run";
 
 /// Opens very many TCP connections to a server, proves each one alive by an echo, holds them, proves them again, and
@@ -117,8 +127,10 @@ Examples:
 #[command(version, max_term_width = 100, after_help = EXAMPLES)]
 #[command(override_usage = USAGES)]
 struct Typed {
-    #[arg(help = "The server: an address or a name, HOST:PORT, [IPV6]:PORT or tcp://HOST:PORT; \
-                  may be left out with --check")]
+    #[arg(
+        help = "The server: an address or a name, HOST:PORT, [IPV6]:PORT, or a URL that says the protocol: \
+                  tcp, tls, http, https, ws, wss, mqtt, mqtts, redis; may be left out with --check"
+    )]
     #[arg(required_unless_present_any = ["check", "port"], value_parser = TargetAddress::parse)]
     target: Option<TargetAddress>,
 
@@ -130,9 +142,9 @@ struct Typed {
     #[arg(short, long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     connections: Option<u64>,
 
-    /// Destination ports from FIRST_PORT on
-    #[arg(long, value_name = "N", default_value = "100", value_parser = parse_count, allow_hyphen_values = true)]
-    ports: u64,
+    /// Destination ports from FIRST_PORT on [default: 100; with a URL of a protocol that has its own port, 1]
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
+    ports: Option<u64>,
 
     /// Source addresses: single ones, ranges a-b and CIDR blocks, separated by commas [default: the kernel's choice]
     #[arg(long, value_name = "LIST")]
@@ -162,6 +174,14 @@ struct Typed {
     /// Skip the echo that proves each connection alive
     #[arg(long)]
     no_verify: bool,
+
+    /// The certificate authority of the server, for URLs that say TLS [default: those that this machine trusts]
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    ca: Option<PathBuf>,
+
+    /// Take any certificate
+    #[arg(long)]
+    insecure: bool,
 
     #[command(flatten)]
     workload: WorkloadArgs,
@@ -272,7 +292,7 @@ impl WorkloadArgs {
         Ok(Some(Workload { pace, active_share: self.active.unwrap_or(1.0) }))
     }
 
-    fn message(&self) -> Result<Option<Message>, String> {
+    fn message(&self) -> Result<Option<MessageChoice>, String> {
         let size = |flag: &str, bytes: u64| match bytes {
             0 => Err(format!("{flag} is empty: give at least 1 byte")),
             1..=MESSAGE_BYTES_MAX => Ok(()),
@@ -280,13 +300,46 @@ impl WorkloadArgs {
         };
         if let Some(bytes) = self.message_size {
             size("--message-size", bytes)?;
-            return Ok(Some(Message::of_size(bytes as usize)));
+            return Ok(Some(MessageChoice::OfSize(bytes as usize)));
         }
         let Some(Text(message)) = &self.message else { return Ok(None) };
-        let Text(expected) = self.expect.as_ref().unwrap_or(&Text(message.clone())).clone();
         size("--message", message.len() as u64)?;
-        size("--expect", expected.len() as u64)?;
-        Ok(Some(Message::new(message.clone(), expected)))
+        let expected = self.expect.as_ref().map(|Text(expected)| expected.clone());
+        size("--expect", expected.as_ref().unwrap_or(message).len() as u64)?;
+        Ok(Some(MessageChoice::Text { message: message.clone(), expected }))
+    }
+}
+
+/// What messages are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum MessageChoice {
+    /// So many bytes.
+    OfSize(usize),
+    /// This, and what the server answers where that is something else.
+    Text { message: Vec<u8>, expected: Option<Vec<u8>> },
+}
+
+impl MessageChoice {
+    /// The bytes, and what the server answers where that is something else.
+    pub(crate) fn into_text(self) -> (Vec<u8>, Option<Vec<u8>>) {
+        match self {
+            Self::OfSize(bytes) => (Message::of_size(bytes).into_bytes(), None),
+            Self::Text { message, expected } => (message, expected),
+        }
+    }
+}
+
+/// Whether the protocol can have such messages.
+fn check_message(scheme: Scheme, message: Option<&MessageChoice>) -> Result<(), String> {
+    let name = scheme.name();
+    match (scheme, message) {
+        (Scheme::Http | Scheme::Https | Scheme::Redis, Some(_)) => Err(format!(
+            "--message and --message-size are for tcp, tls, ws, wss, mqtt and mqtts, and not for {name}"
+        )),
+        (Scheme::Mqtt | Scheme::Mqtts, Some(MessageChoice::Text { expected: Some(_), .. })) => {
+            Err(format!("--expect is not for {name}: the broker acknowledges what is published"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -369,8 +422,23 @@ impl Typed {
             );
             return Err(line.into());
         }
+        let scheme = self.target.as_ref().map_or(Scheme::Tcp, |target| target.scheme);
         let first_port = first_port(self.target.as_ref(), self.first_port)?;
-        let ports = port_count(first_port, self.ports)?;
+        let ports_default = if scheme.port().is_some() { 1 } else { PORTS };
+        let ports = port_count(first_port, self.ports.unwrap_or(ports_default))?;
+        if self.no_verify && scheme != Scheme::Tcp {
+            let line = format!("--no-verify is for tcp: {} begins with an answer", scheme.name());
+            return Err(line.into());
+        }
+        if (self.ca.is_some() || self.insecure) && !scheme.is_tls() {
+            let line = "--ca and --insecure are for TLS: write the server as tls://, https://, wss:// or mqtts://";
+            return Err(line.to_owned().into());
+        }
+        let trust = match self.ca {
+            Some(path) => Trust::File(path),
+            None if self.insecure => Trust::Anyone,
+            None => Trust::System,
+        };
         at_least_one("--connections", self.connections)?;
         at_least_one("--sources", self.sources)?;
         at_least_one("--rate", self.rate)?;
@@ -389,6 +457,11 @@ impl Typed {
         let connections = self.connections.or_else(|| opened_by(&stages));
         let workload = self.workload.workload()?;
         let message = self.workload.message()?;
+        check_message(scheme, message.as_ref())?;
+        let (authority, host, path) = match &self.target {
+            Some(target) => (target.authority(first_port), target.host.name(), target.path.clone()),
+            None => (String::new(), String::new(), String::new()),
+        };
         let hold = self.hold.or(self.workload.heartbeat).unwrap_or(HOLD);
         at_most(hold, "--hold")?;
         if self.connect_timeout < Duration::from_millis(1) {
@@ -402,6 +475,11 @@ impl Typed {
         let in_flight = self.in_flight.unwrap_or(in_flight_default).min(IN_FLIGHT_MAX);
         Ok(Arguments {
             destination,
+            scheme,
+            authority,
+            host,
+            path,
+            trust,
             ports,
             connections,
             sources,
@@ -429,7 +507,10 @@ fn first_port(target: Option<&TargetAddress>, given: Option<u16>) -> Result<u16,
         (Some(port), Some(given)) => Err(format!(
             "the server's address has port {port} in it, and FIRST_PORT is {given}: give one of them"
         )),
-        (port, given) => Ok(port.or(given).unwrap_or(FIRST_PORT)),
+        (port, given) => {
+            let own = target.and_then(|target| target.scheme.port());
+            Ok(port.or(given).or(own).unwrap_or(FIRST_PORT))
+        }
     }
 }
 
@@ -580,6 +661,11 @@ mod tests {
             arguments,
             Arguments {
                 destination: "192.0.2.1:9900".parse().unwrap(),
+                scheme: Scheme::Tcp,
+                authority: "192.0.2.1:9900".to_owned(),
+                host: "192.0.2.1".to_owned(),
+                path: String::new(),
+                trust: Trust::System,
                 ports: 100,
                 connections: None,
                 sources: vec![],
@@ -609,7 +695,11 @@ mod tests {
         for (line, part) in [
             ("", "<TARGET>"),
             ("127.0.0.1:9900 9901", "give one of them"),
-            ("http://localhost 9900", "tcp://example.com:9900"),
+            ("ftp://localhost 9900", "those are tcp, tls"),
+            ("wss://localhost --no-verify", "--no-verify is for tcp"),
+            ("ws://localhost --insecure", "wss://"),
+            ("http://localhost --message x", "not for http"),
+            ("mqtt://localhost --message x --expect y", "not for mqtt"),
             ("127.0.0.1 --port 9900", "`192.0.2.1 9900`"),
             ("--port 9900", "`192.0.2.1 9900`"),
             ("127.0.0.1 --port", "`192.0.2.1 9900`"),

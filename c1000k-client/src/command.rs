@@ -13,11 +13,12 @@ use c1000k_record::{
 };
 use reactor::{Config, Reactor, Signal};
 
-use crate::args::{self, Arguments};
+use crate::address::Scheme;
+use crate::args::{self, Arguments, MessageChoice};
 use crate::hdr::HdrFile;
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::protocols::{Echo, Protocol};
+use crate::protocols::{Echo, Http, Message, Mqtt, Protocol, Text, Tls, Trust, WebSocket};
 use crate::run::{Client, Conn, Settings};
 use crate::stats::RunStats;
 use crate::summary;
@@ -140,29 +141,70 @@ fn flood(arguments: &Arguments, target: &Target, machine: &Machine) -> Result<Ru
     let mut stats =
         RunStats::new(Instant::now(), arguments.verify).ok_or("can't start the histogram")?;
     stats.workload.keeps_intervals = arguments.hdr.is_some();
-    match arguments.message.clone() {
-        Some(message) => play(target, settings, message, plan, stats),
-        None => play(target, settings, Echo, plan, stats),
+    let run = Setup { target, settings, plan, stats };
+    let message = arguments.message.clone();
+    let host = &arguments.authority;
+    let tls = Some(&arguments.trust).filter(|_| arguments.scheme.is_tls());
+    let tls = tls.map(|trust| (arguments.host.as_str(), trust));
+    match arguments.scheme {
+        Scheme::Tcp | Scheme::Tls => match message {
+            None => run.play_over(tls, Echo),
+            Some(MessageChoice::OfSize(bytes)) => run.play_over(tls, Message::of_size(bytes)),
+            Some(MessageChoice::Text { message, expected }) => {
+                let answer = expected.unwrap_or_else(|| message.clone());
+                run.play_over(tls, Message::new(message, answer))
+            }
+        },
+        Scheme::Redis => run.play_over(tls, Message::new(b"PING\r\n".into(), b"+PONG\r\n".into())),
+        Scheme::Http | Scheme::Https => run.play_over(tls, Http::new(host, &arguments.path)),
+        Scheme::Ws | Scheme::Wss => {
+            let text = message.map(|choice| {
+                let (message, expected) = choice.into_text();
+                Text { answer: expected.unwrap_or_else(|| message.clone()), message }
+            });
+            run.play_over(tls, WebSocket::new(host, &arguments.path, text))
+        }
+        Scheme::Mqtt | Scheme::Mqtts => {
+            let payload = message.map(|choice| choice.into_text().0);
+            run.play_over(tls, Mqtt::new(std::process::id(), payload))
+        }
     }
 }
 
-fn play<P: Protocol>(
-    target: &Target,
+/// All that a run needs but its protocol.
+struct Setup<'a> {
+    target: &'a Target,
     settings: Settings,
-    protocol: P,
     plan: Plan,
     stats: RunStats,
-) -> Result<RunStats, String> {
-    let mut reactor = reactor(target)
-        .map_err(|error| format!("can't start: {error}; {}", remedy(target, &error)))?;
-    let progress = Progress::new(u64::from(target.goal));
-    let mut client = Client::new(settings, protocol, plan, stats, &progress)
-        .map_err(|errno| format!("can't start the clock: {errno}; see ulimit -n"))?;
-    client.start(reactor.context());
-    let outcome = reactor.run(&mut client);
-    progress.end();
-    outcome.map_err(|error| format!("can't wait for events: {error}"))?;
-    Ok(client.into_stats())
+}
+
+impl Setup<'_> {
+    /// Through TLS, where a server's name and what it has to show are given.
+    fn play_over<P: Protocol>(
+        self,
+        tls: Option<(&str, &Trust)>,
+        protocol: P,
+    ) -> Result<RunStats, String> {
+        match tls {
+            None => self.play(protocol),
+            Some((name, trust)) => self.play(Tls::new(protocol, name, trust)?),
+        }
+    }
+
+    fn play<P: Protocol>(self, protocol: P) -> Result<RunStats, String> {
+        let Self { target, settings, plan, stats } = self;
+        let mut reactor = reactor(target)
+            .map_err(|error| format!("can't start: {error}; {}", remedy(target, &error)))?;
+        let progress = Progress::new(u64::from(target.goal));
+        let mut client = Client::new(settings, protocol, plan, stats, &progress)
+            .map_err(|errno| format!("can't start the clock: {errno}; see ulimit -n"))?;
+        client.start(reactor.context());
+        let outcome = reactor.run(&mut client);
+        progress.end();
+        outcome.map_err(|error| format!("can't wait for events: {error}"))?;
+        Ok(client.into_stats())
+    }
 }
 
 /// What may help where a reactor can't be made.
@@ -227,7 +269,7 @@ fn record(
         held_from: held.map(|(from, _)| time_text(from)),
         held_until: held.map(|(_, until)| time_text(until)),
         file_table: Some(file_table.into()),
-        protocol: "tcp".to_owned(),
+        protocol: arguments.scheme.name().to_owned(),
         connect_histogram: stats.connect_latency.encoded(),
         workload: stats.workload.record(),
         churn: arguments.churn_per_second.map(|_| stats.churn.record()),

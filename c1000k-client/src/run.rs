@@ -229,7 +229,12 @@ impl<P: Protocol> Run<'_, P> {
         match answer {
             Answer::Partial => {}
             Answer::Complete => cx.clear_timeout(token),
-            Answer::Mismatch => self.give_up(cx, token, conn, Fault::Mismatch),
+            Answer::Mismatch => {
+                if self.stats.complaint.is_none() {
+                    self.stats.complaint = self.protocol.complaint();
+                }
+                self.give_up(cx, token, conn, Fault::Mismatch);
+            }
         }
         answer == Answer::Complete
     }
@@ -350,9 +355,10 @@ impl<'a, P: Protocol> Client<'a, P> {
         settings: Settings,
         protocol: P,
         plan: Plan,
-        stats: RunStats,
+        mut stats: RunStats,
         progress: &'a Progress,
     ) -> Result<Self, Errno> {
+        stats.expected = protocol.expected();
         let mut phases = VecDeque::from([Hold::new(&settings)?.into()]);
         if settings.storm {
             phases.push_back(Storm::default().into());

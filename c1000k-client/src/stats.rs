@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use crate::failures::{self, Failures};
 use crate::hdr::Interval;
 use crate::latency::Latencies;
+use crate::protocols::ECHO;
 
 /// Why no more connections were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,10 @@ pub struct RunStats {
     pub unanswered: u64,
     /// Of the last two, those that had a part of their echo back.
     pub answered_in_part: u64,
+    /// What the server has to answer.
+    pub(crate) expected: &'static str,
+    /// What was wrong with its first wrong answer.
+    pub(crate) complaint: Option<String>,
     /// A connect has reached itself.
     pub is_self_connected: bool,
     /// Proven connections by pass.
@@ -112,6 +117,8 @@ impl RunStats {
             unanswered: 0,
             answered_in_part: 0,
             lost_in_part: 0,
+            expected: ECHO,
+            complaint: None,
             is_self_connected: false,
             verified_passes: if verify { vec![0] } else { vec![] },
             verify_seconds: vec![],

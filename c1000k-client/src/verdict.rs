@@ -8,6 +8,7 @@ use c1000k_record::{Limit, Verdict};
 use nix::errno::Errno;
 
 use crate::failures;
+use crate::protocols::ECHO;
 use crate::stats::{RunStats, Stop};
 use crate::target::Target;
 
@@ -138,6 +139,8 @@ fn limit_of(stop: Stop) -> Limit {
 
 fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> String {
     let held = format::counted(stats.peak, "connection");
+    let answer = if is_echo(stats) { "echo" } else { "answer" };
+    let no_server = no_server(stats);
     match stop {
         Stop::Descriptors(Errno::EMFILE) if target.file_table == FileTable::Registered => {
             format!(
@@ -176,12 +179,11 @@ fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> S
              look at its log"
         ),
         Stop::ServerFull if stats.peak == 0 && stats.has_answers_in_part() => format!(
-            "the server on {to} ends every connection after a part of its echo: it is no echo \
-             server (--no-verify skips the echo), or fails: look at its log"
+            "the server on {to} ends every connection after a part of its {answer}: it is \
+             {no_server}, or fails: look at its log"
         ),
         Stop::ServerFull if stats.peak == 0 => format!(
-            "the server on {to} drops every connection before its echo: it is full, or no echo \
-             server (--no-verify skips the echo)"
+            "the server on {to} drops every connection before its {answer}: it is full, or {no_server}"
         ),
         Stop::ServerFull => format!(
             "the server was the cap: it dropped every connection past {held}; to go further: \
@@ -191,12 +193,11 @@ fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> S
             format!("the server on {to} leaves every connection waiting: it hangs; look at its log")
         }
         Stop::ServerSilent if stats.peak == 0 && stats.has_answers_in_part() => format!(
-            "the server on {to} sends a part of the echo and no more: it is no echo server \
-             (--no-verify skips the echo), or slow: a longer --connect-timeout may help"
+            "the server on {to} sends a part of the {answer} and no more: it is {no_server}, or \
+             slow: a longer --connect-timeout may help"
         ),
         Stop::ServerSilent if stats.peak == 0 => format!(
-            "the server on {to} takes connections and answers none: it hangs, or is no echo \
-             server (--no-verify skips the echo)"
+            "the server on {to} takes connections and answers none: it hangs, or is {no_server}"
         ),
         Stop::ServerSilent if is_proven(stats, stats.peak) => format!(
             "the server was the cap: it answers {held} and leaves all others waiting; \
@@ -204,6 +205,9 @@ fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> S
         ),
         Stop::ServerSilent => {
             format!("the server stopped answering at {held}; look at its log and its memory")
+        }
+        Stop::NotAnEcho if !is_echo(stats) => {
+            format!("the server on {to} is {no_server}")
         }
         Stop::NotAnEcho => format!(
             "the server on {to} sends other bytes back than it got: it is no echo server; \
@@ -234,6 +238,20 @@ fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> S
     }
 }
 
+fn is_echo(stats: &RunStats) -> bool {
+    stats.expected == ECHO
+}
+
+/// What a server is that does not answer as it should.
+fn no_server(stats: &RunStats) -> String {
+    if is_echo(stats) {
+        return "no echo server (--no-verify skips the echo)".to_owned();
+    }
+    let complaint = stats.complaint.as_ref();
+    let complaint = complaint.map_or_else(String::new, |complaint| format!("; {complaint}"));
+    format!("not what was expected ({}{complaint})", stats.expected)
+}
+
 fn reserved(target: &Target) -> String {
     match target.local_ports_reserved {
         0 => String::new(),
@@ -258,13 +276,17 @@ fn losses(stats: &RunStats) -> String {
         stats.losses
     );
     let most_at_once = format::count(stats.peak);
+    let answer = if is_echo(stats) { "echo" } else { "answer" };
     match seen(stats) {
+        Seen::OtherBytes if !is_echo(stats) => {
+            format!("the server's answer was {}: {lost}", no_server(stats))
+        }
         Seen::OtherBytes => format!(
             "the server sent other bytes than it got: {lost}; it is no echo server, or mixes its \
              connections up (--no-verify skips the echo)"
         ),
         Seen::Silence if stats.lost_in_part * 2 > stats.lost => format!(
-            "the server sent a part of the echo and no more: {lost}; it hangs, or the way to it is \
+            "the server sent a part of the {answer} and no more: {lost}; it hangs, or the way to it is \
              broken: look at its log and its memory"
         ),
         Seen::Silence => format!(

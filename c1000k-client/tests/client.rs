@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
 mod common;
+#[path = "client/servers.rs"]
+mod servers;
 #[path = "client/workload.rs"]
 mod workload;
 

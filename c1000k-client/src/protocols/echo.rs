@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::num::NonZeroU8;
 
-use super::{Answer, Protocol};
+use super::{Answer, ECHO, Protocol};
 
 /// Prefix and the longest number.
 const BYTES_MAX: usize = 40;
@@ -28,6 +28,10 @@ impl EchoState {
 
 impl Protocol for Echo {
     type State = EchoState;
+
+    fn expected(&self) -> &'static str {
+        ECHO
+    }
 
     fn state(&self) -> EchoState {
         EchoState::default()

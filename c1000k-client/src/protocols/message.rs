@@ -1,6 +1,6 @@
 //! A message of the user's choice, and the answer that it has to bring.
 
-use super::{Answer, Protocol};
+use super::{Answer, ECHO, Protocol};
 
 /// Digits of the number that a numbered message begins with.
 const DIGITS: usize = 10;
@@ -34,6 +34,11 @@ impl Message {
         Self { answer: message.clone(), message, is_numbered: true }
     }
 
+    /// The message, without a number.
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.message
+    }
+
     fn head(&self, number: u32) -> Head {
         let mut digits = [b'0'; DIGITS];
         let mut rest = number;
@@ -59,6 +64,10 @@ impl Head {
 
 impl Protocol for Message {
     type State = MessageState;
+
+    fn expected(&self) -> &'static str {
+        if self.message == self.answer { ECHO } else { "the answer of --expect" }
+    }
 
     fn state(&self) -> MessageState {
         MessageState::default()

@@ -1,12 +1,24 @@
 //! What is said on a connection: one file for each protocol.
 
 mod echo;
+mod http;
 mod message;
+mod mqtt;
+mod tls;
+mod websocket;
 
+use std::cell::OnceCell;
 use std::fmt::Debug;
 
 pub use echo::Echo;
+pub use http::Http;
 pub use message::Message;
+pub use mqtt::Mqtt;
+pub use tls::{Tls, Trust};
+pub use websocket::{Text, WebSocket};
+
+/// What [`Protocol::expected`] says of an echo.
+pub(crate) const ECHO: &str = "an echo of what was sent";
 
 /// What the client says on a connection, and what it makes of the answer.
 ///
@@ -14,6 +26,14 @@ pub use message::Message;
 pub trait Protocol: Debug {
     /// What it keeps for each connection.
     type State: Debug;
+
+    /// What a server has to do, for people: `an echo of what was sent`.
+    fn expected(&self) -> &'static str;
+
+    /// What was wrong with the first wrong answer, where that can be told.
+    fn complaint(&self) -> Option<String> {
+        None
+    }
 
     /// For a connection that is to be opened.
     fn state(&self) -> Self::State;
@@ -37,6 +57,27 @@ pub trait Protocol: Debug {
     fn has_part(&self, state: &Self::State) -> bool;
 }
 
+/// Keeps the first complaint.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Complaint(OnceCell<String>);
+
+impl Complaint {
+    pub(crate) fn note(&self, text: impl FnOnce() -> String) {
+        self.0.get_or_init(text);
+    }
+
+    pub(crate) fn text(&self) -> Option<String> {
+        self.0.get().cloned()
+    }
+}
+
+/// The first line of what was received, in quotes, for people.
+pub(crate) fn start_of(bytes: &[u8]) -> String {
+    const MAX: usize = 60;
+    let line = bytes.split(|&byte| byte == b'\r' || byte == b'\n').next().unwrap_or_default();
+    format!("\"{}\"", line[..line.len().min(MAX)].escape_ascii())
+}
+
 /// What has come of the answer that a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -46,4 +87,58 @@ pub enum Answer {
     Complete,
     /// Something else, or something that was not asked for.
     Mismatch,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a server of ill will may send, in the middle of anything.
+    fn survives<P: Protocol>(protocol: &P, pieces: &[Vec<u8>]) {
+        let mut out = vec![];
+        for is_up in [false, true] {
+            let mut state = protocol.state();
+            if is_up {
+                protocol.heartbeat(&mut state, 7, &mut out);
+            } else {
+                protocol.open(&mut state, 7, &mut out);
+            }
+            for piece in pieces {
+                let _ = protocol.receive(&mut state, 7, piece, &mut out);
+                let _ = protocol.has_part(&state);
+            }
+        }
+    }
+
+    fn piece() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..300),
+            Just(b"HTTP/1.1 200 OK\r\n".to_vec()),
+            Just(b"HTTP/1.1 101 Switching Protocols\r\n".to_vec()),
+            Just(b"Transfer-Encoding: chunked\r\n\r\n".to_vec()),
+            Just(b"fffffffffffffff0\r\n".to_vec()),
+            Just(b"Content-Length: 18446744073709551615\r\n\r\n".to_vec()),
+            Just(b"\x81\x05hello".to_vec()),
+            Just(b"\x01\x00".to_vec()),
+            Just(b"\x80\x7e\xff\xff".to_vec()),
+            Just(b"\x82\x7f\xff\xff\xff\xff\xff\xff\xff\xff".to_vec()),
+            Just(b"\x20\x02\x00\x00".to_vec()),
+            Just(b"\x16\x03\x03\x40\x00".to_vec()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_break_a_protocol(pieces in proptest::collection::vec(piece(), 0..12)) {
+            survives(&Echo, &pieces);
+            survives(&Message::of_size(20), &pieces);
+            survives(&Http::new("localhost", "/"), &pieces);
+            survives(&Mqtt::new(1, Some(vec![1; 200])), &pieces);
+            let text = Text { message: b"hello".into(), answer: b"hello".into() };
+            survives(&WebSocket::new("localhost", "/", Some(text)), &pieces);
+            survives(&Tls::new(Echo, "localhost", &Trust::Anyone).unwrap(), &pieces);
+        }
+    }
 }

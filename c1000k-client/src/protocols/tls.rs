@@ -1,0 +1,286 @@
+//! TLS 1.2 and 1.3 below another protocol.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, UnbufferedClientConnection, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic,
+};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+
+use super::{Answer, Complaint, Protocol};
+
+/// What a server has to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// A certificate of an authority that this machine trusts.
+    System,
+    /// One of an authority in this PEM file.
+    File(PathBuf),
+    /// Anything.
+    Anyone,
+}
+
+/// Speaks another protocol through TLS. Each connection makes a full handshake: no session is resumed.
+#[derive(Clone, Debug)]
+pub struct Tls<P> {
+    inner: P,
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    complaint: Complaint,
+}
+
+/// The session of a connection, some kilobytes, and the state of the protocol above.
+pub struct TlsState<S> {
+    /// `None` until it is opened.
+    session: Option<Box<UnbufferedClientConnection>>,
+    /// A record that is not whole yet.
+    input: Vec<u8>,
+    /// The protocol above has begun.
+    is_open: bool,
+    inner: S,
+}
+
+impl<S: fmt::Debug> fmt::Debug for TlsState<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = f.debug_struct("TlsState");
+        text.field("is_open", &self.is_open).field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+impl<P> Tls<P> {
+    /// To a server of this name, which its certificate has to have.
+    ///
+    /// # Errors
+    /// One line: the name can't stand in a certificate, or no authority can be had.
+    pub fn new(inner: P, name: &str, trust: &Trust) -> Result<Self, String> {
+        let name = ServerName::try_from(name.to_owned())
+            .map_err(|_| format!("{name:?} is no name that a certificate can have"))?;
+        Ok(Self { inner, config: Arc::new(config(trust)?), name, complaint: Complaint::default() })
+    }
+}
+
+fn config(trust: &Trust) -> Result<ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let algorithms = Arc::clone(&provider);
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| format!("TLS can't be set up: {error}"))?;
+    let mut config = match trust {
+        Trust::Anyone => {
+            let verifier = Arc::new(AnyCertificate(algorithms));
+            builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+        }
+        trust => {
+            let roots = Arc::new(roots(trust)?);
+            let verifier =
+                WebPkiServerVerifier::builder_with_provider(roots, algorithms).build().map_err(
+                    |error| format!("no certificate authority is known: {error}; {HELP}"),
+                )?;
+            builder.with_webpki_verifier(verifier).with_no_client_auth()
+        }
+    };
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+const HELP: &str =
+    "give the server's authority by --ca FILE, or --insecure to take any certificate";
+
+fn roots(trust: &Trust) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    let certificates = match trust {
+        Trust::File(path) => CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(|error| format!("--ca {}: {error}; give a PEM file", path.display()))?,
+        _ => rustls_native_certs::load_native_certs().certs,
+    };
+    let (added, _) = roots.add_parsable_certificates(certificates);
+    match (added, trust) {
+        (0, Trust::File(path)) => Err(format!("--ca {} has no certificate in it", path.display())),
+        (0, _) => Err(format!("this machine has no certificate authorities; {HELP}")),
+        _ => Ok(roots),
+    }
+}
+
+impl<P: Protocol> Tls<P> {
+    /// Goes on as far as what has come allows, and sends `plain`; says what the protocol above made of it.
+    fn advance(
+        &self,
+        state: &mut TlsState<P::State>,
+        number: u32,
+        plain: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Result<Answer, Error> {
+        let TlsState { session, input, is_open, inner } = state;
+        let Some(session) = session else { return Ok(Answer::Mismatch) };
+        let mut answer = Answer::Partial;
+        loop {
+            let UnbufferedStatus { mut discard, state, .. } = session.process_tls_records(input);
+            let mut is_blocked = false;
+            match state? {
+                ConnectionState::ReadTraffic(mut traffic) => {
+                    while let Some(record) = traffic.next_record() {
+                        let record = record?;
+                        discard += record.discard;
+                        match self.inner.receive(inner, number, record.payload, plain) {
+                            Answer::Partial => {}
+                            Answer::Complete if answer == Answer::Partial => {
+                                answer = Answer::Complete;
+                            }
+                            _ => return Ok(Answer::Mismatch),
+                        }
+                    }
+                }
+                ConnectionState::EncodeTlsData(mut data) => {
+                    append(out, |room| match data.encode(room) {
+                        Ok(length) => Ok(length),
+                        Err(EncodeError::InsufficientSize(size)) => Err(Some(size.required_size)),
+                        Err(EncodeError::AlreadyEncoded) => Err(None),
+                    });
+                }
+                ConnectionState::TransmitTlsData(data) => data.done(),
+                ConnectionState::WriteTraffic(mut traffic) => {
+                    if !std::mem::replace(is_open, true) {
+                        self.inner.open(inner, number, plain);
+                    }
+                    encrypt(&mut traffic, plain, out);
+                    is_blocked = true;
+                }
+                _ => is_blocked = true,
+            }
+            input.drain(..discard);
+            if is_blocked {
+                break;
+            }
+        }
+        if input.is_empty() {
+            // An idle connection keeps no buffer.
+            *input = Vec::new();
+        }
+        Ok(answer)
+    }
+}
+
+/// Sends what is there, as one record or more.
+fn encrypt<D>(traffic: &mut WriteTraffic<'_, D>, plain: &mut Vec<u8>, out: &mut Vec<u8>) {
+    if !plain.is_empty() {
+        append(out, |room| match traffic.encrypt(plain, room) {
+            Ok(length) => Ok(length),
+            Err(EncryptError::InsufficientSize(size)) => Err(Some(size.required_size)),
+            Err(EncryptError::EncryptExhausted) => Err(None),
+        });
+        plain.clear();
+    }
+}
+
+/// Appends what `write` puts into the room that it asks for; nothing where it can't.
+fn append(out: &mut Vec<u8>, mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>) {
+    let begins = out.len();
+    loop {
+        match write(&mut out[begins..]) {
+            Ok(length) => return out.truncate(begins + length),
+            Err(Some(needed)) if begins + needed > out.len() => out.resize(begins + needed, 0),
+            Err(_) => return out.truncate(begins),
+        }
+    }
+}
+
+impl<P: Protocol> Protocol for Tls<P> {
+    type State = TlsState<P::State>;
+
+    fn state(&self) -> Self::State {
+        let inner = self.inner.state();
+        TlsState { session: None, input: Vec::new(), is_open: false, inner }
+    }
+
+    fn expected(&self) -> &'static str {
+        self.inner.expected()
+    }
+
+    fn complaint(&self) -> Option<String> {
+        self.complaint.text().or_else(|| self.inner.complaint())
+    }
+
+    fn open(&self, state: &mut Self::State, number: u32, out: &mut Vec<u8>) {
+        let session = UnbufferedClientConnection::new(Arc::clone(&self.config), self.name.clone());
+        state.session = session.ok().map(Box::new);
+        // What goes wrong is seen with the first answer, or there is none.
+        let _ = self.receive(state, number, &[], out);
+    }
+
+    fn heartbeat(&self, state: &mut Self::State, number: u32, out: &mut Vec<u8>) {
+        let mut plain = Vec::new();
+        self.inner.heartbeat(&mut state.inner, number, &mut plain);
+        if self.advance(state, number, &mut plain, out).is_err() {
+            state.session = None;
+        }
+    }
+
+    fn receive(
+        &self,
+        state: &mut Self::State,
+        number: u32,
+        bytes: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Answer {
+        state.input.extend_from_slice(bytes);
+        self.advance(state, number, &mut Vec::new(), out).unwrap_or_else(|error| {
+            self.complaint.note(|| format!("TLS: {error}"));
+            // It must not be used after an error.
+            state.session = None;
+            Answer::Mismatch
+        })
+    }
+
+    fn has_part(&self, state: &Self::State) -> bool {
+        !state.input.is_empty() || self.inner.has_part(&state.inner)
+    }
+}
+
+/// Takes any certificate; the handshake's signatures are verified all the same.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
