@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use c1000k_record::LatencyUs;
+use c1000k_record::{LatencyUs, histogram};
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
+use hdrhistogram::serialization::{Serializer, V2Serializer};
 
 /// A day in microseconds.
 const MAX_US: u64 = 24 * 3_600 * 1_000_000;
@@ -53,17 +51,17 @@ impl Latencies {
         }
     }
 
-    /// Compressed HdrHistogram V2: some hundred bytes.
+    /// HdrHistogram V2: some hundred bytes.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         // Into memory, and of these bounds, it can always be written.
-        let _ = V2DeflateSerializer::new().serialize(&self.0, &mut bytes);
+        let _ = V2Serializer::new().serialize(&self.0, &mut bytes);
         bytes
     }
 
-    /// The same in base64; `None` where it is empty.
+    /// As a record has it; `None` where it is empty.
     pub(crate) fn encoded(&self) -> Option<String> {
-        (!self.0.is_empty()).then(|| STANDARD.encode(self.to_bytes()))
+        histogram::encode(&self.0)
     }
 }
 
@@ -80,7 +78,8 @@ mod tests {
         for us in 1..=10_000 {
             latencies.record(Duration::from_micros(us));
         }
-        let bytes = STANDARD.decode(latencies.encoded().unwrap()).unwrap();
+        assert_eq!(histogram::decode(&latencies.encoded().unwrap()).as_ref(), Some(&latencies.0));
+        let bytes = latencies.to_bytes();
         let read: Histogram<u64> = Deserializer::new().deserialize(&mut &bytes[..]).unwrap();
         assert_eq!(read, latencies.0);
         let LatencyUs { p50, p9999, max, .. } = latencies.percentiles();

@@ -1,9 +1,9 @@
-//! Whether the witnesses of a run agree: the clients, the server and the kernel.
+//! Whether the clients, the server and the kernel agree.
 //!
 //! Each counted for itself, so a connection that one of them made up shows as a disagreement. What
 //! was not seen is called so: it neither agrees nor disagrees. Much of what the kernel counts is the
 //! whole system's, and speed depends on it: a figure that other processes can have moved is judged
-//! only as far as they can't, and else told.
+//! only as far as they can't, and else shown.
 
 use std::fmt;
 
@@ -52,7 +52,7 @@ pub struct Check {
     pub outcome: CheckOutcome,
     /// What it means, or why it was not seen.
     pub note: String,
-    /// It is about speed, which is told and never asked for.
+    /// It is about speed, which is shown and never asked for.
     pub is_speed: bool,
 }
 
@@ -65,7 +65,7 @@ pub enum CheckOutcome {
     Disagrees,
     /// Not as expected, for which the run need not be the cause.
     NotJudged,
-    /// A witness is missing.
+    /// A record or a snapshot is missing.
     NotSeen,
 }
 
@@ -254,14 +254,14 @@ fn kernel_bytes(run: &Run) -> Check {
         "Kernel bytes for one end of a connection",
         "the server's own figure is that of the snapshots, by the slab caches that connections live in",
     );
-    let told = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
-    let (Some(seen), Some(told)) = (cost::server_end_bytes(run), told) else {
+    let reported = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
+    let (Some(seen), Some(reported)) = (cost::server_end_bytes(run), reported) else {
         return check.not_seen("the server's figure or slabinfo is missing");
     };
     check.unless(is_weighed_with_others(run)).judge(
         format!("{}, within {}", format::bytes_each(seen), format::percent(KERNEL_BYTES_TOLERANCE)),
-        format::bytes_each(told),
-        is_within(seen, told, KERNEL_BYTES_TOLERANCE),
+        format::bytes_each(reported),
+        is_within(seen, reported, KERNEL_BYTES_TOLERANCE),
     )
 }
 
@@ -271,15 +271,15 @@ fn process_memory(run: &Run) -> Check {
         "Memory of the server's process at the peak",
         "the server's own figure is that of the snapshots",
     );
-    let told = run.server.as_ref().and_then(|server| server.rss_at_peak_bytes);
-    let (Some(seen), Some(told)) = (cost::process_seen(run).peak_bytes, told) else {
+    let reported = run.server.as_ref().and_then(|server| server.rss_at_peak_bytes);
+    let (Some(seen), Some(reported)) = (cost::process_seen(run).peak_bytes, reported) else {
         return check.not_seen("the server's figure or its process in the snapshots is missing");
     };
     let tolerance = seen / PROCESS_MEMORY_TOLERANCE_PART + PROCESS_MEMORY_TOLERANCE_BYTES;
     check.judge(
         format!("{} +- {}", format::bytes(seen), format::bytes(tolerance)),
-        format::bytes(told),
-        seen.abs_diff(told) <= tolerance,
+        format::bytes(reported),
+        seen.abs_diff(reported) <= tolerance,
     )
 }
 
@@ -320,8 +320,8 @@ fn listen_counters(run: &Run) -> [Check; 2] {
         let at = |moment| run.snapshot(run.server_host(), moment).and_then(figure);
         let last = at(Moment::After).or_else(|| at(Moment::Peak));
         let seen = at(Moment::Before).zip(last).map(|(old, new)| new.saturating_sub(old));
-        let told = run.server.as_ref().and_then(|server| server.counters.get(name).copied());
-        match seen.max(told) {
+        let reported = run.server.as_ref().and_then(|server| server.counters.get(name).copied());
+        match seen.max(reported) {
             Some(found) => {
                 check.unless((!run.is_alone_in_its_network()).then_some(OTHERS)).equal(0, found)
             }
@@ -347,23 +347,23 @@ fn rate_trend(name: &str, client: &ClientRecord) -> Check {
     check.judge(format!("at least {TREND_MIN:.2}"), apart(ratio, TREND_MIN, 2), ratio >= TREND_MIN)
 }
 
-/// What the server foretold against what it and the kernel then used; nothing where it did not.
+/// What the server predicted against what it and the kernel then used; nothing where it predicted nothing.
 fn prediction(run: &Run) -> Option<Check> {
     let server = run.server.as_ref()?;
-    let foretold = server.prediction.filter(|foretold| foretold.connections > 0)?;
+    let predicted = server.prediction.filter(|predicted| predicted.connections > 0)?;
     let check = |note: String| Question::new("Prediction of the server's memory", note);
     let Some((process, kernel)) = server_costs(run) else {
         return Some(check(String::new()).not_seen("the process's growth or slabinfo is missing"));
     };
-    let each = |bytes: u64| float(bytes) / float(foretold.connections);
+    let each = |bytes: u64| float(bytes) / float(predicted.connections);
     let note = format!(
-        "a connection: process {} foretold, {} found; kernel, the server's end, {} and {}",
-        format::bytes_each(each(foretold.process_bytes)),
+        "a connection: process {} predicted, {} found; kernel, the server's end, {} and {}",
+        format::bytes_each(each(predicted.process_bytes)),
         format::bytes_each(process),
-        format::bytes_each(each(foretold.kernel_bytes)),
+        format::bytes_each(each(predicted.kernel_bytes)),
         format::bytes_each(kernel)
     );
-    let expected = each(foretold.process_bytes) + each(foretold.kernel_bytes);
+    let expected = each(predicted.process_bytes) + each(predicted.kernel_bytes);
     Some(check(note).unless(is_weighed_with_others(run)).judge(
         format!(
             "{}, within {}",
@@ -437,7 +437,7 @@ impl Question {
         Self { is_speed: true, ..self }.unless(Some(SPEED))
     }
 
-    /// A miss is told and not judged, where there is an excuse for it.
+    /// A miss is shown and not judged, where there is an excuse for it.
     fn unless(self, excuse: Option<&'static str>) -> Self {
         Self { excuse: self.excuse.or(excuse), ..self }
     }
@@ -485,8 +485,8 @@ mod tests {
 
     #[test]
     fn a_figure_below_its_bound_does_not_look_like_it() {
-        let told = [0.899_6, 0.9, 0.756, 0.85].map(|ratio| apart(ratio, 0.9, 2));
-        assert_eq!(told, ["0.8996", "0.90", "0.76", "0.85"]);
+        let reported = [0.899_6, 0.9, 0.756, 0.85].map(|ratio| apart(ratio, 0.9, 2));
+        assert_eq!(reported, ["0.8996", "0.90", "0.76", "0.85"]);
         assert_eq!([89.96, 99.98].map(|share| apart(share, 90.0, 1)), ["89.96", "100.0"]);
     }
 }

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use c1000k_host::format;
-use c1000k_record::RampPoint;
+use c1000k_record::{RampPoint, histogram};
 
 use crate::cost::{self, HostCost, float};
 use crate::escape::visible;
@@ -30,7 +30,8 @@ pub struct Chart {
 /// # Errors
 /// A drawing can't be laid out.
 pub fn charts(run: &Run) -> Result<Vec<Chart>, Box<dyn Error>> {
-    let drawn = [connections(run)?, rate(run)?, cost_per_connection(run)?, memory(run)?];
+    let drawn =
+        [connections(run)?, rate(run)?, latency(run)?, cost_per_connection(run)?, memory(run)?];
     Ok(drawn.into_iter().flatten().collect())
 }
 
@@ -235,6 +236,80 @@ fn rate(run: &Run) -> Drawn<Option<Chart>> {
         }
         Ok(())
     })
+}
+
+/// The latency at each percentile, for connects and messages of each client. Both axes are logarithmic: each step to the
+/// right leaves a tenth of what the one before left.
+fn latency(run: &Run) -> Drawn<Option<Chart>> {
+    let lines: Vec<Line> = run
+        .clients
+        .iter()
+        .flat_map(|(name, client)| {
+            let workload =
+                client.workload.as_ref().and_then(|workload| workload.histogram.as_ref());
+            let storm = client.storm.as_ref().and_then(|storm| storm.histogram.as_ref());
+            [
+                ("connects", client.connect_histogram.as_ref()),
+                ("storm", storm),
+                ("messages", workload),
+            ]
+            .into_iter()
+            .filter_map(move |(what, text)| Some((format!("{name}, {what}"), percentiles(text?)?)))
+        })
+        .collect();
+    let points = || lines.iter().flat_map(|(_, points)| points);
+    if points().next().is_none() {
+        return Ok(None);
+    }
+    let most = points().map(|point| point.0).fold(1.0, f64::max);
+    let low = points().map(|point| point.1).fold(f64::INFINITY, f64::min).floor();
+    let high = points().map(|point| point.1).fold(low + 1.0, f64::max).ceil();
+    draw("latency.svg", "Latency at each percentile", HEIGHT, |area| {
+        let area = below_keys(area, lines.iter().map(|(name, _)| name.as_str()).zip(COLOURS))?;
+        let mut chart = ChartBuilder::on(&area)
+            .margin(12)
+            .margin_right(40)
+            .x_label_area_size(46)
+            .y_label_area_size(98)
+            .build_cartesian_2d((0.0..most).step(1.0), (low..high).step(1.0))?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(TEXT)
+            .label_style(text(14))
+            .axis_desc_style(text(15))
+            .x_desc("percentile")
+            .y_desc("latency")
+            .x_label_formatter(&|nines| percentile_name(*nines))
+            .y_label_formatter(&|exponent| format::duration(10_f64.powf(*exponent) / 1e6))
+            .draw()?;
+        for ((_, points), colour) in lines.iter().zip(COLOURS) {
+            chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
+        }
+        Ok(())
+    })
+}
+
+/// For each percentile the number of its nines, and the logarithm of the latency in microseconds.
+fn percentiles(text: &str) -> Option<Vec<(f64, f64)>> {
+    let histogram = histogram::decode(text)?;
+    // The longest one stands where one of so many is left.
+    let nines_max = float(histogram.len()).log10();
+    let point = |share: f64, us: u64| (-(1.0 - share).log10(), float(us.max(1)).log10());
+    let steps = (0..).map(|step| f64::from(step) / 10.0).take_while(|nines| *nines < nines_max);
+    let mut points: Vec<(f64, f64)> = steps
+        .map(|nines| 1.0 - 10_f64.powf(-nines))
+        .map(|share| point(share, histogram.value_at_quantile(share)))
+        .collect();
+    points.push((nines_max, float(histogram.max().max(1)).log10()));
+    (!histogram.is_empty()).then_some(points)
+}
+
+/// `0%`, `90%`, `99%`, `99.9%`.
+fn percentile_name(nines: f64) -> String {
+    let places = format::rounded((nines - 2.0).max(0.0));
+    format!("{:.*}%", usize::try_from(places).unwrap_or(0), 100.0 - 100.0 * 10_f64.powf(-nines))
 }
 
 /// One bar a kernel, stacked by slab cache, with the server's process in front of its own kernel.

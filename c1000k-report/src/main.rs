@@ -25,7 +25,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write summary.md, summary.json and the charts into the folder of a run, and print its verdict.
+    /// Write summary.md, report.html, summary.json and the charts into the folder of a run, and print its verdict.
     ///
     /// Exits with 0 if the target was reached and no check disagrees, with 1 if the run fell short, if a client's or
     /// the server's record is missing, or if clients, server and kernel disagree. What only the snapshots of the kernel
@@ -36,7 +36,7 @@ enum Command {
         /// Print this on standard output instead, and write nothing
         #[arg(long, value_name = "FORMAT")]
         format: Option<Format>,
-        /// Also exit with 1 if a check could not be made for want of a witness
+        /// Also exit with 1 if a check could not be made for want of a record or a snapshot
         #[arg(long)]
         check: bool,
     },
@@ -100,10 +100,11 @@ fn summarize(
 
 /// Prints the verdict, and writes the charts and every format into the folder.
 fn write_all(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
-    let page = folder.join(Format::Markdown.exporter().file_name());
-    let page = visible(&page.display().to_string());
+    let path =
+        |format: Format| visible(&folder.join(format.exporter().file_name()).display().to_string());
+    let pages = format!("{}\n{}", path(Format::Markdown), path(Format::Html));
     // First, for the folder may be one that can't be written.
-    print(&format!("{}\n{page}\n", verdict::text(&report.run, &report.checks)))?;
+    print(&format!("{}\n{pages}\n", verdict::text(&report.run, &report.checks)))?;
     for chart in &report.charts {
         write(&folder.join(chart.file_name), &chart.svg)?;
     }

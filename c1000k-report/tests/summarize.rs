@@ -11,6 +11,9 @@ use std::process::{Command, Output};
 use fixture::{Fixture, report};
 use serde_json::{Value, json};
 
+/// Of a storm.
+const HISTOGRAM: &str = "HISTFAAABgl4nF1WPa4cRRCeV1Ovt12vabeboTWMx+unlbEQEj9CBJaxZBICEhICUhJOwAFISAiIfAJCAkICzoAIESEHIOEIfF/17OyD3Z2Znu6urqqvvqra9btXrw9D+mHon3F7XuGaHv351fDynz7x9zsyyuDXPRW5lvvb2yij9gfu134dfPFmm+vXec+Nv6sOGgTDA19EB/Gvqnwtv42C8eWnFOTB4pvON9fq06NPjdt2+Z/4KPuSS3aZQQ6hv1/fOVXOJ4znCahwbx/u7o2bvmsf3duuPh52ly+zl7nrOzMHfM+7hs3+/iV8D7sJd3TQjg5tx+Isf5E77PLdznu7TZTCjI6b1VtI9CJ38UJ2X/rztY7D5ejRD4N6Hfet7/paN0tHPSjxVA95RKRjiDEOmLQ6mUcUkxYkYiUAXY3YbgEbo4km06B401KwGDQHTJhErgcsBQhh1STwKZahB2PQKUQLSaMpdkUdgmBv1N3uHlksDp1wsAJblNbQCBVoF4muBLORDnCNr7xwOLyxyCNwPPdIGCRYcAkIgNEc6KAbFTkgClTndgdaGjXSNgpYcucywIhRUmnFQiwp4RyCAQG6FCwmiEPMAoCCEHbDN6AUYVNMBIVfG3Dm4GCY9hC4Y3TQP+45FzoG7iKHmICSblNKsZhRl5pp1hTgLu3GMMMSswyMkyKWPGw7EzgHf0bCQsVeAh7KRlPnlnPpZhv6w6cOG2WHLU1u5E35OMi38pYsoo/k8Ra/HkfewiY5/Lf0DHdyeZQtDFy6UyPGPYP3qa0K7AklHRQPkjiR3CPEPXSHx86ZHuzd8EttGO/YpC5BouAlbGAN0c/zH/U642hCdM5ttQif15kQJuAYQw4GRBITv7/82E583l1NH3LZk+xGZGM4dgXSneuugnmpepD3CWEPh8PltVnOtfNcEOnJH1ceW2eN3Nd9B/381LkOL0ltsig4Xq7+ggc4DuIinUH/SGYjtWkm6Uu4Q4fYmMokrmnBXkvRsuWQ1fOeZp/ZPOy3S1eg+QQl0NHQcaVtnnYMKGtGRNrQSiRZRF7jnRnMxAta8zzliiEUp5KmKdWaW0k5G5ZzyTHTTeRpnNyjwGPDlmeYRZJU5jXspgr3C3u46vXOTYhMwdDDJNExd6+ixI4DDRoo7SvdDVKRrkWnH/ffd+Cv5QunkTKVXu7kOXcwsnsP17Cj1iO5byIJpSMMziUk+VbZnEMOnZcZZ46xAHDWoabVLLaC4hA8eTrungRB76mVjMIJRyMOBmSWp4rg5zhXDXk1xhgLjhVdbEcfobKhBoqljHihLFUEpMRmpdR6QkVMaa7HUyszTptKfXJaW2ZRzaxdPSAxs+8YJHNizEXyi6cok7EWa8eUGNeMvTUep2WFWVMFO0tJjG/FybmsuDBqMDEvrUQzqE/YOLVW81KXKbeM9zTVta3L2iasgkG5Tpk0rBlaAvQbzky5QRgHFMyWNs/LvNY5NR41Lben+XY9Pp3nY5tbO86t3Fb6NC/Li2cf3B5bW+rcrLYClQYLYExbytPTelyXOSssRg9pCwHLwIBgh7y8+ChiOAUvuIc9ZSTUMy8SPvGWbYVGIlY5Txis8cnzSiJ776ILbnWZkBxGnp8ATZrQMIoRx3Bm1DW6CLyEc2mdapngdKk5t+X0bDWHosTeNrH5QWTa0FJ2HPYYqG41Qc8J/tc2r1MpC3RPcBkaEeuS5oQuhcpgSWcwKeFEiPFwVAu8EQJdzSvW8glLDqj0RgI1WIfljcAIG5obOjr0wi+gBoJ6hmqC3CEZGDy/N8hjRcsL+M9j2guxhULCBmPTjOzH6sf5JHiKdw95hh3gEHmmtS5AYZ6j62RlgOtACgUn4U+U+pSe20Iv771/w1yqYWWzsK+T4m5sb07+HTeZ3q0+ky9RTuT7q8mNDlYMHSmW6ZcruR/S0uyb5+uHD+Snq7KUqdbp8/R4/z969zvusw/8f07wv2GsqHgCk5LIG8+aXvBUfxxRK+kpEiAZKqj8Lluv2VridqvFC1GeNJf4s2gDXZCAJRykVtC7FPn1invLK4lvr09OxwfyL26YZNo=";
+
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
@@ -19,7 +22,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// The lie is told by exactly this check, the rest agree, and the exit code says it.
+/// The difference is found by exactly this check, the rest agree, and the exit code says it.
 fn assert_disagrees(fixture: &Fixture, check: &str) {
     let output = fixture.summarize(&[]);
     let text = stdout(&output);
@@ -29,7 +32,7 @@ fn assert_disagrees(fixture: &Fixture, check: &str) {
     assert_eq!(output.status.code(), Some(1), "{text}");
 }
 
-/// The witness is missing: that is said, and only `--check` fails for it.
+/// A record or a snapshot is missing: that is said, and only `--check` fails for it.
 fn assert_not_seen(fixture: &Fixture, check: &str) {
     let output = fixture.summarize(&[]);
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
@@ -53,7 +56,7 @@ fn assert_record_missing(fixture: &Fixture, name: &str) {
     assert_row_not_seen(fixture, "Connections held at once");
 }
 
-/// The miss is told with an excuse, and fails nothing.
+/// The miss is shown with an excuse, and fails nothing.
 fn assert_not_judged(fixture: &Fixture, check: &str, excuse: &str) {
     let output = fixture.summarize(&["--check"]);
     let text = stdout(&output);
@@ -329,12 +332,12 @@ fn too_few_connections_are_weighed_but_not_judged() {
 fn a_prediction_that_is_far_off_disagrees_and_a_near_one_does_not() {
     let fixture = Fixture::one_host();
     // Made for twice as many as were held: what counts is a connection.
-    let foretold = |kernel_bytes: u64| json!({"connections": 200_000, "process_bytes": 9_600_000, "kernel_bytes": kernel_bytes});
-    fixture.set("server.json", "prediction", foretold(800_000_000));
+    let predicted = |kernel_bytes: u64| json!({"connections": 200_000, "process_bytes": 9_600_000, "kernel_bytes": kernel_bytes});
+    fixture.set("server.json", "prediction", predicted(800_000_000));
     assert_eq!(fixture.summarize(&["--check"]).status.code(), Some(0));
-    assert!(fixture.read("summary.md").contains("process 48.0 B foretold, 24.6 B found"));
+    assert!(fixture.read("summary.md").contains("process 48.0 B predicted, 24.6 B found"));
 
-    fixture.set("server.json", "prediction", foretold(900_000_000));
+    fixture.set("server.json", "prediction", predicted(900_000_000));
     assert_disagrees(&fixture, "Prediction of the server's memory");
 }
 
@@ -510,7 +513,7 @@ fn the_summary_for_programs_says_the_same_and_is_printed_without_writing_anythin
     let printed = stdout(&fixture.summarize(&["--format", "json"]));
     let page = stdout(&fixture.summarize(&["--format", "markdown"]));
     assert_eq!(files(), before);
-    assert_eq!(stdout(&fixture.summarize(&[])).lines().count(), 4);
+    assert_eq!(stdout(&fixture.summarize(&[])).lines().count(), 5);
     assert_eq!(printed, fixture.read("summary.json"));
     assert_eq!(page, fixture.read("summary.md"));
 
@@ -631,6 +634,26 @@ fn a_pipe_or_a_device_in_place_of_a_file_holds_nobody_up() {
     assert_eq!(fixture.summarize(&[]).status.code(), Some(2));
 }
 
+#[test]
+fn the_html_page_needs_nothing_beside_it() {
+    let fixture = Fixture::one_host();
+    fixture.set("client.json", "connect_histogram", json!(HISTOGRAM));
+    assert_eq!(fixture.summarize(&[]).status.code(), Some(0));
+    let page = fixture.read("report.html");
+    assert!(page.starts_with("<!doctype html>"), "{page}");
+    assert!(page.contains("<title>100,000 connections, one-host</title>"), "{page}");
+    for title in ["Connections over time", "Latency at each percentile", "What a connection costs"]
+    {
+        assert!(page.contains(title), "{title}");
+    }
+    assert_eq!(page.matches("<svg").count(), 5);
+    assert!(page.contains("prefers-color-scheme: dark") && page.contains("@media print"));
+    let outside = page.replace("http://www.w3.org/2000/svg", "");
+    assert!(!outside.contains("://") && !outside.contains("src="), "{outside}");
+    let output = fixture.summarize(&["--format", "html"]);
+    assert_eq!(stdout(&output), page);
+}
+
 /// Text that a terminal, Markdown or HTML would act on, in every string that is read and in every name.
 #[test]
 fn text_of_others_does_nothing_to_a_terminal_or_a_page() {
@@ -641,6 +664,8 @@ fn text_of_others_does_nothing_to_a_terminal_or_a_page() {
     fixture.set("client.json", "verdict", json!("short"));
     fixture.set("client.json", "established", json!(99_999));
     fixture.set("client.json", "limit", json!("other"));
+    let threshold = json!({"expression": HOSTILE, "value": 0, "passed": true});
+    fixture.set("client.json", "thresholds", json!([threshold]));
     for field in ["limit_detail", "destination", "version", "started_at"] {
         fixture.set("client.json", field, json!(HOSTILE));
     }
@@ -672,9 +697,11 @@ fn text_of_others_does_nothing_to_a_terminal_or_a_page() {
         assert_eq!(text.chars().find(acts), None, "{text:?}");
         assert!(!text.lines().any(|line| line.starts_with("Reached: all")), "{text}");
     }
-    for page in pages.iter().chain(&drawn) {
-        assert!(!page.contains("<script>"), "{page}");
+    let html = fixture.read("report.html");
+    for page in pages.iter().chain(&drawn).chain([&html]) {
+        assert!(!page.contains("<script") && !page.contains("<img"), "{page}");
     }
+    assert!(!html.contains("<a ") && !html.contains("<b>"), "{html}");
     for page in &pages {
         let unescaped = page.replace("\\`", "").replace("\\*", "").replace("\\[", "");
         assert!(!unescaped.contains("![i]") && !unescaped.contains("**b**"), "{page}");

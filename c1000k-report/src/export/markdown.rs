@@ -16,7 +16,7 @@ use crate::run::{Moment, Run, Topology, total};
 use crate::table::{table, text_table};
 use crate::{trend, verdict};
 
-/// More are not told.
+/// More are not shown.
 const THRESHOLDS_MAX: usize = 100;
 
 /// `scripts/million` writes some ten.
@@ -42,6 +42,7 @@ fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
     let topology = topology.unwrap_or_default();
     let sections = [
         format!("# {held} connections{topology}\n\n{}\n", paragraphs(run, checks)),
+        chart_section(charts),
         figures(run),
         clients(run),
         workload_section(run),
@@ -52,7 +53,6 @@ fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
         agreement(checks),
         rate_section(run),
         teardown(run),
-        chart_section(charts),
         machine(run),
     ];
     sections.into_iter().filter(|section| !section.is_empty()).collect::<Vec<_>>().join("\n")
@@ -150,9 +150,6 @@ fn workload_section(run: &Run) -> String {
             format::duration(workload.period_seconds),
             format::count(workload.sent),
             format::count(workload.answered),
-            format::count(workload.mismatched),
-            format::count(workload.unanswered),
-            format::count(workload.late),
             time(latency.p50),
             time(latency.p99),
             time(latency.p999),
@@ -164,25 +161,21 @@ fn workload_section(run: &Run) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let heading = [
-        "client",
-        "senders",
-        "every",
-        "sent",
-        "answered",
-        "mismatched",
-        "unanswered",
-        "sent late",
-        "p50",
-        "p99",
-        "p99.9",
-        "p99.99",
-        "max",
-    ];
+    let faults = |(name, client): &(String, ClientRecord)| {
+        let workload = client.workload.as_ref()?;
+        let counts = [workload.mismatched, workload.unanswered, workload.late, workload.skipped];
+        let [mismatched, unanswered, late, skipped] = counts.map(format::count);
+        Some([name.clone(), mismatched, unanswered, late, skipped])
+    };
+    let fault_rows: Vec<_> = run.clients.iter().filter_map(faults).collect();
+    let fault_heading = ["client", "mismatched", "unanswered", "sent late", "skipped"];
+    let heading =
+        ["client", "senders", "every", "sent", "answered", "p50", "p99", "p99.9", "p99.99", "max"];
     format!(
         "## Messages during the hold\n\nEach latency is counted from the time the message was due, \
-         whether it could be sent then or not.\n\n{}",
-        table(heading, &rows)
+         whether it could be sent then or not.\n\n{}\n{}",
+        table(heading, &rows),
+        table(fault_heading, &fault_rows)
     )
 }
 
@@ -225,7 +218,7 @@ fn thresholds(run: &Run) -> String {
         let row = |threshold: &Threshold| {
             let value = threshold.value.map(|value| format::count(format::rounded(value)));
             let outcome = if threshold.passed { "pass" } else { "FAIL" };
-            [name.clone(), markdown(&threshold.expression), seen(value), outcome.to_owned()]
+            [name.clone(), threshold.expression.clone(), seen(value), outcome.to_owned()]
         };
         client.thresholds.iter().take(THRESHOLDS_MAX).map(row).collect()
     };
@@ -347,8 +340,8 @@ fn agreement(checks: &[Check]) -> String {
             [name.clone(), expected.clone(), found.clone(), outcome.to_string(), note.clone()]
         })
         .collect();
-    let heading = ["what", "expected", "found", "agrees", "how it is told"];
-    format!("## Whether the witnesses agree\n\n{}", text_table(heading, &rows))
+    let heading = ["check", "expected", "found", "agrees", "what it means"];
+    format!("## Checks: client, server and kernel\n\n{}", text_table(heading, &rows))
 }
 
 fn rate_section(run: &Run) -> String {

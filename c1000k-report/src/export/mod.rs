@@ -2,6 +2,7 @@
 //!
 //! A format is a file of this folder with an implementation of [`Export`], and its lines in [`Format`].
 
+mod html;
 mod json;
 mod markdown;
 
@@ -30,6 +31,8 @@ pub trait Export {
 pub enum Format {
     /// The page of summary.md
     Markdown,
+    /// The page of report.html
+    Html,
     /// The object of summary.json
     Json,
 }
@@ -40,6 +43,7 @@ impl Format {
     pub fn exporter(self) -> &'static dyn Export {
         match self {
             Self::Markdown => &markdown::Markdown,
+            Self::Html => &html::Html,
             Self::Json => &json::Json,
         }
     }

@@ -1,0 +1,84 @@
+//! The same page as one HTML file, which needs nothing beside it: light or dark as the reader's screen is, wide, narrow
+//! or printed.
+
+use std::error::Error;
+
+use pulldown_cmark::{CowStr, Event, Options, Parser, Tag, TagEnd};
+
+use super::Export;
+use super::markdown::Markdown;
+use crate::Report;
+use crate::chart::Chart;
+
+/// What the page looks like.
+const STYLE: &str = include_str!("html/style.css");
+
+/// The page, with its charts in it.
+#[derive(Debug)]
+pub(super) struct Html;
+
+impl Export for Html {
+    fn file_name(&self) -> &'static str {
+        "report.html"
+    }
+
+    fn export(&self, report: &Report) -> Result<String, Box<dyn Error>> {
+        let page = Markdown.export(report)?;
+        let mut body = String::new();
+        pulldown_cmark::html::push_html(&mut body, events(&page, &report.charts).into_iter());
+        let title = title(&page);
+        Ok(format!(
+            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <meta name=\"color-scheme\" content=\"light dark\">\n\
+             <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+        ))
+    }
+}
+
+/// The page's parts: charts in place of the links to them, tables that may be wider than the screen, and no HTML of
+/// others.
+fn events<'a>(page: &'a str, charts: &'a [Chart]) -> Vec<Event<'a>> {
+    let mut chart = None;
+    let mut events = Vec::new();
+    for event in Parser::new_ext(page, Options::ENABLE_TABLES) {
+        match event {
+            Event::Start(Tag::Image { dest_url, .. }) => {
+                chart = charts.iter().find(|chart| *chart.file_name == *dest_url);
+            }
+            Event::End(TagEnd::Image) => {
+                if let Some(chart) = chart.take() {
+                    events.push(Event::Html(CowStr::Borrowed(&chart.svg)));
+                }
+            }
+            // The title of a chart stands in the chart.
+            Event::Text(_) if chart.is_some() => {}
+            Event::Html(text) | Event::InlineHtml(text) => events.push(Event::Text(text)),
+            Event::Start(Tag::Table(alignments)) => {
+                events.push(Event::Html(CowStr::Borrowed("<div class=\"table\">")));
+                events.push(Event::Start(Tag::Table(alignments)));
+            }
+            Event::End(TagEnd::Table) => {
+                events.push(Event::End(TagEnd::Table));
+                events.push(Event::Html(CowStr::Borrowed("</div>\n")));
+            }
+            event => events.push(event),
+        }
+    }
+    events
+}
+
+/// The first heading as text.
+fn title(page: &str) -> String {
+    let mut text = String::new();
+    for event in Parser::new(page) {
+        match event {
+            Event::Text(part) => text.push_str(&part),
+            Event::End(TagEnd::Heading(_)) => break,
+            _ => {}
+        }
+    }
+    let mut escaped = String::new();
+    pulldown_cmark::html::push_html(&mut escaped, std::iter::once(Event::Text(text.into())));
+    escaped
+}
