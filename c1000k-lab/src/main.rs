@@ -1,4 +1,4 @@
-//! Runs the programs on real sockets: faults, soaks, and counts of system calls.
+//! Runs the programs on real sockets: faults, soaks, and counts of system calls; and tries the tune scripts.
 
 mod bystander;
 mod cgroup;
@@ -17,6 +17,7 @@ mod sockets;
 mod syn;
 mod syscalls;
 mod trace;
+mod tune_test;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,7 @@ enum Command {
     Faults(faults::Arguments),
     Soak(soak::Arguments),
     Syscalls(syscalls::Arguments),
+    TuneTest(tune_test::Arguments),
     #[command(hide = true)]
     Churn(soak::churn::Arguments),
     #[command(hide = true)]
@@ -64,5 +66,6 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Faults(arguments) => faults::run(arguments),
         Command::Soak(arguments) => soak::run(arguments),
         Command::Syscalls(arguments) => syscalls::run(arguments),
+        Command::TuneTest(arguments) => tune_test::run(arguments),
     }
 }

@@ -15,11 +15,21 @@ impl Programs {
     /// `FAULTS_BINARIES` names their folder; without it cargo builds them, where it runs this, and else they lie beside
     /// this program.
     pub(crate) fn find() -> Result<Self> {
-        let folder = match (env::var_os("FAULTS_BINARIES"), env::var_os("CARGO_MANIFEST_DIR")) {
-            (Some(folder), _) => PathBuf::from(folder),
-            (None, Some(package)) => build(&Path::new(&package).join("../Cargo.toml"))?,
-            (None, None) => env::current_exe()?.parent().context("no folder")?.to_owned(),
-        };
+        match (env::var_os("FAULTS_BINARIES"), env::var_os("CARGO_MANIFEST_DIR")) {
+            (None, Some(package)) => Self::of(build(&Path::new(&package).join("../Cargo.toml"))?),
+            _ => Self::beside(),
+        }
+    }
+
+    /// The same without building any.
+    pub(crate) fn beside() -> Result<Self> {
+        Self::of(match env::var_os("FAULTS_BINARIES") {
+            Some(folder) => PathBuf::from(folder),
+            None => env::current_exe()?.parent().context("no folder")?.to_owned(),
+        })
+    }
+
+    fn of(folder: PathBuf) -> Result<Self> {
         // A relative path would be looked up in PATH.
         let programs = Self(folder.canonicalize().with_context(|| folder.display().to_string())?);
         for name in ["c1000k-server", "c1000k-client"] {

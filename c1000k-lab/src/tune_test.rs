@@ -1,0 +1,423 @@
+//! Applies tune-server and tune-client and takes them back, and compares every value on the way.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use nix::unistd::Uid;
+use tempfile::TempDir;
+
+use crate::patience;
+use crate::process::Process;
+use crate::programs::Programs;
+
+/// What the scripts may change, as far as a kernel has it.
+const KEYS: &[&str] = &[
+    "fs.nr_open",
+    "fs.file-max",
+    "fs.epoll.max_user_watches",
+    "net.core.somaxconn",
+    "net.ipv4.tcp_max_syn_backlog",
+    "net.ipv4.tcp_max_orphans",
+    "net.ipv4.tcp_mem",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.conf.all.rp_filter",
+    "net.netfilter.nf_conntrack_max",
+];
+
+const CONNECTIONS: u64 = 3_000_000;
+const CONNECTIONS_WORD: &str = "3M";
+/// What a process needs with 100 listening ports.
+const DESCRIPTORS: u64 = CONNECTIONS + 132;
+
+/// Far above what the scripts take; they wait for each other for half a minute.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Applies the settings of scripts/tune-* and takes them back, and checks that each value is as it was
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("where").required(true)))]
+pub(crate) struct Arguments {
+    /// On a copy of this machine's settings, which any user may do
+    #[arg(long, group = "where")]
+    fake: bool,
+    /// On this kernel itself, as root: for a guest that is thrown away
+    #[arg(long, group = "where")]
+    really: bool,
+    /// The folder of the scripts
+    #[arg(long, value_name = "DIR", default_value = "scripts")]
+    scripts: PathBuf,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.really && !Uid::effective().is_root() {
+        bail!(
+            "--really changes settings of the kernel: run it as root, in a guest that is thrown away"
+        );
+    }
+    patience::take_interrupts()?;
+    let fake = if arguments.fake { Some(fake_root()?) } else { None };
+    let scripts = arguments.scripts.canonicalize().context("--scripts")?;
+    let mut test = Test { fake, scripts, programs: Programs::beside()?, before: BTreeMap::new() };
+    test.before = test.settings();
+    test.run_all()?;
+    println!("tune-test: passed");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The scripts' view of this machine, with a tracker that is in use and a strict reverse path.
+fn fake_root() -> Result<TempDir> {
+    let folder = tempfile::tempdir()?;
+    let root = folder.path();
+    let copies = KEYS
+        .iter()
+        .filter_map(|key| Some((*key, fs::read_to_string(path(Path::new("/"), key)).ok()?)));
+    let made_up = [
+        ("net.netfilter.nf_conntrack_max", "262144\n"),
+        ("net.netfilter.nf_conntrack_count", "7\n"),
+        ("net.ipv4.conf.all.rp_filter", "1\n"),
+    ];
+    for (key, text) in copies.chain(made_up.map(|(key, text)| (key, text.to_owned()))) {
+        let file = path(root, key);
+        fs::create_dir_all(file.parent().context("no folder")?)?;
+        fs::write(file, text)?;
+    }
+    fs::copy("/proc/meminfo", root.join("proc/meminfo"))?;
+    Ok(folder)
+}
+
+fn path(root: &Path, key: &str) -> PathBuf {
+    root.join("proc/sys").join(key.replace('.', "/"))
+}
+
+struct Test {
+    fake: Option<TempDir>,
+    scripts: PathBuf,
+    programs: Programs,
+    before: BTreeMap<&'static str, String>,
+}
+
+/// A script that runs, and where its words go.
+struct Running {
+    process: Process,
+    words: File,
+}
+
+struct Ended {
+    code: Option<i32>,
+    text: String,
+}
+
+impl Running {
+    fn end(mut self) -> Result<Ended> {
+        let code = self.process.wait(DEADLINE)?.code();
+        let mut text = String::new();
+        self.words.rewind()?;
+        self.words.read_to_string(&mut text)?;
+        Ok(Ended { code, text })
+    }
+
+    fn succeed(self) -> Result<String> {
+        let Ended { code, text } = self.end()?;
+        ensure!(code == Some(0), "it exits with {code:?}: {text}");
+        Ok(text)
+    }
+}
+
+impl Test {
+    fn run_all(&self) -> Result<()> {
+        self.printing_changes_nothing()?;
+        self.applying_raises_and_reverting_restores()?;
+        self.applying_twice_is_applying_once()?;
+        self.a_smaller_target_takes_back_what_it_does_not_need()?;
+        self.either_order_of_reverting_restores()?;
+        self.both_at_once_lose_nothing()?;
+        self.the_original_is_applied_or_its_refusal_is_told()?;
+        self.wrong_usage_is_refused()?;
+        let Some(root) = &self.fake else { return Ok(()) };
+        self.what_is_enough_is_left_alone(root.path())?;
+        self.nothing_changes_before_the_old_values_are_kept(root.path())?;
+        self.nothing_changes_without_a_drop_in(root.path())?;
+        self.a_value_that_the_kernel_keeps_is_not_forgotten(root.path())?;
+        self.a_state_that_is_gone_is_reported(root.path())
+    }
+
+    fn printing_changes_nothing(&self) -> Result<()> {
+        self.server("")?;
+        self.client("")?;
+        self.expect_as_before("printing")?;
+        let text = self.client("--ports 1")?;
+        ensure!(text.matches("too few").count() == 1, "too few 5-tuples are not told once: {text}");
+        let text = self.server("--revert")?;
+        ensure!(text.contains("nothing is applied"), "a revert of nothing does not say so: {text}");
+        Ok(())
+    }
+
+    fn applying_raises_and_reverting_restores(&self) -> Result<()> {
+        self.server("--apply")?;
+        self.at_least("fs.nr_open", DESCRIPTORS)?;
+        self.at_least("fs.file-max", 2 * CONNECTIONS)?;
+        self.at_least("fs.epoll.max_user_watches", 2 * CONNECTIONS)?;
+        self.at_least("net.core.somaxconn", 4_096)?;
+        self.at_least("net.ipv4.tcp_max_syn_backlog", 4_096)?;
+        self.at_least("net.ipv4.tcp_max_orphans", CONNECTIONS)?;
+        if self.fake.is_some() {
+            self.at_least("net.netfilter.nf_conntrack_max", CONNECTIONS)?;
+        }
+        let line = format!("\nfs.nr_open = {}\n", self.value("fs.nr_open")?);
+        ensure!(
+            self.text("etc/sysctl.d/90-c1000k-server.conf").contains(&line),
+            "no drop-in has{line}"
+        );
+        let line = format!("\nroot hard nofile {DESCRIPTORS}\n");
+        let limits = self.text("etc/security/limits.d/90-c1000k-server.conf");
+        ensure!(limits.contains(&line), "no drop-in has{line}");
+        self.server("--revert")?;
+        self.expect_as_before("reverting the server")
+    }
+
+    fn applying_twice_is_applying_once(&self) -> Result<()> {
+        let apply = "--ports 40 --sources 2 --apply";
+        self.client(apply)?;
+        self.has_wide_ports()?;
+        if self.fake.is_some() {
+            ensure!(self.value("net.ipv4.conf.all.rp_filter")? == "2", "rp_filter is still strict");
+        }
+        let once = (self.settings(), self.drop_ins());
+        self.client(apply)?;
+        ensure!((self.settings(), self.drop_ins()) == once, "applying twice differs from once");
+        self.client("--revert")?;
+        self.expect_as_before("reverting the client")
+    }
+
+    fn a_smaller_target_takes_back_what_it_does_not_need(&self) -> Result<()> {
+        self.server("--apply")?;
+        self.server("-c 1 --ports 1 --apply")?;
+        let is_back = self.settings()["fs.nr_open"] == self.before["fs.nr_open"];
+        ensure!(is_back, "a smaller target leaves fs.nr_open raised");
+        self.server("--revert")?;
+        self.expect_as_before("reverting a smaller target")
+    }
+
+    fn either_order_of_reverting_restores(&self) -> Result<()> {
+        for [first, second] in [["server", "client"], ["client", "server"]] {
+            self.server("--apply")?;
+            self.client("-c 2M --apply")?;
+            self.at_least("fs.nr_open", DESCRIPTORS)?;
+            self.start(first, "--revert")?.succeed()?;
+            self.at_least("fs.nr_open", 2_000_032)?;
+            self.start(second, "--revert")?.succeed()?;
+            self.expect_as_before(&format!("reverting the {first} first"))?;
+        }
+        Ok(())
+    }
+
+    fn both_at_once_lose_nothing(&self) -> Result<()> {
+        for _ in 0..3 {
+            let both = [
+                self.start("server", "--apply")?,
+                self.start("client", "-c 2M --ports 40 --apply")?,
+            ];
+            both.into_iter().try_for_each(|script| script.succeed().map(drop))?;
+            self.at_least("fs.nr_open", DESCRIPTORS)?;
+            self.has_wide_ports()?;
+            let both = [self.start("server", "--revert")?, self.start("client", "--revert")?];
+            both.into_iter().try_for_each(|script| script.succeed().map(drop))?;
+            self.expect_as_before("applying and reverting both at once")?;
+        }
+        Ok(())
+    }
+
+    /// Some kernels (Debian's 6.1.192) refuse a `tcp_rmem` below 4096; then that has to be said.
+    fn the_original_is_applied_or_its_refusal_is_told(&self) -> Result<()> {
+        let tiny = "512 512 1024";
+        let Ended { text, .. } = self.start("server", "--original --apply")?.end()?;
+        if self.value("net.ipv4.tcp_rmem")? != tiny {
+            let stays = text.lines().find(|line| line.contains("tcp_rmem stays at"));
+            ensure!(
+                stays.is_some_and(|line| line.ends_with(&format!("the kernel refuses {tiny}"))),
+                "tcp_rmem is not the original, and nothing is said of it: {text}"
+            );
+        }
+        ensure!(self.value("net.ipv4.tcp_wmem")? == tiny, "tcp_wmem is not the original: {text}");
+        self.at_least("fs.nr_open", 2_000_000)?;
+        self.at_least("net.ipv4.tcp_mem", 524_288)?;
+        self.server("--revert")?;
+        self.expect_as_before("reverting the original")
+    }
+
+    fn wrong_usage_is_refused(&self) -> Result<()> {
+        for words in [
+            "--apply --revert",
+            "-c",
+            "-c 0",
+            "-c ten",
+            "--ports -1",
+            "--nonsense",
+            "--root /no/such/directory",
+        ] {
+            let Ended { code, text } = self.start("server", words)?.end()?;
+            ensure!(code == Some(2), "{words} is not refused as wrong usage: {code:?}, {text}");
+        }
+        Ok(())
+    }
+
+    /// The kernel takes the larger of `all` and the interface's own value, which is loose already here.
+    fn what_is_enough_is_left_alone(&self, root: &Path) -> Result<()> {
+        let all = "net.ipv4.conf.all.rp_filter";
+        let own = path(root, "net.ipv4.conf.eth0.rp_filter");
+        let folder = own.parent().context("no folder")?;
+        fs::create_dir(folder)?;
+        fs::write(&own, "2\n")?;
+        fs::write(path(root, all), "0\n")?;
+        self.client("--sources 2 --apply")?;
+        ensure!(self.value(all)? == "0", "a loose reverse path is set once more");
+        self.client("--revert")?;
+        fs::remove_dir_all(folder)?;
+        fs::write(path(root, all), &self.before[all])?;
+        self.expect_as_before("a reverse path that was loose")
+    }
+
+    /// A file where a folder should be is as good as a file system that can't be written, and works for root too.
+    fn nothing_changes_before_the_old_values_are_kept(&self, root: &Path) -> Result<()> {
+        let state = root.join("var/lib/c1000k");
+        fs::create_dir_all(root.join("var/lib"))?;
+        fs::write(&state, "")?;
+        self.fails("server", "--apply", "can not be kept, so nothing is changed")?;
+        self.expect_as_before("an apply that can not keep the old values")?;
+        fs::remove_file(state)?;
+        let lock = root.join("run");
+        fs::remove_dir_all(&lock)?;
+        fs::write(&lock, "")?;
+        let text = self.fails("server", "--apply", "nothing is changed")?;
+        ensure!(text.contains("can't write "), "a missing lock is not reported: {text}");
+        self.expect_as_before("an apply that can not lock")?;
+        Ok(fs::remove_file(lock)?)
+    }
+
+    fn nothing_changes_without_a_drop_in(&self, root: &Path) -> Result<()> {
+        let drop_ins = root.join("etc/sysctl.d");
+        fs::remove_dir_all(&drop_ins)?;
+        fs::write(&drop_ins, "")?;
+        self.fails("server", "--apply", "the kernel is left as it is")?;
+        ensure!(
+            self.settings() == self.before,
+            "an apply that can not write its drop-in changes the kernel"
+        );
+        fs::remove_file(drop_ins)?;
+        self.server("--revert")?;
+        self.expect_as_before("an apply that can not write its drop-in")
+    }
+
+    /// A setting that even root may not write stands in for a /proc/sys that is read-only.
+    fn a_value_that_the_kernel_keeps_is_not_forgotten(&self, root: &Path) -> Result<()> {
+        self.server("--apply")?;
+        let (file, aside) = (path(root, "fs.nr_open"), root.join("kept"));
+        fs::rename(&file, &aside)?;
+        symlink("/proc/sys/kernel/ngroups_max", &file)?;
+        self.fails("server", "--revert", "the kernel refuses")?;
+        let state = self.text("var/lib/c1000k/previous");
+        let is_kept = state.lines().any(|line| line.starts_with("fs.nr_open "));
+        ensure!(is_kept, "the value of a refused revert is forgotten: {state}");
+        fs::rename(aside, file)?;
+        self.server("--revert")?;
+        self.expect_as_before("a revert that was refused at first")
+    }
+
+    fn a_state_that_is_gone_is_reported(&self, root: &Path) -> Result<()> {
+        self.server("--apply")?;
+        let (state, aside) = (root.join("var/lib/c1000k"), root.join("kept"));
+        fs::rename(&state, &aside)?;
+        self.fails("server", "--revert", "previous is gone")?;
+        fs::rename(aside, state)?;
+        self.server("--revert")?;
+        self.expect_as_before("a state that was gone")
+    }
+
+    fn server(&self, words: &str) -> Result<String> {
+        self.start("server", words)?.succeed().with_context(|| format!("tune-server {words}"))
+    }
+
+    fn client(&self, words: &str) -> Result<String> {
+        self.start("client", words)?.succeed().with_context(|| format!("tune-client {words}"))
+    }
+
+    fn fails(&self, role: &str, words: &str, part: &str) -> Result<String> {
+        let Ended { code, text } = self.start(role, words)?.end()?;
+        ensure!(code == Some(1) && text.contains(part), "tune-{role} {words}: {code:?}, {text}");
+        Ok(text)
+    }
+
+    /// Starts a script for the connections that this is about, unless the words have others.
+    fn start(&self, role: &str, words: &str) -> Result<Running> {
+        let words_file = tempfile::tempfile()?;
+        let mut command = Command::new(self.scripts.join(format!("tune-{role}")));
+        if let Some(root) = &self.fake {
+            command.arg("--root").arg(root.path());
+        }
+        command
+            .args(["-c", CONNECTIONS_WORD])
+            .args(words.split_whitespace())
+            .env("C1000K_SERVER", self.programs.path("c1000k-server"))
+            .env("C1000K_CLIENT", self.programs.path("c1000k-client"))
+            .stdin(Stdio::null())
+            .stdout(words_file.try_clone()?)
+            .stderr(words_file.try_clone()?);
+        Ok(Running { process: Process::spawn("script", &mut command)?, words: words_file })
+    }
+
+    fn root(&self) -> &Path {
+        self.fake.as_ref().map_or(Path::new("/"), TempDir::path)
+    }
+
+    fn text(&self, file: &str) -> String {
+        fs::read_to_string(self.root().join(file)).unwrap_or_default()
+    }
+
+    /// All that the scripts have left in files.
+    fn drop_ins(&self) -> String {
+        let files =
+            ["sysctl.d", "security/limits.d", "modules-load.d"].into_iter().flat_map(|folder| {
+                ["server", "client"].map(|role| format!("etc/{folder}/90-c1000k-{role}.conf"))
+            });
+        files.chain(["var/lib/c1000k/previous".to_owned()]).map(|file| self.text(&file)).collect()
+    }
+
+    fn settings(&self) -> BTreeMap<&'static str, String> {
+        KEYS.iter().filter_map(|key| Some((*key, self.value(key).ok()?))).collect()
+    }
+
+    /// Its numbers, one space apart.
+    fn value(&self, key: &str) -> Result<String> {
+        let text = fs::read_to_string(path(self.root(), key)).with_context(|| key.to_owned())?;
+        Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+
+    fn at_least(&self, key: &str, least: u64) -> Result<()> {
+        let value = self.value(key)?;
+        let first: u64 = value.split(' ').next().unwrap_or_default().parse()?;
+        ensure!(first >= least, "{key} is {value}, not {least}");
+        Ok(())
+    }
+
+    fn has_wide_ports(&self) -> Result<()> {
+        let range = self.value("net.ipv4.ip_local_port_range")?;
+        ensure!(range == "10000 65535", "the port range is not widened: {range}");
+        Ok(())
+    }
+
+    fn expect_as_before(&self, what: &str) -> Result<()> {
+        let (now, before) = (self.settings(), &self.before);
+        ensure!(now == *before, "{what} leaves\n{now:#?}\nwhere there was\n{before:#?}");
+        let left = self.drop_ins();
+        ensure!(left.is_empty(), "{what} leaves {left}");
+        Ok(())
+    }
+}
