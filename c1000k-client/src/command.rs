@@ -8,6 +8,7 @@ use c1000k_host::check::{FileTable, Machine};
 use c1000k_host::command_line::{self, SHORT, fail, print, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
+use c1000k_host::ports::LOCAL_PORTS_DEFAULT;
 use c1000k_record::{
     CLIENT_SCHEMA, ClientRecord, Descriptors, Head, Output, Verdict, per_second, time_text,
 };
@@ -31,9 +32,6 @@ const SLOTS_SPARE: usize = 64;
 /// Fewer failures in a row than this may be chance.
 const CONSECUTIVE_FAILURES_MIN: u32 = 100;
 
-/// Local ports that the kernel chooses from by default: 32768 to 60999.
-const LOCAL_PORTS_DEFAULT: u64 = 28_232;
-
 /// Does what the command line asks for, and says how to exit.
 pub fn run_command() -> ExitCode {
     command_line::start_log();
@@ -52,7 +50,7 @@ fn obey() -> ExitCode {
 
 fn print_check(mut arguments: Arguments) -> ExitCode {
     match target::machine_and_need(&mut arguments, raise_limit()) {
-        Ok((machine, need)) => arguments.check.answer(&machine, &need),
+        Ok((machine, need)) => arguments.check.report(&machine, &need),
         Err(line) => fail(SHORT, &line),
     }
 }
@@ -122,7 +120,7 @@ fn flood(arguments: &Arguments, target: &Target, machine: &Machine) -> Result<Ru
         arguments.sources.clone(),
         arguments.destination.port(),
         arguments.ports,
-        machine.local_ports_free().unwrap_or(LOCAL_PORTS_DEFAULT),
+        machine.local_ports_free().unwrap_or(LOCAL_PORTS_DEFAULT.len() as u64),
     );
     let settings = Settings {
         server: arguments.destination.into(),

@@ -14,6 +14,9 @@ use {
     },
 };
 
+/// The local ports that the kernel chooses from, unless it is set otherwise.
+pub const LOCAL_PORTS_DEFAULT: RangeInclusive<u16> = 32_768..=60_999;
+
 /// `net.ipv4.ip_local_port_range`: the ports that the kernel chooses from, on the machine whose root folder this is; IPv6
 /// uses it too.
 pub fn ip_local_port_range(root: &Path) -> Option<RangeInclusive<u16>> {

@@ -139,7 +139,7 @@ impl Test {
         self.a_smaller_target_takes_back_what_it_does_not_need()?;
         self.either_order_of_reverting_restores()?;
         self.both_at_once_lose_nothing()?;
-        self.the_original_is_applied_or_its_refusal_is_told()?;
+        self.the_original_is_applied_or_its_refusal_is_reported()?;
         self.wrong_usage_is_refused()?;
         let Some(root) = &self.fake else { return Ok(()) };
         self.what_is_enough_is_left_alone(root.path())?;
@@ -154,7 +154,10 @@ impl Test {
         self.client("")?;
         self.expect_as_before("printing")?;
         let text = self.client("--ports 1")?;
-        ensure!(text.matches("too few").count() == 1, "too few 5-tuples are not told once: {text}");
+        ensure!(
+            text.matches("too few").count() == 1,
+            "too few 5-tuples are not reported once: {text}"
+        );
         let text = self.server("--revert")?;
         ensure!(text.contains("nothing is applied"), "a revert of nothing does not say so: {text}");
         Ok(())
@@ -236,7 +239,7 @@ impl Test {
     }
 
     /// Some kernels (Debian's 6.1.192) refuse a `tcp_rmem` below 4096; then that has to be said.
-    fn the_original_is_applied_or_its_refusal_is_told(&self) -> Result<()> {
+    fn the_original_is_applied_or_its_refusal_is_reported(&self) -> Result<()> {
         let tiny = "512 512 1024";
         let Ended { text, .. } = self.start("server", "--original --apply")?.end()?;
         if self.value("net.ipv4.tcp_rmem")? != tiny {

@@ -137,7 +137,7 @@ impl Mode {
 pub(crate) enum Command {
     /// `--check`: a server with this many connections and descriptors to listen with.
     Check {
-        answer: CheckArgs,
+        args: CheckArgs,
         file_table: FileTableChoice,
         connections: u64,
         listening: u64,
@@ -191,7 +191,7 @@ impl Args {
                 return Err("--connections is 0: give at least 1, or leave it out".into());
             }
             return Ok(Command::Check {
-                answer: self.check,
+                args: self.check,
                 file_table: self.file_table.choice,
                 connections,
                 listening: listening(ports, self.threads),

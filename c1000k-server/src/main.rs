@@ -57,8 +57,8 @@ fn run_command() -> ExitCode {
     command_line::start_log();
     match args.check() {
         Err(line) => fail(USAGE, &line),
-        Ok(Command::Check { answer, file_table, connections, listening }) => {
-            check(&answer, file_table, connections, listening)
+        Ok(Command::Check { args, file_table, connections, listening }) => {
+            check(&args, file_table, connections, listening)
         }
         Ok(Command::Serve(settings)) => {
             let guard = MemoryGuard::new(settings.memory_reserve, settings.threads);
@@ -71,14 +71,9 @@ fn run_command() -> ExitCode {
 }
 
 /// Prints what this machine allows, or what to set.
-fn check(
-    answer: &CheckArgs,
-    choice: FileTableChoice,
-    connections: u64,
-    listening: u64,
-) -> ExitCode {
-    match plan::machine_and_need(&answer.root, choice, connections, listening) {
-        Ok((machine, need)) => answer.answer(&machine, &need),
+fn check(args: &CheckArgs, choice: FileTableChoice, connections: u64, listening: u64) -> ExitCode {
+    match plan::machine_and_need(&args.root, choice, connections, listening) {
+        Ok((machine, need)) => args.report(&machine, &need),
         Err(line) => fail(SHORT, &line),
     }
 }

@@ -242,7 +242,7 @@ show() {
     show_file "$LIMITS" "$(limits_text)"
     show_file "$MODULES" "$(modules_text)"
     printf '%s\n' "$PLAN" | awk -F '|' '
-        $2 == $3 && !told++ { print "Enough as they are:" }
+        $2 == $3 && !shown++ { print "Enough as they are:" }
         $2 == $3 { printf "  %-32s %s\n", $1, $2 }'
     [ -n "$ORIGINAL" ] || echo 'Left alone: tcp_rmem and tcp_wmem (tiny ones save nothing), the stack limit.'
     echo "A service takes its limit from its unit: LimitNOFILE=$(printf '%s\n' "$WANTED" | awk -F '|' '/^limit/ { print $3 }')"

@@ -7,7 +7,7 @@ use {
     std::{path::PathBuf, process::ExitCode},
 };
 
-/// `--check`, and how its answer is printed.
+/// `--check`, and what it prints.
 #[derive(Args, Clone, Debug, PartialEq)]
 pub struct CheckArgs {
     /// Print what this machine allows against what the target needs, and exit
@@ -35,8 +35,8 @@ pub enum Format {
 }
 
 impl CheckArgs {
-    /// Prints the table, and says whether the target fits; or prints the settings, whatever they come to.
-    pub fn answer(&self, machine: &Machine, need: &Need) -> ExitCode {
+    /// Prints the table, or the settings. The exit code says whether the target fits; with the settings it is always 0.
+    pub fn report(&self, machine: &Machine, need: &Need) -> ExitCode {
         if self.print == Some(Format::Sysctl) {
             print(&render_settings(&settings(machine, need)));
             return ExitCode::from(REACHED);

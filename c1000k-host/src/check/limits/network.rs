@@ -3,15 +3,15 @@
 use {
     super::{Cap, CapKind, Limit, OTHERS, at_least, not_needed, raised, sysctl, unreadable},
     crate::check::{Machine, Need, Role, Row, RowStatus, Setting},
-    crate::{format, ports::port_room},
+    crate::{
+        format,
+        ports::{LOCAL_PORTS_DEFAULT, port_room},
+    },
     std::ops::RangeInclusive,
 };
 
 /// What fits the wider part of the ports and leaves out the server's own 9900-9999.
 const WIDE_PORTS: RangeInclusive<u16> = 10_000..=65_535;
-
-/// The kernel's own choice.
-const DEFAULT_PORTS: RangeInclusive<u16> = 32_768..=60_999;
 
 /// The kernel's own choice since 5.4, for connections that wait to be accepted at one port.
 const DEFAULT_BACKLOG: u64 = 4_096;
@@ -32,8 +32,8 @@ impl LocalPorts {
     /// `connect` slows down once half of a range is in use.
     fn granted(need: &Need, present: &RangeInclusive<u16>) -> RangeInclusive<u16> {
         let wanted = Self::needed(need).saturating_mul(2);
-        let range = if wanted <= DEFAULT_PORTS.len() as u64 {
-            DEFAULT_PORTS
+        let range = if wanted <= LOCAL_PORTS_DEFAULT.len() as u64 {
+            LOCAL_PORTS_DEFAULT
         } else {
             let most = WIDE_PORTS.len() as u64;
             let first = *WIDE_PORTS.start() + (most - wanted.min(most)) as u16;
