@@ -91,10 +91,7 @@ refuse() {
 # Held until this process ends, however it ends. busybox's flock knows no time-out, so it is tried once a second.
 lock() {
     local file=$TUNE_ROOT/run/c1000k-tune.lock seconds_max=30
-    if [ -z "$TUNE_ROOT" ] && [ "$(id -u)" -ne 0 ]; then
-        refuse "--$MODE writes to /proc/sys and /etc: run it as root"
-        return
-    fi
+    [ -n "$TUNE_ROOT" ] || [ "$(id -u)" -eq 0 ] || { refuse "--$MODE writes to /proc/sys and /etc: run it as root" || return; }
     mkdir -p "${file%/*}" 2>/dev/null
     { true >>"$file"; } 2>/dev/null || { refuse "can't write $file" || return; }
     command -v flock >/dev/null || { refuse 'flock is missing (Debian: apt-get install util-linux)' || return; }
