@@ -52,13 +52,18 @@ fn error_text(error: &clap::Error) -> String {
     if wants_colour() { text.ansi().to_string() } else { text.to_string() }
 }
 
-/// Prints one line on standard error, headed by the program's name.
+/// Prints one line on standard error, headed by the program's name, as its last one.
 pub fn fail(code: u8, line: &str) -> ExitCode {
+    warn(line);
+    ExitCode::from(code)
+}
+
+/// Prints one line on standard error, headed by the program's name.
+pub fn warn(line: &str) {
     // The name need not be UTF-8, and `args` panics where it is not.
     let program = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&program).file_name().unwrap_or_default().display();
     print_error(&format!("{name}: {line}\n"));
-    ExitCode::from(code)
 }
 
 /// Prints on standard error, after the log so far, and waits for nobody.

@@ -54,6 +54,8 @@ pub struct Check {
     pub note: String,
     /// It is about speed, which is shown and never asked for.
     pub is_speed: bool,
+    /// It was not seen for want of a snapshot of the kernel.
+    pub lacks_snapshot: bool,
 }
 
 /// How a check came out.
@@ -89,12 +91,12 @@ pub fn checks(run: &Run) -> Vec<Check> {
         checks.extend(verified(name, client));
         checks.extend(messages(name, client));
     }
-    checks.extend(hosts(run).into_iter().map(|host| sockets(run, &host)));
-    checks.extend(kernel_hosts(run).into_iter().map(|host| tcp_objects(run, &host)));
+    checks.extend(run.hosts_expected().iter().map(|host| sockets(run, host)));
+    checks.extend(kernel_hosts(run).iter().map(|host| tcp_objects(run, host)));
     checks.push(kernel_bytes(run));
     checks.push(process_memory(run));
     checks.push(process_bytes(run));
-    checks.extend(kernel_hosts(run).into_iter().map(|host| slab_returned(run, &host)));
+    checks.extend(kernel_hosts(run).iter().map(|host| slab_returned(run, host)));
     checks.extend(listen_counters(run));
     checks.extend(run.clients.iter().map(|(name, client)| rate_trend(name, client)));
     checks.extend(prediction(run));
@@ -214,7 +216,7 @@ fn sockets(run: &Run, host: &str) -> Check {
     };
     let inuse = |moment| run.snapshot(host, moment).and_then(|snapshot| snapshot.tcp_inuse);
     let (Some(before), Some(peak)) = (inuse(Moment::Before), inuse(Moment::Peak)) else {
-        return check.not_seen("sockstat before or at the peak is missing");
+        return check.no_snapshot("sockstat before or at the peak is missing");
     };
     let expected = connections.saturating_mul(ends);
     let tolerance = SOCKETS_TOLERANCE + expected / 1_000;
@@ -238,7 +240,7 @@ fn tcp_objects(run: &Run, host: &str) -> Check {
     };
     let objects = |moment| run.snapshot(host, moment).and_then(Snapshot::tcp_objects);
     let (Some(before), Some(peak)) = (objects(Moment::Before), objects(Moment::Peak)) else {
-        return check.not_seen(SLABINFO_MISSING);
+        return check.no_snapshot(SLABINFO_MISSING);
     };
     let expected = connections.saturating_mul(ends);
     let tolerance = OBJECTS_TOLERANCE + expected / 100;
@@ -255,8 +257,9 @@ fn kernel_bytes(run: &Run) -> Check {
         "the server's own figure is that of the snapshots, by the slab caches that connections live in",
     );
     let reported = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
-    let (Some(seen), Some(reported)) = (cost::server_end_bytes(run), reported) else {
-        return check.not_seen("the server's figure or slabinfo is missing");
+    let Some(reported) = reported else { return check.not_seen("the server's figure is missing") };
+    let Some(seen) = cost::server_end_bytes(run) else {
+        return check.no_snapshot(SLABINFO_MISSING);
     };
     check.unless(is_weighed_with_others(run)).judge(
         format!("{}, within {}", format::bytes_each(seen), format::percent(KERNEL_BYTES_TOLERANCE)),
@@ -272,8 +275,9 @@ fn process_memory(run: &Run) -> Check {
         "the server's own figure is that of the snapshots",
     );
     let reported = run.server.as_ref().and_then(|server| server.rss_at_peak_bytes);
-    let (Some(seen), Some(reported)) = (cost::process_seen(run).peak_bytes, reported) else {
-        return check.not_seen("the server's figure or its process in the snapshots is missing");
+    let Some(reported) = reported else { return check.not_seen("the server's figure is missing") };
+    let Some(seen) = cost::process_seen(run).peak_bytes else {
+        return check.no_snapshot("the server's process at the peak is missing");
     };
     let tolerance = seen / PROCESS_MEMORY_TOLERANCE_PART + PROCESS_MEMORY_TOLERANCE_BYTES;
     check.judge(
@@ -289,7 +293,7 @@ fn process_bytes(run: &Run) -> Check {
         "24 MB and 48 B for each connection at the most",
     );
     let (Some(connections), Some(peak)) = (run.connections(), cost::process(run).peak_bytes) else {
-        return check.not_seen("neither record nor snapshots tell it");
+        return check.no_snapshot("neither record nor snapshots tell it");
     };
     let most = PROCESS_FIXED_BYTES_MAX
         .saturating_add(connections.saturating_mul(PROCESS_BYTES_PER_CONNECTION_MAX));
@@ -302,7 +306,8 @@ fn slab_returned(run: &Run, host: &str) -> Check {
         "after the teardown, of what the caches that connections have to themselves grew by",
     );
     let Some(share) = cost::slab_share_returned(run, host) else {
-        return check.not_seen("slabinfo before, at the peak or after is missing, or did not grow");
+        return check
+            .no_snapshot("slabinfo before, at the peak or after is missing, or did not grow");
     };
     check.unless((!run.is_alone()).then_some(OTHERS)).judge(
         format!("at least {}", format::percent(SLAB_RETURNED_MIN)),
@@ -325,7 +330,7 @@ fn listen_counters(run: &Run) -> [Check; 2] {
             Some(found) => {
                 check.unless((!run.is_alone_in_its_network()).then_some(OTHERS)).equal(0, found)
             }
-            None => check.not_seen("neither record nor snapshots tell it"),
+            None => check.no_snapshot("neither record nor snapshots tell it"),
         }
     };
     [
@@ -353,7 +358,8 @@ fn prediction(run: &Run) -> Option<Check> {
     let predicted = server.prediction.filter(|predicted| predicted.connections > 0)?;
     let check = |note: String| Question::new("Prediction of the server's memory", note);
     let Some((process, kernel)) = server_costs(run) else {
-        return Some(check(String::new()).not_seen("the process's growth or slabinfo is missing"));
+        let why = "the process's growth or slabinfo is missing";
+        return Some(check(String::new()).no_snapshot(why));
     };
     let each = |bytes: u64| float(bytes) / float(predicted.connections);
     let note = format!(
@@ -389,17 +395,10 @@ fn server_costs(run: &Run) -> Option<(f64, f64)> {
     Some((process, kernel))
 }
 
-/// Each host whose sockets are counted apart.
-fn hosts(run: &Run) -> Vec<String> {
-    match run.topology() {
-        Topology::OneHost => vec!["one".to_owned()],
-        Topology::ThreeHosts => ["server", "client-1", "client-2"].map(str::to_owned).into(),
-    }
-}
-
-/// Each host whose kernel is its own.
-fn kernel_hosts(run: &Run) -> Vec<String> {
-    if run.is_one_kernel() { vec![run.server_host().to_owned()] } else { hosts(run) }
+/// Each host whose kernel is its own: of those that share one, the server's.
+fn kernel_hosts(run: &Run) -> &'static [&'static str] {
+    let hosts = run.hosts_expected();
+    if run.is_one_kernel() { &hosts[..1] } else { hosts }
 }
 
 /// A figure with so many places, or with as many more as tell it from the bound that it misses.
@@ -455,7 +454,8 @@ impl Question {
             Some(excuse) => (CheckOutcome::NotJudged, format!("{}; {excuse}", self.note)),
             None => (CheckOutcome::Disagrees, self.note),
         };
-        Check { name: self.name, expected, found, outcome, note, is_speed: self.is_speed }
+        let Self { name, is_speed, .. } = self;
+        Check { name, expected, found, outcome, note, is_speed, lacks_snapshot: false }
     }
 
     fn equal(self, expected: u64, found: u64) -> Check {
@@ -475,7 +475,12 @@ impl Question {
             outcome: CheckOutcome::NotSeen,
             note: why.into(),
             is_speed: self.is_speed,
+            lacks_snapshot: false,
         }
+    }
+
+    fn no_snapshot(self, why: &str) -> Check {
+        Check { lacks_snapshot: true, ..self.not_seen(why) }
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use c1000k_host::command_line::{self, SHORT, USAGE, fail};
-use c1000k_record::{Verdict, output, schema};
+use c1000k_record::{Verdict, input, output, schema};
 use c1000k_report::agree::{Check, CheckOutcome};
 use c1000k_report::escape::visible;
 use c1000k_report::export::Format;
@@ -29,7 +29,7 @@ enum Command {
     ///
     /// Exits with 0 if the target was reached and no check disagrees, with 1 if the run fell short, if a client's or
     /// the server's record is missing, or if clients, server and kernel disagree. What only the snapshots of the kernel
-    /// tell may be missing.
+    /// tell may be missing, which is said; where all of them are, a summary.md that tells of more checks is kept.
     Summarize {
         /// The folder of the run
         folder: PathBuf,
@@ -87,8 +87,11 @@ fn summarize(
 ) -> Result<ExitCode, Box<dyn Error>> {
     let report = Report::new(Run::read(folder)?)?;
     match format {
-        Some(format) => deliver(&format.exporter().export(&report)?)?,
-        None => write_all(folder, &report)?,
+        Some(format) => {
+            warn_of_missing_snapshots(&report, "");
+            deliver(&format.exporter().export(&report)?)?;
+        }
+        None => conclude(folder, &report)?,
     }
     let Report { run, checks, .. } = &report;
     // Held without verification is what was asked for, and no less.
@@ -98,13 +101,43 @@ fn summarize(
     Ok(if passes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Prints the verdict, and writes the charts and every format into the folder.
+/// Prints the verdict, and writes the charts and every format into the folder, unless they lie there already and tell
+/// of more.
+fn conclude(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
+    let path = |format: Format| folder.join(format.exporter().file_name());
+    let page = path(Format::Markdown);
+    // Neither may keep the other from being done.
+    let printed = print(&format!("{}\n", verdict::text(&report.run, &report.checks)));
+    if tells_of_more(&page, report) {
+        warn_of_missing_snapshots(
+            report,
+            "; summary.md is kept, because more checks were made for it: remove it to have a new one",
+        );
+        return Ok(printed?);
+    }
+    warn_of_missing_snapshots(report, "");
+    write_all(folder, report)?;
+    printed?;
+    let shown = [page, path(Format::Html)].map(|page| visible(&page.display().to_string()));
+    Ok(print(&format!("{}\n", shown.join("\n")))?)
+}
+
+/// Whether a page was made of snapshots that have been taken away since.
+fn tells_of_more(page: &Path, report: &Report) -> bool {
+    let made = input::text(page).and_then(|page| verdict::checks_made_with_snapshots(&page));
+    let has_snapshots = report.run.hosts().next().is_some();
+    !has_snapshots && made.is_some_and(|made| made > verdict::checks_made(&report.checks))
+}
+
+fn warn_of_missing_snapshots(report: &Report, consequence: &str) {
+    let Report { run, checks, .. } = report;
+    if let Some(missing) = verdict::missing_snapshots(run, checks) {
+        let folder = visible(&run.folder.display().to_string());
+        command_line::warn(&format!("missing in {folder}: {missing}{consequence}"));
+    }
+}
+
 fn write_all(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
-    let path =
-        |format: Format| visible(&folder.join(format.exporter().file_name()).display().to_string());
-    let pages = format!("{}\n{}", path(Format::Markdown), path(Format::Html));
-    // First, for the folder may be one that can't be written.
-    print(&format!("{}\n{pages}\n", verdict::text(&report.run, &report.checks)))?;
     for chart in &report.charts {
         write(&folder.join(chart.file_name), &chart.svg)?;
     }
@@ -144,15 +177,18 @@ fn write(path: &Path, text: &str) -> Result<(), String> {
 
 /// Prints what was asked for, which must not be lost.
 fn deliver(text: &str) -> Result<(), String> {
-    output::check_stdout()
-        .and_then(|()| print(text))
-        .map_err(|error| format!("cannot write to standard output: {error}"))
+    output::check_stdout().map_err(not_printed)?;
+    print(text)
 }
 
 /// Prints; a reader that has gone away, as `head` does, is no error.
-fn print(text: &str) -> io::Result<()> {
+fn print(text: &str) -> Result<(), String> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        outcome => outcome,
+        outcome => outcome.map_err(not_printed),
     }
+}
+
+fn not_printed(error: io::Error) -> String {
+    format!("cannot write to standard output: {error}")
 }

@@ -3,10 +3,12 @@
 //! Everything but one record may be missing; whoever asks for it gets `None` and says so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use c1000k_record::{ClientRecord, Limit, ReadError, ServerRecord, Verdict, input};
@@ -141,6 +143,15 @@ impl Run {
         }
     }
 
+    /// The hosts that a run has, the server's first.
+    #[must_use]
+    pub fn hosts_expected(&self) -> &'static [&'static str] {
+        match self.topology() {
+            Topology::OneHost => &["one"],
+            Topology::ThreeHosts => &["server", "client-1", "client-2"],
+        }
+    }
+
     /// The hosts that left snapshots.
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
         self.hosts.keys().map(String::as_str)
@@ -180,6 +191,24 @@ impl Run {
         let mut missing: Vec<_> =
             expected.iter().copied().filter(|name| is_short_of_clients && !has(name)).collect();
         missing.extend(self.server.is_none().then_some("server"));
+        missing
+    }
+
+    /// The folders of snapshots that should be there and are not: of all hosts, of one, or of a moment of it.
+    #[must_use]
+    pub fn missing_snapshots(&self) -> Vec<String> {
+        if self.hosts.is_empty() {
+            return vec!["snapshots".to_owned()];
+        }
+        let mut missing = Vec::new();
+        for &name in self.hosts_expected() {
+            let Some(moments) = self.hosts.get(name) else {
+                missing.push(format!("snapshots/{name}"));
+                continue;
+            };
+            let absent = Moment::ALL.iter().filter(|moment| !moments.contains_key(moment.name()));
+            missing.extend(absent.map(|moment| format!("snapshots/{name}/{}", moment.name())));
+        }
         missing
     }
 
@@ -337,6 +366,8 @@ impl MachineFile {
 }
 
 impl Moment {
+    const ALL: [Self; 3] = [Self::Before, Self::Peak, Self::After];
+
     /// The name of its folder.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -418,10 +449,10 @@ fn client_records(folder: &Path) -> Result<Vec<(String, ClientRecord)>, RunError
     let names = names(folder).map_err(|error| RunError::Folder(folder.to_owned(), error))?;
     let mut clients = Vec::new();
     for name in names {
-        let Some(stem) = name.strip_suffix(".json") else { continue };
-        if stem == "client" || stem.starts_with("client-") {
+        let Some(stem) = name.as_bytes().strip_suffix(b".json") else { continue };
+        if stem == b"client" || stem.starts_with(b"client-") {
             let record = ClientRecord::read(&folder.join(&name)).map_err(RunError::Record)?;
-            clients.push((stem.to_owned(), record));
+            clients.push((shown(OsStr::from_bytes(stem)), record));
         }
     }
     Ok(clients)
@@ -438,18 +469,22 @@ fn present<T>(outcome: Result<T, ReadError>) -> Result<Option<T>, RunError> {
 fn hosts(folder: &Path) -> BTreeMap<String, BTreeMap<String, Snapshot>> {
     let moments = |host: &Path| {
         let names = names(host).unwrap_or_default().into_iter();
-        names.map(|moment| (moment.clone(), Snapshot::read(&host.join(moment)))).collect()
+        names.map(|moment| (shown(&moment), Snapshot::read(&host.join(moment)))).collect()
     };
-    let hosts = names(folder).unwrap_or_default().into_iter();
-    hosts.map(|host| (host.clone(), moments(&folder.join(host)))).collect()
+    let shown_moments = |host: OsString| (shown(&host), moments(&folder.join(host)));
+    names(folder).unwrap_or_default().into_iter().map(shown_moments).collect()
 }
 
-/// The names in a folder, sorted; one that is no UTF-8 is none of ours.
-fn names(folder: &Path) -> io::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        names.extend(entry?.file_name().into_string());
-    }
+/// The names in a folder, sorted.
+fn names(folder: &Path) -> io::Result<Vec<OsString>> {
+    let names: io::Result<Vec<_>> =
+        fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect();
+    let mut names = names?;
     names.sort();
     Ok(names)
+}
+
+/// A file's name for people: what is no UTF-8 is replaced.
+fn shown(name: &OsStr) -> String {
+    name.display().to_string()
 }

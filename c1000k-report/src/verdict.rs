@@ -9,12 +9,18 @@ use crate::agree::{Check, CheckOutcome};
 use crate::escape::visible;
 use crate::run::{Apart, Run};
 
+/// What the line of the counts of checks begins with.
+const CHECKS: &str = "Checks: ";
+
 /// The verdict in a few lines.
 #[must_use]
 pub fn text(run: &Run, checks: &[Check]) -> String {
     let mut text = headline(run);
     for name in run.missing() {
         let _ = write!(text, "\nMissing: {name}.json");
+    }
+    if let Some(line) = missing_snapshots(run, checks) {
+        let _ = write!(text, "\nMissing: {line}");
     }
     for (name, limit, detail) in run.limits() {
         let _ = write!(text, "\nCapped by {limit} ({})", visible(name));
@@ -25,7 +31,7 @@ pub fn text(run: &Run, checks: &[Check]) -> String {
     let count = |outcome| checks.iter().filter(|check| check.outcome == outcome).count();
     let _ = write!(
         text,
-        "\nChecks: {} agree, {} disagree, {} not seen, {} not judged",
+        "\n{CHECKS}{} agree, {} disagree, {} not seen, {} not judged",
         count(CheckOutcome::Agrees),
         count(CheckOutcome::Disagrees),
         count(CheckOutcome::NotSeen),
@@ -45,6 +51,38 @@ pub fn text(run: &Run, checks: &[Check]) -> String {
         };
     }
     text
+}
+
+/// Which snapshots are missing, and which checks were not made for want of them; `None` where none is missing.
+#[must_use]
+pub fn missing_snapshots(run: &Run, checks: &[Check]) -> Option<String> {
+    let missing = run.missing_snapshots();
+    let unmade = checks.iter().filter(|check| check.lacks_snapshot);
+    let unmade: Vec<&str> = unmade.map(|check| check.name.as_str()).collect();
+    (!missing.is_empty()).then(|| match unmade.as_slice() {
+        [] => missing.join(", "),
+        _ => {
+            format!("{}, so these checks were not made: {}", missing.join(", "), unmade.join(", "))
+        }
+    })
+}
+
+/// How many checks were made: those that were seen.
+#[must_use]
+pub fn checks_made(checks: &[Check]) -> usize {
+    checks.iter().filter(|check| check.outcome != CheckOutcome::NotSeen).count()
+}
+
+/// The same as a page tells it that this program has written earlier; `None` where it was made without snapshots, too.
+#[must_use]
+pub fn checks_made_with_snapshots(page: &str) -> Option<usize> {
+    if page.lines().any(|line| line.starts_with("Missing: snapshots,")) {
+        return None;
+    }
+    let counts = page.lines().find_map(|line| line.strip_prefix(CHECKS))?;
+    let made = counts.split(", ").filter(|count| !count.contains("not seen"));
+    made.map(|count| count.split(' ').next()?.parse::<usize>().ok())
+        .try_fold(0_usize, |sum, count| sum.checked_add(count?))
 }
 
 fn headline(run: &Run) -> String {

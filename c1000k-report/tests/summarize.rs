@@ -5,7 +5,9 @@
 
 mod fixture;
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Output};
 
 use fixture::{Fixture, report};
@@ -374,6 +376,71 @@ fn a_run_without_snapshots_is_judged_by_its_records() {
 }
 
 #[test]
+fn missing_snapshots_are_named_with_the_checks_that_were_not_made_for_them() {
+    let fixture = Fixture::one_host();
+    assert_eq!(stderr(&fixture.summarize(&[])), "");
+    fixture.remove("snapshots/one/after");
+    let named = "snapshots/one/after, so these checks were not made: Slab memory given back";
+    let output = fixture.summarize(&[]);
+    assert!(stdout(&output).contains(&format!("\nMissing: {named}")), "{}", stdout(&output));
+    assert!(stderr(&output).contains(named), "{}", stderr(&output));
+
+    fixture.remove("snapshots");
+    for format in [&[][..], &["--format", "markdown"], &["--format", "json"]] {
+        let output = fixture.summarize(format);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let line = stderr(&output);
+        assert_eq!(line.lines().count(), 1, "{line}");
+        for part in [": snapshots, so", "Sockets of host one", "Slab objects of host one"] {
+            assert!(line.contains(part), "{line}");
+        }
+        assert!(!line.contains("Connections accepted"), "the records tell it: {line}");
+    }
+    let summary: Value =
+        serde_json::from_str(&stdout(&fixture.summarize(&["--format", "json"]))).unwrap();
+    assert_eq!(summary["missing_snapshots"], json!(["snapshots"]));
+
+    let fixture = Fixture::three_hosts();
+    fixture.remove("snapshots/client-1");
+    let missing = "\nMissing: snapshots/client-1, so";
+    assert!(stdout(&fixture.summarize(&[])).contains(missing));
+}
+
+#[test]
+fn a_summary_that_tells_of_more_checks_outlives_the_snapshots_that_it_was_made_of() {
+    let fixture = Fixture::one_host();
+    fixture.summarize(&[]);
+    let page = fixture.read("summary.md");
+    fixture.remove("snapshots");
+    let output = fixture.summarize(&[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("summary.md is kept"), "{}", stderr(&output));
+    assert_eq!((stderr(&output).lines().count(), fixture.read("summary.md")), (1, page));
+    assert!(!stdout(&output).contains("summary.md"), "it was not written: {}", stdout(&output));
+
+    fixture.remove("summary.md");
+    let output = fixture.summarize(&[]);
+    assert!(stdout(&output).contains("/summary.md\n"), "{}", stdout(&output));
+    let poorer = fixture.read("summary.md");
+    assert!(poorer.contains("Missing: snapshots, so these checks were not made"), "{poorer}");
+    fixture.remove("server.json");
+    fixture.summarize(&[]);
+    assert_ne!(fixture.read("summary.md"), poorer, "it was made without snapshots, too");
+}
+
+#[test]
+fn a_record_is_read_whatever_bytes_its_name_has() {
+    let fixture = Fixture::three_hosts();
+    let renamed = fixture.path().join(OsStr::from_bytes(b"client-\xff.json"));
+    fs::rename(fixture.path().join("client-2.json"), renamed).unwrap();
+    let output = fixture.summarize(&[]);
+    assert!(stdout(&output).starts_with("Reached: 100,000 of 100,000"), "{}", stdout(&output));
+    assert!(fixture.read("summary.md").contains("| client-\u{fffd} "));
+    let row = fixture.compare_with_itself();
+    assert!(row.contains("| held at once ") && row.contains("100,000"), "{row}");
+}
+
+#[test]
 fn a_run_between_two_machines_passes_by_its_records_alone() {
     let fixture = Fixture::one_host();
     fixture.remove("snapshots");
@@ -543,6 +610,7 @@ fn the_verdict_is_told_where_nothing_can_be_written() {
     let output = fixture.summarize(&[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout(&output).starts_with("Reached: 100,000"), "{}", stdout(&output));
+    assert!(!stdout(&output).contains("summary.md"), "it is not there: {}", stdout(&output));
     assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
 }
 
@@ -834,6 +902,15 @@ fn what_is_asked_for_on_a_standard_output_that_takes_nothing_is_an_error() {
         .status()
         .unwrap();
     assert!(status.success() && fixture.exists("summary.json"));
+    fixture.remove("summary.json");
+    let script = "exec \"$0\" summarize \"$1\" 1>/dev/full";
+    let output = Command::new("bash")
+        .args(["-c", script, env!("CARGO_BIN_EXE_c1000k-report"), folder])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("cannot write to standard output: "), "{}", stderr(&output));
+    assert!(fixture.exists("summary.json"));
 }
 
 #[test]

@@ -40,6 +40,7 @@ struct Summary<'a> {
     /// Why it is `apart`.
     verdict_detail: Option<String>,
     missing: Vec<&'static str>,
+    missing_snapshots: Vec<String>,
     topology: Option<&'static str>,
     memory_warmed: Option<bool>,
     target: Option<u64>,
@@ -135,6 +136,7 @@ fn summary<'a>(run: &'a Run, checks: &'a [Check]) -> Summary<'a> {
         verdict: run.verdict().map_or_else(undecided, |verdict| verdict.to_string()),
         verdict_detail: apart.map(|apart| apart.to_string()),
         missing: run.missing(),
+        missing_snapshots: run.missing_snapshots(),
         topology: run.topology_told().map(Topology::name),
         memory_warmed: run.machine.memory_warmed(),
         target: sum(|client| client.target),
