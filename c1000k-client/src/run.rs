@@ -452,7 +452,7 @@ impl<P: Protocol> Handler for Client<'_, P> {
         self.go_on_later(cx);
     }
 
-    fn on_data(&mut self, cx: &mut Cx<P>, token: Token, conn: &mut Self::Conn, bytes: &[u8]) {
+    fn on_data(&mut self, cx: &mut Cx<P>, token: Token, conn: &mut Self::Conn, bytes: &mut [u8]) {
         if self.run.settings.verify && self.run.receive(cx, token, conn, bytes) {
             self.phase.on_answer(cx, &mut self.run, token, conn);
             self.go_on_later(cx);

@@ -266,7 +266,7 @@ impl<R: ThreadRole> Handler for Echo<R> {
         self.note_change(cx);
     }
 
-    fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &[u8]) {
+    fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &mut [u8]) {
         self.refresh_idle_timeout(cx, token);
         if self.mode == Mode::Echo {
             self.echo(cx, token, bytes);

@@ -117,7 +117,13 @@ impl Handler for Chat {
         self.join(cx, token, guest, LOBBY);
     }
 
-    fn on_data(&mut self, cx: &mut Context<Guest>, token: Token, guest: &mut Guest, bytes: &[u8]) {
+    fn on_data(
+        &mut self,
+        cx: &mut Context<Guest>,
+        token: Token,
+        guest: &mut Guest,
+        bytes: &mut [u8],
+    ) {
         let mut input = mem::take(&mut guest.line);
         input.extend_from_slice(bytes);
         for (number, line) in input.split_inclusive(|&byte| byte == b'\n').enumerate() {

@@ -18,7 +18,7 @@ impl Handler for Echo {
         Some(())
     }
 
-    fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &[u8]) {
+    fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &mut [u8]) {
         match cx.write(token, bytes) {
             Ok(Written::Sent) => {}
             Ok(Written::Queued) => cx.pause_reads(token),

@@ -190,7 +190,7 @@ impl Handler for Http {
         cx.set_timeout(token, REQUEST_TIMEOUT);
     }
 
-    fn on_data(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn, bytes: &[u8]) {
+    fn on_data(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn, bytes: &mut [u8]) {
         self.answers.clear();
         let then = if conn.head.is_empty() {
             self.answer_all(conn, bytes)

@@ -120,7 +120,7 @@ impl Handler for Gateway {
         }
     }
 
-    fn on_data(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn, bytes: &[u8]) {
+    fn on_data(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn, bytes: &mut [u8]) {
         let Conn::Operator(operator) = conn else { return self.hear(cx, token, conn, bytes) };
         let mut input = mem::take(&mut operator.begun);
         input.extend_from_slice(bytes);

@@ -52,7 +52,7 @@ impl Handler for Proxy {
         }
     }
 
-    fn on_data(&mut self, cx: &mut Context<Half>, token: Token, half: &mut Half, bytes: &[u8]) {
+    fn on_data(&mut self, cx: &mut Context<Half>, token: Token, half: &mut Half, bytes: &mut [u8]) {
         let Some(other) = half.other else { return };
         // While the other half is still connecting, the bytes wait for it and the client waits too.
         match cx.write(other, bytes) {
@@ -79,7 +79,8 @@ impl Handler for Proxy {
         if let CloseReason::ConnectFailed(_) | CloseReason::ConnectTimedOut = reason {
             eprintln!("{} can't be reached: {reason}", self.upstream);
         }
-        let orderly = matches!(reason, CloseReason::Finished | CloseReason::Closed);
+        let orderly =
+            matches!(reason, CloseReason::Finished | CloseReason::Closed | CloseReason::PeerClosed);
         if let Some(other) = half.other
             && !orderly
         {

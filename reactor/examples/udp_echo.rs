@@ -37,7 +37,8 @@ impl Handler for UdpEcho {
         None
     }
 
-    fn on_data(&mut self, _cx: &mut Context<()>, _token: Token, _conn: &mut (), _bytes: &[u8]) {}
+    fn on_data(&mut self, _cx: &mut Context<()>, _token: Token, _conn: &mut (), _bytes: &mut [u8]) {
+    }
 
     fn on_ready(&mut self, _cx: &mut Context<()>, _watch: WatchId, _readiness: Readiness) {
         for _ in 0..DATAGRAMS_PER_TURN {

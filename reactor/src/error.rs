@@ -126,8 +126,12 @@ pub enum Written {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// [`close`](crate::Context::close) was called, and everything queued was handed to the kernel.
+    /// [`close`](crate::Context::close) was called while the peer had not finished, and everything queued was handed to
+    /// the kernel.
     Closed,
+    /// The peer had finished writing when [`close`](crate::Context::close) was called, as the default
+    /// [`on_eof`](crate::Handler::on_eof) does; everything queued was handed to the kernel.
+    PeerClosed,
     /// [`abort`](crate::Context::abort) was called; the peer sees a reset.
     Aborted,
     /// Both sides had finished writing, so nothing was left to do.
@@ -149,6 +153,7 @@ impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CloseReason::Closed => f.write_str("closed"),
+            CloseReason::PeerClosed => f.write_str("closed by the peer"),
             CloseReason::Aborted => f.write_str("aborted"),
             CloseReason::Finished => f.write_str("finished by both sides"),
             CloseReason::Failed(error) => write!(f, "failed: {error}"),

@@ -44,17 +44,18 @@ pub trait Handler {
     /// The connection is open, either way round.
     fn on_open(&mut self, _cx: &mut Context<Self::Conn>, _token: Token, _conn: &mut Self::Conn) {}
 
-    /// Bytes arrived: one read per wake, into a buffer that all connections share.
+    /// Bytes arrived: one read per wake, into a buffer that all connections share. They may be changed in place, as to
+    /// decrypt or unmask them.
     fn on_data(
         &mut self,
         cx: &mut Context<Self::Conn>,
         token: Token,
         conn: &mut Self::Conn,
-        bytes: &[u8],
+        bytes: &mut [u8],
     );
 
     /// The peer has finished writing; what was read before is all there is. Writing still works. The default closes,
-    /// so that the reason is [`CloseReason::Closed`] also where [`finish`](Context::finish) was called before.
+    /// so that the reason is [`CloseReason::PeerClosed`] also where [`finish`](Context::finish) was called before.
     fn on_eof(&mut self, cx: &mut Context<Self::Conn>, token: Token, _conn: &mut Self::Conn) {
         cx.close(token);
     }

@@ -16,7 +16,7 @@
 //!     fn on_accept(&mut self, _cx: &mut Context<()>, _incoming: &Incoming<'_>) -> Option<()> {
 //!         Some(())
 //!     }
-//!     fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &[u8]) {
+//!     fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &mut [u8]) {
 //!         if cx.write(token, bytes).is_err() {
 //!             cx.abort(token); // a peer that sends without reading what comes back
 //!         }

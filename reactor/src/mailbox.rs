@@ -29,7 +29,7 @@ impl<C> Context<C> {
     ///     fn on_accept(&mut self, _: &mut Context<()>, _: &Incoming<'_>) -> Option<()> {
     ///         Some(())
     ///     }
-    ///     fn on_data(&mut self, _: &mut Context<()>, _: Token, _: &mut (), _: &[u8]) {}
+    ///     fn on_data(&mut self, _: &mut Context<()>, _: Token, _: &mut (), _: &mut [u8]) {}
     ///     fn on_wake(&mut self, cx: &mut Context<()>) {
     ///         while let Some(message) = self.mailbox.receive() {
     ///             self.seen.push(message);

@@ -16,6 +16,7 @@ const COPY_CHUNK_BYTES_MAX: usize = 64 * 1024;
 
 /// Bytes handed to [`Context::write_chunk`](crate::Context::write_chunk) without a copy.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Chunk {
     /// Bytes given away to the connection.
     Owned(Vec<u8>),

@@ -270,14 +270,15 @@ fn dispatch_unbatched<H: Handler + ?Sized>(
 fn deliver<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
-    receives: &ReceiveBatch,
+    receives: &mut ReceiveBatch,
     index: usize,
 ) {
     let token = receives.token(index);
     match receives.result(index) {
         IoResult::Bytes(received @ 1..) => {
-            let bytes = &receives.part(index)[..received];
-            match cx.lend_received(token, received, received == receives.bytes_each()) {
+            let was_full = received == receives.bytes_each();
+            let bytes = &mut receives.part(index)[..received];
+            match cx.lend_received(token, received, was_full) {
                 Some(mut conn) => {
                     handler.on_data(cx, token, &mut conn, bytes);
                     cx.give_back(token, conn);
@@ -336,7 +337,7 @@ fn serve<H: Handler + ?Sized>(
     }
     match cx.receive(token, buffer) {
         Some(Received::Bytes(mut conn, received)) => {
-            handler.on_data(cx, token, &mut conn, &buffer[..received]);
+            handler.on_data(cx, token, &mut conn, &mut buffer[..received]);
             cx.give_back(token, conn);
         }
         Some(Received::Nothing(why)) => end_input(cx, handler, token, why),
@@ -405,14 +406,14 @@ fn read<H: Handler + ?Sized>(
     if cx.header(token).is_none_or(|header| !header.reads()) {
         return cx.drain(token, buffer);
     }
-    if let Some(bytes) = cx.take_held(token) {
+    if let Some(mut bytes) = cx.take_held(token) {
         cx.note_unread(token);
         cx.stats_mut().bytes_in += bytes.len() as u64;
-        return lend(cx, token, |cx, conn| handler.on_data(cx, token, conn, &bytes));
+        return lend(cx, token, |cx, conn| handler.on_data(cx, token, conn, &mut bytes));
     }
     match cx.receive_beside_queue(token, buffer) {
         Some(Received::Bytes(mut conn, received)) => {
-            handler.on_data(cx, token, &mut conn, &buffer[..received]);
+            handler.on_data(cx, token, &mut conn, &mut buffer[..received]);
             cx.give_back(token, conn);
         }
         Some(Received::Nothing(why)) => end_input(cx, handler, token, why),

@@ -81,7 +81,7 @@ fn on_accept_knows_the_listener_and_both_addresses() {
             self.0.push((incoming.listener(), addresses.0, addresses.1));
             None
         }
-        fn on_data(&mut self, _: &mut Cx, _: reactor::Token, _: &mut Conn, _: &[u8]) {}
+        fn on_data(&mut self, _: &mut Cx, _: reactor::Token, _: &mut Conn, _: &mut [u8]) {}
     }
     let mut reactor =
         Reactor::new(&Config { file_table: file_table(), ..Config::default() }).unwrap();

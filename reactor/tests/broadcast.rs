@@ -58,7 +58,7 @@ impl Handler for Station {
         self.opened.push(token);
     }
 
-    fn on_data(&mut self, cx: &mut Context<()>, token: Token, _: &mut (), bytes: &[u8]) {
+    fn on_data(&mut self, cx: &mut Context<()>, token: Token, _: &mut (), bytes: &mut [u8]) {
         self.echoed += bytes.len();
         cx.write(token, bytes).unwrap();
     }

@@ -52,7 +52,7 @@ fn both_ends_of_a_connection_can_be_in_one_reactor() {
     assert_eq!((stats.accepted, stats.connected, stats.open()), (1, 1, 2));
     world.cx().close(token);
     assert_eq!(world.until_closed(token), Why::Closed);
-    assert_eq!(world.until_closed(other), Why::Closed);
+    assert_eq!(world.until_closed(other), Why::PeerClosed);
 }
 
 #[test]

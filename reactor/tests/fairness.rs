@@ -43,7 +43,7 @@ impl Handler for Counts {
         Some(())
     }
 
-    fn on_data(&mut self, _: &mut Context<()>, _: Token, (): &mut (), bytes: &[u8]) {
+    fn on_data(&mut self, _: &mut Context<()>, _: Token, (): &mut (), bytes: &mut [u8]) {
         self.total += bytes.len();
         self.longest = self.longest.max(bytes.len());
         self.single_bytes += usize::from(bytes.len() == 1);

@@ -33,7 +33,7 @@ impl Handler for Post {
         None
     }
 
-    fn on_data(&mut self, _: &mut Context<()>, _: Token, _: &mut (), _: &[u8]) {}
+    fn on_data(&mut self, _: &mut Context<()>, _: Token, _: &mut (), _: &mut [u8]) {}
 
     fn on_wake(&mut self, _: &mut Context<()>) {
         let before = self.messages.len();
@@ -160,7 +160,7 @@ impl Handler for Shard {
         Some(())
     }
 
-    fn on_data(&mut self, cx: &mut Context<()>, token: Token, _: &mut (), _: &[u8]) {
+    fn on_data(&mut self, cx: &mut Context<()>, token: Token, _: &mut (), _: &mut [u8]) {
         cx.write(token, &[self.number]).unwrap();
     }
 

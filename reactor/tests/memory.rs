@@ -26,7 +26,7 @@ impl Handler for Echo {
         Some(7)
     }
 
-    fn on_data(&mut self, cx: &mut Context<u64>, token: Token, _conn: &mut u64, bytes: &[u8]) {
+    fn on_data(&mut self, cx: &mut Context<u64>, token: Token, _conn: &mut u64, bytes: &mut [u8]) {
         cx.write(token, bytes).unwrap();
     }
 }

@@ -150,14 +150,14 @@ impl Handler for Client {
         self.open_more(cx);
     }
 
-    fn on_data(&mut self, _: &mut Context<u64>, _: Token, conn: &mut u64, bytes: &[u8]) {
+    fn on_data(&mut self, _: &mut Context<u64>, _: Token, conn: &mut u64, bytes: &mut [u8]) {
         assert_eq!(bytes, conn.to_be_bytes());
         self.verified += 1;
     }
 
     fn on_close(&mut self, _: &mut Context<u64>, _: Token, _: u64, reason: CloseReason) {
         match reason {
-            CloseReason::Closed | CloseReason::Aborted => self.ended += 1,
+            CloseReason::Closed | CloseReason::PeerClosed | CloseReason::Aborted => self.ended += 1,
             _ => self.failed += 1,
         }
     }
@@ -173,7 +173,7 @@ impl Handler for Server {
         Some(0)
     }
 
-    fn on_data(&mut self, cx: &mut Context<u64>, token: Token, _: &mut u64, bytes: &[u8]) {
+    fn on_data(&mut self, cx: &mut Context<u64>, token: Token, _: &mut u64, bytes: &mut [u8]) {
         cx.write(token, bytes).unwrap();
     }
 }

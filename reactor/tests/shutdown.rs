@@ -91,7 +91,7 @@ fn one_reactor_serves_two_handlers_in_turn() {
             cx: &mut common::Cx,
             token: reactor::Token,
             conn: &mut Conn,
-            bytes: &[u8],
+            bytes: &mut [u8],
         ) {
             assert_eq!(*conn, Conn::Accepted, "the state stays from one handler to the next");
             cx.write(token, &bytes.to_ascii_uppercase()).unwrap();

@@ -46,7 +46,7 @@ fn a_path_is_served_like_a_port() {
 
     drop(peer);
     let token = world.service.opened()[0];
-    assert_eq!(world.until_closed(token), Why::Closed);
+    assert_eq!(world.until_closed(token), Why::PeerClosed);
 }
 
 #[test]

@@ -183,7 +183,7 @@ fn the_default_for_a_signal_is_an_orderly_end() {
             _: &mut reactor::Context<()>,
             _: reactor::Token,
             _: &mut (),
-            _: &[u8],
+            _: &mut [u8],
         ) {
         }
     }

@@ -50,7 +50,7 @@ impl Handler for Notes {
         None
     }
 
-    fn on_data(&mut self, _: &mut Context<()>, _: Token, _: &mut (), _: &[u8]) {}
+    fn on_data(&mut self, _: &mut Context<()>, _: Token, _: &mut (), _: &mut [u8]) {}
 
     fn on_ready(&mut self, cx: &mut Context<()>, watch: WatchId, readiness: Readiness) {
         self.seen.entry(watch).or_default().push(readiness);
@@ -242,7 +242,7 @@ fn a_service_that_minds_no_watch_does_not_spin() {
         fn on_accept(&mut self, _: &mut Context<()>, _: &Incoming<'_>) -> Option<()> {
             None
         }
-        fn on_data(&mut self, _: &mut Context<()>, _: Token, _: &mut (), _: &[u8]) {}
+        fn on_data(&mut self, _: &mut Context<()>, _: Token, _: &mut (), _: &mut [u8]) {}
     }
     let mut reactor = reactor();
     let (watch, mut writer) = watched_pipe(&mut reactor);

@@ -515,7 +515,7 @@ fn echo_with_back_pressure_passes_a_stream_far_larger_than_the_bounds() {
     // The peer reads nothing until the reactor has stopped reading, too.
     world.until("the back-pressure", |world| world.cx().queued_bytes(token) > 0);
     let reading = std::thread::spawn(move || read_to_end(&mut peer));
-    assert_eq!(world.until_closed(token), Why::Closed);
+    assert_eq!(world.until_closed(token), Why::PeerClosed);
     sending.join().unwrap();
     let (bytes, by_reset) = reading.join().unwrap();
     assert!(bytes == *stream && !by_reset);

@@ -36,7 +36,7 @@ impl Handler for Echo {
         self.refresh(cx, token);
     }
 
-    fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &[u8]) {
+    fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &mut [u8]) {
         self.refresh(cx, token);
         match cx.write(token, bytes) {
             Ok(Written::Sent) | Err(WriteError::Closed) => {}

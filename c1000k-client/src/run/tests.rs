@@ -57,7 +57,7 @@ impl Handler for EchoBack {
         Some(())
     }
 
-    fn on_data(&mut self, cx: &mut Context<()>, token: Token, (): &mut (), bytes: &[u8]) {
+    fn on_data(&mut self, cx: &mut Context<()>, token: Token, (): &mut (), bytes: &mut [u8]) {
         let _ = cx.write(token, bytes);
     }
 }
@@ -189,7 +189,7 @@ impl Handler for SlowTurn<'_, '_> {
         None
     }
 
-    fn on_data(&mut self, _: &mut Cx<Echo>, _: Token, _: &mut EchoConn, _: &[u8]) {}
+    fn on_data(&mut self, _: &mut Cx<Echo>, _: Token, _: &mut EchoConn, _: &mut [u8]) {}
 
     fn on_timer(&mut self, cx: &mut Cx<Echo>, _: TimerId) {
         let began = Instant::now();

@@ -174,7 +174,7 @@ impl Handler for Service {
         }
     }
 
-    fn on_data(&mut self, cx: &mut Context<Peer>, token: Token, peer: &mut Peer, bytes: &[u8]) {
+    fn on_data(&mut self, cx: &mut Context<Peer>, token: Token, peer: &mut Peer, bytes: &mut [u8]) {
         if !peer.is_answered {
             return;
         }

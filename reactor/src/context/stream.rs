@@ -125,7 +125,7 @@ impl<C> Context<C> {
     }
 
     /// Ends the writing side once the queue is empty (FIN); reading goes on. When the peer has finished too, the
-    /// connection ends: with [`CloseReason::Finished`], or with [`CloseReason::Closed`] where
+    /// connection ends: with [`CloseReason::Finished`], or with [`CloseReason::PeerClosed`] where
     /// [`on_eof`](crate::Handler::on_eof) closes, as the default does. Nothing for a stale token.
     pub fn finish(&mut self, token: Token) {
         let Some(header) = self.header_mut(token) else { return };
@@ -157,7 +157,7 @@ impl<C> Context<C> {
             return self.begin_closing(token);
         }
         if self.can_close_at_once(token) {
-            return self.mark_closed(token, CloseReason::Closed);
+            return self.mark_flushed(token);
         }
         self.begin_closing(token);
         self.linger(token);
@@ -180,7 +180,7 @@ impl<C> Context<C> {
     /// The queue has gone out: the connection ends when the peer has finished too.
     fn linger(&mut self, token: Token) {
         if self.header(token).is_some_and(|header| header.flags.any(Flags::EOF)) {
-            return self.mark_closed(token, CloseReason::Closed);
+            return self.mark_flushed(token);
         }
         self.finish_now(token);
         self.list_unread(token);
@@ -189,7 +189,7 @@ impl<C> Context<C> {
     /// The time for closing is over: what is with the kernel may still go out, the rest is lost.
     pub(crate) fn end_closing(&mut self, token: Token, reason: CloseReason) {
         match self.header(token) {
-            Some(header) if header.lingers() => self.mark_closed(token, CloseReason::Closed),
+            Some(header) if header.lingers() => self.mark_flushed(token),
             _ => self.cut_off(token, reason),
         }
     }
@@ -215,6 +215,13 @@ impl<C> Context<C> {
             header.flags.set(Flags::CLOSED, true);
             self.closed.push_back((token, reason));
         }
+    }
+
+    /// What [`close`](Self::close) had to hand over has gone out.
+    fn mark_flushed(&mut self, token: Token) {
+        let peer_finished = self.header(token).is_some_and(|header| header.flags.any(Flags::EOF));
+        let reason = if peer_finished { CloseReason::PeerClosed } else { CloseReason::Closed };
+        self.mark_closed(token, reason);
     }
 
     pub(crate) fn has_closed(&self) -> bool {
@@ -329,7 +336,7 @@ impl<C> Context<C> {
         let Some(header) = self.connections.head_mut(token.key()) else { return };
         header.flags.set(Flags::UNREAD, false);
         match self.sockets.receive(&header.socket, buffer) {
-            IoResult::Bytes(0) => self.mark_closed(token, CloseReason::Closed),
+            IoResult::Bytes(0) => self.mark_flushed(token),
             IoResult::Bytes(received) => self.note_partial_read(token, received == buffer.len()),
             IoResult::Interrupted => self.note_unread(token),
             IoResult::NotNow => {}
@@ -558,7 +565,7 @@ impl<C> Context<C> {
             }
         } else if flags.any(Flags::CLOSING) {
             if self.can_close_at_once(token) {
-                self.mark_closed(token, CloseReason::Closed);
+                self.mark_flushed(token);
             } else {
                 self.linger(token);
             }

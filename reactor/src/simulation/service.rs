@@ -334,17 +334,18 @@ impl Handler for Service {
         self.leave(cx, Some(token));
     }
 
-    fn on_data(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn, bytes: &[u8]) {
+    fn on_data(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn, bytes: &mut [u8]) {
         let record = self.about(cx, "on_data", token, conn);
         assert!(!record.closing && !record.paused, "unwanted data: {record:?}");
         assert_eq!(record.phase, Phase::Open, "data after the end");
         assert!(!bytes.is_empty(), "no data is no event");
-        for &byte in bytes {
+        for &byte in bytes.iter() {
             let expected = sys::byte_of(record.serial, record.received);
             assert_eq!(byte, expected, "bytes are lost, doubled or another's: {record:?}");
             record.received += 1;
         }
         self.bytes_in += bytes.len() as u64;
+        bytes.fill(0); // They are the service's to change.
         self.leave(cx, Some(token));
     }
 
@@ -451,9 +452,11 @@ fn check_reason(record: &Record, shutting_down: bool, reason: &CloseReason, now:
     assert!(record.written.starts_with(&wire.sent), "other bytes were sent than were written");
     let all_sent = wire.sent.len() == record.written.len();
     match reason {
-        CloseReason::Closed => {
+        CloseReason::Closed | CloseReason::PeerClosed => {
             assert!(record.closing || shutting_down, "it was not closed: {record:?}");
             assert!(all_sent, "bytes were lost: {record:?}");
+            let by_peer = matches!(reason, CloseReason::PeerClosed);
+            assert_eq!(by_peer, record.phase == Phase::Ended, "who has ended it: {record:?}");
         }
         CloseReason::Finished => {
             let finished = record.finished && record.phase == Phase::Ended;

@@ -70,8 +70,8 @@ impl ReceiveBatch {
     }
 
     #[inline]
-    pub(crate) fn part(&self, index: usize) -> &[u8] {
-        &self.buffer[index * self.bytes_each..][..self.bytes_each]
+    pub(crate) fn part(&mut self, index: usize) -> &mut [u8] {
+        &mut self.buffer[index * self.bytes_each..][..self.bytes_each]
     }
 
     /// The receives with their parts of the buffer.

@@ -69,6 +69,7 @@ pub(crate) enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
     Closed,
+    PeerClosed,
     Aborted,
     Finished,
     Failed(i32),
@@ -83,6 +84,7 @@ impl From<CloseReason> for Why {
         let errno = |error: Error| error.errno().expect("the system names an errno");
         match reason {
             CloseReason::Closed => Why::Closed,
+            CloseReason::PeerClosed => Why::PeerClosed,
             CloseReason::Aborted => Why::Aborted,
             CloseReason::Finished => Why::Finished,
             CloseReason::Failed(error) => Why::Failed(errno(error)),
@@ -219,7 +221,7 @@ impl Handler for Service {
         self.tell(cx, Event::Open(token));
     }
 
-    fn on_data(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn, bytes: &[u8]) {
+    fn on_data(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn, bytes: &mut [u8]) {
         assert_ne!(*conn, Conn::Connecting);
         self.tell(cx, Event::Data(token, bytes.to_vec()));
     }
