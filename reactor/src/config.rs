@@ -132,6 +132,17 @@ impl Default for Keepalive {
     }
 }
 
+/// What is set on a listener for its connections to inherit, and on an outbound connection.
+#[derive(Debug)]
+pub(crate) struct TcpOptions {
+    pub(crate) nodelay: bool,
+    pub(crate) keepalive: Option<Keepalive>,
+    pub(crate) user_timeout: Option<Duration>,
+    pub(crate) send_buffer_bytes: Option<usize>,
+    pub(crate) receive_buffer_bytes: Option<usize>,
+    pub(crate) notsent_lowat_bytes: Option<u32>,
+}
+
 /// How to listen. Accepted connections inherit the socket options, so they cost no call per connection.
 ///
 /// All options but the backlog are for TCP, and a Unix-domain listener goes without them.
@@ -153,6 +164,29 @@ pub struct ListenOptions {
     /// that to the kernel (about a quarter of an hour). It also replaces the number of keepalive probes. Fractions of
     /// a millisecond are rounded up.
     pub user_timeout: Option<Duration>,
+    /// How much the kernel may hold of what was sent to a peer (`SO_SNDBUF`). The kernel doubles the figure for its own
+    /// overhead, bounds it by `net.core.wmem_max`, and no longer adapts the buffer to the path. `None` leaves it to the
+    /// kernel, which may take megabytes from a peer that never reads (`net.ipv4.tcp_wmem`).
+    pub send_buffer_bytes: Option<usize>,
+    /// How much may arrive before it is read (`SO_RCVBUF`), doubled, bounded by `net.core.rmem_max` and fixed likewise.
+    pub receive_buffer_bytes: Option<usize>,
+    /// How much of what was sent may wait in the kernel for its first transmission (`TCP_NOTSENT_LOWAT`): the rest stays
+    /// in the bounded write queue, and the send buffer still adapts to the path. `None` is the system's setting
+    /// (`net.ipv4.tcp_notsent_lowat`), by default without a bound.
+    pub notsent_lowat_bytes: Option<u32>,
+}
+
+impl ListenOptions {
+    pub(crate) fn tcp(&self) -> TcpOptions {
+        TcpOptions {
+            nodelay: self.nodelay,
+            keepalive: self.keepalive,
+            user_timeout: self.user_timeout,
+            send_buffer_bytes: self.send_buffer_bytes,
+            receive_buffer_bytes: self.receive_buffer_bytes,
+            notsent_lowat_bytes: self.notsent_lowat_bytes,
+        }
+    }
 }
 
 impl Default for ListenOptions {
@@ -164,6 +198,9 @@ impl Default for ListenOptions {
             nodelay: true,
             keepalive: None,
             user_timeout: None,
+            send_buffer_bytes: None,
+            receive_buffer_bytes: None,
+            notsent_lowat_bytes: None,
         }
     }
 }
@@ -189,4 +226,23 @@ pub struct ConnectOptions {
     pub keepalive: Option<Keepalive>,
     /// As [`ListenOptions::user_timeout`]; it also bounds the time of the connect itself.
     pub user_timeout: Option<Duration>,
+    /// As [`ListenOptions::send_buffer_bytes`].
+    pub send_buffer_bytes: Option<usize>,
+    /// As [`ListenOptions::receive_buffer_bytes`].
+    pub receive_buffer_bytes: Option<usize>,
+    /// As [`ListenOptions::notsent_lowat_bytes`].
+    pub notsent_lowat_bytes: Option<u32>,
+}
+
+impl ConnectOptions {
+    pub(crate) fn tcp(&self) -> TcpOptions {
+        TcpOptions {
+            nodelay: self.nodelay,
+            keepalive: self.keepalive,
+            user_timeout: self.user_timeout,
+            send_buffer_bytes: self.send_buffer_bytes,
+            receive_buffer_bytes: self.receive_buffer_bytes,
+            notsent_lowat_bytes: self.notsent_lowat_bytes,
+        }
+    }
 }

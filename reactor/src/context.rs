@@ -21,7 +21,7 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, FileTable, Keepalive};
+use crate::config::{Config, FileTable, TcpOptions};
 use crate::connection::{ConnHeader, Flags};
 use crate::error::{CloseReason, Error};
 use crate::queue::WriteQueue;
@@ -436,22 +436,25 @@ impl<C> fmt::Debug for Context<C> {
     }
 }
 
-/// What a listener's connections inherit, and an outbound connection is given, at a system call for each that is asked
-/// for.
-fn set_tcp_options(
-    socket: &Descriptor,
-    nodelay: bool,
-    keepalive: Option<Keepalive>,
-    user_timeout: Option<Duration>,
-) -> Result<(), Error> {
-    if nodelay {
+/// Sets what is asked for, at a system call for each.
+fn set_tcp_options(socket: &Descriptor, options: &TcpOptions) -> Result<(), Error> {
+    if options.nodelay {
         sys::set_nodelay(socket)?;
     }
-    if let Some(keepalive) = keepalive {
-        sys::set_keepalive(socket, &keepalive)?;
+    if let Some(keepalive) = &options.keepalive {
+        sys::set_keepalive(socket, keepalive)?;
     }
-    if let Some(timeout) = user_timeout {
+    if let Some(timeout) = options.user_timeout {
         sys::set_user_timeout(socket, timeout)?;
+    }
+    if let Some(bytes) = options.send_buffer_bytes {
+        sys::set_send_buffer(socket, bytes)?;
+    }
+    if let Some(bytes) = options.receive_buffer_bytes {
+        sys::set_receive_buffer(socket, bytes)?;
+    }
+    if let Some(bytes) = options.notsent_lowat_bytes {
+        sys::set_notsent_lowat(socket, bytes)?;
     }
     Ok(())
 }

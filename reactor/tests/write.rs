@@ -5,12 +5,12 @@
 mod common;
 
 use std::io::{IoSlice, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use reactor::{Chunk, Config, ConnectOptions, Token, WriteError, Written};
+use reactor::{Chunk, Config, ConnectOptions, ListenOptions, Token, WriteError, Written};
 
 use common::descriptors::Descriptors;
 use common::{Conn, Event, Why, World, echo, echo_once, pattern, peer, read_to_end, reset};
@@ -65,6 +65,56 @@ fn what_the_peer_has_not_taken_of_the_kernels_bytes_is_told() {
     world.cx().abort(token);
     world.until("the end", |world| !world.cx().holds(token));
     assert_eq!(world.cx().unacknowledged_bytes(token), 0, "a stale token");
+}
+
+/// What the kernel holds of a stream whose peer reads nothing, for a connection of each way round; then the peer reads
+/// all of it.
+fn held_by_the_kernel(listening: &ListenOptions, connecting: &ConnectOptions) -> [usize; 2] {
+    let mut world = World::with(bounded());
+    let listener = world.cx().listen(common::LOOPBACK, listening).unwrap();
+    let address = world.cx().listener_addr(listener).unwrap();
+    let accepted = world.pair(address);
+    let outside = TcpListener::bind(common::LOOPBACK).unwrap();
+    let address = outside.local_addr().unwrap();
+    let token = world.cx().connect(address, connecting, Conn::Connecting).unwrap();
+    world.until("the connect", |world| world.service.opened().contains(&token));
+    let connected = (outside.accept().unwrap().0, token);
+    [accepted, connected].map(|(mut peer, token)| {
+        let stream = pattern(8 << 20);
+        let mut written = 0;
+        for piece in stream.chunks(10_000) {
+            if world.cx().write(token, piece).is_err() {
+                break;
+            }
+            written += piece.len();
+            let _ = world.turn(Duration::from_millis(1));
+        }
+        assert!(world.cx().queued_bytes(token) > 0, "the kernel took {written} bytes");
+        let held = world.cx().unacknowledged_bytes(token);
+        let arrived = drain(&mut world, &mut peer, written);
+        assert!(arrived == stream[..written], "bytes are lost or out of order");
+        held
+    })
+}
+
+#[test]
+fn options_bound_what_the_kernel_takes_from_a_peer_that_never_reads() {
+    const BOUND: usize = 16 * 1024;
+    let _descriptors = Descriptors::counted();
+    let usual = held_by_the_kernel(&ListenOptions::default(), &ConnectOptions::default());
+    let by_buffer = held_by_the_kernel(
+        &ListenOptions { send_buffer_bytes: Some(BOUND), ..Default::default() },
+        &ConnectOptions { send_buffer_bytes: Some(BOUND), ..Default::default() },
+    );
+    let lowat = Some(BOUND as u32);
+    let by_lowat = held_by_the_kernel(
+        &ListenOptions { notsent_lowat_bytes: lowat, ..Default::default() },
+        &ConnectOptions { notsent_lowat_bytes: lowat, ..Default::default() },
+    );
+    // It goes by whole segments of up to 64 KiB, so no bound is exact.
+    for (&bounded, usual) in by_buffer.iter().chain(&by_lowat).zip(usual.iter().cycle()) {
+        assert!(bounded < 10 * BOUND && 8 * bounded < *usual, "{bounded}, and without: {usual}");
+    }
 }
 
 #[test]

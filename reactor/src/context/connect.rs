@@ -117,7 +117,7 @@ fn prepared(address: &Address, options: &ConnectOptions) -> Result<Descriptor, E
         }
         sys::bind(&socket, &Address::Ip(source))?;
     }
-    set_tcp_options(&socket, options.nodelay, options.keepalive, options.user_timeout)?;
+    set_tcp_options(&socket, &options.tcp())?;
     Ok(socket)
 }
 

@@ -92,7 +92,7 @@ impl<C> Context<C> {
         }
         let socket = sys::bound(&address, options.reuse_port, options.only_v6)?;
         if address.is_tcp() {
-            set_tcp_options(&socket, options.nodelay, options.keepalive, options.user_timeout)?;
+            set_tcp_options(&socket, &options.tcp())?;
         }
         sys::listen(&socket, options.backlog)?;
         let conn_flags = Flags::OPENED | input_flags(&address);

@@ -245,6 +245,9 @@ impl Service {
             nodelay: sys::percent(20),
             keepalive: sys::percent(20).then(Keepalive::default),
             user_timeout: sys::percent(20).then_some(Duration::from_secs(1)),
+            send_buffer_bytes: sys::percent(20).then_some(1),
+            receive_buffer_bytes: sys::percent(20).then_some(1),
+            notsent_lowat_bytes: sys::percent(20).then_some(1),
         };
         let address = match sys::below(4) {
             0 if options.source.is_none() => Address::from(Path::new("/socket")),

@@ -1021,6 +1021,18 @@ pub(crate) fn set_user_timeout(socket: &Descriptor, _timeout: Duration) -> Resul
     set("setsockopt(TCP_USER_TIMEOUT)", socket, &[Errno::EINVAL])
 }
 
+pub(crate) fn set_send_buffer(socket: &Descriptor, _bytes: usize) -> Result<(), Error> {
+    set("setsockopt(SO_SNDBUF)", socket, &[Errno::ENOBUFS])
+}
+
+pub(crate) fn set_receive_buffer(socket: &Descriptor, _bytes: usize) -> Result<(), Error> {
+    set("setsockopt(SO_RCVBUF)", socket, &[Errno::ENOBUFS])
+}
+
+pub(crate) fn set_notsent_lowat(socket: &Descriptor, _bytes: u32) -> Result<(), Error> {
+    set("setsockopt(TCP_NOTSENT_LOWAT)", socket, &[Errno::ENOPROTOOPT])
+}
+
 pub(crate) fn defer_source_port(socket: &Descriptor) -> Result<(), Error> {
     set("setsockopt(IP_BIND_ADDRESS_NO_PORT)", socket, &[Errno::ENOPROTOOPT])
 }

@@ -44,8 +44,8 @@ pub(crate) use fake::*;
 #[cfg(not(any(test, fuzzing)))]
 pub(crate) use {
     options::{
-        defer_source_port, reset_on_close, set_keepalive, set_nodelay, set_port_range,
-        set_user_timeout,
+        defer_source_port, reset_on_close, set_keepalive, set_nodelay, set_notsent_lowat,
+        set_port_range, set_receive_buffer, set_send_buffer, set_user_timeout,
     },
     poller::{Events, Poller},
     signal::SignalReader,

@@ -38,13 +38,29 @@ pub(crate) fn set_user_timeout(socket: &Descriptor, timeout: Duration) -> Result
         .map_err(refused("setsockopt(TCP_USER_TIMEOUT)"))
 }
 
+pub(crate) fn set_send_buffer(socket: &Descriptor, bytes: usize) -> Result<(), Error> {
+    setsockopt(socket, sockopt::SndBuf, &bytes.min(i32::MAX as usize))
+        .map_err(refused("setsockopt(SO_SNDBUF)"))
+}
+
+pub(crate) fn set_receive_buffer(socket: &Descriptor, bytes: usize) -> Result<(), Error> {
+    setsockopt(socket, sockopt::RcvBuf, &bytes.min(i32::MAX as usize))
+        .map_err(refused("setsockopt(SO_RCVBUF)"))
+}
+
+pub(crate) fn set_notsent_lowat(socket: &Descriptor, bytes: u32) -> Result<(), Error> {
+    setsockopt(socket, unnamed::NotSentLowat, &bytes)
+        .map_err(refused("setsockopt(TCP_NOTSENT_LOWAT)"))
+}
+
 /// Lets the kernel choose the source port at connect time, when it knows the whole 5-tuple.
 pub(crate) fn defer_source_port(socket: &Descriptor) -> Result<(), Error> {
     setsockopt(socket, sockopt::IpBindAddressNoPort, &true)
         .map_err(refused("setsockopt(IP_BIND_ADDRESS_NO_PORT)"))
 }
 
-mod port_range {
+/// Options that nix does not name.
+mod unnamed {
     use nix::libc;
     use nix::sys::socket::sockopt::SetStruct;
     use nix::{setsockopt_impl, sockopt_impl};
@@ -60,6 +76,14 @@ mod port_range {
         u32,
         SetStruct<u32>
     );
+    sockopt_impl!(
+        NotSentLowat,
+        SetOnly,
+        libc::IPPROTO_TCP,
+        libc::TCP_NOTSENT_LOWAT,
+        u32,
+        SetStruct<u32>
+    );
 }
 
 /// Restricts the ports that the kernel chooses from. A kernel before 6.3 does not know the option and keeps to the
@@ -69,7 +93,7 @@ pub(crate) fn set_port_range(
     range: &RangeInclusive<u16>,
 ) -> Result<(), Error> {
     let packed = u32::from(*range.end()) << 16 | u32::from(*range.start());
-    match setsockopt(socket, port_range::LocalPortRange, &packed) {
+    match setsockopt(socket, unnamed::LocalPortRange, &packed) {
         Ok(()) | Err(Errno::ENOPROTOOPT) => Ok(()),
         Err(errno) => Err(refused("setsockopt(IP_LOCAL_PORT_RANGE)")(errno)),
     }
@@ -98,8 +122,9 @@ mod tests {
     use super::*;
     use crate::address::Address;
 
-    /// The options as they are on a socket: nodelay, keepalive, its three figures, and the user timeout.
-    fn options(socket: &impl AsFd) -> (bool, bool, [u32; 3], u32) {
+    /// The options as they are on a socket: nodelay, keepalive, its three figures, the user timeout, and the buffers,
+    /// for which the kernel doubles what was asked for.
+    fn options(socket: &impl AsFd) -> (bool, bool, [u32; 3], u32, [usize; 2]) {
         let figures = [
             getsockopt(socket, sockopt::TcpKeepIdle).unwrap(),
             getsockopt(socket, sockopt::TcpKeepInterval).unwrap(),
@@ -110,6 +135,10 @@ mod tests {
             getsockopt(socket, sockopt::KeepAlive).unwrap(),
             figures,
             getsockopt(socket, sockopt::TcpUserTimeout).unwrap(),
+            [
+                getsockopt(socket, sockopt::SndBuf).unwrap(),
+                getsockopt(socket, sockopt::RcvBuf).unwrap(),
+            ],
         )
     }
 
@@ -143,9 +172,11 @@ mod tests {
             };
             set_keepalive(&listener, &keepalive).unwrap();
             set_user_timeout(&listener, Duration::from_micros(33_000_001)).unwrap();
+            set_send_buffer(&listener, 20_000).unwrap();
+            set_receive_buffer(&listener, 30_000).unwrap();
             let _peer = TcpStream::connect(destination).unwrap();
             let inherited = options(&accept_within_a_second(&listener));
-            assert_eq!(inherited, (true, true, [42, 7, 5], 33_001));
+            assert_eq!(inherited, (true, true, [42, 7, 5], 33_001, [40_000, 60_000]));
         }
     }
 
