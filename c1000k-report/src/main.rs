@@ -98,20 +98,13 @@ fn summarize(
     Ok(if passes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Prints the verdict, and writes the charts and every format into the folder.
+/// Prints the verdict, and writes everything into the folder.
 fn write_all(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
     let page = folder.join(Format::Markdown.exporter().file_name());
     let page = visible(&page.display().to_string());
     // First, for the folder may be one that can't be written.
     print(&format!("{}\n{page}\n", verdict::text(&report.run, &report.checks)))?;
-    for chart in &report.charts {
-        write(&folder.join(chart.file_name), &chart.svg)?;
-    }
-    for format in Format::value_variants() {
-        let exporter = format.exporter();
-        write(&folder.join(exporter.file_name()), &exporter.export(report)?)?;
-    }
-    Ok(())
+    report.write(folder)
 }
 
 fn pass(checks: &[Check], is_strict: bool) -> bool {
@@ -134,11 +127,6 @@ fn print_schema(program: Program) -> Result<ExitCode, Box<dyn Error>> {
     };
     deliver(&format!("{:#}\n", schema.as_value()))?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn write(path: &Path, text: &str) -> Result<(), String> {
-    output::replace(path, text.as_bytes())
-        .map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
 /// Prints what was asked for, which must not be lost.

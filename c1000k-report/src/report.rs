@@ -1,9 +1,14 @@
 //! A run with all that is concluded from it.
 
 use std::error::Error;
+use std::path::Path;
+
+use c1000k_record::output;
+use clap::ValueEnum;
 
 use crate::agree::{self, Check};
 use crate::chart::{self, Chart};
+use crate::export::Format;
 use crate::run::Run;
 
 /// What there is to tell of a run.
@@ -26,4 +31,24 @@ impl Report {
         let (checks, charts) = (agree::checks(&run), chart::charts(&run)?);
         Ok(Self { run, checks, charts })
     }
+
+    /// Writes the charts and every format into a folder.
+    ///
+    /// # Errors
+    /// A file can't be written.
+    pub fn write(&self, folder: &Path) -> Result<(), Box<dyn Error>> {
+        for chart in &self.charts {
+            write(&folder.join(chart.file_name), &chart.svg)?;
+        }
+        for format in Format::value_variants() {
+            let exporter = format.exporter();
+            write(&folder.join(exporter.file_name()), &exporter.export(self)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    output::replace(path, text.as_bytes())
+        .map_err(|error| format!("cannot write {}: {error}", path.display()))
 }

@@ -18,7 +18,7 @@ mod render;
 
 pub use {
     file_table::{FileTable, FileTableArgs, FileTableChoice},
-    limits::{Cap, CapKind, largest_target, table},
+    limits::{Cap, CapKind, caps, largest_target, table},
     machine::{Conntrack, Machine},
     need::{KERNEL_BYTES_PER_SOCKET, Need, Role, predict},
     render::render,
