@@ -1,9 +1,10 @@
-//! Runs the programs on real sockets: faults, soaks, and counts of system calls.
+//! Runs the programs on real sockets: a million connections, faults, soaks, and counts of system calls.
 
 mod bystander;
 mod cgroup;
 mod crowd;
 mod faults;
+mod million;
 mod namespace;
 mod patience;
 mod peers;
@@ -12,16 +13,18 @@ mod programs;
 mod record;
 mod server;
 mod skipped;
+mod snapshot;
 mod soak;
 mod sockets;
 mod syn;
 mod syscalls;
 mod trace;
 
+use std::hint::black_box;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use c1000k_host::command_line::{self, SHORT};
+use c1000k_host::command_line::{self, SHORT, USAGE};
 use clap::{Parser, Subcommand};
 
 /// Runs the programs on real sockets, and checks what comes of it
@@ -35,23 +38,41 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Faults(faults::Arguments),
+    Million(million::Arguments),
     Soak(soak::Arguments),
     Syscalls(syscalls::Arguments),
     #[command(hide = true)]
     Churn(soak::churn::Arguments),
     #[command(hide = true)]
     Inside(process::Inside),
+    /// Writes so much memory, and ends
+    #[command(hide = true)]
+    Touch {
+        bytes: usize,
+    },
 }
 
 fn main() -> ExitCode {
-    let command = match command_line::parse::<Arguments>() {
+    let command = match Arguments::try_parse() {
         Ok(arguments) => arguments.command,
-        Err(code) => return code,
+        Err(error) if error.exit_code() == 0 => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return command_line::fail(USAGE, &one_line(&error)),
     };
     match run(&command) {
         Ok(code) => code,
         Err(why) => command_line::fail(SHORT, &format!("{why:#}")),
     }
+}
+
+/// What is wrong, in clap's words, without its tips and the usage.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let what = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = what.split_whitespace().collect();
+    format!("{}; see --help", words.join(" "))
 }
 
 fn run(command: &Command) -> Result<ExitCode> {
@@ -62,7 +83,44 @@ fn run(command: &Command) -> Result<ExitCode> {
         }
         Command::Churn(arguments) => soak::churn::run(arguments),
         Command::Faults(arguments) => faults::run(arguments),
+        Command::Million(arguments) => million::run(arguments),
         Command::Soak(arguments) => soak::run(arguments),
         Command::Syscalls(arguments) => syscalls::run(arguments),
+        Command::Touch { bytes } => {
+            black_box(vec![1_u8; *bytes]);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_usage_of_million_is_one_line_and_code_2() {
+        for words in [
+            "0",
+            "1",
+            "9M",
+            "ten",
+            "1k 2k",
+            "--bogus",
+            "--native --vm",
+            "--memory",
+            "--memory 12",
+            "--server-memory 1G",
+            "--out",
+            "--out --native",
+            "--memory 0G",
+            "--topology",
+            "--topology ring",
+        ] {
+            let all = ["c1000k-lab", "million"].into_iter().chain(words.split(' '));
+            let error = Arguments::try_parse_from(all).expect_err(words);
+            assert_eq!(error.exit_code(), i32::from(USAGE), "{words}");
+            let line = one_line(&error);
+            assert!(!line.contains('\n') && line.ends_with("; see --help"), "{line}");
+        }
     }
 }

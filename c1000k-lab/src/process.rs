@@ -77,6 +77,9 @@ pub(crate) struct Place {
     /// The file of a network namespace.
     #[arg(long)]
     pub(crate) network: Option<PathBuf>,
+    /// It is what the kernel kills first where memory runs out.
+    #[arg(long)]
+    pub(crate) is_expendable: bool,
 }
 
 /// A program at its place, as [`run_inside`] starts it: this program itself goes there and then becomes it.
@@ -91,6 +94,9 @@ pub(crate) fn inside(place: &Place, program: impl AsRef<OsStr>) -> Result<Comman
     }
     if let Some(network) = &place.network {
         command.arg("--network").arg(network);
+    }
+    if place.is_expendable {
+        command.arg("--is-expendable");
     }
     command.arg("--").arg(program);
     Ok(command)
@@ -123,6 +129,9 @@ pub(crate) fn run_inside(arguments: &Inside) -> Result<()> {
     }
     if let Some(descriptors) = arguments.place.descriptors {
         setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors)?;
+    }
+    if arguments.place.is_expendable {
+        fs::write("/proc/self/oom_score_adj", "1000")?;
     }
     // What the lab has blocked for itself would be inherited.
     SigSet::all().thread_unblock()?;

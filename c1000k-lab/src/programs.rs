@@ -15,11 +15,20 @@ impl Programs {
     /// `FAULTS_BINARIES` names their folder; without it cargo builds them, where it runs this, and else they lie beside
     /// this program.
     pub(crate) fn find() -> Result<Self> {
-        let folder = match (env::var_os("FAULTS_BINARIES"), env::var_os("CARGO_MANIFEST_DIR")) {
+        Self::named_by("FAULTS_BINARIES")
+    }
+
+    /// The same by another variable.
+    pub(crate) fn named_by(variable: &str) -> Result<Self> {
+        let folder = match (env::var_os(variable), env::var_os("CARGO_MANIFEST_DIR")) {
             (Some(folder), _) => PathBuf::from(folder),
             (None, Some(package)) => build(&Path::new(&package).join("../Cargo.toml"))?,
             (None, None) => env::current_exe()?.parent().context("no folder")?.to_owned(),
         };
+        Self::within(&folder)
+    }
+
+    fn within(folder: &Path) -> Result<Self> {
         // A relative path would be looked up in PATH.
         let programs = Self(folder.canonicalize().with_context(|| folder.display().to_string())?);
         for name in ["c1000k-server", "c1000k-client"] {
@@ -54,6 +63,27 @@ fn build(manifest: &Path) -> Result<PathBuf> {
         bail!("the build failed; cargo's words are above");
     }
     folder_of("c1000k-server", &String::from_utf8_lossy(&output.stdout))
+}
+
+/// The checkout, where cargo runs this, and else the folder that one stands in.
+pub(crate) fn root() -> PathBuf {
+    let package = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    package.as_deref().and_then(Path::parent).map_or_else(|| ".".into(), Path::to_owned)
+}
+
+/// What git says of the code.
+pub(crate) fn revision() -> String {
+    let described = Command::new("git")
+        .args(["describe", "--always", "--dirty"])
+        .current_dir(root())
+        .stderr(Stdio::null())
+        .output();
+    match described {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        }
+        _ => "unknown".to_owned(),
+    }
 }
 
 fn folder_of(program: &str, said: &str) -> Result<PathBuf> {
