@@ -92,35 +92,3 @@ fn run(command: &Command) -> Result<ExitCode> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wrong_usage_of_million_is_one_line_and_code_2() {
-        for words in [
-            "0",
-            "1",
-            "9M",
-            "ten",
-            "1k 2k",
-            "--bogus",
-            "--native --vm",
-            "--memory",
-            "--memory 12",
-            "--server-memory 1G",
-            "--out",
-            "--out --native",
-            "--memory 0G",
-            "--topology",
-            "--topology ring",
-        ] {
-            let all = ["c1000k-lab", "million"].into_iter().chain(words.split(' '));
-            let error = Arguments::try_parse_from(all).expect_err(words);
-            assert_eq!(error.exit_code(), i32::from(USAGE), "{words}");
-            let line = one_line(&error);
-            assert!(!line.contains('\n') && line.ends_with("; see --help"), "{line}");
-        }
-    }
-}

@@ -173,7 +173,7 @@ fn words(arguments: &Arguments, plan: &Plan) -> Vec<String> {
 
 /// Returns only where it fails.
 fn in_guests(arguments: &Arguments, plan: &Plan) -> Error {
-    let script = root().join("scripts/million");
+    let script = root().join("scripts/lab/million-vm");
     let failure =
         Command::new(&script).args(words(arguments, plan)).arg("--out").arg(&plan.out).exec();
     Error::new(failure).context(script.display().to_string())
