@@ -4,6 +4,7 @@ mod bystander;
 mod cgroup;
 mod crowd;
 mod faults;
+mod guest;
 mod million;
 mod namespace;
 mod patience;
@@ -11,6 +12,7 @@ mod peers;
 mod process;
 mod programs;
 mod record;
+mod scenarios;
 mod server;
 mod skipped;
 mod snapshot;
@@ -39,10 +41,13 @@ struct Arguments {
 enum Command {
     Faults(faults::Arguments),
     Million(million::Arguments),
+    Scenarios(scenarios::Arguments),
     Soak(soak::Arguments),
     Syscalls(syscalls::Arguments),
     #[command(hide = true)]
     Churn(soak::churn::Arguments),
+    #[command(hide = true)]
+    Guest(guest::init::Arguments),
     #[command(hide = true)]
     Inside(process::Inside),
     /// Writes so much memory, and ends
@@ -84,6 +89,8 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Churn(arguments) => soak::churn::run(arguments),
         Command::Faults(arguments) => faults::run(arguments),
         Command::Million(arguments) => million::run(arguments),
+        Command::Guest(arguments) => guest::init::run(arguments),
+        Command::Scenarios(arguments) => scenarios::run(arguments),
         Command::Soak(arguments) => soak::run(arguments),
         Command::Syscalls(arguments) => syscalls::run(arguments),
         Command::Touch { bytes } => {

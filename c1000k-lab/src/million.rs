@@ -9,13 +9,12 @@ mod teardown;
 
 use std::env;
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Error, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use c1000k_host::check::{Need, Role, predict};
 use c1000k_host::command_line::{self, USAGE};
 use c1000k_host::format;
@@ -25,6 +24,7 @@ use c1000k_report::{Report, verdict};
 use clap::Args;
 use procfs::Current;
 
+use crate::guest::million as guest;
 use crate::namespace::Maker;
 use crate::patience;
 use crate::process::{Place, Process, inside};
@@ -68,10 +68,19 @@ pub(crate) struct Arguments {
 }
 
 /// Where the connections are held.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Where {
     Native(Option<Maker>),
     Guests,
+}
+
+impl Where {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Native(_) => "native",
+            Self::Guests => "vm",
+        }
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -82,16 +91,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let out =
         std::path::absolute(arguments.out.clone().unwrap_or_else(|| out_default(connections)))?;
-    let plan =
+    let mut plan =
         Plan { connections, topology, memory_mb: memory, server_memory_mb: server_memory, out };
-    let maker = match decide(arguments, &plan)? {
-        Where::Native(maker) => maker,
-        Where::Guests => return Err(in_guests(arguments, &plan)),
-    };
+    let place = decide(arguments, &plan)?;
+    if place == Where::Guests {
+        plan.memory_mb = Some(guest::prepare(&plan)?);
+    }
     make_folder(&plan.out)?;
-    let programs = Programs::named_by("MILLION_BINARIES")?;
-    fs::write(plan.out.join("machine.txt"), machine(&plan, arguments.warm)?)?;
-    if let Some(maker) = maker {
+    let programs = match place {
+        Where::Native(_) => Programs::named_by("MILLION_BINARIES")?,
+        Where::Guests => Programs::for_guests()?,
+    };
+    fs::write(plan.out.join("machine.txt"), machine(&plan, arguments.warm, place)?)?;
+    if let Where::Native(Some(maker)) = place {
         maker.prepare()?;
     }
     patience::take_interrupts()?;
@@ -99,8 +111,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         touch_first(&plan)?;
     }
     let count = format::count(connections);
-    println!("{count} connections, {}, native: {}", topology.name(), plan.out.display());
-    let code = native::run(&plan, &programs)?;
+    println!("{count} connections, {}, {}: {}", topology.name(), place.name(), plan.out.display());
+    let code = match place {
+        Where::Native(_) => native::run(&plan, &programs)?,
+        Where::Guests => guest::run(&plan, programs)?,
+    };
     match summarize(&plan.out) {
         Ok(text) => println!("{text}"),
         Err(why) => println!("there is no summary: {why}"),
@@ -171,14 +186,6 @@ fn words(arguments: &Arguments, plan: &Plan) -> Vec<String> {
     words
 }
 
-/// Returns only where it fails.
-fn in_guests(arguments: &Arguments, plan: &Plan) -> Error {
-    let script = root().join("scripts/lab/million-vm");
-    let failure =
-        Command::new(&script).args(words(arguments, plan)).arg("--out").arg(&plan.out).exec();
-    Error::new(failure).context(script.display().to_string())
-}
-
 fn out_default(connections: u64) -> PathBuf {
     let name = match connections {
         millions if millions.is_multiple_of(1_000_000) => format!("{}M", millions / 1_000_000),
@@ -205,24 +212,29 @@ fn make_folder(out: &Path) -> Result<()> {
 }
 
 /// The run and the machine, a line for each thing.
-fn machine(plan: &Plan, is_warm: bool) -> Result<String> {
+fn machine(plan: &Plan, is_warm: bool, place: Where) -> Result<String> {
     let folder = env::var("MILLION_BINARIES").map(|folder| format!("MILLION_BINARIES={folder} "));
     let words: Vec<String> =
         env::args_os().skip(2).map(|word| word.display().to_string()).collect();
     let kernel = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}"));
-    let lines = [
+    let mut lines = vec![
         format!("command: {}scripts/million {}", folder.unwrap_or_default(), words.join(" ")),
-        "where: native".to_owned(),
+        format!("where: {}", place.name()),
         format!("topology: {}", plan.topology.name()),
         format!("date: {}", date()),
         format!("git: {}", revision()),
         format!("target: {}", plan.connections),
         format!("memory touched before the run: {}", if is_warm { "yes" } else { "no" }),
-        "accel: none".to_owned(),
-        format!("kernel: {} {}", kernel("ostype")?.trim(), kernel("osrelease")?.trim()),
-        format!("cpus: {}", thread::available_parallelism()?),
-        format!("memory_kb: {}", procfs::Meminfo::current()?.mem_total >> 10),
     ];
+    // A guest's is not known yet.
+    if place != Where::Guests {
+        lines.extend([
+            "accel: none".to_owned(),
+            format!("kernel: {} {}", kernel("ostype")?.trim(), kernel("osrelease")?.trim()),
+            format!("cpus: {}", thread::available_parallelism()?),
+            format!("memory_kb: {}", procfs::Meminfo::current()?.mem_total >> 10),
+        ]);
+    }
     Ok(lines.join("\n") + "\n")
 }
 

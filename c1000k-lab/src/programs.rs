@@ -22,8 +22,24 @@ impl Programs {
     pub(crate) fn named_by(variable: &str) -> Result<Self> {
         let folder = match (env::var_os(variable), env::var_os("CARGO_MANIFEST_DIR")) {
             (Some(folder), _) => PathBuf::from(folder),
-            (None, Some(package)) => build(&Path::new(&package).join("../Cargo.toml"))?,
+            (None, Some(package)) => build(Path::new(&package), &[], None)?,
             (None, None) => env::current_exe()?.parent().context("no folder")?.to_owned(),
+        };
+        Self::within(&folder)
+    }
+
+    /// Those for a guest, which has no libraries for them. `MILLION_BINARIES` names their folder; without it cargo
+    /// builds them.
+    pub(crate) fn for_guests() -> Result<Self> {
+        let folder = match (env::var_os("MILLION_BINARIES"), env::var_os("CARGO_MANIFEST_DIR")) {
+            (Some(folder), _) => PathBuf::from(folder),
+            (None, Some(package)) => {
+                let target = ["--target", "x86_64-unknown-linux-gnu"];
+                build(Path::new(&package), &target, Some("-C target-feature=+crt-static"))?
+            }
+            (None, None) => {
+                bail!("programs for a guest want cargo to run this, or MILLION_BINARIES")
+            }
         };
         Self::within(&folder)
     }
@@ -51,11 +67,16 @@ struct Message {
 }
 
 /// Builds both, and says where cargo put them, whatever target folder or triple is set.
-fn build(manifest: &Path) -> Result<PathBuf> {
-    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+fn build(package: &Path, options: &[&str], flags: Option<&str>) -> Result<PathBuf> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    if let Some(flags) = flags {
+        cargo.env("RUSTFLAGS", flags);
+    }
+    let output = cargo
         .args(["build", "--release", "--locked", "--message-format", "json-render-diagnostics"])
         .args(["-p", "c1000k-server", "-p", "c1000k-client", "--manifest-path"])
-        .arg(manifest)
+        .arg(package.join("../Cargo.toml"))
+        .args(options)
         .stderr(Stdio::inherit())
         .output()
         .context("cargo")?;
