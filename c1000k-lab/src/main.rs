@@ -12,6 +12,7 @@ mod peers;
 mod process;
 mod programs;
 mod record;
+mod say;
 mod scenarios;
 mod server;
 mod skipped;

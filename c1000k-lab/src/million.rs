@@ -29,6 +29,7 @@ use crate::namespace::Maker;
 use crate::patience;
 use crate::process::{Place, Process, inside};
 use crate::programs::{Programs, revision, root};
+use crate::say::say;
 use plan::Plan;
 
 /// As slow as a machine may be that has never touched its memory before, for each GB.
@@ -111,20 +112,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         touch_first(&plan)?;
     }
     let count = format::count(connections);
-    println!("{count} connections, {}, {}: {}", topology.name(), place.name(), plan.out.display());
+    say(format!(
+        "{count} connections, {}, {}: {}",
+        topology.name(),
+        place.name(),
+        plan.out.display()
+    ));
     let code = match place {
         Where::Native(_) => native::run(&plan, &programs)?,
         Where::Guests => guest::run(&plan, programs)?,
     };
     match summarize(&plan.out) {
-        Ok(text) => println!("{text}"),
-        Err(why) => println!("there is no summary: {why}"),
+        Ok(text) => say(text),
+        Err(why) => say(format!("there is no summary: {why}")),
     }
     match code {
-        0 => println!("reached: {count} connections held and verified"),
-        _ => println!("short of {count}: see the last lines of the client above"),
+        0 => say(format!("reached: {count} connections held and verified")),
+        _ => say(format!("short of {count}: see the last lines of the client above")),
     }
-    println!("records, logs and snapshots: {}", plan.out.display());
+    say(format!("records, logs and snapshots: {}", plan.out.display()));
     Ok(ExitCode::from(code))
 }
 
@@ -146,17 +152,17 @@ fn decide(arguments: &Arguments, plan: &Plan) -> Result<Where> {
         return Ok(match why {
             None => Where::Native(maker),
             Some(why) => {
-                println!("a virtual machine, for natively {why}");
+                say(format!("a virtual machine, for natively {why}"));
                 Where::Guests
             }
         });
     }
     let in_guests = words(arguments, plan).join(" ");
     for obstacle in &obstacles {
-        println!(
+        say(format!(
             "capped: {}; or without changing this machine: scripts/million {in_guests}",
             obstacle.line
-        );
+        ));
     }
     if let Some(why) = obstacles.iter().find_map(|obstacle| obstacle.stops) {
         bail!("not started: {why}");
@@ -165,7 +171,7 @@ fn decide(arguments: &Arguments, plan: &Plan) -> Result<Where> {
         bail!("{why}; or run with --vm");
     }
     if !obstacles.is_empty() {
-        println!("trying as far as it goes");
+        say("trying as far as it goes");
     }
     Ok(Where::Native(maker))
 }
@@ -244,7 +250,7 @@ fn touch_first(plan: &Plan) -> Result<()> {
         || predict(&Need::new(Role::Both, plan.connections)).total_bytes(),
         |size| size << 20,
     );
-    println!("touching {} of memory first", format::bytes(bytes));
+    say(format!("touching {} of memory first", format::bytes(bytes)));
     let place = Place { is_expendable: true, ..Place::default() };
     let mut command = inside(&place, env::current_exe()?)?;
     let mut process = Process::spawn("memory", command.arg("touch").arg(bytes.to_string()))?;

@@ -19,6 +19,7 @@ use super::teardown::{self, Teardown};
 use crate::patience::{self, sleep};
 use crate::process::{Place, Process, inside};
 use crate::programs::Programs;
+use crate::say::say;
 
 const HOLD: &str = "5s";
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -187,12 +188,12 @@ impl Native<'_> {
             let is_late = Instant::now() >= ends;
             if !is_ending && (is_late || patience::is_asked_to_end_early()) {
                 if is_late {
-                    println!(
+                    say(format!(
                         "time-out: the clients were not done after {} s; ending them",
                         within.as_secs()
-                    );
+                    ));
                 }
-                println!("ending early: the clients close what they hold and write their records");
+                say("ending early: the clients close what they hold and write their records");
                 signal(clients, &[Signal::SIGINT, Signal::SIGCONT]);
                 is_ending = true;
             }
@@ -216,10 +217,10 @@ impl Native<'_> {
             Err(why) => why.to_string(),
         };
         server.process.kill()?;
-        println!(
+        say(format!(
             "the server ended with {code}: see {}",
             self.plan.out.join("server.log").display()
-        );
+        ));
         Ok(())
     }
 
@@ -241,7 +242,7 @@ fn relay(clients: &mut [Program]) -> Result<bool> {
         // Before its log is read, which then is all of it.
         is_running |= client.process.is_running();
         while let Some(line) = client.log.next()? {
-            println!("  {}: {line}", client.name);
+            say(format!("  {}: {line}", client.name));
             if line.contains("holding ") && line.contains(" connections") {
                 // Its connections stay up meanwhile, for they are the kernel's.
                 let _ = client.process.signal(Signal::SIGSTOP);
