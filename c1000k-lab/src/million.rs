@@ -18,9 +18,8 @@ use anyhow::{Result, anyhow, bail};
 use c1000k_host::check::{Need, Role, predict};
 use c1000k_host::command_line::{self, USAGE};
 use c1000k_host::format;
-use c1000k_report::export::Format;
+use c1000k_report::Report;
 use c1000k_report::run::{Run, Topology};
-use c1000k_report::{Report, verdict};
 use clap::Args;
 use procfs::Current;
 
@@ -265,6 +264,5 @@ fn touch_first(plan: &Plan) -> Result<()> {
 fn summarize(out: &Path) -> Result<String, Box<dyn std::error::Error>> {
     let report = Report::new(Run::read(out)?)?;
     report.write(out)?;
-    let page = out.join(Format::Markdown.exporter().file_name());
-    Ok(format!("{}\n{}", verdict::text(&report.run, &report.checks), page.display()))
+    Ok(report.conclusion(out))
 }

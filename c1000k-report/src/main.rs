@@ -12,7 +12,7 @@ use c1000k_report::agree::{Check, CheckOutcome};
 use c1000k_report::escape::visible;
 use c1000k_report::export::Format;
 use c1000k_report::run::{Run, RunError};
-use c1000k_report::{Report, compare, verdict};
+use c1000k_report::{Report, compare};
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Tell what a run shows, from the folder that it left.
@@ -100,10 +100,8 @@ fn summarize(
 
 /// Prints the verdict, and writes everything into the folder.
 fn write_all(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
-    let page = folder.join(Format::Markdown.exporter().file_name());
-    let page = visible(&page.display().to_string());
     // First, for the folder may be one that can't be written.
-    print(&format!("{}\n{page}\n", verdict::text(&report.run, &report.checks)))?;
+    print(&(report.conclusion(folder) + "\n"))?;
     report.write(folder)
 }
 

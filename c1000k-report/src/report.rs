@@ -8,8 +8,10 @@ use clap::ValueEnum;
 
 use crate::agree::{self, Check};
 use crate::chart::{self, Chart};
+use crate::escape::visible;
 use crate::export::Format;
 use crate::run::Run;
+use crate::verdict;
 
 /// What there is to tell of a run.
 #[derive(Debug)]
@@ -30,6 +32,14 @@ impl Report {
     pub fn new(run: Run) -> Result<Self, Box<dyn Error>> {
         let (checks, charts) = (agree::checks(&run), chart::charts(&run)?);
         Ok(Self { run, checks, charts })
+    }
+
+    /// The verdict, and the path of the page that [`write`](Self::write) leaves in a folder.
+    #[must_use]
+    pub fn conclusion(&self, folder: &Path) -> String {
+        let page = folder.join(Format::Markdown.exporter().file_name());
+        let page = visible(&page.display().to_string());
+        format!("{}\n{page}", verdict::text(&self.run, &self.checks))
     }
 
     /// Writes the charts and every format into a folder.
