@@ -61,7 +61,7 @@ impl Bystander {
             Ok(stream)
         };
         let stream = match namespace {
-            Some(namespace) => namespace.run(first)?,
+            Some(namespace) => namespace.there.run(first)?,
             None => first()?,
         };
         let orders = Arc::<Orders>::default();

@@ -1,17 +1,23 @@
-//! Runs the programs on real sockets: faults, soaks, and counts of system calls; and tries the tune scripts.
+//! Runs the programs on real sockets: a million connections, faults, soaks, and counts of system calls; and tries the
+//! tune scripts.
 
 mod bystander;
 mod cgroup;
 mod crowd;
 mod faults;
+mod guest;
+mod million;
 mod namespace;
 mod patience;
 mod peers;
 mod process;
 mod programs;
 mod record;
+mod say;
+mod scenarios;
 mod server;
 mod skipped;
+mod snapshot;
 mod soak;
 mod sockets;
 mod syn;
@@ -19,10 +25,11 @@ mod syscalls;
 mod trace;
 mod tune_test;
 
+use std::hint::black_box;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use c1000k_host::command_line::{self, SHORT};
+use c1000k_host::command_line::{self, SHORT, USAGE};
 use clap::{Parser, Subcommand};
 
 /// Runs the programs on real sockets, and checks what comes of it
@@ -36,24 +43,45 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Faults(faults::Arguments),
+    Million(million::Arguments),
+    Scenarios(scenarios::Arguments),
     Soak(soak::Arguments),
     Syscalls(syscalls::Arguments),
     TuneTest(tune_test::Arguments),
     #[command(hide = true)]
     Churn(soak::churn::Arguments),
     #[command(hide = true)]
+    Guest(guest::init::Arguments),
+    #[command(hide = true)]
     Inside(process::Inside),
+    /// Writes so much memory, and ends
+    #[command(hide = true)]
+    Touch {
+        bytes: usize,
+    },
 }
 
 fn main() -> ExitCode {
-    let command = match command_line::parse::<Arguments>() {
+    let command = match Arguments::try_parse() {
         Ok(arguments) => arguments.command,
-        Err(code) => return code,
+        Err(error) if error.exit_code() == 0 => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return command_line::fail(USAGE, &one_line(&error)),
     };
     match run(&command) {
         Ok(code) => code,
         Err(why) => command_line::fail(SHORT, &format!("{why:#}")),
     }
+}
+
+/// What is wrong, in clap's words, without its tips and the usage.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let what = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = what.split_whitespace().collect();
+    format!("{}; see --help", words.join(" "))
 }
 
 fn run(command: &Command) -> Result<ExitCode> {
@@ -64,8 +92,15 @@ fn run(command: &Command) -> Result<ExitCode> {
         }
         Command::Churn(arguments) => soak::churn::run(arguments),
         Command::Faults(arguments) => faults::run(arguments),
+        Command::Million(arguments) => million::run(arguments),
+        Command::Guest(arguments) => guest::init::run(arguments),
+        Command::Scenarios(arguments) => scenarios::run(arguments),
         Command::Soak(arguments) => soak::run(arguments),
         Command::Syscalls(arguments) => syscalls::run(arguments),
         Command::TuneTest(arguments) => tune_test::run(arguments),
+        Command::Touch { bytes } => {
+            black_box(vec![1_u8; *bytes]);
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }

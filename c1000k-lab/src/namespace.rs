@@ -10,7 +10,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::unistd::getpid;
+use nix::unistd::{getgid, getpid, getuid};
 
 use crate::process::tool;
 use crate::skipped::Skipped;
@@ -26,10 +26,85 @@ const INSIDE: &str = "inside";
 /// A card that is not there.
 const NO_CARD: &str = "02:c1:00:00:00:01";
 
-/// A network namespace, joined to this one by a link: `outer` here, `inner` there.
+/// Where network namespaces can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Maker {
+    /// Here, by this process as it is.
+    Here,
+    /// In a user namespace of an ordinary user's own.
+    OwnUser,
+}
+
+impl Maker {
+    /// `None` where none can be made, or not be set up.
+    pub(crate) fn find() -> Option<Self> {
+        let user = ["--user", "--map-root-user", "--net", "true"];
+        tool("ip", &["-V"]).ok()?;
+        let here = tool("unshare", &["--net", "true"]).map(|()| Self::Here);
+        here.or_else(|_| tool("unshare", &user).map(|()| Self::OwnUser)).ok()
+    }
+
+    /// From here on this process can make them. Belongs before any other thread.
+    pub(crate) fn prepare(self) -> Result<()> {
+        if self == Self::OwnUser {
+            let (user, group) = (getuid(), getgid());
+            unshare(CloneFlags::CLONE_NEWUSER)?;
+            fs::write("/proc/self/setgroups", "deny")?;
+            fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;
+            fs::write("/proc/self/gid_map", format!("0 {group} 1"))?;
+        }
+        Ok(())
+    }
+}
+
+/// A network namespace.
+#[derive(Debug)]
+pub(crate) struct Network(File);
+
+impl Network {
+    /// Inherits settings from the network namespace of the calling thread.
+    pub(crate) fn new() -> Result<Self> {
+        let made = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            Ok(Self(File::open("/proc/thread-self/ns/net")?))
+        });
+        made.join().map_err(|_| anyhow!("the thread that makes it failed"))?
+    }
+
+    /// Its file, for other processes: as long as this one lives.
+    pub(crate) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", getpid(), self.0.as_raw_fd()))
+    }
+
+    /// Takes the calling thread there, for good.
+    fn enter(&self) -> Result<()> {
+        Ok(setns(&self.0, CloneFlags::CLONE_NEWNET)?)
+    }
+
+    /// Does something there, on a thread of its own.
+    pub(crate) fn run<T: Send>(&self, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        thread::scope(|scope| {
+            let there = scope.spawn(|| self.enter().and_then(|()| what()));
+            there.join().map_err(|_| anyhow!("what ran in the namespace failed"))?
+        })
+    }
+
+    pub(crate) fn ip(&self, arguments: &[&str]) -> Result<()> {
+        self.run(|| tool("ip", arguments))
+    }
+
+    /// Sets what is the namespace's own, as in `net/ipv4/tcp_rmem`.
+    pub(crate) fn set(&self, setting: &str, value: &str) -> Result<()> {
+        self.run(|| {
+            fs::write(format!("/proc/sys/{setting}"), value).with_context(|| setting.to_owned())
+        })
+    }
+}
+
+/// A network namespace that is joined to this one by a link: `outer` here, `inner` there.
 #[derive(Debug)]
 pub(crate) struct Namespace {
-    file: File,
+    pub(crate) there: Network,
     device: String,
     pub(crate) outer: Ipv4Addr,
     pub(crate) inner: Ipv4Addr,
@@ -43,24 +118,20 @@ impl Namespace {
     }
 
     fn make() -> Result<Self> {
-        let made = thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET)?;
-            Ok(File::open("/proc/thread-self/ns/net")?)
-        });
-        let file = made.join().map_err(|_| anyhow!("the thread that makes it failed"))?;
+        let there = Network::new()?;
         let number = (getpid().as_raw().cast_unsigned().wrapping_mul(16)
             + NUMBERS.fetch_add(1, Ordering::Relaxed))
             % NUMBERS_MAX;
         // 198.18/15 is for benchmarks.
         let first = u32::from(Ipv4Addr::new(198, 18, 0, 0)) + 4 * number;
         let space = Self {
-            file: file.map_err(|error: anyhow::Error| error)?,
+            there,
             device: format!("c1kf{number}"),
             outer: Ipv4Addr::from(first + 1),
             inner: Ipv4Addr::from(first + 2),
         };
         let here = getpid().to_string();
-        space.ip(&[
+        space.there.ip(&[
             "link",
             "add",
             INSIDE,
@@ -72,52 +143,30 @@ impl Namespace {
             "netns",
             &here,
         ])?;
-        space.ip(&["addr", "add", &format!("{}/30", space.inner), "dev", INSIDE])?;
+        space.there.ip(&["addr", "add", &format!("{}/30", space.inner), "dev", INSIDE])?;
         tool("ip", &["addr", "add", &format!("{}/30", space.outer), "dev", &space.device])?;
         tool("ip", &["link", "set", &space.device, "up"])?;
-        space.ip(&["link", "set", "lo", "up"])?;
+        space.there.ip(&["link", "set", "lo", "up"])?;
         space.link_up()?;
         Ok(space)
     }
 
-    /// Its file, for other processes: as long as this one lives.
-    pub(crate) fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/fd/{}", getpid(), self.file.as_raw_fd()))
-    }
-
-    /// Takes the calling thread there, for good.
-    fn enter(&self) -> Result<()> {
-        Ok(setns(&self.file, CloneFlags::CLONE_NEWNET)?)
-    }
-
-    /// Does something there, on a thread of its own.
-    pub(crate) fn run<T: Send>(&self, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        thread::scope(|scope| {
-            let there = scope.spawn(|| self.enter().and_then(|()| what()));
-            there.join().map_err(|_| anyhow!("what ran in the namespace failed"))?
-        })
-    }
-
-    fn ip(&self, arguments: &[&str]) -> Result<()> {
-        self.run(|| tool("ip", arguments))
-    }
-
     /// Takes the link down: the far end, so that this one keeps its route, and nothing leaves by another way meanwhile.
     pub(crate) fn link_down(&self) -> Result<()> {
-        self.ip(&["link", "set", INSIDE, "down"])
+        self.there.ip(&["link", "set", INSIDE, "down"])
     }
 
     pub(crate) fn link_up(&self) -> Result<()> {
-        self.ip(&["link", "set", INSIDE, "up"])?;
+        self.there.ip(&["link", "set", INSIDE, "up"])?;
         // Forged addresses get their answers sent, to nowhere.
-        self.ip(&["route", "replace", "default", "via", &self.outer.to_string()])
+        self.there.ip(&["route", "replace", "default", "via", &self.outer.to_string()])
     }
 
     /// This end answers no more, and no error is reported to the other: frames go to a card that is not there.
     pub(crate) fn vanish(&self) -> Result<()> {
         let card = fs::read_to_string(format!("/sys/class/net/{}/address", self.device))?;
         let outer = self.outer.to_string();
-        self.ip(&[
+        self.there.ip(&[
             "neigh",
             "replace",
             &outer,
@@ -131,16 +180,9 @@ impl Namespace {
         tool("ip", &["link", "set", &self.device, "address", NO_CARD])
     }
 
-    /// Sets what is the namespace's own, as in `net/ipv4/tcp_rmem`.
-    pub(crate) fn set(&self, setting: &str, value: &str) -> Result<()> {
-        self.run(|| {
-            fs::write(format!("/proc/sys/{setting}"), value).with_context(|| setting.to_owned())
-        })
-    }
-
     /// The value of one of its own TCP counters.
     pub(crate) fn counter(&self, name: &str) -> Result<u64> {
-        let text = self.run(|| Ok(fs::read_to_string("/proc/thread-self/net/netstat")?))?;
+        let text = self.there.run(|| Ok(fs::read_to_string("/proc/thread-self/net/netstat")?))?;
         counters(&text)
             .get(name)
             .copied()

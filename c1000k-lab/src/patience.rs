@@ -2,7 +2,7 @@
 
 use std::process;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,9 @@ use nix::sys::signal::{SigSet, Signal};
 const POLL: Duration = Duration::from_millis(10);
 const SLICE: Duration = Duration::from_millis(100);
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
+/// Interrupts that only ask for an early end.
+static GENTLE: AtomicU32 = AtomicU32::new(0);
 static LIMIT: Mutex<Option<(Instant, Duration)>> = Mutex::new(None);
 
 /// From here on the first SIGINT or SIGTERM makes every wait fail, so that what was made is removed; the second one
@@ -22,12 +24,23 @@ pub(crate) fn take_interrupts() -> Result<()> {
     signals.thread_block()?;
     thread::spawn(move || {
         while signals.wait().is_ok() {
-            if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            if INTERRUPTS.fetch_add(1, Ordering::Relaxed) > GENTLE.load(Ordering::Relaxed) {
                 process::exit(1);
             }
         }
     });
     Ok(())
+}
+
+/// From here on the first interrupt makes no wait fail: it [asks for an early end](is_asked_to_end_early), and it is the
+/// next one that ends everything.
+pub(crate) fn be_gentle_once() {
+    GENTLE.store(1, Ordering::Relaxed);
+}
+
+/// Whether a person wants what runs to come to its end.
+pub(crate) fn is_asked_to_end_early() -> bool {
+    INTERRUPTS.load(Ordering::Relaxed) > 0
 }
 
 /// Bounds all waits together, until it is dropped.
@@ -55,7 +68,7 @@ fn set_limit(limit: Option<(Instant, Duration)>) {
 
 /// Whether a person has asked for the end.
 pub(crate) fn is_interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
+    INTERRUPTS.load(Ordering::Relaxed) > GENTLE.load(Ordering::Relaxed)
 }
 
 /// Fails when there is no more time; every loop that waits asks this.

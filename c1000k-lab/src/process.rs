@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -14,7 +14,7 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::{Pid, getpid};
+use nix::unistd::{Gid, Pid, Uid, getpid, setgid, setgroups, setuid};
 
 use crate::patience::wait_until;
 
@@ -29,6 +29,11 @@ impl Process {
     pub(crate) fn spawn(name: &str, command: &mut Command) -> Result<Self> {
         let child = command.spawn().with_context(|| format!("the {name} can't be started"))?;
         Ok(Self { child, name: name.to_owned() })
+    }
+
+    /// The ends of its input and output, once, where they were piped.
+    pub(crate) fn pipes(&mut self) -> Option<(ChildStdin, ChildStdout)> {
+        Some((self.child.stdin.take()?, self.child.stdout.take()?))
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -77,6 +82,12 @@ pub(crate) struct Place {
     /// The file of a network namespace.
     #[arg(long)]
     pub(crate) network: Option<PathBuf>,
+    /// It is what the kernel kills first where memory runs out.
+    #[arg(long)]
+    pub(crate) is_expendable: bool,
+    /// A user, and the group of that number.
+    #[arg(long)]
+    pub(crate) user: Option<u32>,
 }
 
 /// A program at its place, as [`run_inside`] starts it: this program itself goes there and then becomes it.
@@ -91,6 +102,12 @@ pub(crate) fn inside(place: &Place, program: impl AsRef<OsStr>) -> Result<Comman
     }
     if let Some(network) = &place.network {
         command.arg("--network").arg(network);
+    }
+    if place.is_expendable {
+        command.arg("--is-expendable");
+    }
+    if let Some(user) = place.user {
+        command.args(["--user", &user.to_string()]);
     }
     command.arg("--").arg(program);
     Ok(command)
@@ -123,6 +140,14 @@ pub(crate) fn run_inside(arguments: &Inside) -> Result<()> {
     }
     if let Some(descriptors) = arguments.place.descriptors {
         setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors)?;
+    }
+    if arguments.place.is_expendable {
+        fs::write("/proc/self/oom_score_adj", "1000")?;
+    }
+    if let Some(user) = arguments.place.user {
+        setgroups(&[])?;
+        setgid(Gid::from_raw(user))?;
+        setuid(Uid::from_raw(user))?;
     }
     // What the lab has blocked for itself would be inherited.
     SigSet::all().thread_unblock()?;

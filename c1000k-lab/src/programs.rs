@@ -15,21 +15,44 @@ impl Programs {
     /// `FAULTS_BINARIES` names their folder; without it cargo builds them, where it runs this, and else they lie beside
     /// this program.
     pub(crate) fn find() -> Result<Self> {
-        match (env::var_os("FAULTS_BINARIES"), env::var_os("CARGO_MANIFEST_DIR")) {
-            (None, Some(package)) => Self::of(build(&Path::new(&package).join("../Cargo.toml"))?),
-            _ => Self::beside(),
-        }
+        Self::named_by("FAULTS_BINARIES")
     }
 
     /// The same without building any.
     pub(crate) fn beside() -> Result<Self> {
-        Self::of(match env::var_os("FAULTS_BINARIES") {
-            Some(folder) => PathBuf::from(folder),
-            None => env::current_exe()?.parent().context("no folder")?.to_owned(),
-        })
+        match env::var_os("FAULTS_BINARIES") {
+            Some(folder) => Self::within(Path::new(&folder)),
+            None => Self::within(env::current_exe()?.parent().context("no folder")?),
+        }
     }
 
-    fn of(folder: PathBuf) -> Result<Self> {
+    /// The same by another variable.
+    pub(crate) fn named_by(variable: &str) -> Result<Self> {
+        let folder = match (env::var_os(variable), env::var_os("CARGO_MANIFEST_DIR")) {
+            (Some(folder), _) => PathBuf::from(folder),
+            (None, Some(package)) => build(Path::new(&package), &[], None)?,
+            (None, None) => env::current_exe()?.parent().context("no folder")?.to_owned(),
+        };
+        Self::within(&folder)
+    }
+
+    /// Those for a guest, which has no libraries for them. `MILLION_BINARIES` names their folder; without it cargo
+    /// builds them.
+    pub(crate) fn for_guests() -> Result<Self> {
+        let folder = match (env::var_os("MILLION_BINARIES"), env::var_os("CARGO_MANIFEST_DIR")) {
+            (Some(folder), _) => PathBuf::from(folder),
+            (None, Some(package)) => {
+                let target = ["--target", "x86_64-unknown-linux-gnu"];
+                build(Path::new(&package), &target, Some("-C target-feature=+crt-static"))?
+            }
+            (None, None) => {
+                bail!("programs for a guest want cargo to run this, or MILLION_BINARIES")
+            }
+        };
+        Self::within(&folder)
+    }
+
+    fn within(folder: &Path) -> Result<Self> {
         // A relative path would be looked up in PATH.
         let programs = Self(folder.canonicalize().with_context(|| folder.display().to_string())?);
         for name in ["c1000k-server", "c1000k-client"] {
@@ -52,11 +75,16 @@ struct Message {
 }
 
 /// Builds both, and says where cargo put them, whatever target folder or triple is set.
-fn build(manifest: &Path) -> Result<PathBuf> {
-    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+fn build(package: &Path, options: &[&str], flags: Option<&str>) -> Result<PathBuf> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    if let Some(flags) = flags {
+        cargo.env("RUSTFLAGS", flags);
+    }
+    let output = cargo
         .args(["build", "--release", "--locked", "--message-format", "json-render-diagnostics"])
         .args(["-p", "c1000k-server", "-p", "c1000k-client", "--manifest-path"])
-        .arg(manifest)
+        .arg(package.join("../Cargo.toml"))
+        .args(options)
         .stderr(Stdio::inherit())
         .output()
         .context("cargo")?;
@@ -64,6 +92,27 @@ fn build(manifest: &Path) -> Result<PathBuf> {
         bail!("the build failed; cargo's words are above");
     }
     folder_of("c1000k-server", &String::from_utf8_lossy(&output.stdout))
+}
+
+/// The checkout, where cargo runs this, and else the folder that one stands in.
+pub(crate) fn root() -> PathBuf {
+    let package = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    package.as_deref().and_then(Path::parent).map_or_else(|| ".".into(), Path::to_owned)
+}
+
+/// What git says of the code.
+pub(crate) fn revision() -> String {
+    let described = Command::new("git")
+        .args(["describe", "--always", "--dirty"])
+        .current_dir(root())
+        .stderr(Stdio::null())
+        .output();
+    match described {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        }
+        _ => "unknown".to_owned(),
+    }
 }
 
 fn folder_of(program: &str, said: &str) -> Result<PathBuf> {

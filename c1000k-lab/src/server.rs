@@ -85,7 +85,8 @@ impl Server {
         let place = Place {
             cgroup: setup.cgroup.map(|cgroup| cgroup.path().to_owned()),
             descriptors: setup.descriptors,
-            network: setup.namespace.map(Namespace::path),
+            network: setup.namespace.map(|namespace| namespace.there.path()),
+            ..Place::default()
         };
         let log = File::create(&log_path)?;
         let mut command = inside(&place, lab.programs.path("c1000k-server"))?;

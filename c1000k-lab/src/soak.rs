@@ -5,8 +5,8 @@ mod judge;
 
 use std::env;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -21,6 +21,7 @@ use crate::patience::{self, sleep};
 use crate::process::{Place, Process, inside};
 use crate::programs::Programs;
 use crate::record::{self, ServerRecord};
+use crate::scenarios::{self, soak::Soak};
 use crate::server::{Lab, Server, Setup};
 
 /// Holds connections for a long time while many leave and come, and looks for what grows
@@ -137,18 +138,19 @@ fn watch(server: &Server, peers: &Process, within: Duration) -> Result<Vec<Serve
     Ok(samples)
 }
 
-/// `scripts/lab/scenarios` plays it; whether it held is judged here, by the same measure as natively.
+/// As one of the scenarios; whether it held is judged here, by the same measure as natively.
 fn in_guest(arguments: &Arguments) -> Result<Observed> {
-    let package = env::var_os("CARGO_MANIFEST_DIR").context("--vm wants cargo to run this")?;
     let folder = arguments.out.canonicalize()?;
-    Command::new(Path::new(&package).join("../scripts/lab/scenarios"))
-        .args(["soak", "--out"])
-        .arg(&folder)
-        .env("SOAK_SECONDS", format!("{:.0}", arguments.seconds()))
-        .env("SOAK_CHURN", arguments.churn.to_string())
-        .env("SOAK_CONNECTIONS", arguments.connections.to_string())
-        .env("SOAK_IDLE_SECONDS", arguments.idle_seconds().to_string())
-        .status()?;
+    // Whether it held is said there; what is left is judged here in any case.
+    scenarios::play_soak(
+        &folder,
+        Soak {
+            seconds: arguments.seconds().round() as u64,
+            connections: arguments.connections.into(),
+            churn: arguments.churn.into(),
+            idle_seconds: arguments.idle_seconds().into(),
+        },
+    )?;
     let guest = folder.join("guest-soak");
     Ok(Observed {
         peers: fs::read_to_string(guest.join("peers.log"))?,

@@ -104,10 +104,9 @@ fn summarize(
 /// Prints the verdict, and writes the charts and every format into the folder, unless they lie there already and tell
 /// of more.
 fn conclude(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
-    let path = |format: Format| folder.join(format.exporter().file_name());
-    let page = path(Format::Markdown);
+    let page = folder.join(Format::Markdown.exporter().file_name());
     // Neither may keep the other from being done.
-    let printed = print(&format!("{}\n", verdict::text(&report.run, &report.checks)));
+    let printed = print(&format!("{}\n", report.verdict()));
     if tells_of_more(&page, report) {
         warn_of_missing_snapshots(
             report,
@@ -116,10 +115,9 @@ fn conclude(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
         return Ok(printed?);
     }
     warn_of_missing_snapshots(report, "");
-    write_all(folder, report)?;
+    report.write(folder)?;
     printed?;
-    let shown = [page, path(Format::Html)].map(|page| visible(&page.display().to_string()));
-    Ok(print(&format!("{}\n", shown.join("\n")))?)
+    Ok(print(&format!("{}\n", Report::pages(folder)))?)
 }
 
 /// Whether a page was made of snapshots that have been taken away since.
@@ -135,17 +133,6 @@ fn warn_of_missing_snapshots(report: &Report, consequence: &str) {
         let folder = visible(&run.folder.display().to_string());
         command_line::warn(&format!("missing in {folder}: {missing}{consequence}"));
     }
-}
-
-fn write_all(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
-    for chart in &report.charts {
-        write(&folder.join(chart.file_name), &chart.svg)?;
-    }
-    for format in Format::value_variants() {
-        let exporter = format.exporter();
-        write(&folder.join(exporter.file_name()), &exporter.export(report)?)?;
-    }
-    Ok(())
 }
 
 fn pass(checks: &[Check], is_strict: bool) -> bool {
@@ -168,11 +155,6 @@ fn print_schema(program: Program) -> Result<ExitCode, Box<dyn Error>> {
     };
     deliver(&format!("{:#}\n", schema.as_value()))?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn write(path: &Path, text: &str) -> Result<(), String> {
-    output::replace(path, text.as_bytes())
-        .map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
 /// Prints what was asked for, which must not be lost.

@@ -1,10 +1,17 @@
 //! A run with all that is concluded from it.
 
 use std::error::Error;
+use std::path::Path;
+
+use c1000k_record::output;
+use clap::ValueEnum;
 
 use crate::agree::{self, Check};
 use crate::chart::{self, Chart};
+use crate::escape::visible;
+use crate::export::Format;
 use crate::run::Run;
+use crate::verdict;
 
 /// What there is to tell of a run.
 #[derive(Debug)]
@@ -26,4 +33,40 @@ impl Report {
         let (checks, charts) = (agree::checks(&run), chart::charts(&run)?);
         Ok(Self { run, checks, charts })
     }
+
+    /// The verdict in a few lines.
+    #[must_use]
+    pub fn verdict(&self) -> String {
+        verdict::text(&self.run, &self.checks)
+    }
+
+    /// The paths of the pages for people that [`write`](Self::write) leaves in a folder, one a line.
+    #[must_use]
+    pub fn pages(folder: &Path) -> String {
+        let pages = [Format::Markdown, Format::Html].map(|format| {
+            let page = folder.join(format.exporter().file_name());
+            visible(&page.display().to_string())
+        });
+        pages.join("\n")
+    }
+
+    /// Writes the charts and every format into a folder.
+    ///
+    /// # Errors
+    /// A file can't be written.
+    pub fn write(&self, folder: &Path) -> Result<(), Box<dyn Error>> {
+        for chart in &self.charts {
+            write(&folder.join(chart.file_name), &chart.svg)?;
+        }
+        for format in Format::value_variants() {
+            let exporter = format.exporter();
+            write(&folder.join(exporter.file_name()), &exporter.export(self)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    output::replace(path, text.as_bytes())
+        .map_err(|error| format!("cannot write {}: {error}", path.display()))
 }

@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use c1000k_record::{ClientRecord, Limit, ReadError, ServerRecord, Verdict, input};
+use clap::ValueEnum;
 
 use crate::snapshot::Snapshot;
 
@@ -35,11 +36,11 @@ pub struct Run {
 pub struct MachineFile(pub Vec<(String, String)>);
 
 /// Which ends of a connection live on which kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Topology {
-    /// Server and clients on one host.
+    /// Server and clients on one host
     OneHost,
-    /// A server and two clients, each on a host of its own.
+    /// A server and two clients, each on a host of its own
     ThreeHosts,
 }
 

@@ -84,8 +84,7 @@ impl From<FileTable> for c1000k_record::FileTable {
 }
 
 impl Need {
-    /// The same with its sockets in the table that was asked for. The log says where registered files are taken, and why
-    /// they are not where descriptors are too few.
+    /// As [`in_file_table`](Self::in_file_table), which the log tells of.
     ///
     /// # Errors
     /// One line, where registered files were asked for and can't be had.
@@ -94,15 +93,29 @@ impl Need {
         choice: FileTableChoice,
         machine: &Machine,
     ) -> Result<Self, String> {
+        let (need, reason) = self.in_file_table(choice, machine)?;
+        match reason {
+            Some(reason) => log::warn!("{reason}"),
+            None if need.file_table == FileTable::Process => {}
+            None => log::info!("connections are held in {}", need.file_table),
+        }
+        Ok(need)
+    }
+
+    /// The same with its sockets in the table that was asked for; where registered files are not taken though
+    /// descriptors are too few, also one line that says why.
+    ///
+    /// # Errors
+    /// One line, where registered files were asked for and can't be had.
+    pub fn in_file_table(
+        self,
+        choice: FileTableChoice,
+        machine: &Machine,
+    ) -> Result<(Self, Option<String>), String> {
         let registered =
             || reactor::FileTable::check_registered().map_err(|error| error.to_string());
         let (file_table, reason) = choice.resolve(machine, &self, registered)?;
-        match reason {
-            Some(reason) => log::warn!("{reason}"),
-            None if file_table == FileTable::Process => {}
-            None => log::info!("connections are held in {file_table}"),
-        }
-        Ok(Self { file_table, ..self })
+        Ok((Self { file_table, ..self }, reason))
     }
 }
 

@@ -21,7 +21,7 @@ mod settings;
 pub use {
     args::{CheckArgs, Format},
     file_table::{FileTable, FileTableArgs, FileTableChoice},
-    limits::{Cap, CapKind, largest_target, settings, table},
+    limits::{Cap, CapKind, caps, largest_target, settings, table},
     machine::{Conntrack, Machine},
     need::{KERNEL_BYTES_PER_SOCKET, Need, Role, predict},
     render::render,

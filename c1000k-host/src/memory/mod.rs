@@ -78,6 +78,12 @@ pub fn memory_available() -> Option<MemoryRoom> {
     MemoryReader::new().read()
 }
 
+/// What a server keeps free of so much memory where nothing else is asked for: a tenth, at most 1 GiB.
+#[must_use]
+pub fn reserve_bytes(total_bytes: u64) -> u64 {
+    (total_bytes / 10).min(1 << 30)
+}
+
 impl From<CgroupLimit> for MemoryRoom {
     fn from(cgroup: CgroupLimit) -> Self {
         Self {

@@ -18,7 +18,7 @@
 use std::time::{Duration, Instant};
 
 use c1000k_host::format;
-use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
+use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom, reserve_bytes};
 use c1000k_host::quantity::parse_bytes;
 use c1000k_host::usage::SocketUsage;
 use clap::ValueEnum;
@@ -51,10 +51,6 @@ const BACK_MIN: Duration = Duration::from_secs(3);
 /// What a connection takes while data of it is on its way, where that is charged to a cgroup: a page. All may have some
 /// at once.
 const DATA_BYTES_PER_CONNECTION: u64 = 4_096;
-
-/// The default reserve.
-const RESERVE_PERCENT: f64 = 10.0;
-const RESERVE_BYTES_MAX: u64 = 1 << 30;
 
 /// What is to be kept free.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -125,11 +121,10 @@ impl Reserve {
     }
 
     fn bytes(self, total_bytes: u64) -> u64 {
-        let share = |percent: f64| (total_bytes as f64 * percent / 100.0) as u64;
         match self {
             Self::Bytes(bytes) => bytes,
-            Self::Percent(percent) => share(percent),
-            Self::Default => share(RESERVE_PERCENT).min(RESERVE_BYTES_MAX),
+            Self::Percent(percent) => (total_bytes as f64 * percent / 100.0) as u64,
+            Self::Default => reserve_bytes(total_bytes),
         }
     }
 }

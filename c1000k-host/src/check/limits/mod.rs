@@ -62,12 +62,14 @@ pub fn table(machine: &Machine, need: &Need) -> Vec<Row> {
 pub fn settings(machine: &Machine, need: &Need) -> Vec<Setting> {
     LIMITS.iter().filter_map(|limit| limit.setting(machine, need)).collect()
 }
+/// What each limit that binds connections allows; the number of `need` serves the remedies only.
+pub fn caps(machine: &Machine, need: &Need) -> impl Iterator<Item = Cap> {
+    LIMITS.iter().filter_map(|limit| limit.cap(machine, need))
+}
 
-/// The tightest cap on the connections of `need`, whose own number serves the remedies only.
-/// `None` where no limit can be read.
+/// The tightest of the [`caps`]; `None` where no limit can be read.
 pub fn largest_target(machine: &Machine, need: &Need) -> Option<Cap> {
-    let caps = LIMITS.iter().filter_map(|limit| limit.cap(machine, need));
-    caps.min_by_key(|cap| cap.connections)
+    caps(machine, need).min_by_key(|cap| cap.connections)
 }
 
 /// The limit that binds.

@@ -116,7 +116,7 @@ fn play_never_reading(
     // Else the kernel takes megabytes for each of them before anything waits in the server.
     for setting in ["tcp_rmem", "tcp_wmem"] {
         let sizes = format!("4096 {kernel_bytes} {kernel_bytes}");
-        namespace.set(&format!("net/ipv4/{setting}"), &sizes)?;
+        namespace.there.set(&format!("net/ipv4/{setting}"), &sizes)?;
     }
     let (before, rss) = (server.descriptors()?, server.rss_bytes()?);
     let mut peers = Vec::with_capacity(count);

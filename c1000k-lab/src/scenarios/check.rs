@@ -1,0 +1,92 @@
+//! What was counted, held against what must be.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Result;
+
+/// What a figure must be.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Must {
+    Equal(u64),
+    BeAtLeast(u64),
+    BeAtMost(u64),
+    Exceed(u64),
+}
+
+use Must::{BeAtLeast, BeAtMost, Equal, Exceed};
+
+impl Must {
+    fn holds(self, found: u64) -> bool {
+        match self {
+            Equal(wanted) => found == wanted,
+            BeAtLeast(wanted) => found >= wanted,
+            BeAtMost(wanted) => found <= wanted,
+            Exceed(wanted) => found > wanted,
+        }
+    }
+}
+
+impl fmt::Display for Must {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Equal(wanted) => write!(f, "== {wanted}"),
+            BeAtLeast(wanted) => write!(f, ">= {wanted}"),
+            BeAtMost(wanted) => write!(f, "<= {wanted}"),
+            Exceed(wanted) => write!(f, "> {wanted}"),
+        }
+    }
+}
+
+/// The comparisons of a scenario, which go to `checks.txt`.
+#[derive(Debug)]
+pub(super) struct Checks {
+    file: File,
+    pub(super) all_hold: bool,
+}
+
+impl Checks {
+    pub(super) fn create(out: &Path) -> Result<Self> {
+        Ok(Self { file: File::create(out.join("checks.txt"))?, all_hold: true })
+    }
+
+    pub(super) fn expect(&mut self, what: &str, found: u64, must: Must) -> Result<()> {
+        self.note(must.holds(found), &format!("{what}: {found} (must be {must})"))
+    }
+
+    /// The scenario could not be played to its end.
+    pub(super) fn fail(&mut self, why: &str) -> Result<()> {
+        self.note(false, why)
+    }
+
+    fn note(&mut self, holds: bool, what: &str) -> Result<()> {
+        self.all_hold &= holds;
+        let line = format!("{}  {what}", if holds { "holds" } else { "FAILS" });
+        println!("{line}");
+        Ok(writeln!(self.file, "{line}")?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_comparison_is_written_down_and_one_that_fails_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut checks = Checks::create(folder.path()).unwrap();
+        checks.expect("lost", 0, Equal(0)).unwrap();
+        checks.expect("held", 5, BeAtLeast(5)).unwrap();
+        checks.expect("held", 5, BeAtMost(5)).unwrap();
+        assert!(checks.all_hold);
+        checks.expect("held", 5, Exceed(5)).unwrap();
+        checks.expect("lost", 0, Equal(0)).unwrap();
+        assert!(!checks.all_hold);
+        let text = std::fs::read_to_string(folder.path().join("checks.txt")).unwrap();
+        assert!(text.starts_with("holds  lost: 0 (must be == 0)\n"), "{text}");
+        assert!(text.contains("FAILS  held: 5 (must be > 5)\n"), "{text}");
+        assert!(!Equal(1).holds(0) && !BeAtLeast(1).holds(0) && !BeAtMost(1).holds(2));
+    }
+}

@@ -1,0 +1,258 @@
+//! What a scenario does with its guests, and what is expected of those that ran in them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use c1000k_host::format;
+use nix::sys::signal::Signal;
+
+use super::Settings;
+use super::check::Checks;
+use super::check::Must::{BeAtMost, Equal};
+use crate::guest::guests::{Guests, wait_for};
+use crate::guest::order::{Condition, Message, Order, Start};
+use crate::million::plan::{FIRST_PORT, address};
+use crate::record::{self, ClientRecord, Limit, ServerRecord};
+
+/// A client waits so long for each connect where the machine is meant to be slow and nothing else.
+pub(super) const PATIENT: &str = "--connect-timeout 60s";
+
+/// The name of the program under test, and of its files.
+pub(super) const SERVER: &str = "server";
+
+/// Listeners, and what a kernel keeps for a moment.
+const IDLE_SOCKETS_MAX: u64 = 150;
+
+/// Users of the guests.
+pub(super) const ROOT: u32 = 0;
+pub(super) const USER_1: u32 = 1001;
+pub(super) const USER_2: u32 = 1002;
+pub(super) const USER_3: u32 = 1003;
+pub(super) const USER_4: u32 = 1004;
+
+/// A scenario that is being played.
+#[derive(Debug)]
+pub(super) struct Scene<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) checks: Checks,
+    out: PathBuf,
+    guests: Guests<'a>,
+    /// The guests of server and clients, the same one where there is one.
+    server: &'static str,
+    clients: &'static str,
+    /// Exit codes by the program's name.
+    codes: BTreeMap<String, u64>,
+}
+
+/// While something is waited for: how it goes.
+pub(super) fn shown(message: &Message) -> Option<String> {
+    match message {
+        Message::Progress { name, line } => Some(format!("{name}: {line}")),
+        _ => None,
+    }
+}
+
+impl<'a> Scene<'a> {
+    pub(super) fn new(
+        out: &Path,
+        settings: &'a Settings,
+        guests: Guests<'a>,
+        checks: Checks,
+    ) -> Self {
+        let names = guests.names();
+        let (server, clients) = (names[0], names[names.len() - 1]);
+        let (out, codes) = (out.to_owned(), BTreeMap::new());
+        Self { settings, checks, out, guests, server, clients, codes }
+    }
+
+    /// A command for the shell of the server's guest; the answer is what it prints.
+    pub(super) fn run(&mut self, command: &str) -> Result<String> {
+        self.order(Order::Run(command.to_owned()))
+    }
+
+    /// An order for the server's guest.
+    pub(super) fn order(&mut self, order: Order) -> Result<String> {
+        self.guests.ask(self.server, order)
+    }
+
+    /// Waits in the server's guest.
+    pub(super) fn wait(&mut self, condition: Condition, within_seconds: u64) -> Result<String> {
+        self.order(wait_for(condition, within_seconds))
+    }
+
+    fn guest_of(&self, program: &str) -> &'static str {
+        if program == SERVER { self.server } else { self.clients }
+    }
+
+    pub(super) fn start(
+        &mut self,
+        name: &str,
+        user: u32,
+        cgroup: Option<&str>,
+        words: &str,
+    ) -> Result<()> {
+        let words = words.split_whitespace().map(str::to_owned).collect();
+        let cgroup = cgroup.map(str::to_owned);
+        let start = Start { name: name.to_owned(), user, cgroup, words };
+        self.guests.ask(self.guest_of(name), Order::Start(start)).map(drop)
+    }
+
+    /// As the first user; returns when it is ready.
+    pub(super) fn start_server(&mut self, cgroup: Option<&str>, options: &str) -> Result<()> {
+        let words = format!("c1000k-server --json /out/server.json {options}");
+        self.start(SERVER, USER_1, cgroup, &words)?;
+        self.wait(Condition::says(SERVER, "ready"), 120).map(drop)
+    }
+
+    pub(super) fn start_client(
+        &mut self,
+        name: &str,
+        user: u32,
+        connections: u64,
+        options: &str,
+    ) -> Result<()> {
+        println!("client '{name}': {} connections", format::count(connections));
+        let to = if self.clients == self.server { "127.0.0.1".to_owned() } else { address(1, 1) };
+        let record = format!("/out/{name}.json");
+        let words =
+            format!("c1000k-client {to} {FIRST_PORT} -c {connections} --json {record} {options}");
+        self.start(name, user, None, &words)
+    }
+
+    /// Waits for the end of a program.
+    pub(super) fn await_end(&mut self, name: &str, within_seconds: u64) -> Result<()> {
+        let ended = wait_for(Condition::Ended(name.to_owned()), within_seconds);
+        let code = self.guests.ask(self.guest_of(name), ended)?.parse()?;
+        self.codes.insert(name.to_owned(), code);
+        Ok(())
+    }
+
+    /// Waits until a client holds, and stops it, so that others may be played against it for as long as they take.
+    pub(super) fn freeze(&mut self, name: &str, within_seconds: u64) -> Result<()> {
+        let holds = wait_for(Condition::Holds(name.to_owned()), within_seconds);
+        self.guests.ask(self.guest_of(name), holds).map(drop)
+    }
+
+    pub(super) fn resume(&mut self, name: &str) -> Result<()> {
+        self.signal(name, Signal::SIGCONT)
+    }
+
+    fn signal(&mut self, name: &str, signal: Signal) -> Result<()> {
+        self.guests.ask(self.guest_of(name), Order::signal(name, signal)).map(drop)
+    }
+
+    /// What this client held, as its record says.
+    pub(super) fn established(&mut self, client: &str) -> Result<u64> {
+        let order = Order::Established(client.to_owned());
+        Ok(self.guests.ask(self.guest_of(client), order)?.parse()?)
+    }
+
+    pub(super) fn server_wakes(&mut self) -> Result<u64> {
+        let wakes = Condition::Wakes { name: SERVER.to_owned(), seconds: 10 };
+        Ok(self.wait(wakes, 20)?.parse()?)
+    }
+
+    pub(super) fn snapshot(&mut self, moment: &str) -> Result<()> {
+        self.order(Order::Snapshot(moment.to_owned())).map(drop)
+    }
+
+    /// Waits until the server's guest has no connection left.
+    pub(super) fn drained(&mut self, within_seconds: u64) -> Result<()> {
+        self.wait(Condition::Drained { sockets_max: IDLE_SOCKETS_MAX }, within_seconds).map(drop)
+    }
+
+    /// Ends the server.
+    pub(super) fn end_server(&mut self) -> Result<()> {
+        self.signal(SERVER, Signal::SIGTERM)?;
+        self.await_end(SERVER, 60)
+    }
+
+    /// Ends all guests; their files are here then.
+    pub(super) fn collect(&mut self) -> Result<()> {
+        self.guests.names().into_iter().try_for_each(|name| self.guests.collect(name))
+    }
+
+    /// What a failed scenario leaves, as far as it can be had.
+    pub(super) fn save(&mut self) {
+        for name in self.guests.names() {
+            let _ = self.guests.ask(name, Order::Snapshot("failure".to_owned()));
+            let _ = self.guests.ask(name, Order::Run("cp /proc/net/tcp /out/tcp".to_owned()));
+            let _ = self.guests.collect(name);
+        }
+    }
+
+    // -- once all files are here
+
+    pub(super) fn client(&self, name: &str) -> Result<ClientRecord> {
+        record::client(&self.out.join(format!("{name}.json")))
+    }
+
+    pub(super) fn server(&self) -> Result<ServerRecord> {
+        record::server(&self.out.join("server.json"))
+    }
+
+    /// Lines of the guests' kernels with one of these words.
+    pub(super) fn kernel_lines(&self, words: &[&str]) -> Result<u64> {
+        let mut count = 0;
+        for entry in fs::read_dir(&self.out)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.starts_with("kernel") && name.ends_with(".log") {
+                let log = String::from_utf8_lossy(&fs::read(&path)?).to_lowercase();
+                let is_one = |line: &&str| words.iter().any(|word| line.contains(word));
+                count += log.lines().filter(is_one).count() as u64;
+            }
+        }
+        Ok(count)
+    }
+
+    pub(super) fn code(&self, name: &str) -> Result<u64> {
+        self.codes.get(name).copied().with_context(|| format!("no exit code of '{name}'"))
+    }
+
+    pub(super) fn expect_code(&mut self, name: &str, code: u64) -> Result<()> {
+        self.checks.expect(&format!("{name}: exit code"), self.code(name)?, Equal(code))
+    }
+
+    /// What was admitted stays alive: nothing lost, and every echo once more.
+    pub(super) fn expect_alive(&mut self, name: &str) -> Result<()> {
+        let record = self.client(name)?;
+        self.checks.expect(&format!("{name}: lost"), record.lost, Equal(0))?;
+        let what = format!("{name}: proven again after the hold");
+        self.checks.expect(&what, proven_again(&record)?, Equal(record.established))
+    }
+
+    pub(super) fn expect_all(&mut self, name: &str) -> Result<()> {
+        self.expect_code(name, 0)?;
+        self.expect_alive(name)
+    }
+
+    pub(super) fn expect_limit(&mut self, name: &str, limit: Limit) -> Result<()> {
+        let is_it = self.client(name)?.limit == Some(limit);
+        self.checks.expect(&format!("{name}: its limit is the {limit}"), is_it.into(), Equal(1))
+    }
+
+    pub(super) fn expect_short(&mut self, name: &str) -> Result<()> {
+        self.expect_code(name, 1)?;
+        self.expect_limit(name, Limit::Server)
+    }
+
+    pub(super) fn expect_survived(&mut self) -> Result<()> {
+        self.expect_code(SERVER, 0)?;
+        let open = self.server()?.open;
+        self.checks.expect("server: connections still open at the end", open, Equal(0))?;
+        let kills = self.kernel_lines(&["out of memory", "oom-kill"])?;
+        self.checks.expect("kernel: processes killed for memory", kills, Equal(0))
+    }
+
+    pub(super) fn expect_few_wakes(&mut self, when: &str, wakes: u64) -> Result<()> {
+        self.checks.expect(&format!("server: wake-ups a second while {when}"), wakes, BeAtMost(50))
+    }
+}
+
+/// The second pass of echoes, which comes after the hold.
+pub(super) fn proven_again(record: &ClientRecord) -> Result<u64> {
+    record.verified_passes.get(1).copied().context("the record has no second pass of echoes")
+}

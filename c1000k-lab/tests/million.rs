@@ -1,0 +1,156 @@
+//! `million` with stubs for the programs: what is said, what is recorded, and the exit code.
+
+#![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+const READY: &str = "echo ready; exec sleep 60";
+
+/// A folder, with a blank as any may have one, for the programs and the records.
+struct Stubs(TempDir);
+
+impl Stubs {
+    fn new(server: &str, client: &str) -> Self {
+        let stubs = Self(tempfile::Builder::new().prefix("a million ").tempdir().unwrap());
+        fs::create_dir(stubs.path("bin")).unwrap();
+        stubs.write("c1000k-server", server);
+        stubs.write("c1000k-client", client);
+        stubs
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, body: &str) {
+        let path = self.path("bin").join(name);
+        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// The exit code, and what was said.
+    fn run(&self, options: &[&str]) -> (i32, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_c1000k-lab"))
+            .args(["million", "100", "--native", "--topology", topology(), "--out"])
+            .arg(self.path("out"))
+            .args(options)
+            .env("MILLION_BINARIES", self.path("bin"))
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap(), String::from_utf8(said).unwrap())
+    }
+
+    fn refuses_to_run(&self, words: &str) {
+        let (code, said) = self.run(&[]);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains(words), "{words} is not in {said}");
+        fs::remove_dir_all(self.path("out")).unwrap();
+    }
+}
+
+/// Three hosts where they can be had, for their ports are free whatever runs here.
+fn topology() -> &'static str {
+    let works = |words: &[&str]| {
+        let output = Command::new(words[0]).args(&words[1..]).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    let has_namespaces = works(&["ip", "link"])
+        && (works(&["unshare", "--net", "true"])
+            || works(&["unshare", "--user", "--map-root-user", "--net", "true"]));
+    if has_namespaces { "three-hosts" } else { "one-host" }
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_code_2() {
+    for words in [
+        "0",
+        "1",
+        "9M",
+        "ten",
+        "1k 2k",
+        "--bogus",
+        "--native --vm",
+        "--memory",
+        "--memory 12",
+        "--memory 0G",
+        "--server-memory 1G",
+        "--topology three-hosts --memory 1G --server-memory 1G",
+        "--memory 2G --server-memory 1G",
+        "--out",
+        "--out --native",
+        "--topology",
+        "--topology ring",
+    ] {
+        let mut lab = Command::new(env!("CARGO_BIN_EXE_c1000k-lab"));
+        let output = lab.arg("million").args(words.split(' ')).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{words}: {said}");
+        assert!(said.lines().count() == 1 && said.ends_with("; see --help\n"), "{words}: {said}");
+    }
+}
+
+#[test]
+fn a_server_that_can_not_start_is_reported_at_once() {
+    let stubs = Stubs::new("echo 'no such flag'; exit 2", "exit 2");
+    stubs.refuses_to_run("no such flag");
+    stubs.refuses_to_run("the server could not be started");
+    fs::remove_file(stubs.path("bin/c1000k-server")).unwrap();
+    stubs.refuses_to_run(&format!(
+        "there is no program {}",
+        stubs.path("bin/c1000k-server").display()
+    ));
+}
+
+#[test]
+fn already_in_use_is_not_ready() {
+    let stubs = Stubs::new(
+        "echo 'port 9900 is already in use'; exit 1",
+        "echo 'the client was started'; exit 0",
+    );
+    stubs.refuses_to_run("the server could not be started");
+}
+
+#[test]
+fn the_record_says_whether_memory_was_touched() {
+    for (options, touched) in [(&[][..], "no"), (&["--warm"], "yes")] {
+        let stubs = Stubs::new(READY, "echo 'holding 50 connections'; sleep 3");
+        let (code, said) = stubs.run(options);
+        assert_eq!(code, 0, "{said}");
+        assert!(said.contains("reached: 100 connections held and verified"), "{said}");
+        let machine = fs::read_to_string(stubs.path("out/machine.txt")).unwrap();
+        let line = format!("memory touched before the run: {touched}");
+        assert!(machine.lines().any(|found| found == line), "{machine}");
+        for moment in ["before", "peak", "after", "end"] {
+            let folders = fs::read_dir(stubs.path("out/snapshots")).unwrap();
+            for host in folders.map(|folder| folder.unwrap().path()) {
+                assert!(host.join(moment).join("sockstat").is_file(), "{moment}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_exit_code_is_the_worst_of_the_clients_and_1_where_a_signal_ended_one() {
+    for (client, code) in [("exit 1", 1), ("exit 2", 2), ("exit 77", 1), ("kill -9 $$", 1)] {
+        let stubs = Stubs::new(READY, client);
+        let (found, said) = stubs.run(&[]);
+        assert_eq!(found, code, "{client}: {said}");
+        assert!(said.contains("short of 100: see the last lines of the client above"), "{said}");
+    }
+}
+
+#[test]
+fn a_folder_that_is_not_empty_is_left_as_it_is() {
+    let stubs = Stubs::new(READY, "exit 0");
+    fs::create_dir(stubs.path("out")).unwrap();
+    fs::write(stubs.path("out/client.json"), "an older record").unwrap();
+    let (code, said) = stubs.run(&[]);
+    assert!(code == 1 && said.contains("is not empty: give --out a new folder"), "{said}");
+    assert_eq!(fs::read_dir(stubs.path("out")).unwrap().count(), 1);
+}
