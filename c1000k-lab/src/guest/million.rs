@@ -75,7 +75,10 @@ fn start_client(share: &Share) -> Order {
 /// asked for, or a fifth more than is needed, where the host has it.
 pub(crate) fn prepare(plan: &Plan) -> Result<u64> {
     let connections = format::count(plan.connections);
-    let kernels = guests(plan, 0).len() as u64;
+    let kernels = match plan.topology {
+        Topology::OneHost => 1,
+        Topology::ThreeHosts => 3,
+    };
     let needed =
         predict(&Need::new(Role::Both, plan.connections)).total_bytes() / MB + kernels * KERNEL_MB;
     let room = memory_available().map_or(0, |room| room.bytes >> 20);
@@ -195,4 +198,34 @@ fn end(plan: &Plan, guests: &mut Guests<'_>, name: &'static str, has_server: boo
     }
     guests.ask(name, Order::Snapshot("end".to_owned()))?;
     guests.collect(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn plan(topology: Topology, memory_mb: u64) -> Plan {
+        let (out, server_memory_mb) = (PathBuf::new(), Some(600));
+        Plan { connections: 15_001, topology, memory_mb: Some(memory_mb), server_memory_mb, out }
+    }
+
+    #[test]
+    fn three_guests_share_the_memory_and_each_client_has_a_cable_to_the_server() {
+        let specs = guests(&plan(Topology::ThreeHosts, 1_000), 1_000);
+        let memory: Vec<u64> = specs.iter().map(|spec| spec.memory_mb).collect();
+        assert_eq!(memory, [600, 200, 200]);
+        assert_eq!(specs[1].connections + specs[2].connections, specs[0].connections);
+        let cables: Vec<_> = specs.iter().map(|spec| (spec.end, spec.cables)).collect();
+        assert_eq!(cables, [(1, &[1, 2][..]), (2, &[1]), (2, &[2])]);
+    }
+
+    #[test]
+    fn more_memory_than_there_is_is_refused_before_anything_else() {
+        for topology in [Topology::OneHost, Topology::ThreeHosts] {
+            let why = prepare(&plan(topology, 1 << 40)).unwrap_err().to_string();
+            assert!(why.starts_with("--memory asks for 1,099,511,627,776 MB"), "{why}");
+        }
+    }
 }
