@@ -19,6 +19,7 @@ use super::qemu::{Kit, Spec};
 use crate::million::plan::{FIRST_PORT, Plan, Share};
 use crate::patience;
 use crate::programs::Programs;
+use crate::say::say;
 
 const MB: u64 = 1_000_000;
 
@@ -99,11 +100,11 @@ pub(crate) fn prepare(plan: &Plan) -> Result<u64> {
         None => available.min(needed * 6 / 5),
     };
     if memory_mb < needed {
-        println!(
+        say(format!(
             "capped: {connections} connections need some {} MB, and --memory gives {} MB: trying as far as it goes",
             format::count(needed),
             format::count(memory_mb)
-        );
+        ));
     }
     Packages::fetch()?;
     Ok(memory_mb)
@@ -132,11 +133,11 @@ pub(crate) fn run(plan: &Plan, programs: Programs) -> Result<u8> {
     let machine = kit.machine(&plan.out, &More::default())?;
     let specs = guests(plan, memory_mb);
     let names: Vec<&str> = specs.iter().map(|spec| spec.name).collect();
-    println!(
+    say(format!(
         "booting {} with {} MB in all ({accelerator})",
         names.join(" "),
         format::count(memory_mb)
-    );
+    ));
     let began = Instant::now();
     let mut guests = Guests::boot(machine, &plan.out, &specs, shown)?;
     let server = specs[0].name;
@@ -145,7 +146,7 @@ pub(crate) fn run(plan: &Plan, programs: Programs) -> Result<u8> {
     let sockets = wait_for(Condition::Drained { sockets_max: u64::MAX }, 0);
     let sockets = guests.ask_all(&names, &sockets)?;
     guests.ask_all(&names, &Order::Snapshot("before".to_owned()))?;
-    println!("ready after {} s; opening connections", began.elapsed().as_secs());
+    say(format!("ready after {} s; opening connections", began.elapsed().as_secs()));
     let code = run_clients(plan, &mut guests)?;
     // The server's guest first, which waits until all its sockets are gone: a client's guest may still have its last
     // RSTs in the queue before the cable, and must not be switched off with them.
