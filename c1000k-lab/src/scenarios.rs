@@ -27,6 +27,7 @@ use crate::guest::qemu::{Kit, Spec};
 use crate::million::plan::parse_mebibytes;
 use crate::patience;
 use crate::programs::Programs;
+use crate::say::say;
 use check::Checks;
 use scene::Scene;
 
@@ -112,7 +113,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut broken = Vec::new();
     for scenario in &chosen {
         let holds = stage.play(scenario).unwrap_or_else(|why| {
-            eprintln!("{}: {why:#}", scenario.name);
+            say(format!("{}: {why:#}", scenario.name));
             false
         });
         patience::go_on()?;
@@ -122,7 +123,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let names: Vec<&str> = chosen.iter().map(|scenario| scenario.name).collect();
     if broken.is_empty() {
-        println!("held: {}; records: {}", names.join(" "), out.display());
+        say(format!("held: {}; records: {}", names.join(" "), out.display()));
         return Ok(ExitCode::SUCCESS);
     }
     bail!("not held: {}; records: {}", broken.join(" "), out.display());
@@ -161,7 +162,7 @@ impl Stage {
             bail!("{} is there already: give --out a new folder", out.display());
         }
         fs::create_dir(&out)?;
-        println!("== {name}: {}", out.display());
+        say(format!("== {name}: {}", out.display()));
         self.write_machine(name, &out)?;
         let tools = scenario.tool.map(|(tool, package)| find_tool(tool, package)).transpose()?;
         let more = More { modules: &MODULES, tools: tools.into_iter().collect() };

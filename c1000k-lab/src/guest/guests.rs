@@ -15,6 +15,7 @@ use super::order::{Condition, Message, Numbered, Order};
 use super::qemu::{Machine, Running, Spec};
 use crate::patience;
 use crate::process::tool;
+use crate::say::say;
 
 /// The name of a guest with both ends.
 pub(crate) const ALONE: &str = "one";
@@ -188,7 +189,7 @@ impl<'a> Guests<'a> {
         let guest = &mut self.guests[place];
         let shown_name = if guest.name == ALONE { "guest" } else { guest.name };
         for line in (self.shown)(&message).iter().flat_map(|text| text.lines()) {
-            println!("  {shown_name}: {line}");
+            say(format!("  {shown_name}: {line}"));
         }
         match message {
             Message::Booted(machine) => guest.machine = Some(machine),
@@ -209,8 +210,8 @@ impl<'a> Guests<'a> {
         if clients.is_empty() {
             return Ok(());
         }
-        println!(
-            "ending early: the clients close what they hold and write their records; again to end at once"
+        say(
+            "ending early: the clients close what they hold and write their records; again to end at once",
         );
         for (guest, name) in clients {
             for signal in [Signal::SIGINT, Signal::SIGCONT] {
@@ -223,15 +224,15 @@ impl<'a> Guests<'a> {
     /// What was the matter, after the end of each console.
     fn failure(&self, why: &str) -> Error {
         for guest in &self.guests {
-            println!("the last lines of {}:", guest.console.display());
+            say(format!("the last lines of {}:", guest.console.display()));
             let console = fs::read(&guest.console).unwrap_or_default();
             let lines: Vec<_> = console.lines().map_while(Result::ok).collect();
             for line in &lines[lines.len().saturating_sub(CONSOLE_LINES)..] {
-                println!("    {line}");
+                say(format!("    {line}"));
             }
             let log = fs::read(&guest.running.log).unwrap_or_default();
             for line in log.lines().map_while(Result::ok) {
-                println!("    qemu: {line}");
+                say(format!("    qemu: {line}"));
             }
         }
         anyhow!("{why}; what there is lies in {}", self.out.display())

@@ -19,6 +19,7 @@ use super::qemu::{Kit, Spec};
 use crate::million::plan::{FIRST_PORT, Plan, Share};
 use crate::patience;
 use crate::programs::Programs;
+use crate::say::say;
 
 const MB: u64 = 1_000_000;
 
@@ -75,7 +76,10 @@ fn start_client(share: &Share) -> Order {
 /// asked for, or a fifth more than is needed, where the host has it.
 pub(crate) fn prepare(plan: &Plan) -> Result<u64> {
     let connections = format::count(plan.connections);
-    let kernels = guests(plan, 0).len() as u64;
+    let kernels = match plan.topology {
+        Topology::OneHost => 1,
+        Topology::ThreeHosts => 3,
+    };
     let needed =
         predict(&Need::new(Role::Both, plan.connections)).total_bytes() / MB + kernels * KERNEL_MB;
     let room = memory_available().map_or(0, |room| room.bytes >> 20);
@@ -96,11 +100,11 @@ pub(crate) fn prepare(plan: &Plan) -> Result<u64> {
         None => available.min(needed * 6 / 5),
     };
     if memory_mb < needed {
-        println!(
+        say(format!(
             "capped: {connections} connections need some {} MB, and --memory gives {} MB: trying as far as it goes",
             format::count(needed),
             format::count(memory_mb)
-        );
+        ));
     }
     Packages::fetch()?;
     Ok(memory_mb)
@@ -129,11 +133,11 @@ pub(crate) fn run(plan: &Plan, programs: Programs) -> Result<u8> {
     let machine = kit.machine(&plan.out, &More::default())?;
     let specs = guests(plan, memory_mb);
     let names: Vec<&str> = specs.iter().map(|spec| spec.name).collect();
-    println!(
+    say(format!(
         "booting {} with {} MB in all ({accelerator})",
         names.join(" "),
         format::count(memory_mb)
-    );
+    ));
     let began = Instant::now();
     let mut guests = Guests::boot(machine, &plan.out, &specs, shown)?;
     let server = specs[0].name;
@@ -142,7 +146,7 @@ pub(crate) fn run(plan: &Plan, programs: Programs) -> Result<u8> {
     let sockets = wait_for(Condition::Drained { sockets_max: u64::MAX }, 0);
     let sockets = guests.ask_all(&names, &sockets)?;
     guests.ask_all(&names, &Order::Snapshot("before".to_owned()))?;
-    println!("ready after {} s; opening connections", began.elapsed().as_secs());
+    say(format!("ready after {} s; opening connections", began.elapsed().as_secs()));
     let code = run_clients(plan, &mut guests)?;
     // The server's guest first, which waits until all its sockets are gone: a client's guest may still have its last
     // RSTs in the queue before the cable, and must not be switched off with them.
@@ -195,4 +199,34 @@ fn end(plan: &Plan, guests: &mut Guests<'_>, name: &'static str, has_server: boo
     }
     guests.ask(name, Order::Snapshot("end".to_owned()))?;
     guests.collect(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn plan(topology: Topology, memory_mb: u64) -> Plan {
+        let (out, server_memory_mb) = (PathBuf::new(), Some(600));
+        Plan { connections: 15_001, topology, memory_mb: Some(memory_mb), server_memory_mb, out }
+    }
+
+    #[test]
+    fn three_guests_share_the_memory_and_each_client_has_a_cable_to_the_server() {
+        let specs = guests(&plan(Topology::ThreeHosts, 1_000), 1_000);
+        let memory: Vec<u64> = specs.iter().map(|spec| spec.memory_mb).collect();
+        assert_eq!(memory, [600, 200, 200]);
+        assert_eq!(specs[1].connections + specs[2].connections, specs[0].connections);
+        let cables: Vec<_> = specs.iter().map(|spec| (spec.end, spec.cables)).collect();
+        assert_eq!(cables, [(1, &[1, 2][..]), (2, &[1]), (2, &[2])]);
+    }
+
+    #[test]
+    fn more_memory_than_there_is_is_refused_before_anything_else() {
+        for topology in [Topology::OneHost, Topology::ThreeHosts] {
+            let why = prepare(&plan(topology, 1 << 40)).unwrap_err().to_string();
+            assert!(why.starts_with("--memory asks for 1,099,511,627,776 MB"), "{why}");
+        }
+    }
 }

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::programs::root;
+use crate::say::say;
 
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -94,12 +95,12 @@ fn unpack_qemu(folder: &Path) -> Result<()> {
     if names.is_empty() {
         bail!("apt knows no qemu-system-x86: run apt-get update, or install qemu by hand");
     }
-    println!(
+    say(format!(
         "fetching qemu-system-x86, which boots the virtual machine, and the {} packages that it needs into {}, where they \
          are unpacked and not installed",
         names.len() - 1,
         folder.display()
-    );
+    ));
     let download = download(folder, &names)?;
     let tree = download.path().join("tree");
     fs::write(tree.join(QEMU), QEMU_STARTER)?;
@@ -138,7 +139,7 @@ fn numbers(version: &str) -> Vec<u64> {
 /// Unpacked elsewhere and then moved: a run that is ended in between leaves nothing half there that a later one would
 /// take for whole. What is looked for moves last.
 fn unpack(folder: &Path, package: &str) -> Result<()> {
-    println!("fetching {package} into {}", folder.display());
+    say(format!("fetching {package} into {}", folder.display()));
     let download = download(folder, &[package.to_owned()])?;
     for part in ["boot", "bin", "lib/modules"] {
         let (from, to) = (download.path().join("tree").join(part), folder.join(part));

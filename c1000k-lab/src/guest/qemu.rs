@@ -17,6 +17,7 @@ use crate::namespace::Network;
 use crate::patience::wait_until;
 use crate::process::{Place, Process, inside};
 use crate::programs::Programs;
+use crate::say::say;
 
 const KVM: &str = "/dev/kvm";
 const KVM_BOOTS_WITHIN: Duration = Duration::from_secs(10);
@@ -66,10 +67,10 @@ impl Kit {
         let packages = Packages::fetch()?;
         let mut kit = Self { packages, programs, accelerator: Accelerator::Tcg };
         if access(KVM, AccessFlags::W_OK).is_ok() {
-            println!("trying whether KVM boots the guest's kernel");
+            say("trying whether KVM boots the guest's kernel");
             kit.accelerator = Accelerator::Kvm;
             if !kit.boots()? {
-                println!("it does not: emulating, which is slower");
+                say("it does not: emulating, which is slower");
                 kit.accelerator = Accelerator::Tcg;
             }
         }

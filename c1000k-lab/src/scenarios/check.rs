@@ -16,6 +16,7 @@ pub(super) enum Must {
     Exceed(u64),
 }
 
+use crate::say::say;
 use Must::{BeAtLeast, BeAtMost, Equal, Exceed};
 
 impl Must {
@@ -64,7 +65,7 @@ impl Checks {
     fn note(&mut self, holds: bool, what: &str) -> Result<()> {
         self.all_hold &= holds;
         let line = format!("{}  {what}", if holds { "holds" } else { "FAILS" });
-        println!("{line}");
+        say(&line);
         Ok(writeln!(self.file, "{line}")?)
     }
 }

@@ -15,6 +15,7 @@ use crate::guest::guests::{Guests, wait_for};
 use crate::guest::order::{Condition, Message, Order, Start};
 use crate::million::plan::{FIRST_PORT, address};
 use crate::record::{self, ClientRecord, Limit, ServerRecord};
+use crate::say::say;
 
 /// A client waits so long for each connect where the machine is meant to be slow and nothing else.
 pub(super) const PATIENT: &str = "--connect-timeout 60s";
@@ -113,7 +114,7 @@ impl<'a> Scene<'a> {
         connections: u64,
         options: &str,
     ) -> Result<()> {
-        println!("client '{name}': {} connections", format::count(connections));
+        say(format!("client '{name}': {} connections", format::count(connections)));
         let to = if self.clients == self.server { "127.0.0.1".to_owned() } else { address(1, 1) };
         let record = format!("/out/{name}.json");
         let words =
