@@ -112,11 +112,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let stage = Stage::new(&out, settings)?;
     let mut broken = Vec::new();
     for scenario in &chosen {
-        let holds = stage.play(scenario).unwrap_or_else(|why| {
-            say(format!("{}: {why:#}", scenario.name));
-            false
-        });
-        patience::go_on()?;
+        let holds = match stage.play(scenario) {
+            Ok(holds) => holds,
+            Err(why) => {
+                patience::go_on()?;
+                say(format!("{}: {why:#}", scenario.name));
+                false
+            }
+        };
         if !holds {
             broken.push(scenario.name);
         }
