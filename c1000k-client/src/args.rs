@@ -13,6 +13,7 @@ use c1000k_host::command_line::{
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_bytes, parse_count, parse_duration, parse_rate};
 use c1000k_record::Output;
+use c1000k_record::endpoint::Endpoint;
 use clap::Parser;
 use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv6AddrRange};
 
@@ -79,6 +80,7 @@ pub(crate) struct Arguments {
     pub(crate) hdr: Option<PathBuf>,
     pub(crate) file_table: FileTableChoice,
     pub(crate) json: Option<Output>,
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) check: CheckArgs,
     /// So many sources as if they were listed.
     pub(crate) sources_unlisted: Option<u64>,
@@ -192,6 +194,10 @@ struct Typed {
     /// Write the record of the run to this file on exit (- is standard output)
     #[arg(long, value_name = "PATH", value_parser = Output::parse)]
     json: Option<Output>,
+
+    /// Serve figures for Prometheus at /metrics of this address; a port alone is one of 127.0.0.1
+    #[arg(long, value_name = "ADDR", value_parser = Endpoint::parse_address)]
+    metrics: Option<SocketAddr>,
 
     #[command(flatten)]
     check: CheckArgs,
@@ -496,6 +502,7 @@ impl Typed {
             hdr: self.workload.hdr,
             file_table: self.file_table.choice,
             json: self.json,
+            metrics: self.metrics,
             check: self.check,
             sources_unlisted: self.sources,
         })
@@ -682,6 +689,7 @@ mod tests {
                 hdr: None,
                 file_table: FileTableChoice::Auto,
                 json: None,
+                metrics: None,
                 check: CheckArgs { check: false, print: None, root: "/".into() },
                 sources_unlisted: None,
             }

@@ -9,6 +9,7 @@ use c1000k_host::command_line::{self, SHORT, fail, print, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
 use c1000k_host::ports::LOCAL_PORTS_DEFAULT;
+use c1000k_record::endpoint::Endpoint;
 use c1000k_record::{
     CLIENT_SCHEMA, ClientRecord, Descriptors, Head, Output, Verdict, per_second, time_text,
 };
@@ -67,7 +68,8 @@ fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     let arguments = &arguments;
     let target = target::within_limits(arguments, &machine, &need);
     announce(&target)?;
-    let stats = flood(arguments, &target, &machine)?;
+    let endpoint = arguments.metrics.map(Endpoint::open).transpose()?;
+    let stats = flood(arguments, &target, &machine, endpoint)?;
     let outcome = judge(&target, &stats, destination(arguments));
     let mut record = record(arguments, &stats, outcome, descriptors, target.file_table, started_at);
     record.thresholds =
@@ -115,7 +117,12 @@ fn announce(target: &Target) -> Result<(), String> {
     Ok(())
 }
 
-fn flood(arguments: &Arguments, target: &Target, machine: &Machine) -> Result<RunStats, String> {
+fn flood(
+    arguments: &Arguments,
+    target: &Target,
+    machine: &Machine,
+    endpoint: Option<Endpoint>,
+) -> Result<RunStats, String> {
     let plan = Plan::new(
         arguments.sources.clone(),
         arguments.destination.port(),
@@ -133,6 +140,7 @@ fn flood(arguments: &Arguments, target: &Target, machine: &Machine) -> Result<Ru
         stages: arguments.stages.clone(),
         churn_per_second: arguments.churn_per_second,
         storm: arguments.storm,
+        endpoint,
         local_ports: machine.local_ports.clone(),
         consecutive_failures_max: CONSECUTIVE_FAILURES_MIN.max(2 * u32::from(arguments.ports)),
     };

@@ -10,6 +10,7 @@
 mod address;
 mod args;
 mod command;
+mod exposition;
 mod failures;
 mod hdr;
 mod latency;

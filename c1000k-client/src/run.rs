@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 
 use c1000k_host::command_line::{self, ZonedIp};
 use c1000k_host::format;
+use c1000k_record::endpoint::Endpoint;
 use nix::errno::Errno;
 use reactor::{
     CloseReason, Context, Error, Handler, Incoming, Readiness, Signal, TimerId, Token, WatchId,
 };
 
+use crate::exposition::{self, Snapshot};
 use crate::opening::Opening;
 use crate::pacing::Stage;
 use crate::phases::{AnyPhase, Drain, Hold, Phase, Ramp, Storm, Verify};
@@ -55,6 +57,8 @@ pub struct Settings {
     pub churn_per_second: Option<u64>,
     /// After the hold all are closed at once and opened anew.
     pub storm: bool,
+    /// Where figures are shown each second.
+    pub endpoint: Option<Endpoint>,
     /// What the kernel chooses local ports from; `None` where it can't be read.
     pub local_ports: Option<RangeInclusive<u16>>,
     /// So many connections in a row that the server drops, or that fail for good, end the ramp.
@@ -295,6 +299,29 @@ impl<P: Protocol> Run<'_, P> {
         cx.abort(token);
     }
 
+    /// Shows the figures of this moment.
+    fn publish(&self) {
+        let Some(endpoint) = &self.settings.endpoint else { return };
+        let stats = &self.stats;
+        let failures = stats.failures.by_name().iter();
+        let snapshot = Snapshot {
+            target: u64::from(self.settings.goal),
+            held: stats.held,
+            attempted: stats.attempted,
+            failed: stats.failed,
+            lost: stats.lost,
+            retried: stats.retried,
+            failures: failures.map(|(name, &count)| (name.clone(), count)).collect(),
+            verified: stats.verified().unwrap_or(0),
+            sent: stats.workload.sent,
+            answered: stats.workload.answered,
+            reopened: stats.churn.reopened + stats.storm.back,
+            connect: stats.connect_latency.percentiles(),
+            echo: stats.workload.interval.percentiles(),
+        };
+        endpoint.publish(exposition::PREFIX, Box::new(snapshot));
+    }
+
     /// Opens no more connections; the first reason counts.
     pub(crate) fn stop(&mut self, stop: Stop) {
         self.stats.stop.get_or_insert(stop);
@@ -435,6 +462,7 @@ impl<'a, P: Protocol> Client<'a, P> {
 
     fn tick(&mut self, cx: &mut Cx<P>) {
         self.tick = arm(cx, TICK);
+        self.run.publish();
         let is_stalled = self.run.stall.tick() > self.run.patience();
         self.phase.tick(cx, &mut self.run, is_stalled);
     }

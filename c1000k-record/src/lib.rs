@@ -3,10 +3,12 @@
 //! - [`ClientRecord`] and [`ServerRecord`] are the two records.
 //! - [`schema`] has the shape of both as JSON Schema.
 //! - [`series`] keeps figures over time in a bounded number of points.
+//! - [`endpoint`] serves figures to Prometheus while a program runs.
 //! - [`histogram`] writes and reads the histograms in them.
 //! - [`output`] is where `--json PATH` points.
 //! - [`input`] reads the files of a run, which anybody may have put there.
 
+pub mod endpoint;
 pub mod histogram;
 pub mod input;
 pub mod output;

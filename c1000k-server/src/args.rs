@@ -9,6 +9,7 @@ use c1000k_host::command_line::{ZonedIp, is_of_many, parse_ip, parse_port};
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration};
 use c1000k_record::Output;
+use c1000k_record::endpoint::Endpoint;
 use clap::{Parser, ValueEnum};
 use reactor::Keepalive;
 
@@ -104,6 +105,9 @@ pub(crate) struct Args {
     /// Write the record of the run on exit (`-` is standard output)
     #[arg(long, value_name = "PATH", value_parser = Output::parse)]
     json: Option<Output>,
+    /// Serve figures for Prometheus at /metrics of this address; a port alone is one of 127.0.0.1
+    #[arg(long, value_name = "ADDR", value_parser = Endpoint::parse_address)]
+    metrics: Option<SocketAddr>,
     #[command(flatten)]
     check: CheckArgs,
     /// The connections that --check is about [default: 1M]
@@ -167,6 +171,7 @@ pub(crate) struct Settings {
     pub(crate) interval: Duration,
     pub(crate) grace: Duration,
     pub(crate) json: Option<Output>,
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 impl Args {
@@ -270,6 +275,7 @@ impl Args {
             interval: self.interval,
             grace: self.grace,
             json: self.json,
+            metrics: self.metrics,
         })))
     }
 }

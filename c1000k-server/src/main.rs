@@ -9,6 +9,7 @@ mod args;
 mod closings;
 mod counts;
 mod echo;
+mod exposition;
 mod listen;
 mod metrics;
 mod plan;
@@ -24,6 +25,7 @@ use std::time::{Instant, SystemTime};
 use c1000k_host::check::{CheckArgs, FileTableChoice};
 use c1000k_host::command_line::{self, REACHED, SHORT, USAGE, fail, print, print_error};
 use c1000k_host::format;
+use c1000k_record::endpoint::Endpoint;
 use c1000k_record::{Output, ServerRecord};
 use reactor::{Reactor, Signal, Status};
 
@@ -83,11 +85,13 @@ fn serve(settings: &Settings, guard: MemoryGuard) -> Result<ExitCode, String> {
     if let Some(destination) = &settings.json {
         destination.check_writable().map_err(|error| error.to_string())?;
     }
+    let endpoint = settings.metrics.map(Endpoint::open).transpose()?;
     let plan = plan::plan(settings)?;
     let (mut reactor, others) = listen::reactors(settings, plan, listen::queues_bytes_max(&guard))?;
     let blind_spots = guard.blind_spots();
     let admission = Arc::new(Admission::new(settings, plan.connections_max, guard));
-    let sampler = Sampler::start(settings.overload);
+    let mut sampler = Sampler::start(settings.overload);
+    sampler.endpoint = endpoint;
     let workers = Workers::start(others, settings, &admission, &reactor.context().waker())?;
     let role = MainThread { admission: Arc::clone(&admission), sampler, workers };
     let mut echo = Echo::new(settings, &admission, role);

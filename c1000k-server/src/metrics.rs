@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use c1000k_host::format;
 use c1000k_host::usage::{KernelCost, KernelMeter, NetCounters, ProcessUsage, SocketUsage};
 use c1000k_record::ServerPoint;
+use c1000k_record::endpoint::Endpoint;
 use c1000k_record::series::{self, Series};
 use reactor::Stats;
 
 use crate::admission::Overload;
 use crate::counts::{Counts, add_each};
+use crate::exposition;
 
 /// A sample is taken at least this often, to find the peak, though status lines may be rarer.
 const SAMPLE_INTERVAL_MAX: Duration = Duration::from_secs(1);
@@ -127,6 +129,8 @@ pub(crate) struct Sampler {
     series: Series<ServerPoint>,
     sampled_at: Instant,
     last_line: Line,
+    /// Where samples are published, if anywhere.
+    pub(crate) endpoint: Option<Endpoint>,
 }
 
 /// The last status line.
@@ -159,6 +163,7 @@ impl Sampler {
             series: Series::new(),
             sampled_at: now,
             last_line: Line { at: now, accepted: 0 },
+            endpoint: None,
         };
         let metrics = sampler.measure(Totals::default(), None, now);
         sampler.note(&metrics);
@@ -183,6 +188,9 @@ impl Sampler {
             let accepts = metrics.accepted - self.last_line.accepted;
             self.last_line = Line { at: now, accepted: metrics.accepted };
             log::info!("{}", metrics.status_line(accepts, since_last, self.overload));
+        }
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.publish(exposition::PREFIX, Box::new(metrics));
         }
     }
 

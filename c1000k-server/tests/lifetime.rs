@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use c1000k_record::ServerRecord;
 use common::{
-    BINARY, Server, can_mount, echo, echo_all, fill, free_ports, in_new_mounts, pattern,
-    read_to_end, run, wait,
+    BINARY, DEADLINE, Server, can_mount, echo, echo_all, fill, free_ports, in_new_mounts, pattern,
+    read_to_end, run, until, wait,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -601,4 +601,35 @@ fn it_starts_and_serves_without_a_null_device() {
         echo(&server.connect(0), b"without files");
         assert_eq!(server.stop().accepted, 1);
     }
+}
+
+/// What Prometheus would get.
+fn figures(port: u16) -> String {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let (text, outcome) = read_to_end(&stream);
+    outcome.unwrap();
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn its_figures_are_served_while_it_runs() {
+    let port = free_ports(1);
+    let server = Server::start(1, &["--metrics", &port.to_string()]);
+    let streams = [(); 3].map(|()| server.connect(0));
+    streams.iter().for_each(|stream| _ = echo(stream, b"hello"));
+    let shows = |line: &str| until(DEADLINE, || figures(port).contains(line));
+    assert!(shows("\nc1000k_server_connections 3.0\n"), "{}", figures(port));
+    let text = figures(port);
+    for line in ["accepted_total 3", "received_bytes_total 15", "overloaded 0.0"] {
+        assert!(text.contains(&format!("\nc1000k_server_{line}\n")), "{line}: {text}");
+    }
+    drop(streams);
+    assert!(shows("\nc1000k_server_closed_total 3\n"), "{}", figures(port));
+
+    let output = run(&["--ports", "1", "--metrics", &port.to_string()]);
+    let line = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{line}");
+    assert!(line.contains(&format!("--metrics 127.0.0.1:{port} can't be served")), "{line}");
+    assert_eq!(run(&["--metrics", "nowhere"]).status.code(), Some(2));
 }

@@ -74,6 +74,7 @@ fn settings(ip: IpAddr, goal: u32) -> Settings {
         stages: vec![],
         churn_per_second: None,
         storm: false,
+        endpoint: None,
         local_ports: None,
         consecutive_failures_max: 100,
     }

@@ -1,5 +1,7 @@
 //! Messages during the hold.
 
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use c1000k_record::Verdict;
@@ -255,4 +257,27 @@ fn a_signal_in_a_storm_or_in_churn_loses_nothing() {
             assert_eq!(record.lost, 0, "{options}, {after_ms} ms: {ended:?}");
         }
     }
+}
+
+#[test]
+fn its_figures_are_served_while_it_runs() {
+    let server = Server::start(Manner::Echo, 1);
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let words = format!(
+        "127.0.0.1 {} --ports 1 -c 70 --heartbeat 100ms --hold 1h --metrics 127.0.0.1:{port}",
+        server.first_port
+    );
+    let mut client = Client::start(&words);
+    client.await_line("messages: ");
+    client.await_line("messages: ");
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    client.signal(nix::sys::signal::Signal::SIGINT);
+    client.end();
+    for line in ["connections 70.0", "attempted_total 70", "lost_total 0"] {
+        assert!(text.contains(&format!("\nc1000k_client_{line}\n")), "{line}: {text}");
+    }
+    assert!(text.contains("\nc1000k_client_echo_seconds{quantile=\"0.99\"} 0."), "{text}");
 }

@@ -1,0 +1,63 @@
+//! A run at one moment as Prometheus reads it.
+
+use c1000k_record::LatencyUs;
+use c1000k_record::endpoint::Figures;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+
+/// What all names begin with.
+pub(crate) const PREFIX: &str = "c1000k_client";
+
+/// What is shown of a run.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) target: u64,
+    pub(crate) held: u64,
+    pub(crate) attempted: u64,
+    pub(crate) failed: u64,
+    pub(crate) lost: u64,
+    pub(crate) retried: u64,
+    /// Failed attempts by errno.
+    pub(crate) failures: Vec<(String, u64)>,
+    pub(crate) verified: u64,
+    pub(crate) sent: u64,
+    pub(crate) answered: u64,
+    pub(crate) reopened: u64,
+    /// Of all connects.
+    pub(crate) connect: LatencyUs,
+    /// Of the messages of the last second.
+    pub(crate) echo: LatencyUs,
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut figures = Figures(encoder);
+        figures.gauge("target", "Connections asked for", Some(self.target as f64))?;
+        figures.gauge("connections", "Connections held", Some(self.held as f64))?;
+        figures.counter("attempted", "Connects started", self.attempted)?;
+        figures.counter("retried", "Connects tried again", self.retried)?;
+        figures.counter("failed", "Connections given up", self.failed)?;
+        figures.counter("lost", "Connections held once and gone", self.lost)?;
+        let failures = self.failures.iter().map(|(name, count)| (name.as_str(), *count));
+        figures.counters("failed_attempts", "Failed attempts", "errno", failures)?;
+        figures.gauge("verified", "Verified in the present pass", Some(self.verified as f64))?;
+        figures.counter("messages_sent", "Messages sent during the hold", self.sent)?;
+        figures.counter("messages_answered", "Messages answered", self.answered)?;
+        figures.counter("reopened", "Connections closed and opened anew", self.reopened)?;
+        let quantiles = |latency: LatencyUs| {
+            [
+                ("0.5", latency.p50),
+                ("0.9", latency.p90),
+                ("0.99", latency.p99),
+                ("0.999", latency.p999),
+                ("1", latency.max),
+            ]
+            .into_iter()
+            .filter_map(|(name, us)| Some((name, us? as f64 / 1e6)))
+        };
+        let help = "Time to connect, of all connects of the ramp";
+        figures.gauges("connect_seconds", help, "quantile", quantiles(self.connect))?;
+        let help = "Time to an answer, of the messages of the last second";
+        figures.gauges("echo_seconds", help, "quantile", quantiles(self.echo))
+    }
+}
