@@ -187,7 +187,7 @@ impl<P: Protocol> Run<'_, P> {
                 self.stats.attempted += 1;
                 self.opening.under_way += 1;
             }
-            Err(error) => self.note_refused_call(&error, &route, work),
+            Err(error) => self.note_refused_call(&error.error, &route, work),
         }
     }
 

@@ -627,9 +627,11 @@ fn its_figures_are_served_while_it_runs() {
     drop(streams);
     assert!(shows("\nc1000k_server_closed_total 3\n"), "{}", figures(port));
 
-    let output = run(&["--ports", "1", "--metrics", &port.to_string()]);
+    let refused = ["--ports", "1", "--metrics", &port.to_string()];
+    let output = run(Command::new(BINARY).args(refused));
     let line = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{line}");
     assert!(line.contains(&format!("--metrics 127.0.0.1:{port} can't be served")), "{line}");
-    assert_eq!(run(&["--metrics", "nowhere"]).status.code(), Some(2));
+    let wrong = run(Command::new(BINARY).args(["--metrics", "nowhere"]));
+    assert_eq!(wrong.status.code(), Some(2));
 }

@@ -24,7 +24,9 @@
 //! Beside these, QUEUED, SENDING and UNSENT say what waits to go out, and READS_PAUSED, UNREAD, READ_TO_END, LISTED and
 //! HELD what waits to be read.
 
-use crate::sys::Socket;
+use std::mem;
+
+use crate::sys::{Descriptor, Socket};
 use crate::wheel::NodeId;
 
 /// The reactor's half of a connection; the service's half is its `Handler::Conn`.
@@ -36,6 +38,8 @@ pub(crate) struct ConnHeader {
     /// bytes more.
     queue: u32,
     pub(crate) flags: Flags,
+    /// The number of the descriptor by which epoll knows a registered file, where that fits.
+    watched_as: u16,
 }
 
 /// The bytes that a connection costs beside its state, and what an armed timeout adds; both are promises.
@@ -49,7 +53,27 @@ const _: () = {
 
 impl ConnHeader {
     pub(crate) fn new(socket: Socket, flags: Flags) -> Self {
-        Self { socket, timer: NodeId::NONE, queue: 0, flags }
+        Self { socket, timer: NodeId::NONE, queue: 0, flags, watched_as: 0 }
+    }
+
+    /// The socket moves to a registered file: takes its descriptor, by which epoll goes on knowing it. `None` where it
+    /// has none.
+    pub(crate) fn take_descriptor(&mut self, place: u32) -> Option<Descriptor> {
+        if self.socket.place().is_some() {
+            return None;
+        }
+        let descriptor =
+            mem::replace(&mut self.socket, Socket::at_place(place)).take_descriptor()?;
+        self.watched_as = u16::try_from(descriptor.number()).unwrap_or(u16::MAX);
+        Some(descriptor)
+    }
+
+    /// The number by which epoll knows the socket that has this descriptor now.
+    pub(crate) fn watched_as(&self, descriptor: &Descriptor) -> i32 {
+        match self.watched_as {
+            0 => descriptor.number(),
+            number => number.into(),
+        }
     }
 
     pub(crate) fn has_queue(&self) -> bool {

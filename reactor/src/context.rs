@@ -1,9 +1,10 @@
 //! What a service works with, in every callback and while it is set up.
 //!
 //! The parts that belong to one concern each stand in files of their own: [`listen`], [`connect`], [`stream`] (write,
-//! pause, close), [`batch`] (what goes to the kernel together), [`sweep`] (visiting all connections), [`time`] and
+//! pause, close), [`adopt`] (sockets from elsewhere, and to there), [`batch`] (what goes to the kernel together), [`sweep`] (visiting all connections), [`time`] and
 //! [`watch`] (any other descriptor).
 
+mod adopt;
 mod batch;
 mod connect;
 #[cfg(any(test, fuzzing))]
@@ -70,10 +71,16 @@ pub struct Context<C> {
     moving: Vec<Token>,
     /// Of those, while they move; empty in between.
     moving_descriptors: Vec<(u32, Descriptor)>,
+    /// Connections whose sockets came from elsewhere, to be opened in the next turn.
+    adopted: VecDeque<Token>,
     /// Connections to be served again though epoll reports nothing.
     listed: VecDeque<Token>,
     /// Bytes that were received before their connection's reads were paused.
     held: Vec<(Token, Box<[u8]>)>,
+    /// Connections whose sockets were taken out, to be removed when what was received together has been delivered.
+    detached: Vec<(Token, Descriptor)>,
+    /// What was received together is being delivered.
+    delivering: bool,
     /// Connections to be removed as soon as no callback runs.
     closed: VecDeque<(Token, CloseReason)>,
     /// Listeners that epoll has reported in this turn; empty in between.
@@ -146,8 +153,11 @@ impl<C> Context<C> {
             in_turn: false,
             moving: Vec::with_capacity(batch::MOVING_MAX),
             moving_descriptors: Vec::with_capacity(batch::MOVING_MAX),
+            adopted: VecDeque::new(),
             listed: VecDeque::new(),
             held: Vec::new(),
+            detached: Vec::new(),
+            delivering: false,
             closed: VecDeque::new(),
             ready_listeners: Vec::new(),
             turns_without_room: 0,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 
 /// Why a call on the reactor did not work.
 #[derive(Debug)]
@@ -83,6 +84,44 @@ impl From<Error> for io::Error {
     }
 }
 
+/// Why a call did not work, and what it was given, which comes back. `?` turns it into an [`Error`] and drops that.
+pub struct Refused<T> {
+    /// Why.
+    pub error: Error,
+    /// What the call was given.
+    pub given: T,
+}
+
+impl<T> fmt::Debug for Refused<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refused").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Display for Refused<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<T> std::error::Error for Refused<T> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
+impl<T> From<Refused<T>> for Error {
+    fn from(refused: Refused<T>) -> Self {
+        refused.error
+    }
+}
+
+impl<T> From<Refused<T>> for io::Error {
+    fn from(refused: Refused<T>) -> Self {
+        refused.error.into()
+    }
+}
+
 /// Why bytes were not taken. None of them was sent or queued, unless the connection is lost by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -147,6 +186,21 @@ pub enum CloseReason {
     FlushTimedOut,
     /// The grace of [`shutdown`](crate::Context::shutdown) had passed.
     ShutDown,
+    /// [`detach`](crate::Context::detach) was called, and here the socket comes out; dropped, it is closed.
+    Detached(Detached),
+}
+
+/// A socket that has left the reactor, still connected.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Detached {
+    /// The socket: non-blocking and close-on-exec.
+    pub descriptor: OwnedFd,
+    /// What had arrived and was not handed to [`on_data`](crate::Handler::on_data) yet. It comes before all that can be
+    /// read from the socket.
+    pub unread: Vec<u8>,
+    /// What was written and had not gone to the kernel yet. It belongs before all else that is sent.
+    pub unsent: Vec<u8>,
 }
 
 impl fmt::Display for CloseReason {
@@ -163,6 +217,7 @@ impl fmt::Display for CloseReason {
                 f.write_str("the peer did not take the last bytes in time")
             }
             CloseReason::ShutDown => f.write_str("shut down"),
+            CloseReason::Detached(_) => f.write_str("detached"),
         }
     }
 }

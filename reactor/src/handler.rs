@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use crate::context::{Context, SweepId};
@@ -157,5 +158,12 @@ impl<'a> Incoming<'a> {
     /// What `getsockname` answers; a Unix-domain socket has no IP address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         Ok(sys::local_addr(self.socket)?)
+    }
+}
+
+/// Its descriptor, to ask for an option or to set one; it is non-blocking and close-on-exec.
+impl AsFd for Incoming<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }

@@ -97,7 +97,7 @@ mod wheel;
 pub use address::Address;
 pub use config::{Config, ConnectOptions, FileTable, Keepalive, ListenOptions};
 pub use context::{Context, SweepId};
-pub use error::{CloseReason, Error, WriteError, Written};
+pub use error::{CloseReason, Detached, Error, Refused, WriteError, Written};
 pub use handler::{Handler, Incoming};
 pub use interest::Interest;
 pub use mailbox::{Mailbox, Sender};
@@ -105,7 +105,7 @@ pub use queue::Chunk;
 pub use reactor::{Reactor, Status};
 pub use signal::Signal;
 pub use stats::Stats;
-pub use sys::Readiness;
+pub use sys::{LentFd, Readiness};
 pub use token::{ListenerId, TimerId, Token, WatchId};
 pub use waker::Waker;
 

@@ -65,6 +65,16 @@ impl WriteQueue {
         self.bytes == 0
     }
 
+    /// A copy of all that waits.
+    pub(crate) fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.bytes);
+        for chunk in &self.chunks {
+            bytes.extend_from_slice(chunk.as_bytes());
+        }
+        bytes.drain(..self.offset.min(bytes.len()));
+        bytes
+    }
+
     /// Appends a copy.
     pub(crate) fn copy(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {

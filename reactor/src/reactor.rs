@@ -148,6 +148,7 @@ impl<C> Reactor<C> {
         wait(cx, events, max_wait)?;
         dispatch_all(cx, handler, read_buffer, receives.as_mut(), events);
         serve_listed(cx, handler, read_buffer);
+        open_adopted(cx, handler);
         accept_all(cx, handler, events);
         finish_round(cx, handler);
         fire_timers(cx, handler);
@@ -163,7 +164,11 @@ fn wait<C>(
     events: &mut Events,
     max_wait: Option<Duration>,
 ) -> Result<(), Error> {
-    let at_once = cx.listed() > 0 || cx.has_more_to_tell() || cx.has_sweeps() || cx.wants_stop();
+    let at_once = cx.listed() > 0
+        || cx.has_adopted()
+        || cx.has_more_to_tell()
+        || cx.has_sweeps()
+        || cx.wants_stop();
     let wait = if at_once { Some(Duration::ZERO) } else { cx.wait_within(max_wait) };
     cx.poller().wait(events, wait)?;
     cx.end_wait();
@@ -241,6 +246,7 @@ fn dispatch_batched<H: Handler + ?Sized>(
         }
     }
     cx.sockets().receive_all(receives);
+    cx.begin_delivery();
     let mut next = 0;
     for (data, ready) in events.iter() {
         if next < receives.len() && Token::from_bits(data) == Some(receives.token(next)) {
@@ -251,6 +257,8 @@ fn dispatch_batched<H: Handler + ?Sized>(
         }
         reap_closed(cx, handler);
     }
+    cx.end_delivery();
+    reap_closed(cx, handler);
 }
 
 /// An event of another kind among those of a batch.
@@ -501,6 +509,15 @@ fn open_connected<H: Handler + ?Sized>(
     }
 }
 
+/// Opens what was adopted and has had no event, as where nothing has arrived and the peer's window is full.
+fn open_adopted<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
+    for _ in 0..cx.config().accepts_per_wake {
+        let Some(token) = cx.next_adopted() else { return };
+        open_connected(cx, handler, token, Readiness::NONE);
+        reap_closed(cx, handler);
+    }
+}
+
 /// Accepts what waits, when the connections of this wait have been served: those that have ended have made room.
 fn accept_all<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, events: &Events) {
     let Some(mut listeners) = cx.take_ready_listeners() else { return };
@@ -570,7 +587,7 @@ fn admit<H: Handler + ?Sized>(
         cx.refuse(socket);
         return true;
     };
-    match cx.adopt(socket, conn_flags) {
+    match cx.insert(socket, conn_flags) {
         Ok(token) => {
             cx.stats_mut().accepted += 1;
             cx.stats_mut().count_open();
@@ -579,9 +596,9 @@ fn admit<H: Handler + ?Sized>(
             cx.give_back(token, conn);
             true
         }
-        Err(error) => {
+        Err(refused) => {
             cx.stats_mut().dropped += 1;
-            throttle(cx, handler, listener, &error);
+            throttle(cx, handler, listener, &refused.error);
             false
         }
     }

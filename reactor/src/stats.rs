@@ -16,9 +16,10 @@ pub struct Stats {
     pub refused: u64,
     /// Connections accepted and reset by the reactor itself, because descriptors, memory or watches had run out.
     pub dropped: u64,
-    /// Outbound connects that opened.
+    /// Outbound connects that opened, and sockets that were adopted.
     pub connected: u64,
-    /// Outbound connects that failed or timed out after they were under way.
+    /// Outbound connects that failed or timed out after they were under way, and adopted sockets that ended before they
+    /// opened.
     pub connects_failed: u64,
     /// Connections for which `on_open` was called.
     pub opened: u64,

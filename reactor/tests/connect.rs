@@ -143,7 +143,7 @@ fn a_source_that_is_not_of_this_machine_is_an_error_at_once() {
     // 192.0.2.0/24 is for documentation: nobody has it.
     let foreign = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 0);
     let options = ConnectOptions { source: Some(foreign), ..Default::default() };
-    let error = world.cx().connect(address, &options, Conn::Connecting).unwrap_err();
+    let error = world.cx().connect(address, &options, Conn::Connecting).unwrap_err().error;
     assert_eq!(error.errno(), Some(EADDRNOTAVAIL), "{error}");
     assert!(error.to_string().starts_with("bind: "), "{error}");
     world.run_for(Duration::from_millis(10));
@@ -158,7 +158,7 @@ fn a_source_of_the_other_family_is_an_error_at_once() {
     let address = world.listen();
     let source = Some(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 0));
     let options = ConnectOptions { source, ..Default::default() };
-    let error = world.cx().connect(address, &options, Conn::Connecting).unwrap_err();
+    let error = world.cx().connect(address, &options, Conn::Connecting).unwrap_err().error;
     assert!(matches!(error, Error::Invalid(_)), "{error}");
 }
 
@@ -220,7 +220,7 @@ fn a_port_range_is_kept_to_and_runs_out() {
         }
         assert!(range.contains(&port), "port {port}");
     }
-    let error = world.cx().connect(address, &options, Conn::Connecting).unwrap_err();
+    let error = world.cx().connect(address, &options, Conn::Connecting).unwrap_err().error;
     assert_eq!(error.errno(), Some(EADDRNOTAVAIL), "{error}");
     // Another destination makes another 5-tuple of the same port.
     let elsewhere = world.listen();
@@ -235,7 +235,7 @@ fn a_port_range_that_is_none_is_an_error_at_once() {
     let address = world.listen();
     #[allow(clippy::reversed_empty_ranges)] // It is the bad input.
     let options = ConnectOptions { port_range: Some(40_003..=40_000), ..Default::default() };
-    let error = world.cx().connect(address, &options, Conn::Connecting).unwrap_err();
+    let error = world.cx().connect(address, &options, Conn::Connecting).unwrap_err().error;
     assert!(matches!(error, Error::Invalid(_)), "{error}");
 }
 
@@ -245,8 +245,11 @@ fn connects_stop_at_the_bound() {
     let mut world = World::with(Config { connections_max: 1, ..Default::default() });
     let (_held, address) = closed_port(LOOPBACK.ip());
     let first = connect(&mut world, address, &ConnectOptions::default());
-    let error =
-        world.cx().connect(address, &ConnectOptions::default(), Conn::Connecting).unwrap_err();
+    let error = world
+        .cx()
+        .connect(address, &ConnectOptions::default(), Conn::Connecting)
+        .unwrap_err()
+        .error;
     assert!(matches!(error, Error::Full { what: "connections", limit: 1 }), "{error}");
     world.until_closed(first);
     connect(&mut world, address, &ConnectOptions::default());

@@ -103,7 +103,7 @@ fn a_file_left_behind_is_in_the_way_until_the_caller_removes_it() {
     let refused = listen(&mut world, path.clone()).unwrap_err();
     assert_eq!(refused.errno(), Some(libc::EADDRINUSE), "{refused}");
     let nobody = world.cx().connect(path.clone(), &ConnectOptions::default(), Conn::Connecting);
-    assert_eq!(nobody.unwrap_err().errno(), Some(libc::ECONNREFUSED));
+    assert_eq!(nobody.unwrap_err().error.errno(), Some(libc::ECONNREFUSED));
 
     std::fs::remove_file(&path).unwrap();
     listen(&mut world, path).unwrap();
@@ -121,10 +121,11 @@ fn what_can_not_be_is_refused_at_once_and_leaves_nothing() {
 
     let missing = folder.path().join("missing");
     let options = ConnectOptions::default();
-    let refused = world.cx().connect(missing.clone(), &options, Conn::Connecting).unwrap_err();
+    let refused =
+        world.cx().connect(missing.clone(), &options, Conn::Connecting).unwrap_err().error;
     assert_eq!(refused.errno(), Some(libc::ENOENT), "{refused}");
     let options = ConnectOptions { source: Some(LOOPBACK), ..Default::default() };
-    let refused = world.cx().connect(missing, &options, Conn::Connecting).unwrap_err();
+    let refused = world.cx().connect(missing, &options, Conn::Connecting).unwrap_err().error;
     assert!(matches!(refused, Error::Invalid(_)), "{refused}");
     assert_eq!(world.cx().connections(), 0);
 }
@@ -166,7 +167,7 @@ fn a_full_backlog_is_told_at_once() {
     world.cx().pause_accepts(listener).unwrap();
     let options = ConnectOptions::default();
     world.cx().connect(path.clone(), &options, Conn::Connecting).unwrap();
-    let refused = world.cx().connect(path, &options, Conn::Connecting).unwrap_err();
+    let refused = world.cx().connect(path, &options, Conn::Connecting).unwrap_err().error;
     assert_eq!(refused.errno(), Some(libc::EAGAIN), "{refused}");
 
     world.cx().resume_accepts(listener).unwrap();

@@ -222,12 +222,12 @@ fn the_bound_holds_and_a_plain_file_is_refused() {
     let mut reactor = reactor();
     let _two = [watched_pipe(&mut reactor), watched_pipe(&mut reactor)];
     let (reader, _writer) = pipe().unwrap();
-    let refused = reactor.context().watch(reader, Interest::Readable).unwrap_err();
+    let refused = reactor.context().watch(reader, Interest::Readable).unwrap_err().error;
     assert!(matches!(refused, Error::Full { limit: 2, .. }), "{refused}");
 
     reactor.context().unwatch(_two[0].0).unwrap();
     let file = File::open("/proc/self/exe").unwrap();
-    let refused = reactor.context().watch(file, Interest::Readable).unwrap_err();
+    let refused = reactor.context().watch(file, Interest::Readable).unwrap_err().error;
     assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied, "{refused}");
     let (reader, _writer) = pipe().unwrap();
     reactor.context().watch(reader, Interest::Readable).expect("the refused one left no slot");

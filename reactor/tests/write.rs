@@ -97,9 +97,11 @@ fn held_by_the_kernel(listening: &ListenOptions, connecting: &ConnectOptions) ->
     })
 }
 
+/// What the options below ask for.
+const BOUND: usize = 16 * 1024;
+
 #[test]
 fn options_bound_what_the_kernel_takes_from_a_peer_that_never_reads() {
-    const BOUND: usize = 16 * 1024;
     let _descriptors = Descriptors::counted();
     let usual = held_by_the_kernel(&ListenOptions::default(), &ConnectOptions::default());
     let by_buffer = held_by_the_kernel(

@@ -74,7 +74,7 @@ impl<C> Context<C> {
         };
         header.flags.set(Flags::UNREAD, true);
         let only_pauses = !header.flags.any(Flags::CLOSING | Flags::CLOSED);
-        if only_pauses && !bytes.is_empty() {
+        if (only_pauses || header.socket.is_detached()) && !bytes.is_empty() {
             header.flags.set(Flags::HELD, true);
             self.held.push((token, bytes.into()));
         }
@@ -153,8 +153,7 @@ impl<C> Context<C> {
         for token in self.moving.drain(..) {
             let Some(header) = self.connections.head_mut(token.key()) else { continue };
             let place = token.key().index();
-            let socket = mem::replace(&mut header.socket, Socket::at_place(place));
-            moving.extend(socket.take_descriptor().map(|descriptor| (place, descriptor)));
+            moving.extend(header.take_descriptor(place).map(|descriptor| (place, descriptor)));
         }
         self.sockets.register(&mut moving);
         // What could not move stays what it was.

@@ -6,7 +6,7 @@ use crate::address::Address;
 use crate::config::ConnectOptions;
 use crate::connection::{ConnHeader, Flags};
 use crate::context::{Context, set_tcp_options};
-use crate::error::Error;
+use crate::error::{Error, Refused};
 use crate::sys::{self, Descriptor, Readiness, Socket};
 use crate::token::{EventSource, Token};
 
@@ -22,49 +22,70 @@ impl<C> Context<C> {
     /// once: no descriptor (`EMFILE`, `ENFILE`), no port (`EADDRNOTAVAIL`), a source that is not of this machine
     /// (`EADDRNOTAVAIL`), no route (`ENETUNREACH`), no epoll watch (`ENOSPC`). A Unix-domain connect is decided at
     /// once: nothing listens (`ECONNREFUSED`), no such file (`ENOENT`), a full backlog (`EAGAIN`); [`Error::Invalid`] during a
-    /// [`shutdown`](Self::shutdown). No callback follows then.
+    /// [`shutdown`](Self::shutdown). The state comes back, and no callback follows.
     pub fn connect(
         &mut self,
         address: impl Into<Address>,
         options: &ConnectOptions,
         conn: C,
+    ) -> Result<Token, Refused<C>> {
+        match self.begin_connect(&address.into(), options) {
+            Ok(token) => {
+                self.give_back(token, conn);
+                if let Some(timeout) = options.timeout {
+                    self.set_timeout(token, timeout);
+                }
+                Ok(token)
+            }
+            Err(error) => Err(Refused { error, given: conn }),
+        }
+    }
+
+    fn begin_connect(
+        &mut self,
+        address: &Address,
+        options: &ConnectOptions,
     ) -> Result<Token, Error> {
-        let address = address.into();
         self.refuse_while_shutting_down()?;
         if let Some(error) = self.lacks_slot() {
             return Err(error);
         }
-        let socket = match prepared(&address, options) {
+        let socket = match prepared(address, options) {
             Err(error) if error.is_out_of_descriptors() && self.free_descriptors() => {
-                prepared(&address, options)
+                prepared(address, options)
             }
             other => other,
         }?;
-        match sys::connect(&socket, &address) {
+        match sys::connect(&socket, address) {
             // The port may be that of a connection whose close waits for the end of the turn.
             Err(error) if error.is_out_of_ports() && self.sockets.has_closes() => {
                 self.flush();
-                sys::connect(&socket, &address)?;
+                sys::connect(&socket, address)?;
             }
             connected => connected?,
         }
-        let token = self.adopt(socket, Flags::CONNECTING | input_flags(&address))?;
-        self.give_back(token, conn);
-        if let Some(timeout) = options.timeout {
-            self.set_timeout(token, timeout);
-        }
-        Ok(token)
+        Ok(self.insert(socket, Flags::CONNECTING | input_flags(address.is_tcp()))?)
     }
 
-    /// Gives a connection its place in epoll and its slot, its state lent from the beginning. Where that fails, the
-    /// socket is dropped.
+    /// Gives a connection its place in epoll and its slot, its state lent from the beginning.
     #[inline]
-    pub(crate) fn adopt(&mut self, socket: Descriptor, flags: Flags) -> Result<Token, Error> {
+    pub(crate) fn insert(
+        &mut self,
+        socket: Descriptor,
+        flags: Flags,
+    ) -> Result<Token, Refused<Descriptor>> {
         let limit = self.connections.capacity();
-        let full = || Error::Full { what: "connections", limit };
-        let vacancy = self.connections.vacancy().ok_or_else(full)?;
+        let Some(vacancy) = self.connections.vacancy() else {
+            return Err(Refused {
+                error: Error::Full { what: "connections", limit },
+                given: socket,
+            });
+        };
         let token = Token::from(vacancy.key());
-        self.poller.add_connection(&socket, EventSource::Connection(token).to_bits())?;
+        let data = EventSource::Connection(token).to_bits();
+        if let Err(error) = self.poller.add_connection(&socket, data) {
+            return Err(Refused { error, given: socket });
+        }
         vacancy.insert_lent(ConnHeader::new(Socket::from(socket), flags));
         self.move_later(token);
         Ok(token)
@@ -91,8 +112,8 @@ impl<C> Context<C> {
 
 /// What is known of a connection's input from the beginning: on a Unix-domain stream, a read ends where the peer has sent
 /// descriptors, and says nothing about what lies behind.
-pub(super) fn input_flags(address: &Address) -> Flags {
-    if address.is_tcp() { Flags::NONE } else { Flags::READ_TO_END }
+pub(super) fn input_flags(is_tcp: bool) -> Flags {
+    if is_tcp { Flags::NONE } else { Flags::READ_TO_END }
 }
 
 fn prepared(address: &Address, options: &ConnectOptions) -> Result<Descriptor, Error> {

@@ -15,7 +15,7 @@ use crate::config::{Config, ListenOptions};
 use crate::connection::Flags;
 use crate::context::connect::input_flags;
 use crate::context::{Context, set_tcp_options};
-use crate::error::Error;
+use crate::error::{Error, Refused};
 use crate::sys::{self, Accepted, Descriptor, Readiness};
 use crate::token::{EventSource, Inner, ListenerId};
 use crate::wheel::NodeId;
@@ -37,6 +37,10 @@ pub(super) struct Listener {
 impl Listener {
     fn is_accepting(&self) -> bool {
         !self.paused && !self.throttled
+    }
+
+    pub(super) fn socket(&self) -> &Descriptor {
+        &self.socket
     }
 
     #[cfg(any(test, fuzzing))]
@@ -86,36 +90,57 @@ impl<C> Context<C> {
     ) -> Result<ListenerId, Error> {
         let address = address.into();
         self.refuse_while_shutting_down()?;
-        let full = Error::Full { what: "listeners", limit: self.listeners.capacity() };
-        if self.listeners.is_full() {
-            return Err(full);
-        }
+        self.lacks_listener()?;
         let socket = sys::bound(&address, options.reuse_port, options.only_v6)?;
         if address.is_tcp() {
             set_tcp_options(&socket, &options.tcp())?;
         }
         sys::listen(&socket, options.backlog)?;
-        let conn_flags = Flags::OPENED | input_flags(&address);
-        let listener = Listener { socket, conn_flags, paused: false, throttled: false };
-        let id = ListenerId::from(self.listeners.insert(listener, ()).map_err(|_| full)?);
-        let added = self.with_listener(id, |cx, listener| {
-            cx.poller.add(
-                &listener.socket,
-                Readiness::READABLE,
-                EventSource::Listener(id).to_bits(),
-            )
-        });
-        if let Some(Err(error)) = added {
-            self.unlisten(id);
-            return Err(error);
+        Ok(self.insert_listener(socket, address.is_tcp())?)
+    }
+
+    /// Why there can't be another listener.
+    pub(super) fn lacks_listener(&self) -> Result<(), Error> {
+        let limit = self.listeners.capacity();
+        if self.listeners.is_full() {
+            return Err(Error::Full { what: "listeners", limit });
         }
-        Ok(id)
+        Ok(())
+    }
+
+    /// Gives a listener its place in epoll and its slot, of which there must be one.
+    pub(super) fn insert_listener(
+        &mut self,
+        socket: Descriptor,
+        is_tcp: bool,
+    ) -> Result<ListenerId, Refused<Descriptor>> {
+        let conn_flags = Flags::OPENED | input_flags(is_tcp);
+        let listener = Listener { socket, conn_flags, paused: false, throttled: false };
+        let inserted = self.listeners.insert(listener, ()).map_err(|(listener, ())| Refused {
+            error: Error::Full { what: "listeners", limit: self.listeners.capacity() },
+            given: listener.socket,
+        });
+        let id = ListenerId::from(inserted?);
+        let added = self.with_listener(id, |cx, listener| {
+            let data = EventSource::Listener(id).to_bits();
+            cx.poller.add(&listener.socket, Readiness::READABLE, data)
+        });
+        match added {
+            Some(Err(error)) => {
+                Err(Refused { error, given: self.remove_listener(id).expect("it was inserted") })
+            }
+            _ => Ok(id),
+        }
     }
 
     /// Stops listening; connections that waited to be accepted are reset by the kernel. Nothing for a stale name.
     pub fn unlisten(&mut self, listener: ListenerId) {
+        drop(self.remove_listener(listener));
+    }
+
+    pub(super) fn remove_listener(&mut self, listener: ListenerId) -> Option<Descriptor> {
         self.reset_backoff(listener);
-        self.listeners.remove(listener.key());
+        self.listeners.remove(listener.key()).map(|(listener, ())| listener.socket)
     }
 
     /// The address of a TCP listener.

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, Refused};
 use crate::interest::Interest;
 use crate::sys::{Descriptor, Poller};
 use crate::token::{EventSource, WatchId};
@@ -41,22 +41,27 @@ impl<C> Context<C> {
     ///
     /// # Errors
     /// [`Error::Full`] at [`Config::watches_max`](crate::Config::watches_max), and the system's refusal: `EPERM` for
-    /// what is always ready (a plain file, a directory), `ENOSPC` where epoll watches have run out. The descriptor is
-    /// dropped then.
+    /// what is always ready (a plain file, a directory), `ENOSPC` where epoll watches have run out. The descriptor
+    /// comes back.
     pub fn watch(
         &mut self,
         descriptor: impl Into<OwnedFd>,
         interest: Interest,
-    ) -> Result<WatchId, Error> {
-        let full = Error::Full { what: "watches", limit: self.watches.capacity() };
+    ) -> Result<WatchId, Refused<OwnedFd>> {
         let descriptor = Descriptor::from(descriptor.into());
         let watch = Watch { descriptor, interest: Interest::Nothing };
-        let id = WatchId::from(self.watches.insert(watch, ()).map_err(|_| full)?);
-        if let Err(error) = self.set_interest(id, interest) {
-            self.watches.remove(id.key());
-            return Err(error);
+        let inserted = self.watches.insert(watch, ()).map_err(|(watch, ())| Refused {
+            error: Error::Full { what: "watches", limit: self.watches.capacity() },
+            given: watch.descriptor.into(),
+        });
+        let id = WatchId::from(inserted?);
+        match self.set_interest(id, interest) {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                let given = self.unwatch(id).expect("it was inserted");
+                Err(Refused { error, given })
+            }
         }
-        Ok(id)
     }
 
     /// Changes what a descriptor is watched for. Costs one system call where it differs.

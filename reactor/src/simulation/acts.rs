@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use crate::address::Address;
 use crate::config::{ConnectOptions, Keepalive, ListenOptions};
-use crate::error::{Error, WriteError, Written};
+use crate::error::{Error, Refused, WriteError, Written};
 use crate::interest::Interest;
 use crate::queue::Chunk;
-use crate::sys;
+use crate::sys::{self, Adopted};
 use crate::token::{ListenerId, Token};
 
-use super::service::{Cx, Phase, Service, Sweep};
+use super::service::{Cx, Outside, Phase, Service, Sweep};
 
 const WRITE_BYTES_MAX: u32 = 150;
 const INTERESTS: [Interest; 4] =
@@ -37,7 +37,7 @@ fn some_time() -> Duration {
 impl Service {
     /// Does one thing.
     pub(super) fn act(&mut self, cx: &mut Cx, own: Option<Token>) {
-        match sys::below(40) {
+        match sys::below(44) {
             0..=8 => self.write(cx, own),
             9 => self.pause(cx, own, true),
             10 | 11 => self.pause(cx, own, false),
@@ -66,6 +66,10 @@ impl Service {
                 self.stop_due = true;
             }
             37 if sys::percent(5) => self.shutdown(cx, some_time()),
+            38 => self.adopt(cx),
+            39 => self.detach(cx, own),
+            40 => self.adopt_listener(cx),
+            41 => self.detach_listener(cx),
             _ => self.look(cx, own),
         }
     }
@@ -121,6 +125,7 @@ impl Service {
                 assert!(total <= cx.config().write_queues_bytes_max, "more than its bounds");
                 assert!(length <= cx.config().write_queue_bytes_max, "more than its bounds");
                 assert!(record.is_held() && !record.finished && !record.closing, "{record:?}");
+                assert!(!record.detached, "{record:?}");
                 record.written.extend(bytes);
                 match written {
                     Written::Sent if length > 0 => assert_eq!(queued, 0, "some bytes wait"),
@@ -263,14 +268,95 @@ impl Service {
                 self.records[id].deadline = options.timeout.map(|timeout| cx.now() + timeout);
                 sys::trace(|| format!("  connect {token:?}"));
             }
-            Err(error) => {
-                self.records[id].phase = Phase::Closed;
-                match error {
-                    Error::Full { .. } => assert!(full),
-                    Error::Invalid(_) => assert!(self.shutting_down.is_some()),
-                    _ => assert!(error.errno().is_some(), "{error}"),
-                }
+            Err(refused) => {
+                assert_eq!(refused.given.record, id, "another's state comes back");
+                self.refuse(id, full, &refused.error);
             }
+        }
+    }
+
+    /// A connection could not be made, and there is a reason for that.
+    fn refuse(&mut self, id: usize, full: bool, error: &Error) {
+        self.records[id].phase = Phase::Closed;
+        match error {
+            Error::Full { .. } => assert!(full),
+            Error::Invalid(_) => assert!(self.shutting_down.is_some()),
+            _ => assert!(error.errno().is_some(), "{error}"),
+        }
+    }
+
+    /// One that was given away before, or a new one.
+    fn adopt(&mut self, cx: &mut Cx) {
+        let before = if sys::percent(60) { self.outside.pop() } else { None };
+        let outside = before.unwrap_or_else(|| Outside {
+            descriptor: sys::outside_socket(Adopted::Connection),
+            received: 0,
+            written: Vec::new(),
+        });
+        let serial = sys::serial_outside(&outside.descriptor);
+        let full = cx.connections() == cx.config().connections_max;
+        let conn = self.new_conn(Phase::Connecting);
+        let id = conn.record;
+        match cx.adopt(outside.descriptor, conn) {
+            Ok(token) => {
+                assert!(!full && self.shutting_down.is_none(), "there was no room for it");
+                self.note_name(cx, id, token);
+                let record = &mut self.records[id];
+                assert_eq!(record.serial, serial, "it is another socket");
+                record.received = outside.received;
+                record.written = outside.written;
+                sys::trace(|| format!("  adopt {token:?}"));
+            }
+            Err(Refused { error, given: (descriptor, conn) }) => {
+                assert_eq!(conn.record, id, "another's state comes back");
+                assert_eq!(sys::serial_outside(&descriptor), serial, "it is another socket");
+                self.outside.push(Outside { descriptor, ..outside });
+                self.refuse(id, full, &error);
+            }
+        }
+    }
+
+    fn detach(&mut self, cx: &mut Cx, own: Option<Token>) {
+        let Some((id, token)) = self.some_record(own) else { return };
+        let answer = cx.detach(token);
+        sys::trace(|| format!("  detach {token:?}: {answer:?}"));
+        let record = &mut self.records[id];
+        match answer {
+            Ok(()) => {
+                let is_open = record.is_open() && !record.closing && !record.aborted;
+                assert!(is_open && !record.detached, "it was not open: {record:?}");
+                record.detached = true;
+                record.drain_due = false;
+            }
+            Err(Error::Stale) => assert!(!record.is_held(), "{record:?}"),
+            Err(Error::Invalid(_)) => {}
+            Err(error) => assert!(error.errno().is_some(), "{error}"),
+        }
+    }
+
+    fn adopt_listener(&mut self, cx: &mut Cx) {
+        let socket = self.outside_listeners.pop();
+        let socket = socket.unwrap_or_else(|| sys::outside_socket(Adopted::Listener));
+        let full = self.listeners.len() == cx.config().listeners_max;
+        match cx.adopt_listener(socket, &ListenOptions::default()) {
+            Ok(listener) => {
+                assert!(!full && self.shutting_down.is_none(), "there was no room for it");
+                assert!(self.listeners.insert(listener, false).is_none());
+            }
+            Err(Refused { error, given }) => {
+                self.outside_listeners.push(given);
+                assert!(full || self.shutting_down.is_some() || error.errno().is_some());
+            }
+        }
+    }
+
+    fn detach_listener(&mut self, cx: &mut Cx) {
+        let Some(listener) = self.some_listener() else { return };
+        let socket = cx.detach_listener(listener);
+        assert_eq!(socket.is_some(), self.listeners.remove(&listener).is_some());
+        if let Some(socket) = socket {
+            self.listeners_gone.push(listener);
+            self.outside_listeners.push(socket);
         }
     }
 
@@ -319,7 +405,7 @@ impl Service {
                 assert!(!full && self.watches.insert(watch, interest).is_none());
                 assert!(!self.watches_gone.contains(&watch), "an earlier watch's name");
             }
-            Err(error) => assert!(full || error.errno().is_some(), "{error}"),
+            Err(refused) => assert!(full || refused.error.errno().is_some(), "{refused}"),
         }
     }
 
@@ -372,9 +458,11 @@ impl Service {
         let record = &self.records[id];
         assert_eq!(cx.holds(token), record.is_held(), "{token:?}: {record:?}");
         let _ = (cx.peer_addr(token), cx.local_addr(token), cx.conn_mut(token).is_some());
+        let _ = cx.connection_fd(token);
         assert!(cx.tokens(0..cx.slots()).count() == cx.connections());
         for &listener in self.listeners.keys() {
             assert!(!matches!(cx.listener_addr(listener), Err(Error::Stale)));
+            assert!(cx.listener_fd(listener).is_some());
         }
     }
 }

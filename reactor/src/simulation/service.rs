@@ -2,11 +2,12 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::context::{Context, SweepId};
-use crate::error::{CloseReason, Error};
+use crate::error::{CloseReason, Detached, Error};
 use crate::handler::{Handler, Incoming};
 use crate::interest::Interest;
 use crate::reactor::Status;
@@ -54,6 +55,8 @@ pub(super) struct Record {
     pub(super) finished: bool,
     pub(super) closing: bool,
     pub(super) aborted: bool,
+    /// Taken out; `on_close` is to follow.
+    pub(super) detached: bool,
     /// A part of a write has left, and the queues had no room for the rest.
     pub(super) cut_short: bool,
     /// Bytes were queued, and `on_drain` is to follow.
@@ -75,6 +78,7 @@ impl Record {
             finished: false,
             closing: false,
             aborted: false,
+            detached: false,
             cut_short: false,
             drain_due: false,
             drain_possible: false,
@@ -89,6 +93,14 @@ impl Record {
     pub(super) fn is_held(&self) -> bool {
         self.is_open() || self.phase == Phase::Connecting
     }
+}
+
+/// A connected socket that is not the reactor's, and what has gone over it.
+#[derive(Debug)]
+pub(super) struct Outside {
+    pub(super) descriptor: OwnedFd,
+    pub(super) received: usize,
+    pub(super) written: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
@@ -109,6 +121,8 @@ pub(super) struct Service {
     /// Listeners, and whether they are paused.
     pub(super) listeners: BTreeMap<ListenerId, bool>,
     pub(super) listeners_gone: Vec<ListenerId>,
+    pub(super) outside: Vec<Outside>,
+    pub(super) outside_listeners: Vec<OwnedFd>,
     pub(super) wake_due: bool,
     pub(super) stop_due: bool,
     pub(super) shutting_down: Option<Instant>,
@@ -138,6 +152,8 @@ impl Service {
             watches_gone: Vec::new(),
             listeners: BTreeMap::new(),
             listeners_gone: Vec::new(),
+            outside: Vec::new(),
+            outside_listeners: Vec::new(),
             wake_due: false,
             stop_due: false,
             shutting_down: None,
@@ -190,7 +206,7 @@ impl Service {
         let record = &mut self.records[conn.record];
         assert_eq!(record.token, Some(token), "{name} reaches a wrong connection");
         assert!(record.is_open(), "{name} of one that is not open: {record:?}");
-        assert!(!record.aborted, "{name} after an abort");
+        assert!(!record.aborted && !record.detached, "{name} of one that has ended: {record:?}");
         record
     }
 
@@ -384,6 +400,11 @@ impl Handler for Service {
         assert!(record.is_held(), "on_close of one that is {:?}", record.phase);
         check_reason(record, self.shutting_down.is_some(), &reason, cx.now());
         record.phase = Phase::Closed;
+        if let CloseReason::Detached(Detached { descriptor, unread, .. }) = reason {
+            let received = record.received + unread.len();
+            let written = sys::wire(record.serial).sent;
+            self.outside.push(Outside { descriptor, received, written });
+        }
         self.leave(cx, None);
     }
 
@@ -418,7 +439,8 @@ impl Handler for Service {
         let sweep = self.sweeps.remove(&sweep).expect("it was asked for, and ends once");
         for id in sweep.due.difference(&sweep.visited) {
             let record = &self.records[*id];
-            let may_be_passed_over = record.closing || self.shutting_down.is_some();
+            let may_be_passed_over =
+                record.closing || record.detached || self.shutting_down.is_some();
             assert!(!record.is_open() || may_be_passed_over, "it was passed over: {record:?}");
         }
         self.leave(cx, None);
@@ -474,5 +496,13 @@ fn check_reason(record: &Record, shutting_down: bool, reason: &CloseReason, now:
             assert!(record.closing || shutting_down, "it was not closed: {record:?}");
         }
         CloseReason::ShutDown => assert!(shutting_down, "there is no shutdown: {record:?}"),
+        CloseReason::Detached(detached) => {
+            assert!(record.detached, "it was not detached: {record:?}");
+            for (place, &byte) in (record.received..).zip(&detached.unread) {
+                assert_eq!(byte, sys::byte_of(record.serial, place), "bytes are lost: {record:?}");
+            }
+            let written = [&wire.sent[..], &detached.unsent].concat();
+            assert_eq!(written, record.written, "bytes are lost: {record:?}");
+        }
     }
 }

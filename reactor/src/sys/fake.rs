@@ -15,7 +15,7 @@ use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ use crate::config::{FileTable, Keepalive};
 use crate::error::Error;
 use crate::signal::Signal;
 
-use super::{AcceptResult, IoResult, Readiness, ReceiveBatch, SendBatch};
+use super::{AcceptResult, Adopted, IoResult, LentFd, Readiness, ReceiveBatch, SendBatch};
 use super::{accept_result, io_result, refused};
 
 pub(crate) type Accepted = AcceptResult<Descriptor>;
@@ -133,6 +133,32 @@ pub(crate) fn trace(line: impl FnOnce() -> String) {
     }
 }
 
+/// A connected socket, or one that listens, which was made elsewhere.
+pub(crate) fn outside_socket(wanted: Adopted) -> OwnedFd {
+    kernel(|kernel| {
+        let file = match wanted {
+            Adopted::Connection => {
+                let mut socket = kernel.new_socket();
+                socket.cuts_reads = kernel.percent(20);
+                if kernel.percent(30) {
+                    socket.room = 0;
+                }
+                File::Socket(socket)
+            }
+            Adopted::Listener => File::Listener { backlog: VecDeque::new() },
+        };
+        kernel.put_outside(file)
+    })
+}
+
+/// Which of all sockets ever made stands behind a descriptor that was given away.
+pub(crate) fn serial_outside(descriptor: &OwnedFd) -> u32 {
+    kernel(|kernel| match &kernel.outside[&descriptor.as_raw_fd()] {
+        File::Socket(socket) => socket.serial,
+        other => panic!("no connection was given away: {other:?}"),
+    })
+}
+
 /// What a connection's peer has done, and what it was sent.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wire {
@@ -237,6 +263,8 @@ struct Kernel {
     /// By descriptor; those of registered-file tables by the complement of their place.
     files: BTreeMap<i32, File>,
     files_max: usize,
+    /// Sockets that are not the reactor's, by the number of the null device that stands for them.
+    outside: BTreeMap<i32, File>,
     /// A security module refuses every peer, which is no reason for an event to go away.
     refuses_accepts: bool,
     watches: BTreeMap<i32, Watch>,
@@ -310,6 +338,7 @@ impl Kernel {
             clock: Duration::ZERO,
             files: BTreeMap::new(),
             files_max: usize::MAX,
+            outside: BTreeMap::new(),
             refuses_accepts: false,
             watches: BTreeMap::new(),
             watches_max: usize::MAX,
@@ -379,6 +408,21 @@ impl Kernel {
         Ok(Descriptor(number))
     }
 
+    /// Opens what was open already under another name, so that no limit is in its way.
+    fn open_unlimited(&mut self, file: File) -> Descriptor {
+        let files_max = std::mem::replace(&mut self.files_max, usize::MAX);
+        let opened = self.open("open", file).expect("there is no limit");
+        self.files_max = files_max;
+        opened
+    }
+
+    /// Gives a socket away, for a descriptor that stands for it.
+    fn put_outside(&mut self, file: File) -> OwnedFd {
+        let stands_for_it = null().try_clone_to_owned().expect("a descriptor is left");
+        self.outside.insert(stands_for_it.as_raw_fd(), file);
+        stands_for_it
+    }
+
     fn room_for_descriptor(&mut self, call: &str) -> Result<(), Errno> {
         if self.files.range(0..).count() >= self.files_max {
             trace(|| format!("  {call}: no descriptor left"));
@@ -435,7 +479,7 @@ impl Kernel {
     }
 
     fn wire(&self, serial: u32) -> Wire {
-        let alive = self.files.values().find_map(|file| match file {
+        let alive = self.files.values().chain(self.outside.values()).find_map(|file| match file {
             File::Socket(socket) if socket.serial == serial => Some(socket.wire.clone()),
             _ => None,
         });
@@ -710,7 +754,7 @@ impl FakeSocket {
         if !self.incoming.is_empty() || self.wire.fin {
             ready = ready.with(Readiness::READABLE);
         }
-        if self.room > 0 && !self.finished {
+        if self.room > 0 || self.finished {
             ready = ready.with(Readiness::WRITABLE);
         }
         if self.wire.fin && self.finished {
@@ -806,6 +850,10 @@ impl Drop for Descriptor {
 }
 
 impl Descriptor {
+    pub(crate) fn number(&self) -> i32 {
+        self.0
+    }
+
     fn into_number(self) -> i32 {
         let number = self.0;
         std::mem::forget(self);
@@ -815,13 +863,13 @@ impl Descriptor {
 
 impl From<OwnedFd> for Descriptor {
     fn from(descriptor: OwnedFd) -> Self {
-        let file = File::Foreign { descriptor, ready: Readiness::NONE };
         // It was open already, so no limit is in its way.
         kernel(|kernel| {
-            let files_max = std::mem::replace(&mut kernel.files_max, usize::MAX);
-            let opened = kernel.open("watch", file).expect("there is no limit");
-            kernel.files_max = files_max;
-            opened
+            let file = match kernel.outside.remove(&descriptor.as_raw_fd()) {
+                Some(file) => file,
+                None => File::Foreign { descriptor, ready: Readiness::NONE },
+            };
+            kernel.open_unlimited(file)
         })
     }
 }
@@ -836,7 +884,8 @@ impl From<Descriptor> for OwnedFd {
             );
             match kernel.files.remove(&number) {
                 Some(File::Foreign { descriptor, .. }) => descriptor,
-                other => panic!("only a watched descriptor is given back: {other:?}"),
+                Some(file @ (File::Socket(_) | File::Listener { .. })) => kernel.put_outside(file),
+                other => panic!("it is not given away: {other:?}"),
             }
         })
     }
@@ -845,9 +894,13 @@ impl From<Descriptor> for OwnedFd {
 impl AsFd for Descriptor {
     /// Good for nothing but being there.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        static NULL: OnceLock<RealFile> = OnceLock::new();
-        NULL.get_or_init(|| RealFile::open("/dev/null").expect("there is a null device")).as_fd()
+        null()
     }
+}
+
+fn null() -> BorrowedFd<'static> {
+    static NULL: OnceLock<RealFile> = OnceLock::new();
+    NULL.get_or_init(|| RealFile::open("/dev/null").expect("there is a null device")).as_fd()
 }
 
 pub(crate) fn now() -> Instant {
@@ -920,20 +973,25 @@ impl Poller {
         .map_err(refused("epoll_ctl"))
     }
 
-    /// Fails for sockets only: there is nothing in the real one that could fail, and with a watched descriptor no one
-    /// could help it.
+    /// There is nothing in the real one that could fail, and no one could help it.
     pub(crate) fn delete(&self, descriptor: &Descriptor) -> Result<(), Error> {
         kernel(|kernel| {
             assert!(kernel.watches.contains_key(&descriptor.0), "ENOENT: {descriptor:?}");
-            if !matches!(kernel.files[&descriptor.0], File::Foreign { .. }) {
-                kernel.fault("epoll_ctl", &[Errno::ENOMEM])?;
-            }
             if let Some(watch) = kernel.watches.remove(&descriptor.0) {
                 kernel.retire(watch);
             }
             Ok(())
         })
         .map_err(refused("epoll_ctl"))
+    }
+
+    /// A file that was moved to a table has kept the number of its descriptor; only one that was not may be named by it.
+    pub(crate) fn delete_connection(
+        &self,
+        descriptor: &Descriptor,
+        _number: i32,
+    ) -> Result<(), Error> {
+        self.delete(descriptor)
     }
 
     pub(crate) fn wait(&self, events: &mut Events, wait: Option<Duration>) -> Result<(), Error> {
@@ -1007,6 +1065,16 @@ pub(crate) fn listen(socket: &Descriptor, _backlog: Option<u32>) -> Result<(), E
         }
     });
     Ok(())
+}
+
+pub(crate) fn adopt(socket: &Descriptor, wanted: Adopted) -> Result<bool, Error> {
+    set("getpeername", socket, &[Errno::ENOTSOCK, Errno::ENOTCONN, Errno::ENOBUFS])?;
+    let is_tcp = kernel(|kernel| match (&kernel.files[&socket.0], wanted) {
+        (File::Socket(socket), Adopted::Connection) => Some(!socket.cuts_reads),
+        (File::Listener { .. }, Adopted::Listener) => Some(true),
+        _ => None,
+    });
+    is_tcp.ok_or(Error::Invalid("it is something else"))
 }
 
 pub(crate) fn set_nodelay(socket: &Descriptor) -> Result<(), Error> {
@@ -1139,7 +1207,9 @@ fn send(number: i32, slices: &[IoSlice<'_>]) -> Result<usize, Errno> {
         kernel.touch(number);
         kernel.socket(number).wants_memory = false;
         kernel.fault_or_later("send", number, &errnos).inspect_err(|&errno| {
-            kernel.socket(number).wants_memory = errno == Errno::ENOBUFS;
+            let socket = kernel.socket(number);
+            socket.wants_memory = errno == Errno::ENOBUFS;
+            socket.wants_room |= errno == Errno::EAGAIN && socket.room == 0;
         })?;
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
         let most = kernel.cut_short(total);
@@ -1202,6 +1272,12 @@ impl Drop for Socket {
 }
 
 impl Socket {
+    pub(crate) const DETACHED: Self = Self(i32::MIN);
+
+    pub(crate) fn is_detached(&self) -> bool {
+        *self == Self::DETACHED
+    }
+
     pub(crate) fn at_place(place: u32) -> Self {
         Self(!(place as i32))
     }
@@ -1381,8 +1457,38 @@ impl Sockets {
         self.peer_addr(socket)
     }
 
+    pub(crate) fn descriptor<'a>(&self, socket: &'a Socket) -> Result<LentFd<'a>, Error> {
+        if socket.is_detached() {
+            return Err(Error::Stale);
+        }
+        self.enter(socket).map_err(refused("io_uring(FIXED_FD_INSTALL)"))?;
+        Ok(LentFd::borrowed(null()))
+    }
+
+    /// A file of a table leaves it at once: what is left to be closed there is nothing.
+    pub(crate) fn detach(&mut self, socket: &mut Socket) -> Result<Descriptor, Error> {
+        if socket.place().is_some() {
+            const CALL: &str = "io_uring(FIXED_FD_INSTALL)";
+            self.enter(socket).map_err(refused(CALL))?;
+            let from = socket.0;
+            *socket = Socket::DETACHED;
+            return kernel(|kernel| {
+                let file = kernel.files.remove(&from).expect("it is open");
+                let watch = kernel.watches.remove(&from);
+                let descriptor = kernel.open_unlimited(file);
+                if let Some(watch) = watch {
+                    kernel.watches.insert(descriptor.0, watch);
+                }
+                Ok(descriptor)
+            });
+        }
+        let socket = std::mem::replace(socket, Socket::DETACHED);
+        Ok(socket.take_descriptor().expect("it is no place"))
+    }
+
     pub(crate) fn close(&mut self, socket: Socket, reset: bool) {
         match socket.place() {
+            _ if socket.is_detached() => {}
             Some(place) => self.closing.push((place, reset)),
             None => {
                 let descriptor = Descriptor(socket.0);

@@ -14,6 +14,7 @@
 //! | `batch.rs` | receives and sends that go to the kernel together |
 //! | `wake.rs`, `signal.rs` | an eventfd and a signalfd |
 //! | `readiness.rs` | what epoll reports |
+//! | `lent.rs` | a connection's descriptor for the while |
 
 #![allow(unsafe_code)] // The one exception of the workspace; each block says why it is sound.
 #![cfg_attr(any(test, fuzzing), allow(dead_code, unused_imports))] // The fake backend stands in for a part of it.
@@ -21,6 +22,7 @@
 mod batch;
 #[cfg(any(test, fuzzing))]
 mod fake;
+mod lent;
 mod options;
 mod poller;
 mod readiness;
@@ -37,6 +39,7 @@ use nix::errno::Errno;
 use crate::error::Error;
 
 pub(crate) use batch::{ReceiveBatch, SendBatch};
+pub use lent::LentFd;
 pub use readiness::Readiness;
 
 #[cfg(any(test, fuzzing))]
@@ -50,7 +53,7 @@ pub(crate) use {
     poller::{Events, Poller},
     signal::SignalReader,
     socket::{
-        Descriptor, accept, bind, bound, connect, listen, local_addr, now, peer_addr, spare,
+        Descriptor, accept, adopt, bind, bound, connect, listen, local_addr, now, peer_addr, spare,
         stream_socket,
     },
     sockets::{Socket, Sockets},
@@ -67,6 +70,13 @@ fn refused(call: &'static str) -> impl FnOnce(Errno) -> Error {
 /// A call that was refused for want of memory.
 pub(crate) fn no_memory(call: &'static str) -> Error {
     refused(call)(Errno::ENOMEM)
+}
+
+/// What a socket that was made elsewhere is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Adopted {
+    Connection,
+    Listener,
 }
 
 /// What became of an accept.

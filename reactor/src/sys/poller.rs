@@ -1,6 +1,6 @@
 //! epoll.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -41,6 +41,23 @@ impl Poller {
     #[inline]
     pub(crate) fn add_connection(&self, descriptor: &Descriptor, data: u64) -> Result<(), Error> {
         self.watch(descriptor, EVERY_CHANGE, data)
+    }
+
+    /// Ends the watch of a connection's file, which goes by the number that the file had when it was added. Where that
+    /// number is another file's by now, it can't be named, and the watch ends with the file.
+    pub(crate) fn delete_connection(
+        &self,
+        descriptor: &Descriptor,
+        number: RawFd,
+    ) -> Result<(), Error> {
+        if descriptor.number() == number {
+            return self.delete(descriptor);
+        }
+        let duplicate = descriptor.duplicate_from(number)?;
+        if duplicate.number() != number {
+            return Err(Error::Invalid("its number is another file's by now"));
+        }
+        self.delete(&duplicate)
     }
 
     #[inline]

@@ -10,10 +10,10 @@ use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{
     self, AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockProtocol, SockType,
-    SockaddrStorage, UnixAddr, setsockopt, sockopt,
+    SockaddrLike, SockaddrStorage, UnixAddr, setsockopt, sockopt,
 };
 
-use super::{AcceptResult, IoResult, accept_result, io_result, refused};
+use super::{AcceptResult, Adopted, IoResult, accept_result, io_result, refused};
 use crate::address::Address;
 use crate::error::Error;
 
@@ -40,6 +40,19 @@ impl AsFd for Descriptor {
 }
 
 impl Descriptor {
+    pub(crate) fn number(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    /// Another descriptor of the same file, with the lowest number that is free from this one on.
+    pub(super) fn duplicate_from(&self, number: RawFd) -> Result<Descriptor, Error> {
+        // SAFETY: the descriptor is open for as long as it is borrowed, and the call takes numbers only.
+        let answer = unsafe { libc::fcntl(self.number(), libc::F_DUPFD_CLOEXEC, number) };
+        let number = Errno::result(answer).map_err(refused("fcntl(F_DUPFD_CLOEXEC)"))?;
+        // SAFETY: the kernel has just opened this descriptor, and nothing else knows it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(number) }))
+    }
+
     pub(super) fn into_raw(self) -> RawFd {
         self.0.into_raw_fd()
     }
@@ -114,6 +127,44 @@ pub(crate) fn stream_socket(address: &Address) -> Result<Descriptor, Error> {
     socket::socket(family, SockType::Stream, flags, protocol)
         .map(Descriptor)
         .map_err(refused("socket"))
+}
+
+/// Makes a socket that was made elsewhere as if it were our own, non-blocking and close-on-exec; says whether it is of TCP.
+pub(crate) fn adopt(socket: &Descriptor, wanted: Adopted) -> Result<bool, Error> {
+    let name: SockaddrStorage =
+        socket::getsockname(socket.number()).map_err(refused("getsockname"))?;
+    let is_tcp = match name.family() {
+        Some(AddressFamily::Inet | AddressFamily::Inet6) => true,
+        Some(AddressFamily::Unix) => false,
+        _ => return Err(Error::Invalid("only a TCP or a Unix-domain socket can be adopted")),
+    };
+    let kind = socket::getsockopt(socket, sockopt::SockType);
+    if kind.map_err(refused("getsockopt(SO_TYPE)"))? != SockType::Stream {
+        return Err(Error::Invalid("only a stream socket can be adopted"));
+    }
+    let listens = socket::getsockopt(socket, sockopt::AcceptConn);
+    let listens = listens.map_err(refused("getsockopt(SO_ACCEPTCONN)"))?;
+    match wanted {
+        Adopted::Connection if listens => {
+            return Err(Error::Invalid("a socket that listens is no connection"));
+        }
+        // Refuses with ENOTCONN what is not connected.
+        Adopted::Connection => {
+            let peer = socket::getpeername::<SockaddrStorage>(socket.number());
+            peer.map_err(refused("getpeername"))?;
+        }
+        Adopted::Listener => {}
+    }
+    set_flag(socket, libc::FIONBIO, "ioctl(FIONBIO)")?;
+    set_flag(socket, libc::FIOCLEX, "ioctl(FIOCLEX)")?;
+    Ok(is_tcp)
+}
+
+fn set_flag(socket: &Descriptor, request: libc::Ioctl, call: &'static str) -> Result<(), Error> {
+    let on: libc::c_int = 1;
+    // SAFETY: FIONBIO reads one int through the pointer, which is valid for the call; FIOCLEX reads nothing.
+    let answer = unsafe { libc::ioctl(socket.number(), request, &raw const on) };
+    Errno::result(answer).map(drop).map_err(refused(call))
 }
 
 pub(crate) fn bind(socket: &Descriptor, address: &Address) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use super::batch::{ReceiveBatch, SendBatch};
 use super::registered::{ClosingStep, Ring, Tables};
 use super::socket::{self, Descriptor};
-use super::{IoResult, options};
+use super::{IoResult, LentFd, options};
 use crate::config::FileTable;
 use crate::error::Error;
 
@@ -34,6 +34,9 @@ impl Drop for Socket {
 }
 
 impl Socket {
+    /// In place of a socket that was taken out; no table has so many places.
+    pub(crate) const DETACHED: Self = Self(i32::MIN);
+
     pub(crate) fn at_place(place: u32) -> Self {
         Self(!(place as i32))
     }
@@ -53,6 +56,10 @@ impl Socket {
         std::mem::forget(self);
         // SAFETY: the number was an owned descriptor's, and its owner has just been forgotten.
         Some(Descriptor::from(unsafe { OwnedFd::from_raw_fd(number) }))
+    }
+
+    pub(crate) fn is_detached(&self) -> bool {
+        *self == Self::DETACHED
     }
 
     fn location(&self) -> Location<'_> {
@@ -157,10 +164,43 @@ impl Sockets {
         self.with_descriptor(socket, |socket| socket::local_addr(&socket))?
     }
 
+    /// Takes a socket out: its descriptor, or a new one of the file at its place, which is then given up like that of a
+    /// closed one.
+    pub(crate) fn detach(&mut self, socket: &mut Socket) -> Result<Descriptor, Error> {
+        let installed = match socket.place() {
+            Some(place) => Some(self.install(place)?),
+            None => None,
+        };
+        let socket = std::mem::replace(socket, Socket::DETACHED);
+        match installed {
+            Some(descriptor) => {
+                self.close(socket, false);
+                Ok(descriptor.into())
+            }
+            None => socket.take_descriptor().ok_or(Error::Stale),
+        }
+    }
+
+    /// A descriptor of the file at a place.
+    fn install(&self, place: u32) -> Result<OwnedFd, Error> {
+        let tables = self.tables.as_ref().ok_or(Error::Stale)?;
+        tables.borrow_mut().install_descriptor(place)
+    }
+
+    /// The socket's descriptor; a file in the tables is given one, which can't be done when descriptors have run out.
+    pub(crate) fn descriptor<'a>(&self, socket: &'a Socket) -> Result<LentFd<'a>, Error> {
+        match socket.location() {
+            _ if socket.is_detached() => Err(Error::Stale),
+            Location::Descriptor(descriptor) => Ok(LentFd::borrowed(descriptor)),
+            Location::Place(place) => self.install(place).map(LentFd::installed),
+        }
+    }
+
     /// Closes a descriptor at once, and a place with the next [`flush_closes`](Self::flush_closes). With `reset` the peer
     /// is sent a reset, and no TIME_WAIT stays behind.
     pub(crate) fn close(&mut self, socket: Socket, reset: bool) {
         match socket.location() {
+            _ if socket.is_detached() => {}
             Location::Place(place) => {
                 if reset {
                     self.closing.push((place, ClosingStep::Reset));
@@ -213,21 +253,13 @@ impl Sockets {
         self.tables.as_ref()?.borrow_mut().take_lost()
     }
 
-    /// Calls with the socket's descriptor; a file in the tables is given one for the time of the call, which can't be done
-    /// when descriptors have run out.
+    /// Calls with the socket's descriptor.
     fn with_descriptor<T>(
         &self,
         socket: &Socket,
         call: impl FnOnce(BorrowedFd<'_>) -> T,
     ) -> Result<T, Error> {
-        match (socket.location(), &self.tables) {
-            (Location::Descriptor(descriptor), _) => Ok(call(descriptor)),
-            (Location::Place(place), Some(tables)) => {
-                let descriptor = tables.borrow_mut().install_descriptor(place)?;
-                Ok(call(descriptor.as_fd()))
-            }
-            (Location::Place(_), None) => Err(Error::Stale),
-        }
+        Ok(call(self.descriptor(socket)?.as_fd()))
     }
 }
 

@@ -21,8 +21,8 @@ use nix::sys::socket::{
     sockopt,
 };
 use reactor::{
-    CloseReason, Config, Context, Error, FileTable, Handler, Incoming, ListenOptions, ListenerId,
-    Reactor, Signal, Status, TimerId, Token, WriteError,
+    CloseReason, Config, Context, Detached, Error, FileTable, Handler, Incoming, ListenOptions,
+    ListenerId, Reactor, Signal, Status, TimerId, Token, WriteError,
 };
 
 /// Longer than anything takes on a busy machine; only a failure waits so long.
@@ -77,6 +77,7 @@ pub(crate) enum Why {
     ConnectTimedOut,
     FlushTimedOut,
     ShutDown,
+    Detached,
 }
 
 impl From<CloseReason> for Why {
@@ -103,6 +104,8 @@ type Script = Box<dyn FnMut(&mut Cx, &Event)>;
 pub(crate) struct Service {
     pub(crate) log: Vec<Event>,
     pub(crate) refusing: bool,
+    /// What has come out of `on_close`.
+    pub(crate) detached: Vec<Detached>,
     script: Script,
     phases: HashMap<Token, Phase>,
     inside: bool,
@@ -120,6 +123,7 @@ impl Service {
         Self {
             log: Vec::new(),
             refusing: false,
+            detached: Vec::new(),
             script: Box::new(|_, _| {}),
             phases: HashMap::new(),
             inside: false,
@@ -243,7 +247,14 @@ impl Handler for Service {
         assert!(!cx.holds(token), "the name is stale in on_close");
         let opened = self.phases.contains_key(&token);
         assert_eq!(opened, conn != Conn::Connecting, "a connect that failed gets only on_close");
-        self.tell(cx, Event::Close(token, reason.into()));
+        let why = match reason {
+            CloseReason::Detached(detached) => {
+                self.detached.push(detached);
+                Why::Detached
+            }
+            other => other.into(),
+        };
+        self.tell(cx, Event::Close(token, why));
     }
 
     fn on_accept_error(&mut self, cx: &mut Cx, listener: ListenerId, error: &Error) {
