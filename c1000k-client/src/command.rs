@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 use c1000k_host::check::{FileTable, Machine};
-use c1000k_host::command_line::{self, SHORT, fail, print, print_error};
+use c1000k_host::command_line::{self, SHORT, fail, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
 use c1000k_host::ports::LOCAL_PORTS_DEFAULT;
@@ -59,7 +59,7 @@ fn print_check(mut arguments: Arguments) -> ExitCode {
 fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     let started_at = SystemTime::now();
     if let Some(json) = &arguments.json {
-        json.check_writable().map_err(|error| error.to_string())?;
+        command_line::check_output(json)?;
     }
     let hdr = arguments.hdr.as_deref().map(HdrFile::create).transpose()?;
     check_sources(&arguments)?;
@@ -303,13 +303,14 @@ fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, Stri
     };
     let written = prompt.map_or(Ok(()), write);
     command_line::give_signals_back();
+    let mut printed = Ok(());
     let code = match (&record.limit_detail, record.established) {
         (Some(detail), 0) => fail(SHORT, &detail.to_string()),
         _ => {
             let text = summary::render(record);
             match arguments.json {
                 Some(Output::Stdout) => print_error(&text),
-                _ => print(&text),
+                _ => printed = command_line::print_summary(&text),
             }
             let passed = record.thresholds.iter().all(|threshold| threshold.passed);
             match record.verdict {
@@ -323,5 +324,5 @@ fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, Stri
         command_line::flush_log();
         error.print_instead(record)
     })?;
-    Ok(code)
+    printed.map(|()| code)
 }

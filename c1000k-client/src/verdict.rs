@@ -100,7 +100,8 @@ fn cap(target: &Target, stats: &RunStats, to: Destination) -> Option<(Limit, Str
         stop => stop,
     };
     if let Some(stop) = stop {
-        return Some((limit_of(stop), sentence(stop, target, stats, to)));
+        let next = next_limit(stop, target, stats);
+        return Some((limit_of(stop), sentence(stop, target, stats, to) + &next));
     }
     if stats.peak < u64::from(target.goal) && stats.failed > 0 {
         return Some(failed(stats));
@@ -110,6 +111,16 @@ fn cap(target: &Target, stats: &RunStats, to: Destination) -> Option<(Limit, Str
     }
     let lowered = target.cap.as_ref()?;
     Some((lowered.limit, lowered.detail.clone()))
+}
+
+/// The limit of this machine that is met next, where another was met first: to raise that one alone does not lead far.
+fn next_limit(stop: Stop, target: &Target, stats: &RunStats) -> String {
+    match &target.cap {
+        Some(cap) if is_limit(stop) && stats.peak > 0 && cap.limit != limit_of(stop) => {
+            format!("; the client's own limit is next: {}", cap.detail)
+        }
+        _ => String::new(),
+    }
 }
 
 /// Too few attempts to end the ramp by themselves, and none of them came to anything: what the last one met.
@@ -456,6 +467,25 @@ mod tests {
         assert_eq!((outcome.target, outcome.verdict), (10, Verdict::Short));
         assert_eq!(outcome.failed, 3);
         assert!(outcome.detail.unwrap().contains("the server was the cap"));
+    }
+
+    #[test]
+    fn a_limit_of_the_client_is_named_beside_that_of_the_server() {
+        for stop in [Stop::ServerFull, Stop::ServerSilent, Stop::Memory(Errno::ENOMEM)] {
+            let mut full = stats(7);
+            (full.stop, full.failed) = (Some(stop), 3);
+            let detail = |target: &Target| judge(target, &full, to()).detail.unwrap();
+            let both = detail(&left_out(10));
+            assert!(both.ends_with("; the client's own limit is next: 19 of 1,000"), "{both}");
+            assert!(!detail(&asked(10)).contains("is next"));
+        }
+        let mut own = stats(7);
+        own.stop = Some(Stop::Descriptors(Errno::EMFILE));
+        let detail = judge(&left_out(10), &own, to()).detail.unwrap();
+        assert!(!detail.contains("is next"), "it is the same one: {detail}");
+        (own.stop, own.peak) = (Some(Stop::ServerFull), 0);
+        let detail = judge(&left_out(10), &own, to()).detail.unwrap();
+        assert!(!detail.contains("is next"), "nothing was held: {detail}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod workload;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,6 +18,7 @@ use c1000k_record::{ClientRecord, Limit, Verdict};
 use common::{Client, Ended, Manner, Server, record, run};
 use nix::sys::signal::Signal;
 use proptest::prelude::*;
+use reactor::FileTable;
 
 fn error_line(ended: &Ended) -> &str {
     ended.stderr.last().map_or("", String::as_str)
@@ -127,17 +128,41 @@ fn a_record_that_cannot_be_written_is_printed_on_standard_error_after_the_summar
 }
 
 #[test]
-fn a_standard_output_that_is_closed_takes_no_record_and_one_that_leads_to_nowhere_does() {
+fn a_record_that_standard_output_would_lose_is_a_warning_and_one_that_it_refuses_an_error() {
     let server = Server::start(Manner::Echo, 1);
     let words = format!("127.0.0.1 {} --ports 1 -c 10 --hold 10ms --json -", server.first_port);
-    let ended = Client::start_after("exec 1>&-", &words).end();
-    assert_eq!((ended.code, ended.stderr.len()), (Some(1), 1), "{ended:?}");
-    let line = error_line(&ended);
-    assert!(line.contains("cannot write the record to standard output: it is closed"), "{line}");
-    assert!(line.contains("give --json a file"), "{line}");
-
+    // What starts a program without a standard output, and what the parents of some languages choose.
+    for nowhere in ["exec 1>&-", "exec 1<>/dev/null"] {
+        let ended = Client::start_after(nowhere, &words).end();
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let first = "c1000k-client: standard output was closed at the start or is /dev/null: ";
+        assert!(ended.stderr[0].starts_with(first), "{ended:?}");
+    }
     let ended = Client::start_after("exec 1>/dev/null", &words).end();
     assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(!ended.stderr.iter().any(|line| line.contains("/dev/null")), "{ended:?}");
+
+    for (nothing, remedy) in
+        [("exec 1</dev/null", "give --json a file"), ("exec 1>/dev/full", "make room there")]
+    {
+        let ended = Client::start_after(nothing, &words).end();
+        assert_eq!((ended.code, ended.stderr.len()), (Some(1), 1), "{ended:?}");
+        let line = error_line(&ended);
+        assert!(line.contains("cannot write the record to standard output: "), "{line}");
+        assert!(line.contains(remedy), "{line}");
+    }
+}
+
+#[test]
+fn a_summary_for_a_full_standard_output_goes_to_standard_error_and_is_an_error() {
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!("127.0.0.1 {} --ports 1 -c 10 --hold 10ms", server.first_port);
+    let ended = Client::start_after("exec 1>/dev/full", &words).end();
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.iter().any(|line| line.starts_with("REACHED: 10 of 10")), "{ended:?}");
+    let line = error_line(&ended);
+    assert!(line.starts_with("c1000k-client: cannot write to standard output: "), "{line}");
+    assert!(line.contains("printed on standard error instead"), "{line}");
 }
 
 #[test]
@@ -155,7 +180,7 @@ fn a_file_that_is_standard_output_keeps_its_record_by_either_name() {
         assert_eq!(record.established, 10);
     }
     let words = format!("127.0.0.1 {} --ports 1 -c 10 --json /dev/stdout", server.first_port);
-    let ended = Client::start_after("exec 1>&-", &words).end();
+    let ended = Client::start_after("exec 1</dev/null", &words).end();
     assert_eq!((ended.code, ended.stderr.len()), (Some(1), 1), "{ended:?}");
 }
 
@@ -187,6 +212,22 @@ fn a_full_server_is_the_cap_and_what_it_took_is_held_and_proven() {
         assert!((1..=100).contains(&record.failed), "{ended:?}");
         assert_eq!((record.verdict, record.limit), (Verdict::Short, Some(Limit::Server)));
     }
+}
+
+#[test]
+fn where_both_ends_have_the_same_limit_both_are_named() {
+    let server = Server::start(Manner::RefusePast(210), 2);
+    let words = format!(
+        "127.0.0.1 {} --ports 2 --file-table process --hold 10ms --json -",
+        server.first_port
+    );
+    let ended = Client::start_after("ulimit -n 256", &words).end();
+    let record = record(&ended);
+    assert_eq!((ended.code, record.limit), (Some(0), Some(Limit::Server)), "{ended:?}");
+    let detail = record.limit_detail.unwrap();
+    let parts =
+        ["the server was the cap", "; the client's own limit is next: 22", "RLIMIT_NOFILE is 256"];
+    assert!(parts.iter().all(|part| detail.contains(part)), "{detail}");
 }
 
 #[test]
@@ -332,6 +373,48 @@ fn a_silent_server_will_do_without_proofs() {
     assert_eq!((ended.code, record.established), (Some(0), 300), "{ended:?}");
     assert_eq!((record.verified, record.verdict), (None, Verdict::Held));
     assert!(ended.stderr.iter().any(|line| line.starts_with("HELD, NOT VERIFIED: 300 of 300")));
+}
+
+/// None of them opens: the backlog is full, and what comes to it is dropped.
+#[test]
+fn where_no_server_answers_nothing_is_held_without_proofs_either() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    shorten_backlog(&listener);
+    let to = listener.local_addr().unwrap();
+    let filling: Vec<_> =
+        std::iter::from_fn(|| TcpStream::connect_timeout(&to, Duration::from_millis(200)).ok())
+            .take(10)
+            .collect();
+    assert!(filling.len() < 10, "the backlog is never full");
+    let words = format!(
+        "127.0.0.1 {} --ports 1 -c 20 --connect-timeout 300ms --hold 50s --no-verify",
+        to.port()
+    );
+    let (ended, record) = run(&words);
+    assert_eq!((ended.code, record.verdict), (Some(1), Verdict::Short), "{ended:?}");
+    assert_eq!((record.established, record.verified), (0, None), "{ended:?}");
+    assert!(record.failures.keys().eq(["ETIMEDOUT"]), "{ended:?}");
+    let line = error_line(&ended);
+    assert!(line.contains(&format!("no connection to {to} came about (ETIMEDOUT)")), "{line}");
+    assert!(!line.contains("echo") && !line.contains("--no-verify"), "{line}");
+}
+
+#[test]
+fn a_server_that_lets_nobody_in_is_named_without_proofs_too() {
+    for manner in [Manner::RefusePast(0), Manner::HangUpPast(0)] {
+        let server = Server::start(manner, 1);
+        let (ended, record) = run(&format!(
+            "127.0.0.1 {} --ports 1 -c 300 --hold 50s --no-verify",
+            server.first_port
+        ));
+        assert_eq!((ended.code, record.limit), (Some(1), Some(Limit::Server)), "{ended:?}");
+        assert_eq!((record.established, record.verified), (0, None), "{ended:?}");
+        let line = error_line(&ended);
+        assert!(
+            line.contains("drops every connection at once") && !line.contains("echo"),
+            "{line}"
+        );
+    }
 }
 
 #[test]
@@ -482,6 +565,21 @@ fn a_low_descriptor_limit_is_a_cap_that_is_said_aloud() {
     assert!(ended.stderr[0].contains(&format!("target: 300; {predicted}")), "{ended:?}");
     assert!(ended.stderr.iter().any(|line| line.starts_with("SHORT: 224 of 300")), "{ended:?}");
     assert_eq!(record_.failures, failures([]));
+}
+
+#[test]
+fn where_address_space_is_short_the_remedy_says_so() {
+    if let Err(error) = FileTable::check_registered() {
+        // Past what the test harness swallows.
+        return writeln!(std::io::stderr(), "the test of address space is skipped: {error}")
+            .unwrap();
+    }
+    let words = "127.0.0.1 9900 -c 1M --file-table registered";
+    let ended = Client::start_after("ulimit -v 60000", words).end();
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{ended:?}");
+    let line = error_line(&ended);
+    assert!(line.contains("no address space"), "{line}");
+    assert!(line.ends_with("; see ulimit -v and ulimit -d, or give a lower -c"), "{line}");
 }
 
 #[test]
@@ -649,7 +747,33 @@ fn a_check_prints_what_to_set() {
 }
 
 #[test]
-fn a_reader_that_has_gone_is_no_panic() {
-    let ended = Client::start_after("set -o pipefail; exec 1>/dev/full", "--help").end();
-    assert_eq!((ended.code, ended.stderr.len()), (Some(0), 0), "{ended:?}");
+fn what_is_asked_for_and_cannot_be_written_is_an_error() {
+    for words in ["--check -c 10", "--help", "--version"] {
+        for nothing in ["exec 1>/dev/full", "exec 1</dev/null"] {
+            let ended = Client::start_after(nothing, words).end();
+            assert_eq!((ended.code, ended.stderr.len()), (Some(1), 1), "{words}: {ended:?}");
+            let line = error_line(&ended);
+            assert!(line.starts_with("c1000k-client: cannot write to standard output: "), "{line}");
+        }
+        for nowhere in ["exec 1>&-", "exec 1<>/dev/null"] {
+            let ended = Client::start_after(nowhere, words).end();
+            assert_eq!((ended.code, ended.stderr.len()), (Some(0), 1), "{words}: {ended:?}");
+            assert!(
+                error_line(&ended).contains("closed at the start or is /dev/null"),
+                "{ended:?}"
+            );
+        }
+        let ended = Client::start_after("exec 1>/dev/null", words).end();
+        assert_eq!((ended.code, ended.stderr.len()), (Some(0), 0), "{words}: {ended:?}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_error() {
+    for words in ["--check -c 10", "--help"] {
+        // Its reader has ended before it is started.
+        let gone = "exec 1> >(true); wait $!";
+        let ended = Client::start_after(gone, words).end();
+        assert_eq!((ended.code, ended.stderr.len()), (Some(0), 0), "{words}: {ended:?}");
+    }
 }

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
 
+use c1000k_record::{Output, output};
 use clap::Parser;
 use clap::error::ErrorKind;
 use env_logger::{Target, WriteStyle};
@@ -36,8 +37,8 @@ pub fn parse<A: Parser>() -> Result<A, ExitCode> {
     make_file_size_limit_an_error();
     A::try_parse().map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            let _ = error.print();
-            ExitCode::from(REACHED)
+            warn_if_stdout_may_be_closed();
+            conclude(REACHED, output::check_stdout().and_then(|()| error.print()))
         }
         _ => {
             print_error(&error_text(&error));
@@ -77,21 +78,79 @@ pub fn print_error(text: &str) {
     STANDARD_ERROR.flush();
 }
 
-/// Prints on standard output, after the log so far. A reader that has gone away is no fault, and one that does not
-/// read is waited for a second at the most.
-pub fn print(text: &str) {
+/// Whether the record can be written, as far as that can be known before the run.
+///
+/// # Errors
+/// One line, where it can't.
+pub fn check_output(output: &Output) -> Result<(), String> {
+    output.check_writable().map_err(|error| error.to_string())?;
+    if *output == Output::Stdout {
+        warn_if_stdout_may_be_closed();
+    }
+    Ok(())
+}
+
+/// Says that what is printed may be seen by nobody.
+pub fn warn_if_stdout_may_be_closed() {
+    if output::stdout_may_be_closed() {
+        warn("standard output was closed at the start or is /dev/null: what goes there is lost");
+    }
+}
+
+/// Prints on standard output what was asked for, and says how to exit: with `code`, or with 1 and one line where it
+/// can't be written.
+pub fn deliver(code: u8, text: &str) -> ExitCode {
+    warn_if_stdout_may_be_closed();
+    conclude(code, print(text))
+}
+
+fn conclude(code: u8, printed: io::Result<()>) -> ExitCode {
+    match printed {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            fail(SHORT, &not_printed(&error))
+        }
+        _ => ExitCode::from(code),
+    }
+}
+
+/// The line that says that standard output could not be written.
+#[must_use]
+pub fn not_printed(error: &io::Error) -> String {
+    format!("cannot write to standard output: {error}; send it where it can be written")
+}
+
+/// Prints the summary of a run on standard output, after the log so far, or else on standard error. A reader that does
+/// not read, or has gone away, is no fault.
+///
+/// # Errors
+/// One line, where standard output could not be written.
+pub fn print_summary(text: &str) -> Result<(), String> {
+    match print(text) {
+        Err(error)
+            if !matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::BrokenPipe) =>
+        {
+            print_error(text);
+            Err(format!("{}; it was printed on standard error instead", not_printed(&error)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints on standard output, after the log so far. A reader that does not read is waited for a second at the most.
+fn print(text: &str) -> io::Result<()> {
     STANDARD_ERROR.flush();
     let (done, is_done) = mpsc::sync_channel(1);
     let copy = text.as_bytes().to_vec();
     let write = move || {
         let mut out = io::stdout();
-        let _ = out.write_all(&copy).and_then(|()| out.flush());
-        let _ = done.send(());
+        let write = |()| out.write_all(&copy).and_then(|()| out.flush());
+        let _ = done.send(output::check_stdout().and_then(write));
     };
     match thread::Builder::new().spawn(write) {
-        Ok(_) => drop(is_done.recv_timeout(PATIENCE)),
+        Ok(_) => is_done.recv_timeout(PATIENCE).unwrap_or(Err(io::ErrorKind::TimedOut.into())),
         // No thread is to be had: what takes text now, or within that time, gets it all the same.
-        Err(_) => drop(write_within(io::stdout(), text.as_bytes(), PATIENCE)),
+        Err(_) => output::check_stdout()
+            .and_then(|()| write_within(io::stdout(), text.as_bytes(), PATIENCE)),
     }
 }
 

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use c1000k_host::check::FileTableChoice;
-use c1000k_host::command_line::{self, SHORT, USAGE};
+use c1000k_host::command_line::{self, REACHED, SHORT, USAGE};
 use c1000k_host::limits::raise_descriptor_limit;
 use clap::Args;
 
@@ -46,8 +46,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.list {
         let lines = rows::ROWS.iter().map(|row| format!("{:20} {}\n", row.name, row.fault));
-        command_line::print(&lines.collect::<String>());
-        return Ok(ExitCode::SUCCESS);
+        return Ok(command_line::deliver(REACHED, &lines.collect::<String>()));
     }
     let mut chosen = Vec::new();
     for name in &arguments.rows {

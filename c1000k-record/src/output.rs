@@ -81,7 +81,7 @@ impl Output {
     ///
     /// # Errors
     /// The path is a folder or a socket, may not be written, or lies where there is no room; or
-    /// standard output is closed, was opened for reading, or is a device that takes nothing.
+    /// standard output was opened for reading, or is a device that takes nothing.
     pub fn check_writable(&self) -> Result<(), OutputError> {
         let checked = match self {
             Self::Stdout => check_stdout(),
@@ -206,26 +206,36 @@ fn end_of_links(path: &Path) -> io::Result<PathBuf> {
     Err(Errno::ELOOP.into())
 }
 
-/// Whether standard output takes what is written to it. A process of Rust that is started without one gets `/dev/null`
-/// in its place, open for reading and writing; one that is sent to `/dev/null` by a shell has it for writing only, and
-/// that is taken for what was wanted.
+/// Whether standard output takes what is written to it.
 ///
 /// # Errors
-/// It is closed, or as good as closed; it is open for reading only, or a device that takes nothing.
+/// It is open for reading only, or a device that takes nothing.
 pub fn check_stdout() -> io::Result<()> {
-    let stdout = io::stdout();
-    let mode = OFlag::from_bits_retain(fcntl(&stdout, FcntlArg::F_GETFL)?) & OFlag::O_ACCMODE;
-    let file = File::from(stdout.as_fd().try_clone_to_owned()?);
-    let metadata = file.metadata()?;
-    let is_device = metadata.file_type().is_char_device();
+    let (mode, file) = stdout_as_opened()?;
     match mode {
         OFlag::O_RDONLY => Err(io::Error::other("it is open for reading only")),
-        OFlag::O_RDWR if is_device && metadata.rdev() == makedev(1, 3) => {
-            Err(io::Error::other("it is closed, or as good as closed"))
-        }
-        _ if is_device => check_device(file),
+        _ if file.metadata()?.file_type().is_char_device() => check_device(file),
         _ => Ok(()),
     }
+}
+
+/// Whether standard output is `/dev/null`, open for reading and writing. A process of Rust that is started without a
+/// standard output gets that in its place, and can't tell it from what a parent chose, as Python's `DEVNULL`. A shell's
+/// `>/dev/null` is open for writing only.
+#[must_use]
+pub fn stdout_may_be_closed() -> bool {
+    let is_null = |(mode, file): (OFlag, File)| {
+        let found = file.metadata().ok()?;
+        let is_null = found.file_type().is_char_device() && found.rdev() == makedev(1, 3);
+        Some(is_null && mode == OFlag::O_RDWR)
+    };
+    stdout_as_opened().ok().and_then(is_null).unwrap_or(false)
+}
+
+fn stdout_as_opened() -> io::Result<(OFlag, File)> {
+    let stdout = io::stdout();
+    let mode = OFlag::from_bits_retain(fcntl(&stdout, FcntlArg::F_GETFL)?) & OFlag::O_ACCMODE;
+    Ok((mode, File::from(stdout.as_fd().try_clone_to_owned()?)))
 }
 
 /// A pipe is not opened: that would wait for its reader, and closing it again end what it reads.

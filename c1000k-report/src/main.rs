@@ -159,7 +159,8 @@ fn print_schema(program: Program) -> Result<ExitCode, Box<dyn Error>> {
 
 /// Prints what was asked for, which must not be lost.
 fn deliver(text: &str) -> Result<(), String> {
-    output::check_stdout().map_err(not_printed)?;
+    command_line::warn_if_stdout_may_be_closed();
+    output::check_stdout().map_err(|error| command_line::not_printed(&error))?;
     print(text)
 }
 
@@ -167,10 +168,6 @@ fn deliver(text: &str) -> Result<(), String> {
 fn print(text: &str) -> Result<(), String> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        outcome => outcome.map_err(not_printed),
+        outcome => outcome.map_err(|error| command_line::not_printed(&error)),
     }
-}
-
-fn not_printed(error: io::Error) -> String {
-    format!("cannot write to standard output: {error}")
 }

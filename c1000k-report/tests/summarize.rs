@@ -882,17 +882,24 @@ fn what_is_asked_for_on_a_standard_output_that_takes_nothing_is_an_error() {
         "summarize \"$1\" --format markdown",
         "compare \"$1\" \"$1\"",
     ] {
-        for (closing, code) in
-            [("1>&-", 1), ("1</dev/null", 1), ("1>/dev/full", 1), ("1>/dev/null", 0)]
-        {
+        let nowhere = "closed at the start or is /dev/null";
+        let not_written = "cannot write to standard output: ";
+        for (closing, code, line) in [
+            ("1</dev/null", 1, not_written),
+            ("1>/dev/full", 1, not_written),
+            ("1>&-", 0, nowhere),
+            ("1<>/dev/null", 0, nowhere),
+            ("1>/dev/null", 0, ""),
+        ] {
             let script = format!("exec \"$0\" {asked} {closing}");
             let output = Command::new("bash")
                 .args(["-c", &script, env!("CARGO_BIN_EXE_c1000k-report"), folder])
                 .output()
                 .unwrap();
             assert_eq!(output.status.code(), Some(code), "{script}: {}", stderr(&output));
-            let is_told = stderr(&output).contains("cannot write to standard output: ");
-            assert_eq!(is_told, code == 1, "{script}: {}", stderr(&output));
+            let lines = usize::from(!line.is_empty());
+            assert!(stderr(&output).contains(line), "{script}: {}", stderr(&output));
+            assert_eq!(stderr(&output).lines().count(), lines, "{script}: {}", stderr(&output));
         }
     }
     // The files are what is asked for here.

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use c1000k_host::check::{CheckArgs, FileTableChoice};
-use c1000k_host::command_line::{self, REACHED, SHORT, USAGE, fail, print, print_error};
+use c1000k_host::command_line::{self, REACHED, SHORT, USAGE, fail, print_error};
 use c1000k_host::format;
 use c1000k_record::endpoint::Endpoint;
 use c1000k_record::{Output, ServerRecord};
@@ -83,7 +83,7 @@ fn check(args: &CheckArgs, choice: FileTableChoice, connections: u64, listening:
 fn serve(settings: &Settings, guard: MemoryGuard) -> Result<ExitCode, String> {
     let started_at = SystemTime::now();
     if let Some(destination) = &settings.json {
-        destination.check_writable().map_err(|error| error.to_string())?;
+        command_line::check_output(destination)?;
     }
     let endpoint = settings.metrics.map(Endpoint::open).transpose()?;
     let plan = plan::plan(settings)?;
@@ -139,16 +139,18 @@ fn conclude(settings: &Settings, record: &ServerRecord) -> Result<(), String> {
     let written = prompt.map_or(Ok(()), write);
     command_line::give_signals_back();
     let text = summary::text(record);
-    if settings.json == Some(Output::Stdout) {
+    let printed = if settings.json == Some(Output::Stdout) {
         print_error(&text);
+        Ok(())
     } else {
-        print(&text);
-    }
+        command_line::print_summary(&text)
+    };
     let written = written.and_then(|()| waiting.map_or(Ok(()), write));
     written.map_err(|error| {
         command_line::flush_log();
         error.print_instead(record)
-    })
+    })?;
+    printed
 }
 
 fn log_ready(settings: &Settings, plan: Plan) {

@@ -336,12 +336,7 @@ fn a_record_that_could_not_be_written_stops_it_before_it_listens() {
         assert!(line.contains(&format!("cannot write the record to {path}")), "{line}");
     }
     // For standard output, and where a file may not grow.
-    for setting in [
-        "exec 1</dev/null; set -- -",
-        "exec 1>/dev/full; set -- -",
-        "exec 1>&-; set -- -",
-        "ulimit -f 0",
-    ] {
+    for setting in ["exec 1</dev/null; set -- -", "exec 1>/dev/full; set -- -", "ulimit -f 0"] {
         let script = format!(
             "{setting}; exec \"{BINARY}\" --bind 127.0.0.1 --ports 1 --first-port {} --json ${{1-record}}",
             free_ports(1)
@@ -351,6 +346,41 @@ fn a_record_that_could_not_be_written_stops_it_before_it_listens() {
         assert!(one_line(&output).contains("cannot write the record to"), "{setting}");
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
+}
+
+#[test]
+fn what_is_asked_for_and_cannot_be_written_is_an_error() {
+    let ended = |to: &str, words: &str| {
+        let mut command = Command::new("bash");
+        let script = format!("exec {to}; exec \"$0\" {words}");
+        run(command.args(["-c", &script, BINARY]))
+    };
+    for words in ["--check -c 10", "--help", "--version"] {
+        for nothing in ["1>/dev/full", "1</dev/null"] {
+            let output = ended(nothing, words);
+            assert_eq!(output.status.code(), Some(1), "{nothing} {words}");
+            let line = one_line(&output);
+            assert!(line.contains("cannot write to standard output: "), "{line}");
+        }
+        for nowhere in ["1>&-", "1<>/dev/null"] {
+            let output = ended(nowhere, words);
+            assert_eq!(output.status.code(), Some(0), "{nowhere} {words}");
+            let line = one_line(&output);
+            assert!(line.contains("closed at the start or is /dev/null"), "{line}");
+        }
+        let output = ended("1>/dev/null", words);
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""), "{words}");
+    }
+}
+
+#[test]
+fn a_summary_for_a_full_standard_output_goes_to_standard_error_and_is_an_error() {
+    let mut server = Server::start_by("exec 1>/dev/full &&", 1, &[]);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait().code(), Some(1));
+    assert!(server.sees_line("c1000k-server held"));
+    assert!(server.sees_line("cannot write to standard output: "));
+    assert_eq!(server.record().accepted, 0, "the record is written all the same");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use {
     super::{Machine, Need, fits, render, render_settings, settings, table},
-    crate::command_line::{REACHED, SHORT, print},
+    crate::command_line::{self, REACHED, SHORT},
     clap::{Args, ValueEnum},
     std::{path::PathBuf, process::ExitCode},
 };
@@ -38,11 +38,9 @@ impl CheckArgs {
     /// Prints the table, or the settings. The exit code says whether the target fits; with the settings it is always 0.
     pub fn report(&self, machine: &Machine, need: &Need) -> ExitCode {
         if self.print == Some(Format::Sysctl) {
-            print(&render_settings(&settings(machine, need)));
-            return ExitCode::from(REACHED);
+            return command_line::deliver(REACHED, &render_settings(&settings(machine, need)));
         }
         let rows = table(machine, need);
-        print(&render(&rows));
-        ExitCode::from(if fits(&rows) { REACHED } else { SHORT })
+        command_line::deliver(if fits(&rows) { REACHED } else { SHORT }, &render(&rows))
     }
 }
