@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -45,6 +46,13 @@ pub(crate) struct Crowd {
 impl Crowd {
     pub(crate) fn new(ports: Ports) -> Result<Self> {
         Ok(Self { peers: Peers::new()?, ports, started: 0, gone: BTreeMap::new() })
+    }
+
+    /// The same with so small windows: what comes back waits in the server until it is read here.
+    pub(crate) fn with_receive_buffers(ports: Ports, bytes: usize) -> Result<Self> {
+        let mut crowd = Self::new(ports)?;
+        crowd.peers.receive_buffer_bytes = Some(bytes);
+        Ok(crowd)
     }
 
     pub(crate) fn open(&self) -> usize {
@@ -142,7 +150,7 @@ impl Crowd {
     }
 
     /// Whether it was sent; else the peer is gone.
-    fn say(&mut self, slot: usize, message: Vec<u8>) -> bool {
+    fn say(&mut self, slot: usize, message: impl Into<Arc<[u8]>>) -> bool {
         let said = self.peers.say(slot, message);
         said.map_err(|why| *self.gone.entry(why).or_default() += 1).is_ok()
     }
@@ -173,8 +181,7 @@ impl Crowd {
 
     /// Has each open one say something, and returns which these are.
     pub(crate) fn ask(&mut self) -> Result<Vec<usize>> {
-        let is_open = self.peers.iter().filter(|(_, peer)| peer.state == State::Open);
-        let asked: Vec<usize> = is_open.map(|(slot, _)| slot).collect();
+        let asked = self.open_slots();
         for (number, &slot) in asked.iter().enumerate() {
             self.say(slot, format!("still there, number {number}?").into_bytes());
             if number % 200 == 0 {
@@ -182,6 +189,20 @@ impl Crowd {
             }
         }
         Ok(asked)
+    }
+
+    /// Has each open one say one of these in turn, all before any of them looks for its echo; returns which these are.
+    pub(crate) fn ask_at_once(&mut self, messages: &[Arc<[u8]>]) -> Vec<usize> {
+        let asked = self.open_slots();
+        for (&slot, message) in asked.iter().zip(messages.iter().cycle()) {
+            self.say(slot, Arc::clone(message));
+        }
+        asked
+    }
+
+    fn open_slots(&self) -> Vec<usize> {
+        let is_open = self.peers.iter().filter(|(_, peer)| peer.state == State::Open);
+        is_open.map(|(slot, _)| slot).collect()
     }
 
     /// Waits for the echoes of those asked; returns how many came back.

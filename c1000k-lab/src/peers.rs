@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -27,7 +28,7 @@ pub(crate) enum State {
 pub(crate) struct Peer {
     pub(crate) stream: TcpStream,
     pub(crate) state: State,
-    awaited: Vec<u8>,
+    awaited: Arc<[u8]>,
     received: usize,
 }
 
@@ -47,6 +48,8 @@ pub(crate) struct Peers {
     epoll: Epoll,
     slots: Vec<Option<Peer>>,
     events: Vec<EpollEvent>,
+    /// Those who connect from now on take so much before they read it; the kernel's choice where it is `None`.
+    pub(crate) receive_buffer_bytes: Option<usize>,
 }
 
 impl Peers {
@@ -55,6 +58,7 @@ impl Peers {
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             slots: Vec::new(),
             events: vec![EpollEvent::empty(); EVENTS_MAX],
+            receive_buffer_bytes: None,
         })
     }
 
@@ -76,6 +80,9 @@ impl Peers {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), None)
             .context("a socket of the crowd")?;
         socket.set_tcp_nodelay(true)?;
+        if let Some(bytes) = self.receive_buffer_bytes {
+            socket.set_recv_buffer_size(bytes)?;
+        }
         match socket.connect(&to.into()) {
             Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => {
                 return Ok(Err(name_of(&error)));
@@ -87,14 +94,15 @@ impl Peers {
         if self.slots.len() <= slot {
             self.slots.resize_with(slot + 1, || None);
         }
-        let peer = Peer { stream, state: State::Connecting, awaited: Vec::new(), received: 0 };
+        let peer = Peer { stream, state: State::Connecting, awaited: Arc::default(), received: 0 };
         self.slots[slot] = Some(peer);
         Ok(Ok(()))
     }
 
     /// Says something, whose echo is awaited from now on. `Err` is why it could not; the peer is gone then.
-    pub(crate) fn say(&mut self, slot: usize, message: Vec<u8>) -> Result<(), String> {
+    pub(crate) fn say(&mut self, slot: usize, message: impl Into<Arc<[u8]>>) -> Result<(), String> {
         let Some(Some(peer)) = self.slots.get_mut(slot) else { return Ok(()) };
+        let message = message.into();
         match peer.stream.write(&message) {
             Ok(count) if count == message.len() => {
                 (peer.state, peer.awaited, peer.received) = (State::Waiting, message, 0);

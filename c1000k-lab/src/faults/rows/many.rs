@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::Shutdown;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -17,6 +18,9 @@ use crate::sockets::{block, connect, is_admitted, pump, receive};
 
 const MANY: usize = 15_000;
 const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Linux takes as much again for what holds it, and has a window of so much.
+const TINY_WINDOW_BYTES: usize = 4096;
 
 pub(super) fn killed_clients(run: &mut Run<'_>) -> Result<()> {
     let server = run.serve(&[])?;
@@ -129,6 +133,38 @@ pub(super) fn slowloris(run: &mut Run<'_>) -> Result<()> {
     run.figure("process_grew_bytes", grown);
     run.check("each byte came back", heard == sent && sent == ROUNDS * MANY);
     run.check("the process grew by less than 1 MB", grown < 1 << 20);
+    run.ends(server).map(drop)
+}
+
+pub(super) fn messages_at_once(run: &mut Run<'_>) -> Result<()> {
+    let server = run.serve(&[])?;
+    let crowd = Crowd::new(server.ports())?;
+    play_messages_at_once(run, server, crowd)
+}
+
+pub(super) fn tiny_windows(run: &mut Run<'_>) -> Result<()> {
+    let server = run.serve(&[])?;
+    let crowd = Crowd::with_receive_buffers(server.ports(), TINY_WINDOW_BYTES)?;
+    play_messages_at_once(run, server, crowd)
+}
+
+fn play_messages_at_once(run: &mut Run<'_>, server: Server, mut crowd: Crowd) -> Result<()> {
+    const ROUNDS: usize = 3;
+    let messages: Vec<Arc<[u8]>> =
+        (1..=4).map(|number| random_bytes(number, number as usize * (8 << 10)).into()).collect();
+    crowd.add(many(MANY)?)?;
+    let rss = server.rss_bytes()?;
+    let (mut echoed, mut grown) = (0, 0);
+    let started = Instant::now();
+    for _ in 0..ROUNDS {
+        let asked = crowd.ask_at_once(&messages);
+        grown = grown.max(server.rss_bytes()?.saturating_sub(rss));
+        echoed += crowd.echoes_of(&asked, Duration::from_secs(60))?;
+    }
+    run.seconds("rounds_seconds", started.elapsed());
+    run.figure("echoed", echoed);
+    run.figure("process_grew_bytes", grown);
+    run.check("each got the whole echo each time", echoed == ROUNDS * MANY);
     run.ends(server).map(drop)
 }
 
