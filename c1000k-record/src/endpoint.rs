@@ -227,7 +227,7 @@ mod tests {
             endpoint.publish("c1000k_test", Box::new(Open(open)));
             let answer = ask(&endpoint, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
             assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-            assert!(answer.contains(&format!("\nc1000k_test_open {open}\n")), "{answer}");
+            assert!(answer.contains(&format!("\nc1000k_test_open {open}.0\n")), "{answer}");
             assert!(answer.contains(&format!("\nc1000k_test_accepted_total {open}\n")), "{answer}");
             assert!(answer.contains("\nc1000k_test_closed_total{reason=\"idle\"} 3\n"), "{answer}");
             assert!(answer.ends_with("# EOF\n"), "{answer}");
