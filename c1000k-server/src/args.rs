@@ -154,6 +154,8 @@ pub(crate) struct Settings {
     pub(crate) bind: ZonedIp,
     pub(crate) first_port: u16,
     pub(crate) ports: u16,
+    /// The listeners come from the service manager.
+    pub(crate) are_sockets_passed: bool,
     pub(crate) threads: u64,
     /// `None`: what the limits allow.
     pub(crate) max_connections: Option<u64>,
@@ -260,6 +262,7 @@ impl Args {
             bind: self.bind,
             first_port: self.first_port,
             ports,
+            are_sockets_passed: false,
             threads: self.threads,
             max_connections: self.max_connections,
             file_table: self.file_table.choice,
@@ -339,9 +342,9 @@ fn listening(ports: u16, threads: u64) -> u64 {
 }
 
 impl Settings {
-    /// Descriptors that are not for connections, beside what any process needs.
+    /// Descriptors that are not for connections, beside what any process needs and what is open at the start.
     pub(crate) fn listening(&self) -> u64 {
-        listening(self.ports, self.threads)
+        if self.are_sockets_passed { 0 } else { listening(self.ports, self.threads) }
     }
 
     /// The addresses to listen on.

@@ -21,6 +21,7 @@ use crate::args::{Mode, Settings};
 use crate::closings::Closings;
 use crate::counts::Counts;
 use crate::metrics::{SampleClock, Totals};
+use crate::service_manager;
 use crate::slow::{Check, SlowReaders};
 use shedding::{HELD_BYTES_MIN, Search, waiting_bytes};
 
@@ -351,6 +352,7 @@ impl<R: ThreadRole> Handler for Echo<R> {
             log::warn!("a second signal: leaving at once");
             return self.shut_down(cx);
         }
+        service_manager::notify_stopping();
         let open = format::counted(self.gate.open(), "connection");
         let grace = format::duration(self.grace.as_secs_f64());
         log::info!("{signal:?}: closing {open}, at most {grace}");

@@ -1,7 +1,7 @@
 //! The reactors and their listeners.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
 use c1000k_host::check::FileTable;
 use c1000k_host::ports::{PortHolder, port_holder};
@@ -21,7 +21,8 @@ pub(crate) fn queues_bytes_max(guard: &MemoryGuard) -> usize {
     part.unwrap_or(most).clamp(WRITE_QUEUE_BYTES_MAX, most)
 }
 
-/// The reactors, the main thread's first, each of which listens on all ports.
+/// The reactors, the main thread's first, each of which listens on all ports: with the sockets that were passed, or with
+/// its own.
 ///
 /// # Errors
 /// One line: what can't be had, and what to do about it.
@@ -29,6 +30,7 @@ pub(crate) fn reactors(
     settings: &Settings,
     plan: Plan,
     write_queues_bytes_max: usize,
+    passed: Vec<TcpListener>,
 ) -> Result<(Reactor<()>, Vec<Reactor<()>>), String> {
     let remedy = |error: &reactor::Error| match plan.file_table {
         _ if error.errno().is_none() => {
@@ -57,7 +59,13 @@ pub(crate) fn reactors(
     if threads > 1 {
         check_ports_are_free(settings, &mut first)?;
     }
-    listen(settings, &mut first)?;
+    if passed.is_empty() {
+        listen(settings, &mut first)?;
+    }
+    for socket in passed {
+        let listened = first.context().adopt_listener(socket, &options(settings));
+        listened.map_err(|error| format!("can't listen on a socket of LISTEN_FDS: {error}"))?;
+    }
     let mut others = Vec::new();
     for _ in 1..threads {
         let mut reactor = Reactor::new(&config).map_err(refused)?;
@@ -79,14 +87,18 @@ fn check_ports_are_free(settings: &Settings, reactor: &mut Reactor<()>) -> Resul
     Ok(())
 }
 
-fn listen(settings: &Settings, reactor: &mut Reactor<()>) -> Result<(), String> {
-    let options = ListenOptions {
+fn options(settings: &Settings) -> ListenOptions {
+    ListenOptions {
         backlog: settings.backlog,
         reuse_port: settings.threads > 1,
         keepalive: settings.keepalive,
         user_timeout: settings.tcp_user_timeout,
         ..Default::default()
-    };
+    }
+}
+
+fn listen(settings: &Settings, reactor: &mut Reactor<()>) -> Result<(), String> {
+    let options = options(settings);
     for address in settings.addresses() {
         let listened = reactor.context().listen(address, &options);
         listened.map_err(|error| listen_refusal(address, &error))?;

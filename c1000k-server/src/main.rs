@@ -13,6 +13,7 @@ mod exposition;
 mod listen;
 mod metrics;
 mod plan;
+mod service_manager;
 mod slow;
 mod summary;
 mod sync;
@@ -85,9 +86,12 @@ fn serve(settings: &Settings, guard: MemoryGuard) -> Result<ExitCode, String> {
     if let Some(destination) = &settings.json {
         command_line::check_output(destination)?;
     }
+    let sockets = service_manager::passed_sockets()?;
+    let settings = &service_manager::settings_for(settings, &sockets)?;
     let endpoint = settings.metrics.map(Endpoint::open).transpose()?;
     let plan = plan::plan(settings)?;
-    let (mut reactor, others) = listen::reactors(settings, plan, listen::queues_bytes_max(&guard))?;
+    let queues_bytes_max = listen::queues_bytes_max(&guard);
+    let (mut reactor, others) = listen::reactors(settings, plan, queues_bytes_max, sockets)?;
     let blind_spots = guard.blind_spots();
     let admission = Arc::new(Admission::new(settings, plan.connections_max, guard));
     let mut sampler = Sampler::start(settings.overload);
@@ -100,6 +104,7 @@ fn serve(settings: &Settings, guard: MemoryGuard) -> Result<ExitCode, String> {
         log::warn!("{blind_spot}");
     }
     log_ready(settings, plan);
+    service_manager::notify_ready();
     if let Some(bytes) = echo.lacking_bytes().filter(|&bytes| bytes > 0) {
         log::warn!("no connection can be admitted until {} more are free", format::bytes(bytes));
     }
