@@ -330,6 +330,24 @@ impl<C> Context<C> {
         self.elapsed = self.now.duration_since(self.started);
     }
 
+    /// Whether there is something to do that no event and no timer tells of.
+    pub(crate) fn wants_turn(&self) -> bool {
+        !self.listed.is_empty()
+            || !self.adopted.is_empty()
+            || self.has_closed()
+            || self.has_freed()
+            || self.has_more_to_tell()
+            || self.has_sweeps()
+            || self.wants_stop()
+    }
+
+    /// Counts the time from the end of the wait, of which a turn has read the clock.
+    pub(crate) fn end_turn(&mut self) {
+        let turn = sys::now().duration_since(self.now);
+        self.stats.busy += turn;
+        self.stats.turn_longest = self.stats.turn_longest.max(turn);
+    }
+
     pub(crate) fn end_wait(&mut self) {
         self.read_clock();
         self.stats.wakeups += 1;

@@ -8,7 +8,8 @@
 
 use std::fmt;
 use std::mem;
-use std::time::Duration;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::connection::{ConnHeader, Flags};
@@ -108,6 +109,17 @@ impl<C> Reactor<C> {
         &mut self.cx
     }
 
+    /// When a turn is due though the descriptor ([`AsFd`]) is not readable: a timer ends, or something waits to be gone
+    /// on with (then it is now, or past). `None`: not before the descriptor is readable.
+    ///
+    /// The descriptor and this time are what another event loop needs to drive a reactor: it calls
+    /// [`turn`](Self::turn) with a wait of zero when either is due, and asks for the time again after that, and after
+    /// each use of the [`context`](Self::context) between turns. The guide has it whole.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        if self.cx.wants_turn() { Some(self.cx.now()) } else { self.cx.next_timer() }
+    }
+
     /// Serves until [`stop`](Context::stop) is called or a [`shutdown`](Context::shutdown) is complete.
     ///
     /// # Errors
@@ -132,6 +144,9 @@ impl<C> Reactor<C> {
         }
         self.cx.set_in_turn(true);
         let status = self.turn_whole(handler, max_wait);
+        if status.is_ok() {
+            self.cx.end_turn();
+        }
         self.cx.set_in_turn(false);
         self.turning = false;
         status
@@ -164,12 +179,7 @@ fn wait<C>(
     events: &mut Events,
     max_wait: Option<Duration>,
 ) -> Result<(), Error> {
-    let at_once = cx.listed() > 0
-        || cx.has_adopted()
-        || cx.has_more_to_tell()
-        || cx.has_sweeps()
-        || cx.wants_stop();
-    let wait = if at_once { Some(Duration::ZERO) } else { cx.wait_within(max_wait) };
+    let wait = if cx.wants_turn() { Some(Duration::ZERO) } else { cx.wait_within(max_wait) };
     cx.poller().wait(events, wait)?;
     cx.end_wait();
     cx.stats_mut().events += events.len() as u64;
@@ -184,6 +194,21 @@ fn finish_round<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H)
         if !cx.has_closed() {
             return;
         }
+    }
+}
+
+/// The epoll descriptor: readable when a turn would find an event. It is for another event loop to wait on, and nothing
+/// else.
+impl<C> AsFd for Reactor<C> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.cx.poller().as_fd()
+    }
+}
+
+/// The same, for event loops that go by the number.
+impl<C> AsRawFd for Reactor<C> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

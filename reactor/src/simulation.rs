@@ -131,9 +131,14 @@ impl World {
         self.service.check_at_rest(self.reactor.context());
     }
 
+    /// By its own loop, or by another one that waits for it.
     fn rest(&mut self) {
+        let embedded = sys::percent(50);
         for _ in 0..CALM_TURNS_MAX {
-            self.turn(None);
+            if embedded && !sys::wait_outside(self.reactor.next_deadline()) {
+                return;
+            }
+            self.turn(if embedded { Some(Duration::ZERO) } else { None });
             if sys::rests() {
                 return;
             }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
+use std::time::Duration;
 
 /// Counters of one reactor; see [`Context::stats`](crate::Context::stats).
 ///
@@ -35,6 +36,10 @@ pub struct Stats {
     pub accept_pauses: u64,
     /// Returns from the kernel's wait.
     pub wakeups: u64,
+    /// The longest turn, from the return of its wait to its end: so long a connection may have waited for all others.
+    pub turn_longest: Duration,
+    /// All turns together, without their waits. Over a time, its share is the reactor's utilization.
+    pub busy: Duration,
     /// Events that the kernel reported.
     pub events: u64,
     /// Bytes read and handed to the service.
@@ -64,7 +69,7 @@ impl Stats {
 
 /// Adds what another reactor has counted, so that several can be shown as one.
 ///
-/// `open_max` stays as it is: peaks of different moments have no sum.
+/// `open_max` stays as it is: peaks of different moments have no sum. The longest turn is the longest of all.
 impl AddAssign<&Self> for Stats {
     fn add_assign(&mut self, other: &Self) {
         // By name, so that a counter that is added later can't be forgotten here.
@@ -81,6 +86,8 @@ impl AddAssign<&Self> for Stats {
             accept_errors,
             accept_pauses,
             wakeups,
+            turn_longest,
+            busy,
             events,
             bytes_in,
             bytes_out,
@@ -97,6 +104,8 @@ impl AddAssign<&Self> for Stats {
         self.stale_events += stale_events;
         self.accept_pauses += accept_pauses;
         self.wakeups += wakeups;
+        self.turn_longest = self.turn_longest.max(*turn_longest);
+        self.busy += *busy;
         self.events += events;
         self.bytes_in += bytes_in;
         self.bytes_out += bytes_out;
@@ -127,6 +136,8 @@ mod tests {
             accept_errors: BTreeMap::from([(24, 10), (12, 1)]),
             accept_pauses: 11,
             wakeups: 12,
+            turn_longest: Duration::from_secs(18),
+            busy: Duration::from_secs(19),
             events: 13,
             bytes_in: 14,
             bytes_out: 15,
@@ -150,6 +161,8 @@ mod tests {
             accept_errors: BTreeMap::from([(24, 21), (12, 2)]),
             accept_pauses: 22,
             wakeups: 24,
+            turn_longest: Duration::from_secs(18),
+            busy: Duration::from_secs(38),
             events: 26,
             bytes_in: 28,
             bytes_out: 30,

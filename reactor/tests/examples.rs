@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -176,7 +177,16 @@ fn each_example_says_in_one_line_what_it_can_not_use() {
     let taken = TcpListener::bind(ANY_PORT).unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let no_address = "\"localhost:7007\" is no address; give IP:PORT, for example 127.0.0.1:7007";
-    for name in ["chat", "echo", "http_keepalive", "idle_push", "tcp_proxy", "udp_echo"] {
+    for name in [
+        "chat",
+        "echo",
+        "http_keepalive",
+        "idle_push",
+        "in_mio",
+        "in_tokio",
+        "tcp_proxy",
+        "udp_echo",
+    ] {
         let (said, code) = refusal(name, &["localhost:7007", ANY_PORT]);
         assert_eq!((said, code), (format!("Error: {no_address}\n"), Some(2)), "{name}");
     }
@@ -252,6 +262,51 @@ fn udp_echo_sends_each_datagram_back_to_where_it_came_from() {
 }
 
 /// A proxy in front of a listener of the test's.
+/// More peers than one turn takes events for.
+const CROWD: usize = 1100;
+
+/// Each of a crowd says a line, and all at once; the example answers each.
+fn speak_in_a_crowd(address: SocketAddr, answer: impl Fn(&str) -> String) {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let mut peers: Vec<_> = (0..CROWD).map(|_| peer(address)).collect();
+    for round in 0..2 {
+        let line = |number: usize| format!("line {number} of round {round}\n");
+        for (number, peer) in peers.iter_mut().enumerate() {
+            peer.write_all(line(number).as_bytes()).unwrap();
+        }
+        for (number, peer) in peers.iter_mut().enumerate() {
+            expect(peer, answer(&line(number)).as_bytes());
+        }
+    }
+}
+
+#[test]
+fn in_tokio_tasks_answer_what_the_reactor_reads() {
+    let _descriptors = Descriptors::counted();
+    let (example, address) = Example::listening("in_tokio");
+    speak_in_a_crowd(address, str::to_ascii_uppercase);
+    let mut last = peer(address);
+    last.write_all(b"the last").unwrap();
+    expect(&mut last, b"THE LAST");
+    example.terminate();
+    assert!(read_all(&mut last).is_empty());
+}
+
+#[test]
+fn in_mio_the_reactor_and_the_programs_own_socket_are_served() {
+    let _descriptors = Descriptors::counted();
+    let (example, address) = Example::listening("in_mio");
+    let datagrams = UdpSocket::bind(ANY_PORT).unwrap();
+    datagrams.set_read_timeout(Some(DEADLINE)).unwrap();
+    datagrams.send_to(b"a datagram", address).unwrap();
+    speak_in_a_crowd(address, str::to_owned);
+    let mut answer = [0; 64];
+    let received = datagrams.recv(&mut answer).unwrap();
+    assert_eq!(&answer[..received], b"a datagram");
+    example.terminate();
+}
+
 fn proxied() -> (Example, SocketAddr, TcpListener) {
     let upstream = TcpListener::bind(ANY_PORT).unwrap();
     let upstream_address = upstream.local_addr().unwrap().to_string();

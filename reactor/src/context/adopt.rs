@@ -70,10 +70,6 @@ impl<C> Context<C> {
         }
     }
 
-    pub(crate) fn has_adopted(&self) -> bool {
-        !self.adopted.is_empty()
-    }
-
     /// Listens with a socket that was made elsewhere: passed by a service manager, handed over by an earlier process, or
     /// with options that [`ListenOptions`] does not have. It must be bound, and may listen already.
     ///

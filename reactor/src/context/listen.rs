@@ -304,6 +304,11 @@ impl<C> Context<C> {
         }
     }
 
+    /// Whether a throttled listener is to come back.
+    pub(crate) fn has_freed(&self) -> bool {
+        self.freed > 0 && !self.throttled.waiting.is_empty()
+    }
+
     /// For each connection that has gone, one throttled listener comes back, the longest waiting first.
     pub(crate) fn resume_accepting(&mut self) {
         let freed = mem::take(&mut self.freed);

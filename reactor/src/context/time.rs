@@ -1,6 +1,6 @@
 //! Timeouts of connections, and free timers. Both are rounded up to a millisecond and never early.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::connection::Flags;
 use crate::context::Context;
@@ -82,10 +82,14 @@ impl<C> Context<C> {
         }
     }
 
+    /// When the wheel is to be looked at.
+    pub(crate) fn next_timer(&self) -> Option<Instant> {
+        self.wheel.next_tick().map(|tick| self.started + Duration::from_millis(tick))
+    }
+
     /// How long the kernel may let us wait: not past the next timer, nor past `most`.
     pub(crate) fn wait_within(&self, most: Option<Duration>) -> Option<Duration> {
-        let Some(tick) = self.wheel.next_tick() else { return most };
-        let due = self.started + Duration::from_millis(tick);
+        let Some(due) = self.next_timer() else { return most };
         let until_due = due.saturating_duration_since(sys::now());
         Some(most.map_or(until_due, |most| most.min(until_due)))
     }

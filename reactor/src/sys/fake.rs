@@ -77,6 +77,19 @@ pub(crate) fn rests() -> bool {
     kernel(|kernel| kernel.rests)
 }
 
+/// The wait of another event loop, on the epoll descriptor and until a time: whether anything ends it.
+pub(crate) fn wait_outside(until: Option<Instant>) -> bool {
+    kernel(|kernel| {
+        let has_events = !kernel.true_events().is_empty();
+        if let Some(until) = until
+            && !has_events
+        {
+            kernel.clock = kernel.clock.max(until.duration_since(kernel.started));
+        }
+        has_events || until.is_some()
+    })
+}
+
 /// How many fatal errors of `epoll_wait` were made up so far.
 pub(crate) fn broken_waits() -> u64 {
     kernel(|kernel| kernel.broken_waits)
@@ -908,7 +921,13 @@ pub(crate) fn now() -> Instant {
 }
 
 #[derive(Debug)]
-pub(crate) struct Poller(#[allow(dead_code)] Descriptor);
+pub(crate) struct Poller(Descriptor);
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl Poller {
     pub(crate) fn new() -> Result<Self, Error> {

@@ -1,6 +1,6 @@
 //! epoll.
 
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -20,6 +20,12 @@ const EVERY_CHANGE: EpollFlags = EpollFlags::EPOLLIN
     .union(EpollFlags::EPOLLRDHUP)
     .union(EpollFlags::EPOLLPRI)
     .union(EpollFlags::EPOLLET);
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
+    }
+}
 
 impl Poller {
     pub(crate) fn new() -> Result<Self, Error> {

@@ -1,0 +1,107 @@
+//! What another event loop needs to drive a reactor, and what a turn has cost.
+
+#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+
+mod common;
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use common::descriptors::Descriptors;
+use common::{Event, Why, World, echo, peer};
+
+/// Whether the reactor's descriptor becomes readable within this time.
+fn is_readable(world: &World, within: Duration) -> bool {
+    let mut descriptors = [PollFd::new(world.reactor.as_fd(), PollFlags::POLLIN)];
+    poll(&mut descriptors, PollTimeout::try_from(within).unwrap()).unwrap() == 1
+}
+
+/// Whether a turn is due whatever the descriptor says.
+fn is_due(world: &World) -> bool {
+    world.reactor.next_deadline().is_some_and(|due| due <= Instant::now())
+}
+
+#[test]
+fn the_descriptor_is_readable_while_something_has_happened() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let address = world.listen();
+    assert!(!is_readable(&world, Duration::ZERO) && world.reactor.next_deadline().is_none());
+    let _peer = peer(address);
+    assert!(is_readable(&world, common::DEADLINE));
+    while is_readable(&world, Duration::ZERO) || is_due(&world) {
+        let _ = world.turn(Duration::ZERO);
+    }
+    assert_eq!(world.service.opened().len(), 1);
+    world.cx().waker().wake();
+    assert!(is_readable(&world, Duration::ZERO), "another thread wakes it");
+    let _ = world.turn(Duration::ZERO);
+    assert!(world.service.saw(&Event::Wake));
+}
+
+#[test]
+fn the_next_deadline_is_that_of_the_next_timer() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let begun = world.cx().now();
+    let timer = world.cx().add_timer(Duration::from_secs(3)).unwrap();
+    world.cx().add_timer(Duration::from_millis(20)).unwrap();
+    let due = world.reactor.next_deadline().unwrap();
+    assert!(due <= begun + Duration::from_millis(21), "{:?}", due - begun);
+    while world.service.count(|event| matches!(event, Event::Timer(_))) == 0 {
+        let due = world.reactor.next_deadline().expect("a timer is armed");
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        let _ = world.turn(Duration::ZERO);
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(20), "it comes too early");
+    world.cx().cancel_timer(timer);
+    assert_eq!(world.reactor.next_deadline(), None);
+}
+
+#[test]
+fn what_is_asked_for_between_two_turns_makes_a_turn_due() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    let (_other, other) = world.pair(address);
+    while is_due(&world) || is_readable(&world, Duration::ZERO) {
+        let _ = world.turn(Duration::ZERO);
+    }
+    world.cx().sweep().unwrap();
+    assert!(is_due(&world), "a sweep");
+    let _ = world.turn(Duration::ZERO);
+    assert!(!is_due(&world));
+    world.cx().abort(token);
+    assert!(is_due(&world), "an end");
+    let _ = world.turn(Duration::ZERO);
+    assert_eq!(world.service.why(token), Some(Why::Aborted));
+    world.cx().shutdown(common::DEADLINE);
+    assert!(is_due(&world), "a shutdown");
+    world.until_closed(other);
+}
+
+/// What a callback takes.
+const SLOW: Duration = Duration::from_millis(60);
+
+#[test]
+fn the_longest_turn_is_told_and_waits_are_not_counted() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    world.script(|cx, event| {
+        if let Event::Data(..) = event {
+            std::thread::sleep(SLOW);
+        }
+        echo(cx, event);
+    });
+    let address = world.listen();
+    let (mut peer, _) = world.pair(address);
+    world.run_for(2 * SLOW);
+    let before = world.cx().stats();
+    assert!(before.busy < SLOW, "a wait is counted: {before:?}");
+    common::echo_once(&mut world, &mut peer, b"slow");
+    let after = world.cx().stats();
+    assert!(after.turn_longest >= SLOW && after.busy >= before.busy + SLOW, "{after:?}");
+}
