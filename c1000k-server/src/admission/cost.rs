@@ -139,6 +139,8 @@ mod tests {
         const NEIGHBOUR: u64 = 22 << 20;
         let comes = [0, 0, 0, NEIGHBOUR, NEIGHBOUR, NEIGHBOUR, NEIGHBOUR];
         assert_eq!(learned(&ramp(1_500, &comes)).bytes(), 1_500);
+        let comes_last = [0, 0, 0, 0, 0, 0, NEIGHBOUR];
+        assert_eq!(learned(&ramp(1_500, &comes_last)).bytes(), 1_500);
         let goes = [NEIGHBOUR, NEIGHBOUR, NEIGHBOUR, 0, 0, 0, 0];
         assert_eq!(learned(&ramp(1_500, &goes)).bytes(), 1_500);
         let in_steps: Vec<u64> = (0..8).map(|sample| sample / 2 * (10 << 20)).collect();
