@@ -16,6 +16,10 @@ pub struct Config {
     /// Connections held at once at most. Address space for all of them is reserved at the start; pages that are
     /// never used cost nothing. Default: 1,048,576.
     pub connections_max: usize,
+    /// Of these, how many accepted connections leave free, so that there is always room for outbound connects and
+    /// adopted sockets; less than `connections_max`. In the process's descriptor table they are descriptors too, where
+    /// `connections_max` is what its limit allows. Default: 0.
+    pub connects_reserved: usize,
     /// Listeners at once at most. Default: 1,024.
     pub listeners_max: usize,
     /// Free timers at once at most. Default: 4,096.
@@ -82,6 +86,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             connections_max: 1 << 20,
+            connects_reserved: 0,
             listeners_max: 1024,
             timers_max: 4096,
             watches_max: 1024,

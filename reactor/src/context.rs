@@ -288,8 +288,9 @@ impl<C> Context<C> {
         self.stop = true;
     }
 
-    /// Lets go of all listeners, closes every connection once its queue has been handed over, and makes `run` return
-    /// when none is left. What is not handed over within `grace` is reset. Called again, it can only shorten the grace.
+    /// Lets go of all listeners, ends every connection, and makes `run` return when none is left.
+    /// [`on_shutdown`](crate::Handler::on_shutdown) follows for each, which by default closes it once its queue has been
+    /// handed over. What has not ended within `grace` is reset. Called again, it can only shorten the grace.
     pub fn shutdown(&mut self, grace: Duration) {
         let deadline = self.tick_after(grace);
         if let Some(shutdown) = &mut self.shutdown {
@@ -336,7 +337,7 @@ impl<C> Context<C> {
             || !self.adopted.is_empty()
             || self.has_closed()
             || self.has_freed()
-            || self.has_more_to_tell()
+            || self.has_more_to_notify()
             || self.has_sweeps()
             || self.wants_stop()
     }
@@ -425,28 +426,20 @@ impl<C> Context<C> {
         }
     }
 
-    /// Whether a shutdown has still connections to tell.
-    pub(crate) fn has_more_to_tell(&self) -> bool {
+    /// Whether a shutdown has still connections to notify.
+    pub(crate) fn has_more_to_notify(&self) -> bool {
         self.shutdown
             .as_ref()
             .is_some_and(|shutdown| shutdown.notified < self.connections.slots_used())
     }
 
-    /// Tells the next slice of connections that the reactor shuts down.
-    pub(crate) fn tell_shutdown(&mut self) {
-        let Some(shutdown) = &mut self.shutdown else { return };
-        let slice =
-            shutdown.notified..shutdown.notified.saturating_add(self.config.closes_per_turn.max(1));
-        let hard = shutdown.hard;
-        shutdown.notified = slice.end;
-        let tokens: Vec<_> = self.tokens(slice).collect();
-        for token in tokens {
-            if hard {
-                self.end_closing(token, CloseReason::ShutDown);
-            } else {
-                self.close(token);
-            }
-        }
+    /// The slots whose connections are to be notified of a shutdown in this turn, and whether its grace has passed.
+    pub(crate) fn next_notified(&mut self) -> Option<(Range<usize>, bool)> {
+        let shutdown = self.shutdown.as_mut()?;
+        let end = shutdown.notified.saturating_add(self.config.closes_per_turn.max(1));
+        let slots = shutdown.notified..end;
+        shutdown.notified = end;
+        Some((slots, shutdown.hard))
     }
 }
 

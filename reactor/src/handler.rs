@@ -107,6 +107,12 @@ pub trait Handler {
     /// before that.
     fn on_swept(&mut self, _cx: &mut Context<Self::Conn>, _sweep: SweepId) {}
 
+    /// [`Context::shutdown`] was called, and this connection is open: the time for a goodbye. It need not end at once, but
+    /// it is reset when the grace has passed. The default closes.
+    fn on_shutdown(&mut self, cx: &mut Context<Self::Conn>, token: Token, _conn: &mut Self::Conn) {
+        cx.close(token);
+    }
+
     /// A [`Waker`](crate::Waker) was used since the last time; many uses make one call.
     fn on_wake(&mut self, _cx: &mut Context<Self::Conn>) {}
 

@@ -91,6 +91,9 @@ impl<C> Reactor<C> {
                  read_buffer_bytes and write_queue_bytes_max must not be zero",
             ));
         }
+        if config.connects_reserved >= config.connections_max {
+            return Err(Error::Invalid("connects_reserved must be less than connections_max"));
+        }
         let cx = Context::new(config)?;
         let events_max = config.events_per_wait.min(EVENTS_PER_WAIT_MAX);
         let batches = cx.sockets().has_tables();
@@ -168,7 +171,7 @@ impl<C> Reactor<C> {
         finish_round(cx, handler);
         fire_timers(cx, handler);
         visit_slice(cx, handler);
-        cx.tell_shutdown();
+        notify_shutdown(cx, handler);
         finish_round(cx, handler);
         Ok(if cx.take_stop() { Status::Stopped } else { Status::Running })
     }
@@ -567,7 +570,7 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
         // The kernel has reported a peer that waits. Whether there is another behind it is not known: if so, it
         // tells again.
         let peer_waits = round == 0;
-        if let Some(error) = cx.lacks_slot() {
+        if let Some(error) = cx.lacks_slot_to_accept() {
             if peer_waits {
                 throttle(cx, handler, listener, &error);
             }
@@ -677,6 +680,22 @@ fn visit_slice<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
     }
     if cx.end_sweep() {
         handler.on_swept(cx, sweep);
+    }
+}
+
+/// Lets the next slice of connections know of a shutdown, or resets it when the grace has passed.
+fn notify_shutdown<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
+    let Some((slots, hard)) = cx.next_notified() else { return };
+    let tokens: Vec<_> = cx.tokens(slots).collect();
+    for token in tokens {
+        if hard {
+            cx.end_closing(token, CloseReason::ShutDown);
+        } else if cx.is_open(token) {
+            lend(cx, token, |cx, conn| handler.on_shutdown(cx, token, conn));
+        } else {
+            cx.close(token);
+        }
+        reap_closed(cx, handler);
     }
 }
 

@@ -12,6 +12,10 @@ pub enum Signal {
     Quit,
     /// `SIGTERM`: a polite request to end.
     Terminate,
+    /// `SIGCHLD`: a child process has ended, or has been stopped or continued.
+    Child,
+    /// `SIGWINCH`: the terminal has another size.
+    WindowChange,
     /// `SIGUSR1`.
     User1,
     /// `SIGUSR2`.

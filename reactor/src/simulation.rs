@@ -42,8 +42,10 @@ fn play(choices: Choices) {
 /// Bounds that are met all the time.
 fn small_config() -> Config {
     let up_to = |bound: u32| 1 + sys::below(bound) as usize;
+    let connections_max = up_to(20);
     Config {
-        connections_max: up_to(20),
+        connections_max,
+        connects_reserved: sys::below(connections_max as u32) as usize,
         listeners_max: up_to(3),
         timers_max: up_to(6),
         watches_max: up_to(3),

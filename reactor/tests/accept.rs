@@ -9,7 +9,9 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use nix::libc::EADDRINUSE;
-use reactor::{Config, Error, Handler, Incoming, ListenOptions, ListenerId, Reactor};
+use reactor::{
+    Config, ConnectOptions, Error, Handler, Incoming, ListenOptions, ListenerId, Reactor,
+};
 
 use common::descriptors::Descriptors;
 use common::{
@@ -334,4 +336,40 @@ fn a_full_reactor_says_so_also_where_one_connection_is_always_to_be_served() {
     let is_full = |event: &Event| matches!(event, Event::AcceptError(..));
     world.until("the error", |world| world.service.count(is_full) > 0);
     assert!(world.service.count(|event| matches!(event, Event::Data(..))) < 4096, "too late");
+}
+
+#[test]
+fn accepts_leave_the_slots_that_are_reserved_for_connects() {
+    let _descriptors = Descriptors::counted();
+    let config = Config { connections_max: 5, connects_reserved: 2, ..Config::default() };
+    let mut world = World::with(config);
+    let address = world.listen();
+    let elsewhere = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
+    let elsewhere_address = elsewhere.local_addr().unwrap();
+    let _peers: Vec<_> = (0..5).map(|_| peer(address)).collect();
+    let is_full = |event: &Event| matches!(event, Event::AcceptError(..));
+    world.until("the error", |world| world.service.count(is_full) > 0);
+    assert_eq!(world.cx().connections(), 3);
+    let mut connect =
+        || world.cx().connect(elsewhere_address, &ConnectOptions::default(), Conn::Connecting);
+    let connected = [connect().unwrap(), connect().unwrap()];
+    assert!(matches!(connect().unwrap_err().error, Error::Full { limit: 5, .. }));
+
+    // What the connects give back is for connects.
+    world.cx().abort(connected[0]);
+    world.until_closed(connected[0]);
+    world.run_for(Duration::from_millis(50));
+    assert_eq!(world.cx().connections(), 4);
+    assert_eq!(world.cx().stats().accepted, 3);
+    world.cx().abort(connected[1]);
+    let first = world.service.opened()[0];
+    world.cx().abort(first);
+    world.until("another accept", |world| world.cx().stats().accepted == 4);
+}
+
+#[test]
+fn not_all_slots_can_be_reserved() {
+    let _descriptors = Descriptors::counted();
+    let config = Config { connections_max: 5, connects_reserved: 5, ..Config::default() };
+    assert!(matches!(Reactor::<Conn>::new(&config), Err(Error::Invalid(_))));
 }

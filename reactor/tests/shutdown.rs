@@ -4,11 +4,13 @@
 
 mod common;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use reactor::{Config, ConnectOptions, ListenOptions, Status};
+use reactor::{
+    Config, ConnectOptions, Context, Handler, Incoming, ListenOptions, Reactor, Status, Token,
+};
 
 use common::descriptors::Descriptors;
 use common::{Conn, DEADLINE, Event, LOOPBACK, Why, World, echo, echo_once, pattern, read_to_end};
@@ -175,6 +177,58 @@ fn shutdown_cuts_off_what_is_left_after_the_grace() {
     assert_eq!(world.service.why(idle_token), Some(Why::Closed));
     assert!(read_to_end(&mut slow).1);
     assert_eq!(read_to_end(&mut idle), (Vec::new(), false));
+}
+
+/// Says goodbye, and waits for the peer to say it too.
+struct Polite;
+
+impl Handler for Polite {
+    type Conn = ();
+
+    fn on_accept(&mut self, _cx: &mut Context<()>, _incoming: &Incoming<'_>) -> Option<()> {
+        Some(())
+    }
+
+    fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &mut [u8]) {
+        if bytes == b"goodbye" {
+            cx.close(token);
+        } else {
+            cx.write(token, bytes).unwrap();
+        }
+    }
+
+    fn on_shutdown(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut ()) {
+        cx.write(token, b"goodbye").unwrap();
+    }
+}
+
+#[test]
+fn each_connection_has_the_grace_for_a_goodbye() {
+    let _descriptors = Descriptors::counted();
+    let grace = Duration::from_millis(300);
+    let config = Config { file_table: common::file_table(), ..Config::default() };
+    let mut reactor = Reactor::new(&config).unwrap();
+    let listener = reactor.context().listen(LOOPBACK, &ListenOptions::default()).unwrap();
+    let address = reactor.context().listener_addr(listener).unwrap();
+    let [mut polite, mut rude] = [(); 2].map(|()| common::peer(address));
+    let deadline = Instant::now() + DEADLINE;
+    while reactor.context().stats().opened < 2 {
+        assert!(Instant::now() < deadline);
+        let _ = reactor.turn(&mut Polite, Some(Duration::from_millis(20))).unwrap();
+    }
+    let peers = std::thread::spawn(move || {
+        let mut said = [0; 7];
+        polite.read_exact(&mut said).unwrap();
+        polite.write_all(&said).unwrap();
+        (read_to_end(&mut polite), read_to_end(&mut rude))
+    });
+    let before = Instant::now();
+    reactor.context().shutdown(grace);
+    reactor.run(&mut Polite).unwrap();
+    assert!(before.elapsed() >= grace, "the other one has had its time");
+    let (polite, rude) = peers.join().unwrap();
+    assert_eq!(polite, (Vec::new(), false));
+    assert!(rude.1, "it is reset");
 }
 
 #[test]

@@ -144,6 +144,17 @@ fn signals_arrive_as_callbacks() {
 }
 
 #[test]
+fn signals_that_would_be_ignored_arrive_too() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    world.cx().watch_signals(&[Signal::Child, Signal::WindowChange]).unwrap();
+    raise(Raised::SIGWINCH).unwrap();
+    world.until("the window", |world| world.service.saw(&Event::Signal(Signal::WindowChange)));
+    raise(Raised::SIGCHLD).unwrap();
+    world.until("the child", |world| world.service.saw(&Event::Signal(Signal::Child)));
+}
+
+#[test]
 fn signals_that_arrive_together_are_each_told() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();

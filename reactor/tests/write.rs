@@ -166,6 +166,35 @@ fn a_refused_write_lets_no_byte_leave_even_when_the_kernel_has_room() {
 }
 
 #[test]
+fn the_room_for_a_write_is_what_a_write_takes() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    let stream = pattern(16 << 20);
+    assert_eq!(world.cx().write_room(token), 100_000);
+    fill_kernel(&mut world, token, &stream);
+    let room = world.cx().write_room(token);
+    assert_eq!(room, 100_000 - world.cx().queued_bytes(token));
+    assert_eq!(world.cx().write(token, &vec![0; room + 1]), Err(WriteError::Full));
+    assert_eq!(world.cx().write(token, &vec![0; room]), Ok(Written::Queued));
+    assert_eq!(world.cx().write_room(token), 0);
+
+    // All queues together have 250,000 bytes.
+    let mut others = Vec::new();
+    for bound in [100_000, 50_000] {
+        let (peer, other) = world.pair(address);
+        others.push(peer);
+        assert_eq!(world.cx().write_room(other), bound);
+        fill_kernel(&mut world, other, &stream);
+        let left = world.cx().write_room(other);
+        assert_eq!(world.cx().write(other, &vec![0; left]), Ok(Written::Queued));
+    }
+    world.cx().abort(token);
+    assert_eq!(world.cx().write_room(token), 0);
+}
+
+#[test]
 fn all_queues_together_have_a_bound() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());

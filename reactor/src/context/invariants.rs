@@ -56,10 +56,7 @@ impl<C> Context<C> {
 
     /// Bytes that wait for the end of the turn, and not in a queue.
     pub(crate) fn batched_bytes(&self, token: Token) -> usize {
-        (0..self.sends.len())
-            .filter(|&index| self.sends.token(index) == token)
-            .map(|index| self.sends.bytes(index).len())
-            .sum()
+        self.sends.bytes_of(token)
     }
 
     fn check_queues(&self) {

@@ -235,7 +235,7 @@ impl<C> Context<C> {
     pub(crate) fn waits_for_room(&mut self, has_more_events: bool) -> bool {
         let turns_max = self.connections.capacity() / self.served_again_max() + 1;
         let waits = (has_more_events || !self.listed.is_empty())
-            && self.connections.is_full()
+            && self.lacks_slot_to_accept().is_some()
             && self.turns_without_room < turns_max;
         self.turns_without_room = if waits { self.turns_without_room + 1 } else { 0 };
         waits
@@ -259,6 +259,13 @@ impl<C> Context<C> {
     pub(crate) fn lacks_slot(&self) -> Option<Error> {
         let limit = self.connections.capacity();
         self.connections.is_full().then_some(Error::Full { what: "connections", limit })
+    }
+
+    /// The same of one that is accepted, which leaves those that are reserved.
+    #[inline]
+    pub(crate) fn lacks_slot_to_accept(&self) -> Option<Error> {
+        let limit = self.connections.capacity().saturating_sub(self.config.connects_reserved);
+        (self.connections.len() >= limit).then_some(Error::Full { what: "connections", limit })
     }
 
     /// Something to accept with ran out: the listener waits.

@@ -105,6 +105,18 @@ impl<C> Context<C> {
         self.header(token).map_or(0, |header| self.queue_bytes(header))
     }
 
+    /// How many bytes a write would certainly take now, whatever the kernel does; 0 for a stale token, and for a connection
+    /// that takes none any more. Where others write too, all queues together may have less room by the time of the write.
+    #[must_use]
+    pub fn write_room(&self, token: Token) -> usize {
+        let Some(header) = self.header(token).filter(|header| header.takes_writes()) else {
+            return 0;
+        };
+        let batched = if header.flags.any(Flags::SENDING) { self.sends.bytes_of(token) } else { 0 };
+        let waiting = self.queue_bytes(header) + batched;
+        self.config.write_queue_bytes_max.saturating_sub(waiting).min(self.queues_room())
+    }
+
     /// How many bytes the kernel holds beyond that queue, because the peer has not acknowledged them yet
     /// (`ioctl(SIOCOUTQ)`); 0 for a stale token. Costs one system call.
     #[must_use]

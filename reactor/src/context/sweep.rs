@@ -67,9 +67,14 @@ impl<C> Context<C> {
     /// The open connection in a slot, unless it is on its way out.
     pub(crate) fn visitable(&self, slot: usize) -> Option<Token> {
         let token = Token::from(self.connections.keys(slot, slot + 1).next()?);
-        let flags = self.header(token)?.flags;
-        let open = flags.any(Flags::OPENED) && !flags.any(Flags::CLOSING | Flags::CLOSED);
-        open.then_some(token)
+        self.is_open(token).then_some(token)
+    }
+
+    /// Whether `on_open` has been called and the connection is not on its way out.
+    pub(crate) fn is_open(&self, token: Token) -> bool {
+        self.header(token).is_some_and(|header| {
+            header.flags.any(Flags::OPENED) && !header.flags.any(Flags::CLOSING | Flags::CLOSED)
+        })
     }
 
     /// Forgets the sweep that is under way if it is complete; says whether it is.

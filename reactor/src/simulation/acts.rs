@@ -105,6 +105,7 @@ impl Service {
         };
         let taken_before = taken_by(cx);
         let total_before = cx.stats().queued_bytes + cx.all_batched_bytes();
+        let room = cx.write_room(token);
         let answer = match sys::below(4) {
             0 => {
                 let (one, two) = bytes.split_at(length / 2);
@@ -148,6 +149,8 @@ impl Service {
                 // A batch that fails takes bytes with it that were taken before, and the connection too.
                 let left = taken.saturating_sub(taken_before);
                 let fits = queued + length <= cx.config().write_queue_bytes_max;
+                let is_full = matches!(refused, WriteError::Full | WriteError::FullInTotal);
+                assert!(!is_full || length > room, "there was room for {room}");
                 match refused {
                     WriteError::Full => assert!(!fits && left == 0, "there was room"),
                     WriteError::FullInTotal => {

@@ -54,6 +54,8 @@ pub(super) struct Record {
     pub(super) paused: bool,
     pub(super) finished: bool,
     pub(super) closing: bool,
+    /// A shutdown has been announced to it.
+    pub(super) notified: bool,
     pub(super) aborted: bool,
     /// Taken out; `on_close` is to follow.
     pub(super) detached: bool,
@@ -77,6 +79,7 @@ impl Record {
             paused: false,
             finished: false,
             closing: false,
+            notified: false,
             aborted: false,
             detached: false,
             cut_short: false,
@@ -326,6 +329,8 @@ impl Handler for Service {
         self.enter("on_accept");
         let heard = self.listeners.get(&incoming.listener());
         assert_eq!(heard, Some(&false), "an accept of a listener that is paused or gone");
+        let reserved = cx.config().connects_reserved;
+        assert!(cx.connections() + reserved < cx.config().connections_max, "no slot is reserved");
         let _ = incoming.peer_addr();
         let conn = if sys::percent(85) { Some(self.new_conn(Phase::Offered)) } else { None };
         self.refused += u64::from(conn.is_none());
@@ -444,6 +449,20 @@ impl Handler for Service {
             assert!(!record.is_open() || may_be_passed_over, "it was passed over: {record:?}");
         }
         self.leave(cx, None);
+    }
+
+    fn on_shutdown(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn) {
+        let record = self.about(cx, "on_shutdown", token, conn);
+        assert!(!record.closing && !record.notified, "an unwanted goodbye: {record:?}");
+        record.notified = true;
+        assert!(self.shutting_down.is_some(), "there is no shutdown");
+        if sys::percent(70) {
+            cx.close(token);
+            let record = &mut self.records[conn.record];
+            record.closing = true;
+            record.drain_due = false;
+        }
+        self.leave(cx, Some(token));
     }
 
     fn on_wake(&mut self, cx: &mut Cx) {

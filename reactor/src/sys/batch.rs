@@ -185,6 +185,12 @@ impl SendBatch {
         self.entries[index].operation.token
     }
 
+    /// The bytes that wait for one connection.
+    pub(crate) fn bytes_of(&self, token: Token) -> usize {
+        let own = self.entries.iter().filter(|entry| entry.operation.token == token);
+        own.map(|entry| entry.end - entry.start).sum()
+    }
+
     #[inline]
     pub(crate) fn result(&self, index: usize) -> IoResult {
         io_result("send", ring_answer(self.entries[index].operation.result))

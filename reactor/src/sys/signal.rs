@@ -34,11 +34,13 @@ impl SignalReader {
     }
 }
 
-const ALL_SIGNALS: [Signal; 6] = [
+const ALL_SIGNALS: [Signal; 8] = [
     Signal::Hangup,
     Signal::Interrupt,
     Signal::Quit,
     Signal::Terminate,
+    Signal::Child,
+    Signal::WindowChange,
     Signal::User1,
     Signal::User2,
 ];
@@ -49,6 +51,8 @@ fn to_nix(signal: Signal) -> NixSignal {
         Signal::Interrupt => NixSignal::SIGINT,
         Signal::Quit => NixSignal::SIGQUIT,
         Signal::Terminate => NixSignal::SIGTERM,
+        Signal::Child => NixSignal::SIGCHLD,
+        Signal::WindowChange => NixSignal::SIGWINCH,
         Signal::User1 => NixSignal::SIGUSR1,
         Signal::User2 => NixSignal::SIGUSR2,
     }
