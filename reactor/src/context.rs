@@ -85,6 +85,8 @@ pub struct Context<C> {
     closed: VecDeque<(Token, CloseReason)>,
     /// Listeners that epoll has reported in this turn; empty in between.
     ready_listeners: Vec<ListenerId>,
+    /// Listeners that stop listening when their backlog is empty.
+    draining: Vec<ListenerId>,
     /// Turns in a row in which they were not accepted from because ended connections may have been about to make room.
     turns_without_room: usize,
     throttled: AcceptBackoff,
@@ -160,6 +162,7 @@ impl<C> Context<C> {
             delivering: false,
             closed: VecDeque::new(),
             ready_listeners: Vec::new(),
+            draining: Vec::new(),
             turns_without_room: 0,
             throttled: AcceptBackoff::default(),
             freed: 0,
@@ -337,6 +340,7 @@ impl<C> Context<C> {
             || !self.adopted.is_empty()
             || self.has_closed()
             || self.has_freed()
+            || self.is_draining()
             || self.has_more_to_notify()
             || self.has_sweeps()
             || self.wants_stop()

@@ -582,7 +582,7 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
                     return;
                 }
             }
-            Accepted::Empty => return,
+            Accepted::Empty => return cx.end_draining(listener),
             Accepted::Lost(error) => {
                 lost += 1;
                 count_accept_error(cx, handler, listener, &error);

@@ -373,3 +373,57 @@ fn not_all_slots_can_be_reserved() {
     let config = Config { connections_max: 5, connects_reserved: 5, ..Config::default() };
     assert!(matches!(Reactor::<Conn>::new(&config), Err(Error::Invalid(_))));
 }
+
+#[test]
+fn a_drained_listener_accepts_all_that_wait_before_it_ends() {
+    let _descriptors = Descriptors::counted();
+    for paused in [false, true] {
+        let mut world = World::with(Config { accepts_per_wake: 3, ..Config::default() });
+        let (listener, address) = world.listener();
+        if paused {
+            world.cx().pause_accepts(listener).unwrap();
+        }
+        let _peers: Vec<_> = (0..20).map(|_| peer(address)).collect();
+        world.cx().drain_listener(listener);
+        world.until("the end", |world| world.cx().listeners().count() == 0);
+        assert_eq!(world.service.opened().len(), 20);
+        assert!(matches!(world.cx().listener_addr(listener), Err(Error::Stale)));
+        assert!(TcpStream::connect(address).is_err(), "nobody listens there");
+        world.cx().drain_listener(listener);
+    }
+}
+
+#[test]
+fn an_empty_listener_is_drained_at_once() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let (listener, _) = world.listener();
+    world.cx().drain_listener(listener);
+    let _ = world.turn(common::DEADLINE);
+    assert_eq!(world.cx().listeners().count(), 0);
+}
+
+#[test]
+fn a_drained_listener_waits_for_slots() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::with(Config { connections_max: 2, ..Config::default() });
+    let (listener, address) = world.listener();
+    let _peers: Vec<_> = (0..5).map(|_| peer(address)).collect();
+    world.cx().drain_listener(listener);
+    for accepted in 2..=5 {
+        world.until("an accept", |world| world.cx().stats().accepted == accepted);
+        let wakeups = world.run_for(Duration::from_millis(30));
+        assert!(wakeups < 20, "it spins: {wakeups}");
+        if accepted < 5 {
+            assert_eq!(world.cx().listeners().count(), 1);
+            let first = world.service.opened()[accepted as usize - 2];
+            world.cx().abort(first);
+            world.until_closed(first);
+        }
+    }
+    // That no other waits is seen when there is room for one.
+    let last = world.service.opened()[4];
+    world.cx().abort(last);
+    world.until("the end", |world| world.cx().listeners().count() == 0);
+    assert_eq!(world.cx().stats().dropped, 0);
+}

@@ -140,7 +140,35 @@ impl<C> Context<C> {
 
     pub(super) fn remove_listener(&mut self, listener: ListenerId) -> Option<Descriptor> {
         self.reset_backoff(listener);
+        self.draining.retain(|&other| other != listener);
         self.listeners.remove(listener.key()).map(|(listener, ())| listener.socket)
+    }
+
+    /// Accepts what waits in the listener's backlog, also if accepts were paused, and then stops listening: the way to
+    /// end a service beside its successor (`reuse_port`) without resetting the peers that wait.
+    ///
+    /// A peer whose handshake is completed between the last accept and the close is still reset, microseconds in which
+    /// few arrive; with `net.ipv4.tcp_migrate_req` (Linux 5.14) the kernel moves these to another socket of the port.
+    /// When the listener is gone, its name is stale. Where slots or descriptors run out meanwhile, it goes on when there are
+    /// some. Nothing for a stale name.
+    pub fn drain_listener(&mut self, listener: ListenerId) {
+        let Some(head) = self.listeners.head_mut(listener.key()) else { return };
+        head.paused = false;
+        if !self.draining.contains(&listener) {
+            self.draining.push(listener);
+        }
+    }
+
+    /// Whether a listener is drained, and is not waiting for something to accept with.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.iter().any(|&listener| self.is_accepting(listener))
+    }
+
+    /// No peer waits at the listener: the end of one that is drained.
+    pub(crate) fn end_draining(&mut self, listener: ListenerId) {
+        if self.draining.contains(&listener) && self.is_accepting(listener) {
+            self.unlisten(listener);
+        }
     }
 
     /// The address of a TCP listener.
@@ -220,8 +248,14 @@ impl<C> Context<C> {
         self.ready_listeners.push(id);
     }
 
-    /// The listeners to accept from in this turn, if any; the list is to be given back, so that its memory is used again.
+    /// The listeners to accept from in this turn, if any, those that are drained included; the list is to be given back, so that its memory is used again.
     pub(crate) fn take_ready_listeners(&mut self) -> Option<Vec<ListenerId>> {
+        for index in 0..self.draining.len() {
+            let listener = self.draining[index];
+            if self.is_accepting(listener) && !self.ready_listeners.contains(&listener) {
+                self.ready_listeners.push(listener);
+            }
+        }
         (!self.ready_listeners.is_empty()).then(|| mem::take(&mut self.ready_listeners))
     }
 

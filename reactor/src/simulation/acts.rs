@@ -37,7 +37,7 @@ fn some_time() -> Duration {
 impl Service {
     /// Does one thing.
     pub(super) fn act(&mut self, cx: &mut Cx, own: Option<Token>) {
-        match sys::below(44) {
+        match sys::below(45) {
             0..=8 => self.write(cx, own),
             9 => self.pause(cx, own, true),
             10 | 11 => self.pause(cx, own, false),
@@ -70,6 +70,7 @@ impl Service {
             39 => self.detach(cx, own),
             40 => self.adopt_listener(cx),
             41 => self.detach_listener(cx),
+            42 => self.drain_listener(cx),
             _ => self.look(cx, own),
         }
     }
@@ -337,10 +338,18 @@ impl Service {
         }
     }
 
+    fn drain_listener(&mut self, cx: &mut Cx) {
+        let Some(listener) = self.some_listener() else { return };
+        cx.drain_listener(listener);
+        if self.listeners.remove(&listener).is_some() {
+            self.draining.push(listener);
+        }
+    }
+
     fn adopt_listener(&mut self, cx: &mut Cx) {
         let socket = self.outside_listeners.pop();
         let socket = socket.unwrap_or_else(|| sys::outside_socket(Adopted::Listener));
-        let full = self.listeners.len() == cx.config().listeners_max;
+        let full = cx.listeners().count() == cx.config().listeners_max;
         match cx.adopt_listener(socket, &ListenOptions::default()) {
             Ok(listener) => {
                 assert!(!full && self.shutting_down.is_none(), "there was no room for it");
@@ -365,7 +374,7 @@ impl Service {
 
     fn listen(&mut self, cx: &mut Cx) {
         let options = ListenOptions { nodelay: sys::percent(50), ..ListenOptions::default() };
-        let full = self.listeners.len() == cx.config().listeners_max;
+        let full = cx.listeners().count() == cx.config().listeners_max;
         match cx.listen(([127, 0, 0, 1], 9), &options) {
             Ok(listener) => {
                 assert!(!full && self.shutting_down.is_none(), "there was no room for it");
@@ -452,6 +461,7 @@ impl Service {
         cx.shutdown(grace);
         self.shutting_down.get_or_insert(cx.now() + grace);
         self.listeners_gone.extend(std::mem::take(&mut self.listeners).into_keys());
+        self.draining.clear();
         sys::trace(|| format!("  shutdown {grace:?}"));
     }
 
