@@ -61,6 +61,9 @@
 //! There is no TLS, no file I/O and no thread pool here, and it runs on Linux only. The [`guide`] tells what to take for
 //! these, and how to get from the fifteen lines above to a service.
 //!
+//! # Features
+//! `bytes`, off by default: a [`Chunk`] can be a `Bytes` of the `bytes` crate.
+//!
 //! # Stability
 //! The crate follows semantic versioning; before 1.0 a minor version may break. The public surface is kept in
 //! `public-api.txt`, so that a change of it is seen in review. Make [`Config`] and the options with
@@ -101,7 +104,7 @@ pub use error::{CloseReason, Detached, Error, Refused, WriteError, Written};
 pub use handler::{Handler, Incoming};
 pub use interest::Interest;
 pub use mailbox::{Mailbox, Sender};
-pub use queue::Chunk;
+pub use queue::{Chunk, SharedPart};
 pub use reactor::{Reactor, Status};
 pub use signal::Signal;
 pub use stats::Stats;

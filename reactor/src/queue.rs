@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// How many chunks one send hands to the kernel at most.
@@ -22,6 +23,27 @@ pub enum Chunk {
     Owned(Vec<u8>),
     /// Bytes that many connections can have in their queues at once.
     Shared(Arc<[u8]>),
+    /// A part of such bytes.
+    Part(SharedPart),
+    /// Bytes of the `bytes` crate, shared likewise.
+    #[cfg(feature = "bytes")]
+    Bytes(bytes::Bytes),
+}
+
+/// A part of shared bytes, which keeps the whole of them alive.
+#[derive(Clone, Debug)]
+pub struct SharedPart {
+    bytes: Arc<[u8]>,
+    range: Range<usize>,
+}
+
+impl SharedPart {
+    /// The bytes of this range; `None` where it reaches beyond them.
+    #[must_use]
+    pub fn new(bytes: Arc<[u8]>, range: Range<usize>) -> Option<Self> {
+        bytes.get(range.clone())?;
+        Some(Self { bytes, range })
+    }
 }
 
 impl Chunk {
@@ -31,6 +53,9 @@ impl Chunk {
         match self {
             Chunk::Owned(bytes) => bytes,
             Chunk::Shared(bytes) => bytes,
+            Chunk::Part(SharedPart { bytes, range }) => &bytes[range.clone()],
+            #[cfg(feature = "bytes")]
+            Chunk::Bytes(bytes) => bytes,
         }
     }
 }
@@ -44,6 +69,19 @@ impl From<Vec<u8>> for Chunk {
 impl From<Arc<[u8]>> for Chunk {
     fn from(bytes: Arc<[u8]>) -> Self {
         Chunk::Shared(bytes)
+    }
+}
+
+impl From<SharedPart> for Chunk {
+    fn from(part: SharedPart) -> Self {
+        Chunk::Part(part)
+    }
+}
+
+#[cfg(feature = "bytes")]
+impl From<bytes::Bytes> for Chunk {
+    fn from(bytes: bytes::Bytes) -> Self {
+        Chunk::Bytes(bytes)
     }
 }
 

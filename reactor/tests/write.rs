@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use reactor::{Chunk, Config, ConnectOptions, ListenOptions, Token, WriteError, Written};
+use reactor::{
+    Chunk, Config, ConnectOptions, ListenOptions, SharedPart, Token, WriteError, Written,
+};
 
 use common::descriptors::Descriptors;
 use common::{Conn, Event, Why, World, echo, echo_once, pattern, peer, read_to_end, reset};
@@ -278,6 +280,33 @@ fn the_three_ways_to_write_send_the_same() {
     assert!(world.cx().queued_bytes(token) > 0, "it was to go through the queue");
     assert!(drain(&mut world, &mut peer, stream.len()) == stream);
     world.until("on_drain", |world| world.service.saw(&Event::Drain(token)));
+}
+
+/// Each reaches the peer whole where it has to wait.
+#[test]
+fn parts_of_shared_bytes_are_queued_without_a_copy() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    let stream = pattern(16 << 20);
+    let written = fill_kernel(&mut world, token, &stream);
+    let shared: Arc<[u8]> = b"left, middle, right".as_slice().into();
+    let middle = SharedPart::new(Arc::clone(&shared), 6..12).unwrap();
+    assert_eq!(Chunk::from(middle.clone()).as_bytes(), b"middle");
+    assert_eq!(world.cx().write_chunk(token, middle), Ok(Written::Queued));
+    assert_eq!(Arc::strong_count(&shared), 2, "the queue has it too");
+    let nothing = SharedPart::new(Arc::clone(&shared), 19..19).unwrap();
+    assert!(world.cx().write_chunk(token, nothing).is_ok());
+    for outside in [0..20, 20..20, usize::MAX..usize::MAX] {
+        assert!(SharedPart::new(Arc::clone(&shared), outside).is_none());
+    }
+    #[cfg(feature = "bytes")]
+    world.cx().write_chunk(token, bytes::Bytes::from_static(b"middle").slice(..3)).unwrap();
+    let tail: &[u8] = if cfg!(feature = "bytes") { b"middlemid" } else { b"middle" };
+    let all = drain(&mut world, &mut peer, written + tail.len());
+    assert!(all == [&stream[..written], tail].concat());
+    assert_eq!(Arc::strong_count(&shared), 1);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::address::Address;
 use crate::config::{ConnectOptions, Keepalive, ListenOptions};
 use crate::error::{Error, Refused, WriteError, Written};
 use crate::interest::Interest;
-use crate::queue::Chunk;
+use crate::queue::{Chunk, SharedPart};
 use crate::sys::{self, Adopted};
 use crate::token::{ListenerId, Token};
 
@@ -107,13 +107,18 @@ impl Service {
         let taken_before = taken_by(cx);
         let total_before = cx.stats().queued_bytes + cx.all_batched_bytes();
         let room = cx.write_room(token);
-        let answer = match sys::below(4) {
+        let answer = match sys::below(5) {
             0 => {
                 let (one, two) = bytes.split_at(length / 2);
                 cx.write_vectored(token, &[IoSlice::new(one), IoSlice::new(two)])
             }
             1 => cx.write_chunk(token, Chunk::Owned(bytes.clone())),
             2 => cx.write_chunk(token, Arc::<[u8]>::from(&bytes[..])),
+            3 => {
+                let whole = Arc::from([&[1, 2], &bytes[..], &[3]].concat());
+                let part = SharedPart::new(whole, 2..2 + length).expect("it is within");
+                cx.write_chunk(token, part)
+            }
             _ => cx.write(token, &bytes),
         };
         sys::trace(|| format!("  write {length} to {token:?}: {answer:?}"));
