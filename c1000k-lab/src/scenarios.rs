@@ -9,7 +9,9 @@ mod memory;
 mod network;
 mod scene;
 pub(crate) mod soak;
+mod tune;
 
+use std::env;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -67,7 +69,7 @@ struct Scenario {
     play: fn(&mut Scene<'_>) -> Result<()>,
 }
 
-const SCENARIOS: [Scenario; 7] = [
+const SCENARIOS: [Scenario; 8] = [
     Scenario { name: "memory", guests: memory::pair, tool: None, play: memory::memory },
     Scenario { name: "cgroup", guests: |_| alone(30_000), tool: None, play: memory::cgroup },
     Scenario { name: "watches", guests: |_| alone(10_000), tool: None, play: full::watches },
@@ -80,6 +82,13 @@ const SCENARIOS: [Scenario; 7] = [
         play: network::loss,
     },
     Scenario { name: "conntrack", guests: |_| alone(10_000), tool: None, play: network::conntrack },
+    Scenario {
+        name: tune::NAME,
+        guests: |_| alone(10_000),
+        // busybox' own does not know it.
+        tool: Some(("flock", "util-linux")),
+        play: tune::tune,
+    },
     Scenario { name: soak::NAME, guests: soak::guests, tool: None, play: soak::soak },
 ];
 
@@ -168,7 +177,8 @@ impl Stage {
         say(format!("== {name}: {}", out.display()));
         self.write_machine(name, &out)?;
         let tools = scenario.tool.map(|(tool, package)| find_tool(tool, package)).transpose()?;
-        let more = More { modules: &MODULES, tools: tools.into_iter().collect() };
+        let scripts = (name == tune::NAME).then(scripts_folder).transpose()?;
+        let more = More { modules: &MODULES, tools: tools.into_iter().collect(), scripts };
         let machine = self.kit.machine(&out, &more)?;
         let specs = (scenario.guests)(&self.settings);
         let guests = Guests::boot(machine, &out, &specs, scene::shown)?;
@@ -192,6 +202,12 @@ impl Stage {
         writeln!(file, "git: {}", crate::programs::revision())?;
         Ok(writeln!(file, "accel: {}", self.kit.accelerator.name())?)
     }
+}
+
+/// Of the checkout that cargo runs this from.
+fn scripts_folder() -> Result<PathBuf> {
+    let package = env::var_os("CARGO_MANIFEST_DIR").context("the scripts want cargo to run this")?;
+    Ok(Path::new(&package).join("../scripts"))
 }
 
 /// Ordinary users may not have it in their PATH.

@@ -39,6 +39,8 @@ pub(crate) struct More {
     pub(crate) modules: &'static [&'static str],
     /// Programs of this machine, which go to `/bin`.
     pub(crate) tools: Vec<PathBuf>,
+    /// A folder that goes to `/scripts`.
+    pub(crate) scripts: Option<PathBuf>,
 }
 
 /// The programs need no libraries.
@@ -63,6 +65,9 @@ pub(super) fn build(
     for tool in &more.tools {
         tree.copy(tool, &format!("/bin/{}", name_of(tool)))?;
         tree.copy_libraries(tool)?;
+    }
+    if let Some(scripts) = &more.scripts {
+        tool("cp", &["-r", &text(scripts), &text(&tree.path("/scripts"))])?;
     }
     let mut listed = String::new();
     for module in MODULES.iter().chain(more.modules) {

@@ -50,7 +50,7 @@ impl Programs {
         let place =
             Place { cgroup: cgroup.map(PathBuf::from), user: Some(user), ..Place::default() };
         let mut command = inside(&place, Path::new("/bin").join(program))?;
-        command.args(arguments).current_dir("/");
+        command.args(arguments).current_dir("/").env("PATH", "/bin");
         command.stdin(Stdio::null()).stdout(written.try_clone()?).stderr(written);
         let process = Process::spawn(&name, &mut command)?;
         let program = Program { process, log, code: None, shown: String::new() };
