@@ -206,7 +206,8 @@ impl Stage {
 
 /// Of the checkout that cargo runs this from.
 fn scripts_folder() -> Result<PathBuf> {
-    let package = env::var_os("CARGO_MANIFEST_DIR").context("the scripts want cargo to run this")?;
+    let package =
+        env::var_os("CARGO_MANIFEST_DIR").context("the scripts want cargo to run this")?;
     Ok(Path::new(&package).join("../scripts"))
 }
 
