@@ -1,7 +1,7 @@
 //! The command line: [`Typed`] as clap reads it, [`Arguments`] once all of it is known to make sense.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,12 +15,13 @@ use c1000k_host::quantity::{parse_bytes, parse_count, parse_duration, parse_rate
 use c1000k_record::Output;
 use c1000k_record::endpoint::Endpoint;
 use clap::Parser;
-use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv6AddrRange};
+use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv4Net, Ipv6AddrRange};
 
 use crate::address::{Host, Scheme, TargetAddress};
 use crate::pacing::Stage;
 use crate::protocols::{Message, Trust};
 use crate::schedule::{Pace, STEP, Workload};
+use crate::stateless;
 use crate::threshold::Condition;
 
 /// Source addresses at the most.
@@ -84,6 +85,8 @@ pub(crate) struct Arguments {
     pub(crate) check: CheckArgs,
     /// So many sources as if they were listed.
     pub(crate) sources_unlisted: Option<u64>,
+    /// The clients have no sockets.
+    pub(crate) stateless: Option<stateless::Setup>,
 }
 
 /// Reads the command line.
@@ -189,6 +192,9 @@ struct Typed {
     workload: WorkloadArgs,
 
     #[command(flatten)]
+    stateless: StatelessArgs,
+
+    #[command(flatten)]
     file_table: FileTableArgs,
 
     /// Write the record of the run to this file on exit (- is standard output)
@@ -260,6 +266,89 @@ struct WorkloadArgs {
     /// percentiles
     #[arg(long, value_name = "FILE")]
     hdr: Option<PathBuf>,
+}
+
+/// Clients without sockets.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Stateless clients")]
+struct StatelessArgs {
+    /// Be all clients without sockets, by a tun device: as root, or in an own user and network namespace
+    #[arg(long, conflicts_with_all = ["source", "sources"])]
+    stateless: bool,
+
+    /// The addresses of the clients; the device has the first one, where a server of this machine is reached
+    #[arg(long, value_name = "CIDR", requires = "stateless", default_value = "198.18.0.0/15")]
+    stateless_prefix: Ipv4Net,
+
+    /// For tests: the share of the packets that is dropped, in both directions
+    #[arg(long, hide = true, value_name = "PERCENT", requires = "stateless", value_parser = parse_percent)]
+    stateless_loss: Option<f64>,
+}
+
+impl StatelessArgs {
+    /// Where the server is reached, and from where.
+    fn setup(
+        &self,
+        scheme: Scheme,
+        destination: SocketAddr,
+        ports: u16,
+        connections: Option<u64>,
+    ) -> Result<Option<stateless::Setup>, String> {
+        if !self.stateless {
+            return Ok(None);
+        }
+        if !matches!(scheme, Scheme::Tcp | Scheme::Http | Scheme::Redis) {
+            return Err(format!(
+                "--stateless is for tcp, http and redis, and not for {}: leave it out",
+                scheme.name()
+            ));
+        }
+        let SocketAddr::V4(destination) = destination else {
+            return Err("--stateless is for IPv4: give the server's IPv4 address".to_owned());
+        };
+        let prefix = self.stateless_prefix.trunc();
+        if !(8..=30).contains(&prefix.prefix_len()) {
+            return Err(format!(
+                "--stateless-prefix {prefix} is too long or too short: give /8 to /30, as 198.18.0.0/15"
+            ));
+        }
+        if !is_of_hosts(prefix) {
+            return Err(format!(
+                "--stateless-prefix {prefix} has addresses that no host can have: give another \
+                 block, as 198.18.0.0/15"
+            ));
+        }
+        let own = stateless::device_address(prefix);
+        if prefix.contains(destination.ip()) && *destination.ip() != own {
+            return Err(format!(
+                "the server's address {} is one of the clients' ({prefix}): give another block by \
+                 --stateless-prefix",
+                destination.ip()
+            ));
+        }
+        let is_here =
+            prefix.contains(destination.ip()) || UdpSocket::bind((*destination.ip(), 0)).is_ok();
+        // A packet from outside may not go to 127.x.y.z.
+        let ip = if destination.ip().is_loopback() { own } else { *destination.ip() };
+        let server = SocketAddrV4::new(ip, destination.port());
+        let room = stateless::Tuples::new(prefix, server, ports).room();
+        if connections.is_some_and(|connections| connections > room) {
+            return Err(format!(
+                "--stateless-prefix {prefix} has room for {} over {}: give a shorter prefix",
+                format::counted(room, "connection"),
+                format::counted(u64::from(ports), "port"),
+            ));
+        }
+        let loss = self.stateless_loss;
+        Ok(Some(stateless::Setup { prefix, server, ports, is_here, loss }))
+    }
+}
+
+/// Whether all addresses of a block can be those of hosts.
+fn is_of_hosts(block: Ipv4Net) -> bool {
+    let not = ["0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"];
+    let mut not = not.into_iter().filter_map(|text| text.parse::<Ipv4Net>().ok());
+    !not.any(|other| other.contains(&block) || block.contains(&other))
 }
 
 impl WorkloadArgs {
@@ -347,6 +436,22 @@ fn check_message(scheme: Scheme, message: Option<&MessageChoice>) -> Result<(), 
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a message fits into one segment.
+fn check_segment(message: Option<&MessageChoice>) -> Result<(), String> {
+    let length = match message {
+        None => 0,
+        Some(MessageChoice::OfSize(bytes)) => *bytes,
+        Some(MessageChoice::Text { message, .. }) => message.len(),
+    };
+    if length <= stateless::PAYLOAD_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "with --stateless a message is one segment: give at most {}",
+        format::counted(stateless::PAYLOAD_MAX as u64, "byte")
+    ))
 }
 
 /// Bytes as they were typed, or as a file has them.
@@ -477,6 +582,10 @@ impl Typed {
         }
         let sources = self.source.map_or(Ok(Vec::new()), |list| sources(&list, ports))?;
         let destination = destination(self.target, first_port, sources.first().copied())?;
+        let stateless = self.stateless.setup(scheme, destination, ports, connections)?;
+        if stateless.is_some() {
+            check_segment(message.as_ref())?;
+        }
         let in_flight_default = (IN_FLIGHT_PER_PORT * u64::from(ports)).min(IN_FLIGHT_DEFAULT_MAX);
         let in_flight = self.in_flight.unwrap_or(in_flight_default).min(IN_FLIGHT_MAX);
         Ok(Arguments {
@@ -505,6 +614,7 @@ impl Typed {
             metrics: self.metrics,
             check: self.check,
             sources_unlisted: self.sources,
+            stateless,
         })
     }
 }
@@ -688,6 +798,7 @@ mod tests {
                 fail_if: vec![],
                 hdr: None,
                 file_table: FileTableChoice::Auto,
+                stateless: None,
                 json: None,
                 metrics: None,
                 check: CheckArgs { check: false, print: None, root: "/".into() },

@@ -8,6 +8,7 @@
 //! - A new phase is a file in `phases/` and a line in the list of its `mod.rs`.
 
 mod address;
+mod alarm;
 mod args;
 mod command;
 mod exposition;
@@ -22,6 +23,7 @@ mod progress;
 pub mod protocols;
 mod run;
 mod schedule;
+mod stateless;
 mod stats;
 mod summary;
 mod target;

@@ -142,18 +142,18 @@ pub(crate) struct Run<'a, P> {
 /// Finds out that nothing succeeds any more. It counts ticks and not time, so that a process that was stopped for a
 /// while does not believe that its peers were silent all along.
 #[derive(Debug, Default)]
-struct Stall {
+pub(crate) struct Stall {
     ticks: u32,
     had_success: bool,
 }
 
 impl Stall {
-    fn note_success(&mut self) {
+    pub(crate) fn note_success(&mut self) {
         self.had_success = true;
     }
 
     /// Counts a tick; says how long nothing has succeeded.
-    fn tick(&mut self) -> Duration {
+    pub(crate) fn tick(&mut self) -> Duration {
         self.ticks = if std::mem::take(&mut self.had_success) { 0 } else { self.ticks + 1 };
         TICK * self.ticks
     }
@@ -301,25 +301,10 @@ impl<P: Protocol> Run<'_, P> {
 
     /// Shows the figures of this moment.
     fn publish(&self) {
-        let Some(endpoint) = &self.settings.endpoint else { return };
-        let stats = &self.stats;
-        let failures = stats.failures.by_name().iter();
-        let snapshot = Snapshot {
-            target: u64::from(self.settings.goal),
-            held: stats.held,
-            attempted: stats.attempted,
-            failed: stats.failed,
-            lost: stats.lost,
-            retried: stats.retried,
-            failures: failures.map(|(name, &count)| (name.clone(), count)).collect(),
-            verified: stats.verified().unwrap_or(0),
-            sent: stats.workload.sent,
-            answered: stats.workload.answered,
-            reopened: stats.churn.reopened + stats.storm.back,
-            connect: stats.connect_latency.percentiles(),
-            echo: stats.workload.interval.percentiles(),
-        };
-        endpoint.publish(exposition::PREFIX, Box::new(snapshot));
+        if let Some(endpoint) = &self.settings.endpoint {
+            let snapshot = Snapshot::of(&self.stats, self.settings.goal);
+            endpoint.publish(exposition::PREFIX, Box::new(snapshot));
+        }
     }
 
     /// Opens no more connections; the first reason counts.
@@ -332,20 +317,8 @@ impl<P: Protocol> Run<'_, P> {
         self.ends_early = true;
     }
 
-    /// What is lost so far, and how.
-    pub(crate) fn loss_line(&self) -> String {
-        format!(
-            "{} of {} lost so far ({})",
-            format::count(self.stats.lost),
-            format::counted(self.stats.opened, "connection"),
-            self.stats.losses
-        )
-    }
-
-    /// How long nothing may succeed: for the first success one attempt is enough, later hiccups get another one.
     fn patience(&self) -> Duration {
-        let attempts = if self.stats.peak == 0 { 1 } else { 2 };
-        self.settings.timeout * attempts + TICK
+        patience(self.settings.timeout, self.stats.peak)
     }
 
     /// Microseconds of the run; they wrap around after 71 minutes.
@@ -531,6 +504,12 @@ impl<P: Protocol> Handler for Client<'_, P> {
             self.go_on(cx);
         }
     }
+}
+
+/// How long nothing may succeed: for the first success one attempt is enough, later hiccups get another one.
+pub(crate) fn patience(timeout: Duration, peak: u64) -> Duration {
+    let attempts = if peak == 0 { 1 } else { 2 };
+    timeout * attempts + TICK
 }
 
 /// There are always more timers to be had than the few of a run.

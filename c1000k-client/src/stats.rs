@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use c1000k_host::format;
 use c1000k_record::series::{self, Series};
 use c1000k_record::{Churn, RampPoint, Storm, Workload};
 use nix::errno::Errno;
@@ -10,6 +11,7 @@ use crate::failures::{self, Failures};
 use crate::hdr::Interval;
 use crate::latency::Latencies;
 use crate::protocols::ECHO;
+use crate::run::some;
 
 /// Why no more connections were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +97,10 @@ pub struct RunStats {
     pub(crate) churn: ChurnStats,
     /// What was closed and opened anew after it.
     pub(crate) storm: StormStats,
+    /// Segments sent again; `None` where the kernel has sent them.
+    pub(crate) retransmitted: Option<u64>,
+    /// Bytes that stateless clients took.
+    pub(crate) state_bytes: Option<u64>,
     series: Series<RampPoint>,
     /// When the series wants its next point, counted from `started`.
     sample_due: Duration,
@@ -130,6 +136,8 @@ impl RunStats {
             workload: WorkloadStats::new()?,
             churn: ChurnStats { closed: 0, reopened: 0, latency: Latencies::new()? },
             storm: StormStats::new()?,
+            retransmitted: None,
+            state_bytes: None,
             series: Series::new(),
             sample_due: Duration::ZERO,
         })
@@ -168,6 +176,32 @@ impl RunStats {
     /// Whether most of what was held has gone.
     pub(crate) fn has_lost_most(&self) -> bool {
         self.lost > 0 && self.lost * 2 >= self.opened
+    }
+
+    /// What is lost so far, and how.
+    pub(crate) fn loss_line(&self) -> String {
+        format!(
+            "{} of {} lost so far ({})",
+            format::count(self.lost),
+            format::counted(self.opened, "connection"),
+            self.losses
+        )
+    }
+
+    /// Messages so far, and the latencies of the last second.
+    pub(crate) fn workload_line(&self) -> String {
+        let stats = &self.workload;
+        let latency = stats.interval.percentiles();
+        let text = |value: Option<u64>| format::duration(value.unwrap_or(0) as f64 / 1e6);
+        format!(
+            "messages: {} sent, {} answered{}; median {}, p99 {}, longest {}",
+            format::count(stats.sent),
+            format::count(stats.answered),
+            some(self.lost, "lost"),
+            text(latency.p50),
+            text(latency.p99),
+            text(latency.max),
+        )
     }
 
     /// Adds a point to the ramp's series.

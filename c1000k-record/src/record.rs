@@ -129,6 +129,25 @@ pub struct ClientRecord {
     /// The thresholds that were asked for, in order.
     #[serde(default)]
     pub thresholds: Vec<Threshold>,
+    /// The clients had no sockets: the program was their TCP, over a tun device.
+    #[serde(default)]
+    pub stateless: bool,
+    /// Segments that stateless clients sent again; null where the kernel is the clients' TCP.
+    #[serde(default)]
+    pub retransmitted: Option<u64>,
+    /// Bytes that stateless clients took: those of all connections, and of the most that ever waited for an answer
+    /// at once; null for clients with sockets.
+    #[serde(default)]
+    pub state_bytes: Option<u64>,
+    /// The most memory that the client ever had resident; null where it could not be read.
+    #[serde(default)]
+    pub rss_peak_bytes: Option<u64>,
+    /// Processor time that the client spent in the program; null where it could not be read.
+    #[serde(default)]
+    pub cpu_user_seconds: Option<f64>,
+    /// Processor time that it spent in the kernel.
+    #[serde(default)]
+    pub cpu_system_seconds: Option<f64>,
 }
 
 /// Messages sent during the hold, at times that were fixed before.

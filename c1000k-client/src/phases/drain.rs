@@ -125,8 +125,8 @@ impl<P: Protocol> Phase<P> for Drain {
 }
 
 /// How many slots to go on by, and how long to wait then.
-fn slice(is_loopback: bool, opened: u64, ramp: Duration) -> (usize, Duration) {
-    if is_loopback {
+pub(crate) fn slice(is_here: bool, opened: u64, ramp: Duration) -> (usize, Duration) {
+    if is_here {
         return (SLOTS_PER_SLICE_ON_LOOPBACK, PAUSE_ON_LOOPBACK);
     }
     let opened_per_second = opened as f64 / ramp.as_secs_f64();
