@@ -126,7 +126,15 @@ impl Run {
     /// network namespaces of one machine share theirs.
     #[must_use]
     pub fn is_one_kernel(&self) -> bool {
-        self.topology() == Topology::OneHost || self.machine.value("where") == Some("native")
+        !self.is_stateless()
+            && (self.topology() == Topology::OneHost
+                || self.machine.value("where") == Some("native"))
+    }
+
+    /// Whether the clients had no sockets.
+    #[must_use]
+    pub fn is_stateless(&self) -> bool {
+        self.clients.iter().any(|(_, client)| client.stateless)
     }
 
     /// The ends of each connection that lie in the memory of one kernel.
