@@ -243,7 +243,8 @@ fn reactor<S>(target: &Target) -> Result<Reactor<Conn<S>>, reactor::Error> {
 }
 
 fn destination(arguments: &Arguments) -> verdict::Destination {
-    verdict::Destination { first: arguments.destination, ports: arguments.ports }
+    let reached = arguments.stateless.map(|setup| setup.server.into());
+    verdict::Destination { first: reached.unwrap_or(arguments.destination), ports: arguments.ports }
 }
 
 fn record(
@@ -271,7 +272,7 @@ fn record(
         connects_per_second: per_second(stats.peak, ramp_seconds),
         connect_latency_us: stats.connect_latency.percentiles(),
         verdict: outcome.verdict,
-        destination: arguments.destination.to_string(),
+        destination: destination(arguments).first.to_string(),
         ports: u64::from(arguments.ports),
         sources: arguments.sources.iter().map(ToString::to_string).collect(),
         verified_passes: stats.verified_passes.clone(),

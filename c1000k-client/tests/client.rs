@@ -5,6 +5,8 @@
 mod common;
 #[path = "client/servers.rs"]
 mod servers;
+#[path = "client/stateless.rs"]
+mod stateless;
 #[path = "client/workload.rs"]
 mod workload;
 

@@ -7,6 +7,9 @@
 //!
 //! Nothing here does any I/O but by a [`Link`].
 
+#[cfg(test)]
+mod tests;
+
 use std::cmp::Reverse;
 use std::collections::hash_map::RandomState;
 use std::collections::{BinaryHeap, HashMap};

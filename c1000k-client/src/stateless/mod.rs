@@ -84,16 +84,20 @@ fn start(error: &dyn std::fmt::Display) -> String {
 
 /// Says what is about to be sent, and from where.
 fn announce(setup: &Setup, device: &Device, tuples: &Tuples, goal: u32) {
+    let own = device_address(setup.prefix);
     log::info!(
-        "stateless: device {} has {}/{}; clients are {} to {}, ports 1024 to 65535, and send to {} only",
+        "stateless: device {} is {own}/{}; the clients are {} to {}, and send to {} only",
         device.name(),
-        device_address(setup.prefix),
         setup.prefix.prefix_len(),
         tuples.first_client(),
         tuples.last_client(goal),
         setup.server.ip(),
     );
-    if !setup.is_here {
+    if *setup.server.ip() == own {
+        log::info!(
+            "a server of this machine is reached at {own}: it has to listen on all addresses"
+        );
+    } else if !setup.is_here {
         log::info!("{}", way_back(setup));
     }
 }
