@@ -39,6 +39,10 @@ pub use run::{Client, Conn, Settings};
 pub use schedule::{Pace, Workload};
 pub use stats::{RunStats, Stop};
 
+/// For the fuzz target of stateless clients.
+#[cfg(fuzzing)]
+pub use stateless::fuzz::play_packets;
+
 /// The code in the README compiles.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]

@@ -530,6 +530,13 @@ impl<P: Protocol, L: Link> Ends<P, L> {
         first.wrapping_add(opening).wrapping_add(heartbeats)
     }
 
+    /// What the server sends next, and the first number that this end sent after its SYN.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn numbers(&self, index: u32) -> (u32, u32) {
+        let receive_next = self.ends.get(index as usize).map_or(0, |end| end.receive_next);
+        (receive_next, self.initial(index).wrapping_add(1))
+    }
+
     fn initial(&self, index: u32) -> u32 {
         self.random.hash_one(index) as u32
     }

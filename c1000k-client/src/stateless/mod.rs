@@ -6,6 +6,8 @@
 mod device;
 mod ends;
 mod flood;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod segment;
 mod tuple;
 

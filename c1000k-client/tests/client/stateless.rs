@@ -2,7 +2,6 @@
 //! can't be had, the test is skipped, aloud.
 
 use std::fs;
-use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -20,7 +19,7 @@ const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 /// Runs the test on a thread of its own in a new network namespace, which its children share.
 fn in_own_network(test: impl FnOnce() + Send + 'static) {
     let skip = |why: &str| {
-        writeln!(std::io::stderr(), "a test of stateless clients is skipped: {why}").unwrap();
+        eprintln!("a test of stateless clients is skipped: {why}");
     };
     if fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_err() {
         return skip("/dev/net/tun can't be opened");

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::check::Must::{BeAtLeast, BeAtMost, Equal};
-use super::scene::{Scene, USER_2, proven_again};
+use super::scene::{ROOT, Scene, USER_2, proven_again};
 use crate::guest::order::Condition;
 use crate::record::Limit;
 
@@ -44,6 +44,34 @@ pub(super) fn loss(scene: &mut Scene<'_>) -> Result<()> {
     checks.expect("first: attempts that timed out", timed_out, BeAtLeast(1))?;
     checks.expect("first: seconds it took", took, BeAtMost(300))?;
     scene.expect_all("second")
+}
+
+/// The network loses 5% of what the server sends to clients without sockets, and their own link as much of all.
+pub(super) fn stateless(scene: &mut Scene<'_>) -> Result<()> {
+    scene.run("insmod /lib/sch_netem.ko && insmod /lib/tun.ko")?;
+    scene.start_server(None, "")?;
+    let options =
+        "--stateless --stateless-loss 5% --connect-timeout 60s --rate 500/s --heartbeat 5s";
+    scene.start_client("first", ROOT, 3_000, options)?;
+    // The device is the client's.
+    scene.run(
+        "for try in $(seq 100); do \
+         /bin/tc qdisc add dev tun0 root netem loss 5% limit 100000 2>/dev/null && exit; sleep 0.1; done; exit 1",
+    )?;
+    scene.await_end("first", 300)?;
+    // Each reset was confirmed.
+    scene.drained(10)?;
+    scene.end_server()?;
+    scene.collect()?;
+
+    scene.expect_survived()?;
+    scene.expect_all("first")?;
+    let first = scene.client("first")?;
+    let resent = first.retransmitted.unwrap_or(0);
+    let workload = first.workload.context("the record has no workload")?;
+    let checks = &mut scene.checks;
+    checks.expect("first: segments sent again", resent, BeAtLeast(500))?;
+    checks.expect("first: messages answered", workload.answered, Equal(workload.sent))
 }
 
 /// The table of tracked connections is full: what comes then is dropped without a word to anyone.

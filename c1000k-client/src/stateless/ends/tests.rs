@@ -344,75 +344,9 @@ proptest! {
     }
 }
 
-/// Any bytes, or a segment of the server's with numbers that are close to those that are expected.
-#[derive(Clone, Debug)]
-enum Piece {
-    Bytes(Vec<u8>),
-    Segment { index: u32, flags: [bool; 4], sequence: i32, acknowledgment: i32, length: usize },
-}
-
-impl Piece {
-    fn packet(&self, ends: &Ends<Echo, Outbox>) -> Vec<u8> {
-        let &Self::Segment { index, flags: [syn, fin, rst, ack], sequence, acknowledgment, length } =
-            self
-        else {
-            let Self::Bytes(bytes) = self else { unreachable!() };
-            return bytes.clone();
-        };
-        let (client, server) = tuples().of(index);
-        let receive_next = ends.ends.get(index as usize).map_or(0, |end| end.receive_next);
-        let first = ends.initial(index).wrapping_add(1);
-        let text = format!("Hello Server, connections num:{}, and more", number(index));
-        let mut packet = vec![];
-        Segment {
-            source: server,
-            destination: client,
-            sequence: receive_next.wrapping_add_signed(sequence),
-            acknowledgment: ack.then_some(first.wrapping_add_signed(acknowledgment)),
-            flags: Flags { syn, fin, rst },
-            payload: &text.as_bytes()[..length.min(text.len())],
-        }
-        .write(&mut packet);
-        packet
-    }
-}
-
-fn piece() -> impl Strategy<Value = Piece> {
-    let near = || prop_oneof![3 => Just(0), 2 => -40..40_i32, 1 => any::<i32>()];
-    let lengths = prop_oneof![Just(0), Just(31), 0..60_usize];
-    prop_oneof![
-        1 => proptest::collection::vec(any::<u8>(), 0..80).prop_map(Piece::Bytes),
-        9 => (0..COUNT + 2, any::<[bool; 4]>(), near(), near(), lengths).prop_map(
-            |(index, flags, sequence, acknowledgment, length)| {
-                Piece::Segment { index, flags, sequence, acknowledgment, length }
-            },
-        ),
-    ]
-}
-
 proptest! {
     #[test]
-    fn no_packets_break_it(
-        pieces in proptest::collection::vec(piece(), 0..150), verify in any::<bool>(),
-    ) {
-        let mut ends = Ends::new(Echo, tuples(), Outbox::default(), COUNT, TIMEOUT, verify);
-        let mut now = Instant::now();
-        for index in 0..COUNT / 2 {
-            ends.open(index, now);
-        }
-        for (turn, piece) in pieces.iter().enumerate() {
-            now += STEP * 7;
-            let packet = piece.packet(&ends);
-            let _ = ends.on_packet(&packet, now);
-            while ends.expire(now).is_some() {}
-            let index = turn as u32 % COUNT;
-            match (ends.stage(index), turn % 3) {
-                (Stage::Up, _) => ends.ask(index, now, now),
-                (Stage::Closed, 0) => ends.open(index, now),
-                (Stage::Asked, 1) => ends.reset(index),
-                _ => {}
-            }
-            prop_assert!(ends.waiting() <= COUNT as usize);
-        }
+    fn no_packets_break_it(bytes in proptest::collection::vec(any::<u8>(), 0..1_500)) {
+        super::super::fuzz::play_packets(&bytes);
     }
 }
