@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use crate::queue::Chunk;
+
 /// Why a call on the reactor did not work.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -149,6 +151,29 @@ impl fmt::Display for WriteError {
 }
 
 impl std::error::Error for WriteError {}
+
+/// A chunk that was not taken, which comes back. `?` turns it into a [`WriteError`] and drops it.
+#[derive(Debug)]
+pub struct RefusedChunk {
+    /// Why.
+    pub error: WriteError,
+    /// What was to be written.
+    pub chunk: Chunk,
+}
+
+impl fmt::Display for RefusedChunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for RefusedChunk {}
+
+impl From<RefusedChunk> for WriteError {
+    fn from(refused: RefusedChunk) -> Self {
+        refused.error
+    }
+}
 
 /// Where the bytes of a successful write are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -255,7 +255,8 @@ fn use_stale(cx: &mut Cx, stale: Token) {
     assert_eq!(cx.write(stale, b"x"), Err(WriteError::Closed));
     assert_eq!(cx.write(stale, b""), Err(WriteError::Closed));
     assert_eq!(cx.write_vectored(stale, &[]), Err(WriteError::Closed));
-    assert_eq!(cx.write_chunk(stale, Chunk::Owned(vec![1])), Err(WriteError::Closed));
+    let refused = cx.write_chunk(stale, Chunk::Owned(vec![1])).unwrap_err();
+    assert_eq!((refused.error, refused.chunk.as_bytes()), (WriteError::Closed, &[1][..]));
     cx.set_timeout(stale, Duration::ZERO);
     cx.clear_timeout(stale);
     cx.pause_reads(stale);
