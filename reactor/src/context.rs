@@ -27,12 +27,12 @@ use crate::connection::{ConnHeader, Flags};
 use crate::error::{CloseReason, Error};
 use crate::queue::WriteQueue;
 use crate::signal::Signal;
-use crate::slab::Slab;
+use crate::slab::{Slab, slot_bytes};
 use crate::stats::Stats;
 use crate::sys::{self, Descriptor, Poller, SendBatch, SignalReader, Sockets};
 use crate::token::{EventSource, Inner, ListenerId, Token};
 use crate::waker::Waker;
-use crate::wheel::{NodeId, Tick, Wheel};
+use crate::wheel::{NODE_BYTES, NodeId, Tick, Wheel};
 
 use listen::{AcceptBackoff, Listener};
 use sweep::Sweep;
@@ -117,6 +117,12 @@ fn timers_in_wheel_max(config: &Config) -> usize {
     config.connections_max.saturating_add(config.timers_max).saturating_add(3)
 }
 
+/// Address space for so many.
+fn slots<H, B>(what: &'static str, count: usize) -> Result<Slab<H, B>, Error> {
+    let bytes_each = slot_bytes::<H, B>();
+    Slab::with_capacity(count).map_err(|_| Error::NoAddressSpace { what, count, bytes_each })
+}
+
 /// How far a shutdown has come.
 #[derive(Debug)]
 struct Shutdown {
@@ -131,30 +137,31 @@ struct Shutdown {
 
 impl<C> Context<C> {
     pub(crate) fn new(config: &Config) -> Result<Self, Error> {
-        let no_memory = |_| {
-            Error::Invalid(
-                "there is no address space for that many connections, listeners, timers or watches",
-            )
-        };
         let poller = Poller::new()?;
         let waker = Waker::new()?;
         waker.watch(&poller, EventSource::Inner(Inner::Wake).to_bits())?;
         let sockets =
             Sockets::new(config.file_table, config.connections_max, config.listeners_max)?;
         let sends = if sockets.has_tables() { batch::sends() } else { SendBatch::default() };
-        let connections = Slab::with_capacity(config.connections_max).map_err(no_memory)?;
+        let connections = slots("connections", config.connections_max)?;
         let now = sys::now();
         Ok(Self {
             poller,
             accepted_max: connections.capacity().saturating_sub(config.connects_reserved),
             connections,
-            listeners: Slab::with_capacity(config.listeners_max).map_err(no_memory)?,
-            timers: Slab::with_capacity(config.timers_max).map_err(no_memory)?,
-            watches: Slab::with_capacity(config.watches_max).map_err(no_memory)?,
+            listeners: slots("listeners", config.listeners_max)?,
+            timers: slots("timers", config.timers_max)?,
+            watches: slots("watches", config.watches_max)?,
             sweeps: VecDeque::new(),
             sweep_next: NonZeroU64::MIN,
             deferred: VecDeque::new(),
-            wheel: Wheel::with_capacity(timers_in_wheel_max(config)).map_err(no_memory)?,
+            wheel: Wheel::with_capacity(timers_in_wheel_max(config)).map_err(|_| {
+                Error::NoAddressSpace {
+                    what: "timeouts of connections",
+                    count: config.connections_max,
+                    bytes_each: NODE_BYTES,
+                }
+            })?,
             queues: Vec::new(),
             queue_owners: Vec::new(),
             queues_free: Vec::new(),

@@ -28,6 +28,15 @@ pub enum Error {
     Stale,
     /// An argument can't be used.
     Invalid(&'static str),
+    /// There is no address space for as many as a bound of [`Config`](crate::Config) says: it is reserved at the start.
+    NoAddressSpace {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        count: usize,
+        /// What each of them takes.
+        bytes_each: usize,
+    },
 }
 
 impl Error {
@@ -67,6 +76,9 @@ impl fmt::Display for Error {
             Error::Full { what, limit } => write!(f, "{what} is at its bound of {limit}"),
             Error::Stale => f.write_str("the name is stale: what it named is gone"),
             Error::Invalid(why) => f.write_str(why),
+            Error::NoAddressSpace { what, count, bytes_each } => {
+                write!(f, "there is no address space for {count} {what} of {bytes_each} bytes each")
+            }
         }
     }
 }

@@ -76,20 +76,17 @@ impl<C> Reactor<C> {
     /// The system's refusal (`EMFILE`: no descriptor left), or [`Error::Invalid`] where a bound is zero or there is no
     /// address space for that many connections.
     pub fn new(config: &Config) -> Result<Self, Error> {
-        let needed = [
-            config.connections_max,
-            config.listeners_max,
-            config.events_per_wait,
-            config.accepts_per_wake,
-            config.timers_per_turn as usize,
-            config.read_buffer_bytes,
-            config.write_queue_bytes_max,
+        let bounds = [
+            (config.connections_max, "connections_max must not be zero"),
+            (config.listeners_max, "listeners_max must not be zero"),
+            (config.events_per_wait, "events_per_wait must not be zero"),
+            (config.accepts_per_wake, "accepts_per_wake must not be zero"),
+            (config.timers_per_turn as usize, "timers_per_turn must not be zero"),
+            (config.read_buffer_bytes, "read_buffer_bytes must not be zero"),
+            (config.write_queue_bytes_max, "write_queue_bytes_max must not be zero"),
         ];
-        if needed.contains(&0) {
-            return Err(Error::Invalid(
-                "connections_max, listeners_max, events_per_wait, accepts_per_wake, timers_per_turn, \
-                 read_buffer_bytes and write_queue_bytes_max must not be zero",
-            ));
+        if let Some((_, what)) = bounds.iter().find(|(bound, _)| *bound == 0) {
+            return Err(Error::Invalid(what));
         }
         if config.connects_reserved >= config.connections_max {
             return Err(Error::Invalid("connects_reserved must be less than connections_max"));

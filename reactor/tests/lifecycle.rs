@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use nix::libc::ECONNRESET;
 use reactor::{
-    Chunk, Config, ConnectOptions, Context, Error, Handler, Incoming, ListenOptions, Reactor,
-    Token, WriteError,
+    Chunk, Config, ConnectOptions, Context, Error, FileTable, Handler, Incoming, ListenOptions,
+    Reactor, Token, WriteError,
 };
 
 use common::descriptors::Descriptors;
@@ -414,4 +414,19 @@ fn after_a_panic_in_a_callback_a_reactor_only_says_so() {
         let refused = reactor.turn(&mut Panics, Some(common::DEADLINE)).unwrap_err();
         assert!(refused.to_string().contains("panicked"), "{refused}");
     }
+}
+
+#[test]
+fn a_bound_that_can_not_be_is_named() {
+    let zero = Config { accepts_per_wake: 0, ..Config::default() };
+    let error = Reactor::<()>::new(&zero).unwrap_err();
+    assert_eq!(error.to_string(), "accepts_per_wake must not be zero");
+    let huge = Config {
+        connections_max: u32::MAX as usize,
+        file_table: FileTable::Process,
+        ..Config::default()
+    };
+    let error = Reactor::<[u64; 4096]>::new(&huge).unwrap_err();
+    let line = "there is no address space for 4294967295 connections of 32792 bytes each";
+    assert_eq!(error.to_string(), line);
 }
