@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use c1000k_host::check::{CheckArgs, FileTableArgs, FileTableChoice};
 use c1000k_host::command_line::{
-    self, SHORT, USAGE, ZonedIp, is_of_many, parse_port, split_zone, with_zone,
+    self, OutputArgs, SHORT, USAGE, ZonedIp, is_of_many, parse_port, split_zone, with_zone,
 };
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_bytes, parse_count, parse_duration, parse_rate};
@@ -94,7 +94,7 @@ pub(crate) struct Arguments {
 /// # Errors
 /// The exit code, after the help, the version or what is wrong was printed.
 pub(crate) fn parse() -> Result<Arguments, ExitCode> {
-    let typed = command_line::parse::<Typed>()?;
+    let typed = command_line::parse_and_start_log::<Typed>()?;
     typed.validate().map_err(|refusal| command_line::fail(refusal.code, &refusal.line))
 }
 
@@ -136,7 +136,7 @@ struct Typed {
         help = "The server: an address or a name, HOST:PORT, [IPV6]:PORT, or a URL that says the protocol: \
                   tcp, tls, http, https, ws, wss, mqtt, mqtts, redis; may be left out with --check"
     )]
-    #[arg(required_unless_present_any = ["check", "port"], value_parser = TargetAddress::parse)]
+    #[arg(required_unless_present_any = ["check", "generate", "port"], value_parser = TargetAddress::parse)]
     target: Option<TargetAddress>,
 
     /// The first of the server's ports [default: 9900]
@@ -189,12 +189,6 @@ struct Typed {
     insecure: bool,
 
     #[command(flatten)]
-    workload: WorkloadArgs,
-
-    #[command(flatten)]
-    stateless: StatelessArgs,
-
-    #[command(flatten)]
     file_table: FileTableArgs,
 
     /// Write the record of the run to this file on exit (- is standard output)
@@ -216,6 +210,21 @@ struct Typed {
     /// No flag of this program, but of many others
     #[arg(long, hide = true, value_name = "PORT", num_args = 0..=1, default_missing_value = "9900")]
     port: Option<String>,
+
+    #[command(flatten)]
+    workload: WorkloadArgs,
+
+    #[command(flatten)]
+    stateless: StatelessArgs,
+
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+impl AsRef<OutputArgs> for Typed {
+    fn as_ref(&self) -> &OutputArgs {
+        &self.output
+    }
 }
 
 /// The messages that are sent during the hold.

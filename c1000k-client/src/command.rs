@@ -37,7 +37,6 @@ const CONSECUTIVE_FAILURES_MIN: u32 = 100;
 
 /// Does what the command line asks for, and says how to exit.
 pub fn run_command() -> ExitCode {
-    command_line::start_log();
     let code = obey();
     command_line::flush_log();
     code
@@ -146,6 +145,16 @@ fn flood(
         local_ports: machine.local_ports.clone(),
         consecutive_failures_max: CONSECUTIVE_FAILURES_MIN.max(2 * u32::from(arguments.ports)),
     };
+    log::debug!(
+        "{} over {} ports from {} sources, at most {} under way, {} for each; in {}",
+        arguments.scheme.name(),
+        arguments.ports,
+        arguments.sources.len().max(1),
+        settings.in_flight_max,
+        format::duration(settings.timeout.as_secs_f64()),
+        target.file_table,
+    );
+    log::debug!("{settings:?}");
     let mut stats =
         RunStats::new(Instant::now(), arguments.verify).ok_or("can't start the histogram")?;
     stats.workload.keeps_intervals = arguments.hdr.is_some();

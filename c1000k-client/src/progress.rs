@@ -15,6 +15,8 @@ pub enum Progress {
     Bar(ProgressBar),
     /// In a pipe or a file.
     Lines,
+    /// Nowhere.
+    Quiet,
 }
 
 impl Progress {
@@ -22,6 +24,7 @@ impl Progress {
     pub fn new(target: u64) -> Self {
         let style = ProgressStyle::with_template(TEMPLATE);
         match style {
+            _ if command_line::is_quiet() => Self::Quiet,
             Ok(style) if io::stderr().is_terminal() => {
                 let bar = ProgressBar::with_draw_target(Some(target), ProgressDrawTarget::stderr());
                 bar.set_style(style.progress_chars("=> "));
@@ -37,6 +40,7 @@ impl Progress {
         match self {
             Self::Bar(bar) => bar.set_message(verb),
             Self::Lines => print_line(line),
+            Self::Quiet => {}
         }
     }
 
@@ -52,6 +56,7 @@ impl Progress {
         match self {
             Self::Bar(bar) => bar.tick(),
             Self::Lines => print_line(&line()),
+            Self::Quiet => {}
         }
     }
 
@@ -59,7 +64,7 @@ impl Progress {
     pub(crate) fn warn(&self, text: &str) {
         match self {
             Self::Bar(bar) => bar.suspend(|| log::warn!("{text}")),
-            Self::Lines => log::warn!("{text}"),
+            Self::Lines | Self::Quiet => log::warn!("{text}"),
         }
     }
 
