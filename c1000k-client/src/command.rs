@@ -307,6 +307,9 @@ fn record(
         rss_peak_bytes: usage.and_then(|usage| usage.rss_peak_bytes),
         cpu_user_seconds: usage.map(|usage| usage.cpu_user_seconds),
         cpu_system_seconds: usage.map(|usage| usage.cpu_system_seconds),
+        ramp_cpu_seconds: stats.ramp_cpu_seconds,
+        in_flight_max: Some(arguments.in_flight_max as u64),
+        has_rate: !arguments.stages.is_empty(),
     }
 }
 

@@ -6,6 +6,8 @@ use c1000k_host::format;
 use c1000k_record::series::{self, Series};
 use c1000k_record::{Churn, RampPoint, Storm, Workload};
 use nix::errno::Errno;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 
 use crate::failures::{self, Failures};
 use crate::hdr::Interval;
@@ -97,6 +99,8 @@ pub struct RunStats {
     pub(crate) churn: ChurnStats,
     /// What was closed and opened anew after it.
     pub(crate) storm: StormStats,
+    /// Processor time that the ramp took.
+    pub(crate) ramp_cpu_seconds: Option<f64>,
     /// Segments sent again; `None` where the kernel has sent them.
     pub(crate) retransmitted: Option<u64>,
     /// Bytes that stateless clients took.
@@ -136,11 +140,17 @@ impl RunStats {
             workload: WorkloadStats::new()?,
             churn: ChurnStats { closed: 0, reopened: 0, latency: Latencies::new()? },
             storm: StormStats::new()?,
+            ramp_cpu_seconds: None,
             retransmitted: None,
             state_bytes: None,
             series: Series::new(),
             sample_due: Duration::ZERO,
         })
+    }
+
+    /// The ramp is over: notes what it took.
+    pub(crate) fn note_ramp_cpu(&mut self, before: Option<f64>) {
+        self.ramp_cpu_seconds = cpu_seconds().zip(before).map(|(now, before)| now - before);
     }
 
     /// One more connection is held.
@@ -219,6 +229,13 @@ impl RunStats {
     pub fn verified(&self) -> Option<u64> {
         self.verified_passes.last().copied()
     }
+}
+
+/// Processor time of this process so far, in the program and in the kernel on its behalf.
+pub(crate) fn cpu_seconds() -> Option<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
+    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    Some(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
 /// Counters of the messages during the hold; each that was sent is answered, mismatched or unanswered in the end.

@@ -148,6 +148,15 @@ pub struct ClientRecord {
     /// Processor time that it spent in the kernel.
     #[serde(default)]
     pub cpu_system_seconds: Option<f64>,
+    /// Processor time of either kind that the ramp took; null where it could not be read.
+    #[serde(default)]
+    pub ramp_cpu_seconds: Option<f64>,
+    /// The connects that could be under way at once; null where the record does not say.
+    #[serde(default)]
+    pub in_flight_max: Option<u64>,
+    /// Whether a rate was asked for (`--rate`, `--stages`).
+    #[serde(default)]
+    pub has_rate: bool,
 }
 
 /// Messages sent during the hold, at times that were fixed before.
@@ -463,6 +472,9 @@ pub struct ServerPoint {
     pub rss_bytes: Option<u64>,
     /// Memory of the kernel in sockets and what belongs to them.
     pub kernel_socket_bytes: Option<u64>,
+    /// Processor time spent so far, in the program and in the kernel on its behalf.
+    #[serde(default)]
+    pub cpu_seconds: Option<f64>,
 }
 
 /// How a server kept from running out of memory.

@@ -17,7 +17,7 @@ use clap::ValueEnum;
 use crate::snapshot::Snapshot;
 
 /// A run, read from its folder.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Run {
     /// The folder.
     pub folder: PathBuf,

@@ -23,7 +23,7 @@ use crate::progress::Progress;
 use crate::protocols::Protocol;
 use crate::run::{Settings, Stall, TICK, arm, patience, some};
 use crate::schedule::{Schedule, Workload};
-use crate::stats::{RunStats, Stop};
+use crate::stats::{RunStats, Stop, cpu_seconds};
 
 /// Packets read before anything else gets its turn.
 const PACKETS_PER_TURN: usize = 512;
@@ -122,6 +122,7 @@ pub(super) struct Flood<'a, P: Protocol> {
     churn: Option<RateLimiter>,
     churn_cursor: u32,
     held_at_tick: u64,
+    cpu_before_ramp: Option<f64>,
     lost_at_tick: u64,
     unconfirmed: u64,
     is_signalled: bool,
@@ -163,6 +164,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
             churn: None,
             churn_cursor: 0,
             held_at_tick: 0,
+            cpu_before_ramp: None,
             lost_at_tick: 0,
             unconfirmed: 0,
             is_signalled: false,
@@ -319,6 +321,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
             Phase::Ramp => {
                 self.stats.started = self.phase_began;
                 self.stats.sample(self.phase_began);
+                self.cpu_before_ramp = cpu_seconds();
                 let stages = &self.settings.stages;
                 self.opening.pace =
                     (!stages.is_empty()).then(|| Pace::new(stages, self.phase_began));
@@ -355,6 +358,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
     }
 
     fn end_ramp(&mut self) {
+        self.stats.note_ramp_cpu(self.cpu_before_ramp);
         let unfinished = self.ends.waiting() as u64;
         self.stats.failures.count_unfinished(unfinished);
         if self.stats.stop != Some(Stop::Interrupted) {
