@@ -1,6 +1,6 @@
 //! What the command lines of both binaries share: addresses, wrong usage, the log, and what is said at the end.
 //!
-//! Nothing here waits without end for somebody to read it.
+//! Nothing here waits without end for someone to read it.
 
 mod address;
 mod common;
@@ -82,12 +82,12 @@ pub fn warn(line: &str) {
     print_error(&format!("{name}: {line}\n"));
 }
 
-/// Prints on standard error, after the log so far, and waits for nobody.
+/// Prints on standard error, after the log so far, without waiting for its reader.
 pub fn tell(text: String) {
     STANDARD_ERROR.push(text.into_bytes());
 }
 
-/// Prints on standard error, after the log so far; without a reader it waits for a second at the most.
+/// Prints on standard error, after the log so far; without a reader it waits for a second at most.
 pub fn print_error(text: &str) {
     STANDARD_ERROR.push(text.as_bytes().to_vec());
     STANDARD_ERROR.flush();
@@ -105,7 +105,7 @@ pub fn check_output(output: &Output) -> Result<(), String> {
     Ok(())
 }
 
-/// Says that what is printed may be seen by nobody.
+/// Warns that what is printed may be lost.
 pub fn warn_if_stdout_may_be_closed() {
     if output::stdout_may_be_closed() {
         warn("standard output was closed at the start or is /dev/null: what goes there is lost");
@@ -151,7 +151,7 @@ pub fn print_summary(text: &str) -> Result<(), String> {
     }
 }
 
-/// Prints on standard output, after the log so far. A reader that does not read is waited for a second at the most.
+/// Prints on standard output, after the log so far. A reader that does not read is waited for a second at most.
 fn print(text: &str) -> io::Result<()> {
     STANDARD_ERROR.flush();
     let (done, is_done) = mpsc::sync_channel(1);
@@ -189,7 +189,7 @@ pub fn give_signals_back() {
 
 /// Starts the log: plain lines on standard error, as the arguments say unless `RUST_LOG` says otherwise.
 ///
-/// A thread of its own writes them, so that nobody waits for who reads them; [`flush_log`] belongs to the program's end.
+/// A thread of its own writes them, so that a slow reader holds nothing up; [`flush_log`] belongs to the program's end.
 /// Where no thread is to be had, a line that would have to wait for its reader is dropped.
 fn start_log() {
     make_file_size_limit_an_error();
@@ -204,12 +204,12 @@ fn start_log() {
     let _ = builder.try_init();
 }
 
-/// Waits until the log is written, for a second at the most.
+/// Waits until the log is written, for a second at most.
 pub fn flush_log() {
     STANDARD_ERROR.flush();
 }
 
-/// Lines of the log that were dropped, because nobody read those before them.
+/// Lines of the log that were dropped, because those before them were not read.
 #[must_use]
 pub fn log_lines_dropped() -> u64 {
     STANDARD_ERROR.dropped()
