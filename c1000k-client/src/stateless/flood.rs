@@ -200,6 +200,12 @@ impl<'a, P: Protocol> Flood<'a, P> {
             self.enter(next);
         }
         if self.is_over() {
+            if self.unconfirmed > 0 {
+                self.progress.warn(&format!(
+                    "the server did not answer whether it still holds {}",
+                    format::counted(self.unconfirmed, "connection")
+                ));
+            }
             cx.stop();
         }
     }
@@ -248,7 +254,8 @@ impl<'a, P: Protocol> Flood<'a, P> {
                 self.close_due(now);
                 self.open_due(now);
             }
-            Phase::HoldEnd => {}
+            // What churn has closed comes back.
+            Phase::HoldEnd => self.open_due(now),
             Phase::Drop | Phase::Drain => self.reset_due(now),
             Phase::Verify => self.ask_more(now),
             Phase::Confirm => self.confirm_more(now),
@@ -269,9 +276,9 @@ impl<'a, P: Protocol> Flood<'a, P> {
             Phase::WayBack | Phase::Ramp if is_opened && self.stats.held == 0 => Some(Phase::Drain),
             Phase::Ramp if is_opened => Some(Phase::Hold),
             Phase::Hold if now >= self.hold_end() || self.stats.held == 0 => Some(Phase::HoldEnd),
-            Phase::HoldEnd if is_quiet && self.settings.storm => Some(Phase::Drop),
+            Phase::HoldEnd if is_opened && self.settings.storm => Some(Phase::Drop),
             Phase::Drop if is_passed => Some(Phase::Reopen),
-            Phase::HoldEnd if is_quiet => Some(self.last_proof()),
+            Phase::HoldEnd if is_opened => Some(self.last_proof()),
             Phase::Reopen if is_opened => Some(self.last_proof()),
             Phase::Verify if is_quiet && is_passed => Some(Phase::Drain),
             _ => None,
@@ -600,6 +607,12 @@ impl<'a, P: Protocol> Flood<'a, P> {
                 has_part,
             } => {
                 self.note_failure(index, was, why, has_part);
+            }
+            // It is this end that closes them.
+            Event::Ended { .. } if matches!(self.phase, Phase::Drain | Phase::Confirm) => {}
+            Event::Ended { .. } if self.phase == Phase::Drop => {
+                self.stats.held -= 1;
+                self.stats.storm.dropped += 1;
             }
             Event::Ended { was, why, has_part, .. } => self.note_loss(was, why, has_part),
             Event::Confirmed { .. } => self.stall.note_success(),
