@@ -24,11 +24,11 @@ use crate::schedule::{Pace, STEP, Workload};
 use crate::stateless;
 use crate::threshold::Condition;
 
-/// Source addresses at the most.
+/// Source addresses at most.
 const SOURCES_MAX: usize = 65_536;
-/// Source addresses times destination ports at the most: the plan keeps a few bytes of each pair.
+/// Source addresses times destination ports at most: the plan keeps a few bytes of each pair.
 const PAIRS_MAX: usize = 1 << 22;
-/// Connects under way at once at the most, whatever is asked for.
+/// Connects under way at once at most, whatever is asked for.
 const IN_FLIGHT_MAX: u64 = 65_536;
 /// Connects under way at once for each destination port, where nothing is asked for.
 const IN_FLIGHT_PER_PORT: u64 = 64;
@@ -83,7 +83,7 @@ pub(crate) struct Arguments {
     pub(crate) json: Option<Output>,
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) check: CheckArgs,
-    /// So many sources as if they were listed.
+    /// This many sources as if they were listed.
     pub(crate) sources_unlisted: Option<u64>,
     /// The clients have no sockets.
     pub(crate) stateless: Option<stateless::Setup>,
@@ -155,7 +155,7 @@ struct Typed {
     #[arg(long, value_name = "LIST")]
     source: Option<String>,
 
-    /// New connections per second at the most [default: unlimited]
+    /// New connections per second at most [default: unlimited]
     #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
     rate: Option<u64>,
 
@@ -164,7 +164,7 @@ struct Typed {
     #[arg(conflicts_with = "rate")]
     stages: Vec<Stage>,
 
-    /// Connects under way at once at the most [default: 64 for each port, 1024 at the most]
+    /// Connects under way at once at most [default: 64 for each port, 1024 at most]
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     in_flight: Option<u64>,
 
@@ -202,7 +202,7 @@ struct Typed {
     #[command(flatten)]
     check: CheckArgs,
 
-    /// With --check: so many source addresses, which need not be there, in place of --source
+    /// With --check: the number of source addresses, which need not exist, in place of --source
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     #[arg(requires = "check", conflicts_with = "source")]
     sources: Option<u64>,
@@ -236,7 +236,7 @@ struct WorkloadArgs {
     #[arg(conflicts_with_all = ["message_rate", "no_verify"])]
     heartbeat: Option<Duration>,
 
-    /// During the hold so many messages a second are sent, by the connections in turn
+    /// Messages a second during the hold, sent by the connections in turn
     #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
     #[arg(conflicts_with = "no_verify")]
     message_rate: Option<u64>,
@@ -417,7 +417,7 @@ impl WorkloadArgs {
 /// What messages are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MessageChoice {
-    /// So many bytes.
+    /// This many bytes.
     OfSize(usize),
     /// This, and what the server answers where that is something else.
     Text { message: Vec<u8>, expected: Option<Vec<u8>> },
@@ -679,7 +679,7 @@ fn port_count(first_port: u16, ports: u64) -> Result<u16, String> {
         Ok(count) if ports <= room => Ok(count),
         _ => Err(format!(
             "{} from {first_port} on go past port 65535: \
-             give --ports {room} at the most, or a lower FIRST_PORT",
+             give --ports {room} at most, or a lower FIRST_PORT",
             format::counted(ports, "port")
         )),
     }
@@ -843,7 +843,7 @@ mod tests {
             ("fe80::1 9900", "a link-local address: give its zone"),
             ("127.0.0.1 0", "1 to 65535"),
             ("127.0.0.1 70000", "port 70000 is out of range: a port is a number from 1 to 65535"),
-            ("127.0.0.1 65500", "--ports 36 at the most"),
+            ("127.0.0.1 65500", "--ports 36 at most"),
             ("127.0.0.1 1 --ports 70000", "past port 65535"),
             ("127.0.0.1 9900 --ports 0", "at least 1"),
             ("127.0.0.1 9900 -c 0", "at least 1"),

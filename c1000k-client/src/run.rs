@@ -1,6 +1,6 @@
 //! The run: a list of phases over the reactor, and what they share.
 //!
-//! A connect counts as under way until its connection is up: answered, or open where no proof is asked for. So many may
+//! A connect counts as under way until its connection is up: answered, or open where no proof is asked for. This many may
 //! be under way at once: no backlog overflows. What fails is tried elsewhere, tried again, or ends the ramp; what is
 //! held by then goes on to the hold and the second proof all the same. No phase can last for ever: each attempt and
 //! each proof has its time, and a phase in which nothing succeeds for about twice that time ends.
@@ -49,7 +49,7 @@ pub struct Settings {
     pub workload: Option<schedule::Workload>,
     /// For a connect, and for an echo.
     pub timeout: Duration,
-    /// Connects, and later proofs, under way at once at the most.
+    /// Connects, and later proofs, under way at once at most.
     pub in_flight_max: usize,
     /// How fast connects are started during the ramp; none: as fast as may be.
     pub stages: Vec<Stage>,
@@ -61,7 +61,7 @@ pub struct Settings {
     pub endpoint: Option<Endpoint>,
     /// What the kernel chooses local ports from; `None` where it can't be read.
     pub local_ports: Option<RangeInclusive<u16>>,
-    /// So many connections in a row that the server drops, or that fail for good, end the ramp.
+    /// This many connections in a row that the server drops, or that fail finally, end the ramp.
     pub consecutive_failures_max: u32,
 }
 
@@ -305,6 +305,11 @@ impl<P: Protocol> Run<'_, P> {
             let snapshot = Snapshot::of(&self.stats, self.settings.goal);
             endpoint.publish(exposition::PREFIX, Box::new(snapshot));
         }
+    }
+
+    /// Connects and messages that wait for the server.
+    pub(crate) fn under_way(&self) -> usize {
+        self.opening.under_way + self.in_flight
     }
 
     /// Opens no more connections; the first reason counts.

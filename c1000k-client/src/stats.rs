@@ -55,7 +55,7 @@ pub struct RunStats {
     pub peak: u64,
     /// Connections that were held, at once or one after the other.
     pub opened: u64,
-    /// Connections given up for good.
+    /// Connections given up.
     pub failed: u64,
     /// Connections held once and then gone before the end.
     pub lost: u64,

@@ -15,7 +15,7 @@ use crate::run::Run;
 /// A thread that is busy for so much of the time has no more to give.
 const BUSY: f64 = 0.9;
 
-/// Of the connections that were accepted: so many overflows of accept queues are no chance.
+/// Of the connections that were accepted: this many overflows of accept queues are no chance.
 const OVERFLOWS_SHARE: f64 = 0.001;
 
 /// With so much of the connects that may be under way at once, their number times their latency explains the rate.

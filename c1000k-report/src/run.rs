@@ -357,7 +357,7 @@ impl MachineFile {
     }
 
     /// Whether memory was touched before the run, so that the host of a virtual machine had given it already; `None`
-    /// where it is not told.
+    /// where it is not reported.
     #[must_use]
     pub fn memory_warmed(&self) -> Option<bool> {
         match self.value("memory touched before the run")? {

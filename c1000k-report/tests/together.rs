@@ -1,6 +1,6 @@
 //! Both real programs against each other: their records, and the kernel's count, must tell the same.
 //!
-//! The kernel counts sockets by network namespace: the test runs in one of its own, in which nobody else opens any.
+//! The kernel counts sockets by network namespace: the test runs in one of its own, in which no one else opens any.
 
 #![allow(clippy::unwrap_used)] // A test may unwrap: its panic is its report.
 
@@ -182,7 +182,7 @@ fn build() -> PathBuf {
     programs
 }
 
-/// The first of so many consecutive ports on which nobody listens.
+/// The first of this many consecutive ports on which no one listens.
 fn free_ports(count: u16) -> u16 {
     (20_000..30_000)
         .step_by(usize::from(count))

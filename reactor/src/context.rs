@@ -117,7 +117,7 @@ fn timers_in_wheel_max(config: &Config) -> usize {
     config.connections_max.saturating_add(config.timers_max).saturating_add(3)
 }
 
-/// Address space for so many.
+/// Address space for this many.
 fn slots<H, B>(what: &'static str, count: usize) -> Result<Slab<H, B>, Error> {
     let bytes_each = slot_bytes::<H, B>();
     Slab::with_capacity(count).map_err(|_| Error::NoAddressSpace { what, count, bytes_each })

@@ -47,7 +47,7 @@
 //!   and comes back when a connection has closed or after a while.
 //! - **One thread.** Other threads send it messages through a bounded [`Mailbox`]; several reactors, one per thread,
 //!   share a port by `SO_REUSEPORT`.
-//! - **To everybody**: a [`sweep`](Context::sweep) visits all connections in slices, and the loop goes on in between.
+//! - **To everyone**: a [`sweep`](Context::sweep) visits all connections in slices, and the loop goes on in between.
 //! - **Other descriptors**, UDP sockets for example, are [watched](Context::watch), level-triggered; Unix-domain streams
 //!   are connections like others.
 //!

@@ -388,7 +388,7 @@ fn a_drained_listener_accepts_all_that_wait_before_it_ends() {
         world.until("the end", |world| world.cx().listeners().count() == 0);
         assert_eq!(world.service.opened().len(), 20);
         assert!(matches!(world.cx().listener_addr(listener), Err(Error::Stale)));
-        assert!(TcpStream::connect(address).is_err(), "nobody listens there");
+        assert!(TcpStream::connect(address).is_err(), "no one listens there");
         world.cx().drain_listener(listener);
     }
 }

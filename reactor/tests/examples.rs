@@ -719,7 +719,7 @@ fn idle_push_closes_the_silent_and_keeps_those_with_a_heartbeat() {
     expect_gone(&mut lively);
 }
 
-/// Whether a program that many use is installed; its test is skipped, aloud, where it is not.
+/// Whether a program that many use is installed; its test is skipped, with a message, where it is not.
 fn has(program: &str) -> bool {
     let found = Command::new("sh").args(["-c", "command -v \"$0\"", program]).output().unwrap();
     if !found.status.success() {
@@ -761,8 +761,8 @@ asyncio.run(main())
 
 #[test]
 fn wss_push_sends_each_text_to_all_through_tls() {
-    const PYTHON: &str = "/usr/bin/python3";
     let _descriptors = Descriptors::counted();
+    const PYTHON: &str = "/usr/bin/python3";
     let has_module = Command::new(PYTHON).args(["-c", "import websockets"]).output();
     if !has("openssl") || !has_module.is_ok_and(|output| output.status.success()) {
         return println!("python3-websockets is not installed: the test of wss_push is skipped");

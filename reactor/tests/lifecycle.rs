@@ -173,7 +173,7 @@ fn a_peer_that_finishes_is_told_once_and_what_it_sent_before_comes_first() {
     world.until("the end", |world| world.service.saw(&Event::Eof(token)));
     assert_eq!(world.service.data(token), b"all there is");
     let wakeups = world.run_for(Duration::from_millis(100));
-    assert!(wakeups <= 3, "an end that is known wakes nobody: {wakeups}");
+    assert!(wakeups <= 3, "an end that is known wakes no one: {wakeups}");
     assert!(world.cx().holds(token), "the script does not close");
 }
 
@@ -418,6 +418,7 @@ fn after_a_panic_in_a_callback_a_reactor_only_says_so() {
 
 #[test]
 fn a_bound_that_can_not_be_is_named() {
+    let _descriptors = Descriptors::counted();
     let zero = Config { accepts_per_wake: 0, ..Config::default() };
     let error = Reactor::<()>::new(&zero).unwrap_err();
     assert_eq!(error.to_string(), "accepts_per_wake must not be zero");

@@ -3,10 +3,14 @@
 #![cfg(feature = "testing")]
 #![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
 
+mod common;
+
 use std::time::Duration;
 
 use reactor::testing::{End, Harness};
 use reactor::{CloseReason, Config, Context, Error, Handler, Incoming, SweepId, TimerId, Token};
+
+use common::descriptors::Descriptors;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -108,6 +112,7 @@ impl Handler for Notes {
 
 #[test]
 fn bytes_ends_and_resets_reach_the_handler_and_its_own_reach_the_peer() {
+    let _descriptors = Descriptors::counted();
     let mut harness = Harness::new(Notes::default()).unwrap();
     let mut peer = harness.connect().unwrap();
     harness.send(&mut peer, b"echo").unwrap();
@@ -134,6 +139,7 @@ fn bytes_ends_and_resets_reach_the_handler_and_its_own_reach_the_peer() {
 
 #[test]
 fn many_bytes_come_through_whole() {
+    let _descriptors = Descriptors::counted();
     let mut harness = Harness::new(Echo).unwrap();
     let mut peer = harness.connect().unwrap();
     let bytes: Vec<u8> = (0..2_000_000_u32).map(|number| number as u8).collect();
@@ -161,6 +167,7 @@ impl Handler for Echo {
 
 #[test]
 fn timers_of_a_connection_have_their_tags_beside_its_timeout() {
+    let _descriptors = Descriptors::counted();
     let mut harness = Harness::new(Notes::default()).unwrap();
     let mut peer = harness.connect().unwrap();
     harness.send(&mut peer, b"timers").unwrap();
@@ -176,6 +183,7 @@ fn timers_of_a_connection_have_their_tags_beside_its_timeout() {
 
 #[test]
 fn a_timer_of_a_connection_that_has_gone_is_dropped() {
+    let _descriptors = Descriptors::counted();
     let config = Config { timers_max: 4, ..Config::default() };
     let mut harness = Harness::with_config(Notes::default(), &config).unwrap();
     let mut peer = harness.connect().unwrap();
@@ -197,6 +205,7 @@ fn a_timer_of_a_connection_that_has_gone_is_dropped() {
 
 #[test]
 fn what_is_deferred_comes_in_the_next_turn_and_in_order() {
+    let _descriptors = Descriptors::counted();
     let mut harness = Harness::new(Notes::default()).unwrap();
     let mut peer = harness.connect().unwrap();
     harness.handler().take();
@@ -211,6 +220,7 @@ fn what_is_deferred_comes_in_the_next_turn_and_in_order() {
 
 #[test]
 fn a_sweep_over_chosen_connections_visits_those_that_are_open() {
+    let _descriptors = Descriptors::counted();
     let config = Config { visits_per_turn: 2, ..Config::default() };
     let mut harness = Harness::with_config(Notes::default(), &config).unwrap();
     let _peers: Vec<_> = (0..7).map(|_| harness.connect().unwrap()).collect();
@@ -229,6 +239,7 @@ fn a_sweep_over_chosen_connections_visits_those_that_are_open() {
 
 #[test]
 fn a_handler_may_stop_and_be_shut_down() {
+    let _descriptors = Descriptors::counted();
     let mut harness = Harness::new(Notes::default()).unwrap();
     let mut peer = harness.connect().unwrap();
     harness.send(&mut peer, b"stop").unwrap();

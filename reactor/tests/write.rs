@@ -489,7 +489,7 @@ fn half_close_works_from_this_side_first() {
     world.until("the data", |world| world.service.data(token) == b"I go on");
     peer.shutdown(Shutdown::Write).unwrap();
     assert_eq!(world.until_closed(token), Why::Finished);
-    assert!(world.service.saw(&Event::Eof(token)), "it is told of the end first");
+    assert!(world.service.saw(&Event::Eof(token)), "it learns of the end first");
 }
 
 #[test]
@@ -648,5 +648,5 @@ fn a_slow_reader_does_not_slow_others_down() {
         echo_once(&mut world, &mut quick, b"quick");
     }
     let wakeups = world.run_for(Duration::from_millis(100));
-    assert!(wakeups <= 2, "a full queue wakes nobody: {wakeups}");
+    assert!(wakeups <= 2, "a full queue wakes no one: {wakeups}");
 }

@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// A reset is one packet, where opening and proving a connection took the client four.
 const TIMES_THE_RAMP: f64 = 2.0;
 
-/// Even after the slowest of ramps, so many resets a second do no harm.
+/// Even after the slowest of ramps, this many resets a second do no harm.
 const RESETS_PER_SECOND_MIN: f64 = 1000.0;
 
 /// Resets all connections.
@@ -120,7 +120,9 @@ impl<P: Protocol> Phase<P> for Drain {
     }
 
     fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, _is_stalled: bool) {
-        run.progress.tick(|| format!("closing: {} left", format::count(cx.connections() as u64)));
+        run.progress.tick(&run.stats, run.under_way(), || {
+            format!("closing: {} left", format::count(cx.connections() as u64))
+        });
     }
 }
 

@@ -170,7 +170,7 @@ impl<P: Protocol> Phase<P> for Hold {
 
     fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, _is_stalled: bool) {
         if self.messages.is_some() {
-            run.progress.tick(|| run.stats.workload_line());
+            run.progress.tick(&run.stats, run.under_way(), || run.stats.workload_line());
             run.stats.workload.end_interval(run.phase_began.elapsed());
         }
         if run.stats.lost > self.lost_at_tick {

@@ -165,7 +165,7 @@ impl<P: Protocol> Phase<P> for Ramp {
 
     fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, is_stalled: bool) {
         run.stats.sample(Instant::now());
-        run.progress.tick(|| self.line(run));
+        run.progress.tick(&run.stats, run.under_way(), || self.line(run));
         self.held_at_tick = run.stats.held;
         if is_stalled {
             run.stop(match run.stats.unanswered {

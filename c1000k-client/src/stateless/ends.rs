@@ -174,7 +174,7 @@ pub(crate) struct Ends<P: Protocol, L> {
 }
 
 impl<P: Protocol, L: Link> Ends<P, L> {
-    /// So many ends, all closed.
+    /// This many ends, all closed.
     pub(crate) fn new(
         protocol: P,
         tuples: Tuples,

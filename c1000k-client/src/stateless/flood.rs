@@ -753,7 +753,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
             let snapshot = Snapshot::of(&self.stats, self.settings.goal);
             endpoint.publish(exposition::PREFIX, Box::new(snapshot));
         }
-        self.progress.tick(|| self.line());
+        self.progress.tick(&self.stats, self.ends.waiting(), || self.line());
         self.held_at_tick = self.stats.held;
         if self.schedule.is_some() {
             let elapsed = self.stats.started.elapsed().saturating_sub(self.stats.workload.began);

@@ -30,7 +30,7 @@ impl Tuples {
         u64::from(self.clients) * u64::from(CLIENT_PORTS) * u64::from(self.ports)
     }
 
-    /// The last client address that so many connections use.
+    /// The last client address that this many connections use.
     pub(crate) fn last_client(&self, connections: u32) -> Ipv4Addr {
         *self.of(connections.saturating_sub(1)).0.ip()
     }

@@ -1,4 +1,4 @@
-//! Servers that are not ours: each protocol against one that many use. What is not installed is skipped, aloud.
+//! Servers that are not ours: each protocol against one that many use. What is not installed is skipped, with a message.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

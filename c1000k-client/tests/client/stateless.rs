@@ -1,5 +1,5 @@
 //! Clients without sockets against real kernels, in network namespaces of their own. Where a tun device or a namespace
-//! can't be had, the test is skipped, aloud.
+//! can't be had, the test is skipped, with a message.
 
 use std::fs;
 use std::net::Ipv4Addr;

@@ -22,13 +22,13 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Manner {
     Echo,
-    /// Echoes for so many, and resets all others.
+    /// Echoes for this many, and resets all others.
     RefusePast(u64),
-    /// Echoes for so many in all, and resets those that come later.
+    /// Echoes for this many in all, and resets those that come later.
     RefuseAfter(u64),
-    /// Echoes for so many, and ends the stream of all others in order.
+    /// Echoes for this many, and ends the stream of all others in order.
     HangUpPast(u64),
-    /// Echoes for so many, and takes what comes from all others without a word.
+    /// Echoes for this many, and takes what comes from all others without a word.
     SilentPast(u64),
     /// Sends the first half of each message back.
     Halve,
@@ -46,7 +46,7 @@ pub(crate) enum Manner {
     SilentAfterEcho,
     /// Echoes the first message, and answers all others with other bytes.
     GarbleAfterEcho,
-    /// Echoes, but for once, after so many messages, stands still.
+    /// Echoes, but for once, after this many messages, stands still.
     PauseOnce {
         after: u64,
         pause: Duration,
