@@ -57,6 +57,12 @@ impl Schedule {
         nanoseconds(exact_ns / step_ns * step_ns)
     }
 
+    /// Whether the turn that follows a message which was due then came while that waited for its answer: it was before the
+    /// message of this number. One that is still to come is sent by the schedule.
+    pub(crate) fn has_passed(&self, due: Duration, next: u64) -> bool {
+        due + self.period + STEP <= self.due(next)
+    }
+
     /// Whose turn the message of this number is, from 0.
     pub(crate) fn turn(&self, number: u64) -> usize {
         (u128::from(number) % self.active.max(1)) as usize
@@ -85,6 +91,16 @@ mod tests {
         assert_eq!(schedule.due(1_000_000), minute);
         assert_eq!((schedule.turn(999_999), schedule.turn(1_000_000)), (999_999, 0));
         assert_eq!(schedule.due(16_680), Duration::from_secs(1), "800 us past a step");
+    }
+
+    #[test]
+    fn a_turn_has_passed_once_the_schedule_is_beyond_it() {
+        let schedule = schedule(Pace::Heartbeat(Duration::from_secs(1)), 1_000);
+        let ms = Duration::from_millis;
+        // The next turn of the connection whose message was due after 300 ms is number 1,300.
+        assert!(!schedule.has_passed(ms(300), 1_250), "it is still to come");
+        assert!(!schedule.has_passed(ms(300), 1_300));
+        assert!(schedule.has_passed(ms(300), 1_302));
     }
 
     #[test]

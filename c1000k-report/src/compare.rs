@@ -1,5 +1,7 @@
 //! Two runs side by side.
 
+use std::path::Path;
+
 use c1000k_host::format;
 use c1000k_record::{ClientRecord, LatencyUs, ServerRecord, Workload};
 
@@ -74,8 +76,19 @@ impl Comparison {
             "One run each: how much of a difference is noise is not known. Give folders with several runs to see it."
                 .to_owned()
         };
-        let names = self.names.each_ref().map(|name| markdown(name));
-        format!("# {} and {}\n\n{noise}\n\n{}", names[0], names[1], self.table())
+        let names = self.short_names();
+        let table = Self { names: names.clone(), runs: self.runs, rows: self.rows.clone() }.table();
+        let names = names.each_ref().map(|name| markdown(name));
+        format!("# {} and {}\n\n{noise}\n\n{table}", names[0], names[1])
+    }
+
+    /// The last parts of the folders' names, where these differ.
+    fn short_names(&self) -> [String; 2] {
+        let last = |name: &str| Path::new(name).file_name().map(|name| name.display().to_string());
+        match self.names.each_ref().map(|name| last(name)) {
+            [Some(first), Some(second)] if first != second => [first, second],
+            _ => self.names.clone(),
+        }
     }
 }
 

@@ -643,8 +643,10 @@ impl<'a, P: Protocol> Flood<'a, P> {
         let stats = &mut self.stats.workload;
         stats.answered += 1;
         stats.interval.record(latency);
-        let period = stats.period;
-        if latency >= period && self.phase == Phase::Hold && self.schedule.is_some() {
+        let (period, next) = (stats.period, self.next_message);
+        let due = (now - self.hold_began).saturating_sub(latency);
+        let has_passed = self.schedule.is_some_and(|schedule| schedule.has_passed(due, next));
+        if has_passed && self.phase == Phase::Hold {
             stats.sent += 1;
             stats.late += 1;
             self.ends.ask(index, now - latency + period, now);

@@ -117,7 +117,7 @@ impl Messages {
     /// The hold has ended.
     pub(super) fn count_up<P: Protocol>(&self, run: &mut Run<'_, P>) {
         let stats = &mut run.stats.workload;
-        stats.skipped = self.next - self.vacant - stats.sent;
+        stats.skipped = (self.next - self.vacant).saturating_sub(stats.sent);
         stats.seconds = run.phase_began.elapsed();
         stats.end_interval(stats.seconds);
         // Where a signal ends it, some are under way.
@@ -137,7 +137,8 @@ impl Messages {
         let stats = &mut run.stats.workload;
         stats.answered += 1;
         stats.interval.record(latency);
-        if latency >= self.schedule.period && !self.is_over {
+        let due = run.phase_began.elapsed().saturating_sub(latency);
+        if self.schedule.has_passed(due, self.next) && !self.is_over {
             stats.sent += 1;
             stats.late += 1;
             run.ask_again(cx, token, conn, self.schedule.period);
