@@ -1,6 +1,6 @@
-//! What the command lines of both binaries share: addresses, wrong usage, the log, and what is said at the end.
+//! The shared parts of both command lines: addresses, wrong usage, the log, and the output at the end.
 //!
-//! Nothing here waits without end for someone to read it.
+//! No output waits indefinitely for its reader.
 
 mod address;
 mod common;
@@ -24,19 +24,17 @@ pub use common::{Color, Generated, OutputArgs, is_quiet};
 
 use outlet::{LogLines, PATIENCE, STANDARD_ERROR, write_within};
 
-/// Exit code: the target was reached, and everything asked for was verified.
+/// Exit code: the target was reached, and every requested verification succeeded.
 pub const REACHED: u8 = 0;
-/// Exit code: the run fell short, or the system refused what it takes to begin.
+/// Exit code: the run fell short, or the system refused something that is needed to start.
 pub const SHORT: u8 = 1;
 /// Exit code: wrong usage.
 pub const USAGE: u8 = 2;
 
-/// Reads the arguments of this process, from the command line or else from the environment, and starts the log as they
-/// say.
+/// Parses the arguments of this process, from the command line or the environment, and starts the log accordingly.
 ///
 /// # Errors
-/// The exit code, after the help, the version or what was to be generated was printed (0), or what is wrong, in clap's
-/// words (2).
+/// The exit code, after printing the help, the version or the generated text (0), or clap's error (2).
 pub fn parse_and_start_log<A: Parser + AsRef<OutputArgs>>() -> Result<A, ExitCode> {
     let arguments = parse::<A>()?;
     common::apply::<A>(arguments.as_ref())?;
@@ -44,10 +42,10 @@ pub fn parse_and_start_log<A: Parser + AsRef<OutputArgs>>() -> Result<A, ExitCod
     Ok(arguments)
 }
 
-/// Reads the arguments of this process.
+/// Parses the arguments of this process.
 ///
 /// # Errors
-/// The exit code, after the help or the version was printed (0), or what is wrong, in clap's words (2).
+/// The exit code, after printing the help or the version (0), or clap's error (2).
 pub fn parse<A: Parser>() -> Result<A, ExitCode> {
     make_file_size_limit_an_error();
     common::read::<A>().map_err(|error| match error.kind() {
@@ -62,41 +60,41 @@ pub fn parse<A: Parser>() -> Result<A, ExitCode> {
     })
 }
 
-/// clap's error as it is, with its tips and the usage, in colour where it can be seen.
+/// clap's error, with its tips and the usage, in colour on a terminal.
 fn error_text(error: &clap::Error) -> String {
     let text = error.render();
     if common::wants_color() { text.ansi().to_string() } else { text.to_string() }
 }
 
-/// Prints one line on standard error, headed by the program's name, as its last one.
+/// Prints a last line on standard error, which begins with the program's name.
 pub fn fail(code: u8, line: &str) -> ExitCode {
     warn(line);
     ExitCode::from(code)
 }
 
-/// Prints one line on standard error, headed by the program's name.
+/// Prints a line on standard error, which begins with the program's name.
 pub fn warn(line: &str) {
-    // The name need not be UTF-8, and `args` panics where it is not.
+    // The name need not be UTF-8, and `args` panics if it is not.
     let program = std::env::args_os().next().unwrap_or_default();
     let name = Path::new(&program).file_name().unwrap_or_default().display();
     print_error(&format!("{name}: {line}\n"));
 }
 
-/// Prints on standard error, after the log so far, without waiting for its reader.
+/// Prints on standard error, after the log so far, without waiting.
 pub fn tell(text: String) {
     STANDARD_ERROR.push(text.into_bytes());
 }
 
-/// Prints on standard error, after the log so far; without a reader it waits for a second at most.
+/// Prints on standard error, after the log so far; waits at most one second for a reader.
 pub fn print_error(text: &str) {
     STANDARD_ERROR.push(text.as_bytes().to_vec());
     STANDARD_ERROR.flush();
 }
 
-/// Whether the record can be written, as far as that can be known before the run.
+/// Checks whether the record can be written, as far as possible before the run.
 ///
 /// # Errors
-/// One line, where it can't.
+/// One line, if it can't.
 pub fn check_output(output: &Output) -> Result<(), String> {
     output.check_writable().map_err(|error| error.to_string())?;
     if *output == Output::Stdout {
@@ -105,14 +103,14 @@ pub fn check_output(output: &Output) -> Result<(), String> {
     Ok(())
 }
 
-/// Warns that what is printed may be lost.
+/// Warns that printed output may be lost.
 pub fn warn_if_stdout_may_be_closed() {
     if output::stdout_may_be_closed() {
         warn("standard output was closed at the start or is /dev/null: what goes there is lost");
     }
 }
 
-/// Prints on standard output what was asked for, and says how to exit: with `code`, or with 1 and one line where it
+/// Prints the requested output on standard output, and returns how to exit: with `code`, or with 1 and one line if it
 /// can't be written.
 pub fn deliver(code: u8, text: &str) -> ExitCode {
     warn_if_stdout_may_be_closed();
@@ -128,17 +126,19 @@ fn conclude(code: u8, printed: io::Result<()>) -> ExitCode {
     }
 }
 
-/// The line that says that standard output could not be written.
+/// The error line for an unwritable standard output.
 #[must_use]
 pub fn not_printed(error: &io::Error) -> String {
-    format!("cannot write to standard output: {error}; send it where it can be written")
+    format!(
+        "cannot write to standard output: {error}; send it to a file or pipe that can be written"
+    )
 }
 
 /// Prints the summary of a run on standard output, after the log so far, or else on standard error. A reader that does
-/// not read, or has gone away, is no fault.
+/// not read, or has closed the pipe, is not an error.
 ///
 /// # Errors
-/// One line, where standard output could not be written.
+/// One line, if standard output could not be written.
 pub fn print_summary(text: &str) -> Result<(), String> {
     match print(text) {
         Err(error)
@@ -151,7 +151,7 @@ pub fn print_summary(text: &str) -> Result<(), String> {
     }
 }
 
-/// Prints on standard output, after the log so far. A reader that does not read is waited for a second at most.
+/// Prints on standard output, after the log so far. Waits at most one second for a reader that does not read.
 fn print(text: &str) -> io::Result<()> {
     STANDARD_ERROR.flush();
     let (done, is_done) = mpsc::sync_channel(1);
@@ -163,22 +163,22 @@ fn print(text: &str) -> io::Result<()> {
     };
     match thread::Builder::new().spawn(write) {
         Ok(_) => is_done.recv_timeout(PATIENCE).unwrap_or(Err(io::ErrorKind::TimedOut.into())),
-        // No thread is to be had: what takes text now, or within that time, gets it all the same.
+        // No thread can be started: text that can be written now, or within that time, is still written.
         Err(_) => output::check_stdout()
             .and_then(|()| write_within(io::stdout(), text.as_bytes(), PATIENCE)),
     }
 }
 
-/// A write beyond `ulimit -f` fails with `EFBIG`, as one to a full disk fails, and does not end the process by SIGXFSZ:
-/// blocked in this thread and those that it starts, the signal is of no effect.
+/// Makes a write beyond `ulimit -f` fail with `EFBIG`, like one to a full disk, instead of ending the process by
+/// SIGXFSZ: the signal is blocked in this thread and those that it starts.
 fn make_file_size_limit_an_error() {
     let signals: SigSet = [Signal::SIGXFSZ].into_iter().collect();
     let _ = signals.thread_block();
 }
 
-/// From here on SIGINT and SIGTERM end the process, as they do by default; those that have come are forgotten.
+/// Restores the default of SIGINT and SIGTERM, which ends the process; pending ones are discarded.
 ///
-/// For what may have to wait for a reader at the end, when the reactor that took the signals does not run any more.
+/// For output at the end that may wait for a reader, when the reactor that handled the signals no longer runs.
 pub fn give_signals_back() {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
     if let Ok(pending) = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK) {
@@ -187,10 +187,10 @@ pub fn give_signals_back() {
     let _ = signals.thread_unblock();
 }
 
-/// Starts the log: plain lines on standard error, as the arguments say unless `RUST_LOG` says otherwise.
+/// Starts the log: plain lines on standard error, set by the arguments unless `RUST_LOG` overrides them.
 ///
-/// A thread of its own writes them, so that a slow reader holds nothing up; [`flush_log`] belongs to the program's end.
-/// Where no thread is to be had, a line that would have to wait for its reader is dropped.
+/// A separate thread writes them, so that the program does not wait for their reader; call [`flush_log`] at its end. If
+/// no thread can be started, a line that would wait for its reader is dropped.
 fn start_log() {
     make_file_size_limit_an_error();
     let default = env_logger::Env::default().default_filter_or(common::log_level().as_str());
@@ -204,12 +204,12 @@ fn start_log() {
     let _ = builder.try_init();
 }
 
-/// Waits until the log is written, for a second at most.
+/// Waits until the log is written, at most one second.
 pub fn flush_log() {
     STANDARD_ERROR.flush();
 }
 
-/// Lines of the log that were dropped, because those before them were not read.
+/// Log lines that were dropped because earlier ones were not read.
 #[must_use]
 pub fn log_lines_dropped() -> u64 {
     STANDARD_ERROR.dropped()

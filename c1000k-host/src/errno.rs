@@ -1,8 +1,8 @@
-//! The system's error numbers by name.
+//! Names of the system's error numbers.
 
 use nix::errno::Errno;
 
-/// The name of an error number, as `errno.h` has it: `ECONNREFUSED`.
+/// The name of an error number in `errno.h`: `ECONNREFUSED`.
 ///
 /// ```
 /// assert_eq!(c1000k_host::errno_name(24), "EMFILE");

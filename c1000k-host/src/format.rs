@@ -1,10 +1,10 @@
-//! Figures as text for people: counts, bytes, durations, rates and shares; and text of others, made harmless.
+//! Formats counts, bytes, durations, rates and shares for users, and escapes untrusted text.
 //!
 //! Sizes are decimal (1 GB is 1,000,000,000 bytes), as the records count in bytes.
 
 use std::fmt::Write;
 
-/// A count with its thousands set apart: `1,000,000`.
+/// A count with separated thousands: `1,000,000`.
 #[must_use]
 pub fn count(value: u64) -> String {
     let digits = value.to_string();
@@ -18,18 +18,18 @@ pub fn count(value: u64) -> String {
     text
 }
 
-/// A count of things, by a noun whose plural ends in s: `1 connection`, `1,000 connections`.
+/// A count with a noun whose plural ends in s: `1 connection`, `1,000 connections`.
 #[must_use]
 pub fn counted(value: u64, noun: &str) -> String {
     format!("{} {noun}{}", count(value), if value == 1 { "" } else { "s" })
 }
 
-/// Bytes, to the byte where they are few: `3,848 B`, `24.1 MB`, `2.6 GB`.
+/// Bytes, exact if they are few: `3,848 B`, `24.1 MB`, `2.6 GB`.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "one decimal place is shown")]
 pub fn bytes(value: u64) -> String {
     const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
-    // As many bytes are still read at a glance, and a connection's cost is exact.
+    // Up to this number bytes are still easy to read, and a connection's cost is shown exactly.
     if value < 10_000 {
         return format!("{} B", count(value));
     }
@@ -43,18 +43,18 @@ pub fn bytes(value: u64) -> String {
     format!("{scaled:.1} {}", UNITS[unit])
 }
 
-/// Bytes of one of many, to the byte, and to a tenth of one where they are few: `24.6 B`.
+/// Bytes per item, to the byte, or to a tenth of a byte if they are few: `24.6 B`.
 #[must_use]
 pub fn bytes_each(value: f64) -> String {
     if value.abs() < 100.0 {
-        // A sum that comes to nothing has a sign of no meaning.
+        // Rounded to zero, the sign is meaningless.
         return format!("{:.1} B", if value.abs() < 0.05 { 0.0 } else { value });
     }
     let sign = if value < 0.0 { "-" } else { "" };
     format!("{sign}{} B", count(rounded(value.abs())))
 }
 
-/// A span of time in the unit that fits: `850 us`, `12.5 ms`, `5.02 s`, `5 min 41 s`, `2 h 05 min`.
+/// A duration in a suitable unit: `850 us`, `12.5 ms`, `5.02 s`, `5 min 41 s`, `2 h 05 min`.
 #[must_use]
 pub fn duration(seconds: f64) -> String {
     let seconds = seconds.max(0.0);
@@ -78,7 +78,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A rate: `3,250/s`, and below ten with one decimal place, `0.5/s`.
+/// A rate: `3,250/s`, and with one decimal place if it is small, `0.5/s`.
 #[must_use]
 pub fn rate(per_second: f64) -> String {
     if per_second < 10.0 {
@@ -88,7 +88,7 @@ pub fn rate(per_second: f64) -> String {
     }
 }
 
-/// A share of one in per cent: `percent(0.983)` is `98.3%`.
+/// A fraction in per cent: `percent(0.983)` is `98.3%`.
 #[must_use]
 pub fn percent(share: f64) -> String {
     format!("{:.1}%", share * 100.0)
@@ -105,10 +105,10 @@ pub fn rounded(value: f64) -> u64 {
     value.round() as u64
 }
 
-/// More of one text than a person reads is cut off.
+/// The maximum length of a shown text; the rest is cut off.
 const CHARS_MAX: usize = 4_000;
 
-/// The text in one line, in which each character that is not seen, or that moves others, is written as its escape.
+/// The text in one line, in which each invisible character, and each that moves others, is escaped.
 #[must_use]
 pub fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len().min(CHARS_MAX));
@@ -126,7 +126,7 @@ pub fn visible(text: &str) -> String {
     shown
 }
 
-/// Control codes, line breaks, and what Unicode has to turn the direction of text or to hide in it.
+/// Control codes, line breaks, and the characters of Unicode that change the direction of text or are invisible.
 #[must_use]
 pub fn is_unseen(character: char) -> bool {
     character.is_control()
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_count_sets_its_thousands_apart() {
+    fn a_count_separates_its_thousands() {
         let cases = [
             (0, "0"),
             (999, "999"),
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_a_kind_has_no_plural() {
+    fn a_count_of_one_has_no_plural() {
         assert_eq!(counted(0, "port"), "0 ports");
         assert_eq!(counted(1, "port"), "1 port");
         assert_eq!(counted(1_000, "port"), "1,000 ports");
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_one_of_many_are_told_closely() {
+    fn bytes_per_item_are_shown_closely() {
         let cases = [
             (-0.0, "0.0 B"),
             (-0.04, "0.0 B"),
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_terminal_would_obey_is_shown_instead() {
+    fn control_codes_are_escaped() {
         assert_eq!(
             visible("\u{1b}[2J\r\nok\t\u{9b}1m\u{7f}"),
             "\\u{1b}[2J\\r\\nok\\t\\u{9b}1m\\u{7f}"

@@ -1,13 +1,13 @@
-//! What a machine allows a process that holds very many TCP connections, and what they cost it.
+//! The limits of a machine for a process that holds very many TCP connections, and the resources that these take.
 //!
-//! - [`quantity`] reads counts, sizes and durations as people type them.
-//! - [`mod@format`] turns counts, bytes, durations and rates into text for people.
-//! - [`limits`] knows descriptor limits and raises them.
+//! - [`quantity`] parses counts, sizes and durations that users type.
+//! - [`mod@format`] formats counts, bytes, durations and rates for users.
+//! - [`limits`] reads and raises descriptor limits.
 //! - [`ports`] does the 5-tuple arithmetic of outbound connections.
-//! - [`memory`] tells how much room is left, in the machine and in every enclosing cgroup.
-//! - [`usage`] samples what this process, its sockets and the kernel's slabs use.
-//! - [`command_line`] and [`errno_name`] are what both programs say in the same words.
-//! - [`check`] holds a target against all of this, and names what caps it.
+//! - [`memory`] reads how much memory is left, in the machine and in every enclosing cgroup.
+//! - [`usage`] samples the resources of this process, its sockets and the kernel's slabs.
+//! - [`command_line`] and [`errno_name`] are shared by the command lines of both programs.
+//! - [`check`] compares a target with all of this, and names the limit that binds.
 //!
 //! Everything is read from `/proc` and `/sys`. A file that is missing or can't be read (no root, a
 //! container, another kernel) is `None`, never a panic. A sample costs the same for one connection

@@ -9,19 +9,19 @@ use {
     std::{fs, io, path::Path},
 };
 
-/// Descriptors that a process keeps for itself: standard streams, epoll, timers, signals, its log,
-/// its record, the samplers, and what it has inherited. Both ends leave this many free.
+/// Descriptors that a process needs besides connections: standard streams, epoll, timers, signals, log, record,
+/// samplers, and inherited ones. Both ends leave this number free.
 pub const RESERVED_DESCRIPTORS: u64 = 32;
 
-/// The part of [`RESERVED_DESCRIPTORS`] that is for what a process inherits: shells and build tools leave a few open. More
-/// than these take room from connections.
+/// The part of [`RESERVED_DESCRIPTORS`] for inherited descriptors: shells and build tools leave a few open. More than
+/// this number reduce the room for connections.
 pub const INHERITED_DESCRIPTORS: u64 = 16;
 
-/// Among the bits of `CapEff`.
+/// Bits of `CapEff`.
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_IPC_LOCK: u64 = 1 << 14;
 
-/// The user namespace whose capabilities the kernel asks for; it gives it this number (`PROC_USER_INIT_INO`).
+/// The user namespace whose capabilities the kernel checks; its number is fixed (`PROC_USER_INIT_INO`).
 const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
 
 /// Standard input, output and error.
@@ -30,25 +30,25 @@ const STANDARD_STREAMS: u64 = 3;
 /// `RLIMIT_NOFILE` of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DescriptorLimit {
-    /// What holds now; the process may raise it up to the hard limit by itself.
+    /// The limit that applies; the process may raise it to the hard limit.
     pub soft: u64,
-    /// What only `CAP_SYS_RESOURCE` may raise.
+    /// The limit that only `CAP_SYS_RESOURCE` may raise.
     pub hard: u64,
 }
 
-/// What came of raising the descriptor limit.
+/// The result of raising the descriptor limit.
 #[derive(Debug)]
 pub struct Raised {
-    /// What holds now. Where raising was refused, both are what the process really has.
+    /// The present limit. If raising was refused, both values are the number that the process really has.
     pub limit: DescriptorLimit,
-    /// One line, where it is less than the hard limit allowed.
+    /// One line, if it is less than the hard limit.
     pub shortfall: Option<String>,
 }
 
-/// Reads the descriptor limit of this process, by `getrlimit`, or where that is refused by `/proc/self/limits`.
+/// Reads the descriptor limit of this process by `getrlimit`, or, if that is refused, from `/proc/self/limits`.
 ///
 /// # Errors
-/// What `getrlimit` refuses with.
+/// The error of `getrlimit`.
 pub fn descriptor_limit() -> io::Result<DescriptorLimit> {
     let from_proc = || limit_in(&text::read("/proc/self/limits")?);
     match getrlimit(Resource::RLIMIT_NOFILE) {
@@ -57,13 +57,13 @@ pub fn descriptor_limit() -> io::Result<DescriptorLimit> {
     }
 }
 
-/// Raises the soft descriptor limit to the hard one, or as far as the system lets it, and returns what then holds.
+/// Raises the soft descriptor limit to the hard one, or as far as the system permits, and returns the result.
 ///
-/// The kernel refuses where the hard limit is above `fs.nr_open`, which may have been lowered since; then both are set
-/// to that, for it is all that can be had. A sandbox may refuse any change.
+/// The kernel refuses if the hard limit is above `fs.nr_open`, which may have been lowered since; then both are set to
+/// that value, the highest possible. A sandbox may refuse any change.
 ///
 /// # Errors
-/// The limit can't be read at all.
+/// The limit can't be read.
 pub fn raise_descriptor_limit() -> io::Result<Raised> {
     let per_process_max = system_descriptor_limits(Path::new("/")).per_process_max;
     let set = |to| setrlimit(Resource::RLIMIT_NOFILE, to, to).map_err(io::Error::from);
@@ -85,8 +85,8 @@ fn raised(
     let within = per_process_max.filter(|most| (limit.soft + 1..limit.hard).contains(most));
     let reached = within.filter(|&most| set(most).is_ok()).unwrap_or(limit.soft);
     let shortfall = format!(
-        "the descriptor limit is {}, and can't be raised to the hard one of {}: {refusal}; see fs.nr_open, and what \
-         confines this process",
+        "the descriptor limit is {}, and can't be raised to the hard one of {}: {refusal}; see fs.nr_open, and \
+         whether a sandbox confines this process",
         format::count(reached),
         format::count(limit.hard)
     );
@@ -101,29 +101,29 @@ fn limit_in(limits: &str) -> Option<DescriptorLimit> {
     Some(DescriptorLimit { soft: words.next()??, hard: words.next()?? })
 }
 
-/// Descriptors that are open below this limit beside the standard streams: at the start of a process, those that it has
-/// inherited. 0 where they can't be read.
+/// Open descriptors below this limit, without the standard streams: at the start of a process, the inherited ones. 0 if
+/// they can't be read.
 pub fn open_descriptors(limit: u64) -> u64 {
     let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let open = numbers.filter(|number| (STANDARD_STREAMS..limit).contains(number)).count() as u64;
-    // One of them is what they are read by.
+    // One of them is the descriptor of this directory.
     open.saturating_sub(1)
 }
 
-/// Whether `fs.file-max` does not bind this process: the kernel lets `CAP_SYS_ADMIN` pass it.
+/// Whether `fs.file-max` does not bind this process: `CAP_SYS_ADMIN` may exceed it.
 pub fn may_exceed_file_max() -> bool {
     has_capability(CAP_SYS_ADMIN)
 }
 
-/// The memory that this user's processes may lock (`RLIMIT_MEMLOCK`), in bytes; `None` where there is no such bound, or
-/// `CAP_IPC_LOCK` lets this process pass it.
+/// The memory that this user's processes may lock (`RLIMIT_MEMLOCK`), in bytes; `None` if there is no limit, or if this
+/// process may exceed it (`CAP_IPC_LOCK`).
 pub fn locked_bytes_max() -> Option<u64> {
     let (soft, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
     (soft != RLIM_INFINITY && !has_capability(CAP_IPC_LOCK)).then_some(soft)
 }
 
-/// In another user namespace a process may have all capabilities, and none of them counts here.
+/// In another user namespace a process may have all capabilities, and none of them applies here.
 fn has_capability(capability: u64) -> bool {
     let namespace = fs::read_link("/proc/self/ns/user");
     namespace.is_ok_and(|namespace| namespace == Path::new(FIRST_USER_NAMESPACE))
@@ -136,8 +136,7 @@ fn is_effective(status: &str, capability: u64) -> bool {
     bits.is_some_and(|bits| bits & capability != 0)
 }
 
-/// How many connections fit under a descriptor limit beside the listeners and
-/// [`RESERVED_DESCRIPTORS`].
+/// How many connections fit under a descriptor limit besides the listeners and [`RESERVED_DESCRIPTORS`].
 ///
 /// ```
 /// use c1000k_host::limits::connections_within;
@@ -148,13 +147,12 @@ pub fn connections_within(limit: u64, listening_ports: u64) -> u64 {
     limit.saturating_sub(listening_ports).saturating_sub(RESERVED_DESCRIPTORS)
 }
 
-/// The descriptor limit that this many connections and listeners need: the reverse of
-/// [`connections_within`].
+/// The descriptor limit that this number of connections and listeners needs: the inverse of [`connections_within`].
 pub fn descriptors_for(connections: u64, listening_ports: u64) -> u64 {
     connections.saturating_add(listening_ports).saturating_add(RESERVED_DESCRIPTORS)
 }
 
-/// What the system as a whole allows; `None` where it can't be read.
+/// The limits of the system; `None` if they can't be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SystemDescriptorLimits {
     /// `fs.nr_open`: the highest value that a hard limit may be raised to.
@@ -165,7 +163,7 @@ pub struct SystemDescriptorLimits {
     pub system_open: Option<u64>,
 }
 
-/// Reads the limits of the system whose root folder this is.
+/// Reads the limits of the system with this root folder.
 pub fn system_descriptor_limits(root: &Path) -> SystemDescriptorLimits {
     let first = |name| text::read_sysctl(root, name)?.first().copied();
     SystemDescriptorLimits {
@@ -203,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn where_raising_is_refused_the_soft_limit_is_all_there_is() {
+    fn where_raising_is_refused_the_soft_limit_applies() {
         for per_process_max in [None, Some(1_048_576), Some(512)] {
             let raised = raised(LIMIT, per_process_max, up_to(0));
             assert_eq!(raised.limit, DescriptorLimit { soft: 1_024, hard: 1_024 });
@@ -227,8 +225,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_open_below_the_limit_is_counted() {
-        // Other tests of this process open files meanwhile.
+    fn open_descriptors_below_the_limit_are_counted() {
+        // Other tests of this process open files at the same time.
         let held: Vec<_> = (0..100).map(|_| fs::File::open("/proc/self/stat")).collect();
         assert!(open_descriptors(u64::MAX) >= 100 && held.len() == 100);
         assert!(open_descriptors(20) <= 17);
@@ -243,14 +241,14 @@ mod tests {
     }
 
     #[test]
-    fn connections_and_descriptors_are_each_others_reverse() {
+    fn connections_and_descriptors_are_inverse() {
         assert_eq!(connections_within(descriptors_for(1_000_000, 100), 100), 1_000_000);
         assert_eq!(descriptors_for(u64::MAX, 100), u64::MAX);
         assert_eq!(connections_within(0, 0), 0);
     }
 
     #[test]
-    fn the_system_tells_its_limits() {
+    fn the_limits_of_the_system_can_be_read() {
         let limits = system_descriptor_limits(Path::new("/"));
         assert!(limits.system_open <= limits.system_max, "{limits:?}");
     }

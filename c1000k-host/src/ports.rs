@@ -1,8 +1,8 @@
 //! The 5-tuple arithmetic of outbound connections.
 //!
-//! A connection is one (source address, source port, destination address, destination port,
-//! protocol). From one source address, each destination port can be reached once from each local
-//! port, so the room is sources x destination ports x local ports.
+//! A connection is one (source address, source port, destination address, destination port, protocol). From one source
+//! address, each local port can connect once to each destination port, so the room is sources x destination ports x
+//! local ports.
 
 use {
     crate::text,
@@ -14,17 +14,17 @@ use {
     },
 };
 
-/// The local ports that the kernel chooses from, unless it is set otherwise.
+/// The kernel's default range of local ports.
 pub const LOCAL_PORTS_DEFAULT: RangeInclusive<u16> = 32_768..=60_999;
 
-/// `net.ipv4.ip_local_port_range`: the ports that the kernel chooses from, on the machine whose root folder this is; IPv6
-/// uses it too.
+/// `net.ipv4.ip_local_port_range`: the ports that the kernel chooses from, on the machine whose root folder this is;
+/// IPv6 uses it too.
 pub fn ip_local_port_range(root: &Path) -> Option<RangeInclusive<u16>> {
     range_of(&text::read_sysctl(root, "net.ipv4.ip_local_port_range")?)
 }
 
-/// How many ports of the range the kernel never chooses: `net.ipv4.ip_local_reserved_ports`. None
-/// where that can't be read.
+/// How many ports of the range the kernel never chooses: `net.ipv4.ip_local_reserved_ports`. None if that can't be
+/// read.
 pub fn reserved_ports(range: &RangeInclusive<u16>) -> u64 {
     text::read("/proc/sys/net/ipv4/ip_local_reserved_ports")
         .and_then(|list| count_within(&list, range))
@@ -41,17 +41,17 @@ pub fn port_room(sources: u64, destination_ports: u64, local_ports: u64) -> u64 
     sources.saturating_mul(destination_ports).saturating_mul(local_ports)
 }
 
-/// What has a local TCP port.
+/// What uses a local TCP port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortHolder {
     /// A socket listens on it.
     Listener,
-    /// It is the local port of a connection, as a rule one that this machine has opened.
+    /// It is the local port of a connection, usually one that this machine has opened.
     Connection,
 }
 
-/// What has this TCP port in the network namespace of this process; a listener comes first. `None`
-/// where no socket is seen to have it.
+/// What uses this TCP port in the network namespace of this process; a listener takes precedence. `None` if no visible
+/// socket has it.
 pub fn port_holder(port: u16) -> Option<PortHolder> {
     let holders = ["/proc/self/net/tcp", "/proc/self/net/tcp6"]
         .into_iter()
@@ -68,7 +68,7 @@ pub fn port_holder(port: u16) -> Option<PortHolder> {
     found
 }
 
-/// What a line such as `0: 0100007F:26AC 00000000:0000 0A ...` says of the port.
+/// What uses the port according to a line such as `0: 0100007F:26AC 00000000:0000 0A ...`.
 fn holder_in(line: &str, port: u16) -> Option<PortHolder> {
     const LISTEN: &str = "0A";
     let mut fields = line.split_whitespace().skip(1);
@@ -80,7 +80,7 @@ fn holder_in(line: &str, port: u16) -> Option<PortHolder> {
     Some(if is_listening { PortHolder::Listener } else { PortHolder::Connection })
 }
 
-/// Ports of a list such as `8080,9148-9150` that lie in the range.
+/// The number of ports of a list such as `8080,9148-9150` that are in the range.
 fn count_within(list: &str, range: &RangeInclusive<u16>) -> Option<u64> {
     let mut count = 0;
     for item in list.trim().split(',').filter(|item| !item.is_empty()) {

@@ -1,6 +1,6 @@
-//! Counts, sizes and durations as people type them.
+//! Counts, sizes and durations that users type.
 //!
-//! The parsers fit clap's `value_parser`; their errors say what is wrong and what is understood.
+//! The parsers are for clap's `value_parser`; their errors name the fault and the accepted forms.
 
 use std::time::Duration;
 
@@ -41,10 +41,10 @@ const BYTE_UNITS: &[(&str, u64)] = &[
     ("TB", 1_000_000_000_000),
 ];
 
-/// Reads a count: `15000`, `1,000,000`, `1_000_000`, `10k`, `2.5M`, `1e6`.
+/// Parses a count: `15000`, `1,000,000`, `1_000_000`, `10k`, `2.5M`, `1e6`.
 ///
 /// # Errors
-/// A sentence that says what is wrong and what is understood.
+/// A sentence that names the fault and the accepted forms.
 ///
 /// ```
 /// use c1000k_host::quantity::parse_count;
@@ -57,10 +57,10 @@ pub fn parse_count(text: &str) -> Result<u64, String> {
         .map_err(|fault| format!("{fault}; a count is written as 15000, 1,000,000, 10k, 1M or 1e6"))
 }
 
-/// Reads a rate a second: a count, with or without `/s` after it.
+/// Parses a rate per second: a count, with or without `/s` after it.
 ///
 /// # Errors
-/// A sentence that says what is wrong and what is understood.
+/// A sentence that names the fault and the accepted forms.
 ///
 /// ```
 /// use c1000k_host::quantity::parse_rate;
@@ -71,12 +71,12 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
     parse_count(text.trim().strip_suffix("/s").unwrap_or(text))
 }
 
-/// Reads a size in bytes: `4096`, `512MiB`, `6G`.
+/// Parses a size in bytes: `4096`, `512MiB`, `6G`.
 ///
 /// `K`, `M`, `G`, `T` alone and with `iB` are powers of 1,024; with `B` (`MB`) powers of 1,000.
 ///
 /// # Errors
-/// A sentence that says what is wrong and what is understood.
+/// A sentence that names the fault and the accepted forms.
 ///
 /// ```
 /// use c1000k_host::quantity::parse_bytes;
@@ -88,10 +88,10 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         .map_err(|fault| format!("{fault}; a size is written as 4096, 512M, 512MiB, 12MB or 6G"))
 }
 
-/// Reads a duration: `10s`, `500ms`, `2m`, `1h 30m`.
+/// Parses a duration: `10s`, `500ms`, `2m`, `1h 30m`.
 ///
 /// # Errors
-/// A sentence that says what is wrong and what is understood.
+/// A sentence that names the fault and the accepted forms.
 ///
 /// ```
 /// use {c1000k_host::quantity::parse_duration, std::time::Duration};
@@ -111,7 +111,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 fn parse_scaled(text: &str, units: &[(&str, u64)]) -> Result<u64, String> {
     let trimmed = text.trim();
     if trimmed.is_empty() {
-        return Err("nothing is given".to_owned());
+        return Err("the value is empty".to_owned());
     }
     if trimmed.starts_with('-') {
         return Err(format!("{text:?} must be positive"));
@@ -121,7 +121,7 @@ fn parse_scaled(text: &str, units: &[(&str, u64)]) -> Result<u64, String> {
         .unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at(unit_start);
     let product = scale_of(unit, units).and_then(|scale| scaled(number, scale));
-    // What does not even begin like a number has no unit either.
+    // A text that does not begin with a number has no unit.
     let fault = |fault| if number.is_empty() { NO_NUMBER } else { fault };
     product.map_err(|unclear| format!("{text:?} {}", fault(unclear)))
 }
@@ -131,7 +131,7 @@ fn scale_of(unit: &str, units: &[(&str, u64)]) -> Result<u64, &'static str> {
     known.map(|&(_, scale)| Ok(scale)).or_else(|| power_of_ten(unit)).unwrap_or(Err(UNKNOWN_UNIT))
 }
 
-/// The scale of `e6`; `None` where it is no exponent.
+/// The scale of `e6`; `None` if it is not an exponent.
 fn power_of_ten(unit: &str) -> Option<Result<u64, &'static str>> {
     let exponent = unit.strip_prefix(['e', 'E'])?;
     let digits = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
@@ -144,7 +144,7 @@ fn power_of_ten(unit: &str) -> Option<Result<u64, &'static str>> {
     Some(digits.parse().ok().and_then(|power| 10_u64.checked_pow(power)).ok_or(TOO_LARGE))
 }
 
-/// `number` times `scale`, exactly; a fraction is fine as long as the product is whole.
+/// `number` times `scale`, exactly; a fraction is accepted if the product is whole.
 fn scaled(number: &str, scale: u64) -> Result<u64, &'static str> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let whole = ungrouped(whole).ok_or(NO_NUMBER)?;
@@ -167,7 +167,7 @@ fn scaled(number: &str, scale: u64) -> Result<u64, &'static str> {
     base.checked_add(added).ok_or(TOO_LARGE)
 }
 
-/// The digits without their separators, which stand between groups of three.
+/// The digits without the separators between groups of three.
 fn ungrouped(digits: &str) -> Option<String> {
     let Some(separator) = digits.chars().find(|c| matches!(c, ',' | '_')) else {
         return (!digits.is_empty()).then(|| digits.to_owned());
@@ -185,7 +185,7 @@ mod tests {
     use {super::*, crate::format, proptest::prelude::*};
 
     #[test]
-    fn counts_are_read_as_people_type_them() {
+    fn counts_are_parsed_as_users_type_them() {
         for (text, count) in [
             ("0", 0),
             ("15000", 15_000),
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_count_is_refused_with_what_is_understood() {
+    fn an_invalid_count_is_refused_with_the_accepted_forms() {
         for text in [
             "",
             " ",
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_number_is_named() {
+    fn the_fault_of_a_number_is_named() {
         for (text, fault) in [
             ("1e99", TOO_LARGE),
             ("1E+20", TOO_LARGE),
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_may_tell_its_second_and_nothing_is_negative() {
+    fn a_rate_may_have_its_unit_and_nothing_is_negative() {
         assert_eq!(parse_rate("1000/s"), Ok(1_000));
         assert_eq!(parse_rate(" 10k /s "), Ok(10_000));
         assert!(parse_rate("1000/m").is_err() && parse_rate("/s").is_err());
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_binary_but_for_the_decimal_units() {
+    fn sizes_are_binary_except_for_the_decimal_units() {
         for (text, bytes) in [
             ("0", 0),
             ("4096", 4096),

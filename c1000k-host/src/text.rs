@@ -1,8 +1,8 @@
-//! Small files of `/proc` and `/sys`: read whole, and understood or `None`.
+//! Small files of `/proc` and `/sys`: read whole, and parsed or `None`.
 
 use std::{fs, path::Path};
 
-/// The file's text, or `None` where there is no such file or it can't be read.
+/// The file's text, or `None` if it does not exist or can't be read.
 pub(crate) fn read(path: impl AsRef<Path>) -> Option<String> {
     fs::read_to_string(path).ok()
 }
@@ -12,12 +12,12 @@ pub(crate) fn read_number(path: impl AsRef<Path>) -> Option<u64> {
     numbers(&read(path)?)?.first().copied()
 }
 
-/// The numbers of a setting of the kernel, as of `net.ipv4.tcp_mem`, on the machine whose root folder this is.
+/// The numbers of a kernel setting such as `net.ipv4.tcp_mem`, on the machine with this root folder.
 pub(crate) fn read_sysctl(root: &Path, name: &str) -> Option<Vec<u64>> {
     numbers(&read(root.join("proc/sys").join(name.replace('.', "/")))?)
 }
 
-/// Numbers separated by white space; `None` where anything is not one.
+/// Numbers separated by white space; `None` if a part is not a number.
 pub(crate) fn numbers(text: &str) -> Option<Vec<u64>> {
     text.split_whitespace().map(|word| word.parse().ok()).collect()
 }
@@ -35,7 +35,7 @@ pub(crate) fn kilobytes_of(text: &str, key: &str) -> Option<u64> {
     kilobytes.checked_mul(1024)
 }
 
-/// The size of a page of memory, which several of the kernel's figures are counted in.
+/// The size of a page of memory, the unit of several kernel figures.
 pub(crate) fn page_bytes() -> u64 {
     procfs::page_size()
 }
@@ -44,7 +44,7 @@ pub(crate) fn page_bytes() -> u64 {
 pub(crate) mod tests {
     use {super::*, proptest::prelude::*};
 
-    /// Texts that a parser must survive: what was captured, with a part of it replaced.
+    /// Damaged texts for a parser: a captured text, with a part of it replaced.
     pub(crate) fn damaged(captured: &'static str) -> impl Strategy<Value = String> {
         let part = (0..=captured.len(), 0..40_usize);
         let instead = prop_oneof!["[0-9]{0,25}", "[ \\t\\n:,/.-]{0,5}", ".{0,10}"];

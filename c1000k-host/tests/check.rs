@@ -1,4 +1,4 @@
-//! The table and the cap, on machines that are made up.
+//! The table and the limit that binds, on simulated machines.
 
 use c1000k_host::{
     check::{
@@ -11,7 +11,7 @@ use c1000k_host::{
 
 type Change = fn(&mut Machine);
 
-/// Like the machine that the project was built on, but for the limits that are too low there.
+/// Like the machine on which the project was developed, except for the limits that are too low there.
 fn ample() -> Machine {
     Machine {
         descriptors: Some(DescriptorLimit { soft: 2_000_000, hard: 2_000_000 }),
@@ -164,7 +164,7 @@ fn a_soft_limit_below_a_sufficient_hard_one_passes() {
 }
 
 #[test]
-fn what_the_process_has_inherited_takes_room_from_connections() {
+fn inherited_descriptors_reduce_the_room_for_connections() {
     let mut machine = ample();
     machine.descriptors = Some(DescriptorLimit { soft: 256, hard: 256 });
     let need = Need { ports: 4, ..Need::new(Role::Server, 220) };
@@ -217,7 +217,7 @@ fn a_cgroup_whose_limits_are_hidden_is_named() {
 }
 
 #[test]
-fn what_only_hurts_is_advice_and_still_fits() {
+fn a_mere_disadvantage_is_advice_and_still_fits() {
     let mut machine = ample();
     machine.tcp_rmem_bytes = Some([256, 256, 512]);
     machine.tcp_max_orphans = Some(4_096);
@@ -232,7 +232,7 @@ fn what_only_hurts_is_advice_and_still_fits() {
 }
 
 #[test]
-fn a_role_is_not_asked_for_what_only_the_other_needs() {
+fn a_role_does_not_need_what_only_the_other_needs() {
     let server = million(Role::Server);
     for name in ["net.ipv4.ip_local_port_range", "5-tuples", "net.ipv4.conf"] {
         assert_eq!(row(&ample(), &server, name).status, RowStatus::NotNeeded, "{name}");
@@ -258,8 +258,9 @@ fn an_unreadable_machine_is_unknown_and_never_fails() {
     for role in [Role::Server, Role::Client, Role::Both] {
         let rows = table(&Machine::default(), &million(role));
         assert!(fits(&rows));
-        let told = |row: &Row| matches!(row.status, RowStatus::Unknown | RowStatus::NotNeeded);
-        assert!(rows.iter().all(told), "{}", render(&rows));
+        let is_unknown =
+            |row: &Row| matches!(row.status, RowStatus::Unknown | RowStatus::NotNeeded);
+        assert!(rows.iter().all(is_unknown), "{}", render(&rows));
         assert_eq!(largest_target(&Machine::default(), &million(role)), None);
     }
 }
@@ -281,7 +282,7 @@ fn the_table_stays_within_a_hundred_columns() {
 }
 
 #[test]
-fn absurd_targets_are_told_not_panicked_at() {
+fn absurd_targets_are_reported_without_a_panic() {
     for (connections, ports, sources, in_flight) in
         [(u64::MAX, u64::MAX, u64::MAX, u64::MAX), (0, 0, 0, 0), (u64::MAX, 0, 0, 0)]
     {
@@ -329,7 +330,7 @@ fn the_tightest_limit_caps_and_says_why() {
 }
 
 #[test]
-fn the_cap_is_what_the_table_just_lets_pass() {
+fn the_cap_is_the_highest_target_that_passes_the_table() {
     let mut machine = ample();
     machine.descriptors = Some(DescriptorLimit { soft: 4_000_000, hard: 4_000_000 });
     machine.system_descriptors.per_process_max = Some(4_000_000);
@@ -354,9 +355,9 @@ fn the_cap_is_what_the_table_just_lets_pass() {
     }
 }
 
-/// A hard limit as low as the usual soft one: small tables, each with a ring.
+/// A hard limit equal to the usual soft one: small tables, each with a ring.
 #[test]
-fn both_ends_of_a_user_share_what_it_may_lock_for_small_tables() {
+fn both_ends_of_a_user_share_its_lockable_memory_for_small_tables() {
     let machine =
         Machine { descriptors: Some(DescriptorLimit { soft: 1_024, hard: 1_024 }), ..ample() };
     let registered = |role| Need { file_table: FileTable::Registered, ..million(role) };
@@ -365,14 +366,14 @@ fn both_ends_of_a_user_share_what_it_may_lock_for_small_tables() {
     assert_eq!(server.kind, CapKind::Descriptors);
     assert!(server.reason.contains("RLIMIT_NOFILE is 1,024 hard"), "{}", server.reason);
 
-    // 8 MiB are 1,024 rings of two pages each, 512 for each end, of which one is made ahead.
+    // 8 MiB are 1,024 rings of two pages each, 512 for each end, of which one is made in advance.
     let both = largest_target(&machine, &registered(Role::Both)).expect("a cap");
     assert_eq!((both.kind, both.connections), (CapKind::Descriptors, 511 * 1_024));
     assert!(both.reason.contains("RLIMIT_MEMLOCK is 8.4 MB"), "{}", both.reason);
 }
 
 #[test]
-fn the_name_of_a_cgroup_is_shown_and_not_obeyed() {
+fn the_name_of_a_cgroup_is_escaped() {
     let mut machine = ample();
     machine.memory = Some(MemoryRoom {
         bytes: 1 << 20,
@@ -388,7 +389,7 @@ fn the_name_of_a_cgroup_is_shown_and_not_obeyed() {
     }
 }
 
-/// What is printed for this setting: `name = value`, with a `#` before it where it is enough.
+/// The printed line of this setting: `name = value`, preceded by `#` if it is high enough.
 fn setting(machine: &Machine, need: &Need, name: &str) -> Option<String> {
     let lines = settings(machine, need).into_iter().map(|setting| setting.to_string());
     let mut lines = lines.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
@@ -423,7 +424,7 @@ fn settings_have_room_for_both_ends_and_for_the_rest_of_the_machine() {
 }
 
 #[test]
-fn a_setting_lowers_no_number_of_what_is_there() {
+fn a_setting_lowers_no_present_number() {
     let machine = Machine { tcp_mem_pages: Some([900_000, 900_001, 900_002]), ..ample() };
     let line = setting(&machine, &million(Role::Server), "net.ipv4.tcp_mem");
     assert_eq!(line.as_deref(), Some("net.ipv4.tcp_mem = 900000 1000000 1500000"));

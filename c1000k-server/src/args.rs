@@ -1,4 +1,4 @@
-//! The arguments: as typed, and as checked.
+//! Parses and checks the arguments.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -15,28 +15,28 @@ use reactor::Keepalive;
 
 use crate::admission::{Overload, Reserve};
 
-/// The connections that everything here is about.
+/// The default target.
 const MILLION: u64 = 1_000_000;
 
-/// What the kernel takes.
+/// The range that the kernel accepts.
 const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(32_767);
 const USER_TIMEOUT: RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_millis(i32::MAX as u64);
 
-/// The kernel gives up on a peer that acknowledges nothing this much later than the server does: so the server's own rule
-/// applies first and is counted, and the kernel's is for connections that the server has closed already.
+/// The kernel drops a peer that acknowledges nothing this much later than the server does. So the server's rule applies
+/// first and is counted, and the kernel's applies to connections that the server has closed already.
 const USER_TIMEOUT_BEYOND_SLOW_READER: Duration = Duration::from_secs(10);
 
-/// More frequent status lines can't be read, and cost what they measure.
+/// More frequent status lines are unreadable, and their cost would affect the measurement.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
-/// An hour is more than any queue takes.
+/// An hour is longer than any queue needs.
 const GRACE_MAX: Duration = Duration::from_secs(3_600);
 
-/// Fewer bytes than these are no reserve of memory.
+/// A number below this needs a unit.
 const BARE_BYTES_MIN: u64 = 1 << 20;
 
-/// The most reactors of a server.
+/// The maximum number of reactors of a server.
 const THREADS_MAX: u64 = 256;
 
 const EXAMPLES: &str = "\
@@ -44,83 +44,83 @@ Examples:
   c1000k-server                               echo on 0.0.0.0, ports 9900 to 9999
   c1000k-server --bind ::1 --first-port 7000 --ports 1 --mode sink
   c1000k-server --max-connections 500k --idle-timeout 5m --memory-reserve 10%
-  c1000k-server --check -c 1M                 what this machine allows, without a server
-  c1000k-server --check -c 1M --print sysctl  what to set for it";
+  c1000k-server --check -c 1M                 check the limits of this machine for 1M connections
+  c1000k-server --check -c 1M --print sysctl  print the settings that are needed";
 
-/// Holds a million TCP connections on one thread, and shows what each of them costs.
+/// Holds a million TCP connections on one thread, and shows the memory that each of them takes.
 #[derive(Debug, Parser)]
 #[command(name = "c1000k-server", version, max_term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Address to listen on, IPv4 or IPv6
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0", value_parser = parse_bind)]
     bind: ZonedIp,
-    /// The first listening port
+    /// First listening port
     #[arg(long, value_name = "PORT", default_value = "9900", value_parser = parse_port, allow_hyphen_values = true)]
     first_port: u16,
-    /// How many ports to listen on
+    /// Number of ports to listen on
     #[arg(long, value_name = "N", default_value = "100", value_parser = parse_count, allow_hyphen_values = true)]
     ports: u64,
-    /// Reactors, each on a thread of its own with its own listeners on all ports
+    /// Number of reactors, each on its own thread with its own listeners on all ports
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_count, allow_hyphen_values = true)]
     threads: u64,
-    /// The most connections to hold; more are refused [default: what the limits allow]
+    /// Maximum number of connections; more are refused [default: what the limits allow]
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     max_connections: Option<u64>,
     #[command(flatten)]
     file_table: FileTableArgs,
-    /// Send back what arrives, or read and drop it
+    /// Send received data back, or discard it
     #[arg(long, value_enum, default_value_t = Mode::Echo)]
     mode: Mode,
     /// Close a connection that has sent nothing for this time [default: never]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     idle_timeout: Option<Duration>,
-    /// The most connections to hold from one source, an IPv4 address or an IPv6 /64 [default: no limit]
+    /// Maximum number of connections from one source, an IPv4 address or an IPv6 /64 [default: no limit]
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     max_per_source: Option<u64>,
     /// Memory to keep free: below it no connection is admitted [default: 10%, at most 1G]
     #[arg(long, value_name = "SIZE|PERCENT", value_parser = parse_reserve, allow_hyphen_values = true)]
     memory_reserve: Option<Reserve>,
-    /// While memory is short: reset new connections, or let them wait
+    /// While memory is short: reset new connections, or leave them in the backlog
     #[arg(long, value_enum, default_value_t = Overload::Refuse)]
     overload: Overload,
-    /// Reset a connection that does not read within this time what waits for it
+    /// Reset a connection that does not read queued data within this time
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration, allow_hyphen_values = true)]
     slow_reader_timeout: Duration,
-    /// Probe a peer that has been silent for this time, by TCP keepalive [default: never]
+    /// Probe a peer that has been silent for this time, with TCP keepalive [default: never]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     keepalive: Option<Duration>,
-    /// Give up a connection whose peer acknowledges nothing for this time; 0s: the kernel's default [default: 10s more
-    /// than --slow-reader-timeout, or the time that --keepalive takes]
+    /// Drop a connection whose peer acknowledges nothing for this time; 0s: the kernel's default [default: 10s more
+    /// than --slow-reader-timeout, or the duration of the --keepalive probes]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     tcp_user_timeout: Option<Duration>,
-    /// Connections that may wait at each port [default: as many as the kernel allows]
+    /// Backlog of each port: connections that are not accepted yet [default: the kernel's maximum]
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     backlog: Option<u64>,
     /// Time between two status lines
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration, allow_hyphen_values = true)]
     interval: Duration,
-    /// At the end: time for connections to send what is queued
+    /// Time for connections to send queued data at a shutdown
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration, allow_hyphen_values = true)]
     grace: Duration,
     /// Write the record of the run on exit (`-` is standard output)
     #[arg(long, value_name = "PATH", value_parser = Output::parse)]
     json: Option<Output>,
-    /// Serve figures for Prometheus at /metrics of this address; a port alone is one of 127.0.0.1
+    /// Serve metrics for Prometheus at /metrics of this address; a port alone is on 127.0.0.1
     #[arg(long, value_name = "ADDR", value_parser = Endpoint::parse_address)]
     metrics: Option<SocketAddr>,
     #[command(flatten)]
     check: CheckArgs,
-    /// The connections that --check is about [default: 1M]
+    /// Target of --check [default: 1M]
     #[arg(short = 'c', long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     connections: Option<u64>,
-    /// Not a flag of this program, but of many others
+    /// Not a flag of this program, but common in others
     #[arg(long, hide = true, value_name = "PORT", num_args = 0..=1, default_missing_value = "9900")]
     port: Option<String>,
     #[command(flatten)]
     output: OutputArgs,
 }
 
-/// What the server does with what it reads.
+/// What the server does with received data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
     /// Send it back.
@@ -138,7 +138,7 @@ impl Mode {
     }
 }
 
-/// What was asked for, and makes sense.
+/// The checked command.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// `--check`: a server with this many connections and descriptors to listen with.
@@ -169,7 +169,7 @@ pub(crate) struct Settings {
     pub(crate) overload: Overload,
     pub(crate) slow_reader_timeout: Duration,
     pub(crate) keepalive: Option<Keepalive>,
-    /// `None`: the kernel's own.
+    /// `None`: the kernel's default.
     pub(crate) tcp_user_timeout: Option<Duration>,
     pub(crate) backlog: Option<u32>,
     pub(crate) interval: Duration,
@@ -186,17 +186,17 @@ impl AsRef<OutputArgs> for Args {
 
 impl Args {
     /// # Errors
-    /// One line: what is wrong, and what would be right.
+    /// One line: the error and its remedy.
     pub(crate) fn check(self) -> Result<Command, String> {
         if let Some(port) = self.port {
             return Err(format!(
-                "--port is no flag here: give --first-port {port}, and the number of ports by --ports"
+                "--port is not a flag of this program: give --first-port {port}, and the number of ports by --ports"
             ));
         }
         let ports = ports(self.first_port, self.ports)?;
         if !(1..=THREADS_MAX).contains(&self.threads) {
             return Err(format!(
-                "--threads {} is out of range: give 1 to {THREADS_MAX}; more than there are processors serve no faster",
+                "--threads {} is out of range: give 1 to {THREADS_MAX}; more threads than processors are not faster",
                 self.threads
             ));
         }
@@ -215,7 +215,7 @@ impl Args {
         if let Some(connections) = self.connections {
             return Err(format!(
                 "--connections (-c) is for --check: to bound the server give --max-connections {connections}, \
-                 else add --check"
+                 otherwise add --check"
             ));
         }
         if self.max_connections == Some(0) {
@@ -223,34 +223,37 @@ impl Args {
         }
         if is_of_many(self.bind.ip) {
             return Err(format!(
-                "--bind {} is no address of one machine: give one that this machine has, or 0.0.0.0",
+                "--bind {} is not the address of one machine: give an address of this machine, or 0.0.0.0",
                 self.bind
             ));
         }
         if self.interval < INTERVAL_MIN {
             return Err(
-                "--interval takes 100ms or more: give the time between two status lines, as 1s"
+                "--interval must be 100ms or more: give the time between two status lines, such as 1s"
                     .into(),
             );
         }
         if self.idle_timeout == Some(Duration::ZERO) {
-            return Err("--idle-timeout is 0, which would close everything: leave it out".into());
+            return Err(
+                "--idle-timeout is 0, which would close every connection: leave it out".into()
+            );
         }
         if self.max_per_source == Some(0) {
             return Err("--max-per-source is 0, so no peer could connect: leave it out".into());
         }
         if self.slow_reader_timeout.is_zero() {
-            return Err("--slow-reader-timeout is 0: give the time to read in, as 60s".into());
+            return Err("--slow-reader-timeout is 0: give a time, such as 60s".into());
         }
         if self.keepalive.is_some_and(|idle| !KEEPALIVE.contains(&idle)) {
             return Err(
-                "--keepalive takes 1s to 32767s, as TCP does: give a time within, as 60s".into()
+                "--keepalive must be 1s to 32767s, the range of TCP: give a time such as 60s"
+                    .into(),
             );
         }
         let is_off = self.tcp_user_timeout == Some(Duration::ZERO);
         if !is_off && self.tcp_user_timeout.is_some_and(|most| !USER_TIMEOUT.contains(&most)) {
             return Err(
-                "--tcp-user-timeout takes 1ms to 24 days, or 0s for the kernel's own: give a time within, as 30s"
+                "--tcp-user-timeout must be 1ms to 24 days, or 0s for the kernel's default: give a time such as 30s"
                     .into(),
             );
         }
@@ -259,7 +262,7 @@ impl Args {
             .tcp_user_timeout
             .unwrap_or_else(|| user_timeout(self.slow_reader_timeout, keepalive.as_ref()));
         if self.grace > GRACE_MAX {
-            return Err("--grace is more than 1h: give how long the end may take, as 5s".into());
+            return Err("--grace is more than 1h: give a shorter time, such as 5s".into());
         }
         if self.backlog == Some(0) {
             return Err(
@@ -291,14 +294,14 @@ impl Args {
     }
 }
 
-/// With a short idle time the probes are as close to each other as that time.
+/// The interval of the probes is at most the idle time.
 fn keepalive(idle: Duration) -> Keepalive {
     let usual = Keepalive::default();
     Keepalive { idle, interval: usual.interval.min(idle), ..usual }
 }
 
-/// Where none is given. With keepalive the kernel takes the user timeout in place of the number of probes, so it is the
-/// time of these: any other would change when a silent peer is given up.
+/// The default. With keepalive the kernel uses the user timeout instead of the number of probes, so it is the duration
+/// of the probes: any other value would change when a silent peer is dropped.
 fn user_timeout(slow_reader_timeout: Duration, keepalive: Option<&Keepalive>) -> Duration {
     let most = match keepalive {
         Some(keepalive) => keepalive.idle + keepalive.interval * keepalive.probes_max,
@@ -307,11 +310,11 @@ fn user_timeout(slow_reader_timeout: Duration, keepalive: Option<&Keepalive>) ->
     most.clamp(*USER_TIMEOUT.start(), *USER_TIMEOUT.end())
 }
 
-/// Reads the address to listen on. Ports have flags of their own.
+/// Parses the address to listen on. Ports have separate flags.
 fn parse_bind(text: &str) -> Result<ZonedIp, String> {
     match text.parse::<SocketAddr>() {
         Ok(address) => Err(format!(
-            "an address with a port: give the address alone, and the port as --first-port {}",
+            "an address with a port: give only the address, and the port as --first-port {}",
             address.port()
         )),
         Err(_) if text.starts_with('[') => {
@@ -321,17 +324,17 @@ fn parse_bind(text: &str) -> Result<ZonedIp, String> {
     }
 }
 
-/// Reads a reserve of memory. A small number without a unit may have been meant in per cent or in megabytes.
+/// Parses a reserve of memory. A small number without a unit may be meant as per cent or as megabytes.
 fn parse_reserve(text: &str) -> Result<Reserve, String> {
     match text.trim().parse::<u64>() {
         Ok(1..BARE_BYTES_MIN) => {
-            Err(format!("{text} of what? Give a unit, as {text}%, {text}M or {text}G"))
+            Err(format!("the unit of {text} is missing: give {text}%, {text}M or {text}G"))
         }
         _ => Reserve::parse(text),
     }
 }
 
-/// The number of ports, if that many follow the first one.
+/// The number of ports, if the range ends at or below 65535.
 fn ports(first: u16, count: u64) -> Result<u16, String> {
     let room = u64::from(u16::MAX - first) + 1;
     match u16::try_from(count) {
@@ -344,13 +347,14 @@ fn ports(first: u16, count: u64) -> Result<u16, String> {
     }
 }
 
-/// Descriptors to listen with: each reactor has its own listeners, and each one more three descriptors of its own.
+/// Descriptors for listening: each reactor has its own listeners, and each reactor after the first three more
+/// descriptors.
 fn listening(ports: u16, threads: u64) -> u64 {
     u64::from(ports) * threads + (threads - 1) * 3
 }
 
 impl Settings {
-    /// Descriptors that are not for connections, beside what any process needs and what is open at the start.
+    /// Descriptors that are not for connections, besides those that any process needs and those open at the start.
     pub(crate) fn listening(&self) -> u64 {
         if self.are_sockets_passed { 0 } else { listening(self.ports, self.threads) }
     }
@@ -365,7 +369,7 @@ impl Settings {
         self.first_port + (self.ports - 1)
     }
 
-    /// The connections that limits are compared with.
+    /// The number of connections that is compared with the limits.
     pub(crate) fn target(&self) -> u64 {
         self.max_connections.unwrap_or(MILLION)
     }
@@ -381,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn without_arguments_it_serves_on_the_hundred_ports() {
+    fn by_default_it_listens_on_the_hundred_ports() {
         let Ok(Command::Serve(settings)) = checked(&[]) else { panic!("no argument is needed") };
         let addresses: Vec<_> = settings.addresses().collect();
         assert_eq!(addresses.len(), 100);
@@ -391,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_one_line_with_its_remedy() {
+    fn an_invalid_value_is_one_line_with_its_remedy() {
         for (arguments, part) in [
             (&["--ports", "0"][..], "at least 1"),
             (&["--first-port", "65500", "--ports", "37"], "--ports 36"),
@@ -422,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_peer_does_not_take_is_given_up_unless_told_otherwise() {
+    fn the_user_timeout_has_a_default_unless_it_is_given() {
         for (arguments, seconds) in [
             (&[][..], Some(70)),
             (&["--slow-reader-timeout", "2s"], Some(12)),
@@ -444,14 +448,14 @@ mod tests {
     fn each_thread_has_its_own_listeners() {
         let listening = |arguments| match checked(arguments) {
             Ok(Command::Serve(settings)) => settings.listening(),
-            _ => panic!("{arguments:?} are right"),
+            _ => panic!("{arguments:?} are valid"),
         };
         assert_eq!(listening(&["--ports", "7"]), 7);
         assert_eq!(listening(&["--ports", "7", "--threads", "4"]), 28 + 9);
     }
 
     #[test]
-    fn a_value_that_cannot_be_read_is_told_with_its_flag() {
+    fn a_value_that_cannot_be_parsed_is_reported_with_its_flag() {
         for (arguments, parts) in [
             (&["--max-connections", "-5"][..], ["--max-connections", "must be positive"]),
             (&["--idle-timeout", "-5s"], ["--idle-timeout", "must be positive"]),
@@ -480,7 +484,7 @@ mod tests {
     fn an_address_to_listen_on_may_have_a_zone() {
         let Ok(Command::Serve(settings)) = checked(&["--bind", "fe80::1%lo", "--ports", "1"])
         else {
-            panic!("lo is everywhere")
+            panic!("every machine has lo")
         };
         assert_eq!(settings.bind.to_string(), "fe80::1%lo");
         let addresses: Vec<SocketAddr> = settings.addresses().collect();

@@ -1,23 +1,23 @@
 //! Closing many connections at once without delaying the others.
 //!
-//! The kernel reports what is ready in the order in which it became so: a peer that sends something comes after the
-//! thousands that left just before it. To read that a peer has left takes a microsecond; to close its socket takes the
-//! kernel twenty or more. So one turn closes a few, and the rest wait until the others have been served.
+//! The kernel reports sockets in the order in which they became ready: a peer that sends comes after thousands of peers
+//! that left just before it. Reading the end of a stream takes a microsecond; closing the socket takes the kernel
+//! twenty or more. So one turn closes a few, and the rest wait until other connections have been served.
 //!
-//! Connections that wait to be closed no longer count against any limit, and each new connection lets one of them be
-//! closed first.
+//! Connections that wait to be closed do not count against any limit, and for each new connection one of them is closed
+//! first.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use reactor::{Context, Error, TimerId, Token};
 
-/// At most this number is closed in one turn.
+/// The maximum number of closes in one turn.
 const CLOSES_PER_TURN: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Closings {
-    /// In the order in which their peers finished; some may have ended otherwise by now.
+    /// In the order in which their peers finished; some may have ended for another reason since.
     waiting: VecDeque<Token>,
     /// Those of them with nothing left to send.
     left: HashSet<Token>,
@@ -37,7 +37,7 @@ impl Closings {
         }
     }
 
-    /// Closes a connection whose peer has finished, now or soon; returns whether it waits and its place is free.
+    /// Closes a connection whose peer has finished, now or soon; returns whether it waits and no longer counts.
     pub(crate) fn close(&mut self, cx: &mut Context<()>, token: Token) -> bool {
         if cx.now() != self.turn {
             self.turn = cx.now();
@@ -56,17 +56,17 @@ impl Closings {
         has_left
     }
 
-    /// A new connection comes: one of those that wait is closed first.
+    /// Called before a new connection: closes one of those that wait.
     pub(crate) fn make_room(&mut self, cx: &mut Context<()>) {
         self.close_some(cx, 1);
     }
 
-    /// The connection has ended; returns whether its place was free before.
+    /// The connection has ended; returns whether it had stopped counting before.
     pub(crate) fn forget(&mut self, token: Token) -> bool {
         self.left.remove(&token)
     }
 
-    /// Whether this is the timer of those that wait; if so, some of them are closed.
+    /// Returns whether this is the timer of the waiting connections; if so, closes some of them.
     pub(crate) fn proceed(&mut self, cx: &mut Context<()>, timer: TimerId) -> bool {
         if self.timer != Some(timer) {
             return false;

@@ -1,4 +1,4 @@
-//! Reasons, and how often each of them occurred.
+//! Counts by reason.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
-//! The protocol: what the server does with a connection's data, and when it closes or resets one.
+//! The protocol: handles a connection's data, and decides when a connection is closed or reset.
 //!
-//! [`Gate`] decides who is admitted. How a connection is refused, closed or reset is the reactor's.
+//! [`Gate`] decides on admission. The reactor refuses, closes and resets connections.
 
 mod shedding;
 
@@ -25,25 +25,26 @@ use crate::service_manager;
 use crate::slow::{Check, SlowReaders};
 use shedding::{HELD_BYTES_MIN, Search, waiting_bytes};
 
-/// Why a connection ended that its peer has reset.
+/// Reason: the peer reset the connection.
 pub(crate) const RESET: &str = "reset";
-/// Why a connection ended whose peer had not taken what the server closed it with: at the end of the grace.
+/// Reason: at the end of the grace the peer had not taken all data.
 pub(crate) const SHUT_DOWN: &str = "shut_down";
 const QUEUES_FULL: &str = "queues_full";
 const SLOW_READER: &str = "slow_reader";
 
-/// What a thread does beside serving its connections.
+/// What a thread does besides serving its connections.
 pub(crate) trait ThreadRole {
-    /// Whether this thread samples memory by the clock; the others follow what was decided.
+    /// Whether this thread samples memory periodically; the others apply the decisions.
     const SAMPLES_MEMORY: bool;
 
-    /// Passes on what the thread has counted.
+    /// Reports the thread's counts.
     fn report(&mut self, counted: Totals, at: &Moment);
 
-    /// Woken by another thread: whether the server shuts down. Asked again, whether it shuts down at once.
+    /// Called after a wake-up by another thread: whether the server shuts down; at the second call, whether it shuts
+    /// down at once.
     fn wants_shutdown(&mut self) -> bool;
 
-    /// This thread shuts down; called again, at once.
+    /// This thread shuts down; at the second call, at once.
     fn shut_down(&mut self);
 }
 
@@ -57,7 +58,7 @@ pub(crate) struct Moment {
     pub(crate) shortage: Option<&'static str>,
 }
 
-/// The handler of one reactor: echo, or sink. A connection has no state of its own.
+/// The handler of one reactor: echo or sink. Connections have no state.
 #[derive(Debug)]
 pub(crate) struct Echo<R> {
     mode: Mode,
@@ -72,10 +73,10 @@ pub(crate) struct Echo<R> {
     clock: SampleClock,
     memory_timer: Option<TimerId>,
     sample_timer: Option<TimerId>,
-    /// Failed accepts by errno, of which some are logged.
+    /// Failed accepts by errno; not all are logged.
     accept_errors: BTreeMap<Option<i32>, u64>,
     is_signalled: bool,
-    /// The second signal, which ended the server at once.
+    /// The second signal, which ends the server at once.
     pub(crate) left_by: Option<Signal>,
 }
 
@@ -100,14 +101,13 @@ impl<R: ThreadRole> Echo<R> {
         }
     }
 
-    /// Starts what happens by the clock.
+    /// Starts the periodic timers.
     pub(crate) fn start(&mut self, cx: &mut Context<()>) -> Result<(), Error> {
         self.check_memory(cx)?;
         self.start_sample_timer(cx)
     }
 
-    /// Samples memory where that is this thread's part, does what the decision asks for, and sets the timer for the next
-    /// one.
+    /// Samples memory if this thread does that, applies the decision, and sets the timer for the next sample.
     fn check_memory(&mut self, cx: &mut Context<()>) -> Result<(), Error> {
         if R::SAMPLES_MEMORY {
             self.gate.sample(cx);
@@ -117,7 +117,7 @@ impl<R: ThreadRole> Echo<R> {
         Ok(())
     }
 
-    /// Does what the latest decision asks for, whichever thread has taken the sample.
+    /// Applies the latest decision, whichever thread took the sample.
     fn follow_decision(&mut self, cx: &mut Context<()>) {
         self.gate.follow(cx);
         self.search_slow_readers(cx);
@@ -137,7 +137,7 @@ impl<R: ThreadRole> Echo<R> {
         self.start_sample_timer(cx)
     }
 
-    /// A connection has come or gone. In a burst, many do so before the timer fires.
+    /// A connection has opened or closed. In a burst, many do so before the timer fires.
     fn note_change(&mut self, cx: &mut Context<()>) {
         if !self.clock.note_change() {
             return;
@@ -150,12 +150,12 @@ impl<R: ThreadRole> Echo<R> {
         }
     }
 
-    /// How much more memory must be free before a connection is admitted, if that is what is short.
+    /// The additional free memory that an admission needs, if memory is short.
     pub(crate) fn lacking_bytes(&self) -> Option<u64> {
         self.gate.decision().lacking_bytes()
     }
 
-    /// Passes on what was counted.
+    /// Reports the counts.
     pub(crate) fn report(&mut self, cx: &Context<()>) {
         self.report_within(cx, self.clock.interval());
     }
@@ -166,7 +166,7 @@ impl<R: ThreadRole> Echo<R> {
         self.role.report(self.totals(cx), &at);
     }
 
-    /// What this thread has counted.
+    /// The counts of this thread.
     pub(crate) fn totals(&self, cx: &Context<()>) -> Totals {
         Totals {
             stats: cx.stats(),
@@ -175,7 +175,7 @@ impl<R: ThreadRole> Echo<R> {
         }
     }
 
-    /// The peer has sent something. The time of a slow reader is not extended by that.
+    /// The peer has sent data, which does not extend the time of a slow reader.
     fn refresh_idle_timeout(&self, cx: &mut Context<()>, token: Token) {
         if let Some(idle_timeout) = self.idle_timeout
             && !self.slow.watches(token)
@@ -184,7 +184,7 @@ impl<R: ThreadRole> Echo<R> {
         }
     }
 
-    /// No data waits for the peer any more.
+    /// No data is queued for the peer any more.
     fn reset_timeout(&self, cx: &mut Context<()>, token: Token) {
         match self.idle_timeout {
             Some(idle_timeout) => cx.set_timeout(token, idle_timeout),
@@ -192,7 +192,7 @@ impl<R: ThreadRole> Echo<R> {
         }
     }
 
-    /// Data waits for the peer: from now on it is watched how fast it is taken.
+    /// Data is queued for the peer: from now on its rate of reading is checked.
     fn watch(&mut self, cx: &mut Context<()>, token: Token) {
         if !self.slow.watches(token) {
             let timeout = self.slow.watch(token, waiting_bytes(cx, token), cx.now());
@@ -200,7 +200,7 @@ impl<R: ThreadRole> Echo<R> {
         }
     }
 
-    /// Whether data waits for the peer, or waited until now; a peer that is too slow is reset.
+    /// Returns whether data is queued for the peer, or was until now; resets a peer that is too slow.
     fn check_reader(&mut self, cx: &mut Context<()>, token: Token) -> bool {
         if !self.slow.watches(token) {
             return false;
@@ -213,7 +213,7 @@ impl<R: ThreadRole> Echo<R> {
         true
     }
 
-    /// Sends back what arrived. While a part of it waits, nothing more is read from this peer.
+    /// Sends received data back. While a part of it is queued, the peer is not read.
     fn echo(&mut self, cx: &mut Context<()>, token: Token, bytes: &[u8]) {
         match cx.write(token, bytes) {
             Ok(Written::Sent) => self.slow.note_written(token, bytes.len()),
@@ -227,7 +227,7 @@ impl<R: ThreadRole> Echo<R> {
         }
     }
 
-    /// Resets a connection by a rule of the server's own.
+    /// Resets a connection by one of the server's rules.
     fn reset(&mut self, cx: &mut Context<()>, token: Token, reason: &'static str) {
         let times = self.closed_by.entry(reason).or_default();
         *times += 1;
@@ -241,7 +241,7 @@ impl<R: ThreadRole> Echo<R> {
         cx.abort(token);
     }
 
-    /// Shuts this thread down; called again, at once.
+    /// Shuts this thread down; at the second call, at once.
     fn shut_down(&mut self, cx: &mut Context<()>) {
         self.role.shut_down();
         let grace = if cx.is_shutting_down() { Duration::ZERO } else { self.grace };
@@ -250,7 +250,7 @@ impl<R: ThreadRole> Echo<R> {
 }
 
 fn log_no_more_samples(error: &Error) {
-    log::error!("memory or status is not sampled any more: {error}");
+    log::error!("memory and status are no longer sampled: {error}");
 }
 
 impl<R: ThreadRole> Handler for Echo<R> {
@@ -349,7 +349,7 @@ impl<R: ThreadRole> Handler for Echo<R> {
     fn on_signal(&mut self, cx: &mut Context<()>, signal: Signal) {
         if std::mem::replace(&mut self.is_signalled, true) {
             self.left_by = Some(signal);
-            log::warn!("a second signal: leaving at once");
+            log::warn!("a second signal: ending at once");
             return self.shut_down(cx);
         }
         service_manager::notify_stopping();
@@ -361,12 +361,12 @@ impl<R: ThreadRole> Handler for Echo<R> {
     }
 }
 
-/// Why a connection ended before both sides had finished, where no rule of the server's own has counted it.
+/// Why a connection ended before both sides had finished, unless one of the server's rules has counted it.
 fn ended_by(reason: &CloseReason) -> Option<&'static str> {
     match reason {
         CloseReason::FlushTimedOut => Some("flush_timeout"),
         CloseReason::ShutDown => Some(SHUT_DOWN),
-        // The kernel took a part, and the queues had no room for the rest.
+        // The kernel accepted a part, and the queues had no room for the rest.
         CloseReason::Failed(Error::Full { .. }) => Some(QUEUES_FULL),
         CloseReason::Failed(error) => Some(match error.kind() {
             ErrorKind::TimedOut => "tcp_timeout",
@@ -391,7 +391,7 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(20);
 
-    /// A thread that never samples memory itself.
+    /// A thread that never samples memory.
     struct Idle;
 
     impl ThreadRole for Idle {
@@ -413,17 +413,21 @@ mod tests {
     ) {
         let deadline = Instant::now() + DEADLINE;
         while !holds(service, reactor.context()) {
-            assert!(Instant::now() < deadline, "it does not come to it: {:?}", service.closed_by);
+            assert!(
+                Instant::now() < deadline,
+                "the condition was not met: {:?}",
+                service.closed_by
+            );
             let _ = reactor.turn(service, Some(Duration::from_millis(20))).unwrap();
         }
     }
 
     #[test]
-    fn short_of_buffers_those_go_for_whom_the_kernel_holds_the_most() {
-        // Less than the kernel queues for one peer, so that nothing waits in the server itself.
+    fn when_buffers_are_short_the_connections_with_the_most_kernel_data_are_reset() {
+        // Less than the kernel queues for one peer, so that the server's queue is empty.
         const SENT: usize = 512 * 1024;
         let args = Args::parse_from(["c1000k-server", "--ports", "1"]);
-        let Ok(Command::Serve(settings)) = args.check() else { panic!("they are right") };
+        let Ok(Command::Serve(settings)) = args.check() else { panic!("the arguments are valid") };
         let guard = MemoryGuard::new(settings.memory_reserve, 1);
         let admission = Arc::new(Admission::new(&settings, 10, guard));
         let config = Config { file_table: reactor::FileTable::Process, ..Config::default() };

@@ -1,4 +1,4 @@
-//! The metrics of a moment as Prometheus reads them.
+//! The metrics of a sample in the format of Prometheus.
 
 use c1000k_host::errno_name;
 use c1000k_record::endpoint::Figures;
@@ -7,7 +7,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use crate::metrics::Metrics;
 
-/// What all names begin with.
+/// The prefix of all names.
 pub(crate) const PREFIX: &str = "c1000k_server";
 
 impl Collector for Metrics {
@@ -15,7 +15,11 @@ impl Collector for Metrics {
         let mut figures = Figures(encoder);
         let size = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64);
         figures.gauge("connections", "Open connections", size(Some(self.connections)))?;
-        figures.gauge("connections_peak", "The most at once", size(Some(self.connections_max)))?;
+        figures.gauge(
+            "connections_peak",
+            "Maximum of open connections",
+            size(Some(self.connections_max)),
+        )?;
         figures.counter("accepted", "Connections admitted", self.accepted)?;
         figures.counter("closed", "Connections that have ended", self.closed)?;
         let each = |counts: &crate::counts::Counts| counts.clone().into_iter();
@@ -30,8 +34,12 @@ impl Collector for Metrics {
             self.accept_errors.iter().map(|(&errno, &count)| (errno_name(errno), count)).collect();
         let errors = errors.iter().map(|(name, count)| (name.as_str(), *count));
         figures.counters("accept_errors", "Failed accepts", "errno", errors)?;
-        figures.counter("accept_pauses", "Times that accepting paused", self.accept_pauses)?;
-        figures.counter("stale_events", "Events of connections already gone", self.stale_events)?;
+        figures.counter("accept_pauses", "Pauses of accepting", self.accept_pauses)?;
+        figures.counter(
+            "stale_events",
+            "Events for connections that had ended",
+            self.stale_events,
+        )?;
         figures.counter("wakeups", "Returns from waiting for events", self.wakeups)?;
         figures.counter("received_bytes", "Payload received", self.bytes_in)?;
         figures.counter("sent_bytes", "Payload sent", self.bytes_out)?;

@@ -11,21 +11,21 @@ use crate::admission::MemoryGuard;
 use crate::args::Settings;
 use crate::plan::Plan;
 
-/// A connection's output queue holds at most one read; the rest is room for what is being sent.
+/// A connection's output queue holds at most one read; the rest is room for data that is being sent.
 const WRITE_QUEUE_BYTES_MAX: usize = 128 * 1024;
 
-/// The most that all output queues together may take.
+/// The maximum of all output queues together.
 pub(crate) fn queues_bytes_max(guard: &MemoryGuard) -> usize {
     let most = Config::default().write_queues_bytes_max;
     let part = guard.queues_bytes_max().map(|bytes| usize::try_from(bytes).unwrap_or(most));
     part.unwrap_or(most).clamp(WRITE_QUEUE_BYTES_MAX, most)
 }
 
-/// The reactors, the main thread's first, each of which listens on all ports: with the sockets that were passed, or with
-/// its own.
+/// The reactors, beginning with the main thread's, each of which listens on all ports: with the passed sockets, or with
+/// new ones.
 ///
 /// # Errors
-/// One line: what can't be had, and what to do about it.
+/// One line: the failure and its remedy.
 pub(crate) fn reactors(
     settings: &Settings,
     plan: Plan,
@@ -75,7 +75,8 @@ pub(crate) fn reactors(
     Ok((first, others))
 }
 
-/// With `SO_REUSEPORT` two servers of one user would share their ports unnoticed, so each port is tried without it first.
+/// With `SO_REUSEPORT` two servers of one user could share their ports by mistake, so each port is first bound without
+/// it.
 fn check_ports_are_free(settings: &Settings, reactor: &mut Reactor<()>) -> Result<(), String> {
     let cx = reactor.context();
     for address in settings.addresses() {
@@ -113,22 +114,22 @@ fn listen_refusal(address: SocketAddr, error: &reactor::Error) -> String {
 fn listen_remedy(port: u16, error: &reactor::Error) -> String {
     let remedy = match error.kind() {
         ErrorKind::AddrInUse => return port_remedy(port),
-        ErrorKind::PermissionDenied => "ports below 1024 are for root: give a --first-port above",
-        ErrorKind::AddrNotAvailable => "give a --bind that is an address of this machine",
+        ErrorKind::PermissionDenied => "ports below 1024 need root: give a higher --first-port",
+        ErrorKind::AddrNotAvailable => "give --bind an address of this machine",
         _ => "give another --bind or --first-port",
     };
     remedy.to_owned()
 }
 
-/// What to do about a port that is in use, which depends on what uses it.
+/// The remedy for a port that is in use, which depends on what uses it.
 fn port_remedy(port: u16) -> String {
     match port_holder(port) {
         Some(PortHolder::Listener) => {
             "end what listens there, or give another --first-port".to_owned()
         }
         Some(PortHolder::Connection) => format!(
-            "it is the local port of a connection of this machine: end that one, or give another --first-port; \
-             sysctl -w net.ipv4.ip_local_reserved_ports={port} keeps the kernel from choosing it"
+            "it is the local port of a connection of this machine: close that connection, or give another \
+             --first-port; sysctl -w net.ipv4.ip_local_reserved_ports={port} keeps the kernel from choosing it"
         ),
         None => "a socket is bound to it: end its program, or give another --first-port".to_owned(),
     }

@@ -1,8 +1,7 @@
-//! The server: holds the connections that arrive on its ports, on one thread unless more are asked for, and shows what
-//! they cost.
+//! The server: holds the connections to its ports, on one thread by default, and shows the memory that they take.
 //!
 //! `main` only connects the parts: [`args`] to settings, settings to a [`plan`], reactors and their [`echo`] handlers,
-//! and the outcome to a [`summary`]. The reactor itself is a crate of its own.
+//! and the results to a [`summary`]. The reactor is a separate crate.
 
 mod admission;
 mod args;
@@ -37,7 +36,7 @@ use metrics::Sampler;
 use plan::Plan;
 use workers::{MainThread, Workers};
 
-/// A second signal ends the process as the signal itself would.
+/// A second signal ends the process with the exit code of that signal.
 const fn exit_code(left_by: Option<Signal>) -> u8 {
     match left_by {
         None => REACHED,
@@ -72,7 +71,7 @@ fn run_command() -> ExitCode {
     }
 }
 
-/// Prints what this machine allows, or what to set.
+/// Prints the limits of this machine, or the settings that are needed.
 fn check(args: &CheckArgs, choice: FileTableChoice, connections: u64, listening: u64) -> ExitCode {
     match plan::machine_and_need(&args.root, choice, connections, listening) {
         Ok((machine, need)) => args.report(&machine, &need),
@@ -107,7 +106,7 @@ fn serve(settings: &Settings, guard: MemoryGuard) -> Result<ExitCode, String> {
     if let Some(bytes) = echo.lacking_bytes().filter(|&bytes| bytes > 0) {
         log::warn!("no connection can be admitted until {} more are free", format::bytes(bytes));
     }
-    run(&mut reactor, &mut echo).map_err(|error| format!("the reactor can't go on: {error}"))?;
+    run(&mut reactor, &mut echo).map_err(|error| format!("the reactor failed: {error}"))?;
     echo.role.workers.join()?;
     let totals = echo.role.totals(echo.totals(reactor.context()));
     let now = Instant::now();
@@ -120,7 +119,7 @@ fn serve(settings: &Settings, guard: MemoryGuard) -> Result<ExitCode, String> {
     conclude(settings, &record).map(|()| ExitCode::from(code))
 }
 
-/// Logs that output was lost: the log is where people look first.
+/// Logs that output was lost, because users read the log first.
 fn log_losses(record: &ServerRecord) {
     let lost = |reason| record.closed_by.get(reason).copied().unwrap_or(0);
     let cut_off = lost(SHUT_DOWN) + record.open;
@@ -132,8 +131,8 @@ fn log_losses(record: &ServerRecord) {
     }
 }
 
-/// Writes the record and prints the summary. A pipe that is not read can't keep the program from ending: signals end it
-/// from here on.
+/// Writes the record and prints the summary. From here on signals end the program, so that a pipe that is not read
+/// can't block it.
 fn conclude(settings: &Settings, record: &ServerRecord) -> Result<(), String> {
     let write = |output: &Output| output.write(record);
     let (waiting, prompt) = match &settings.json {

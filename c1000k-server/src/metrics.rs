@@ -1,5 +1,5 @@
-//! What the server has counted and what it uses: one snapshot per sample, which the status line, the record and the
-//! summary read.
+//! The server's counts and its use of resources: one snapshot per sample, for the status line, the record and the
+//! summary.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,16 +15,18 @@ use crate::admission::Overload;
 use crate::counts::{Counts, add_each};
 use crate::exposition;
 
-/// A sample is taken at least this often, to find the peak, though status lines may be rarer.
+/// A sample is taken at least this often, to find the peak, even if status lines are rarer.
 const SAMPLE_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
-/// A sample reads files of the kernel, some of them long: it may take at most one part of this many of the time.
+/// A sample reads files of the kernel, some of them long. It may take at most this fraction of the time: one part of
+/// ten.
 const SAMPLE_SHARE_MAX: u32 = 10;
 
-/// This number of connections of a thread that come or go between two samples is a burst, which is sampled closely.
+/// This number of connections of a thread that open or close between two samples is a burst, which is sampled more
+/// often.
 const BURST_MIN: u64 = 64;
 
-/// What one thread has counted, or all of them.
+/// The counts of one thread, or of all threads.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) stats: Stats,
@@ -50,7 +52,7 @@ pub(crate) struct Metrics {
     pub(crate) uptime: Duration,
     /// Connections that are open.
     pub(crate) connections: u64,
-    /// The most that were open at once.
+    /// The maximum of open connections.
     pub(crate) connections_max: u64,
     pub(crate) accepted: u64,
     pub(crate) closed: u64,
@@ -68,7 +70,7 @@ pub(crate) struct Metrics {
     pub(crate) shortage: Option<&'static str>,
     /// `None` where `/proc` can't be read.
     pub(crate) process: Option<ProcessUsage>,
-    /// What the sockets added since the start cost the kernel; `None` where the slabs can't be read, or without a new
+    /// The kernel memory of the sockets added since the start; `None` if the slabs can't be read, or without a new
     /// socket.
     pub(crate) kernel: Option<KernelCost>,
     /// Data queued in all sockets of the system.
@@ -80,17 +82,17 @@ impl Metrics {
         self.process.map(|usage| usage.rss_bytes)
     }
 
-    /// What the sockets added since the start cost the kernel in all, queued data aside; where the slabs can't be read,
+    /// The total kernel memory of the sockets added since the start, without queued data; if the slabs can't be read,
     /// the queued data of the system.
     fn kernel_bytes(&self) -> Option<u64> {
         self.kernel.as_ref().map_or(self.socket_buffer_bytes, |cost| Some(bytes_of(cost)))
     }
 
-    /// The status line, `accepts` of which came in `since_last`.
+    /// The status line, with the rate of `accepts` in `since_last`.
     fn status_line(&self, accepts: u64, since_last: Duration, overload: Overload) -> String {
         let per_second = c1000k_record::per_second(accepts, since_last.as_secs_f64());
         let own = self.rss_bytes().map_or_else(|| "?".to_owned(), format::bytes);
-        // The kernel counts the sockets of all programs: while the server has none, its figure says nothing.
+        // The kernel counts the sockets of all programs, so the figure is meaningless while the server has none.
         let of_kernel = match (&self.kernel, self.socket_buffer_bytes) {
             _ if self.connections == 0 => String::new(),
             (Some(cost), _) => {
@@ -116,7 +118,7 @@ impl Metrics {
     }
 }
 
-/// Takes the samples, and keeps what is recorded over time.
+/// Takes the samples, and keeps the time series.
 #[derive(Debug)]
 pub(crate) struct Sampler {
     started: Instant,
@@ -129,7 +131,7 @@ pub(crate) struct Sampler {
     series: Series<ServerPoint>,
     sampled_at: Instant,
     last_line: Line,
-    /// Where samples are published, if anywhere.
+    /// Where samples are published, if at all.
     pub(crate) endpoint: Option<Endpoint>,
 }
 
@@ -140,7 +142,7 @@ struct Line {
     accepted: u64,
 }
 
-/// What was measured when the most connections were open.
+/// The sample with the most open connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Peak {
     pub(crate) connections: u64,
@@ -149,7 +151,7 @@ pub(crate) struct Peak {
 }
 
 impl Sampler {
-    /// Takes the baseline: everything that is there before the first connection.
+    /// Takes the baseline before the first connection.
     pub(crate) fn start(overload: Overload) -> Self {
         let now = Instant::now();
         let mut sampler = Self {
@@ -181,7 +183,7 @@ impl Sampler {
     ) {
         let metrics = self.measure(totals, shortage, now);
         self.note(&metrics);
-        // Samples are not taken at the very moment at which a line is due: one comes at most half of their distance early.
+        // Samples are not taken exactly when a line is due: a line may be early by at most half of their interval.
         let half = now.duration_since(std::mem::replace(&mut self.sampled_at, now)) / 2;
         let since_last = now.duration_since(self.last_line.at);
         if since_last + half >= interval {
@@ -227,7 +229,7 @@ impl Sampler {
         }
     }
 
-    /// Keeps what is recorded of a sample.
+    /// Adds a sample to the time series and the peak.
     fn note(&mut self, metrics: &Metrics) {
         let connections = metrics.connections;
         self.rss_max_bytes = self.rss_max_bytes.max(metrics.rss_bytes());
@@ -251,7 +253,7 @@ impl Sampler {
         self.rss_at_start_bytes
     }
 
-    /// The most that was resident at any sample, which the kernel's own peak may miss.
+    /// The maximum resident memory of any sample, which the kernel's own peak may miss.
     pub(crate) fn rss_max_bytes(&self) -> Option<u64> {
         self.rss_max_bytes
     }
@@ -264,7 +266,7 @@ impl Sampler {
         self.kernel.shown_as()
     }
 
-    /// What the kernel's own counters have grown by.
+    /// The growth of the kernel's counters.
     pub(crate) fn counters(&self) -> BTreeMap<String, u64> {
         let grown = self.counters_at_start.as_ref().zip(NetCounters::read());
         let grown = grown.map(|(before, now)| now.since(before));
@@ -278,13 +280,13 @@ impl Sampler {
 }
 
 impl Peak {
-    /// What the process has grown by since `rss_at_start_bytes`, per connection.
+    /// The growth of the process since `rss_at_start_bytes`, per connection.
     pub(crate) fn user_bytes_per_connection(&self, rss_at_start_bytes: Option<u64>) -> Option<f64> {
         let grown = self.rss_bytes?.saturating_sub(rss_at_start_bytes?);
         Some(grown as f64 / self.connections as f64)
     }
 
-    /// What each slab cache has grown by in all.
+    /// The total growth of each slab cache.
     pub(crate) fn bytes_by_slab(&self) -> Option<BTreeMap<String, u64>> {
         let cost = self.kernel.as_ref()?;
         let in_all = |per_socket: f64| (per_socket * cost.sockets as f64).max(0.0) as u64;
@@ -294,22 +296,22 @@ impl Peak {
     }
 }
 
-/// What the sockets added since the start cost the kernel in all, queued data aside.
+/// The total kernel memory of the sockets added since the start, without queued data.
 fn bytes_of(cost: &KernelCost) -> u64 {
     (cost.slab_bytes() * cost.sockets as f64).max(0.0) as u64
 }
 
-/// When the next sample is due: by the clock, and sooner during a burst of connections that come or go.
+/// When the next sample is due: periodically, and more often during a burst of connections that open or close.
 #[derive(Debug)]
 pub(crate) struct SampleClock {
     /// Time between two status lines.
     interval: Duration,
-    /// How long the last sample took.
+    /// The duration of the last sample.
     sample_takes: Duration,
-    /// Connections that have come or gone since the last sample.
+    /// Connections that have opened or closed since the last sample.
     changes: u64,
     is_burst: bool,
-    /// Since when there were bursts, with less than two samples without one between them.
+    /// The start of the present series of bursts, which ends after two samples without a burst.
     bursts_since: Option<Instant>,
 }
 
@@ -328,7 +330,7 @@ impl SampleClock {
         self.interval
     }
 
-    /// Notes that a connection has come or gone; returns whether a burst begins, so that a sample is due at once.
+    /// Notes that a connection has opened or closed; returns whether a burst begins, so that a sample is due at once.
     pub(crate) fn note_change(&mut self) -> bool {
         self.changes += 1;
         !self.is_burst && self.changes >= BURST_MIN
@@ -357,7 +359,7 @@ impl SampleClock {
     }
 }
 
-/// How long to wait for the next sample; in a burst the first ones are close to each other.
+/// The time to the next sample; in a burst the first samples follow each other quickly.
 fn sample_interval(
     interval: Duration,
     burst_age: Option<Duration>,

@@ -1,4 +1,4 @@
-//! How many connections this machine lets the server hold.
+//! Determines how many connections the server may hold on this machine.
 
 use std::path::Path;
 
@@ -11,17 +11,17 @@ use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
 
 use crate::args::Settings;
 
-/// How many connections may be held, and where their sockets are.
+/// The maximum number of connections, and the table that holds their sockets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) connections_max: u64,
     pub(crate) file_table: FileTable,
 }
 
-/// What `--check` compares.
+/// The two sides that `--check` compares.
 ///
 /// # Errors
-/// One line: why the sockets can't be where they were asked to be.
+/// One line: why the requested table can't be used.
 pub(crate) fn machine_and_need(
     root: &Path,
     choice: FileTableChoice,
@@ -33,10 +33,10 @@ pub(crate) fn machine_and_need(
     Ok((machine, need))
 }
 
-/// How many connections may be held here, and where their sockets are.
+/// The maximum number of connections here, and the table that holds their sockets.
 ///
 /// # Errors
-/// One line: why not even one connection fits, or why the sockets can't be where they were asked to be.
+/// One line: why not even one connection fits, or why the requested table can't be used.
 pub(crate) fn plan(settings: &Settings) -> Result<Plan, String> {
     let machine = with_all_its_memory(machine(Path::new("/")));
     let listening = settings.listening();
@@ -69,7 +69,7 @@ pub(crate) fn plan(settings: &Settings) -> Result<Plan, String> {
     Ok(Plan { connections_max: allowed, file_table: need.file_table })
 }
 
-/// What this many connections need, with their sockets in the table that was asked for.
+/// The requirements of this number of connections, with their sockets in the requested table.
 fn need(
     choice: FileTableChoice,
     connections: u64,
@@ -96,7 +96,7 @@ fn no_room(settings: &Settings, machine: &Machine) -> String {
     )
 }
 
-/// This machine, as if all its memory were free: what is left of it changes, and is watched by the memory guard.
+/// This machine, as if all its memory were free: the free memory changes, and the memory guard samples it.
 fn with_all_its_memory(machine: Machine) -> Machine {
     let rooms = MemoryReader::new().rooms();
     let whole = rooms.into_iter().find(|room| room.bound_by == MemoryBound::Machine);
@@ -104,7 +104,7 @@ fn with_all_its_memory(machine: Machine) -> Machine {
     Machine { memory, ..machine }
 }
 
-/// This machine, with the descriptor limit raised as far as it goes; a line is logged if that is not the hard limit.
+/// This machine, with the descriptor limit raised as far as possible; a line is logged if that is not the hard limit.
 fn machine(root: &Path) -> Machine {
     let raised = raise_descriptor_limit()
         .inspect_err(|error| log::warn!("the descriptor limit can't be read: {error}"))

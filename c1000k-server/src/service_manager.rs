@@ -1,4 +1,4 @@
-//! What a service manager passes to the server and hears of it: sockets that listen already (`LISTEN_FDS`), and when it is
+//! The interface to a service manager: it passes listening sockets (`LISTEN_FDS`), and is notified when the server is
 //! ready and when it stops (`NOTIFY_SOCKET`).
 
 use std::net::{SocketAddr, TcpListener};
@@ -8,7 +8,7 @@ use sd_notify::NotifyState;
 
 use crate::args::Settings;
 
-/// The sockets that were passed, in the order of their ports; none where the server is to listen itself.
+/// The passed sockets, in the order of their ports; empty if the server opens its own listeners.
 ///
 /// # Errors
 /// One line: what is wrong with them.
@@ -47,18 +47,18 @@ pub(crate) fn settings_for(
     let expected = in_a_row.filter(|(address, port)| **address == settings.bind.socket_addr(*port));
     if expected.count() < addresses.len() {
         return Err(format!(
-            "the sockets of LISTEN_FDS are not of one address and ports in a row: {addresses:?}"
+            "the sockets of LISTEN_FDS must have one address, and ports in a row: {addresses:?}"
         ));
     }
     Ok(settings)
 }
 
-/// Tells the service manager, if there is one, that the server listens.
+/// Notifies the service manager, if there is one, that the server listens.
 pub(crate) fn notify_ready() {
     notify(NotifyState::Ready);
 }
 
-/// Tells it that the server has begun to end.
+/// Notifies it that the server has begun to stop.
 pub(crate) fn notify_stopping() {
     notify(NotifyState::Stopping);
 }

@@ -1,10 +1,10 @@
-//! Peers that read too slowly: all data that waits for a peer at one moment must be taken within the timeout.
+//! Peers that read too slowly: all data that is queued for a peer at one moment must be taken within the timeout.
 //!
-//! What waits is what is queued here and what the kernel holds because the peer has not acknowledged it. So a peer that
-//! reads a little now and then, just enough for the queue to run empty, is as slow as one that reads nothing; and one
-//! that always has something waiting, and takes it, is not slow.
+//! This includes data in the kernel that the peer has not acknowledged. So a peer that occasionally reads a little,
+//! just enough to empty the queue, is as slow as one that reads nothing; and a peer that always has queued data, and
+//! takes it, is not slow.
 //!
-//! A connection is watched from when data has to wait for it until none does; the others cost nothing.
+//! A connection is watched while data is queued for it; the others cost nothing.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ pub(crate) struct SlowReaders {
     watched: HashMap<Token, Waiting>,
 }
 
-/// What waited for a peer at one moment, and what has been written to it since.
+/// The data queued for a peer at one moment, and the data written to it since.
 #[derive(Debug)]
 struct Waiting {
     since: Instant,
@@ -25,12 +25,12 @@ struct Waiting {
     written: usize,
 }
 
-/// What checking a connection finds.
+/// The result of checking a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Check {
-    /// Nothing waits for it any more, and it is no longer watched.
+    /// No data is queued for it, and it is no longer watched.
     Done,
-    /// The time that it has left.
+    /// The remaining time.
     Within(Duration),
     /// Its time is over.
     TooSlow,
@@ -45,7 +45,7 @@ impl SlowReaders {
         !self.watched.is_empty() && self.watched.contains_key(&token)
     }
 
-    /// Begins to watch a connection with `waiting_bytes`; returns how long it has.
+    /// Begins to watch a connection with `waiting_bytes`; returns its time limit.
     pub(crate) fn watch(&mut self, token: Token, waiting_bytes: usize, now: Instant) -> Duration {
         self.watched.insert(token, Waiting { since: now, bytes: waiting_bytes, written: 0 });
         self.timeout
@@ -60,7 +60,7 @@ impl SlowReaders {
         }
     }
 
-    /// Checks a connection for which `waiting_bytes` wait now.
+    /// Checks a connection with `waiting_bytes` queued now.
     pub(crate) fn check(&mut self, token: Token, waiting_bytes: usize, now: Instant) -> Check {
         let watched = self.watched.get_mut(&token).filter(|_| waiting_bytes > 0);
         let Some(waiting) = watched else {
@@ -74,7 +74,7 @@ impl SlowReaders {
         if left.is_zero() { Check::TooSlow } else { Check::Within(left) }
     }
 
-    /// At most `most` connections for which data has waited for `least` or longer.
+    /// At most `most` connections with data queued for `least` or longer.
     pub(crate) fn waiting_for(
         &self,
         least: Duration,
@@ -85,7 +85,7 @@ impl SlowReaders {
         watched.filter(move |&token| self.has_waited(token, least, now)).take(most)
     }
 
-    /// Whether data has waited for this peer for `least` or longer.
+    /// Whether data has been queued for this peer for `least` or longer.
     pub(crate) fn has_waited(&self, token: Token, least: Duration, now: Instant) -> bool {
         let since = self.watched.get(&token).map(|waiting| waiting.since);
         since.is_some_and(|since| now.saturating_duration_since(since) >= least)
@@ -103,7 +103,7 @@ impl SlowReaders {
 }
 
 impl Waiting {
-    /// What the peer has taken since, if `waiting_bytes` wait now.
+    /// The bytes that the peer has taken since, if `waiting_bytes` are queued now.
     fn taken(&self, waiting_bytes: usize) -> usize {
         self.bytes.saturating_add(self.written).saturating_sub(waiting_bytes)
     }
@@ -116,11 +116,11 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(60);
 
     fn token(number: u64) -> Token {
-        Token::from_bits((1 << 32) | number).expect("is a connection's")
+        Token::from_bits((1 << 32) | number).expect("the token of a connection")
     }
 
-    /// A peer that takes `taken_bytes` a second of 4 MB that wait for it, and gets as many new ones; returns the second
-    /// in which it is too slow.
+    /// A peer with 4 MB queued that takes `taken_bytes` per second, and is sent the same number of new ones; returns
+    /// the second in which it is too slow.
     fn seconds_until_too_slow(taken_bytes: usize) -> Option<u64> {
         const WAITING: usize = 4 << 20;
         let mut slow = SlowReaders::new(TIMEOUT);
@@ -136,12 +136,12 @@ mod tests {
     #[test]
     fn slowness_is_bytes_over_time() {
         assert_eq!(seconds_until_too_slow(0), Some(60));
-        assert_eq!(seconds_until_too_slow(1_000), Some(60), "a little now and then");
-        assert_eq!(seconds_until_too_slow(100_000), None, "all that waited within the time");
+        assert_eq!(seconds_until_too_slow(1_000), Some(60), "a little at times");
+        assert_eq!(seconds_until_too_slow(100_000), None, "all queued data within the time");
     }
 
     #[test]
-    fn who_has_taken_everything_is_watched_no_longer() {
+    fn a_peer_that_has_taken_everything_is_no_longer_watched() {
         let mut slow = SlowReaders::new(TIMEOUT);
         let start = Instant::now();
         slow.watch(token(1), 10, start);
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn those_for_whom_something_waits_for_long_are_found() {
+    fn peers_with_data_queued_for_long_are_found() {
         let mut slow = SlowReaders::new(TIMEOUT);
         let start = Instant::now();
         for number in 1..=3 {

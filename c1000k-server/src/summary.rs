@@ -1,4 +1,4 @@
-//! How a run ended: the record for programs, and a few lines for people.
+//! The result of a run: the record for programs, and a summary for users.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -15,8 +15,7 @@ use crate::echo::RESET;
 use crate::metrics::{Metrics, Sampler};
 use crate::plan::Plan;
 
-/// The process's own share of a connection without an idle timeout, and what one adds: the promise
-/// of the reactor.
+/// The process's memory per connection without an idle timeout, and the memory of a timeout, as the reactor guarantees.
 const USER_BYTES_PER_CONNECTION: u64 = 24;
 const IDLE_TIMEOUT_BYTES: u64 = 24;
 
@@ -35,7 +34,7 @@ pub(crate) fn record(
     ServerRecord {
         head: Head::new(SERVER_SCHEMA, env!("CARGO_PKG_VERSION"), started_at),
         accepted: metrics.accepted,
-        // A connection that is being removed may be counted beside the one that has its place.
+        // A connection that is being removed and its replacement may be counted at the same time.
         peak: metrics.connections_max.min(plan.connections_max),
         open: metrics.connections,
         refused: metrics.refused,
@@ -82,7 +81,7 @@ fn by_name(counts: &Counts) -> BTreeMap<String, u64> {
     counts.iter().map(|(&reason, &times)| (reason.to_owned(), times)).collect()
 }
 
-/// What this many connections were expected to cost.
+/// The predicted memory of this number of connections.
 pub(crate) fn prediction(
     settings: &Settings,
     file_table: FileTable,
@@ -94,7 +93,7 @@ pub(crate) fn prediction(
     predict(&need)
 }
 
-/// What a person wants to know at the end.
+/// The summary for users.
 pub(crate) fn text(record: &ServerRecord) -> String {
     let count = |label: &str, value: u64| (label.to_owned(), format::count(value));
     let mut rows = vec![
@@ -114,7 +113,7 @@ pub(crate) fn text(record: &ServerRecord) -> String {
             ),
         ),
     ];
-    // Where what others gave back outweighs what few connections took, there is nothing to tell.
+    // If other programs freed more than a few connections took, the figure is meaningless.
     let each = |label: &str, bytes: Option<f64>| {
         let bytes = bytes.filter(|&bytes| bytes > 0.0)?;
         Some((label.to_owned(), format!("{} a connection", format::bytes_each(bytes))))
@@ -148,7 +147,7 @@ pub(crate) fn text(record: &ServerRecord) -> String {
     )
 }
 
-/// How often, and what a reset by the peer mostly is: no fault.
+/// The count; for resets by the peer, with a note that they are usually expected.
 fn closed(reason: &str, times: u64) -> String {
     let times = format::count(times);
     match reason {
@@ -164,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_weighs_something_or_nothing_is_said() {
+    fn bytes_per_connection_are_shown_only_if_positive() {
         let text_of = |bytes: f64| {
             text(
                 &serde_json::from_value(serde_json::json!({

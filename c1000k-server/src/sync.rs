@@ -1,24 +1,24 @@
-//! What threads share: a lock, and a value that is published.
+//! Sharing between threads: a lock, and a published value.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-/// Locks what is whole even where a thread has panicked: counts.
+/// Locks counts, which are consistent even if a thread has panicked.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A value that is replaced now and then, and that all threads read often.
+/// A value that is replaced rarely and read often by all threads.
 ///
-/// A thread keeps a [`Snapshot`] and compares its version, one atomic load. Only for a new value does it take the lock,
-/// to clone an `Arc`.
+/// A thread keeps a [`Snapshot`] and compares its version, one atomic load. It takes the lock, to clone an `Arc`, only
+/// for a new value.
 #[derive(Debug)]
 pub(crate) struct Published<T> {
     latest: RwLock<Arc<T>>,
     version: AtomicU64,
 }
 
-/// One thread's view of a [`Published`] value.
+/// A thread's copy of a [`Published`] value.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot<T> {
     pub(crate) value: Arc<T>,
@@ -38,7 +38,7 @@ impl<T> Published<T> {
 
     pub(crate) fn snapshot(&self) -> Snapshot<T> {
         let latest = self.latest.read().unwrap_or_else(PoisonError::into_inner);
-        // The version changes only under the lock that is held here.
+        // The version changes only under this lock.
         Snapshot { value: Arc::clone(&latest), version: self.version.load(Ordering::Acquire) }
     }
 

@@ -1,8 +1,8 @@
 //! The threads of one server, and how they start and end together.
 //!
-//! The first reactor runs on the main thread, which also takes the signals, samples and logs. Each of the others, the
-//! workers, has a thread of its own and its own listeners on the same ports; the kernel spreads the connections. Threads
-//! share only what [`Admission`] counts, when a connection opens or closes, never for a message.
+//! The first reactor runs on the main thread, which also handles signals, samples and logs. Each of the others, the
+//! workers, has its own thread and its own listeners on the same ports; the kernel distributes the connections. Threads
+//! share only the counts of [`Admission`], which change when a connection opens or closes, not per message.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use crate::echo::{Echo, Moment, ThreadRole};
 use crate::metrics::{Sampler, Totals};
 use crate::sync::lock;
 
-/// A worker gets a command to shut down, and perhaps another one not to wait any longer.
+/// A worker gets a command to shut down, and possibly a second one to end at once.
 const COMMANDS_MAX: usize = 2;
 
 /// The role of the main thread.
@@ -33,7 +33,7 @@ impl MainThread {
         for worker in &self.workers.workers {
             counted.add(&lock(&worker.totals));
         }
-        // The only reactor knows its peak itself.
+        // A single reactor counts the peak itself.
         if !self.workers.workers.is_empty() {
             counted.stats.open_max = self.admission.open_max();
         }
@@ -53,7 +53,7 @@ impl ThreadRole for MainThread {
         let lost_one =
             !self.workers.shutting_down && self.workers.running() < self.workers.workers.len();
         if lost_one {
-            log::error!("a reactor has ended, and the others end with it");
+            log::error!("a reactor has ended unexpectedly, and the others end too");
         }
         lost_one
     }
@@ -92,7 +92,7 @@ impl ThreadRole for WorkerThread {
 #[derive(Debug)]
 struct ShutDown;
 
-/// The workers, as the main thread sees them.
+/// The main thread's view of the workers.
 #[derive(Debug)]
 pub(crate) struct Workers {
     workers: Vec<Worker>,
@@ -103,13 +103,13 @@ pub(crate) struct Workers {
 #[derive(Debug)]
 struct Worker {
     commands: Sender<ShutDown>,
-    /// What the worker had counted at its last sample.
+    /// The worker's counts at its last sample.
     totals: Arc<Mutex<Totals>>,
     thread: Option<JoinHandle<Result<(), reactor::Error>>>,
 }
 
 impl Workers {
-    /// Starts a thread for each of the reactors, which listen already. Signals must be blocked by now.
+    /// Starts a thread for each of the reactors, which already listen. Signals must be blocked.
     ///
     /// # Errors
     /// One line: what could not be started.
@@ -128,7 +128,7 @@ impl Workers {
         Ok(Self { workers, running, shutting_down: false })
     }
 
-    /// How many have not ended.
+    /// The number of workers that have not ended.
     pub(crate) fn running(&self) -> usize {
         self.running.load(Ordering::Acquire)
     }
@@ -136,11 +136,11 @@ impl Workers {
     /// Waits for all of them to end.
     ///
     /// # Errors
-    /// One line: why one could not go on.
+    /// One line: why a worker failed.
     pub(crate) fn join(&mut self) -> Result<(), String> {
         for thread in self.workers.iter_mut().filter_map(|worker| worker.thread.take()) {
             let ended = thread.join().map_err(|_| "a reactor's thread has panicked".to_owned())?;
-            ended.map_err(|error| format!("a reactor can't go on: {error}"))?;
+            ended.map_err(|error| format!("a reactor failed: {error}"))?;
         }
         Ok(())
     }
@@ -170,7 +170,7 @@ fn spawn(
     Ok(Worker { commands, totals, thread: Some(thread) })
 }
 
-/// Counts a running thread, and wakes the main thread when it ends, in whatever way.
+/// Counts a running thread, and wakes the main thread when it ends, however it ends.
 #[derive(Debug)]
 struct Running {
     count: Arc<AtomicUsize>,
@@ -202,9 +202,9 @@ mod tests {
     use reactor::{Config, Status};
 
     #[test]
-    fn a_worker_that_ends_unasked_ends_them_all() {
+    fn a_worker_that_ends_unexpectedly_ends_the_server() {
         let args = Args::parse_from(["c1000k-server", "--threads", "2"]);
-        let Ok(Command::Serve(settings)) = args.check() else { panic!("they are right") };
+        let Ok(Command::Serve(settings)) = args.check() else { panic!("the arguments are valid") };
         let guard = MemoryGuard::new(settings.memory_reserve, settings.threads);
         let admission = Arc::new(Admission::new(&settings, 10, guard));
         let config = Config { connections_max: 10, ..Config::default() };
@@ -219,7 +219,7 @@ mod tests {
         let mut echo = Echo::new(&settings, &admission, role);
         let deadline = Instant::now() + Duration::from_secs(20);
         while reactor.turn(&mut echo, Some(Duration::from_secs(1))).unwrap() == Status::Running {
-            assert!(Instant::now() < deadline, "the main thread goes on and on");
+            assert!(Instant::now() < deadline, "the main thread does not end");
         }
         assert!(echo.role.workers.shutting_down && echo.role.workers.running() == 0);
         assert_eq!(echo.role.workers.join(), Ok(()));

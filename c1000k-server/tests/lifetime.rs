@@ -1,6 +1,6 @@
 //! How the server starts, refuses to start, and ends.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -24,11 +24,11 @@ use reactor::FileTable;
 
 const NOBODY: u32 = 65_534;
 
-/// What a pipe holds that no one reads.
+/// The capacity of an unread pipe.
 const PIPE_BYTES: usize = 65_536;
 
 #[test]
-fn sigterm_hands_over_what_is_queued_and_writes_the_record() {
+fn sigterm_sends_queued_data_and_writes_the_record() {
     let mut server = Server::start(1, &["--grace", "15s"]);
     let idle = server.connect(0);
     echo(&idle, b"idle from now on");
@@ -50,7 +50,7 @@ fn sigterm_hands_over_what_is_queued_and_writes_the_record() {
 }
 
 #[test]
-fn sigint_ends_it_as_well() {
+fn sigint_ends_it_too() {
     let mut server = Server::start(1, &[]);
     let stream = server.connect(0);
     echo(&stream, b"hello");
@@ -60,7 +60,7 @@ fn sigint_ends_it_as_well() {
 }
 
 #[test]
-fn a_second_signal_leaves_at_once_with_a_record() {
+fn a_second_signal_ends_it_at_once_with_a_record() {
     let seconds = [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)];
     for ((second, code), threads) in seconds.into_iter().zip(["1", "3"]) {
         let mut server = Server::start(1, &["--grace", "1h", "--threads", threads]);
@@ -79,7 +79,7 @@ fn a_second_signal_leaves_at_once_with_a_record() {
 }
 
 #[test]
-fn a_pipe_that_nobody_reads_holds_up_neither_the_server_nor_its_end() {
+fn an_unread_pipe_blocks_neither_the_server_nor_its_end() {
     let (_unread, mut full) = std::io::pipe().unwrap();
     full.write_all(&[b'.'; PIPE_BYTES]).unwrap();
     let first_port = free_ports(1);
@@ -98,7 +98,7 @@ fn a_pipe_that_nobody_reads_holds_up_neither_the_server_nor_its_end() {
         stream = TcpStream::connect((Ipv4Addr::LOCALHOST, first_port)).ok();
         stream.is_some()
     });
-    let stream = stream.expect("it listens, though it can't say so");
+    let stream = stream.expect("it listens, although its log is blocked");
     stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
     for _ in 0..5 {
         echo(&stream, b"served all the same");
@@ -109,13 +109,13 @@ fn a_pipe_that_nobody_reads_holds_up_neither_the_server_nor_its_end() {
 }
 
 #[test]
-fn what_is_not_handed_over_within_the_grace_is_cut_off() {
+fn data_that_is_not_sent_within_the_grace_is_cut_off() {
     let mut server = Server::start(1, &["--grace", "300ms"]);
     let slow = server.connect(0);
     fill(&slow, Duration::from_millis(300), 64 << 20);
     server.signal(Signal::SIGTERM);
     assert_eq!(server.wait().code(), Some(0));
-    assert!(read_to_end(&slow).1.is_err(), "what is cut off ends with a reset");
+    assert!(read_to_end(&slow).1.is_err(), "a cut-off connection ends with a reset");
     assert_eq!((server.record().open, server.record().closed), (0, 1));
     assert_eq!(server.record().closed_by.get("shut_down"), Some(&1));
     assert!(server.sees_line("cut off at the end: 1 connection,"));
@@ -144,7 +144,7 @@ fn after_sigkill_it_listens_again_at_once() {
 }
 
 #[test]
-fn the_record_goes_to_standard_output_alone() {
+fn only_the_record_goes_to_standard_output() {
     let first_port = free_ports(1);
     let mut child = Command::new(BINARY)
         .args(["--bind", "127.0.0.1", "--ports", "1", "--json", "-"])
@@ -167,9 +167,9 @@ fn the_record_goes_to_standard_output_alone() {
     assert!(text(&output.stderr).contains("c1000k-server held"), "{}", text(&output.stderr));
 }
 
-/// As c1000k-client ends its connections after a run without a fault.
+/// Like c1000k-client, which resets its connections after a successful run.
 #[test]
-fn resets_by_peers_are_named_in_the_summary_as_what_the_client_does() {
+fn the_summary_explains_resets_by_peers() {
     let first_port = free_ports(1);
     let child = Command::new(BINARY)
         .args(["--bind", "127.0.0.1", "--ports", "1", "--interval", "100ms"])
@@ -229,7 +229,7 @@ fn a_port_of_a_connection_is_distinguished_from_one_with_a_listener() {
 }
 
 #[test]
-fn what_there_is_too_little_of_is_named() {
+fn the_limit_that_is_too_low_is_named() {
     for (before, ports, parts) in [
         ("ulimit -n 10 &&", "2", ["RLIMIT_NOFILE is 10", "2 listening ports: raise"]),
         (
@@ -335,7 +335,7 @@ fn a_record_that_could_not_be_written_stops_it_before_it_listens() {
         let line = one_line(&output);
         assert!(line.contains(&format!("cannot write the record to {path}")), "{line}");
     }
-    // For standard output, and where a file may not grow.
+    // For standard output, and with a file size limit.
     for setting in ["exec 1</dev/null; set -- -", "exec 1>/dev/full; set -- -", "ulimit -f 0"] {
         let script = format!(
             "{setting}; exec \"{BINARY}\" --bind 127.0.0.1 --ports 1 --first-port {} --json ${{1-record}}",
@@ -349,7 +349,7 @@ fn a_record_that_could_not_be_written_stops_it_before_it_listens() {
 }
 
 #[test]
-fn what_is_asked_for_and_cannot_be_written_is_an_error() {
+fn requested_output_that_cannot_be_written_is_an_error() {
     let ended = |to: &str, words: &str| {
         let mut command = Command::new("bash");
         let script = format!("exec {to}; exec \"$0\" {words}");
@@ -380,7 +380,7 @@ fn a_summary_for_a_full_standard_output_goes_to_standard_error_and_is_an_error()
     assert_eq!(server.wait().code(), Some(1));
     assert!(server.sees_line("c1000k-server held"));
     assert!(server.sees_line("cannot write to standard output: "));
-    assert_eq!(server.record().accepted, 0, "the record is written all the same");
+    assert_eq!(server.record().accepted, 0, "the record is still written");
 }
 
 #[test]
@@ -403,19 +403,19 @@ fn a_record_that_cannot_be_written_at_the_end_is_printed_on_standard_error() {
     std::fs::remove_dir(&gone).unwrap();
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
     let status = wait(&mut child);
-    let told = text(&child.wait_with_output().unwrap().stderr);
-    assert!(serves && status.code() == Some(1), "{told}");
-    let (start, end) = (told.find("\n{\n").unwrap(), told.find("\n}\n").unwrap());
-    let record: ServerRecord = serde_json::from_str(&told[start..end + 2]).unwrap();
+    let stderr = text(&child.wait_with_output().unwrap().stderr);
+    assert!(serves && status.code() == Some(1), "{stderr}");
+    let (start, end) = (stderr.find("\n{\n").unwrap(), stderr.find("\n}\n").unwrap());
+    let record: ServerRecord = serde_json::from_str(&stderr[start..end + 2]).unwrap();
     assert_eq!(record.accepted, record.closed);
-    let line = told.lines().last().unwrap();
+    let line = stderr.lines().last().unwrap();
     assert!(line.contains("cannot write the record") && line.contains("printed"), "{line}");
 }
 
 #[test]
-fn without_a_thread_to_be_had_check_and_summary_are_still_printed() {
+fn without_another_thread_check_and_summary_are_still_printed() {
     let folder = tempfile::tempdir().unwrap();
-    // Shells differ in what they call it.
+    // Shells use different options for it.
     let alone = "{ ulimit -u 1 2>/dev/null || ulimit -p 1; } &&";
     let check = run(as_ordinary_user(alone, folder.path()).args(["--check", "-c", "10"]));
     let table = text(&check.stdout);
@@ -443,7 +443,7 @@ fn without_a_thread_to_be_had_check_and_summary_are_still_printed() {
 }
 
 #[test]
-fn a_limit_of_file_sizes_is_an_error_of_writing() {
+fn a_file_size_limit_is_a_write_error() {
     let first_port = free_ports(1);
     let folder = tempfile::tempdir().unwrap();
     let mut child = Command::new(BINARY)
@@ -458,7 +458,7 @@ fn a_limit_of_file_sizes_is_an_error_of_writing() {
     let serves = common::until(common::DEADLINE, || {
         TcpStream::connect((Ipv4Addr::LOCALHOST, first_port)).is_ok()
     });
-    // A limit that was there from the start would have been found then.
+    // A limit set before the start would be found at the start.
     let pid = child.id().to_string();
     let limited = Command::new("prlimit").args(["--pid", &pid, "--fsize=0"]).status().unwrap();
     kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
@@ -470,9 +470,9 @@ fn a_limit_of_file_sizes_is_an_error_of_writing() {
     assert!(text(&output.stderr).contains("cannot write the record"), "{}", text(&output.stderr));
 }
 
-/// `SERVER_FUZZ_ROUNDS` asks for more rounds, `SERVER_FUZZ_SEED` for others.
+/// `SERVER_FUZZ_ROUNDS` sets the number of rounds, `SERVER_FUZZ_SEED` the seed.
 #[test]
-fn whatever_it_is_told_and_whenever_it_is_ended_it_does_not_panic() {
+fn whatever_its_arguments_and_whenever_it_is_ended_it_does_not_panic() {
     let values = [
         "0",
         "1",
@@ -549,7 +549,7 @@ fn whatever_it_is_told_and_whenever_it_is_ended_it_does_not_panic() {
             .spawn()
             .unwrap();
         std::thread::sleep(Duration::from_millis(next(60) as u64));
-        // A peer or two, so that there is something to end.
+        // One or two peers, so that there are connections to end.
         let peers: Vec<_> = (0..next(3))
             .filter_map(|port| {
                 TcpStream::connect((Ipv4Addr::LOCALHOST, first_port + port as u16)).ok()
@@ -562,20 +562,20 @@ fn whatever_it_is_told_and_whenever_it_is_ended_it_does_not_panic() {
             sent.push(signal as i32);
             std::thread::sleep(Duration::from_millis(next(4) as u64));
         }
-        // The last one is one that it heeds.
+        // The last one is a signal that it handles.
         let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
         sent.push(Signal::SIGTERM as i32);
         let status = wait(&mut child);
         drop(peers);
         let output = child.wait_with_output().unwrap();
-        let told = text(&output.stderr);
-        // Before it watches signals, one ends it by its default.
+        let stderr = text(&output.stderr);
+        // Before it watches signals, a signal ends it by its default action.
         let ended = match (status.code(), status.signal()) {
             (Some(code), _) => [0, 1, 2, 130, 143].contains(&code),
             (None, signal) => signal.is_some_and(|signal| sent.contains(&signal)),
         };
-        assert!(ended && !told.contains("panicked"), "{arguments:?}: {status}: {told}");
-        // A record is there whole, or not at all.
+        assert!(ended && !stderr.contains("panicked"), "{arguments:?}: {status}: {stderr}");
+        // The record is complete, or does not exist.
         let record = folder.path().join("run.json");
         if record.exists() {
             let record = ServerRecord::read(&record).unwrap();
@@ -584,8 +584,8 @@ fn whatever_it_is_told_and_whenever_it_is_ended_it_does_not_panic() {
     }
 }
 
-/// The server as a user without privileges, by a shell that does what `prelude` says first. The place where it was
-/// built may be closed to other users, so it is copied into this folder.
+/// The server as a user without privileges, by a shell that runs `prelude` first. Other users may not have access to
+/// the build folder, so the server is copied into this folder.
 fn as_ordinary_user(prelude: &str, folder: &Path) -> Command {
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
     let binary = folder.join("c1000k-server");
@@ -603,7 +603,7 @@ fn serve(arguments: &[&str], first_port: u16) -> Output {
     run(Command::new(BINARY).args(arguments).arg(format!("--first-port={first_port}")))
 }
 
-/// The one line of the error; what the log said before it is no error, and it never was ready.
+/// The one line of the error. Earlier log lines are not errors, and none says that the server is ready.
 fn one_line(output: &Output) -> String {
     let stderr = text(&output.stderr);
     assert!(!stderr.contains("ready: "), "{stderr}");
@@ -633,7 +633,7 @@ fn it_starts_and_serves_without_a_null_device() {
     }
 }
 
-/// What Prometheus would get.
+/// The metrics that Prometheus would read.
 fn figures(port: u16) -> String {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -643,7 +643,7 @@ fn figures(port: u16) -> String {
 }
 
 #[test]
-fn its_figures_are_served_while_it_runs() {
+fn its_metrics_are_served_while_it_runs() {
     let port = free_ports(1);
     let server = Server::start(1, &["--metrics", &port.to_string()]);
     let streams = [(); 3].map(|()| server.connect(0));

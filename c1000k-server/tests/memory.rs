@@ -1,9 +1,9 @@
-//! The memory guard in a memory cgroup of its own, as seen from outside: the server knows its limit, whatever it sees of `/proc`
+//! The memory guard in a memory cgroup, seen from outside: the server finds its limit, whatever is visible in `/proc`
 //! and `/sys`, and is not killed.
 //!
-//! Only root can make a cgroup, and hide files; elsewhere these tests are skipped.
+//! Only root can make a cgroup and hide files; otherwise these tests are skipped.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -20,20 +20,20 @@ const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 10 * MIB;
 const PORTS: u16 = 4;
 
-/// Where version 1 is mounted.
+/// The mount point of version 1.
 const TOP_1: &str = "/sys/fs/cgroup/memory";
 
-/// More than fit into [`LIMIT`], at some 1.5 KB each.
+/// More than fit into [`LIMIT`], at about 1.5 KB each.
 const CROWD: usize = 7_500;
 
-/// A memory cgroup of version 1 or 2, as this machine has it; gone at the end.
+/// A memory cgroup of version 1 or 2, whichever this machine has; removed at the end.
 struct MemoryCgroup {
     directory: PathBuf,
     is_version_1: bool,
 }
 
 impl MemoryCgroup {
-    /// `None`, and said aloud, where none can be made.
+    /// `None`, with a message, if none can be made.
     fn new(what: &str, name: &str) -> Option<Self> {
         let version_1 = Path::new(TOP_1);
         let is_version_1 = version_1.is_dir();
@@ -51,7 +51,7 @@ impl MemoryCgroup {
         }
     }
 
-    /// A group in it, without a limit of its own.
+    /// A group in it, without a limit.
     fn inner(&self) -> Self {
         let inner =
             Self { directory: self.directory.join("inner"), is_version_1: self.is_version_1 };
@@ -64,7 +64,7 @@ impl MemoryCgroup {
         fs::write(self.directory.join(file), bytes.to_string())
     }
 
-    /// What a shell does to be in it, and to be the first to go if memory runs out.
+    /// The commands of a shell that enters it, and becomes the first to be killed if memory runs out.
     fn enter(&self) -> String {
         let members = self.directory.join("cgroup.procs");
         format!("echo $$ >{} && echo 1000 >/proc/self/oom_score_adj &&", members.display())
@@ -87,7 +87,7 @@ impl Drop for MemoryCgroup {
     }
 }
 
-/// Connects until some are refused, and holds those who are let in.
+/// Connects until some are refused, and holds the admitted ones.
 fn flood(server: &mut Server) -> Vec<TcpStream> {
     let mut crowd: Vec<TcpStream> = Vec::new();
     while crowd.len() < CROWD && server.lines_with("more are refused").is_empty() {
@@ -97,7 +97,7 @@ fn flood(server: &mut Server) -> Vec<TcpStream> {
     crowd.into_iter().filter(|stream| !is_refused(stream)).collect()
 }
 
-/// More come than there is room for: it closes in time, keeps whom it holds, and lives.
+/// More connect than fit: the guard closes in time, the server keeps its connections and is not killed.
 fn assert_it_keeps_within(group: &MemoryCgroup, mut server: Server) {
     let held = flood(&mut server);
     assert!(server.sees_line("more are refused"));
@@ -128,7 +128,7 @@ fn a_cgroup_binds_where_proc_shows_processes_only() {
 #[test]
 fn a_cgroup_binds_where_a_fresh_sys_hides_its_files() {
     const WHAT: &str = "the test of a fresh /sys";
-    // As `ip netns exec` does.
+    // Like `ip netns exec`.
     const FRESH_SYS: &str = "umount -l /sys && mount -t sysfs sysfs /sys";
     let Some(group) = MemoryCgroup::new(WHAT, "fresh") else { return };
     if !can_mount(WHAT, FRESH_SYS) {
@@ -140,7 +140,7 @@ fn a_cgroup_binds_where_a_fresh_sys_hides_its_files() {
 }
 
 #[test]
-fn a_limit_that_is_set_above_what_a_container_sees_binds() {
+fn a_limit_above_the_visible_part_of_a_container_binds() {
     const WHAT: &str = "the test of a limit above the container";
     let Some(outer) = MemoryCgroup::new(WHAT, "outer") else { return };
     if !outer.is_version_1 {
@@ -162,16 +162,16 @@ fn a_limit_that_is_set_above_what_a_container_sees_binds() {
 }
 
 #[test]
-fn page_cache_that_was_used_lately_is_room() {
+fn active_page_cache_is_room() {
     const WHAT: &str = "the test of active page cache";
     const CACHED: u64 = 24 * MIB;
     let Some(group) = MemoryCgroup::new(WHAT, "cache") else { return };
-    // So much that the kernel takes nothing back: it would take the cache for unused first.
+    // Large enough that the kernel reclaims nothing: it would make the cache inactive first.
     group.limit(2 * CACHED).unwrap();
     let folder = tempfile::tempdir_in(".").unwrap();
     let file = folder.path().join("cached");
     fs::write(&file, vec![1; CACHED as usize]).unwrap();
-    // What is cached belongs to the group that read it first, so it is dropped before the group reads it.
+    // Page cache is charged to the group that read it first, so it is dropped before the group reads it.
     let (file, text) = (file.display(), "dd bs=4k of=/dev/null status=none");
     let reads = format!(
         "sync {file} && dd if={file} iflag=nocache count=0 status=none && for i in 1 2 3 4; do {text} if={file}; done"
@@ -183,7 +183,7 @@ fn page_cache_that_was_used_lately_is_room() {
     if active < CACHED / 8 * 7 {
         return skip(WHAT, &format!("{active} bytes of the page cache are active here"));
     }
-    // Beside the cache there is less than this.
+    // Without the cache there is less than this.
     let server = Server::start_by(&group.enter(), 1, &["--memory-reserve", "32M"]);
     let held: Vec<TcpStream> = (0..200).map(|_| server.connect(0)).collect();
     common::echo_all(&held, b"there is room for all");

@@ -1,6 +1,7 @@
-//! The server under a service manager: a shell in its place passes sockets, and a datagram socket hears of the server.
+//! The server under a service manager: a shell in its place passes sockets, and a datagram socket receives the
+//! notifications.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -47,13 +48,13 @@ fn end(mut child: Child, record: &Path) -> ServerRecord {
 }
 
 #[test]
-fn sockets_that_are_passed_are_served_and_the_manager_is_told() {
+fn passed_sockets_are_served_and_the_manager_is_notified() {
     let folder = tempfile::tempdir().unwrap();
     let (record, notify) = (folder.path().join("record"), folder.path().join("notify"));
     let notified = UnixDatagram::bind(&notify).unwrap();
     notified.set_read_timeout(Some(DEADLINE)).unwrap();
     let (first_port, [one, other]) = listeners();
-    // Before the server is there: the backlog is passed too.
+    // Before the server starts: the backlog is passed too.
     let early = connect((Ipv4Addr::LOCALHOST, first_port));
     let mut command = with_sockets(other, one);
     command.args(["--ports", "9", "--json"]).arg(&record).env("NOTIFY_SOCKET", &notify);
@@ -69,7 +70,7 @@ fn sockets_that_are_passed_are_served_and_the_manager_is_told() {
 }
 
 #[test]
-fn sockets_that_were_passed_to_another_process_are_left_alone() {
+fn sockets_that_were_passed_to_another_process_are_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let notify = folder.path().join("notify");
     let notified = UnixDatagram::bind(&notify).unwrap();

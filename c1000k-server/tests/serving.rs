@@ -1,6 +1,6 @@
-//! What clients see of the server: echoes, refusals, bounds.
+//! The server as clients see it: echoes, refusals, bounds.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -118,20 +118,20 @@ fn descriptors_that_were_inherited_take_room_from_connections() {
     let streams: Vec<TcpStream> =
         (0..60).filter_map(|index| try_connect(server.address(index % 4))).collect();
     let held = streams.iter().filter(|stream| !is_refused(stream)).count();
-    assert_eq!(held, room, "what it announced");
+    assert_eq!(held, room, "the number that it logged");
     let record = server.stop();
     assert_eq!(record.refused_by.get("max_connections"), Some(&(60 - room as u64)), "{record:?}");
 }
 
 #[test]
-fn a_reader_that_reads_nothing_costs_a_bounded_queue_and_harms_no_bystander() {
+fn a_peer_that_reads_nothing_costs_a_bounded_queue_and_delays_no_bystander() {
     let server = Server::start(2, &[]);
     let bystander = server.connect(1);
     echo(&bystander, b"before");
     let rss_before = server.rss_bytes();
     let slow = server.connect(0);
     let taken = fill(&slow, Duration::from_millis(500), 256 << 20);
-    assert!(taken < 256 << 20, "nothing slowed the writer down");
+    assert!(taken < 256 << 20, "the writer was not slowed down");
     let slowest = (0..200).map(|_| echo(&bystander, b"bystander")).max().unwrap();
     assert!(slowest < Duration::from_secs(2), "the bystander waited {slowest:?}");
     let grown = server.rss_bytes().saturating_sub(rss_before);
@@ -157,19 +157,19 @@ fn a_reader_that_stays_slow_is_dropped_after_its_time() {
 }
 
 #[test]
-fn a_reader_that_takes_a_little_now_and_then_is_as_slow() {
+fn a_reader_that_takes_a_little_at_times_is_slow_too() {
     const STEPS: u32 = 20;
     let timeout = Duration::from_secs(3);
     let mut server = Server::start(1, &["--slow-reader-timeout", "3s"]);
     let slow = server.connect(0);
     fill(&slow, Duration::from_millis(50), 256 << 20);
     let waiting = sending_bytes(server.first_port, slow.local_addr().unwrap().port());
-    // Three quarters of what waits within the time: enough for the server's queue to run empty, and always more comes.
+    // Three quarters of the queued data within the time: enough to empty the server's queue, while more is always sent.
     let mut piece = vec![0; waiting * 3 / 4 / STEPS as usize];
     slow.set_nonblocking(true).unwrap();
     let started = Instant::now();
     let is_reset = (1..).any(|step| {
-        assert!(started.elapsed() < DEADLINE, "it goes on and on, with {waiting} bytes waiting");
+        assert!(started.elapsed() < DEADLINE, "it does not end, with {waiting} bytes queued");
         std::thread::sleep((timeout / STEPS * step).saturating_sub(started.elapsed()));
         let read = std::io::Read::read(&mut &slow, &mut piece);
         let written = std::iter::repeat_with(|| (&slow).write(&[0; 65_536])).find(Result::is_err);
@@ -181,21 +181,21 @@ fn a_reader_that_takes_a_little_now_and_then_is_as_slow() {
 }
 
 #[test]
-fn what_a_peer_has_not_read_when_it_has_finished_is_given_up_in_time() {
+fn unread_data_of_a_finished_peer_is_dropped_in_time() {
     let server = Server::start(1, &["--tcp-user-timeout", "1s"]);
     let slow = server.connect(0);
     fill(&slow, Duration::from_millis(150), 1 << 20);
     slow.shutdown(Shutdown::Write).unwrap();
     let local = slow.local_addr().unwrap().port();
     let end = || state_of(server.first_port, local);
-    // On a busy machine it may be over before it is looked at again.
+    // On a busy machine the socket may be gone before the next check.
     let is_closed = || matches!(end(), Some(LAST_ACK) | None);
     assert!(until(DEADLINE, is_closed), "the server has not closed: {:?}", end());
     assert!(until(DEADLINE, || end().is_none()), "the kernel keeps it: {:?}", end());
     server.stop();
 }
 
-/// As the kernel numbers them.
+/// The kernel's numbers of the states.
 const LAST_ACK: u8 = 9;
 
 /// The state of the socket with these ports, if there is one.
@@ -204,10 +204,10 @@ fn state_of(local: u16, peer: u16) -> Option<u8> {
     Some(u8::from_str_radix(&state, 16).unwrap())
 }
 
-/// What the kernel holds of what the socket with these ports has sent.
+/// The unacknowledged bytes that the socket with these ports has sent.
 fn sending_bytes(local: u16, peer: u16) -> usize {
     let mut fields = None;
-    // The table may leave a socket out while others come and go.
+    // The table may omit a socket while others open and close.
     until(DEADLINE, || {
         fields = fields_of(local, peer);
         fields.is_some()
@@ -216,9 +216,9 @@ fn sending_bytes(local: u16, peer: u16) -> usize {
     usize::from_str_radix(queues.split(':').next().unwrap(), 16).unwrap()
 }
 
-/// What the kernel's table says of the socket with these ports, if there is one.
+/// The fields of the kernel's table for the socket with these ports, if there is one.
 fn fields_of(local: u16, peer: u16) -> Option<Vec<String>> {
-    let table = std::fs::read_to_string("/proc/net/tcp").expect("it is there on Linux");
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux has it");
     let port = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
     table.lines().skip(1).find_map(|line| {
         let fields: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
@@ -261,7 +261,7 @@ fn when_all_leave_at_once_each_of_them_is_closed() {
 #[test]
 fn no_peer_is_refused_while_finished_connections_wait_to_be_closed() {
     const CONNECTIONS: u16 = 1_000;
-    // Not as many again: of two threads one may look at its newcomers before the other has found its peers gone.
+    // Fewer than before: one of two threads may accept new connections before the other has found its peers gone.
     const NEWCOMERS: u16 = 800;
     const PORTS: u16 = 4;
     for threads in ["1", "2"] {
@@ -272,7 +272,7 @@ fn no_peer_is_refused_while_finished_connections_wait_to_be_closed() {
         };
         let leaving = crowd(CONNECTIONS);
         echo_all(&leaving, b"for a moment");
-        // It finds all of them gone, and as many waiting, when it looks again.
+        // When it continues, it finds all of them gone, and the same number waiting.
         server.signal(Signal::SIGSTOP);
         leaving.iter().for_each(|stream| stream.shutdown(Shutdown::Write).unwrap());
         let newcomers = crowd(NEWCOMERS);
@@ -293,7 +293,7 @@ fn it_listens_on_ipv6() {
 }
 
 #[test]
-fn one_source_gets_its_share_and_others_still_get_in() {
+fn one_source_gets_its_share_and_others_are_still_admitted() {
     let mut server = Server::start(2, &["--max-per-source", "3"]);
     let other = Ipv4Addr::new(127, 0, 0, 2).into();
     let mut held: Vec<TcpStream> = (0..3).map(|_| server.connect(0)).collect();
@@ -344,7 +344,7 @@ fn with_overload_pause_peers_wait_in_a_short_backlog() {
 }
 
 #[test]
-fn the_series_begins_before_the_first_connection_and_sees_a_crowd_come() {
+fn the_series_begins_before_the_first_connection_and_shows_a_burst() {
     let server = Server::start(1, &[]);
     let crowd: Vec<_> = (0..300).map(|_| server.connect(0)).collect();
     echo_all(&crowd, b"all here");

@@ -1,4 +1,4 @@
-//! Several reactors: one server to its clients, in its bounds, in its record, and at its end.
+//! Several reactors act as one server: for its clients, in its bounds, in its record, and at its end.
 
 mod common;
 
@@ -12,7 +12,7 @@ use common::{
 };
 use nix::sys::signal::Signal;
 
-/// With descriptors, which tell whose a connection is.
+/// With descriptors, which show the thread of a connection.
 const THREADS: [&str; 4] = ["--threads", "2", "--file-table", "process"];
 const PORTS: u16 = 4;
 const CONNECTIONS: u16 = 300;
@@ -30,7 +30,7 @@ fn two_threads_are_one_server_and_both_have_connections() {
     assert!(server.sees_line(" 300 connections |"));
     let shares = connections_by_epoll(server.pid());
     assert_eq!(shares.len(), 2, "{shares:?}");
-    // Each goes to either by a hash: less than a tenth of 300 would be a wonder.
+    // A hash distributes them: less than a tenth of 300 is very unlikely.
     assert!(shares.iter().all(|&share| share >= 30), "{shares:?}");
     assert_eq!(shares.iter().sum::<usize>(), 300, "{shares:?}");
 
@@ -60,7 +60,7 @@ fn the_bound_on_connections_holds_across_threads() {
         }
     }
     assert_eq!((held.len(), refusals), (20, 80));
-    assert_eq!(server.lines_with("which is the limit").len(), 1, "told once, not by each thread");
+    assert_eq!(server.lines_with("which is the limit").len(), 1, "logged once, not by each thread");
     echo_all(&held, b"still held");
 
     held.pop();
@@ -87,13 +87,13 @@ fn without_memory_above_the_reserve_each_thread_refuses() {
     let mut server = Server::start(2, &["--threads", "2", "--memory-reserve", "99%"]);
     assert!(server.sees_line("memory: "));
     assert!((0..20).all(|index| server.refuses(index % 2)));
-    assert_eq!(server.lines_with("more are refused").len(), 1, "told once, not by each thread");
+    assert_eq!(server.lines_with("more are refused").len(), 1, "logged once, not by each thread");
     let record = server.stop();
     assert_eq!((record.accepted, record.refused_by.get("memory")), (0, Some(&20)));
 }
 
 #[test]
-fn each_thread_hands_over_what_is_queued_before_the_record_is_written() {
+fn each_thread_sends_queued_data_before_the_record_is_written() {
     let mut server = Server::start(1, &["--threads", "2", "--grace", "15s"]);
     let slow: Vec<TcpStream> = (0..3).map(|_| server.connect(0)).collect();
     for stream in &slow {
@@ -109,7 +109,7 @@ fn each_thread_hands_over_what_is_queued_before_the_record_is_written() {
 }
 
 #[test]
-fn a_second_signal_leaves_at_once_though_a_thread_still_flushes() {
+fn a_second_signal_ends_it_at_once_though_a_thread_still_flushes() {
     let mut server = Server::start(1, &["--threads", "2", "--grace", "1h"]);
     let slow = server.connect(0);
     fill(&slow, Duration::from_millis(300), 64 << 20);
@@ -171,7 +171,7 @@ fn listening_sockets(port: u16) -> usize {
     table.lines().filter(listens).count()
 }
 
-/// How many sockets that are not its listeners each reactor of the process watches.
+/// The number of sockets that each reactor of the process watches, without its listeners.
 fn connections_by_epoll(pid: u32) -> Vec<usize> {
     let folder = PathBuf::from(format!("/proc/{pid}"));
     let entries = std::fs::read_dir(folder.join("fd")).expect("the server runs");
@@ -181,7 +181,7 @@ fn connections_by_epoll(pid: u32) -> Vec<usize> {
             .filter(|to| to.ends_with("anon_inode:[eventpoll]"))?;
         std::fs::read_to_string(folder.join("fdinfo").join(entry.file_name())).ok()
     });
-    // One may have been closed since it was read of.
+    // One may have been closed since the folder was listed.
     let is_socket = |descriptor: &str| {
         let to = std::fs::read_link(folder.join("fd").join(descriptor));
         to.is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Builds the benchmark, with more options of cargo if any are given, and its C programs; sets `bench` and `programs`.
+# Builds the benchmark, with the given options of cargo, and its C programs; sets `bench` and `programs`.
 # Uses cargo.sh.
 
 build_bench() {
@@ -8,7 +8,7 @@ build_bench() {
     build_with_cargo --release --quiet -p c1000k-bench "$@"
     local program
     programs=$TARGET/bench
-    # shellcheck disable=SC2034 # for who sources this
+    # shellcheck disable=SC2034 # for the script that sources this
     bench=${PROGRAMS[c1000k-bench]}
     mkdir -p "$programs"
     for program in floor load uring registered; do

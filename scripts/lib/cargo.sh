@@ -1,19 +1,19 @@
 # shellcheck shell=bash
-# Builds with cargo, and knows where the programs then lie, whatever CARGO_TARGET_DIR, CARGO_BUILD_TARGET or cargo's
-# configuration say. Read in before any `cd`: a relative folder is relative to where the person stands, as for cargo.
+# Builds with cargo and finds the built programs, whatever CARGO_TARGET_DIR, CARGO_BUILD_TARGET or cargo's configuration
+# set. Source it before any `cd`: a relative folder is relative to the working directory of the caller, as for cargo.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 for folder in CARGO_TARGET_DIR CARGO_BUILD_TARGET_DIR; do
     [[ -z ${!folder:-} || ${!folder} == /* ]] || export "$folder=$PWD/${!folder}"
 done
 unset folder
-# For what the scripts themselves keep between runs.
-# shellcheck disable=SC2034 # for who sources this
+# For files that the scripts keep between runs.
+# shellcheck disable=SC2034 # for the script that sources this
 readonly ROOT TARGET=${CARGO_TARGET_DIR:-${CARGO_BUILD_TARGET_DIR:-$ROOT/target}}
 
 declare -A PROGRAMS=() # name -> path of each program that was built
 
-# build_with_cargo OPTIONS...: fills in PROGRAMS; cargo shows its progress and its complaints.
+# build_with_cargo OPTIONS...: fills in PROGRAMS; cargo shows its progress and its errors.
 build_with_cargo() {
     local paths path
     paths=$(cd "$ROOT" && cargo build --locked --message-format json-render-diagnostics "$@" |

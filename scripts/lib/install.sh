@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Packages of the system that a script wants: installed where that may be done, and never at the price of others.
+# Installs system packages that a script needs, if permitted, and never removes others.
 
-# install_package PACKAGE WHY: as root where there is apt-get. Says beforehand what comes with it. Fails where it may
-# not be done, where apt-get would have to remove something, and where the installation fails, each with its reason.
+# install_package PACKAGE WHY: as root with apt-get. First prints which packages are added. Fails with the reason if it is
+# not permitted, if apt-get would have to remove something, and if the installation fails.
 install_package() {
     local options=(--no-install-recommends --no-remove) plan said
     if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then

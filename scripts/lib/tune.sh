@@ -1,15 +1,15 @@
 # shellcheck shell=dash
-# The common part of tune-server and tune-client: prints what the program says that N connections need, writes it to
-# drop-ins of their own and to the running kernel, and takes it back.
+# The common part of tune-server and tune-client: prints what N connections need according to the program, writes it to
+# separate drop-ins and to the running kernel, and reverts it.
 #
-# A value is never lowered (but by --original): it becomes the highest of what was there before, what N needs and what
-# the other script has applied. What was there before is kept in the state file, once for both scripts, so that they
-# may be applied and reverted in any order. Three rules keep it true: nothing changes before the value that was there is
-# on disk; a value is forgotten only when no drop-in sets the key any more and the kernel holds that value again; and
-# one script at a time works, behind a lock.
+# A value is never lowered (except by --original): it becomes the highest of the previous value, the value that N needs
+# and the value that the other script has applied. The previous value is kept in a state file shared by both scripts, so
+# that they may be applied and reverted in any order. Three rules keep it correct: nothing changes before the previous
+# value is on disk; a value is removed only when no drop-in sets the key any more and the kernel has that value again; and
+# a lock lets only one script run at a time.
 #
-# It runs under any POSIX shell, busybox's included, and needs flock(1) but no sysctl(8).
-# Uses LIB of the two scripts.
+# It runs under any POSIX shell, including busybox's, and needs flock(1) but not sysctl(8).
+# Uses LIB, set by the two scripts.
 
 CONNECTIONS=1M PORTS=100 SOURCES=1 TUNE_ROOT='' MODE=print ORIGINAL='' FAILED=0
 
@@ -88,7 +88,7 @@ refuse() {
     return 1
 }
 
-# Held until this process ends, however it ends. busybox's flock knows no time-out, so it is tried once a second.
+# Held until this process ends, however it ends. busybox's flock has no time-out, so it is retried once a second.
 lock() {
     local file=$TUNE_ROOT/run/c1000k-tune.lock seconds_max=30
     [ -n "$TUNE_ROOT" ] || [ "$(id -u)" -eq 0 ] || { refuse "--$MODE writes to /proc/sys and /etc: run it as root" || return; }
@@ -106,8 +106,8 @@ lock() {
     refuse "the other script has been at work for $seconds_max s ($file)"
 }
 
-# Asks the program what is needed, and makes the PLAN of it. No limit of descriptors may be in the way, also where
-# registered files can't be had.
+# Gets the requirements from the program and makes the PLAN from them. They must include the descriptor limit, even if
+# registered files are not available.
 ask() {
     local built=${CARGO_TARGET_DIR:-$LIB/../../target}/release/c1000k-$ROLE
     [ -x "$built" ] || built=c1000k-$ROLE
@@ -117,7 +117,7 @@ ask() {
         return 1
     fi
     set -- --connections "$CONNECTIONS" --ports "$PORTS" --file-table process --root "${TUNE_ROOT:-/}"
-    # The address is one for documentation: it makes the server one of another machine, and is not connected to.
+    # An address for documentation, so that the server counts as a remote one. Nothing connects to it.
     [ "$ROLE" = server ] || set -- "$@" --sources "$SOURCES" 192.0.2.1
     NEEDS=$("$PROGRAM" --check --print sysctl "$@") || return
     if [ -n "$ORIGINAL" ]; then
@@ -164,7 +164,7 @@ plan() {
     done
 }
 
-# merge KEY VALUE...: number by number the highest; of a range the lowest start and the highest end.
+# merge KEY VALUE...: the highest of each number; for a range the lowest start and the highest end.
 merge() {
     local key=$1
     shift
@@ -182,7 +182,7 @@ file_of() {
     echo "$TUNE_ROOT/proc/sys/$(echo "$1" | tr . /)"
 }
 
-# The value now, its numbers one space apart; nothing where this kernel has no such setting, or there is no limit.
+# The present value, its numbers separated by one space; empty if this kernel has no such setting or no limit.
 value_of() {
     if [ "$1" = limit.nofile ]; then
         ulimit -Hn | grep -v unlimited
@@ -217,8 +217,8 @@ sysctl_text() {
         { printf "# %s; before: %s\n%s = %s\n", $4, $2, $1, $3 }'
 }
 
-# `*` is everyone but root. Programs raise their soft limit by themselves; a soft limit above 1024 for everyone breaks
-# those that still use select(2). The original's advice has one, and a stack for its array of events, in KiB.
+# `*` is every user except root. The programs raise their soft limit themselves; a soft limit above 1024 for all users
+# breaks programs that still use select(2). The original sets one, and a stack for its array of events, in KiB.
 limits_text() {
     changes | grep '^limit' | while IFS='|' read -r _ before value purpose; do
         printf '%s\n# %s; before: %s\n' "$HEADER" "$purpose" "$before"
@@ -229,7 +229,7 @@ limits_text() {
     done
 }
 
-# The module must be there when the machine's start sets its limit.
+# The module must be loaded when its limit is set at boot.
 modules_text() {
     ! changes | grep -q '^net.netfilter' || printf '%s\n' "$HEADER" nf_conntrack
 }
@@ -258,7 +258,7 @@ apply() {
         done <<TEXT
 $PLAN
 TEXT
-        # A descriptor limit above fs.nr_open locks everyone out: the login can't set it and ends.
+        # A descriptor limit above fs.nr_open locks all users out: the login can't set it and ends.
         limit=$(changes | awk -F '|' '/^limit/ { print $3 }')
         if [ -z "$limit" ] || [ "$(value_of fs.nr_open)" -ge "$limit" ]; then
             write_file "$LIMITS" "$(limits_text)"
@@ -298,7 +298,7 @@ set_value() {
     fi
 }
 
-# Keeps what is there now, where nothing is kept yet and it is going to change.
+# Keeps the present value if none is kept yet and it is going to change.
 remember() {
     write_file "$STATE" "$(
         cat "$STATE" 2>/dev/null
@@ -308,10 +308,10 @@ remember() {
     )"
 }
 
-# Drops what is as it was and no drop-in sets any more, and at the end the state itself.
+# Drops values that are restored and that no drop-in sets any more, and finally the state file.
 forget() {
     [ -f "$STATE" ] || return 0
-    # The limit of a login is nowhere but in its drop-in.
+    # The limit of a login exists only in its drop-in.
     write_file "$STATE" "$(while read -r key before; do
         [ -z "$(other_of "$key" all)" ] && { [ "$key" = limit.nofile ] || [ "$(value_of "$key")" = "$before" ]; } ||
             echo "$key $before"
@@ -319,7 +319,7 @@ forget() {
     [ -f "$STATE" ] || rmdir "${STATE%/*}" 2>/dev/null || true
 }
 
-# write_file FILE TEXT: all of it and on disk, or nothing; without a text the file is removed.
+# write_file FILE TEXT: writes the complete text to disk, or nothing; without a text it removes the file.
 write_file() {
     if [ -z "$2" ]; then
         rm -f "$1" 2>/dev/null && return

@@ -10,7 +10,7 @@ use {
 /// `--check`, and what it prints.
 #[derive(Args, Clone, Debug, PartialEq)]
 pub struct CheckArgs {
-    /// Print what this machine allows against what the target needs, and exit
+    /// Compare the limits of this machine with what the target needs, and exit
     #[arg(long)]
     pub check: bool,
     /// With --check: print the settings that the target needs instead, as a drop-in for sysctl.d
@@ -22,12 +22,12 @@ pub struct CheckArgs {
         value_name = "sysctl"
     )]
     pub print: Option<Format>,
-    /// For tests: the folder below which the kernel's settings stand
+    /// For tests: the folder that contains the kernel's settings
     #[arg(long, hide = true, requires = "print", default_value = "/", value_name = "DIR")]
     pub root: PathBuf,
 }
 
-/// What is printed in place of the table.
+/// What is printed instead of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// Lines of a drop-in.

@@ -1,4 +1,4 @@
-//! Where the kernel keeps the files of connections' sockets, and what that asks of the limits.
+//! Where the kernel keeps the files of connections' sockets, and which limits that needs.
 
 use {
     super::{Machine, need::Need},
@@ -22,20 +22,20 @@ pub struct FileTableArgs {
     pub choice: FileTableChoice,
 }
 
-/// What is asked for on the command line.
+/// The choice on the command line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum FileTableChoice {
-    /// Registered files where the connections do not fit under the limit of descriptors
+    /// Registered files if the connections do not fit under the descriptor limit
     #[default]
     Auto,
     /// A descriptor for each connection
     Process,
-    /// io_uring's registered files, which the limit of descriptors does not count
+    /// io_uring's registered files, which the descriptor limit does not count
     Registered,
 }
 
 impl FileTableChoice {
-    /// As the command line has it.
+    /// Its name on the command line.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -46,13 +46,13 @@ impl FileTableChoice {
     }
 }
 
-/// Where connections' sockets are held.
+/// The table that holds connections' sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FileTable {
     /// The process's descriptor table.
     #[default]
     Process,
-    /// Registered-file tables of io_uring's.
+    /// Registered-file tables of io_uring.
     Registered,
 }
 
@@ -84,10 +84,10 @@ impl From<FileTable> for c1000k_record::FileTable {
 }
 
 impl Need {
-    /// As [`in_file_table`](Self::in_file_table), which the log tells of.
+    /// The same as [`in_file_table`](Self::in_file_table), and logs the result.
     ///
     /// # Errors
-    /// One line, where registered files were asked for and can't be had.
+    /// One line, if registered files were requested and are not available.
     pub fn with_file_table(
         self,
         choice: FileTableChoice,
@@ -102,11 +102,11 @@ impl Need {
         Ok(need)
     }
 
-    /// The same with its sockets in the table that was asked for; where registered files are not taken though
-    /// descriptors are too few, also one line that says why.
+    /// The same with its sockets in the requested table; if registered files are not used although descriptors are too
+    /// few, also one line with the reason.
     ///
     /// # Errors
-    /// One line, where registered files were asked for and can't be had.
+    /// One line, if registered files were requested and are not available.
     pub fn in_file_table(
         self,
         choice: FileTableChoice,
@@ -122,19 +122,19 @@ impl Need {
 /// Descriptors of connections that are being opened, before their files are registered.
 const UNDER_WAY: u64 = 64;
 
-/// Locked memory of one table's ring: two pages of 4 KiB at least, seven at most.
+/// Locked memory of one table's ring: at least two pages of 4 KiB, at most seven.
 const RING_BYTES_MAX: u64 = 7 * 4096;
 
-/// All rings together keep to this, in smaller rings where there are many, down to two pages each.
+/// The limit of all rings together; if there are many, each is smaller, down to two pages.
 const RINGS_BYTES: u64 = 2 << 20;
 const RING_BYTES_MIN: u64 = 2 * 4096;
 
 impl FileTableChoice {
-    /// What is taken: of `Auto`, registered files where the descriptors of this machine are too few for the target and
-    /// `registered` says that they can be had; where they can't, also one line that says why descriptors are taken.
+    /// The table to use: with `Auto`, registered files if the descriptors of this machine are too few for the target
+    /// and `registered` says that they are available; if they are not, also one line with the reason.
     ///
     /// # Errors
-    /// One line, where registered files were asked for and can't be had.
+    /// One line, if registered files were requested and are not available.
     fn resolve(
         self,
         machine: &Machine,
@@ -164,7 +164,7 @@ impl FileTableChoice {
         }
     }
 
-    /// With hardly any descriptors or locked memory, descriptors hold more than the tables that can be had.
+    /// With very few descriptors or little locked memory, descriptors hold more connections than the tables can.
     fn too_few_places(machine: &Machine, need: &Need, within: u64) -> Result<(), String> {
         match machine.places_max(need) {
             Some(places) if places <= within => Err(format!(
@@ -177,15 +177,15 @@ impl FileTableChoice {
 }
 
 impl Machine {
-    /// The tables that this many connections need, each of which takes a descriptor and has as many places as the process
-    /// may have descriptors.
+    /// The number of tables for the connections. Each takes a descriptor and has as many places as the process may have
+    /// descriptors.
     pub(super) fn tables_for(&self, connections: u64) -> u64 {
         let places = self.descriptors_max().unwrap_or(u64::MAX).clamp(1, 1 << 20);
-        // One is made ahead.
+        // One is made in advance.
         connections.div_ceil(places).saturating_add(1)
     }
 
-    /// Descriptors that the target needs beside the listeners, in either table.
+    /// Descriptors that the target needs besides the listeners, in either table.
     pub(super) fn descriptors_needed(&self, need: &Need) -> u64 {
         match need.file_table {
             FileTable::Process => need.connections,
@@ -202,7 +202,7 @@ impl Machine {
             .max(tables.saturating_mul(RING_BYTES_MIN))
     }
 
-    /// The most connections whose tables fit under the limits of descriptors and of locked memory.
+    /// The maximum number of connections whose tables fit under the limits of descriptors and of locked memory.
     pub(super) fn places_max(&self, need: &Need) -> Option<u64> {
         let tables =
             self.tables_within_descriptors(need)?.min(self.tables_within_locked_memory(need));
@@ -210,19 +210,19 @@ impl Machine {
         Some(tables.saturating_mul(places))
     }
 
-    /// Tables, but the one that is made ahead, whose rings have a descriptor.
+    /// The number of tables, without the one made in advance, for whose rings there are descriptors.
     fn tables_within_descriptors(&self, need: &Need) -> Option<u64> {
         Some(self.connections_within(need.listening_ports())?.saturating_sub(UNDER_WAY + 1))
     }
 
-    /// The same, whose rings' memory may be locked: where both ends are here, each has half of what its user may lock.
+    /// The same, for whose rings the memory may be locked: if both ends are here, each has half of the user's limit.
     fn tables_within_locked_memory(&self, need: &Need) -> u64 {
         self.locked_bytes_max.map_or(u64::MAX, |most| {
             (most / need.sockets_per_connection() / RING_BYTES_MIN).saturating_sub(1)
         })
     }
 
-    /// What binds the number of tables, in words.
+    /// A description of the limit that binds the number of tables.
     pub(super) fn tables_bound(&self, need: &Need) -> Option<String> {
         let within_locked_memory = self.tables_within_locked_memory(need);
         Some(match self.locked_bytes_max {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn where_registered_files_are_refused_auto_says_why_and_the_demand_for_them_fails() {
+    fn where_registered_files_are_refused_auto_says_why_and_a_request_for_them_fails() {
         let (table, reason) =
             resolve(FileTableChoice::Auto, 1_000_000, Err("no io_uring")).unwrap();
         assert_eq!(table, FileTable::Process);

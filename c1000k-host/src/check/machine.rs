@@ -1,4 +1,4 @@
-//! Everything that the check compares with, read at one moment.
+//! The values of a machine that the check uses, read at one moment.
 
 use {
     crate::{
@@ -18,16 +18,16 @@ use {
     },
 };
 
-/// Readings of a machine. Each is `None` where it can't be read; a test fills in its own.
+/// Readings of a machine. Each is `None` if it can't be read; tests set their own values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     /// `RLIMIT_NOFILE` of this process.
     pub descriptors: Option<DescriptorLimit>,
-    /// Descriptors that this process has inherited, beside the standard streams.
+    /// Descriptors that this process has inherited, besides the standard streams.
     pub descriptors_inherited: u64,
     /// `fs.nr_open`, `fs.file-max`, `fs.file-nr`.
     pub system_descriptors: SystemDescriptorLimits,
-    /// `RLIMIT_MEMLOCK` of this process in bytes, which counts for all processes of a user; `None` where nothing binds.
+    /// `RLIMIT_MEMLOCK` of this process in bytes, which counts for all processes of a user; `None` without a limit.
     pub locked_bytes_max: Option<u64>,
     /// This process has `CAP_SYS_ADMIN`, and so `fs.file-max` does not bind it.
     pub exceeds_file_max: bool,
@@ -35,12 +35,11 @@ pub struct Machine {
     pub epoll_watches_max: Option<u64>,
     /// All memory of the machine.
     pub memory_total_bytes: Option<u64>,
-    /// Memory that is left, in the machine or in the tightest cgroup.
+    /// Available memory, in the machine or in the tightest cgroup.
     pub memory: Option<MemoryRoom>,
     /// This process's cgroup, if its limits can't be read.
     pub hidden_cgroup: Option<PathBuf>,
-    /// `net.ipv4.tcp_mem`, in pages: below the first all is well, above the second the kernel
-    /// presses, at the third it refuses.
+    /// `net.ipv4.tcp_mem`, in pages: no pressure below the first, pressure above the second, refusals at the third.
     pub tcp_mem_pages: Option<[u64; 3]>,
     /// `net.ipv4.tcp_rmem`, in bytes: minimum, default, maximum.
     pub tcp_rmem_bytes: Option<[u64; 3]>,
@@ -48,7 +47,7 @@ pub struct Machine {
     pub tcp_wmem_bytes: Option<[u64; 3]>,
     /// `net.ipv4.ip_local_port_range`.
     pub local_ports: Option<RangeInclusive<u16>>,
-    /// How many of them `net.ipv4.ip_local_reserved_ports` keeps back.
+    /// How many of them `net.ipv4.ip_local_reserved_ports` reserves.
     pub local_ports_reserved: u64,
     /// Others of them that a server of this machine listens on.
     pub local_ports_listening: u64,
@@ -58,7 +57,7 @@ pub struct Machine {
     pub tcp_max_syn_backlog: Option<u64>,
     /// `net.ipv4.tcp_max_orphans`.
     pub tcp_max_orphans: Option<u64>,
-    /// The connection tracker, where it is loaded.
+    /// The connection tracker, if it is loaded.
     pub conntrack: Option<Conntrack>,
     /// The strictest `net.ipv4.conf.*.rp_filter`: 0 off, 1 strict, 2 loose.
     pub rp_filter: Option<u64>,
@@ -69,19 +68,19 @@ pub struct Machine {
 pub struct Conntrack {
     /// `net.netfilter.nf_conntrack_max`.
     pub max: u64,
-    /// `net.netfilter.nf_conntrack_count`; 0 as a rule means that nothing asks it to track.
+    /// `net.netfilter.nf_conntrack_count`; 0 usually means that no rule uses tracking.
     pub count: u64,
-    /// Another module, as a firewall's, makes use of the tracker, whether it tracks anything yet or not.
+    /// Another module, such as a firewall's, uses the tracker, whether or not it tracks anything yet.
     pub is_held: bool,
 }
 
 impl Machine {
-    /// Reads this machine, as this process sees it at its start, before it opens anything.
+    /// Reads this machine as this process sees it at its start, before it opens anything.
     pub fn read() -> Self {
         Self::read_with_root(Path::new("/"))
     }
 
-    /// The same with the settings of the kernel that stand below this folder.
+    /// The same with the kernel's settings below this folder.
     pub fn read_with_root(root: &Path) -> Self {
         let descriptors = descriptor_limit().ok();
         let memory = MemoryReader::new();
@@ -123,7 +122,8 @@ impl Machine {
         Some(all.saturating_sub(self.local_ports_reserved + self.local_ports_listening))
     }
 
-    /// Counts the ports that a server of this machine listens on: where they lie in the range, they are no local ports.
+    /// Counts the ports that a server of this machine listens on: within the range, they are not available as local
+    /// ports.
     pub fn count_listening_ports(&mut self, listening: RangeInclusive<u16>) {
         let Some(local) = &self.local_ports else { return };
         let first = *local.start().max(listening.start());
@@ -136,20 +136,20 @@ impl Machine {
 }
 
 impl Machine {
-    /// How many connections of one process fit under its descriptor limit beside its listeners and what it has
-    /// inherited; `None` where the limit can't be read.
+    /// How many connections of one process fit under its descriptor limit besides its listeners and inherited
+    /// descriptors; `None` if the limit can't be read.
     pub fn connections_within(&self, listening_ports: u64) -> Option<u64> {
         let limit = self.descriptors_max()?;
         Some(connections_within(limit, self.descriptors_beside(listening_ports)))
     }
 
-    /// Descriptors that are neither for connections nor among those that each process keeps for itself.
+    /// Descriptors that are neither for connections nor among those that each process needs.
     pub(super) fn descriptors_beside(&self, listening_ports: u64) -> u64 {
         let unexpected = self.descriptors_inherited.saturating_sub(INHERITED_DESCRIPTORS);
         listening_ports.saturating_add(unexpected)
     }
 
-    /// What the process may come to have: its hard limit, or `fs.nr_open` where that was lowered since.
+    /// The limit that the process can reach: its hard limit, or `fs.nr_open` if that was lowered since.
     pub(super) fn descriptors_max(&self) -> Option<u64> {
         let hard = self.descriptors?.hard;
         Some(self.system_descriptors.per_process_max.map_or(hard, |most| most.min(hard)))
@@ -165,14 +165,14 @@ fn read_conntrack(root: &Path) -> Option<Conntrack> {
     })
 }
 
-/// `nf_conntrack 188416 3 nf_nat,nft_ct,xt_conntrack, Live 0x0`: the third word counts those that use it.
+/// `nf_conntrack 188416 3 nf_nat,nft_ct,xt_conntrack, Live 0x0`: the third word is the number of users.
 fn is_held(modules: &str) -> bool {
     let mut lines = modules.lines().map(|line| line.split(' '));
     let users = lines.find(|words| words.clone().next() == Some("nf_conntrack"));
     users.is_some_and(|mut words| words.nth(2) != Some("0"))
 }
 
-/// The kernel takes the larger of `all` and the interface's own value; strict is 1, loose 2.
+/// The kernel uses the larger of `all` and the interface's value; strict is 1, loose 2.
 fn read_rp_filter(root: &Path) -> Option<u64> {
     let conf = root.join("proc/sys/net/ipv4/conf");
     let all = text::read_number(conf.join("all/rp_filter"))?;

@@ -1,4 +1,4 @@
-//! What a target needs against what this machine allows, each row with its remedy.
+//! Compares what a target needs with the limits of this machine, each row with its remedy.
 //!
 //! ```
 //! use c1000k_host::check::{Machine, Need, Role, fits, render, table};
@@ -28,19 +28,18 @@ pub use {
     settings::{Setting, render_settings},
 };
 
-/// One limit: what the target needs of it, and what there is.
+/// One limit: the value that the target needs, and the present value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// The limit by the name that its manual uses.
+    /// The name of the limit in its manual.
     pub name: &'static str,
-    /// What the target needs, with its unit.
+    /// The value that the target needs, with its unit.
     pub needed: String,
-    /// What there is, with its unit; `-` where it can't be read.
+    /// The present value, with its unit; `-` if it can't be read.
     pub present: String,
     /// Whether it is enough.
     pub status: RowStatus,
-    /// What mends it, mostly a command; for a row that passes, what is worth knowing. One thought
-    /// per line.
+    /// The remedy, usually a command; for a row that passes, a note. One statement per line.
     pub remedy: Option<String>,
 }
 
@@ -51,11 +50,11 @@ pub enum RowStatus {
     Pass,
     /// Too little: the target can't be reached.
     Fail,
-    /// The target can be reached, but something suffers: the remedy tells what and how to help.
+    /// The target can be reached with a disadvantage, which the remedy describes.
     Advice,
     /// It can't be read here.
     Unknown,
-    /// This role or this machine has no use for it.
+    /// This role or this machine does not need it.
     NotNeeded,
 }
 

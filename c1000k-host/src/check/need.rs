@@ -1,19 +1,18 @@
-//! The target, and the memory that it is predicted to take.
+//! The target, and its predicted memory.
 
 use c1000k_record::Prediction;
 
 use super::file_table::FileTable;
 use crate::limits;
 
-/// What one socket that epoll watches takes of the kernel's slabs, in bytes.
+/// Slab memory of one socket that epoll watches, in bytes.
 ///
-/// Measured on Linux 6.18: TCP 2,368 + sock_inode_cache 832 + filp 192 + dentry 192 +
-/// eventpoll_epi 128 + eventpoll_pwq 64 + lsm_inode_cache 32 + lsm_file_cache 24 + ep_head 16 =
-/// 3,848 bytes of objects, each with its share of what is lost at the end of its slab. Linux 6.1
-/// differs by less than 5% (its TCP object is 2,304 bytes, its filp 256).
+/// Measured on Linux 6.18: TCP 2,368 + sock_inode_cache 832 + filp 192 + dentry 192 + eventpoll_epi 128 + eventpoll_pwq
+/// 64 + lsm_inode_cache 32 + lsm_file_cache 24 + ep_head 16 = 3,848 bytes of objects, each with its share of the unused
+/// end of its slab. Linux 6.1 differs by less than 5% (its TCP object is 2,304 bytes, its filp 256).
 pub const KERNEL_BYTES_PER_SOCKET: u64 = 4_036;
 
-/// What a place in a registered-file table takes beyond one in the process's table: 8 bytes in either, and a node of 32.
+/// The additional memory of a place in a registered-file table: both tables take 8 bytes, and this one a node of 32.
 const REGISTERED_BYTES_PER_SOCKET: u64 = 32;
 
 /// Which end of the connections is on this machine.
@@ -36,22 +35,21 @@ pub struct Need {
     pub connections: u64,
     /// Listening ports: the server's own, or the client's destinations.
     pub ports: u64,
-    /// Ports that a process of this machine listens on, where it is not [`ports`](Self::ports).
+    /// Ports that a process of this machine listens on, if that is not [`ports`](Self::ports).
     pub listeners: Option<u64>,
-    /// Source addresses of the client; `None` leaves the choice, of one, to the kernel.
+    /// Source addresses of the client; with `None` the kernel chooses one.
     pub sources: Option<u64>,
-    /// Connects under way at once: this many may wait in all backlogs together.
+    /// Connects in flight at once, which all backlogs together must hold.
     pub in_flight: u64,
-    /// What the process itself takes for each connection, both processes together where both ends
-    /// are here.
+    /// The process's memory per connection, of both processes together if both ends are here.
     pub user_bytes_per_connection: u64,
-    /// Where the sockets are held.
+    /// The table that holds the sockets.
     pub file_table: FileTable,
 }
 
 impl Need {
-    /// This many connections over 100 ports from one source, at most 1,024 connects under way, 64
-    /// bytes of the process each.
+    /// A target with 100 ports, one source, at most 1,024 connects in flight, and 64 bytes of process memory per
+    /// connection.
     pub fn new(role: Role, connections: u64) -> Self {
         Self {
             role,
@@ -65,7 +63,7 @@ impl Need {
         }
     }
 
-    /// What a socket takes of the kernel.
+    /// Kernel memory of a socket.
     pub fn kernel_bytes_per_socket(&self) -> u64 {
         match self.file_table {
             FileTable::Process => KERNEL_BYTES_PER_SOCKET,
@@ -88,7 +86,7 @@ impl Need {
         if self.role == Role::Client { 0 } else { self.listeners.unwrap_or(self.ports) }
     }
 
-    /// What descriptors this machine needs beside those of the connections.
+    /// Descriptors that this machine needs besides those of the connections.
     pub(crate) fn other_descriptors(&self) -> u64 {
         let processes = self.sockets_per_connection();
         self.listening_ports().saturating_add(processes * limits::RESERVED_DESCRIPTORS)
@@ -103,8 +101,7 @@ impl Need {
     }
 }
 
-/// Predicts the memory that the target takes on this machine. Where a run then differs by more than a tenth, the
-/// prediction is wrong.
+/// Predicts the memory of the target on this machine. If a run differs by more than a tenth, the prediction is wrong.
 pub fn predict(need: &Need) -> Prediction {
     Prediction {
         connections: need.connections,

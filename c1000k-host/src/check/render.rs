@@ -1,4 +1,4 @@
-//! The table as a person reads it.
+//! Formats the table for users.
 
 use {
     super::{Row, RowStatus},
@@ -18,8 +18,7 @@ impl fmt::Display for RowStatus {
     }
 }
 
-/// The rows as an aligned table of plain text, each remedy below its row, and the status on the
-/// whole at the end.
+/// The rows as an aligned table of plain text, each remedy below its row, and the overall status at the end.
 pub fn render(rows: &[Row]) -> String {
     let width = |text: fn(&Row) -> &str, heading: &str| {
         rows.iter().map(|row| text(row).chars().count()).chain([heading.len()]).max().unwrap_or(0)
@@ -75,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_aligned_and_remedies_stand_below() {
+    fn columns_are_aligned_and_remedies_are_below() {
         let rows = [
             row("fs.nr_open", RowStatus::Pass, None),
             row("RLIMIT_NOFILE hard", RowStatus::Fail, Some("do this\nor that")),
@@ -91,7 +90,7 @@ It does not fit: one limit is too low.
     }
 
     #[test]
-    fn advice_and_what_is_unknown_do_not_fail() {
+    fn advice_and_unknown_rows_do_not_fail() {
         let rows = [row("a", RowStatus::Advice, None), row("c", RowStatus::NotNeeded, None)];
         assert!(render(&rows).ends_with("It fits.\n"));
         let rows = [row("a", RowStatus::Advice, None), row("b", RowStatus::Unknown, None)];

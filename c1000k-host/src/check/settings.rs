@@ -1,24 +1,25 @@
-//! What an operator sets for a target, as lines of a drop-in.
+//! The settings that a target needs, as lines of a drop-in.
 
 use std::fmt;
 
-/// One thing to set.
+/// One setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Setting {
     /// A setting of the kernel.
     Sysctl {
-        /// As `sysctl` has it.
+        /// The name that `sysctl` uses.
         name: &'static str,
-        /// At least these, of a range of ports at least that wide; where it is not enough, never lower than what is there.
+        /// The minimum values, or a port range of at least this width; if the present value is too low, never lower
+        /// than it.
         values: Vec<u64>,
-        /// What is there is enough.
+        /// The present value is enough.
         is_enough: bool,
-        /// What it is for, as a comment.
+        /// Its purpose, as a comment.
         purpose: &'static str,
     },
     /// The hard `RLIMIT_NOFILE` of a login or a service.
     HardDescriptors(u64),
-    /// What no setting mends, as a clause.
+    /// A limit that no setting raises, as a clause.
     Impossible(String),
 }
 
@@ -30,7 +31,7 @@ impl fmt::Display for Setting {
                 let mark = if *is_enough { "#" } else { "" };
                 writeln!(f, "# {purpose}\n{mark}{name} = {}", values.join(" "))
             }
-            // `*` is everyone but root.
+            // `*` is every user except root.
             Self::HardDescriptors(count) => {
                 writeln!(
                     f,
@@ -42,8 +43,8 @@ impl fmt::Display for Setting {
     }
 }
 
-/// The settings as a drop-in of sysctl.d. What is enough as it is, what belongs into limits.d and what no setting mends
-/// are comments, without a space after their `#`.
+/// The settings as a drop-in of sysctl.d. Settings that are high enough, lines for limits.d and limits that no setting
+/// raises are comments, without a space after the `#`.
 pub fn render_settings(settings: &[Setting]) -> String {
     settings.iter().map(Setting::to_string).collect()
 }
@@ -53,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_sysctl_does_not_take_is_a_comment_without_a_space() {
+    fn lines_that_sysctl_does_not_accept_are_comments_without_a_space() {
         let sysctl = |values, is_enough| Setting::Sysctl {
             name: "net.ipv4.tcp_mem",
             values,

@@ -1,4 +1,4 @@
-//! IP addresses as people type them, with their zone where they need one: `192.0.2.1`, `2001:db8::1`, `fe80::1%eth0`.
+//! IP addresses that users type, with a zone where they need one: `192.0.2.1`, `2001:db8::1`, `fe80::1%eth0`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -10,7 +10,7 @@ use nix::net::if_::{if_indextoname, if_nametoindex};
 pub struct ZonedIp {
     /// The address.
     pub ip: IpAddr,
-    /// The index of the zone's interface; 0 where there is no zone.
+    /// The index of the zone's interface; 0 without a zone.
     pub zone: u32,
 }
 
@@ -65,10 +65,10 @@ impl fmt::Display for ZonedIp {
     }
 }
 
-/// Reads an IP address, for clap's `value_parser`.
+/// Parses an IP address, for clap's `value_parser`.
 ///
 /// # Errors
-/// What is understood, or what the address lacks.
+/// The accepted forms, or what the address lacks.
 pub fn parse_ip(text: &str) -> Result<ZonedIp, String> {
     let (address, zone) = split_zone(text)?;
     let ip = address.parse().map_err(|_| {
@@ -79,10 +79,10 @@ pub fn parse_ip(text: &str) -> Result<ZonedIp, String> {
     with_zone(ip, zone)
 }
 
-/// Reads a port, for clap's `value_parser`.
+/// Parses a port, for clap's `value_parser`.
 ///
 /// # Errors
-/// It is no number, or out of range, and what would be right.
+/// It is not a number, or out of range; with the valid range.
 pub fn parse_port(text: &str) -> Result<u16, String> {
     const PORT: &str = "a port is a number from 1 to 65535";
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -93,10 +93,10 @@ pub fn parse_port(text: &str) -> Result<u16, String> {
     }
 }
 
-/// The address, in the zone that it has, or may have.
+/// The address with its zone.
 ///
 /// # Errors
-/// A link-local address has none, or another address one that it can't have.
+/// A link-local address has no zone, or another address has one.
 pub fn with_zone(ip: IpAddr, zone: u32) -> Result<ZonedIp, String> {
     match ip {
         IpAddr::V4(_) if zone != 0 => {
@@ -109,7 +109,7 @@ pub fn with_zone(ip: IpAddr, zone: u32) -> Result<ZonedIp, String> {
     }
 }
 
-/// The text before the `%`, and the index of the interface after it; 0 where there is no `%`.
+/// The text before the `%`, and the index of the interface after it; 0 without a `%`.
 ///
 /// # Errors
 /// This machine has no such interface.
@@ -127,7 +127,7 @@ fn index_in(text: &str) -> Option<u32> {
     if_nametoindex(name.as_c_str()).ok().filter(|&found| found == index)
 }
 
-/// Whether it is no address of one machine, but a group's or the broadcast address.
+/// Whether it is a multicast or the broadcast address instead of the address of one machine.
 #[must_use]
 pub fn is_of_many(address: IpAddr) -> bool {
     let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lacks_a_zone_or_cannot_have_it_is_refused() {
+    fn an_address_without_its_zone_or_with_a_wrong_one_is_refused() {
         for (text, part) in [
             ("fe80::1", "fe80::1%eth0"),
             ("fe80::1%", "no interface"),

@@ -1,5 +1,4 @@
-//! Arguments that both programs have beside their own, and where arguments may come from: the command line, or
-//! environment variables.
+//! Arguments that both programs share, and the sources of arguments: the command line, or environment variables.
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -12,17 +11,17 @@ use log::LevelFilter;
 
 use super::{REACHED, SHORT, deliver, fail};
 
-/// What variables of the environment that stand for flags begin with.
+/// The prefix of environment variables for flags.
 const ENVIRONMENT: &str = "C1000K_";
 
-/// How much is said, and in which colours.
+/// The verbosity and colours of the output.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
-    /// Print warnings and errors, but no progress; the summary is printed all the same
+    /// Print warnings and errors, but no progress; the summary is still printed
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Print what is decided and why; twice: more of it
+    /// Print decisions and their reasons; twice: in more detail
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
     /// When to use colours; auto: on a terminal, unless NO_COLOR is set
@@ -59,13 +58,13 @@ pub enum Generated {
 
 static OUTPUT: OnceLock<OutputArgs> = OnceLock::new();
 
-/// Whether progress is not wanted.
+/// Whether progress is suppressed.
 #[must_use]
 pub fn is_quiet() -> bool {
     OUTPUT.get().is_some_and(|output| output.quiet)
 }
 
-/// What the log holds where `RUST_LOG` says nothing.
+/// The log filter without `RUST_LOG`.
 pub(super) fn log_level() -> LevelFilter {
     match OUTPUT.get() {
         Some(OutputArgs { quiet: true, .. }) => LevelFilter::Warn,
@@ -89,23 +88,23 @@ pub(super) fn wants_color() -> bool {
     }
 }
 
-/// Sets how much is said from here on.
+/// Sets the verbosity from here on.
 ///
 /// # Errors
-/// The exit code, after what was to be generated has been printed.
+/// The exit code, after printing the generated text.
 pub(super) fn apply<A: CommandFactory>(output: &OutputArgs) -> Result<(), ExitCode> {
     let _ = OUTPUT.set(output.clone());
     output.generate.map_or(Ok(()), |what| Err(generate(what, with_environment(A::command()))))
 }
 
-/// Reads the arguments, from the command line or else from the environment.
+/// Parses the arguments, from the command line or the environment.
 pub(super) fn read<A: Parser>() -> Result<A, clap::Error> {
     let mut command = with_environment(A::command());
     let matches = command.try_get_matches_from_mut(std::env::args_os())?;
     A::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
-/// Each flag with a value, or without one, may also be set by a variable: `--hold 5m` by `C1000K_HOLD=5m`.
+/// Each flag, with or without a value, may also be set by a variable: `--hold 5m` by `C1000K_HOLD=5m`.
 fn with_environment(command: Command) -> Command {
     let mut command = command.mut_args(|argument| {
         let Some(long) = argument.get_long() else { return argument };
@@ -117,7 +116,7 @@ fn with_environment(command: Command) -> Command {
     });
     if command.get_arguments().any(|argument| argument.get_long() == Some("quiet")) {
         let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-        let environment = "\n\nEach flag may be set by a variable of the environment too, as --hold 5m by C1000K_HOLD=5m.";
+        let environment = "\n\nEach flag may also be set by an environment variable, such as C1000K_HOLD=5m for --hold 5m.";
         command = command.after_help(after + environment);
     }
     command

@@ -1,7 +1,7 @@
-//! Standard error, written by a thread of its own, so that a slow reader does not hold up the reactor.
+//! Standard error, written by a separate thread, so that the program does not wait for its reader.
 //!
-//! A pipe that no one reads is full after some 64 KB, and a terminal may be stopped: from then on a write waits, perhaps
-//! for ever. So what is reported goes into a bounded queue; what finds it full is dropped and counted.
+//! A pipe that is not read is full after about 64 KB, and a terminal may be stopped: then a write may block
+//! indefinitely. So text goes into a bounded queue, and is dropped and counted if the queue is full.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
@@ -15,22 +15,22 @@ use nix::sys::signal::SigSet;
 
 use crate::format;
 
-/// Texts that may wait; each is a line, or a few.
+/// The maximum number of queued texts; each is one or a few lines.
 const TEXTS_MAX: usize = 1024;
 
-/// So long the end of the program waits for those who read what it said.
+/// How long the program waits at its end for the readers of its output.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A pipe that takes anything at all takes as much at once (`PIPE_BUF`).
+/// A pipe that is writable accepts this number of bytes at once (`PIPE_BUF`).
 const PIECE_BYTES: usize = 4096;
 
-/// It calls `write`, and nothing else.
+/// It only calls `write`.
 const STACK_BYTES: usize = 128 * 1024;
 
-/// The one way to standard error.
+/// The only writer to standard error.
 pub(super) static STANDARD_ERROR: Outlet = Outlet::new();
 
-/// Texts on their way to a writer.
+/// Texts queued for a writer.
 #[derive(Debug)]
 pub(super) struct Outlet {
     state: Mutex<State>,
@@ -41,11 +41,11 @@ pub(super) struct Outlet {
 struct State {
     is_running: bool,
     is_writing: bool,
-    /// The writer was waited for in vain, and has written nothing since.
+    /// Waiting for the writer timed out, and it has written nothing since.
     is_stuck: bool,
     waiting: VecDeque<Vec<u8>>,
     dropped: u64,
-    /// Those of them that no line has told of.
+    /// Those of them that no line has reported.
     dropped_untold: u64,
 }
 
@@ -62,10 +62,10 @@ impl Outlet {
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// Starts the thread that writes. Signals are for others: it blocks them all.
+    /// Starts the writing thread, which blocks all signals.
     ///
     /// # Errors
-    /// The system refused to start it; then each text is written by whoever brings it.
+    /// The system refused to start it; then each text is written by the thread that brings it.
     pub(super) fn start(&'static self, out: impl Write + Send + 'static) -> io::Result<()> {
         let before = SigSet::thread_get_mask()?;
         SigSet::all().thread_block()?;
@@ -77,14 +77,14 @@ impl Outlet {
         Ok(())
     }
 
-    /// Takes a text, without waiting for its reader; without a thread it is written here, and once there was no reader for
-    /// [`PATIENCE`] only what need not wait.
+    /// Queues a text, without waiting for its reader. Without a thread it is written here; after there was no reader
+    /// for [`PATIENCE`], only text that does not block.
     pub(super) fn push(&self, text: Vec<u8>) {
         let mut state = self.state();
         if !state.is_running {
             let patience = if state.is_stuck { Duration::ZERO } else { PATIENCE };
             let written = write_within(io::stderr(), &text, patience);
-            // A reader that has gone away is no fault.
+            // A closed pipe is not an error.
             state.is_stuck = written.is_err_and(|error| error.kind() == ErrorKind::TimedOut);
             state.dropped += u64::from(state.is_stuck);
             return;
@@ -98,7 +98,7 @@ impl Outlet {
         }
     }
 
-    /// Waits until all is written, for a second at most.
+    /// Waits until everything is written, at most one second.
     pub(super) fn flush(&self) {
         let is_busy = |state: &mut State| {
             let has_more = state.dropped_untold > 0 || !state.waiting.is_empty();
@@ -109,7 +109,7 @@ impl Outlet {
         state.is_stuck |= waited.timed_out();
     }
 
-    /// Texts that found the queue full.
+    /// Texts that were dropped because the queue was full.
     pub(super) fn dropped(&self) -> u64 {
         self.state().dropped
     }
@@ -121,7 +121,7 @@ impl Outlet {
         }
     }
 
-    /// What is to be written next, once there is something. That some were dropped is reported when there is room again.
+    /// Waits for the next text. The number of dropped texts is reported when there is room again.
     fn next(&self) -> Vec<u8> {
         let mut state = self.state();
         (state.is_writing, state.is_stuck) = (false, false);
@@ -133,7 +133,7 @@ impl Outlet {
         state.waiting.pop_front().unwrap_or_else(|| {
             let dropped = std::mem::take(&mut state.dropped_untold);
             let lines = format::counted(dropped, "line");
-            format!("missing here: {lines} of log, not read in time\n").into()
+            format!("missing here: {lines} of the log, not read in time\n").into()
         })
     }
 
@@ -142,10 +142,10 @@ impl Outlet {
     }
 }
 
-/// Writes to what may not be read, or not now, and waits at most `patience` for each piece of it.
+/// Writes to a pipe that may not be read, and waits at most `patience` for each piece.
 ///
 /// # Errors
-/// `TimedOut` where a part is not taken in time, or what writing refuses with.
+/// `TimedOut` if a part is not accepted in time, or the error of the write.
 pub(super) fn write_within(
     mut out: impl Write + AsFd,
     text: &[u8],
@@ -161,7 +161,7 @@ pub(super) fn write_within(
     Ok(())
 }
 
-/// A line of log, which comes in one piece.
+/// A log line, which arrives in one piece.
 #[derive(Debug)]
 pub(super) struct LogLines;
 
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_comes_whole_and_in_order() {
+    fn text_is_written_whole_and_in_order() {
         let (reader, writer) = io::pipe().unwrap();
         let outlet = outlet(writer);
         for number in 0..100 {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_nobody_reads_holds_nobody_up_and_what_is_missing_is_told() {
+    fn an_unread_pipe_blocks_no_thread_and_dropped_texts_are_reported() {
         let (reader, writer) = io::pipe().unwrap();
         let outlet = outlet(writer);
         let began = Instant::now();
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_thread_a_text_is_written_whole_or_given_up_in_time() {
+    fn without_a_thread_a_text_is_written_whole_or_dropped_in_time() {
         let text: Vec<u8> = (0..30_000).map(|index| (index % 251) as u8).collect();
         let (mut reader, writer) = io::pipe().unwrap();
         write_within(&writer, &text, PATIENCE).unwrap();
@@ -241,11 +241,11 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_has_gone_away_is_no_fault() {
+    fn a_closed_pipe_is_not_an_error() {
         let (reader, writer) = io::pipe().unwrap();
         let outlet = outlet(writer);
         drop(reader);
-        outlet.push(b"to no one\n".to_vec());
+        outlet.push(b"unread\n".to_vec());
         outlet.flush();
         assert!(!outlet.state().is_stuck && outlet.state().waiting.is_empty());
     }

@@ -1,12 +1,10 @@
 //! Memory limits of the cgroups around this process, versions 1 and 2.
 //!
-//! A limit anywhere on the way up to the root of the hierarchy binds all that is below it. Which
-//! files are read is settled once; a process that is moved to another group keeps being measured
-//! by the first.
+//! A limit of any group up to the root of the hierarchy binds all groups below it. The files to read are determined
+//! once; for a process that moves to another group, the first group is still measured.
 //!
-//! The process's own mounts need not show its group: `ip netns exec`, for one, mounts a fresh `/sys`.
-//! Then the mounts of the processes that started it are tried, and where none of them shows the
-//! group either, [`Cgroups::hidden`] names it.
+//! The mounts of the process need not show its group: `ip netns exec`, for example, mounts a new `/sys`. Then the
+//! mounts of its parent processes are tried, and if none of them shows the group either, [`Cgroups::hidden`] names it.
 
 use {
     super::{pinned_bytes, total},
@@ -24,16 +22,16 @@ use {
     },
 };
 
-/// A limit of 2^62 or more is the kernel's way to say that there is none.
+/// The kernel shows a missing limit as 2^62 or more.
 const UNLIMITED_BYTES: u64 = 1 << 62;
 
-/// The most generations of parents whose mounts are read.
+/// The maximum number of generations of parents whose mounts are read.
 const ANCESTORS_MAX: usize = 32;
 
-/// Every group has this file, whatever it limits.
+/// Every group has this file.
 const MEMBERS: &str = "cgroup.procs";
 
-/// Mapped page cache is what programs run from: as much as this part of the limit is not counted as reclaimable.
+/// Programs run from mapped page cache: up to this part of the limit is not counted as reclaimable.
 const MAPPED_KEPT_DIVISOR: u64 = 8;
 
 /// One cgroup that has a memory limit.
@@ -41,18 +39,18 @@ const MAPPED_KEPT_DIVISOR: u64 = 8;
 pub struct CgroupLimit {
     /// The group's directory.
     pub directory: PathBuf,
-    /// Past this the group's processes are throttled or killed.
+    /// Above this the group's processes are throttled or killed.
     pub limit_bytes: u64,
-    /// What the group and all groups below it use.
+    /// The memory used by the group and all groups below it.
     pub used_bytes: u64,
-    /// The part of it that the kernel takes back before it kills: page cache, and slabs that can shrink.
+    /// The part of it that the kernel reclaims before it kills: page cache, and slabs that can shrink.
     pub reclaimable_bytes: u64,
-    /// The part of it that is data queued in sockets; `None` where that is not charged to the group.
+    /// The part of it that is data queued in sockets; `None` if that is not charged to the group.
     pub socket_data_bytes: Option<u64>,
 }
 
 impl CgroupLimit {
-    /// What may still be taken.
+    /// The memory that may still be taken.
     pub fn room_bytes(&self) -> u64 {
         let held_bytes = self.used_bytes.saturating_sub(self.reclaimable_bytes);
         self.limit_bytes.saturating_sub(held_bytes)
@@ -69,27 +67,27 @@ pub struct Cgroups {
 #[derive(Clone, Debug)]
 struct Group {
     directory: PathBuf,
-    /// Where its files are read, if not in the directory: another process's mounts vanish with that process.
+    /// Where its files are read, if not in the directory: another process's mounts disappear with that process.
     held_open: Option<Arc<File>>,
     files: &'static Files,
-    /// It is the highest one that can be seen, so what binds above it is to be asked here.
+    /// It is the highest visible group, so limits above it are read here.
     is_outermost: bool,
 }
 
-/// The names that a version of the interface uses.
+/// The file names and keys of a version of the interface.
 #[derive(Debug, PartialEq, Eq)]
 struct Files {
-    /// Each of these limits.
+    /// The files of limits, all of which apply.
     limits: &'static [&'static str],
     used: &'static str,
-    /// The keys in `memory.stat`, groups below included: the lowest limit of the group and all above it.
+    /// The keys in `memory.stat`, which include groups below: the lowest limit of the group and all above it.
     limit_from_above: Option<&'static str>,
-    /// Page cache, used lately or not.
+    /// Page cache, active or not.
     page_cache: &'static [&'static str],
     mapped: &'static str,
     /// Slabs that can shrink. Version 1 has no such key.
     slabs: Option<&'static str>,
-    /// Data in sockets. Version 1 counts that elsewhere, and by default not at all.
+    /// Data in sockets. Version 1 counts it elsewhere, and by default not at all.
     socket_data: Option<&'static str>,
 }
 
@@ -104,7 +102,7 @@ const VERSION_1: Files = Files {
 };
 
 const VERSION_2: Files = Files {
-    // Above `high` the group is throttled until it is of no use: that binds as `max` does.
+    // Above `high` the group is throttled until it is unusable, so it binds like `max`.
     limits: &["memory.max", "memory.high"],
     used: "memory.current",
     limit_from_above: None,
@@ -115,7 +113,7 @@ const VERSION_2: Files = Files {
 };
 
 impl Cgroups {
-    /// The groups of this process; none where they can't be determined.
+    /// The groups of this process; empty if they can't be determined.
     pub fn of_self() -> Self {
         let Some(cgroups) = text::read("/proc/self/cgroup") else { return Self::default() };
         let own = text::read("/proc/self/mountinfo").unwrap_or_default();
@@ -129,25 +127,25 @@ impl Cgroups {
         }
     }
 
-    /// The process's group, where it counts memory and none of its files can be read.
+    /// The process's group, if it counts memory and none of its files can be read.
     pub fn hidden(&self) -> Option<&Path> {
         self.hidden.as_deref()
     }
 
-    /// The limits that are set, with what is used of them now, on a system with `tcp_sockets` sockets.
+    /// The limits that are set, with their present use, on a system with `tcp_sockets` sockets.
     pub fn limits(&self, tcp_sockets: u64) -> impl Iterator<Item = CgroupLimit> {
         self.groups.iter().filter_map(move |group| group.limit(tcp_sockets))
     }
 }
 
-/// The groups that this process sees in its own mounts.
+/// The groups that this process sees in its mounts.
 fn own_view(cgroups: &str, mounts: &str) -> Vec<Group> {
     let mut groups = parse(cgroups, mounts, Outside::IsMountPoint);
     groups.retain(|group| group.directory.join(MEMBERS).exists());
     groups
 }
 
-/// The groups of this process that another one sees, held open: they are read by way of its root.
+/// The groups of this process that another process sees, held open: they are read through its root.
 fn view_of(process: &Path, cgroups: &str) -> Option<Vec<Group>> {
     let mounts = text::read(process.join("mountinfo"))?;
     let groups = parse(cgroups, &mounts, Outside::IsUnknown);
@@ -161,7 +159,7 @@ fn view_of(process: &Path, cgroups: &str) -> Option<Vec<Group>> {
     Some(opened.collect()).filter(|groups: &Vec<Group>| !groups.is_empty())
 }
 
-/// The processes that started this one, as their directories in `/proc`.
+/// The parent processes, as their directories in `/proc`.
 fn ancestors() -> impl Iterator<Item = PathBuf> {
     let directory = |process: u64| PathBuf::from(format!("/proc/{process}"));
     let parent = move |of: &Path| {
@@ -174,28 +172,28 @@ fn ancestors() -> impl Iterator<Item = PathBuf> {
         .map(directory)
 }
 
-/// Whether the root of the hierarchy, as this process sees it, is some group of the system's.
+/// Whether the root of the hierarchy that this process sees is a group below the system's root.
 fn is_namespaced() -> bool {
     let namespace = fs::read_link("/proc/self/ns/cgroup");
     namespace.is_ok_and(|namespace| namespace != Path::new(FIRST_CGROUP_NAMESPACE))
 }
 
-/// The kernel gives it this number (`PROC_CGROUP_INIT_INO`).
+/// The kernel's fixed number (`PROC_CGROUP_INIT_INO`).
 const FIRST_CGROUP_NAMESPACE: &str = "cgroup:[4026531835]";
 
-/// The group of a process that sees none of its groups' files; the system's root group has no limit.
+/// The group of a process that sees none of its groups' files; the root group of the system has no limit.
 fn hidden_group(cgroups: &str, is_namespaced: bool) -> Option<PathBuf> {
     let cgroups = ProcessCGroups::from_read(cgroups.as_bytes()).ok()?;
     let (path, _) = membership(&cgroups)?;
     (is_namespaced || path != "/").then(|| path.into())
 }
 
-/// What it means that a process's group lies outside of what is mounted.
+/// How to treat a process's group outside of the mounted part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outside {
-    /// In a container: the mount point is all that can be seen, and it is the container's own group.
+    /// In a container: only the mount point is visible, and it is the container's group.
     IsMountPoint,
-    /// In another process's mounts: some other group.
+    /// In another process's mounts: another group.
     IsUnknown,
 }
 
@@ -215,7 +213,7 @@ fn parse(cgroups: &str, mounts: &str, outside: Outside) -> Vec<Group> {
     of_memory.flat_map(groups_of).collect()
 }
 
-/// The process's group in the hierarchy that counts memory: the one of version 1 that has the controller, else version 2.
+/// The process's group in the hierarchy that counts memory: that of version 1 with the controller, otherwise version 2.
 fn membership(cgroups: &ProcessCGroups) -> Option<(&str, &'static Files)> {
     let of = |is_it: fn(&[String]) -> bool| {
         cgroups.0.iter().find(|group| is_it(&group.controllers)).map(|group| &*group.pathname)
@@ -257,12 +255,12 @@ impl Group {
     }
 }
 
-/// Page cache that the kernel gives up for the asking, whether it was used lately or not.
+/// Page cache that the kernel can reclaim, active or not.
 fn reclaimable_cache_bytes(page_cache_bytes: u64, mapped_bytes: u64, limit_bytes: u64) -> u64 {
     page_cache_bytes.saturating_sub(mapped_bytes.min(limit_bytes / MAPPED_KEPT_DIVISOR))
 }
 
-/// The names used below this mount, if it is one that counts memory.
+/// The names used below this mount, if it counts memory.
 fn files_of(mount: &MountInfo) -> Option<&'static Files> {
     match mount.fs_type.as_str() {
         "cgroup2" => Some(&VERSION_2),
@@ -271,14 +269,14 @@ fn files_of(mount: &MountInfo) -> Option<&'static Files> {
     }
 }
 
-/// The directory of the process's group below this mount, and all above it up to the mount point.
+/// The directory of the process's group below this mount, and all directories above it up to the mount point.
 fn directories(mount: &MountInfo, path: &str, outside: Outside) -> impl Iterator<Item = PathBuf> {
     let top = mount.mount_point.clone();
     let below = Path::new(path)
         .strip_prefix(&mount.root)
         .ok()
         .filter(|below| !below.components().any(|part| part == Component::ParentDir))
-        // Collecting drops the slash that joining an empty path leaves at the end.
+        // Collecting removes the slash that joining an empty path leaves at the end.
         .map(|below| top.join(below).components().collect::<PathBuf>());
     let start = below.or_else(|| (outside == Outside::IsMountPoint).then(|| top.clone()));
     let above = iter::successors(start, |directory| directory.parent().map(PathBuf::from));
@@ -302,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn the_own_group_and_all_above_it_are_found() {
+    fn the_group_of_the_process_and_all_above_it_are_found() {
         let expected = [
             "/sys/fs/cgroup/memory/outer/inner",
             "/sys/fs/cgroup/memory/outer",
@@ -348,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_nobody_shows_is_named_unless_it_is_the_systems_root() {
+    fn a_group_that_no_mount_shows_is_named_unless_it_is_the_systems_root() {
         let hidden = |cgroups, is_namespaced| hidden_group(cgroups, is_namespaced);
         assert_eq!(hidden(CGROUPS_1, false), Some("/outer/inner".into()));
         assert_eq!(hidden("4:memory:/\n0::/x\n", false), None);
@@ -359,13 +357,13 @@ mod tests {
     }
 
     #[test]
-    fn the_processes_that_started_this_one_are_found() {
+    fn the_parent_processes_are_found() {
         let found: Vec<_> = ancestors().collect();
         assert!(found.iter().all(|process| process.join("status").exists()), "{found:?}");
         assert!(found.len() < ANCESTORS_MAX, "{found:?}");
     }
 
-    /// A directory with such files, read as a group of this version.
+    /// A directory with these files, read as a group of this version.
     fn group(name: &str, files: &'static Files, texts: &[(&str, &str)]) -> Option<CgroupLimit> {
         let own = format!("c1000k-host-cgroup-{}-{name}", std::process::id());
         let directory = std::env::temp_dir().join(own);
@@ -408,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_above_what_can_be_seen_binds_too() {
+    fn a_limit_above_the_visible_groups_binds_too() {
         let files = [
             ("memory.limit_in_bytes", "9223372036854771712\n"),
             ("memory.usage_in_bytes", "4194304\n"),
@@ -419,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn page_cache_is_room_whether_it_was_used_lately_or_not() {
+    fn page_cache_is_room_active_or_not() {
         let files = [
             ("memory.limit_in_bytes", "16777216\n"),
             ("memory.usage_in_bytes", "16777216\n"),
@@ -435,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn what_programs_run_from_is_no_room_and_a_mapped_database_is() {
+    fn mapped_program_files_are_no_room_and_a_mapped_database_is() {
         const MIB: u64 = 1 << 20;
         assert_eq!(reclaimable_cache_bytes(3 * MIB, MIB, 16 * MIB), 2 * MIB);
         assert_eq!(reclaimable_cache_bytes(900 * MIB, 900 * MIB, 1024 * MIB), 772 * MIB);

@@ -1,7 +1,7 @@
-//! What the machine has left, by `/proc/meminfo`, or by other sources where that is missing or incomplete.
+//! The machine's available memory, from `/proc/meminfo`, or from other sources if that is missing or incomplete.
 //!
-//! `/proc` may be mounted with `subset=pid`, which leaves the processes only; a container may be shown a file of its
-//! own, with fewer lines; kernels before 3.14 have no `MemAvailable`.
+//! `/proc` may be mounted with `subset=pid`, which shows only processes; a container may have a replaced file with
+//! fewer lines; kernels before 3.14 have no `MemAvailable`.
 
 use {
     super::{Meminfo, MemoryBound, MemoryRoom, pinned_bytes, total},
@@ -10,11 +10,11 @@ use {
     std::fs,
 };
 
-/// Where `MemAvailable` is missing, this part of the memory is not counted as free, and not as cache that can be taken:
-/// the kernel sets it aside by its watermarks, which are some 0.3% to 1% of the memory.
+/// Without `MemAvailable`, this part of the memory counts neither as free nor as reclaimable cache: the kernel reserves
+/// it by its watermarks, which are about 0.3% to 1% of the memory.
 const SET_ASIDE_DIVISOR: u64 = 64;
 
-/// The machine's room, on a system with `tcp_sockets` sockets; `None` where there is no source.
+/// The machine's room, on a system with `tcp_sockets` sockets; `None` without a source.
 pub(super) fn room(tcp_sockets: u64) -> Option<MemoryRoom> {
     let is_usable = |meminfo: &Meminfo| meminfo.available_bytes.or(meminfo.free_bytes).is_some();
     let meminfo = text::read("/proc/meminfo").map(|text| Meminfo::parse(&text));
@@ -45,8 +45,8 @@ fn room_of(meminfo: &Meminfo, total_bytes: u64, tcp_sockets: u64) -> Option<Memo
     })
 }
 
-/// Estimates `MemAvailable` as the kernel does (`si_mem_available`): what is free, and what can shrink, each but for a
-/// mark.
+/// Estimates `MemAvailable` as the kernel does (`si_mem_available`): free memory, and caches that can shrink, each
+/// minus a watermark.
 fn estimate(meminfo: &Meminfo, slab_bytes: u64, set_aside_bytes: u64) -> Option<u64> {
     let free_bytes = meminfo.free_bytes?.saturating_sub(set_aside_bytes);
     let page_cache = [meminfo.active_file_bytes, meminfo.inactive_file_bytes];
@@ -75,13 +75,13 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_calls_available_is_room() {
+    fn available_memory_is_room() {
         assert_eq!(room_bytes(MEMINFO, 0), Some(24_354_432 * KIB));
         assert_eq!(Meminfo::parse(MEMINFO).total_bytes, Some(TOTAL));
     }
 
     #[test]
-    fn what_open_sockets_pin_is_not_available() {
+    fn memory_pinned_by_open_sockets_is_not_available() {
         let room = |sockets| room_bytes(MEMINFO, sockets).expect("a meminfo");
         assert_eq!(room(0) - room(10_000), 10_570_000);
         assert_eq!(room(0) - room(1_000_000), 20_000 * KIB);
@@ -117,16 +117,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_meminfo_is_none() {
+    fn an_invalid_meminfo_is_none() {
         for text in ["", "MemTotal: x kB", "\u{0}", "MemTotal: 4 kB\nCached: 2 kB\n"] {
             assert_eq!(room_bytes(text, 0), None, "{text}");
         }
     }
 
     #[test]
-    fn this_machines_nodes_promise_no_more_than_its_meminfo() {
+    fn this_machines_nodes_show_no_more_than_its_meminfo() {
         let room = |meminfo: &Meminfo| room_of(meminfo, meminfo.total_bytes?, 0);
-        // Where the kernel knows no nodes there is nothing to compare.
+        // Without nodes there is nothing to compare.
         let Some(of_nodes) = room(&meminfo_of_nodes()) else { return };
         let meminfo = text::read("/proc/meminfo").expect("is world-readable");
         let whole = room(&Meminfo::parse(&meminfo)).expect("is a meminfo");

@@ -2,8 +2,8 @@
 
 use crate::text;
 
-/// The figures of a meminfo; each is `None` where its line is missing or is not understood. Where the text is that of
-/// several memory nodes (`Node 0 MemFree: 4 kB`), each figure is their sum.
+/// The figures of a meminfo; each is `None` if its line is missing or invalid. If the text is that of several memory
+/// nodes (`Node 0 MemFree: 4 kB`), each figure is their sum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Meminfo {
     /// `MemTotal`.
@@ -25,7 +25,7 @@ pub struct Meminfo {
 }
 
 impl Meminfo {
-    /// Understands the text of a meminfo.
+    /// Parses the text of a meminfo.
     pub fn parse(text: &str) -> Self {
         let sum = |key| sum_of(text, key);
         Self {

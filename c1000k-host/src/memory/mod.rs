@@ -12,35 +12,35 @@ use {
     std::path::{Path, PathBuf},
 };
 
-/// What a TCP socket has in slabs that the kernel counts as reclaimable, and so as available, though nothing takes
-/// them back while the socket is open: sock_inode_cache 832 + dentry 192 bytes, each with its share of what is lost at
-/// the end of its slab. Seen as the growth of `SReclaimable` by two million sockets.
+/// The memory of a TCP socket in slabs that the kernel counts as reclaimable, and so as available, although it can't
+/// reclaim them while the socket is open: sock_inode_cache 832 + dentry 192 bytes, each with its share of the unused
+/// end of its slab. Measured as the growth of `SReclaimable` by two million sockets.
 const PINNED_BYTES_PER_SOCKET: u64 = 1_057;
 
-/// What binds first.
+/// The limit that binds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemoryBound {
     /// The machine's memory.
     Machine,
-    /// The limit of the cgroup with this directory: the process's own or one around it.
+    /// The limit of the cgroup with this directory: that of the process or one around it.
     Cgroup(PathBuf),
 }
 
 /// How much memory may still be taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryRoom {
-    /// What is left where it is tightest. Swap is not counted.
+    /// The available memory under the tightest limit. Swap is not counted.
     pub bytes: u64,
-    /// All that there is there: the machine's memory, or the cgroup's limit.
+    /// The total there: the machine's memory, or the cgroup's limit.
     pub total_bytes: u64,
-    /// Where it is tightest.
+    /// The tightest limit.
     pub bound_by: MemoryBound,
-    /// What is taken of it by data queued in sockets, if that is charged here: a cgroup of version 2 is, a page at the
-    /// least for each socket that has some, and when it is full the kernel kills.
+    /// The part that data queued in sockets takes, if that is charged here. A cgroup of version 2 is charged at least a
+    /// page for each socket with data, and when it is full the kernel kills.
     pub socket_data_bytes: Option<u64>,
 }
 
-/// Tells the room again and again; which cgroups count is found out once.
+/// Reads the room repeatedly; the cgroups that count are determined once.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryReader {
     cgroups: Cgroups,
@@ -52,15 +52,15 @@ impl MemoryReader {
         Self { cgroups: Cgroups::of_self() }
     }
 
-    /// The room that is left now, where it is tightest; `None` where nothing of it can be read.
+    /// The present room under the tightest limit; `None` if no limit can be read.
     ///
-    /// Under a cgroup limit, page cache that the group could give back counts as room. The machine's own room is
-    /// `MemAvailable` without what open sockets pin.
+    /// Under a cgroup limit, reclaimable page cache of the group counts as room. The machine's room is `MemAvailable`
+    /// without the memory that open sockets pin.
     pub fn read(&self) -> Option<MemoryRoom> {
         self.rooms().into_iter().min_by_key(|room| room.bytes)
     }
 
-    /// The room that is left now in the machine and in each cgroup that has a limit, as far as each can be read.
+    /// The present room in the machine and in each cgroup that has a limit, if it can be read.
     pub fn rooms(&self) -> Vec<MemoryRoom> {
         let sockets = SocketUsage::read().map_or(0, |usage| usage.tcp_alloc);
         let cgroups = self.cgroups.limits(sockets).map(MemoryRoom::from);
@@ -73,12 +73,12 @@ impl MemoryReader {
     }
 }
 
-/// The room that is left now. Who asks often keeps a [`MemoryReader`].
+/// The present room. For frequent readings keep a [`MemoryReader`].
 pub fn memory_available() -> Option<MemoryRoom> {
     MemoryReader::new().read()
 }
 
-/// What a server keeps free of so much memory where nothing else is asked for: a tenth, at most 1 GiB.
+/// The default reserve of a server on this amount of memory: a tenth, at most 1 GiB.
 #[must_use]
 pub fn reserve_bytes(total_bytes: u64) -> u64 {
     (total_bytes / 10).min(1 << 30)
@@ -95,7 +95,7 @@ impl From<CgroupLimit> for MemoryRoom {
     }
 }
 
-/// What open sockets keep of the slabs that count as reclaimable.
+/// The memory of slabs counted as reclaimable that open sockets pin.
 fn pinned_bytes(tcp_sockets: u64) -> u64 {
     tcp_sockets.saturating_mul(PINNED_BYTES_PER_SOCKET)
 }

@@ -1,12 +1,12 @@
-//! The network's event counters that a flood of connections moves.
+//! The network event counters that many new connections change.
 
 use {crate::text, std::collections::BTreeMap};
 
-/// The counters kept, under the kernel's own names (`/proc/net/netstat`, `/proc/net/snmp`).
+/// The counters that are kept, by the kernel's names (`/proc/net/netstat`, `/proc/net/snmp`).
 const WATCHED: &[&str] = &[
-    // A connection that completed its handshake met a full accept queue.
+    // A connection that completed its handshake found the accept queue full.
     "ListenOverflows",
-    // Any reason that a listener dropped a SYN or a final ACK for, overflows included.
+    // A listener dropped a SYN or a final ACK, for any reason, including overflows.
     "ListenDrops",
     "TCPReqQFullDrop",
     "TCPReqQFullDoCookies",
@@ -40,12 +40,12 @@ impl NetCounters {
         Some(Self::parse(&netstat, &snmp))
     }
 
-    /// The value of a counter by the kernel's name; `None` where this kernel has no such counter.
+    /// The value of a counter by the kernel's name; `None` if this kernel has no such counter.
     pub fn value(&self, name: &str) -> Option<u64> {
         self.0.get(name).copied()
     }
 
-    /// What was added since an earlier reading.
+    /// The growth since an earlier reading.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let added = |(&name, &value): (&&'static str, &u64)| {
@@ -59,7 +59,7 @@ impl NetCounters {
         self.0.iter().map(|(&name, &value)| (name, value))
     }
 
-    /// Understands the texts of a `netstat` and an `snmp`: each section is a line of names and a line of values, both with
+    /// Parses the texts of a `netstat` and an `snmp`: each section is a line of names and a line of values, both with
     /// the same prefix.
     pub fn parse(netstat: &str, snmp: &str) -> Self {
         let mut counters = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! What one socket costs the kernel: growth since a baseline, divided by the sockets added.
+//! The kernel memory of one socket: growth since a baseline, divided by the sockets added.
 
 use std::collections::BTreeMap;
 
@@ -9,23 +9,23 @@ use super::{
 
 /// Measures the kernel's memory per TCP socket from the moment it was made.
 ///
-/// Slabs and sockets are counted for the whole system. So where both ends of a connection are on
-/// one kernel, two sockets are counted for it and the cost is still that of one. Other programs
-/// that open sockets or files meanwhile blur the figure.
+/// Slabs and sockets are counted for the whole system. If both ends of a connection are on one kernel, two sockets are
+/// counted, and the cost is still that of one. Other programs that open sockets or files at the same time distort the
+/// figure.
 #[derive(Clone, Debug)]
 pub struct KernelMeter {
     reader: SlabReader,
     baseline: Option<(SlabUsage, SocketUsage)>,
 }
 
-/// What one socket costs the kernel, in bytes. Slabs are counted by their pages, so what is lost
-/// at the end of each slab is part of it.
+/// The kernel memory of one socket, in bytes. Slabs are counted by their pages, so the unused end of each slab is
+/// included.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KernelCost {
     /// Sockets added since the baseline, over which the growth is spread.
     pub sockets: u64,
-    /// Bytes per socket in each cache that a connection takes an object from, by the cache's name; in those that every
-    /// file takes one from, too, the size of an object.
+    /// Bytes per socket in each cache from which a connection takes an object, by the cache's name; for caches that
+    /// every file uses, the size of an object.
     pub slabs: Vec<(&'static str, f64)>,
     /// Bytes per socket by which all other caches together have grown (negative if they shrank).
     pub other_slabs: f64,
@@ -41,15 +41,13 @@ impl KernelMeter {
         Self { reader, baseline }
     }
 
-    /// Those caches of a connection that this kernel shows under another's name: own name to shown
-    /// name.
+    /// The caches of a connection that this kernel shows under another name: original name to shown name.
     pub fn shown_as(&self) -> BTreeMap<String, String> {
         let slabs = self.baseline.as_ref().map(|(slabs, _)| slabs.shown_as().clone());
         slabs.unwrap_or_default()
     }
 
-    /// The cost since the baseline. `None` where the slabs can't be read (no root), or where no
-    /// socket was added.
+    /// The cost since the baseline. `None` if the slabs can't be read (no root), or if no socket was added.
     pub fn cost(&self) -> Option<KernelCost> {
         let (slabs, sockets) = sample(&self.reader)?;
         let (slabs_before, sockets_before) = self.baseline.as_ref()?;
@@ -58,12 +56,12 @@ impl KernelMeter {
 }
 
 impl KernelCost {
-    /// Bytes per socket in the caches that a connection takes an object from.
+    /// Bytes per socket in the caches of a connection.
     pub fn slab_bytes(&self) -> f64 {
         self.slabs.iter().map(|(_, bytes)| bytes).sum()
     }
 
-    /// Bytes per socket in all: its own caches, the growth of the others and what is queued.
+    /// Total bytes per socket: its caches, the growth of the others, and queued data.
     pub fn total_bytes(&self) -> f64 {
         self.slab_bytes() + self.other_slabs + self.buffers
     }
@@ -88,7 +86,7 @@ impl KernelCost {
     }
 }
 
-/// Slabs first: where they can't be seen, the sockets need no counting.
+/// Slabs first: if they can't be read, the sockets need not be counted.
 fn sample(reader: &SlabReader) -> Option<(SlabUsage, SocketUsage)> {
     Some((reader.read()?, SocketUsage::read()?))
 }
@@ -127,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn without_new_sockets_there_is_no_cost_to_tell() {
+    fn without_new_sockets_there_is_no_cost() {
         let slabs = usage(SLABINFO);
         for after in [4, 5] {
             let cost = KernelCost::between((&slabs, &sockets(5, 0)), (&slabs, &sockets(after, 0)));
@@ -136,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_meter_without_a_view_of_the_slabs_tells_nothing() {
+    fn without_readable_slabs_there_is_no_cost() {
         let meter = KernelMeter { reader: SlabReader::new(), baseline: None };
         assert_eq!(meter.cost(), None);
     }

@@ -1,4 +1,4 @@
-//! What this process, its sockets and the kernel on its behalf use, cheap enough for each second.
+//! The resources of this process, its sockets and the kernel on its behalf, cheap enough to read every second.
 
 mod counters;
 mod kernel;

@@ -8,14 +8,14 @@ use {
     },
 };
 
-/// What this process uses.
+/// The resources that this process uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ProcessUsage {
-    /// Resident memory now, by the page tables. The kernel's running counts may be hundreds of pages off, which is
-    /// a tenth of what ten thousand connections take.
+    /// Resident memory now, from the page tables. The kernel's running counts may be wrong by hundreds of pages, a
+    /// tenth of the memory of ten thousand connections.
     pub rss_bytes: u64,
-    /// The most that ever was resident, by the running counts, and at least what is resident now; `None` where
-    /// `/proc/self/status` does not tell.
+    /// The maximum resident memory, from the running counts, at least the present one; `None` if `/proc/self/status`
+    /// does not have it.
     pub rss_peak_bytes: Option<u64>,
     /// The part of the resident memory that no file backs and no other process shares: heap and
     /// stack.
@@ -38,7 +38,7 @@ impl ProcessUsage {
             .unwrap_or(counted_bytes);
         let rss_peak_bytes = text::read("/proc/self/status")
             .and_then(|status| text::kilobytes_of(&status, "VmHWM"))
-            // The two files are read one after the other: the peak is at least what was seen.
+            // The two files are read one after the other: the peak is at least the present value.
             .map(|peak| peak.max(rss_bytes));
         Some(Self {
             rss_bytes,
@@ -50,12 +50,12 @@ impl ProcessUsage {
     }
 }
 
-/// Resident memory by the text of a `/proc/PID/smaps_rollup`.
+/// Resident memory from the text of a `/proc/PID/smaps_rollup`.
 pub fn rss_of_rollup(smaps_rollup: &str) -> Option<u64> {
     text::kilobytes_of(smaps_rollup, "Rss")
 }
 
-/// Resident memory by the text of a `/proc/PID/status`: the kernel's running count.
+/// Resident memory from the text of a `/proc/PID/status`: the kernel's running count.
 pub fn rss_of_status(status: &str) -> Option<u64> {
     text::kilobytes_of(status, "VmRSS")
 }
@@ -99,7 +99,7 @@ mod tests {
             let rss_bytes = ProcessUsage::read().expect("this process may read itself").rss_bytes;
             (before, rss_bytes, rollup())
         };
-        // Other tests of this process take and free memory meanwhile.
+        // Other tests of this process allocate and free memory at the same time.
         let is_between = |(before, rss_bytes, after): (u64, u64, u64)| {
             (before.min(after)..=before.max(after)).contains(&rss_bytes)
         };

@@ -1,9 +1,9 @@
-//! The kernel's slab caches, of which a connection is made. Only root may read them.
+//! The kernel's slab caches, in which connections are allocated. Only root may read them.
 //!
-//! A connection that epoll watches holds one object in each of [`CONNECTION_CACHES`]. The kernel
-//! merges caches of the same size and kind, and `/proc/slabinfo` shows a merged cache under the
-//! name of its first user (`eventpoll_pwq` under `anon_vma_chain`, for instance); which that is
-//! differs from kernel to kernel and can be told by `/sys/kernel/slab`, where each name is a link.
+//! A connection that epoll watches holds one object in each of [`CONNECTION_CACHES`]. The kernel merges caches of the
+//! same size and kind, and `/proc/slabinfo` shows a merged cache under the name of its first user (`eventpoll_pwq`
+//! under `anon_vma_chain`, for instance); that name differs between kernels, and `/sys/kernel/slab`, where each name is
+//! a link, shows it.
 
 use {
     crate::text,
@@ -14,10 +14,10 @@ use {
     },
 };
 
-/// The caches that a connection takes an object from. Kernels without a security module have no
-/// `lsm_*`, those before 5.11 no `ep_head`.
+/// The caches from which a connection takes an object. Kernels without a security module have no `lsm_*`, those before
+/// 5.11 no `ep_head`.
 ///
-/// Who weighs a connection weighs these: all other caches move with what else the machine does.
+/// The memory of a connection is measured by these, because all others change with the other work of the machine.
 pub(crate) const CONNECTION_CACHES: &[&str] = &[
     "TCP",
     "TCPv6",
@@ -31,14 +31,14 @@ pub(crate) const CONNECTION_CACHES: &[&str] = &[
     "lsm_file_cache",
 ];
 
-/// Those of them that every file takes an object from: whoever walks a directory tree moves them by more than
-/// thousands of connections do. So of these a connection's share is not measured, but the size of one object.
+/// Those of them that every file uses: listing a directory tree changes them by more than thousands of connections do.
+/// So for these, the size of one object is used instead of the growth.
 const FILE_CACHES: &[&str] = &["dentry", "lsm_inode_cache"];
 
 /// One cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SlabCache {
-    /// Objects handed out; approximate, since free ones that a processor keeps at hand count too.
+    /// Allocated objects; approximate, because free ones in per-processor caches count too.
     pub active_objects: u64,
     /// Size of one object.
     pub object_bytes: u64,
@@ -64,14 +64,14 @@ impl SlabUsage {
         &self.caches
     }
 
-    /// Those caches of a connection that the kernel shows under another's name: own name to shown name.
+    /// The caches of a connection that the kernel shows under another name: original name to shown name.
     pub fn shown_as(&self) -> &BTreeMap<String, String> {
         &self.shown_as
     }
 
-    /// Gives a cache of a connection that is shown under another's name its own one.
+    /// Restores the original name of a connection's cache that is shown under another name.
     ///
-    /// It has no effect where the kernel shows a cache of that name, or none under the other's.
+    /// It has no effect if the kernel shows a cache of that name, or none under the other name.
     pub fn name_merged(&mut self, name: &str, shown: &str) {
         // Two caches of a connection may be merged with each other: the first keeps it.
         if self.caches.contains_key(name) || CONNECTION_CACHES.contains(&shown) {
@@ -83,16 +83,16 @@ impl SlabUsage {
         }
     }
 
-    /// Memory of the caches that connections have almost to themselves.
+    /// Memory of the caches that are used almost only by connections.
     pub fn connection_bytes(&self) -> u64 {
         let own = CONNECTION_CACHES.iter().filter(|name| !FILE_CACHES.contains(name));
         let bytes = |name| self.cache(name).map_or(0, |cache| cache.slab_bytes);
         own.fold(0, |total, name| total.saturating_add(bytes(name)))
     }
 
-    /// What one socket takes of each cache of a connection, now that this many were added since `before`.
+    /// The bytes of one socket in each cache of a connection, if `sockets` were added since `before`.
     ///
-    /// Growth by pages; in the caches that every file takes an object from, the size of one object.
+    /// Growth by pages; in the caches that every file uses, the size of one object.
     pub fn bytes_per_socket(&self, before: &Self, sockets: u64) -> Vec<(&'static str, f64)> {
         let grown = |name| {
             let old = before.cache(name).map_or(0, |cache| cache.slab_bytes);
@@ -111,7 +111,7 @@ impl SlabUsage {
         self.caches.values().fold(0, |total, cache| total.saturating_add(cache.slab_bytes))
     }
 
-    /// Understands the text of `/proc/slabinfo`, version 2; a line that is not understood is left out.
+    /// Parses the text of `/proc/slabinfo`, version 2; an invalid line is ignored.
     pub fn parse(text: &str, page_bytes: u64) -> Option<Self> {
         text.starts_with("slabinfo - version: 2").then_some(())?;
         let caches = text.lines().filter_map(|line| parse_cache(line, page_bytes)).collect();
@@ -119,23 +119,23 @@ impl SlabUsage {
     }
 }
 
-/// Reads the caches, and knows which name each is shown under.
+/// Reads the caches, and finds the original names of merged ones.
 #[derive(Clone, Debug)]
 pub struct SlabReader {
-    /// Name of a connection's cache, and all names that it may be shown under instead.
+    /// Name of a connection's cache, and all names under which it may be shown instead.
     merged: Vec<(&'static str, Vec<String>)>,
 }
 
 impl SlabReader {
-    /// Finds out once which caches this kernel has merged.
+    /// Determines once which caches this kernel has merged.
     pub fn new() -> Self {
         Self { merged: merged_names(Path::new("/sys/kernel/slab")) }
     }
 
-    /// Reads `/proc/slabinfo`; `None` without root, or where the kernel has none.
+    /// Reads `/proc/slabinfo`; `None` without root, or if the kernel has none.
     ///
-    /// A cache of a connection that is merged into another appears under its own name, and no
-    /// longer under the other's.
+    /// A cache of a connection that is merged into another appears under its original name, and no longer under the
+    /// other one.
     pub fn read(&self) -> Option<SlabUsage> {
         let mut usage = SlabUsage::parse(&text::read("/proc/slabinfo")?, text::page_bytes())?;
         self.rename(&mut usage);
@@ -226,13 +226,13 @@ anon_vma_chain      1210   1280     64   64    1 : tunables    0    0    0 : sla
     }
 
     #[test]
-    fn connections_live_in_some_of_the_caches() {
+    fn connections_use_some_of_the_caches() {
         let usage = usage(SLABINFO);
         assert_eq!(usage.connection_bytes(), usage.total_bytes() - 20 * 4096);
     }
 
     #[test]
-    fn files_of_others_do_not_weigh_on_a_socket() {
+    fn files_of_other_programs_do_not_count_for_a_socket() {
         let with_dentries = |slabs: u64| {
             let line = format!("dentry 1 1 192 21 1 : tunables 0 0 0 : slabdata {slabs} {slabs} 0");
             usage(&format!("{SLABINFO}{line}\n"))
@@ -244,7 +244,7 @@ anon_vma_chain      1210   1280     64   64    1 : tunables    0    0    0 : sla
     }
 
     #[test]
-    fn what_is_not_understood_is_left_out() {
+    fn an_invalid_line_is_ignored() {
         assert_eq!(SlabUsage::parse("", 4096), None);
         assert_eq!(SlabUsage::parse("slabinfo - version: 1.1\n", 4096), None);
         for line in [
@@ -284,7 +284,7 @@ anon_vma_chain      1210   1280     64   64    1 : tunables    0    0    0 : sla
     }
 
     #[test]
-    fn a_kernel_without_slab_links_is_read_as_it_is() {
+    fn a_kernel_without_slab_links_is_read_unchanged() {
         assert_eq!(merged_names(Path::new("/no/such/directory")), vec![]);
     }
 

@@ -2,14 +2,14 @@
 
 use crate::text;
 
-/// TCP sockets, and the memory of what is queued in them.
+/// TCP sockets, and the memory of the data queued in them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketUsage {
     /// IPv4 sockets in use in this network namespace.
     pub tcp_inuse: u64,
-    /// IPv6 sockets in use in this network namespace; 0 where there is no IPv6.
+    /// IPv6 sockets in use in this network namespace; 0 without IPv6.
     pub tcp6_inuse: u64,
-    /// Sockets whose process has let go of them and which still have data to send.
+    /// Sockets that their process has closed and that still have data to send.
     pub tcp_orphan: u64,
     /// Sockets in TIME_WAIT.
     pub tcp_tw: u64,
@@ -26,21 +26,22 @@ impl SocketUsage {
         Self::parse(&text::read("/proc/self/net/sockstat")?, &version_6, text::page_bytes())
     }
 
-    /// `net.ipv4.tcp_mem` in bytes: below the first all is well, above the second the kernel squeezes buffers, at the
-    /// third it queues nothing more. `None` in any network namespace but the first, though they hold there too.
+    /// `net.ipv4.tcp_mem` in bytes: there is no pressure below the first, above the second the kernel shrinks buffers,
+    /// at the third it queues nothing more. `None` in any network namespace except the first, although the limits apply
+    /// there too.
     pub fn buffer_limits_bytes() -> Option<[u64; 3]> {
         let pages = text::numbers(&text::read("/proc/sys/net/ipv4/tcp_mem")?)?;
         let bytes = |pages: &u64| pages.saturating_mul(text::page_bytes());
         pages.iter().map(bytes).collect::<Vec<_>>().try_into().ok()
     }
 
-    /// Whether the kernel squeezes buffers, as it says in each network namespace: queued data has gone above the second
-    /// limit, and not yet below the first.
+    /// Whether the kernel shrinks buffers, which it shows in each network namespace: queued data has exceeded the
+    /// second limit, and is not yet below the first.
     pub fn is_pressed() -> bool {
         text::read("/proc/self/net/protocols").is_some_and(|protocols| is_pressed(&protocols))
     }
 
-    /// Understands the texts of a `sockstat` and a `sockstat6`, which is empty where there is no IPv6.
+    /// Parses the texts of a `sockstat` and a `sockstat6`, which is empty without IPv6.
     pub fn parse(version_4: &str, version_6: &str, page_bytes: u64) -> Option<Self> {
         let field = |name| field(version_4, "TCP:", name);
         Some(Self {
@@ -54,7 +55,7 @@ impl SocketUsage {
     }
 }
 
-/// Whether the line of TCP has a `yes` in the column `press`.
+/// Whether the line of TCP has `yes` in the column `press`.
 fn is_pressed(protocols: &str) -> bool {
     let mut lines = protocols.lines();
     let column =
@@ -63,7 +64,7 @@ fn is_pressed(protocols: &str) -> bool {
     tcp.zip(column).is_some_and(|(mut line, column)| line.nth(column) == Some("yes"))
 }
 
-/// The number behind `name` in the line that starts with `protocol`.
+/// The number after `name` in the line that starts with `protocol`.
 fn field(text: &str, protocol: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(protocol))?;
     let mut words = line.split_whitespace();
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_none() {
+    fn an_invalid_text_is_none() {
         for text in [
             "",
             "TCP:",

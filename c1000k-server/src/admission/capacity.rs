@@ -1,4 +1,4 @@
-//! How many connections all threads together hold, against the most that they may hold.
+//! Counts the connections of all threads against their maximum.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -29,13 +29,13 @@ impl Capacity {
         }
     }
 
-    /// Takes a place for a connection that is about to open, if one is free.
+    /// Reserves a place for a connection that is about to open, if one is free.
     pub(crate) fn claim(&self) -> bool {
         let one_more = |claimed| (claimed < self.max).then_some(claimed + 1);
         self.claimed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
-    /// Gives back the place of a connection that did not open.
+    /// Releases the place of a connection that did not open.
     pub(crate) fn release(&self) {
         self.claimed.fetch_sub(1, Ordering::Relaxed);
     }
@@ -50,7 +50,7 @@ impl Capacity {
         self.release();
     }
 
-    /// The connections that are open, without those that wait to be closed.
+    /// The open connections, without those that wait to be closed.
     pub(crate) fn open(&self) -> u64 {
         self.open.load(Ordering::Relaxed)
     }
@@ -67,7 +67,7 @@ impl Capacity {
         }
     }
 
-    /// Logs that places are free again, after a line that none was.
+    /// Logs that places are free again, after a line that said that none was.
     pub(crate) fn log_room(&self, now: Instant) {
         let open = self.open();
         if self.notice.is_due_for_room(open, self.max, now) {
@@ -76,13 +76,12 @@ impl Capacity {
     }
 }
 
-/// Decides when a line about the limit is due: at most one per [`NOTICE_INTERVAL`], however often the limit is reached
-/// and left.
+/// Decides when to log a line about the limit: at most one per [`NOTICE_INTERVAL`], however often the limit is reached.
 #[derive(Debug)]
 struct Notice {
     started: Instant,
-    /// 0 before the first line; then its time in milliseconds since the start, plus one, times two, plus one if it said
-    /// that all places are taken. One word, so that no lock is needed.
+    /// 0 before the first line; then its time in milliseconds since the start, plus one, times two, plus one if the
+    /// line said that all places are taken. One word, so that no lock is needed.
     last: AtomicU64,
 }
 
@@ -121,7 +120,7 @@ fn is_full(last: u64) -> bool {
     last & 1 == 1
 }
 
-/// The places that must be free before a line says that there is room: 5%, and more than one where the limit allows it.
+/// The free places at which a line says that there is room: 5%, and more than one if the limit allows it.
 fn free_min(max: u64) -> u64 {
     (max / 20).max(2).min(max)
 }
@@ -132,7 +131,7 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn peers_that_come_and_go_at_the_limit_make_at_most_one_line_a_second() {
+    fn peers_that_connect_and_leave_at_the_limit_cause_at_most_one_line_a_second() {
         for max in [1, 2, 10, 1_000] {
             let notice = Notice::new();
             let start = Instant::now();
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_threads_claim_at_most_the_limit_get_a_place() {
+    fn threads_together_claim_no_more_places_than_the_limit() {
         const MAX: u64 = 1_000;
         let capacity = Capacity::new(MAX);
         let claimed = AtomicU64::new(0);

@@ -1,38 +1,39 @@
-//! What a connection costs in memory, learned from how the room shrinks while connections are admitted.
+//! Estimates the memory of a connection from how the room shrinks while connections are admitted.
 //!
-//! Other processes take memory and give it back meanwhile. So only samples close to each other are compared, and only
-//! those with enough connections between them; the estimate is the median of the last few comparisons, which one or two
-//! of them can't move. A comparison starts anew when another limit binds or when connections have left. It is dropped if
-//! memory came back, and so is what connections take that come after others have left: the kernel has kept their memory.
+//! Other processes allocate and free memory at the same time. So only samples close to each other and with enough
+//! admissions between them are compared, and the estimate is the median of the last few comparisons, which one or two
+//! outliers do not change. A comparison starts again when another limit binds or when connections have closed. It is
+//! dropped if the room has grown, and if connections have replaced others, because the kernel reuses the memory of
+//! closed ones.
 
 use std::time::{Duration, Instant};
 
 use c1000k_host::check::KERNEL_BYTES_PER_SOCKET;
 use c1000k_host::memory::{MemoryBound, MemoryRoom};
 
-/// The estimate before the first comparison: a socket, and the process's own part.
+/// The estimate before the first comparison: a socket, and the process's part.
 pub(crate) const BYTES_PER_CONNECTION: u64 = KERNEL_BYTES_PER_SOCKET + 64;
 
-/// A lower cost means that the kernel reuses memory it had kept; a higher one that another process has taken some.
+/// A lower cost means that the kernel reuses memory; a higher one that another process has allocated some.
 const BYTES_MIN: u64 = BYTES_PER_CONNECTION / 4;
 const BYTES_MAX: u64 = BYTES_PER_CONNECTION * 8;
 
-/// Fewer admissions don't stand out: a cgroup's use is counted in steps of 64 pages for each processor.
+/// Fewer admissions can't be measured: a cgroup's use is counted in steps of 64 pages per processor.
 const ADMISSIONS_MIN: u64 = 1_000;
 
 /// Samples further apart are not compared.
 const APART_MAX: Duration = Duration::from_secs(2);
 
-/// The median is taken of this number of comparisons.
+/// The number of comparisons in the median.
 const COMPARISONS: usize = 5;
 
 #[derive(Debug)]
 pub(crate) struct Cost {
-    /// The last comparisons, the latest one first.
+    /// The last comparisons, the latest first.
     seen_bytes: [u64; COMPARISONS],
     /// The sample that the next one is compared with.
     since: Option<Sample>,
-    /// The most connections at any sample.
+    /// The maximum number of connections at any sample.
     most: u64,
 }
 
@@ -49,7 +50,7 @@ impl Cost {
         Self { seen_bytes: [BYTES_PER_CONNECTION; COMPARISONS], since: None, most: 0 }
     }
 
-    /// Takes in a sample, at which `connections` left `room_bytes` of this room. What peers on the same machine take is
+    /// Adds a sample, at which `connections` left `room_bytes` of this room. The memory of peers on the same machine is
     /// part of a connection's cost.
     pub(crate) fn note(
         &mut self,
@@ -82,14 +83,14 @@ impl Cost {
         self.seen_bytes[0] = bytes.clamp(BYTES_MIN, BYTES_MAX);
     }
 
-    /// What a connection costs.
+    /// The cost of a connection.
     pub(crate) fn bytes(&self) -> u64 {
         let mut sorted = self.seen_bytes;
         sorted.sort_unstable();
         sorted[COMPARISONS / 2]
     }
 
-    /// What it may cost by now: the higher of the median and the last comparison, for admissions of several at once.
+    /// The possible cost: the higher of the median and the last comparison, for admitting several at once.
     pub(crate) fn bytes_at_most(&self) -> u64 {
         self.bytes().max(self.seen_bytes[0])
     }
@@ -101,7 +102,7 @@ mod tests {
 
     const ROOM: u64 = 1 << 30;
 
-    /// Samples one after the other: the connections at each, and what is left.
+    /// Successive samples: the connections and the room at each.
     fn learned(samples: &[(u64, u64)]) -> Cost {
         let started = Instant::now();
         let mut cost = Cost::new();
@@ -121,21 +122,21 @@ mod tests {
         }
     }
 
-    /// Thousands of connections at `each_bytes`, while others hold `others_bytes` at each sample.
+    /// Thousands of connections of `each_bytes`, while other processes hold `others_bytes` at each sample.
     fn ramp(each_bytes: u64, others_bytes: &[u64]) -> Vec<(u64, u64)> {
         let samples = (0..).map(|sample| 1_000 * sample).zip(others_bytes);
         samples.map(|(count, others)| (count, count * each_bytes + others)).collect()
     }
 
     #[test]
-    fn the_cost_is_what_the_room_shrinks_by() {
+    fn the_cost_is_how_much_the_room_shrinks() {
         let cost = learned(&ramp(1_500, &[0; 6]));
         assert_eq!((cost.bytes(), cost.bytes_at_most()), (1_500, 1_500));
         assert_eq!(learned(&[]).bytes(), BYTES_PER_CONNECTION);
     }
 
     #[test]
-    fn a_neighbour_that_comes_or_goes_does_not_change_it() {
+    fn another_process_that_allocates_or_frees_does_not_change_it() {
         const NEIGHBOUR: u64 = 22 << 20;
         let comes = [0, 0, 0, NEIGHBOUR, NEIGHBOUR, NEIGHBOUR, NEIGHBOUR];
         assert_eq!(learned(&ramp(1_500, &comes)).bytes(), 1_500);
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cost_that_rises_counts_at_once_for_those_admitted_together() {
+    fn a_rising_cost_applies_at_once_to_admissions_together() {
         let mut samples = ramp(1_500, &[0; 7]);
         samples.push((7_000, 6_000 * 1_500 + 1_000 * 6_000));
         let cost = learned(&samples);
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_no_connection_is_not_believed() {
+    fn an_implausible_cost_is_ignored() {
         let free = learned(&ramp(0, &[0; 8]));
         assert_eq!(free.bytes(), BYTES_MIN);
         let huge = learned(&ramp(64 << 10, &[0; 8]));
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn it_begins_anew_where_connections_leave_another_limit_binds_or_time_goes_by() {
+    fn it_starts_again_when_connections_close_another_limit_binds_or_time_passes() {
         let mut cost = Cost::new();
         let started = Instant::now();
         let mut sample = |connections, taken_bytes, seconds, bound_by| {
@@ -178,10 +179,10 @@ mod tests {
         let group = || MemoryBound::Cgroup("/group".into());
         assert!(sample(0, 0, 0, MemoryBound::Machine));
         assert!(sample(5_000, 9_000, 1, group()), "another limit");
-        assert!(sample(4_000, 9_000, 1, group()), "some have left");
+        assert!(sample(4_000, 9_000, 1, group()), "some have closed");
         assert!(sample(6_000, 9_000_000, 9, group()), "long ago");
-        assert!(sample(2_000, 9_000_000, 9, group()), "more have left");
-        assert!(sample(6_000, 9_000_000, 10, group()), "others have come instead");
+        assert!(sample(2_000, 9_000_000, 9, group()), "more have closed");
+        assert!(sample(6_000, 9_000_000, 10, group()), "others have replaced them");
         assert!(!sample(8_000, 13_000_000, 11, group()));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use c1000k_host::format;
 use c1000k_host::memory::{MemoryBound, MemoryRoom};
 
-/// What one sample of memory decides for all threads, until the next sample.
+/// The decision of one sample of memory for all threads, until the next sample.
 #[derive(Debug)]
 pub(crate) struct Decision {
     /// Why no connection is admitted; `None` while there is room.
@@ -16,25 +16,25 @@ pub(crate) struct Decision {
     pub(crate) change: Option<Change>,
     /// Connections that may be admitted.
     pub(crate) admissions: Budget,
-    /// The most admissions that a thread takes at once. It may not use all of them before the next sample, at which they
-    /// are void.
+    /// The maximum number of admissions that a thread takes at once. Those that it has not used at the next sample are
+    /// void.
     pub(crate) admissions_per_draw: u64,
-    /// Connections that may be refused: refusing takes memory too, for a moment.
+    /// Connections that may be refused: refusing takes memory for a moment too.
     pub(crate) refusals: Budget,
-    /// How much of the data that waits for slow readers must go, because the reserve is being used up.
+    /// Bytes of slow readers' queued data that must be freed, because the reserve is being used up.
     pub(crate) memory_to_free_bytes: u64,
-    /// How much of the kernel's data each thread must free, because the kernel is short of room for it.
+    /// Bytes of queued data in the kernel that each thread must free, because the kernel is short of room for it.
     pub(crate) buffers_to_free_bytes: u64,
-    /// Sockets hold enough data that it is worth searching for slow readers.
+    /// Sockets hold so much data that slow readers are searched for.
     pub(crate) buffers_full: bool,
-    /// Data that the kernel holds for peers is taken from the memory that is tightest: from a machine's, and from that of
-    /// a cgroup of version 2.
+    /// Data that the kernel holds for peers counts against the limit that binds: that of a machine, or of a cgroup of
+    /// version 2.
     pub(crate) charges_socket_data: bool,
-    /// Time until the next sample by the clock.
+    /// Time until the next periodic sample.
     pub(crate) sample_interval: Duration,
 }
 
-/// What a sample has changed.
+/// The change that a sample made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     Closed,
@@ -52,13 +52,13 @@ pub(crate) enum Shortage {
         queued_bytes: u64,
         limit_bytes: u64,
     },
-    /// Where the limits can't be read.
+    /// The limits can't be read.
     BufferPressure {
         queued_bytes: u64,
     },
 }
 
-/// A number of things that may be done, shared by all threads.
+/// A budget of admissions or refusals, shared by all threads.
 #[derive(Debug, Default)]
 pub(crate) struct Budget(AtomicU64);
 
@@ -84,7 +84,7 @@ impl Budget {
 }
 
 impl Decision {
-    /// Takes a thread's next admissions; none left means that a sample is due.
+    /// Takes a thread's next admissions; if none is left, a sample is due.
     pub(crate) fn draw(&self) -> Result<u64, &Shortage> {
         match &self.shortage {
             Some(shortage) => Err(shortage),
@@ -153,7 +153,7 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn however_many_threads_take_of_a_budget_all_take_no_more_than_there_is() {
+    fn threads_together_take_no_more_than_the_budget() {
         let budget = Budget::new(1_000);
         let taken = AtomicU64::new(0);
         thread::scope(|scope| {

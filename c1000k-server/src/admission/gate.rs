@@ -13,11 +13,11 @@ use crate::args::Settings;
 use crate::counts::Counts;
 use crate::sync::Snapshot;
 
-/// When enough were refused, the others wait in the backlogs for this time, and for the next sample.
+/// After the allowed refusals, the other peers wait in the backlogs for this time, and for the next sample.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(10);
 
-/// The backlog of each port while memory is short: what completes in it takes memory too. Refused peers wait in it for
-/// at most one wake-up.
+/// The backlog of each port while memory is short, because its connections take memory too. Refused peers wait in it
+/// for at most one wake-up.
 const BACKLOG_REFUSING: u32 = 16;
 const BACKLOG_PAUSED: u32 = 1;
 
@@ -28,14 +28,14 @@ pub(crate) struct Gate {
     decision: Snapshot<Decision>,
     overload: Overload,
     backlog: Option<u32>,
-    /// Admissions taken of the current decision and not used.
+    /// Unused admissions of the current decision.
     admissions: u64,
     /// Whether the listeners are set to admit peers; `false` while memory is short.
     accepting: bool,
-    /// A place of the capacity is taken for a connection that is not open yet.
+    /// A place of the capacity is reserved for a connection that is not open yet.
     has_place: bool,
     per_source: Option<PerSourceLimit>,
-    /// While it runs nothing is accepted.
+    /// While it runs, nothing is accepted.
     pause_timer: Option<TimerId>,
     refused_by: Counts,
 }
@@ -56,7 +56,7 @@ impl Gate {
         }
     }
 
-    /// Whether this peer is admitted. What it takes of the limits is held until the connection opens or fails to.
+    /// Whether this peer is admitted. Its share of the limits is reserved until the connection opens or fails to.
     pub(crate) fn admit(&mut self, cx: &mut Context<()>, incoming: &Incoming<'_>) -> bool {
         let Some(reason) = self.refusal(cx, incoming) else { return true };
         self.release();
@@ -102,7 +102,7 @@ impl Gate {
         Ok(())
     }
 
-    /// Takes some admissions of the decision; if none is left, of the next one, at least one.
+    /// Takes admissions of the decision, or of the next one if none is left; returns at least one.
     fn draw(&mut self, cx: &Context<()>) -> Result<u64, &'static str> {
         let drawn = self.decision.value.draw().map_err(Shortage::name)?;
         if drawn > 0 {
@@ -114,7 +114,7 @@ impl Gate {
         Ok(drawn.max(1))
     }
 
-    /// Reads the latest decision. Admissions of an older one are void.
+    /// Reads the latest decision. Admissions of an older decision are void.
     fn refresh(&mut self) {
         if self.admission.decision.refresh(&mut self.decision) {
             self.admissions = 0;
@@ -126,7 +126,7 @@ impl Gate {
         self.admission.sample(cx.now());
     }
 
-    /// Reads the latest decision, and sets the listeners by it.
+    /// Reads the latest decision, and applies it to the listeners.
     pub(crate) fn follow(&mut self, cx: &mut Context<()>) {
         self.refresh();
         self.set_accepting(cx, self.decision.value.shortage.is_none());
@@ -137,7 +137,7 @@ impl Gate {
         &self.decision.value
     }
 
-    /// Sets the listeners, where they are not set so: while memory is short their backlogs are short too.
+    /// Starts or stops accepting, if that is a change; while memory is short, the backlogs are short too.
     fn set_accepting(&mut self, cx: &mut Context<()>, accepting: bool) {
         if std::mem::replace(&mut self.accepting, accepting) == accepting {
             return;
@@ -155,7 +155,7 @@ impl Gate {
         });
     }
 
-    /// Refusing takes memory too, for a moment: when enough were refused, the others wait for the next sample.
+    /// Refusing takes memory for a moment too: after the allowed refusals, the others wait for the next sample.
     fn note_refusal(&mut self, cx: &mut Context<()>) {
         if self.accepting || self.overload == Overload::Pause || self.pause_timer.is_some() {
             return;
@@ -168,7 +168,7 @@ impl Gate {
         }
     }
 
-    /// Whether this is the timer that ends the pause after refusals; if so, peers are accepted again, by a new sample.
+    /// Returns whether this is the timer that ends the pause after refusals; if so, takes a sample and accepts again.
     pub(crate) fn end_pause(&mut self, cx: &mut Context<()>, timer: TimerId) -> bool {
         if self.pause_timer != Some(timer) {
             return false;
@@ -190,7 +190,7 @@ impl Gate {
         }
     }
 
-    /// The place of an open connection is free again.
+    /// Releases the place of an open connection.
     pub(crate) fn note_close(&mut self, token: Token) {
         self.admission.capacity.note_close();
         if let Some(per_source) = &mut self.per_source {
@@ -198,7 +198,7 @@ impl Gate {
         }
     }
 
-    /// Gives back what was taken for a connection that did not open.
+    /// Releases what was reserved for a connection that did not open.
     pub(crate) fn release(&mut self) {
         if std::mem::take(&mut self.has_place) {
             self.admission.capacity.release();
@@ -213,7 +213,7 @@ impl Gate {
         self.admission.capacity.open()
     }
 
-    /// Logs that there is room again, if that is news.
+    /// Logs that there is room again, if a line said that there was none.
     pub(crate) fn log_room(&self, cx: &Context<()>) {
         if !cx.is_shutting_down() {
             self.admission.capacity.log_room(cx.now());
@@ -232,7 +232,7 @@ fn for_each_listener(
     let listeners: Vec<ListenerId> = cx.listeners().collect();
     for listener in listeners {
         if let Err(error) = set(cx, listener) {
-            log::warn!("a listener can't be set to what memory allows: {error}");
+            log::warn!("a listener's accepting or backlog can't be changed: {error}");
         }
     }
 }
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn of_threads_that_need_a_new_decision_one_takes_the_sample() {
+    fn of_threads_that_need_a_new_decision_one_samples() {
         let (_, admission) = admission();
         let seen = admission.decision.snapshot();
         thread::scope(|scope| {

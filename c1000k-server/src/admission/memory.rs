@@ -1,19 +1,19 @@
-//! The memory guard: it stops admitting before a reserve of memory is touched, and goes on when there is room again.
+//! The memory guard: it stops admitting before a reserve of memory is used, and continues when there is room again.
 //!
-//! Each sample reads a few small files, so not every connection gets one. A sample allows as many admissions as fit into
-//! half of the room above the reserve, by what a connection was seen to [`cost`](super::cost). When those are used up, or
-//! when the time has come, memory is sampled again: however fast peers arrive, the admitted ones leave the reserve alone.
-//! A thread takes a few admissions at a time, fewer the less room there is; those that it has not used are void at the
-//! next sample.
+//! A sample reads a few small files, so it is not taken for every connection. It allows the number of admissions that
+//! fit into half of the room above the reserve, by the measured [`cost`](super::cost) of a connection. When these are
+//! used up, or after an interval, memory is sampled again. So admissions do not use the reserve, however fast peers
+//! arrive. A thread takes a few admissions at a time, fewer when there is less room; unused ones are void at the next
+//! sample.
 //!
-//! Memory of closed connections does not all come back to the machine at once: the kernel keeps it in its slabs for the
-//! next connections. So as many connections as were held when the guard closed may be held again, as long as no other
-//! process has taken the memory meanwhile.
+//! Not all memory of closed connections returns to the machine at once: the kernel keeps it in its slabs for new
+//! connections. So the number of connections held when the guard closed may be held again, unless another process has
+//! taken the memory.
 //!
-//! The reserve is for what comes later: output queues, which may take half of it, and refused peers, whose sockets the
-//! kernel frees a moment after they were closed. So a sample also limits the refusals until the next one. When more than
-//! half of the reserve is gone, the connections with the most data waiting are reset; so are slow readers while the
-//! kernel is short of room for data.
+//! The reserve is for later needs: output queues, which may take half of it, and refused peers, whose sockets the
+//! kernel frees a moment after the close. So a sample also limits the refusals until the next one. When more than half
+//! of the reserve is used, the connections with the most queued data are reset; so are slow readers while the kernel is
+//! short of room for data.
 
 use std::time::{Duration, Instant};
 
@@ -32,46 +32,45 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 /// The same while the reserve is being used.
 const SAMPLE_INTERVAL_TIGHT: Duration = Duration::from_millis(25);
 
-/// At least as many are refused between two samples, however little memory is left, so that peers know.
+/// At least this number is refused between two samples, however little memory is left, so that peers get an answer.
 const REFUSALS_MIN: u64 = 16;
 
-/// Admissions, or refusals, that one sample allows at most.
+/// The maximum number of admissions, or refusals, that one sample allows.
 const BUDGET_MAX: u64 = 4_096;
 
-/// With room for fewer than these the guard closes: sampling for each single connection would cost more than it holds.
-/// A thread takes at most this number at once.
+/// With room for fewer than this number the guard closes, because a sample per connection would be too expensive. A
+/// thread takes at most this number at once.
 const ADMISSIONS_MIN: u64 = 64;
 
-/// The guard stays closed for at least this time, so that it does not flap.
+/// The guard stays closed for at least this time, to avoid flapping.
 const CLOSED_MIN: Duration = Duration::from_secs(1);
 
-/// If no connection has left, there must have been room for this time: memory that comes and goes is no room.
+/// If no connection has closed, there must have been room for this time, because memory use fluctuates.
 const BACK_MIN: Duration = Duration::from_secs(3);
 
-/// What a connection takes while data of it is on its way, where that is charged to a cgroup: a page. All may have some
-/// at once.
+/// The memory of a connection with data in flight, if it is charged to a cgroup: a page. All may have some at once.
 const DATA_BYTES_PER_CONNECTION: u64 = 4_096;
 
-/// What is to be kept free.
+/// The memory to keep free.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Reserve {
     Bytes(u64),
-    /// Of the machine's memory, or of the cgroup's limit.
+    /// A part of the machine's memory, or of the cgroup's limit.
     Percent(f64),
     /// A tenth, at most 1 GiB.
     Default,
 }
 
-/// What is done with peers while there is no room.
+/// How peers are treated while there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Overload {
-    /// Answer each with a reset at once.
+    /// Reset each at once.
     Refuse,
     /// Let them wait: a few in the backlogs, the rest unanswered.
     Pause,
 }
 
-/// What one sample reads.
+/// The values that one sample reads.
 #[derive(Clone, Debug, Default)]
 struct Reading {
     rooms: Vec<MemoryRoom>,
@@ -88,9 +87,9 @@ pub(crate) struct MemoryGuard {
     threads: u64,
     /// `net.ipv4.tcp_mem` in bytes; only the first network namespace shows it.
     buffer_limits: Option<[u64; 3]>,
-    /// Why it is closed, and since when.
+    /// Why and since when it is closed.
     closed: Option<(Shortage, Instant)>,
-    /// Since then each sample has found room to open again.
+    /// Since when each sample has found room to open again.
     back_since: Option<Instant>,
     /// Connections held when the guard closed.
     proven: u64,
@@ -107,7 +106,7 @@ pub(crate) struct MemoryGuard {
 
 impl Reserve {
     /// # Errors
-    /// A sentence that says what is understood.
+    /// A sentence that describes the accepted values.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let Some(number) = text.trim().strip_suffix('%') else {
             return parse_bytes(text).map(Self::Bytes);
@@ -115,7 +114,7 @@ impl Reserve {
         match number.trim().parse::<f64>() {
             Ok(percent) if (0.0..100.0).contains(&percent) => Ok(Self::Percent(percent)),
             _ => Err(format!(
-                "{text:?} is no share of the memory; give 0% to 99%, or a size as 512M"
+                "{text:?} is not a share of the memory; give 0% to 99%, or a size such as 512M"
             )),
         }
     }
@@ -130,7 +129,7 @@ impl Reserve {
 }
 
 impl MemoryGuard {
-    /// A guard whose admissions are shared by `threads`.
+    /// A guard whose admissions `threads` share.
     pub(crate) fn new(reserve: Reserve, threads: u64) -> Self {
         Self {
             reader: MemoryReader::new(),
@@ -153,43 +152,43 @@ impl MemoryGuard {
     }
 
     /// # Errors
-    /// One line, where the reserve is all the memory there is, so that no connection could ever be admitted.
+    /// One line, if the reserve is all the memory there is, so that no connection could ever be admitted.
     pub(crate) fn check_reserve(&self) -> Result<(), String> {
         let all = |room: &MemoryRoom| self.reserve.bytes(room.total_bytes) >= room.total_bytes;
         let Some(room) = self.reader.rooms().into_iter().find(all) else { return Ok(()) };
         Err(format!(
-            "--memory-reserve is {}, and {}{} is all the memory there is: give less, as 10%",
+            "--memory-reserve is {}, and {}{} is all the memory there is: give less, such as 10%",
             format::bytes(self.reserve.bytes(room.total_bytes)),
             format::bytes(room.total_bytes),
             cgroup_of(&room),
         ))
     }
 
-    /// A line for each part of the memory that can't be read here, and so can't be guarded.
+    /// A line for each limit of memory that can't be read here, and so is not guarded.
     pub(crate) fn blind_spots(&self) -> Vec<String> {
         let machine = self.reader.rooms().is_empty().then(|| {
-            "memory: what is left can't be read here (there is no /proc/meminfo), so --memory-reserve is not kept; \
+            "memory: the available memory can't be read here (there is no /proc/meminfo), so --memory-reserve is not kept; \
              bound the server by --max-connections"
                 .to_owned()
         });
         let cgroup = self.reader.hidden_cgroup().map(|group| {
             format!(
-                "memory: the limits of the cgroup {} can't be read here, so they are not kept; mount its files where the \
-                 server runs, or bound the server by --max-connections",
+                "memory: the limits of the cgroup {} can't be read here, so they are not applied; mount its files \
+                 where the server runs, or bound the server by --max-connections",
                 group.display()
             )
         });
         machine.into_iter().chain(cgroup).collect()
     }
 
-    /// The most that all output queues together may take: half of the reserve, and a quarter of what is free above it;
-    /// without a reserve only the second. `None` where memory can't be read.
+    /// The maximum of all output queues together: half of the reserve, and a quarter of what is free above it; without
+    /// a reserve only the second. `None` if memory can't be read.
     pub(crate) fn queues_bytes_max(&self) -> Option<u64> {
         let rooms = self.reader.rooms();
         rooms.iter().map(|room| queues_bytes_within(room, self.reserve)).min()
     }
 
-    /// The decision before the first sample: nothing is short, and the first connection waits for a sample.
+    /// The decision before the first sample: nothing is short, and the first connection requires a sample.
     pub(crate) fn unsampled(&self) -> Decision {
         self.decision(None, 0, 0)
     }
@@ -224,7 +223,8 @@ impl MemoryGuard {
             idle_bytes(room) as i64 - kept_bytes.min(i64::MAX as u64) as i64
         };
         let Some(room) = reading.rooms.iter().min_by_key(|room| above_reserve(room)) else {
-            // Memory that can't be read can't be guarded. If it could be read before, it is not taken to be plenty.
+            // Memory that can't be read can't be guarded. If it could be read before, it is not assumed to be
+            // plentiful.
             let admissions = if self.room_bytes.is_none() { BUDGET_MAX } else { ADMISSIONS_MIN };
             return self.decision(None, admissions, REFUSALS_MIN);
         };
@@ -254,7 +254,7 @@ impl MemoryGuard {
         self.decision(change, granted.max(replaced).min(BUDGET_MAX), self.refusals_fitting(room))
     }
 
-    /// Closes at a shortage, and opens when it has ended and stays so.
+    /// Closes at a shortage, and opens when it has lastingly ended.
     fn note_shortage(
         &mut self,
         shortage: Option<Shortage>,
@@ -291,7 +291,7 @@ impl MemoryGuard {
 
     fn decision(&self, change: Option<Change>, admissions: u64, refusals: u64) -> Decision {
         let shortage = self.closed.as_ref().map(|(shortage, _)| shortage.clone());
-        // What was left of the reserve at the last sample that could be taken.
+        // What was left of the reserve at the last successful sample.
         let left_bytes = self.room_bytes.filter(|_| shortage.is_some()).unwrap_or(u64::MAX);
         let is_tight = left_bytes < self.reserve_bytes / 4 * 3;
         Decision {
@@ -311,22 +311,22 @@ impl MemoryGuard {
         }
     }
 
-    /// How many may take the place of connections that have left since the guard closed.
+    /// The number of connections that may replace those closed since the guard closed.
     fn replaceable(&self, spare_bytes: i64, connections: u64) -> u64 {
         let taken_by_others = spare_bytes < -((self.reserve_bytes / 4) as i64);
         if taken_by_others { 0 } else { self.proven.saturating_sub(connections) }
     }
 
-    /// How many may be refused before the next sample: all of them take a sixteenth of the reserve, and less the more of
-    /// it is gone.
+    /// The refusals before the next sample: together they take a sixteenth of the reserve, or less if a part of it is
+    /// used.
     fn refusals_fitting(&self, room: &MemoryRoom) -> u64 {
         let left_bytes = room.bytes.saturating_sub(self.reserve_bytes / 2);
         let most_bytes = (left_bytes / 2).min(self.reserve_bytes / 16);
         (most_bytes / self.cost.bytes()).clamp(REFUSALS_MIN, BUDGET_MAX)
     }
 
-    /// Whether half of what puts the kernel under pressure is queued, or half of a reserve that is charged for it. The
-    /// kernel's own marks are parts of the memory; where they are hidden, a part below them takes their place.
+    /// Whether half of the amount that puts the kernel under pressure is queued, or half of a reserve that is charged
+    /// for it. The kernel's marks are parts of the memory; if they are hidden, a lower part is used.
     fn are_buffers_full(&self, reading: &Reading, room: &MemoryRoom) -> bool {
         let hidden = || reading.rooms.iter().map(|room| room.total_bytes / 32).max();
         let mark = self.buffer_limits.map_or_else(hidden, |[_, pressure, _]| Some(pressure / 2));
@@ -336,7 +336,7 @@ impl MemoryGuard {
             || charged_bytes > self.reserve_bytes / 2
     }
 
-    /// At its limit for queued data the kernel drops what arrives, on the connections that are held too.
+    /// At its limit for queued data the kernel drops received data, also of open connections.
     fn buffers_short(&self, reading: &Reading) -> Option<Shortage> {
         let queued_bytes = reading.queued_bytes;
         let Some([_, pressure, limit]) = self.buffer_limits else {
@@ -348,8 +348,8 @@ impl MemoryGuard {
             .then_some(Shortage::SocketBuffers { queued_bytes, limit_bytes: limit })
     }
 
-    /// How much one thread's slow readers must give back of the kernel's data: until it is well below the mark at which
-    /// the guard opens; where the marks are hidden, a part of what is queued.
+    /// Bytes of queued data in the kernel that one thread's slow readers must free: until the total is well below the
+    /// mark at which the guard opens; if the marks are hidden, a part of the queued data.
     fn excess_buffer_bytes(&self, shortage: &Shortage) -> u64 {
         let excess_bytes = match (shortage, self.buffer_limits) {
             (Shortage::SocketBuffers { queued_bytes, .. }, Some([_, pressure, _])) => {
@@ -363,7 +363,7 @@ impl MemoryGuard {
 }
 
 impl Decision {
-    /// How much more must be free before a connection is admitted, if the shortage is one of memory.
+    /// The additional free memory that an admission needs, if memory is short.
     pub(crate) fn lacking_bytes(&self) -> Option<u64> {
         let Some(Shortage::Memory { room, reserve_bytes }) = &self.shortage else { return None };
         let wanted_bytes = reserve_bytes + back_bytes(*reserve_bytes, room.total_bytes);
@@ -371,18 +371,19 @@ impl Decision {
     }
 }
 
-/// What the room would be if no data were on its way.
+/// The room without data in flight.
 fn idle_bytes(room: &MemoryRoom) -> u64 {
     room.bytes.saturating_add(room.socket_data_bytes.unwrap_or(0))
 }
 
-/// What the data of this many connections may come to take of the room.
+/// The room that the data of this number of connections may take.
 fn data_bytes(room: &MemoryRoom, connections: u64) -> u64 {
     let now_bytes = room.socket_data_bytes;
     now_bytes.map_or(0, |bytes| bytes.max(connections.saturating_mul(DATA_BYTES_PER_CONNECTION)))
 }
 
-/// What must be free above the reserve for the guard to open; it can be met even where the reserve is almost everything.
+/// The free memory above the reserve at which the guard opens; it is attainable even if the reserve is nearly all
+/// memory.
 fn back_bytes(reserve_bytes: u64, total_bytes: u64) -> u64 {
     reserve_bytes.min(total_bytes.saturating_sub(reserve_bytes)) / 4
 }
@@ -399,7 +400,7 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    /// A machine on which each connection takes this many bytes, and does not give all of them back.
+    /// A machine on which each connection takes a number of bytes, and does not return all of them.
     struct Machine {
         total_bytes: u64,
         others_bytes: u64,
@@ -438,7 +439,7 @@ mod tests {
             }
         }
 
-        /// Offers this many connections; says how many were admitted.
+        /// Offers `count` connections; returns how many were admitted.
         fn offer(&mut self, guard: &mut Sampled, count: u64, now: Instant) -> u64 {
             let before = self.held;
             for _ in 0..count {
@@ -496,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn however_fast_they_come_the_reserve_is_not_touched_and_little_is_left_unused() {
+    fn however_fast_peers_come_the_reserve_is_not_used_and_little_else_is_left_unused() {
         for (total, each) in
             [(12 << 20, 900), (2 * GIB, 3_900), (6 * GIB, 7_800), (6 * GIB, 30_000)]
         {
@@ -517,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn where_data_counts_as_well_all_may_have_some_at_once() {
+    fn where_data_is_charged_too_all_connections_may_have_some_at_once() {
         let mut machine = Machine { data_bytes: Some(0), ..machine(12 << 20, 1_600) };
         let mut guard = guard(Reserve::Default);
         let started = Instant::now();
@@ -528,7 +529,7 @@ mod tests {
         let reserve = Reserve::Default.bytes(12 << 20);
         assert!(room >= reserve, "{room} are left, {reserve} are the reserve");
 
-        // Once it has been dealt with, the door is where it was.
+        // When the data is gone, the limit is the same as before.
         machine.data_bytes = Some(0);
         let later = started + Duration::from_secs(10);
         assert_eq!(guard.judge(&machine.reading(), machine.held, later), None);
@@ -536,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_threads_have_drawn_and_not_used_fits_whatever_is_left() {
+    fn unused_admissions_of_other_threads_fit_into_the_rest() {
         const THREADS: u64 = 8;
         let mut machine = machine(2 * GIB, 3_900);
         let mut guard = sampled(MemoryGuard {
@@ -556,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn many_threads_in_a_small_place_take_smaller_shares() {
+    fn many_threads_with_little_memory_take_smaller_shares() {
         const THREADS: u64 = 16;
         let mut machine = Machine { others_bytes: 22 << 20, ..machine(32 << 20, 1_500) };
         let mut guard = sampled(MemoryGuard {
@@ -570,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn a_neighbour_that_goes_leaves_the_reserve_as_it_was() {
+    fn another_process_that_ends_does_not_change_the_reserve() {
         let mut machine = machine(24 << 20, 1_500);
         machine.others_bytes = 8 << 20;
         let mut guard = guard(Reserve::Default);
@@ -585,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_seen_any_more_is_not_taken_to_be_plenty() {
+    fn memory_that_can_no_longer_be_read_is_not_assumed_to_be_plentiful() {
         let mut machine = machine(2 * GIB, 3_900);
         let mut guard = guard(Reserve::Default);
         let now = Instant::now();
@@ -604,7 +605,11 @@ mod tests {
 
         machine.held -= full / 50;
         let later = started + Duration::from_secs(10);
-        assert_eq!(guard.judge(&machine.reading(), machine.held, later), None, "too few have left");
+        assert_eq!(
+            guard.judge(&machine.reading(), machine.held, later),
+            None,
+            "too few have closed"
+        );
         machine.held -= full / 4;
         let soon = started + CLOSED_MIN / 2;
         assert_eq!(guard.judge(&machine.reading(), machine.held, soon), None, "it does not flap");
@@ -615,7 +620,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_left_are_replaced_though_the_kernel_keeps_their_memory() {
+    fn closed_connections_are_replaced_though_the_kernel_keeps_their_memory() {
         let mut machine = Machine { kept_percent: 100, ..machine(2 * GIB, 3_900) };
         let mut guard = guard(Reserve::Default);
         let started = Instant::now();
@@ -637,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_take_closes_it_as_well() {
+    fn memory_that_others_take_closes_it_too() {
         let mut machine = machine(2 * GIB, 3_900);
         let mut guard = guard(Reserve::Bytes(100 << 20));
         let now = Instant::now();
@@ -645,12 +650,12 @@ mod tests {
         assert_eq!(guard.shortage(), None);
         machine.others_bytes = 2 * GIB - (90 << 20);
         assert_eq!(guard.judge(&machine.reading(), machine.held, now), Some(Change::Closed));
-        let told = guard.shortage().expect("is closed").to_string();
-        assert!(told.contains("104.9 MB are the reserve") && !told.contains('\n'), "{told}");
+        let line = guard.shortage().expect("is closed").to_string();
+        assert!(line.contains("104.9 MB are the reserve") && !line.contains('\n'), "{line}");
     }
 
     #[test]
-    fn it_closes_before_the_kernel_drops_data_for_want_of_buffers() {
+    fn it_closes_before_the_kernel_drops_data_for_lack_of_buffers() {
         let machine = machine(2 * GIB, 3_900);
         let mut guard = guard(Reserve::Default);
         let started = Instant::now();
@@ -665,7 +670,7 @@ mod tests {
     }
 
     #[test]
-    fn short_of_buffers_slow_readers_give_back_what_keeps_it_closed() {
+    fn when_buffers_are_short_slow_readers_free_what_keeps_it_closed() {
         let machine = machine(2 * GIB, 3_900);
         let limits = Some([100 << 20, 200 << 20, 300 << 20]);
         let judge = |buffer_limits, queued_bytes, buffers_pressed| {
@@ -684,7 +689,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_limits_of_buffers_are_hidden_the_kernels_word_counts() {
+    fn where_the_limits_of_buffers_are_hidden_the_kernels_state_counts() {
         let machine = machine(2 * GIB, 3_900);
         let mut guard =
             sampled(MemoryGuard { buffer_limits: None, ..MemoryGuard::new(Reserve::Default, 1) });
@@ -699,7 +704,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_comes_and_goes_opens_nothing() {
+    fn memory_that_fluctuates_does_not_open_it() {
         let mut machine = machine(2 * GIB, 3_900);
         let mut guard = guard(Reserve::Default);
         let started = Instant::now();
@@ -719,7 +724,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_are_refused_at_once_the_more_of_the_reserve_is_gone() {
+    fn fewer_are_refused_at_once_the_more_of_the_reserve_is_used() {
         let mut machine = machine(12 << 20, 900);
         let mut guard = guard(Reserve::Default);
         let now = Instant::now();
@@ -733,11 +738,11 @@ mod tests {
         let at_first = granted(0);
         assert!((REFUSALS_MIN + 1..=reserve / 16 / 800).contains(&at_first), "{at_first}");
         assert!(granted(reserve * 9 / 20) < at_first);
-        assert_eq!(granted(reserve / 2), REFUSALS_MIN, "those who come are still to know");
+        assert_eq!(granted(reserve / 2), REFUSALS_MIN, "new peers still get an answer");
     }
 
     #[test]
-    fn output_queues_go_when_half_of_the_reserve_is_gone() {
+    fn output_queues_are_shed_when_half_of_the_reserve_is_used() {
         let mut machine = machine(24 << 20, 900);
         let mut guard = guard(Reserve::Default);
         let now = Instant::now();
@@ -789,7 +794,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_can_be_seen_everybody_is_admitted() {
+    fn where_nothing_can_be_read_every_peer_is_admitted() {
         let mut guard = guard(Reserve::Default);
         assert_eq!(guard.judge(&Reading::default(), 0, Instant::now()), None);
         assert!(guard.decision.draw().is_ok() && guard.guard.record(Instant::now()).is_none());

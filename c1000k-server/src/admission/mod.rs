@@ -1,9 +1,8 @@
-//! Who is admitted: as many connections as may be held, while memory above the reserve is left, and up to a bound from
-//! each source.
+//! Admission: bounds the number of connections, the memory that they leave free, and the connections from each source.
 //!
-//! All threads share one [`Admission`], and each asks its own [`Gate`] for every peer that connects. Memory is not read
-//! for each of them: a sample makes one [`Decision`], which is published for all threads. To admit a peer takes no lock,
-//! but for the first one after a new decision, for the one whose admission makes the next sample due, and with a limit
+//! All threads share one [`Admission`], and each has a [`Gate`] that checks every peer that connects. Memory is not
+//! read for each peer: a sample makes one [`Decision`], which is published to all threads. Admitting a peer takes no
+//! lock, except for the first peer after a new decision, for the one that makes the next sample due, and with a limit
 //! per source, whose table is locked.
 
 mod capacity;
@@ -28,16 +27,16 @@ use per_source::{PerSourceLimit, Source};
 pub(crate) use gate::Gate;
 pub(crate) use memory::{MemoryGuard, Overload, Reserve};
 
-/// What all threads share of the admission.
+/// The part of the admission that all threads share.
 #[derive(Debug)]
 pub(crate) struct Admission {
     capacity: Capacity,
-    /// Locked to take a sample.
+    /// Locked while a sample is taken.
     guard: Mutex<MemoryGuard>,
     decision: Published<Decision>,
     overload: Overload,
     per_source: Option<PerSourceLimit>,
-    /// Peers refused because their source held its share.
+    /// Peers refused because their source had reached its limit.
     refused_by_source: AtomicU64,
 }
 
@@ -53,7 +52,7 @@ impl Admission {
         }
     }
 
-    /// Samples memory, and publishes what that decides.
+    /// Samples memory, and publishes the decision.
     pub(crate) fn sample(&self, now: Instant) {
         self.sample_with(&mut lock(&self.guard), now);
     }
@@ -67,7 +66,7 @@ impl Admission {
     }
 
     fn sample_with(&self, guard: &mut MemoryGuard, now: Instant) {
-        // Connections admitted while memory is read are not seen by this sample.
+        // Connections admitted while memory is read are not in this sample.
         self.decision.snapshot().value.admissions.withdraw();
         let open = self.capacity.open();
         let decision = guard.sample(open, now);
@@ -96,7 +95,7 @@ impl Admission {
         lock(&self.guard).record(now)
     }
 
-    /// The most connections that were open at once.
+    /// The maximum number of open connections.
     pub(crate) fn open_max(&self) -> u64 {
         self.capacity.open_max()
     }
@@ -111,7 +110,7 @@ impl Admission {
         }
     }
 
-    /// A decision as after a sample that finds the kernel short of room for data.
+    /// The decision of a sample that finds the kernel short of room for data.
     #[cfg(test)]
     pub(crate) fn close_for_buffers(&self) {
         self.decision.publish(Decision {

@@ -1,7 +1,7 @@
-//! How many connections each source address holds, where that is bounded.
+//! Counts the connections of each source address, if they are limited.
 //!
-//! A source is an IPv4 address, or the /64 network of an IPv6 one, which a provider gives to one customer as a whole.
-//! It is stored, in eight bytes per connection, because a closed socket has no address any more.
+//! A source is an IPv4 address, or the /64 network of an IPv6 address, which a provider usually assigns to one
+//! customer. It is stored in eight bytes per connection, because a closed socket has no address.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,18 +13,18 @@ use reactor::Token;
 
 use crate::sync::lock;
 
-/// A network in 64 bits: IPv4 has the lowest 32 of ::/64, where no IPv6 peer comes from but the loopback's own.
+/// A network in 64 bits: IPv4 uses the lowest 32 of ::/64, from which only the loopback address connects in IPv6.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Source(u64);
 
-/// One thread's connections by source, and all threads' counts.
+/// One thread's connections by source, and the counts of all threads.
 #[derive(Debug)]
 pub(crate) struct PerSourceLimit {
     max: u32,
     held: Arc<Mutex<HashMap<Source, u32>>>,
     /// The source of the connection in each slot.
     by_slot: Vec<Source>,
-    /// Where the connection that opens next comes from; it is counted already.
+    /// The source of the connection that opens next; it is already counted.
     next: Option<Source>,
 }
 
@@ -33,12 +33,12 @@ impl PerSourceLimit {
         Self { max, held: Arc::default(), by_slot: Vec::new(), next: None }
     }
 
-    /// The same bound for another thread's connections: those of all threads count.
+    /// The same limit for another thread, shared by all threads.
     pub(crate) fn share(&self) -> Self {
         Self { held: Arc::clone(&self.held), ..Self::new(self.max) }
     }
 
-    /// Takes a place for the connection that opens next, if this source may have one more.
+    /// Reserves a place for the connection that opens next, if this source is below its limit.
     pub(crate) fn claim(&mut self, source: Source) -> bool {
         let mut all = lock(&self.held);
         let held = all.entry(source).or_default();
@@ -50,7 +50,7 @@ impl PerSourceLimit {
         has_room
     }
 
-    /// Gives the place back if the connection did not open.
+    /// Releases the place if the connection did not open.
     pub(crate) fn release_unopened(&mut self) {
         if let Some(source) = self.next.take() {
             self.release(source);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_thread_has_claimed_counts_for_the_others() {
+    fn a_claim_of_one_thread_counts_for_the_others() {
         let mut one = PerSourceLimit::new(2);
         let mut other = one.share();
         let peer = source("192.0.2.1");

@@ -1,4 +1,4 @@
-//! Resetting the connections with the most data waiting, when memory or the kernel's room for data is used up.
+//! Resets the connections with the most queued data when memory or the kernel's room for data is used up.
 
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
@@ -8,41 +8,40 @@ use reactor::{Context, Token};
 use super::{Echo, ThreadRole};
 use crate::slow::Check;
 
-/// While the kernel is short of room for data, a peer that has not taken within this time what waited for it is slow
-/// enough to be reset.
+/// While the kernel is short of room for data, a peer that has not taken its queued data within this time may be reset.
 const BUFFERS_PATIENCE: Duration = Duration::from_secs(1);
 
-/// At most this number of them are reset at a time: to free the data of one takes the kernel a while.
+/// The maximum number of such resets at a time, because the kernel takes long to free the data of each.
 const BUFFERS_RESETS_MAX: usize = 64;
 
-/// At most this number of watched connections are examined at a time, with two system calls each.
+/// The maximum number of watched connections that are examined at a time, with two system calls each.
 const EXAMINED_MAX: usize = 4_096;
 
-/// The time between two searches for connections with data in the kernel only, while sockets hold much in all.
+/// The time between two searches for connections with data only in the kernel, while the total in sockets is high.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Connections with less than this, a page, are neither searched for nor worth a reset.
+/// Connections with less than this, a page, are neither searched for nor reset.
 pub(super) const HELD_BYTES_MIN: usize = 4_096;
 
-/// When slow readers were searched for last.
+/// The time of the last search for slow readers.
 #[derive(Debug, Default)]
 pub(super) struct Search {
     last: Option<Instant>,
 }
 
-/// What is short, by how much, and which connections are reset for it.
+/// The shortage, its size, and which connections are reset for it.
 struct Shedding {
     shortage: &'static str,
     bytes: u64,
-    /// What a peer holds of it.
+    /// The part of it that a peer holds.
     held_by: fn(&Context<()>, Token) -> usize,
-    /// A peer that has taken within this time what waited for it is left alone.
+    /// A peer that has taken its queued data within this time is not reset.
     patience: Duration,
     resets_max: usize,
 }
 
 impl<R: ThreadRole> Echo<R> {
-    /// Searches for connections with data in the kernel only, while sockets hold much in all.
+    /// Searches for connections with data only in the kernel, while the total in sockets is high.
     pub(super) fn search_slow_readers(&mut self, cx: &mut Context<()>) {
         let is_early = self.search.last.is_some_and(|last| cx.now() < last + SEARCH_INTERVAL);
         if !is_early && self.gate.decision().buffers_full && cx.sweep().is_ok() {
@@ -50,7 +49,7 @@ impl<R: ThreadRole> Echo<R> {
         }
     }
 
-    /// Resets the connections with the most data waiting, as far as the latest decision asks for it.
+    /// Resets the connections with the most queued data, if the latest decision requires it.
     pub(super) fn shed(&mut self, cx: &mut Context<()>) {
         let decision = self.gate.decision();
         let for_memory = Shedding {
@@ -92,7 +91,7 @@ impl<R: ThreadRole> Echo<R> {
         *times += largest.len() as u64;
         if times.checked_ilog2() != before.checked_ilog2() {
             log::warn!(
-                "{shortage} is short, and {} connections with the most data waiting are reset ({times} by now)",
+                "{shortage} is short: {} connections with the most queued data are reset ({times} so far)",
                 largest.len()
             );
         }
@@ -101,7 +100,7 @@ impl<R: ThreadRole> Echo<R> {
         }
     }
 
-    /// Connections whose peers have not taken within `patience` what waited for them.
+    /// Connections whose peers have not taken their queued data within `patience`.
     fn holders(&mut self, cx: &mut Context<()>, patience: Duration) -> Vec<Token> {
         let now = cx.now();
         let watched: Vec<Token> = self.slow.waiting_for(patience, EXAMINED_MAX, now).collect();
@@ -117,12 +116,12 @@ impl<R: ThreadRole> Echo<R> {
     }
 }
 
-/// What the peer has not taken of what was written to it: what is queued here, and what the kernel holds.
+/// The written data that the peer has not taken: queued here or in the kernel.
 pub(super) fn waiting_bytes(cx: &Context<()>, token: Token) -> usize {
     cx.queued_bytes(token) + cx.unacknowledged_bytes(token)
 }
 
-/// The largest holders that hold `bytes` together, without those that hold less than a page.
+/// The largest holders that together hold `bytes`, without those that hold less than a page.
 fn largest(mut holders: Vec<(usize, Token)>, bytes: u64) -> Vec<Token> {
     holders.retain(|&(held_bytes, _)| held_bytes >= HELD_BYTES_MIN);
     holders.sort_unstable_by_key(|&(held_bytes, _)| Reverse(held_bytes));

@@ -1,7 +1,7 @@
-//! The server's own binary on real sockets, ended when the test ends, and peers with a deadline on each wait.
+//! The server binary on real sockets, ended when the test ends, and peers with a deadline on each wait.
 
 #![allow(dead_code)] // Each test binary uses a part of it.
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 use std::borrow::Borrow;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -18,12 +18,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// Longer than anything takes on a busy machine; only a failure waits so long.
+/// Longer than any step on a busy machine; only a failure waits this long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_c1000k-server");
 
-/// Below the range that kernels choose ephemeral ports from.
+/// Below the range of ephemeral ports.
 const PORTS_FROM: u16 = 12_000;
 const PORTS_TO: u16 = 32_000;
 
@@ -47,9 +47,9 @@ impl Server {
         Self::start_by(&descriptor_limit(descriptors), ports, arguments)
     }
 
-    /// The same by a shell that first does what `prelude` says, and becomes the server then.
+    /// The same by a shell that first runs `prelude` and then becomes the server.
     pub(crate) fn start_by(prelude: &str, ports: u16, arguments: &[&str]) -> Self {
-        // A crowd of peers is more than the usual soft limit of 1,024.
+        // Many peers need more than the usual soft limit of 1,024.
         raise_descriptor_limit().unwrap();
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -91,10 +91,10 @@ impl Server {
         try_connect(self.address(offset)).is_none_or(|stream| is_refused(&stream))
     }
 
-    /// How many are reset before one is let in, because someone has left.
+    /// The number of connections that are reset before one is admitted because another has closed.
     ///
     /// # Panics
-    /// When no one is within [`DEADLINE`].
+    /// If none is admitted within [`DEADLINE`].
     pub(crate) fn refusals_until_room(&self, offset: u16) -> u64 {
         let mut refusals = 0;
         let admitted = until(DEADLINE, || {
@@ -102,7 +102,7 @@ impl Server {
             refusals += u64::from(refused);
             !refused
         });
-        assert!(admitted, "the place of the one that left is not given again");
+        assert!(admitted, "the place of the closed connection is not reused");
         refusals
     }
 
@@ -110,7 +110,7 @@ impl Server {
         self.child.id()
     }
 
-    /// Waits for a line with this in it, from the start of the log on; `false` when the log ends without.
+    /// Waits for a line that contains this, from the start of the log; `false` if the log ends without one.
     pub(crate) fn sees_line(&mut self, part: &str) -> bool {
         if self.lines.iter().any(|line| line.contains(part)) {
             return true;
@@ -130,7 +130,7 @@ impl Server {
         }
     }
 
-    /// All lines so far that have this in them.
+    /// All lines so far that contain this.
     pub(crate) fn lines_with(&mut self, part: &str) -> Vec<String> {
         self.lines.extend(self.log.try_iter());
         self.lines.iter().filter(|line| line.contains(part)).cloned().collect()
@@ -144,7 +144,7 @@ impl Server {
         wait(&mut self.child)
     }
 
-    /// Ends it with SIGTERM and reads its record; everything must be in order.
+    /// Ends it with SIGTERM, reads its record, and checks both.
     pub(crate) fn stop(mut self) -> ServerRecord {
         self.signal(Signal::SIGTERM);
         let status = self.wait();
@@ -180,40 +180,40 @@ impl Drop for Server {
     }
 }
 
-/// The server with a hard limit of its own on descriptors.
+/// The server with a hard descriptor limit.
 pub(crate) fn limited(descriptors: u32) -> Command {
     by_shell(&descriptor_limit(descriptors))
 }
 
-/// What a shell does before it becomes the server.
+/// The commands of a shell before it becomes the server.
 fn descriptor_limit(descriptors: u32) -> String {
     format!("ulimit -n {descriptors} &&")
 }
 
-/// The server, by a shell that does what `prelude` says and becomes the server then.
+/// The server, by a shell that runs `prelude` and then becomes the server.
 pub(crate) fn by_shell(prelude: &str) -> Command {
     by_shell_as(Path::new(BINARY), prelude)
 }
 
-/// The same with another copy of it.
+/// The same with another copy of the server.
 pub(crate) fn by_shell_as(binary: &Path, prelude: &str) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{prelude} exec \"$0\" \"$@\"")]).arg(binary);
     command
 }
 
-/// A test of something that this machine does not have says so, and passes.
+/// A test of something that this machine does not have passes with a message.
 pub(crate) fn skip(what: &str, why: &str) {
-    // Past what the test harness swallows.
+    // Not captured by the test harness.
     let _ = writeln!(std::io::stderr(), "{what} is skipped: {why}");
 }
 
-/// A shell's words that run the rest in a mount namespace of its own, after these commands.
+/// Shell commands that run the rest in a new mount namespace, after these commands.
 pub(crate) fn in_new_mounts(commands: &str) -> String {
     format!("exec unshare --mount sh -c '{commands} && exec \"$0\" \"$@\"' \"$0\" \"$@\";")
 }
 
-/// Whether such words work here; if not, that is said aloud.
+/// Whether such commands work here; if not, prints a message.
 pub(crate) fn can_mount(what: &str, commands: &str) -> bool {
     let tried = Command::new("unshare")
         .args(["--mount", "sh", "-c", commands])
@@ -226,7 +226,7 @@ pub(crate) fn can_mount(what: &str, commands: &str) -> bool {
     works
 }
 
-/// Runs to its end, which must come soon.
+/// Runs to the end, which must be soon.
 pub(crate) fn run(command: &mut Command) -> Output {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -242,12 +242,12 @@ pub(crate) fn wait(child: &mut Child) -> ExitStatus {
     });
     if !ended {
         let _ = child.kill();
-        panic!("the process goes on and on");
+        panic!("the process does not end");
     }
     status.unwrap()
 }
 
-/// Looks again and again until it holds; says whether it did in time.
+/// Checks repeatedly until the condition holds; returns whether it did in time.
 pub(crate) fn until(most: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + most;
     loop {
@@ -273,7 +273,7 @@ fn read_lines(from: impl Read + Send + 'static) -> Receiver<String> {
     lines
 }
 
-/// The first of this many ports in a row that no one listens on.
+/// The first of `count` consecutive ports on which no socket listens.
 pub(crate) fn free_ports(count: u16) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let spread = (std::process::id() % 600) as u16 * 32;
@@ -292,7 +292,7 @@ pub(crate) fn connect(address: impl Into<SocketAddr>) -> TcpStream {
     try_connect(address).expect("is not reset")
 }
 
-/// A connection; `None` where it is reset before it is known here.
+/// A connection; `None` if it is reset before `connect` returns.
 pub(crate) fn try_connect(address: impl Into<SocketAddr>) -> Option<TcpStream> {
     match TcpStream::connect_timeout(&address.into(), DEADLINE) {
         Err(error) if error.kind() == ErrorKind::ConnectionReset => None,
@@ -300,7 +300,7 @@ pub(crate) fn try_connect(address: impl Into<SocketAddr>) -> Option<TcpStream> {
             let stream = connected.unwrap();
             stream.set_read_timeout(Some(DEADLINE)).unwrap();
             stream.set_write_timeout(Some(DEADLINE)).unwrap();
-            // A server that refuses may have reset it by now.
+            // A refusing server may have reset it by now.
             let _ = stream.set_nodelay(true);
             Some(stream)
         }
@@ -323,7 +323,7 @@ pub(crate) fn connect_from(source: IpAddr, to: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Sends it and waits for the same bytes; says how long that took.
+/// Sends the message and waits for the same bytes; returns how long that took.
 pub(crate) fn echo(mut stream: &TcpStream, message: &[u8]) -> Duration {
     let started = Instant::now();
     stream.write_all(message).unwrap();
@@ -340,7 +340,7 @@ pub(crate) fn echo_all<S: Borrow<TcpStream>>(streams: &[S], message: &[u8]) {
     }
 }
 
-/// Whether the server has reset the connection; waits until it has answered one way or the other.
+/// Whether the server has reset the connection; waits for an echo or a reset.
 pub(crate) fn is_refused(mut stream: &TcpStream) -> bool {
     let message = b"is anybody there?";
     let mut answer = [0; 17];
@@ -354,7 +354,7 @@ pub(crate) fn is_refused(mut stream: &TcpStream) -> bool {
     }
 }
 
-/// What is read until the peer ends the connection, one way or the other.
+/// The bytes read until the peer ends the connection, and how it ended.
 pub(crate) fn read_to_end(mut stream: &TcpStream) -> (Vec<u8>, std::io::Result<()>) {
     let mut bytes = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
@@ -367,7 +367,7 @@ pub(crate) fn read_to_end(mut stream: &TcpStream) -> (Vec<u8>, std::io::Result<(
     }
 }
 
-/// Writes until the server takes no more for `quiet`; says how much it took.
+/// Writes until the server accepts no more for `quiet`; returns how much it accepted.
 pub(crate) fn fill(mut stream: &TcpStream, quiet: Duration, most: usize) -> usize {
     stream.set_write_timeout(Some(quiet)).unwrap();
     let mut written = 0;

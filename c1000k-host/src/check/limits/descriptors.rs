@@ -1,4 +1,4 @@
-//! Descriptors, and what stands for them: epoll watches, and the tables of registered files.
+//! Descriptors, epoll watches, and the tables of registered files.
 
 use {
     super::{Cap, CapKind, Limit, OTHERS, at_least, not_needed, raised, sysctl},
@@ -17,17 +17,17 @@ fn descriptors_needed(machine: &Machine, need: &Need) -> u64 {
     )
 }
 
-/// The same for a process that inherits no more than is usual: what a login or a service is given.
+/// The same for a process with the usual number of inherited descriptors: the limit for a login or a service.
 fn descriptors_granted(machine: &Machine, need: &Need) -> u64 {
     descriptors_for(machine.descriptors_needed(need), need.listening_ports())
 }
 
-/// Files of the connections, and of all else.
+/// Open files of the connections, and others.
 fn files_granted(need: &Need) -> u64 {
     need.connections.saturating_mul(2).saturating_add(OTHERS)
 }
 
-/// The cap by the descriptors of one process, if each connection takes one.
+/// The limit by the descriptors of one process, if each connection takes one.
 fn process_cap(machine: &Machine, need: &Need, reason: String, remedy: String) -> Option<Cap> {
     if need.file_table == FileTable::Registered {
         return None;
@@ -62,11 +62,12 @@ impl Limit for Soft {
         match machine.descriptors {
             Some(DescriptorLimit { soft, hard }) if soft < needed && needed <= hard => Row {
                 status: RowStatus::Pass,
-                remedy: Some("raised to the hard limit at the start, by itself".to_owned()),
+                remedy: Some("the programs raise it to the hard limit at the start".to_owned()),
                 ..row
             },
-            _ => row
-                .with_remedy(|| "raise the hard limit, the soft one follows by itself".to_owned()),
+            _ => row.with_remedy(|| {
+                "raise the hard limit; the programs raise the soft limit to it".to_owned()
+            }),
         }
     }
 }
@@ -231,14 +232,14 @@ impl Limit for Watches {
     }
 }
 
-/// `RLIMIT_MEMLOCK`: the rings of registered-file tables. A few tables hold very many files, so it binds only where
-/// hardly anything is allowed.
+/// `RLIMIT_MEMLOCK`: the rings of registered-file tables. A few tables hold very many files, so it binds only if it is
+/// very low.
 pub(super) struct LockedMemory;
 
 impl LockedMemory {
     const NAME: &str = "RLIMIT_MEMLOCK";
 
-    /// For all processes here.
+    /// For all processes on this machine.
     fn needed_bytes(machine: &Machine, need: &Need) -> u64 {
         machine.locked_bytes_needed(need).saturating_mul(need.sockets_per_connection())
     }

@@ -1,4 +1,4 @@
-//! Memory: what is left of it, and the kernel's share for data in sockets.
+//! Available memory, and the kernel's share for data in sockets.
 
 use {
     super::{Cap, CapKind, Limit, at_least, compare, raised, unreadable},
@@ -6,10 +6,10 @@ use {
     crate::{format, memory::MemoryBound, text},
 };
 
-/// Below this default size of a socket's buffer, data crawls.
+/// Below this default size of a socket's buffer, throughput is very low.
 const BUFFER_DEFAULT_BYTES_MIN: u64 = 4_096;
 
-/// Memory that is left in the machine or in the tightest cgroup.
+/// Available memory in the machine or in the tightest cgroup.
 pub(super) struct Available;
 
 impl Limit for Available {
@@ -58,7 +58,7 @@ impl Limit for Available {
             connections: room.bytes / bytes_per_connection,
             kind: CapKind::Memory,
             reason: format!(
-                "{} of memory are there{place}, and a connection takes {}",
+                "{} of memory are available{place}, and a connection takes {}",
                 format::bytes(room.bytes),
                 format::bytes(bytes_per_connection)
             ),
@@ -88,7 +88,7 @@ impl Limit for SocketData {
         Row { needed: pages(row.needed), present: pages(row.present), ..row }
     }
 
-    /// Room for a page of each connection, as long as that is not more than half of the memory.
+    /// A page per connection, at most half of the memory.
     fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
         let half_pages = machine.memory_total_bytes? / text::page_bytes() / 2;
         let third = (need.connections / 2).min(half_pages / 3);
@@ -116,7 +116,7 @@ impl Limit for SendBuffer {
     }
 }
 
-/// Tiny buffers save nothing on idle connections and slow those that carry data.
+/// Small buffers save nothing on idle connections and slow those that carry data.
 fn buffer(name: &'static str, present: Option<[u64; 3]>, usual: &str) -> Row {
     let row = at_least(
         name,
@@ -133,7 +133,7 @@ fn buffer(name: &'static str, present: Option<[u64; 3]>, usual: &str) -> Row {
     }
     .with_remedy(|| {
         format!(
-            "saves nothing on idle connections, slows all others:\nsysctl -w {name}=\"{usual}\""
+            "saves nothing on idle connections and slows the others:\nsysctl -w {name}=\"{usual}\""
         )
     })
 }

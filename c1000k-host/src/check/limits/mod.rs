@@ -1,4 +1,4 @@
-//! The limits: each gives its row of the table, the connections that it allows, and the remedy of both.
+//! The limits: each has a row of the table, the number of connections that it allows, and a remedy.
 
 mod descriptors;
 mod memory;
@@ -12,26 +12,25 @@ use {
 
 /// One limit of a machine.
 trait Limit {
-    /// What the target needs of it, and what there is.
+    /// The value that the target needs, and the present one.
     fn row(&self, machine: &Machine, need: &Need) -> Row;
 
-    /// The most connections that it allows; `None` where it does not bind them, or can't be read.
+    /// The maximum number of connections that it allows; `None` if it does not bind them, or can't be read.
     fn cap(&self, _machine: &Machine, _need: &Need) -> Option<Cap> {
         None
     }
 
-    /// What an operator sets for itpermanently, and so with room for whatever else the machine does; `None` where this
-    /// machine or this role has no use for it.
+    /// The permanent setting for it, with room for other programs of the machine; `None` if this machine or this role
+    /// does not need it.
     fn setting(&self, _machine: &Machine, _need: &Need) -> Option<Setting> {
         None
     }
 }
 
-/// Files, watches and tracked connections that the rest of the machine may have beside those of the target, where a
-/// setting lasts.
+/// Files, watches and tracked connections of other programs of the machine, for which a permanent setting has room.
 const OTHERS: u64 = 65_536;
 
-/// In the order in which a run would meet them.
+/// In the order in which a run would reach them.
 const LIMITS: &[&dyn Limit] = &[
     &descriptors::Soft,
     &descriptors::Hard,
@@ -57,17 +56,17 @@ pub fn table(machine: &Machine, need: &Need) -> Vec<Row> {
     LIMITS.iter().map(|limit| limit.row(machine, need)).collect()
 }
 
-/// What an operator sets for the target, limit by limit. Both ends of the connections may be on the machine, and belong
-/// to one user, whatever the role is.
+/// The settings for the target, limit by limit. Both ends of the connections may be on the machine, and belong to one
+/// user, whatever the role is.
 pub fn settings(machine: &Machine, need: &Need) -> Vec<Setting> {
     LIMITS.iter().filter_map(|limit| limit.setting(machine, need)).collect()
 }
-/// What each limit that binds connections allows; the number of `need` serves the remedies only.
+/// The number that each limit of connections allows; the number of `need` is used only for the remedies.
 pub fn caps(machine: &Machine, need: &Need) -> impl Iterator<Item = Cap> {
     LIMITS.iter().filter_map(|limit| limit.cap(machine, need))
 }
 
-/// The tightest of the [`caps`]; `None` where no limit can be read.
+/// The lowest of the [`caps`]; `None` if no limit can be read.
 pub fn largest_target(machine: &Machine, need: &Need) -> Option<Cap> {
     caps(machine, need).min_by_key(|cap| cap.connections)
 }
@@ -100,21 +99,21 @@ impl fmt::Display for CapKind {
     }
 }
 
-/// What caps the connections, and at how many.
+/// The limit of the connections, and their number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cap {
-    /// The most connections that fit.
+    /// The maximum number of connections that fit.
     pub connections: u64,
-    /// What binds.
+    /// The limit that binds.
     pub kind: CapKind,
     /// Why, as a clause: "RLIMIT_NOFILE is 20,000 hard".
     pub reason: String,
-    /// What to do to come to `need.connections`.
+    /// The remedy to reach `need.connections`.
     pub remedy: String,
 }
 
 impl Row {
-    /// Adds the remedy where the row asks for one.
+    /// Adds the remedy if the row needs one.
     fn with_remedy(self, remedy: impl FnOnce() -> String) -> Self {
         let wanted = matches!(self.status, RowStatus::Fail | RowStatus::Advice);
         let remedy = if wanted { Some(remedy()) } else { self.remedy };
@@ -144,7 +143,7 @@ fn compare(needed: u64, present: Option<u64>) -> RowStatus {
     }
 }
 
-/// At least so much, number by number; `None` where this kernel has no such setting.
+/// At least these values, number by number; `None` if this kernel has no such setting.
 fn raised<const N: usize>(
     name: &'static str,
     needed: [u64; N],

@@ -10,10 +10,10 @@ use {
     std::ops::RangeInclusive,
 };
 
-/// What fits the wider part of the ports and leaves out the server's own 9900-9999.
+/// The wider part of the ports without the server's 9900-9999.
 const WIDE_PORTS: RangeInclusive<u16> = 10_000..=65_535;
 
-/// The kernel's own choice since 5.4, for connections that wait to be accepted at one port.
+/// The kernel's default since 5.4, for connections that wait to be accepted at one port.
 const DEFAULT_BACKLOG: u64 = 4_096;
 
 /// `net.ipv4.ip_local_port_range`.
@@ -22,14 +22,14 @@ pub(super) struct LocalPorts;
 impl LocalPorts {
     const NAME: &str = "net.ipv4.ip_local_port_range";
 
-    /// Local ports that are needed of each source address.
+    /// Local ports that are needed per source address.
     fn needed(need: &Need) -> u64 {
         let lanes = need.sources.unwrap_or(1).saturating_mul(need.ports).max(1);
         need.connections.div_ceil(lanes)
     }
 
-    /// The range that is there, and so much wider that it has twice the ports that are needed: before Linux 6.3,
-    /// `connect` slows down once half of a range is in use.
+    /// The present range, widened to twice the number of ports that are needed: before Linux 6.3, `connect` slows down
+    /// when half of a range is in use.
     fn granted(need: &Need, present: &RangeInclusive<u16>) -> RangeInclusive<u16> {
         let wanted = Self::needed(need).saturating_mul(2);
         let range = if wanted <= LOCAL_PORTS_DEFAULT.len() as u64 {
@@ -111,7 +111,7 @@ impl Limit for Tuples {
             connections: port_room(sources, need.ports, local),
             kind: CapKind::Ports,
             reason: format!(
-                "{} x {} x {} are all the 5-tuples there are{reserved}",
+                "{} x {} x {} is the number of 5-tuples{reserved}",
                 format::counted(sources, "source"),
                 format::counted(need.ports, "destination port"),
                 format::counted(local, "local port")
@@ -177,7 +177,7 @@ impl Limit for Conntrack {
             Some(table) if table.count == 0 => Row {
                 remedy: (table.max < need.connections).then(|| {
                     format!(
-                        "tracks nothing now; once a firewall makes it:\n{}",
+                        "tracks nothing now; if a firewall starts tracking:\n{}",
                         sysctl(CONNTRACK_MAX, need.connections)
                     )
                 }),
@@ -207,7 +207,8 @@ impl Limit for Conntrack {
     }
 }
 
-/// `net.ipv4.tcp_max_orphans`. The client resets its connections and so leaves no orphan; a server that shuts down flushes.
+/// `net.ipv4.tcp_max_orphans`. The client resets its connections and so leaves no orphan; a server that shuts down
+/// flushes.
 pub(super) struct Orphans;
 
 impl Orphans {
@@ -226,7 +227,7 @@ impl Limit for Orphans {
         let status = if row.status == RowStatus::Fail { RowStatus::Advice } else { row.status };
         Row { status, ..row }.with_remedy(|| {
             format!(
-                "closed at once, those past it are reset instead of flushed:\n{}",
+                "at a shutdown, connections beyond it are reset instead of flushed:\n{}",
                 sysctl(Self::NAME, need.connections)
             )
         })
@@ -266,7 +267,7 @@ impl Limit for RpFilter {
             })
     }
 
-    /// Where it is loose already, that may be by this setting.
+    /// If it is already loose, that may be because of this setting.
     fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
         let present = machine.rp_filter.filter(|&value| value > 0 && need.connects_out())?;
         (need.sources > Some(1)).then(|| Setting::Sysctl {
