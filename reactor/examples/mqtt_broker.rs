@@ -159,7 +159,7 @@ impl Broker {
             self.subscribers_of(&publish.topic).map(|(token, _)| token).collect();
         tokens.sort_unstable();
         tokens.dedup();
-        if let Ok(sweep) = cx.sweep_over(tokens) {
+        if let Ok(sweep) = cx.sweep_of(tokens) {
             self.publications.push((sweep, publish));
         }
     }

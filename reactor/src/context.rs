@@ -15,7 +15,7 @@ mod sweep;
 mod time;
 mod watch;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
@@ -29,13 +29,14 @@ use crate::queue::WriteQueue;
 use crate::signal::Signal;
 use crate::slab::{Slab, slot_bytes};
 use crate::stats::Stats;
-use crate::sys::{self, Descriptor, Poller, SendBatch, SignalReader, Sockets};
-use crate::token::{EventSource, Inner, ListenerId, Token};
+use crate::sys::{self, Descriptor, Poller, SendBatch, SignalReader, Socket, Sockets};
+use crate::token::{EventSource, Inner, ListenerId, TimerId, Token};
 use crate::waker::Waker;
-use crate::wheel::{NODE_BYTES, NodeId, Tick, Wheel};
+use crate::wheel::{NodeId, Tick, Wheel};
 
-use listen::{AcceptBackoff, Listener};
+use listen::{AcceptBackoff, AcceptedBy, Listener};
 use sweep::Sweep;
+use time::Timer;
 use watch::Watch;
 
 pub(crate) use batch::receives;
@@ -48,17 +49,17 @@ pub struct Context<C> {
     config: Config,
     poller: Poller,
     connections: Slab<ConnHeader, C>,
-    /// Connections with which none more is accepted: all but those that are reserved.
-    accepted_max: usize,
     listeners: Slab<Listener, ()>,
-    /// A timer's place in the wheel; the connection that it is of, and its tag, where it is of one.
-    timers: Slab<NodeId, Option<(Token, u64)>>,
+    /// Free timers and tagged timeouts.
+    timers: Slab<Timer, ()>,
+    /// The tagged timeouts of connections, by name and tag.
+    tagged: BTreeMap<(Token, u64), TimerId>,
     watches: Slab<Watch, ()>,
     /// The first one is under way, the others wait for it.
     sweeps: VecDeque<Sweep>,
     sweep_next: NonZeroU64,
-    /// What is called back in the next turn.
-    deferred: VecDeque<u64>,
+    /// Connections with a call that waits for the end of the events.
+    deferred: VecDeque<Token>,
     wheel: Wheel,
     queues: Vec<WriteQueue>,
     /// The connection of each queue; `None` for a free one.
@@ -86,14 +87,19 @@ pub struct Context<C> {
     detached: Vec<(Token, Descriptor)>,
     /// What was received together is being delivered.
     delivering: bool,
+    /// The connection that `on_close` is about, whose socket is closed when that returns, and whether with a reset.
+    leaving: Option<(Token, Socket, bool)>,
     /// Connections to be removed as soon as no callback runs.
     closed: VecDeque<(Token, CloseReason)>,
     /// Listeners that epoll has reported in this turn; empty in between.
     ready_listeners: Vec<ListenerId>,
     /// Listeners that stop listening when their backlog is empty.
     draining: Vec<ListenerId>,
+    accepted_by: AcceptedBy,
     /// Turns in a row in which they were not accepted from because ended connections may have been about to make room.
     turns_without_room: usize,
+    /// Connections that accepts may fill slots up to: those that are reserved for connects are beyond.
+    accepts_max: usize,
     throttled: AcceptBackoff,
     /// Connections that have gone since throttled listeners were last looked at.
     freed: usize,
@@ -101,8 +107,6 @@ pub struct Context<C> {
     waker: Waker,
     signals: Option<SignalReader>,
     started: Instant,
-    #[cfg(feature = "testing")]
-    clock_ahead: Duration,
     now: Instant,
     /// From `started` to `now`.
     elapsed: Duration,
@@ -117,10 +121,10 @@ fn timers_in_wheel_max(config: &Config) -> usize {
     config.connections_max.saturating_add(config.timers_max).saturating_add(3)
 }
 
-/// Address space for this many.
-fn slots<H, B>(what: &'static str, count: usize) -> Result<Slab<H, B>, Error> {
-    let bytes_each = slot_bytes::<H, B>();
-    Slab::with_capacity(count).map_err(|_| Error::NoAddressSpace { what, count, bytes_each })
+/// Slots are reserved at the start, so a large state and the default bound can be too much.
+fn lacks_address_space<C>(connections_max: usize) -> Error {
+    let bytes_each = slot_bytes::<ConnHeader, C>();
+    Error::NoAddressSpace { connections_max, bytes_each }
 }
 
 /// How far a shutdown has come.
@@ -137,31 +141,29 @@ struct Shutdown {
 
 impl<C> Context<C> {
     pub(crate) fn new(config: &Config) -> Result<Self, Error> {
+        let no_memory = |_| {
+            Error::Invalid("there is no address space for that many listeners, timers or watches")
+        };
         let poller = Poller::new()?;
-        let waker = Waker::new()?;
-        waker.watch(&poller, EventSource::Inner(Inner::Wake).to_bits())?;
+        let waker = Waker::watched(&poller, EventSource::Inner(Inner::Wake).to_bits())?;
         let sockets =
             Sockets::new(config.file_table, config.connections_max, config.listeners_max)?;
         let sends = if sockets.has_tables() { batch::sends() } else { SendBatch::default() };
-        let connections = slots("connections", config.connections_max)?;
-        let now = sys::now();
+        let now = poller.now();
+        let connections = Slab::with_capacity(config.connections_max)
+            .map_err(|_| lacks_address_space::<C>(config.connections_max))?;
         Ok(Self {
             poller,
-            accepted_max: connections.capacity().saturating_sub(config.connects_reserved),
+            accepts_max: connections.capacity().saturating_sub(config.connects_reserved),
             connections,
-            listeners: slots("listeners", config.listeners_max)?,
-            timers: slots("timers", config.timers_max)?,
-            watches: slots("watches", config.watches_max)?,
+            listeners: Slab::with_capacity(config.listeners_max).map_err(no_memory)?,
+            timers: Slab::with_capacity(config.timers_max).map_err(no_memory)?,
+            tagged: BTreeMap::new(),
+            watches: Slab::with_capacity(config.watches_max).map_err(no_memory)?,
             sweeps: VecDeque::new(),
             sweep_next: NonZeroU64::MIN,
             deferred: VecDeque::new(),
-            wheel: Wheel::with_capacity(timers_in_wheel_max(config)).map_err(|_| {
-                Error::NoAddressSpace {
-                    what: "timeouts of connections",
-                    count: config.connections_max,
-                    bytes_each: NODE_BYTES,
-                }
-            })?,
+            wheel: Wheel::with_capacity(timers_in_wheel_max(config)).map_err(no_memory)?,
             queues: Vec::new(),
             queue_owners: Vec::new(),
             queues_free: Vec::new(),
@@ -177,9 +179,11 @@ impl<C> Context<C> {
             held: Vec::new(),
             detached: Vec::new(),
             delivering: false,
+            leaving: None,
             closed: VecDeque::new(),
             ready_listeners: Vec::new(),
             draining: Vec::new(),
+            accepted_by: AcceptedBy::default(),
             turns_without_room: 0,
             throttled: AcceptBackoff::default(),
             freed: 0,
@@ -187,8 +191,6 @@ impl<C> Context<C> {
             waker,
             signals: None,
             started: now,
-            #[cfg(feature = "testing")]
-            clock_ahead: Duration::ZERO,
             now,
             elapsed: Duration::ZERO,
             stats: Stats::default(),
@@ -262,21 +264,31 @@ impl<C> Context<C> {
         self.connections.slots_used()
     }
 
-    /// The address of the peer. Costs one system call; three where the socket is a registered file.
+    /// The address of the peer, also when that has gone, and in [`on_close`](crate::Handler::on_close) of this
+    /// connection. Costs one system call; three where the socket is a registered file.
     ///
     /// # Errors
-    /// [`Error::Stale`], the system's refusal (`ENOTCONN` where the peer has gone), or [`Error::Invalid`] for a
+    /// [`Error::Stale`], the system's refusal (`ENOTCONN` where a connect has not worked), or [`Error::Invalid`] for a
     /// Unix-domain connection, which has no IP address.
     pub fn peer_addr(&self, token: Token) -> Result<SocketAddr, Error> {
-        self.sockets.peer_addr(&self.header(token).ok_or(Error::Stale)?.socket)
+        self.sockets.peer_addr(self.socket_of(token)?)
     }
 
-    /// The address of this side. Costs one system call; three where the socket is a registered file.
+    /// The address of this side, likewise. Costs one system call; three where the socket is a registered file.
     ///
     /// # Errors
     /// [`Error::Stale`], the system's refusal, or [`Error::Invalid`] for a Unix-domain connection.
     pub fn local_addr(&self, token: Token) -> Result<SocketAddr, Error> {
-        self.sockets.local_addr(&self.header(token).ok_or(Error::Stale)?.socket)
+        self.sockets.local_addr(self.socket_of(token)?)
+    }
+
+    /// The socket of a connection, or of the one that `on_close` is about.
+    fn socket_of(&self, token: Token) -> Result<&Socket, Error> {
+        match (self.header(token), &self.leaving) {
+            (Some(header), _) => Ok(&header.socket),
+            (None, Some((leaving, socket, _))) if *leaving == token => Ok(socket),
+            _ => Err(Error::Stale),
+        }
     }
 
     /// A handle that wakes this reactor from any thread.
@@ -291,7 +303,7 @@ impl<C> Context<C> {
     /// threads, which inherit that. They stay blocked when the reactor is gone: a second Ctrl-C that came while it shut
     /// down would otherwise end the process in the middle of what it does last, and the threads that have inherited the
     /// mask could not be given theirs back. A child process that is started later inherits the mask too, and does not
-    /// hear these signals unless it unblocks them.
+    /// receive these signals unless it unblocks them.
     ///
     /// # Errors
     /// The system's refusal, or [`Error::Invalid`] when signals are watched already.
@@ -299,25 +311,9 @@ impl<C> Context<C> {
         if self.signals.is_some() {
             return Err(Error::Invalid("signals are watched already"));
         }
-        let reader = SignalReader::new(signals)?;
-        reader.watch(&self.poller, EventSource::Inner(Inner::Signal).to_bits())?;
-        self.signals = Some(reader);
+        let data = EventSource::Inner(Inner::Signal).to_bits();
+        self.signals = Some(SignalReader::watched(signals, &self.poller, data)?);
         Ok(())
-    }
-
-    /// Has [`on_deferred`](crate::Handler::on_deferred) called with this tag in the next turn, after its events, and
-    /// without the millisecond that a timer takes: for what must not be done within the callback at hand. A turn does not
-    /// wait for events then. Each use makes one call, in the order of the uses.
-    pub fn defer(&mut self, tag: u64) {
-        self.deferred.push_back(tag);
-    }
-
-    pub(crate) fn deferred(&self) -> usize {
-        self.deferred.len()
-    }
-
-    pub(crate) fn next_deferred(&mut self) -> Option<u64> {
-        self.deferred.pop_front()
     }
 
     /// Makes `run` return after this turn. Connections stay as they are; `run` may be called again.
@@ -363,44 +359,27 @@ impl<C> Context<C> {
         &mut self.stats
     }
 
-    #[cfg(not(feature = "testing"))]
-    fn clock(&self) -> Instant {
-        sys::now()
-    }
-
-    /// Ahead of the system's by as much as a test has let pass.
-    #[cfg(feature = "testing")]
-    fn clock(&self) -> Instant {
-        sys::now() + self.clock_ahead
-    }
-
-    /// Lets time pass.
-    #[cfg(all(feature = "testing", not(any(test, fuzzing))))]
-    pub(crate) fn advance_clock(&mut self, by: Duration) {
-        self.clock_ahead += by;
-    }
-
     pub(crate) fn read_clock(&mut self) {
-        self.now = self.clock();
+        self.now = self.poller.now();
         self.elapsed = self.now.duration_since(self.started);
     }
 
-    /// Whether there is something to do that no event and no timer tells of.
+    /// Whether there is something to do that no event and no timer reports.
     pub(crate) fn wants_turn(&self) -> bool {
         !self.listed.is_empty()
             || !self.adopted.is_empty()
+            || !self.deferred.is_empty()
             || self.has_closed()
             || self.has_freed()
             || self.is_draining()
             || self.has_more_to_notify()
             || self.has_sweeps()
-            || !self.deferred.is_empty()
             || self.wants_stop()
     }
 
     /// Counts the time from the end of the wait, of which a turn has read the clock.
     pub(crate) fn end_turn(&mut self) {
-        let turn = self.clock().duration_since(self.now);
+        let turn = self.poller.now().duration_since(self.now);
         self.stats.busy += turn;
         self.stats.turn_longest = self.stats.turn_longest.max(turn);
     }

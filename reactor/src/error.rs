@@ -24,19 +24,18 @@ pub enum Error {
         /// Its value.
         limit: usize,
     },
+    /// The slots of [`Config::connections_max`](crate::Config::connections_max) connections are more than the process has
+    /// address space for: lower that bound, or box the state.
+    NoAddressSpace {
+        /// The bound.
+        connections_max: usize,
+        /// The bytes of a slot, the state of the connection included.
+        bytes_each: usize,
+    },
     /// The name belongs to nothing any more.
     Stale,
     /// An argument can't be used.
     Invalid(&'static str),
-    /// There is no address space for as many as a bound of [`Config`](crate::Config) says: it is reserved at the start.
-    NoAddressSpace {
-        /// Of what.
-        what: &'static str,
-        /// How many.
-        count: usize,
-        /// What each of them takes.
-        bytes_each: usize,
-    },
 }
 
 impl Error {
@@ -74,11 +73,12 @@ impl fmt::Display for Error {
         match self {
             Error::System { call, source } => write!(f, "{call}: {source}"),
             Error::Full { what, limit } => write!(f, "{what} is at its bound of {limit}"),
+            Error::NoAddressSpace { connections_max, bytes_each } => write!(
+                f,
+                "there is no address space for {connections_max} connections of {bytes_each} bytes, state included"
+            ),
             Error::Stale => f.write_str("the name is stale: what it named is gone"),
             Error::Invalid(why) => f.write_str(why),
-            Error::NoAddressSpace { what, count, bytes_each } => {
-                write!(f, "there is no address space for {count} {what} of {bytes_each} bytes each")
-            }
         }
     }
 }
@@ -152,6 +152,30 @@ pub enum WriteError {
     Closed,
 }
 
+/// A chunk that was not taken, which comes back; see
+/// [`Context::try_write_chunk`](crate::Context::try_write_chunk). `?` turns it into a [`WriteError`] and drops it.
+#[derive(Debug)]
+pub struct ChunkRefused {
+    /// Why.
+    pub error: WriteError,
+    /// What the call was given.
+    pub chunk: Chunk,
+}
+
+impl fmt::Display for ChunkRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for ChunkRefused {}
+
+impl From<ChunkRefused> for WriteError {
+    fn from(refused: ChunkRefused) -> Self {
+        refused.error
+    }
+}
+
 impl fmt::Display for WriteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -163,29 +187,6 @@ impl fmt::Display for WriteError {
 }
 
 impl std::error::Error for WriteError {}
-
-/// A chunk that was not taken, which comes back. `?` turns it into a [`WriteError`] and drops it.
-#[derive(Debug)]
-pub struct RefusedChunk {
-    /// Why.
-    pub error: WriteError,
-    /// What was to be written.
-    pub chunk: Chunk,
-}
-
-impl fmt::Display for RefusedChunk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
-    }
-}
-
-impl std::error::Error for RefusedChunk {}
-
-impl From<RefusedChunk> for WriteError {
-    fn from(refused: RefusedChunk) -> Self {
-        refused.error
-    }
-}
 
 /// Where the bytes of a successful write are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -73,24 +73,10 @@ impl<C> Reactor<C> {
     /// spare for when descriptors have run out.
     ///
     /// # Errors
-    /// The system's refusal (`EMFILE`: no descriptor left), or [`Error::Invalid`] where a bound is zero or there is no
-    /// address space for that many connections.
+    /// The system's refusal (`EMFILE`: no descriptor left), [`Error::Invalid`], which names the bound that is zero, and
+    /// [`Error::NoAddressSpace`].
     pub fn new(config: &Config) -> Result<Self, Error> {
-        let bounds = [
-            (config.connections_max, "connections_max must not be zero"),
-            (config.listeners_max, "listeners_max must not be zero"),
-            (config.events_per_wait, "events_per_wait must not be zero"),
-            (config.accepts_per_wake, "accepts_per_wake must not be zero"),
-            (config.timers_per_turn as usize, "timers_per_turn must not be zero"),
-            (config.read_buffer_bytes, "read_buffer_bytes must not be zero"),
-            (config.write_queue_bytes_max, "write_queue_bytes_max must not be zero"),
-        ];
-        if let Some((_, what)) = bounds.iter().find(|(bound, _)| *bound == 0) {
-            return Err(Error::Invalid(what));
-        }
-        if config.connects_reserved >= config.connections_max {
-            return Err(Error::Invalid("connects_reserved must be less than connections_max"));
-        }
+        config.check()?;
         let cx = Context::new(config)?;
         let events_max = config.events_per_wait.min(EVENTS_PER_WAIT_MAX);
         let batches = cx.sockets().has_tables();
@@ -163,9 +149,9 @@ impl<C> Reactor<C> {
         wait(cx, events, max_wait)?;
         dispatch_all(cx, handler, read_buffer, receives.as_mut(), events);
         serve_listed(cx, handler, read_buffer);
-        call_deferred(cx, handler);
         open_adopted(cx, handler);
         accept_all(cx, handler, events);
+        call_deferred(cx, handler);
         finish_round(cx, handler);
         fire_timers(cx, handler);
         visit_slice(cx, handler);
@@ -238,7 +224,7 @@ fn dispatch_all<H: Handler + ?Sized>(
     }
 }
 
-#[inline(always)] // Left alone, the compiler makes a call of it for every message.
+#[inline(always)] // Otherwise the compiler makes a call of it for every message.
 fn dispatch<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -337,7 +323,9 @@ fn dispatch_other<H: Handler + ?Sized>(
 ) {
     match EventSource::from_bits(data) {
         Some(EventSource::Listener(listener)) => cx.accept_later(listener),
-        Some(EventSource::Watch(watch)) if cx.minds(watch) => handler.on_ready(cx, watch, ready),
+        Some(EventSource::Watch(watch)) if cx.is_watching(watch) => {
+            handler.on_ready(cx, watch, ready)
+        }
         Some(EventSource::Inner(Inner::Wake)) => {
             if cx.acknowledge_wake() {
                 handler.on_wake(cx);
@@ -354,7 +342,7 @@ fn dispatch_other<H: Handler + ?Sized>(
 
 /// The usual event says that there is something to read for a connection that reads: it is read at the price of one
 /// look-up, and what else there may be is looked at only when it is not so.
-#[inline(always)] // Left alone, the compiler makes a call of it for every message.
+#[inline(always)] // Otherwise the compiler makes a call of it for every message.
 fn serve<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -475,15 +463,6 @@ fn serve_listed<H: Handler + ?Sized>(
     }
 }
 
-/// Calls back what was deferred before this turn's callbacks; what they defer waits for the next turn.
-fn call_deferred<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
-    for _ in 0..cx.deferred() {
-        let Some(tag) = cx.next_deferred() else { return };
-        handler.on_deferred(cx, tag);
-        reap_closed(cx, handler);
-    }
-}
-
 fn serve_again<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -570,16 +549,13 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
     if !cx.is_accepting(listener) {
         return cx.disable(listener);
     }
-    let room = cx.listener_room(listener);
-    if room == Some(0) {
-        return cx.wait_for_leave(listener);
-    }
-    let rounds = cx.config().accepts_per_wake.min(room.unwrap_or(usize::MAX));
+    let rounds = cx.config().accepts_per_wake;
     let conn_flags = cx.conn_flags(listener);
+    let is_bounded = cx.is_bounded(listener);
     let mut lost = 0;
     for round in 0..rounds {
         // The kernel has reported a peer that waits. Whether there is another behind it is not known: if so, it
-        // tells again.
+        // reports again.
         let peer_waits = round == 0;
         if let Some(error) = cx.lacks_slot_to_accept() {
             if peer_waits {
@@ -587,9 +563,16 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
             }
             return;
         }
+        if is_bounded && let Some(error) = cx.lacks_place_at(listener) {
+            if peer_waits {
+                cx.hold_back(listener);
+                count_accept_error(cx, handler, listener, &error);
+            }
+            return;
+        }
         match cx.accept(listener) {
             Accepted::Connection(socket) => {
-                if !admit(cx, handler, listener, socket, conn_flags, room.is_some()) {
+                if !admit(cx, handler, listener, socket, conn_flags, is_bounded) {
                     return;
                 }
             }
@@ -608,14 +591,13 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
         }
         reap_closed(cx, handler);
     }
-    // One lost after the other is no bad luck: some answers, as that of a security module, come again for ever.
+    // Some answers, as that of a security module, come again without end.
     if lost == rounds {
         cx.throttle(listener);
     }
 }
 
-/// Asks the service and opens the connection; `false` when there was no epoll watch for it. `is_bounded`: it counts for
-/// the listener's own bound.
+/// Asks the service and opens the connection; `false` when there was no epoll watch for it.
 fn admit<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -634,7 +616,7 @@ fn admit<H: Handler + ?Sized>(
             cx.stats_mut().count_open();
             cx.reset_pause();
             if is_bounded {
-                cx.join_listener(token, listener);
+                cx.count_accepted(listener, token);
             }
             handler.on_open(cx, token, &mut conn);
             cx.give_back(token, conn);
@@ -675,10 +657,8 @@ fn fire_timers<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
     while let Some(due) = cx.next_due(&mut budget) {
         match due {
             Due::Timeout(token) => time_out(cx, handler, token),
-            Due::OfConnection(token, tag) => {
-                if cx.is_open(token) {
-                    lend(cx, token, |cx, conn| handler.on_conn_timer(cx, token, conn, tag));
-                }
+            Due::TaggedTimeout(token, tag) => {
+                lend(cx, token, |cx, conn| handler.on_tagged_timeout(cx, token, conn, tag));
             }
             Due::Timer(timer) => handler.on_timer(cx, timer),
             Due::Inner(Inner::Pause) => cx.end_pause(),
@@ -689,11 +669,22 @@ fn fire_timers<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
     }
 }
 
+/// Makes the calls that were deferred before.
+fn call_deferred<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
+    for _ in 0..cx.deferred() {
+        if let Some(token) = cx.next_deferred() {
+            lend(cx, token, |cx, conn| handler.on_deferred(cx, token, conn));
+            reap_closed(cx, handler);
+        }
+    }
+}
+
 /// Makes one slice of the visits of a sweep.
 fn visit_slice<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
-    let Some((sweep, slice)) = cx.next_slice() else { return };
-    for index in slice {
-        if let Some(token) = cx.visitable(index) {
+    let Some((sweep, visits)) = cx.next_slice() else { return };
+    for _ in 0..visits {
+        let Some(visited) = cx.next_visit() else { break };
+        if let Some(token) = visited {
             lend(cx, token, |cx, conn| handler.on_visit(cx, sweep, token, conn));
             reap_closed(cx, handler);
         }
@@ -750,5 +741,6 @@ fn reap_closed<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
 fn reap_all<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
     while let Some((token, conn, reason)) = cx.reap() {
         handler.on_close(cx, token, conn, reason);
+        cx.close_leaving();
     }
 }

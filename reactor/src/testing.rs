@@ -1,266 +1,323 @@
-//! A test harness for handlers, with the feature `testing`.
+//! A harness for tests of a handler: peers, bytes and time come from the test, and what the handler writes goes to it.
+//! There is no socket, no thread and no waiting, and the same test does the same each time.
 //!
-//! The handler under test is the one of the service, unchanged, on the real reactor. A [`Harness`] plays its peers over
-//! loopback, from the same thread: each call returns when the reactor has nothing left to do. Time is the harness's:
-//! [`Harness::advance`] lets an hour pass at once, so tests of timeouts neither wait nor race.
+//! The handler is the one that serves in production, and the reactor that calls it too: only the kernel below is
+//! replaced, by one in memory. So the promises of [`Handler`] hold, queues fill, reads pause and timeouts come as they do
+//! with real sockets.
 //!
 //! ```
 //! use std::time::Duration;
-//! use reactor::testing::{End, Harness};
-//! use reactor::{Context, Handler, Incoming, Token};
+//! use reactor::testing::{Harness, State};
+//! use reactor::{Config, Context, Handler, Incoming, ListenOptions, Token};
 //!
-//! /// Answers each message in upper case, and closes after a minute of silence.
-//! struct Shout;
+//! /// Sends everything back, and closes what is silent for a minute.
+//! struct Echo;
 //!
-//! impl Handler for Shout {
+//! impl Handler for Echo {
 //!     type Conn = ();
-//!     fn on_accept(&mut self, _: &mut Context<()>, _: &Incoming<'_>) -> Option<()> {
+//!     fn on_accept(&mut self, _cx: &mut Context<()>, _incoming: &Incoming<'_>) -> Option<()> {
 //!         Some(())
 //!     }
-//!     fn on_open(&mut self, cx: &mut Context<()>, token: Token, (): &mut ()) {
+//!     fn on_open(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut ()) {
 //!         cx.set_timeout(token, Duration::from_secs(60));
 //!     }
-//!     fn on_data(&mut self, cx: &mut Context<()>, token: Token, (): &mut (), bytes: &mut [u8]) {
-//!         bytes.make_ascii_uppercase();
-//!         let _ = cx.write(token, bytes);
+//!     fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &mut [u8]) {
 //!         cx.set_timeout(token, Duration::from_secs(60));
+//!         if cx.write(token, bytes).is_err() {
+//!             cx.abort(token);
+//!         }
 //!     }
 //! }
 //!
-//! let mut harness = Harness::new(Shout)?;
-//! let mut peer = harness.connect()?;
-//! harness.send(&mut peer, b"hello")?;
-//! assert_eq!(harness.received(&mut peer), b"HELLO");
+//! let mut harness = Harness::new(&Config::default(), Echo)?;
+//! let listener = harness.context().listen(([127, 0, 0, 1], 7), &ListenOptions::default())?;
+//! let peer = harness.accept(listener);
+//! harness.send(peer, b"hello");
+//! harness.run();
+//! assert_eq!(harness.received(peer), b"hello");
+//!
 //! harness.advance(Duration::from_secs(59));
-//! assert_eq!(harness.end(&mut peer), None);
+//! assert_eq!(harness.state(peer), State::Open);
 //! harness.advance(Duration::from_secs(1));
-//! assert_eq!(harness.end(&mut peer), Some(End::Finished));
-//! # Ok::<(), std::io::Error>(())
+//! assert_eq!(harness.state(peer), State::Closed);
+//! # Ok::<(), reactor::Error>(())
 //! ```
+//!
+//! # What is not as with sockets
+//! - What the handler sends is with the peer at once, up to its room ([`Harness::set_room`]), and counts as
+//!   acknowledged.
+//! - Connections are in the process's file table, whatever [`Config::file_table`] says, and have no descriptor:
+//!   [`Context::connection_fd`] answers with an error. Socket options are taken and have no effect.
+//! - An outbound connect waits until the test answers it, to a Unix-domain address too.
+//! - A watched descriptor is real, and the test says when it is ready ([`Harness::ready`]).
+//! - No call fails for want of something. What a handler does then is tested with small bounds of [`Config`].
+//!
+//! Harnesses of one thread share one clock. What other threads send by a [`Mailbox`](crate::Mailbox) or a
+//! [`Waker`](crate::Waker) arrives in the next turn.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, FileTable, ListenOptions};
+use nix::errno::Errno;
+
+use crate::address::Address;
+use crate::config::Config;
 use crate::context::Context;
+use crate::error::Error;
 use crate::handler::Handler;
+use crate::interest::Interest;
 use crate::reactor::{Reactor, Status};
-use crate::sys;
-use crate::token::ListenerId;
+use crate::signal::Signal;
+use crate::sys::fake::{self, OtherSide};
+use crate::sys::{self, Descriptor};
+use crate::token::{EventSource, ListenerId, Token, WatchId};
 
-/// How long the kernel may take to bring over loopback what was sent; as a rule it is there at once.
-const DELIVERY: Duration = Duration::from_millis(50);
+/// Turns within which a handler must have done all there is to do.
+const TURNS_MAX: u32 = 1_000_000;
 
-/// Timers are rounded up to it.
-const TICK: Duration = Duration::from_millis(1);
-
-/// What a peer is read with.
-const READ_BYTES: usize = 64 * 1024;
-
-/// Turns that follow each other without an end: the handler keeps the reactor busy by itself.
-const TURNS_MAX: usize = 100_000;
-
-/// A handler under test, with its reactor.
-#[derive(Debug)]
+/// A reactor without a kernel, with its handler; see the [module](self).
+///
+/// Peers act at once, callbacks follow in [`turn`](Self::turn), [`run`](Self::run) and [`advance`](Self::advance).
 pub struct Harness<H: Handler> {
     reactor: Reactor<H::Conn>,
     handler: H,
-    listener: ListenerId,
-    address: SocketAddr,
-    has_stopped: bool,
+    /// What the last turn wanted.
+    status: Status,
+    /// Peers that have come, for their addresses.
+    arrived: u32,
+    /// The kernel in memory is the thread's.
+    of_this_thread: PhantomData<*const ()>,
 }
 
-/// The other end of a connection.
-#[derive(Debug)]
-pub struct Peer {
-    stream: TcpStream,
-    received: Vec<u8>,
-    end: Option<End>,
-}
+/// The other end of a connection, in the hands of the test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Peer(u32);
 
-/// How the handler's side of a connection ended.
+/// What a peer sees of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// It has finished writing, or was closed.
+#[non_exhaustive]
+pub enum State {
+    /// It waits to be accepted, or its connect has not been answered.
+    Waiting,
+    /// It is open.
+    Open,
+    /// The reactor has finished writing (FIN) and may still read.
     Finished,
-    /// It was reset: aborted, or refused.
+    /// The reactor has closed it.
+    Closed,
+    /// The reactor has closed it with a reset, as by [`Context::abort`], or its listener went before it was accepted.
     Reset,
 }
 
-impl Peer {
-    /// The address that the handler sees.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn addr(&self) -> io::Result<SocketAddr> {
-        self.stream.local_addr()
-    }
-
-    /// Reads what is there.
-    fn read(&mut self) {
-        let mut buffer = vec![0; READ_BYTES];
-        while self.end.is_none() {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => self.end = Some(End::Finished),
-                Ok(count) => self.received.extend_from_slice(&buffer[..count]),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(_) => self.end = Some(End::Reset),
-            }
-        }
+impl<H: Handler> fmt::Debug for Harness<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Harness").field("reactor", &self.reactor).finish_non_exhaustive()
     }
 }
 
 impl<H: Handler> Harness<H> {
-    /// With bounds for a few connections, and descriptors.
+    /// A reactor within these bounds, for this handler.
     ///
     /// # Errors
-    /// The system's refusal to make a reactor or to listen on loopback.
-    pub fn new(handler: H) -> io::Result<Self> {
-        let config =
-            Config { connections_max: 1024, file_table: FileTable::Process, ..Config::default() };
-        Self::with_config(handler, &config)
+    /// As [`Reactor::new`].
+    pub fn new(config: &Config, handler: H) -> Result<Self, Error> {
+        let reactor = sys::in_memory(|| Reactor::new(config))?;
+        Ok(Self {
+            reactor,
+            handler,
+            status: Status::Running,
+            arrived: 0,
+            of_this_thread: PhantomData,
+        })
     }
 
-    /// With these bounds.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    pub fn with_config(handler: H, config: &Config) -> io::Result<Self> {
-        let mut reactor = Reactor::new(config)?;
-        let cx = reactor.context();
-        let listener = cx.listen((Ipv4Addr::LOCALHOST, 0), &ListenOptions::default())?;
-        let address = cx.listener_addr(listener)?;
-        Ok(Self { reactor, handler, listener, address, has_stopped: false })
-    }
-
-    /// The handler, to look at what it has noted.
-    pub fn handler(&mut self) -> &mut H {
-        &mut self.handler
-    }
-
-    /// The context, as between two turns.
+    /// The context, to set the service up and to look at it.
     pub fn context(&mut self) -> &mut Context<H::Conn> {
         self.reactor.context()
     }
 
-    /// The listener of [`connect`](Self::connect).
-    pub fn listener(&self) -> ListenerId {
-        self.listener
+    /// The handler.
+    pub fn handler(&self) -> &H {
+        &self.handler
     }
 
-    /// Whether the handler has stopped the reactor, or its shutdown is complete.
-    pub fn has_stopped(&self) -> bool {
-        self.has_stopped
+    /// The same, to be changed.
+    pub fn handler_mut(&mut self) -> &mut H {
+        &mut self.handler
     }
 
-    /// A peer connects. Whether the handler takes it is seen by [`end`](Self::end).
-    ///
-    /// # Errors
-    /// Nothing listens any more, or the system's refusal.
-    pub fn connect(&mut self) -> io::Result<Peer> {
-        let stream = TcpStream::connect(self.address)?;
-        stream.set_nonblocking(true)?;
-        stream.set_nodelay(true)?;
-        self.settle(DELIVERY);
-        Ok(Peer { stream, received: Vec::new(), end: None })
-    }
+    // Peers.
 
-    /// A peer sends these bytes.
-    ///
-    /// # Errors
-    /// The connection has ended, or the handler does not read and the kernel takes no more.
-    pub fn send(&mut self, peer: &mut Peer, mut bytes: &[u8]) -> io::Result<()> {
-        let mut tries = 0;
-        while !bytes.is_empty() {
-            match peer.stream.write(bytes) {
-                Ok(count) => (bytes, tries) = (&bytes[count..], 0),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // The handler may make room by reading, or by being read from.
-                Err(error) if error.kind() == ErrorKind::WouldBlock && tries < 2 => tries += 1,
-                Err(error) => return Err(error),
-            }
-            self.settle(DELIVERY);
-            peer.read();
-        }
-        Ok(())
-    }
-
-    /// A peer finishes writing.
-    ///
-    /// # Errors
-    /// The connection has ended.
-    pub fn finish(&mut self, peer: &mut Peer) -> io::Result<()> {
-        peer.stream.shutdown(Shutdown::Write)?;
-        self.settle(DELIVERY);
-        Ok(())
-    }
-
-    /// A peer resets its connection.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn reset(&mut self, peer: Peer) -> io::Result<()> {
-        sys::reset_on_close(&peer.stream)?;
-        drop(peer);
-        self.settle(DELIVERY);
-        Ok(())
-    }
-
-    /// What the handler has sent to a peer since this was asked last.
-    pub fn received(&mut self, peer: &mut Peer) -> Vec<u8> {
-        self.settle(Duration::ZERO);
-        peer.read();
-        std::mem::take(&mut peer.received)
-    }
-
-    /// How the handler's side has ended; `None` while it has not.
-    pub fn end(&mut self, peer: &mut Peer) -> Option<End> {
-        self.settle(Duration::ZERO);
-        peer.read();
-        peer.end
-    }
-
-    /// Lets time pass, and up to a millisecond more, to which timers are rounded up: what is due by then happens, in the
-    /// order in which it is due.
-    pub fn advance(&mut self, by: Duration) {
-        let end = self.reactor.context().now() + by + TICK;
-        self.settle(Duration::ZERO);
-        while let Some(due) = self.reactor.next_deadline().filter(|&due| due <= end) {
-            let now = self.reactor.context().now();
-            self.reactor.context().advance_clock(due.saturating_duration_since(now));
-            self.settle(Duration::ZERO);
-        }
-        let now = self.reactor.context().now();
-        self.reactor.context().advance_clock(end.saturating_duration_since(now));
-        self.settle(Duration::ZERO);
-    }
-
-    /// Takes turns until there is nothing left to do, and waits so long for the first event.
+    /// A peer connects to a listener and waits to be accepted. Its address is 127.0.0.1 with another port for each.
     ///
     /// # Panics
-    /// Where the reactor fails, or the handler makes work for itself without an end.
-    pub fn settle(&mut self, wait: Duration) {
-        let began = Instant::now();
+    /// If the listener is gone.
+    pub fn accept(&mut self, listener: ListenerId) -> Peer {
+        self.arrived += 1;
+        let port = 1024 + (self.arrived % 60_000) as u16;
+        self.accept_from(listener, SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port))
+    }
+
+    /// The same with the address that the handler is to see.
+    ///
+    /// # Panics
+    /// If the listener is gone.
+    pub fn accept_from(&mut self, listener: ListenerId, address: SocketAddr) -> Peer {
+        match self.context().listener_socket(listener) {
+            Some(Descriptor::Memory(listener)) => Peer(fake::arrive(listener, address)),
+            _ => panic!("{listener:?} is gone"),
+        }
+    }
+
+    /// The outbound connects that the handler has begun since this was last called, and where they go. Each waits for
+    /// [`answer`](Self::answer) or [`refuse`](Self::refuse).
+    pub fn connects(&mut self) -> Vec<(Peer, Address)> {
+        fake::take_connects().into_iter().map(|(serial, to)| (Peer(serial), to)).collect()
+    }
+
+    /// The connect to this peer works.
+    pub fn answer(&mut self, peer: Peer) {
+        fake::answer(peer.0, Ok(()));
+    }
+
+    /// The connect to this peer is refused (`ECONNREFUSED`).
+    pub fn refuse(&mut self, peer: Peer) {
+        fake::answer(peer.0, Err(Errno::ECONNREFUSED));
+    }
+
+    /// A connected socket for [`Context::adopt`], and its other end. It stands for a socket and is none.
+    pub fn socket(&mut self) -> (OwnedFd, Peer) {
+        let (descriptor, serial) = fake::outside_peer();
+        (descriptor, Peer(serial))
+    }
+
+    /// The peer sends bytes. Nothing comes of it where its connection is closed.
+    pub fn send(&mut self, peer: Peer, bytes: &[u8]) {
+        fake::feed(peer.0, bytes);
+    }
+
+    /// The peer finishes writing (FIN): `on_eof` follows when what it has sent was read.
+    pub fn end(&mut self, peer: Peer) {
+        fake::finish_peer(peer.0);
+    }
+
+    /// The peer resets the connection; what it has sent and was not read is lost.
+    pub fn reset(&mut self, peer: Peer) {
+        fake::fail_peer(peer.0, Errno::ECONNRESET);
+    }
+
+    /// How many bytes the peer takes from here on; what is more waits in the write queue. At first there is no bound.
+    pub fn set_room(&mut self, peer: Peer, bytes: usize) {
+        fake::set_room(peer.0, bytes);
+    }
+
+    /// What the peer was sent since this was last called.
+    pub fn received(&mut self, peer: Peer) -> Vec<u8> {
+        fake::take_sent(peer.0)
+    }
+
+    /// What the peer sees of its connection.
+    #[must_use]
+    pub fn state(&self, peer: Peer) -> State {
+        match fake::other_side(peer.0) {
+            OtherSide::Waiting => State::Waiting,
+            OtherSide::Open => State::Open,
+            OtherSide::Finished => State::Finished,
+            OtherSide::Closed => State::Closed,
+            OtherSide::Reset => State::Reset,
+        }
+    }
+
+    /// Whether the reactor has closed the connection, with a reset or without.
+    #[must_use]
+    pub fn is_closed(&self, peer: Peer) -> bool {
+        matches!(self.state(peer), State::Closed | State::Reset)
+    }
+
+    /// The reactor's name of the connection, while it has one.
+    #[must_use]
+    pub fn token(&self, peer: Peer) -> Option<Token> {
+        fake::data_of(peer.0).and_then(Token::from_bits)
+    }
+
+    // Everything else.
+
+    /// A signal comes, if [`Context::watch_signals`] was called.
+    pub fn signal(&mut self, signal: Signal) {
+        fake::raise(signal);
+    }
+
+    /// A watched descriptor is ready for this, in one turn. It is real: what the handler reads from it, the test must have
+    /// written.
+    pub fn ready(&mut self, watch: WatchId, interest: Interest) {
+        if let Some(readiness) = interest.registered() {
+            fake::set_ready(EventSource::Watch(watch).to_bits(), readiness);
+        }
+    }
+
+    /// One turn, without waiting.
+    ///
+    /// # Panics
+    /// After a callback has panicked.
+    pub fn turn(&mut self) {
+        let turned = self.reactor.turn(&mut self.handler, Some(Duration::ZERO));
+        self.status = turned.expect("no wait fails, and no callback has panicked");
+    }
+
+    /// Turns until there is nothing left to do at this time, or the reactor has [stopped](Self::has_stopped).
+    ///
+    /// # Panics
+    /// If that never comes: a handler that asks for another turn in each one. And as [`turn`](Self::turn).
+    pub fn run(&mut self) {
         for _ in 0..TURNS_MAX {
-            if self.has_stopped {
+            self.turn();
+            if self.has_stopped() || self.is_at_rest() {
                 return;
-            }
-            let before = self.reactor.context().stats();
-            let status = self.reactor.turn(&mut self.handler, Some(Duration::ZERO));
-            self.has_stopped = status.expect("the reactor can wait") == Status::Stopped;
-            let is_event = self.reactor.context().stats().events != before.events;
-            let is_due =
-                self.reactor.next_deadline().is_some_and(|due| due <= self.reactor.context().now());
-            if !is_event && !is_due && began.elapsed() >= wait.min(DELIVERY) {
-                return;
-            }
-            if is_event && wait > Duration::ZERO {
-                // What comes after the first event is there at once, too.
-                return self.settle(Duration::ZERO);
             }
         }
-        panic!("after {TURNS_MAX} turns there is still something to do");
+        panic!("there is always something left to do: {:?}", self.reactor);
+    }
+
+    /// Lets time pass, and runs at each moment at which something is due.
+    ///
+    /// Where the reactor [stops](Self::has_stopped), the rest of the time does not pass.
+    ///
+    /// # Panics
+    /// As [`run`](Self::run).
+    pub fn advance(&mut self, time: Duration) {
+        let end = self.context().now() + time;
+        loop {
+            self.run();
+            if self.has_stopped() {
+                return;
+            }
+            match self.reactor.next_deadline() {
+                Some(due) if due < end => self.advance_to(due),
+                _ => break,
+            }
+        }
+        self.advance_to(end);
+        self.run();
+    }
+
+    /// Whether the last turn has ended a [`Reactor::run`]: by [`Context::stop`], or by a complete
+    /// [`Context::shutdown`].
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        self.status == Status::Stopped
+    }
+
+    fn advance_to(&mut self, time: Instant) {
+        let now = self.context().now();
+        fake::advance(time.saturating_duration_since(now));
+    }
+
+    fn is_at_rest(&mut self) -> bool {
+        let now = self.context().now();
+        let is_due = self.reactor.next_deadline().is_some_and(|due| due <= now);
+        !is_due && !self.context().poller().has_events()
     }
 }

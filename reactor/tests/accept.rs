@@ -388,7 +388,7 @@ fn a_drained_listener_accepts_all_that_wait_before_it_ends() {
         world.until("the end", |world| world.cx().listeners().count() == 0);
         assert_eq!(world.service.opened().len(), 20);
         assert!(matches!(world.cx().listener_addr(listener), Err(Error::Stale)));
-        assert!(TcpStream::connect(address).is_err(), "no one listens there");
+        assert!(TcpStream::connect(address).is_err(), "nobody listens there");
         world.cx().drain_listener(listener);
     }
 }
@@ -429,52 +429,71 @@ fn a_drained_listener_waits_for_slots() {
 }
 
 #[test]
-fn a_listener_with_a_bound_of_its_own_leaves_others_their_room() {
+fn slots_without_address_space_are_refused_with_their_bytes() {
+    let _descriptors = Descriptors::counted();
+    let config = Config { connections_max: u32::MAX as usize, ..Config::default() };
+    let refused = Reactor::<[u64; 8192]>::new(&config).unwrap_err();
+    let Error::NoAddressSpace { connections_max, bytes_each } = refused else {
+        panic!("{refused}");
+    };
+    assert_eq!((connections_max, bytes_each), (u32::MAX as usize, 24 + 8 * 8192));
+}
+
+#[test]
+fn a_listener_has_no_more_connections_than_its_own_bound() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(echo);
-    let options = ListenOptions { connections_max: Some(3), ..Default::default() };
+    let options = ListenOptions { connections_max: Some(2), ..ListenOptions::default() };
     let bounded = world.cx().listen(LOOPBACK, &options).unwrap();
     let address = world.cx().listener_addr(bounded).unwrap();
     let other = world.listen();
-    let (first, token) = world.pair(address);
-    let _second = world.pair(address);
-    let _third = world.pair(address);
-    let mut waiting = [peer(address), peer(address)];
-    world.run_for(Duration::from_millis(50));
-    assert_eq!(world.cx().connections(), 3, "two wait in the backlog");
-    let wakeups = world.cx().stats().wakeups;
-    world.run_for(Duration::from_millis(50));
-    assert!(world.cx().stats().wakeups - wakeups < 10, "a full listener does not spin");
-    let (mut elsewhere, _) = world.pair(other);
-    echo_once(&mut world, &mut elsewhere, b"there is room elsewhere");
+    let mut peers: Vec<_> = (0..6).map(|_| peer(address)).collect();
+    let error = "connections of the listener is at its bound of 2".to_owned();
+    let held_back = Event::AcceptError(bounded, error);
+    world.until("the bound", |world| world.service.saw(&held_back));
+    assert_eq!(world.cx().connections(), 2);
 
-    // With bytes in its queue the connection still counts for its listener.
-    let bytes = vec![7; 100_000];
-    while world.cx().queued_bytes(token) == 0 {
-        world.cx().write(token, &bytes).unwrap();
+    // Those that wait cost nothing, and another listener goes on.
+    let wakeups = world.run_for(Duration::from_millis(200));
+    assert!(wakeups <= 2, "{wakeups} wake-ups while peers wait");
+    let (_free, _) = world.pair(other);
+    assert_eq!(world.cx().connections(), 3);
+    assert_eq!(world.service.count(|event| *event == held_back), 1);
+
+    // Each that goes makes room for the next, whatever ends it.
+    for ended in 1..=4 {
+        let first = world.service.opened().into_iter().find(|&token| {
+            world.service.why(token).is_none() && world.reactor.context().holds(token)
+        });
+        if ended % 2 == 0 {
+            world.cx().abort(first.unwrap());
+        }
+        drop(peers.remove(0));
+        world.until("the next", |world| world.cx().stats().accepted == 3 + ended);
     }
-    world.cx().abort(token);
-    world.until("one that waited", |world| world.cx().connections() == 4);
-    drop(first);
-    echo_once(&mut world, &mut waiting[0], b"at last");
-    world.run_for(Duration::from_millis(50));
-    assert_eq!(world.cx().connections(), 4, "the other one waits on");
-
-    // The name may be another's by the time that the last of them has gone.
+    assert_eq!(world.cx().stats().dropped, 0);
     world.cx().unlisten(bounded);
-    let again = world.cx().listen(LOOPBACK, &options).unwrap();
-    let address = world.cx().listener_addr(again).unwrap();
-    let tokens: Vec<_> = world.service.opened();
+    world.run_for(Duration::from_millis(20));
+}
+
+#[test]
+fn connections_of_a_listener_that_is_gone_do_not_count_for_the_next() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let options = ListenOptions { connections_max: Some(1), ..ListenOptions::default() };
+    let mut tokens = Vec::new();
+    let mut peers = Vec::new();
+    for _ in 0..3 {
+        let listener = world.cx().listen(LOOPBACK, &options).unwrap();
+        let address = world.cx().listener_addr(listener).unwrap();
+        let (peer, token) = world.pair(address);
+        world.cx().unlisten(listener);
+        tokens.push(token);
+        peers.push(peer);
+    }
     for token in tokens {
         world.cx().abort(token);
     }
-    world.until("all gone", |world| world.cx().connections() == 0);
-    let _held: Vec<_> = (0..3).map(|_| world.pair(address)).collect();
-    let _waits = peer(address);
-    world.run_for(Duration::from_millis(50));
-    assert_eq!(world.cx().connections(), 3, "the new one counts from zero");
-
-    let none = ListenOptions { connections_max: Some(0), ..Default::default() };
-    assert!(matches!(world.cx().listen(LOOPBACK, &none), Err(Error::Invalid(_))));
+    world.until("all ends", |world| world.cx().connections() == 0);
 }

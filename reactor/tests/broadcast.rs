@@ -1,4 +1,4 @@
-//! Sweeps and broadcasts: everyone is visited, in slices, in order, and no one else waits for it.
+//! Sweeps and broadcasts: everybody is visited, in slices, in order, and nobody else waits for it.
 
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
@@ -21,7 +21,7 @@ use common::descriptors::Descriptors;
 const DEADLINE: Duration = Duration::from_secs(60);
 const VISITS_PER_TURN: usize = 256;
 
-/// Echoes, and sends each message to everyone; a reader that is too slow for it is dropped.
+/// Echoes, and sends each message to everybody; a reader that is too slow for it is dropped.
 #[derive(Default)]
 struct Station {
     messages: HashMap<SweepId, Arc<[u8]>>,
@@ -120,7 +120,7 @@ impl World {
         }
     }
 
-    /// Connects this many peers, a hundred at a time, so that no backlog overflows.
+    /// Connects so many peers, a hundred at a time, so that no backlog overflows.
     fn peers(&mut self, count: usize) -> Vec<TcpStream> {
         let mut peers = Vec::with_capacity(count);
         while peers.len() < count {
@@ -204,7 +204,7 @@ fn a_broadcast_to_5000_reaches_everybody_in_slices_while_a_bystander_is_served()
         assert_eq!(received[..], message[..]);
     }
 
-    // Their queues hold 16 KiB: a few messages more, and they are dropped. No one else is.
+    // Their queues hold 16 KiB: a few messages more, and they are dropped. Nobody else is.
     for _ in 0..4 {
         world.broadcast(&message);
         world.until("the sweep", |world| world.station.messages.is_empty());
@@ -295,4 +295,26 @@ fn a_reader_that_catches_up_gets_every_byte_in_order() {
     });
     assert!(received[..received.len() - message.len()].iter().all(|&byte| byte == b'-'));
     assert_eq!(Arc::strong_count(&message), 1);
+}
+
+#[test]
+fn a_sweep_of_chosen_connections_visits_those_and_in_their_order() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new(600);
+    let _peers = world.peers(600);
+    // Every other one, the last first; some of them end before their turn.
+    let mut chosen: Vec<Token> = world.station.opened.iter().copied().step_by(2).collect();
+    chosen.reverse();
+    world.station.to_close.extend(&chosen[10..20]);
+    let sweep = world.reactor.context().sweep_of(chosen.clone()).unwrap();
+    let again = world.reactor.context().sweep_of(&chosen[..20]).unwrap();
+    assert!(matches!(world.reactor.context().sweep_of([]), Err(Error::Full { limit: 2, .. })));
+    world.turn(Duration::ZERO);
+    assert_eq!(world.station.visits(), VISITS_PER_TURN, "in slices");
+    world.until("both sweeps", |world| world.station.swept == [sweep, again]);
+    assert_eq!(world.station.visited[&sweep], chosen);
+    assert_eq!(world.station.visited[&again], chosen[..10], "the others have ended");
+
+    let none = world.reactor.context().sweep_of([]).unwrap();
+    world.until("the end of nothing", |world| world.station.swept.contains(&none));
 }

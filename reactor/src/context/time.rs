@@ -1,20 +1,24 @@
-//! Timeouts of connections, and free timers. Both are rounded up to a millisecond and never early.
+//! Timeouts of connections, with a tag and without, and free timers. All are rounded up to a millisecond and never early.
 
 use std::time::{Duration, Instant};
 
-use crate::connection::Flags;
+use crate::connection::{ConnHeader, Flags};
 use crate::context::Context;
 use crate::error::Error;
 use crate::token::{EventSource, Inner, TimerId, Token};
 use crate::wheel::{NodeId, Tick};
 
+/// A timer of its own, or a timeout of a connection with a tag.
+#[derive(Debug)]
+pub(super) struct Timer {
+    node: NodeId,
+    tagged: Option<(Token, u64)>,
+}
+
 /// What is due.
-#[derive(Clone, Copy, Debug)]
 pub(crate) enum Due {
-    /// The timeout of a connection.
     Timeout(Token),
-    /// A timer of a connection, and its tag.
-    OfConnection(Token, u64),
+    TaggedTimeout(Token, u64),
     Timer(TimerId),
     Inner(Inner),
 }
@@ -46,6 +50,61 @@ impl<C> Context<C> {
         }
     }
 
+    /// Arms a further timeout of the connection, or moves the one with this tag:
+    /// [`on_tagged_timeout`](crate::Handler::on_tagged_timeout) follows, unless it is moved or cleared before, or the
+    /// connection ends. So a connection may have an idle timeout, a deadline and a heartbeat at once: an enum as the tag
+    /// tells them apart.
+    ///
+    /// The first timeout of a connection is better [`set_timeout`](Self::set_timeout), which costs 24 bytes; each tagged
+    /// one takes a place of [`Config::timers_max`](crate::Config::timers_max) and some 100 bytes while it is armed, and
+    /// moving it a look-up in a map.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], also for a connection that is being closed, and [`Error::Full`] at
+    /// [`Config::timers_max`](crate::Config::timers_max).
+    pub fn set_tagged_timeout(
+        &mut self,
+        token: Token,
+        tag: u64,
+        after: Duration,
+    ) -> Result<(), Error> {
+        let takes_timeouts =
+            |header: &ConnHeader| !header.flags.any(Flags::CLOSING | Flags::CLOSED);
+        if !self.header(token).is_some_and(takes_timeouts) {
+            return Err(Error::Stale);
+        }
+        if let Some(timer) = self.tagged.get(&(token, tag)) {
+            let deadline = self.tick_after(after);
+            if let Some(timer) = self.timers.head(timer.key()) {
+                self.wheel.set_deadline(timer.node, deadline);
+            }
+            return Ok(());
+        }
+        let timer = self.insert_timer(after, Some((token, tag)))?;
+        self.tagged.insert((token, tag), timer);
+        Ok(())
+    }
+
+    /// Disarms the timeout of the connection with this tag; says whether it was armed.
+    pub fn clear_tagged_timeout(&mut self, token: Token, tag: u64) -> bool {
+        self.tagged.remove(&(token, tag)).is_some_and(|timer| self.remove_timer(timer).is_some())
+    }
+
+    /// The connection is on its way out, and has no tagged timeouts any more.
+    #[inline]
+    pub(super) fn clear_tagged_timeouts(&mut self, token: Token) {
+        if !self.tagged.is_empty() {
+            self.clear_tagged_timeouts_of(token);
+        }
+    }
+
+    #[cold]
+    fn clear_tagged_timeouts_of(&mut self, token: Token) {
+        while let Some((&(_, tag), _)) = self.tagged.range((token, 0)..=(token, u64::MAX)).next() {
+            self.clear_tagged_timeout(token, tag);
+        }
+    }
+
     /// Arms a timer of its own: [`on_timer`](crate::Handler::on_timer) follows, once.
     ///
     /// # Errors
@@ -54,52 +113,31 @@ impl<C> Context<C> {
         self.insert_timer(after, None)
     }
 
-    /// Arms a timer of a connection, beside its timeout: [`on_conn_timer`](crate::Handler::on_conn_timer) follows, once,
-    /// with the connection's state and with `tag`, which says what it is for. A connection may have any number of them,
-    /// and one without any pays nothing.
-    ///
-    /// A timer whose connection has gone is dropped without a call when its time comes, and counts for
-    /// [`Config::timers_max`](crate::Config::timers_max) until then: cancel long ones in
-    /// [`on_close`](crate::Handler::on_close).
-    ///
-    /// # Errors
-    /// [`Error::Stale`], or [`Error::Full`] at [`Config::timers_max`](crate::Config::timers_max).
-    pub fn add_conn_timer(
-        &mut self,
-        token: Token,
-        after: Duration,
-        tag: u64,
-    ) -> Result<TimerId, Error> {
-        if !self.holds(token) {
-            return Err(Error::Stale);
-        }
-        self.insert_timer(after, Some((token, tag)))
+    /// Disarms a timer; says whether it was still armed.
+    pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
+        self.remove_timer(timer).is_some()
     }
 
     fn insert_timer(
         &mut self,
         after: Duration,
-        owner: Option<(Token, u64)>,
+        tagged: Option<(Token, u64)>,
     ) -> Result<TimerId, Error> {
         let full = Error::Full { what: "timers", limit: self.timers.capacity() };
-        let timer = TimerId::from(self.timers.insert(NodeId::NONE, owner).map_err(|_| full)?);
+        let unarmed = Timer { node: NodeId::NONE, tagged };
+        let timer = TimerId::from(self.timers.insert(unarmed, ()).map_err(|_| full)?);
         let deadline = self.tick_after(after);
         let node = self.wheel.insert(deadline, EventSource::Timer(timer).to_bits());
-        if let Some(place) = self.timers.head_mut(timer.key()) {
-            *place = node;
+        if let Some(timer) = self.timers.head_mut(timer.key()) {
+            timer.node = node;
         }
         Ok(timer)
     }
 
-    /// Disarms a timer; says whether it was still armed.
-    pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
-        match self.timers.remove(timer.key()) {
-            Some((node, _)) => {
-                self.wheel.remove(node);
-                true
-            }
-            None => false,
-        }
+    fn remove_timer(&mut self, timer: TimerId) -> Option<Timer> {
+        let (timer, ()) = self.timers.remove(timer.key())?;
+        self.wheel.remove(timer.node);
+        Some(timer)
     }
 
     /// A timer that is due, at the price of one from the budget for each that is looked at.
@@ -108,7 +146,10 @@ impl<C> Context<C> {
         loop {
             match EventSource::from_bits(self.wheel.poll(now, budget)?)? {
                 EventSource::Timer(timer) => match self.timers.remove(timer.key()) {
-                    Some((_, Some((token, tag)))) => return Some(Due::OfConnection(token, tag)),
+                    Some((Timer { tagged: Some((token, tag)), .. }, ())) => {
+                        self.tagged.remove(&(token, tag));
+                        return Some(Due::TaggedTimeout(token, tag));
+                    }
                     _ => return Some(Due::Timer(timer)),
                 },
                 EventSource::Connection(token) => {
@@ -131,7 +172,7 @@ impl<C> Context<C> {
     /// How long the kernel may let us wait: not past the next timer, nor past `most`.
     pub(crate) fn wait_within(&self, most: Option<Duration>) -> Option<Duration> {
         let Some(due) = self.next_timer() else { return most };
-        let until_due = due.saturating_duration_since(self.clock());
+        let until_due = due.saturating_duration_since(self.poller.now());
         Some(most.map_or(until_due, |most| most.min(until_due)))
     }
 

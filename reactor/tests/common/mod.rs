@@ -58,6 +58,8 @@ pub(crate) enum Event {
     Eof(Token),
     Drain(Token),
     Timeout(Token),
+    TaggedTimeout(Token, u64),
+    Deferred(Token),
     Close(Token, Why),
     AcceptError(ListenerId, String),
     Timer(TimerId),
@@ -100,7 +102,7 @@ impl From<CloseReason> for Why {
 
 type Script = Box<dyn FnMut(&mut Cx, &Event)>;
 
-/// Records its events, holds the reactor to its promises, and then does what the script says.
+/// Records what it is told, holds the reactor to its promises, and then does what the script says.
 pub(crate) struct Service {
     pub(crate) log: Vec<Event>,
     pub(crate) refusing: bool,
@@ -148,7 +150,10 @@ impl Service {
             }
             Event::Eof(token) => (token, &[Some(Phase::Open)], Phase::Ended),
             // These say nothing about the input.
-            Event::Drain(token) | Event::Timeout(token) => {
+            Event::Drain(token)
+            | Event::Timeout(token)
+            | Event::TaggedTimeout(token, _)
+            | Event::Deferred(token) => {
                 let phase = self.phases.get(token);
                 assert!(matches!(phase, Some(Phase::Open | Phase::Ended)), "{phase:?}: {event:?}");
                 return;
@@ -156,7 +161,7 @@ impl Service {
             Event::Close(token, Why::ConnectFailed(_) | Why::ConnectTimedOut) => {
                 (token, &[None], Phase::Closed)
             }
-            // A connect that was closed or cut off before it opened has its `on_close` alone.
+            // A connect that was closed or cut off before it opened is told by `on_close` alone.
             Event::Close(token, _) => {
                 (token, &[None, Some(Phase::Open), Some(Phase::Ended)], Phase::Closed)
             }
@@ -241,6 +246,14 @@ impl Handler for Service {
 
     fn on_timeout(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
         self.tell(cx, Event::Timeout(token));
+    }
+
+    fn on_tagged_timeout(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn, tag: u64) {
+        self.tell(cx, Event::TaggedTimeout(token, tag));
+    }
+
+    fn on_deferred(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
+        self.tell(cx, Event::Deferred(token));
     }
 
     fn on_close(&mut self, cx: &mut Cx, token: Token, conn: Conn, reason: CloseReason) {
@@ -446,7 +459,7 @@ pub(crate) fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|index| (index % 251) as u8 ^ (index / 251) as u8).collect()
 }
 
-/// An address at which no one listens, and no one can for as long as the socket is kept.
+/// An address at which nobody listens, and nobody can for as long as the socket is kept.
 pub(crate) fn closed_port(ip: IpAddr) -> (OwnedFd, SocketAddr) {
     let family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let bound = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
