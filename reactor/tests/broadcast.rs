@@ -1,4 +1,4 @@
-//! Sweeps and broadcasts: everybody is visited, in slices, in order, and nobody else waits for it.
+//! Sweeps and broadcasts: everybody is visited, in slices, in order, and no one else waits for it.
 
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
@@ -120,7 +120,7 @@ impl World {
         }
     }
 
-    /// Connects so many peers, a hundred at a time, so that no backlog overflows.
+    /// Connects this many peers, a hundred at a time, so that no backlog overflows.
     fn peers(&mut self, count: usize) -> Vec<TcpStream> {
         let mut peers = Vec::with_capacity(count);
         while peers.len() < count {

@@ -419,6 +419,7 @@ fn after_a_panic_in_a_callback_a_reactor_only_says_so() {
 
 #[test]
 fn the_addresses_of_a_connection_can_be_asked_for_in_its_on_close() {
+    let _descriptors = Descriptors::counted();
     type End = fn(&mut World, TcpStream, Token);
     let ends: [End; 4] = [
         |world, _peer, token| world.cx().close(token),
@@ -426,7 +427,6 @@ fn the_addresses_of_a_connection_can_be_asked_for_in_its_on_close() {
         |_, peer, _| reset(peer),
         |_, peer, _| drop(peer),
     ];
-    let _descriptors = Descriptors::counted();
     for end in ends {
         let mut world = World::new();
         let asked = Rc::new(RefCell::new(Vec::new()));

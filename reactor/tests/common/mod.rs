@@ -459,7 +459,7 @@ pub(crate) fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|index| (index % 251) as u8 ^ (index / 251) as u8).collect()
 }
 
-/// An address at which nobody listens, and nobody can for as long as the socket is kept.
+/// An address at which no one listens, and no one can for as long as the socket is kept.
 pub(crate) fn closed_port(ip: IpAddr) -> (OwnedFd, SocketAddr) {
     let family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let bound = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
