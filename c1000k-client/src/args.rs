@@ -338,7 +338,8 @@ impl StatelessArgs {
         let is_here =
             prefix.contains(destination.ip()) || UdpSocket::bind((*destination.ip(), 0)).is_ok();
         // A packet from outside may not go to 127.x.y.z.
-        let ip = if destination.ip().is_loopback() { own } else { *destination.ip() };
+        let is_any_of_here = destination.ip().is_loopback() || destination.ip().is_unspecified();
+        let ip = if is_any_of_here { own } else { *destination.ip() };
         let server = SocketAddrV4::new(ip, destination.port());
         let room = stateless::Tuples::new(prefix, server, ports).room();
         if connections.is_some_and(|connections| connections > room) {

@@ -148,6 +148,14 @@ impl RunStats {
         })
     }
 
+    /// The ramp begins now, whatever was opened before.
+    pub(crate) fn restart(&mut self, now: Instant) {
+        self.started = now;
+        self.series = Series::new();
+        self.sample_due = Duration::ZERO;
+        self.sample(now);
+    }
+
     /// The ramp is over: notes what it took.
     pub(crate) fn note_ramp_cpu(&mut self, before: Option<f64>) {
         self.ramp_cpu_seconds = cpu_seconds().zip(before).map(|(now, before)| now - before);

@@ -15,6 +15,9 @@ use super::tuple::device_address;
 /// Packets that wait in the device for this process: more than come between two of its turns.
 const QUEUE_PACKETS: u32 = 16_384;
 
+/// Connects, or messages, under way at once where the queue has its usual 500 packets.
+const IN_FLIGHT_SHORT: usize = 200;
+
 const MTU: u16 = 1500;
 
 /// Where the kernel has the routes of this network namespace.
@@ -25,6 +28,8 @@ const ROUTES: &str = "/proc/net/route";
 pub(super) struct Device {
     file: File,
     name: String,
+    /// What the device's queue bears.
+    pub(super) in_flight_max: usize,
     /// Packets that it did not take.
     pub(super) unsent: u64,
     loss: Option<Loss>,
@@ -46,25 +51,32 @@ impl Device {
     /// # Errors
     /// One line that says what is missing.
     pub(super) fn open(prefix: Ipv4Net, loss: Option<f64>) -> Result<Self, String> {
-        if let Some(route) = overlapping_route(prefix) {
-            return Err(format!(
-                "--stateless needs {prefix} for its clients, and this machine has a route to {route}: \
-                 give another block by --stateless-prefix"
-            ));
+        if let Some(route) = overlapping_route(prefix, None) {
+            return Err(in_use(prefix, route));
         }
         let device = DeviceBuilder::new()
             .ipv4(device_address(prefix), prefix.prefix_len(), None)
             .mtu(MTU)
-            .tx_queue_len(QUEUE_PACKETS)
             .build_sync()
             .map_err(|error| refusal(&error))?;
         let name = device.name().map_err(|error| refusal(&error))?;
+        if let Some(route) = overlapping_route(prefix, Some(&name)) {
+            return Err(in_use(prefix, route));
+        }
+        // Only root of the first user namespace may.
+        let in_flight_max = match device.set_tx_queue_len(QUEUE_PACKETS) {
+            Ok(()) => usize::MAX,
+            Err(error) => {
+                log::debug!("the device keeps its short queue: {error}");
+                IN_FLIGHT_SHORT
+            }
+        };
         let descriptor = device.as_fd().try_clone_to_owned().map_err(|error| refusal(&error))?;
         fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
             .map_err(|errno| refusal(&errno.into()))?;
         let file = File::from(descriptor);
         let loss = loss.map(Loss::new);
-        Ok(Self { file, name, unsent: 0, loss, _device: Holder(device) })
+        Ok(Self { file, name, in_flight_max, unsent: 0, loss, _device: Holder(device) })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -129,10 +141,22 @@ fn refusal(error: &io::Error) -> String {
     format!("--stateless can't open a tun device: {error}; {remedy}")
 }
 
-/// A route of this machine into the prefix, or to more than that; the default route is none.
-fn overlapping_route(prefix: Ipv4Net) -> Option<Ipv4Net> {
+fn in_use(prefix: Ipv4Net, route: Ipv4Net) -> String {
+    format!(
+        "--stateless needs {prefix} for its clients, and this machine has a route to {route}: give another block by \
+         --stateless-prefix"
+    )
+}
+
+/// A route of this machine into the prefix, or to more than that, but for those of `own` device; the default route is
+/// none.
+fn overlapping_route(prefix: Ipv4Net, own: Option<&str>) -> Option<Ipv4Net> {
     let table = std::fs::read_to_string(ROUTES).ok()?;
-    table.lines().skip(1).filter_map(parse_route).find(|route| {
+    let others = table
+        .lines()
+        .skip(1)
+        .filter(|line| own.is_none_or(|own| line.split_whitespace().next() != Some(own)));
+    others.filter_map(parse_route).find(|route| {
         route.prefix_len() > 0
             && (route.contains(&prefix.network()) || prefix.contains(&route.network()))
     })

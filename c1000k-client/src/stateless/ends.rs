@@ -351,9 +351,10 @@ impl<P: Protocol, L: Link> Ends<P, L> {
     fn on_connecting(&mut self, index: u32, segment: &Segment<'_>, now: Instant) -> Option<Event> {
         let first = self.initial(index).wrapping_add(1);
         if segment.acknowledgment != Some(first) {
-            // The server has an older connection with these ends, or this is none of this run.
+            // The server has an older connection with these ends, which goes, and then has room for this one.
             if !segment.flags.rst {
                 self.refuse(index, segment);
+                self.send_syn(index);
             }
             return None;
         }
@@ -417,7 +418,8 @@ impl<P: Protocol, L: Link> Ends<P, L> {
             return None;
         }
         let old = receive_next.wrapping_sub(segment.sequence);
-        if old >= HALF || old > segment.payload.len() as u32 {
+        let length = segment.payload.len() as u32;
+        if old >= HALF || old > length || (old == length && !segment.flags.fin) {
             // Something before it is missing, or all of it has come before.
             self.acknowledge(index);
             return None;

@@ -125,6 +125,8 @@ pub(super) struct Flood<'a, P: Protocol> {
     cpu_before_ramp: Option<f64>,
     lost_at_tick: u64,
     unconfirmed: u64,
+    /// The rest of them is not asked for.
+    has_given_up: bool,
     is_signalled: bool,
     alarm: Alarm,
     alarm_at: Option<Instant>,
@@ -145,6 +147,8 @@ impl<'a, P: Protocol> Flood<'a, P> {
         ends: Ends<P, Device>,
     ) -> Result<Self, Errno> {
         let now = Instant::now();
+        let in_flight_max = settings.in_flight_max.min(ends.link.in_flight_max);
+        let settings = Settings { in_flight_max, ..settings };
         Ok(Self {
             setup,
             settings,
@@ -167,6 +171,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
             cpu_before_ramp: None,
             lost_at_tick: 0,
             unconfirmed: 0,
+            has_given_up: false,
             is_signalled: false,
             alarm: Alarm::new()?,
             alarm_at: None,
@@ -236,6 +241,10 @@ impl<'a, P: Protocol> Flood<'a, P> {
         log::error!("{} can't be read: {error}", self.ends.link.name());
         let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
         self.stats.stop.get_or_insert(Stop::Network(errno));
+        self.end_phase(Phase::Drain);
+        for _ in 0..self.stats.held {
+            self.stats.lose_one(Some(errno));
+        }
         cx.stop();
     }
 
@@ -265,7 +274,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
 
     fn following(&self, now: Instant) -> Option<Phase> {
         let is_quiet = self.ends.waiting() == 0;
-        let is_opened = is_quiet && (self.stats.stop.is_some() || !self.opening.has_work());
+        let is_opened = is_quiet && (self.opens_no_more() || !self.opening.has_work());
         let is_passed = self.cursor >= self.ends.count();
         let is_interrupted = self.stats.stop == Some(Stop::Interrupted);
         match self.phase {
@@ -275,13 +284,22 @@ impl<'a, P: Protocol> Flood<'a, P> {
             Phase::WayBack if is_opened && self.stats.held > 0 => Some(Phase::Ramp),
             Phase::WayBack | Phase::Ramp if is_opened && self.stats.held == 0 => Some(Phase::Drain),
             Phase::Ramp if is_opened => Some(Phase::Hold),
-            Phase::Hold if now >= self.hold_end() || self.stats.held == 0 => Some(Phase::HoldEnd),
+            Phase::Hold if now >= self.hold_end() => Some(Phase::HoldEnd),
+            Phase::Hold if self.stats.held == 0 && is_opened => Some(Phase::HoldEnd),
             Phase::HoldEnd if is_opened && self.settings.storm => Some(Phase::Drop),
             Phase::Drop if is_passed => Some(Phase::Reopen),
             Phase::HoldEnd if is_opened => Some(self.last_proof()),
             Phase::Reopen if is_opened => Some(self.last_proof()),
             Phase::Verify if is_quiet && is_passed => Some(Phase::Drain),
             _ => None,
+        }
+    }
+
+    /// What has stopped the ramp keeps nothing from coming back later.
+    fn opens_no_more(&self) -> bool {
+        match self.phase {
+            Phase::WayBack | Phase::Ramp => self.stats.stop.is_some(),
+            _ => self.stats.stop == Some(Stop::Interrupted),
         }
     }
 
@@ -326,8 +344,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         let held = format::counted(self.stats.held, "connection");
         match self.phase {
             Phase::Ramp => {
-                self.stats.started = self.phase_began;
-                self.stats.sample(self.phase_began);
+                self.stats.restart(self.phase_began);
                 self.cpu_before_ramp = cpu_seconds();
                 let stages = &self.settings.stages;
                 self.opening.pace =
@@ -429,7 +446,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
     /// Opens as many as may be under way.
     fn open_due(&mut self, now: Instant) {
         for _ in 0..SENDS_PER_TURN {
-            if self.stats.stop.is_some() || self.ends.waiting() >= self.settings.in_flight_max {
+            if self.opens_no_more() || self.ends.waiting() >= self.settings.in_flight_max {
                 return;
             }
             let has_due = self.opening.left > 0
@@ -534,18 +551,23 @@ impl<'a, P: Protocol> Flood<'a, P> {
             return self.wake_at(self.slice_due);
         }
         let (count, pause) = slice_of_resets(self.setup.is_here, self.stats.peak, self.stats.ramp);
-        let end = self.ends.count().min(self.cursor.saturating_add(count as u32));
-        for index in self.cursor..end {
+        let mut left = count;
+        while left > 0 && self.cursor < self.ends.count() {
+            let index = self.cursor;
+            self.cursor += 1;
             let was = self.ends.stage(index);
+            if was == Stage::Closed {
+                continue;
+            }
+            left -= 1;
             self.ends.reset(index);
             if self.phase == Phase::Drop && matches!(was, Stage::Up | Stage::Asked) {
                 self.stats.held -= 1;
                 self.stats.storm.dropped += 1;
             }
         }
-        self.cursor = end;
         self.slice_due = now + pause;
-        if end < self.ends.count() {
+        if self.cursor < self.ends.count() {
             self.wake_at(self.slice_due);
         }
     }
@@ -569,6 +591,14 @@ impl<'a, P: Protocol> Flood<'a, P> {
     /// Whether a reset may have been lost.
     fn has_doubt(&self) -> bool {
         self.ends.counters.retransmitted > 0 || self.ends.link.unsent > 0
+    }
+
+    /// Asks no more, and waits for no more answers.
+    fn give_up_confirming(&mut self) {
+        let left = self.ends.count() - self.cursor;
+        self.unconfirmed += u64::from(left) + self.ends.waiting() as u64;
+        self.cursor = self.ends.count();
+        self.has_given_up = true;
     }
 
     fn confirm_more(&mut self, now: Instant) {
@@ -693,10 +723,17 @@ impl<'a, P: Protocol> Flood<'a, P> {
                 }
                 self.note_consecutive_failure(Stop::NotAnEcho);
             }
-            Why::TimedOut if self.phase == Phase::WayBack => {
+            Why::TimedOut if self.phase == Phase::WayBack && was == Stage::Connecting => {
                 self.stats.failed += 1;
                 self.stats.stop.get_or_insert(Stop::Network(Errno::ETIMEDOUT));
-                self.progress.warn(&way_back(self.setup));
+                if !self.setup.is_here {
+                    self.progress.warn(&way_back(self.setup));
+                }
+            }
+            Why::TimedOut if self.phase == Phase::WayBack => {
+                self.stats.unanswered += 1;
+                self.stats.failed += 1;
+                self.stats.stop.get_or_insert(Stop::ServerSilent);
             }
             Why::TimedOut => {
                 self.stats.unanswered += u64::from(was == Stage::Opening);
@@ -783,6 +820,12 @@ impl<'a, P: Protocol> Flood<'a, P> {
             });
             self.cursor = self.ends.count();
         }
+        if is_stalled && self.phase == Phase::Reopen {
+            self.opening.give_up();
+        }
+        if is_stalled && self.phase == Phase::Confirm {
+            self.give_up_confirming();
+        }
         if self.stats.lost > self.lost_at_tick && self.phase == Phase::Hold {
             self.lost_at_tick = self.stats.lost;
             self.progress.warn(&self.stats.loss_line());
@@ -834,7 +877,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         let is_passed = self.cursor >= self.ends.count();
         match self.phase {
             Phase::Drain => is_passed && !self.has_doubt(),
-            Phase::Confirm => is_passed && self.ends.waiting() == 0,
+            Phase::Confirm => self.has_given_up || (is_passed && self.ends.waiting() == 0),
             _ => false,
         }
     }
@@ -863,6 +906,8 @@ impl<P: Protocol> Handler for Flood<'_, P> {
             self.tick(cx);
         } else {
             self.expiry = arm(cx, EXPIRY);
+            // What has come already is not late.
+            self.read(cx);
             self.expire(Instant::now());
         }
         self.go_on(cx);
@@ -874,6 +919,9 @@ impl<P: Protocol> Handler for Flood<'_, P> {
             self.progress.end();
             command_line::flush_log();
             process::exit(if signal == Signal::Interrupt { 130 } else { 143 });
+        }
+        if self.phase == Phase::Confirm {
+            self.give_up_confirming();
         }
         if !matches!(self.phase, Phase::Drain | Phase::Confirm) {
             self.stats.stop = Some(Stop::Interrupted);

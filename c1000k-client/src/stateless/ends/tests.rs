@@ -285,6 +285,34 @@ fn an_old_connection_of_the_server_is_cleared_away() {
 }
 
 #[test]
+fn what_comes_twice_is_acknowledged_twice() {
+    let mut world = World::new(Echo, 0, 1, 1_460);
+    world.ends.open(0, world.now);
+    world.until_quiet();
+    let (client, server) = tuples().of(0);
+    let (receive_next, first) = world.ends.numbers(0);
+    let echo = b"Hello Server, connections num:1";
+    // The whole answer once more, as where its acknowledgment was lost; and a keepalive with one old byte.
+    for payload in [&echo[..], &echo[30..]] {
+        let mut packet = vec![];
+        Segment {
+            source: server,
+            destination: client,
+            sequence: receive_next.wrapping_sub(payload.len() as u32),
+            acknowledgment: Some(first.wrapping_add(echo.len() as u32)),
+            flags: Flags::default(),
+            payload,
+        }
+        .write(&mut packet);
+        assert_eq!(world.ends.on_packet(&packet, world.now), None);
+        let sent = std::mem::take(&mut world.ends.link.0);
+        let [reply] = &sent[..] else { panic!("one reply, and not {}", sent.len()) };
+        let reply = Segment::parse(reply).unwrap();
+        assert_eq!((reply.acknowledgment, reply.payload.len()), (Some(receive_next), 0));
+    }
+}
+
+#[test]
 fn a_reset_that_is_not_of_the_connection_does_not_end_it() {
     let mut world = World::new(Echo, 0, 1, 1_460);
     world.ends.open(0, world.now);
