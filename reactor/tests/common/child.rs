@@ -19,6 +19,15 @@ pub(crate) fn is_child() -> bool {
     std::env::var_os(ROLE).is_some()
 }
 
+/// Runs the test of this name in a process of its own, which has at most this many descriptors, and fails where it does.
+pub(crate) fn run_alone(test: &str, descriptors: u64) {
+    let script = format!("ulimit -n {descriptors}; exec \"$0\" --exact {test} --nocapture");
+    let mut alone = Command::new("sh");
+    alone.args(["-c", &script]).arg(std::env::current_exe().unwrap()).env(ROLE, "1");
+    let output = alone.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 pub(crate) struct Child {
     process: std::process::Child,
     questions: ChildStdin,
