@@ -546,12 +546,10 @@ fn accept_all<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, e
 }
 
 fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, listener: ListenerId) {
-    if !cx.is_accepting(listener) {
+    let Some((conn_flags, is_bounded)) = cx.terms_of(listener) else {
         return cx.disable(listener);
-    }
+    };
     let rounds = cx.config().accepts_per_wake;
-    let conn_flags = cx.conn_flags(listener);
-    let is_bounded = cx.is_bounded(listener);
     let mut lost = 0;
     for round in 0..rounds {
         // The kernel has reported a peer that waits. Whether there is another behind it is not known: if so, it

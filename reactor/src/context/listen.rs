@@ -369,10 +369,12 @@ impl<C> Context<C> {
         }
     }
 
-    /// Whether the listener has a bound of its own.
+    /// What a connection of this listener begins with, and whether the listener has a bound of its own; `None` where it
+    /// does not accept now.
     #[inline]
-    pub(crate) fn is_bounded(&self, id: ListenerId) -> bool {
-        self.listeners.head(id.key()).is_some_and(|listener| listener.connections_max.is_some())
+    pub(crate) fn terms_of(&self, id: ListenerId) -> Option<(Flags, bool)> {
+        let listener = self.listeners.head(id.key()).filter(|listener| listener.is_accepting())?;
+        Some((listener.conn_flags, listener.connections_max.is_some()))
     }
 
     /// Why no connection of this listener could be kept now, by its own bound.
@@ -416,12 +418,6 @@ impl<C> Context<C> {
             log::warn!("a listener could not be resumed: {error}");
             self.throttle(id);
         }
-    }
-
-    /// What a connection of this listener begins with.
-    #[inline]
-    pub(crate) fn conn_flags(&self, id: ListenerId) -> Flags {
-        self.listeners.head(id.key()).map_or(Flags::OPENED, |listener| listener.conn_flags)
     }
 
     /// Why no connection could be kept now, were there one.
