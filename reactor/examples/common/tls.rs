@@ -14,7 +14,7 @@ pub(crate) enum Heard {
     Closed,
 }
 
-/// A session, and the part of a record that has come so far.
+/// A session, and the part of a record that has come so far, which the session counts on in each call.
 pub(crate) struct Session {
     tls: Box<UnbufferedServerConnection>,
     partial: Vec<u8>,
@@ -25,8 +25,7 @@ impl Session {
         Self { tls: Box::new(tls), partial: Vec::new() }
     }
 
-    /// Takes in what has arrived: plain text is added to `plain`, and what has to be sent to `out`, also where it fails:
-    /// the peer gets the alert.
+    /// Takes in what has arrived: plain text is added to `plain`, and what has to be sent to `out`.
     pub(crate) fn receive(
         &mut self,
         bytes: &mut [u8],
@@ -86,7 +85,7 @@ impl Session {
 
     /// Adds a record with these bytes to `out`; says whether the session takes any now.
     pub(crate) fn send(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
-        match self.tls.process_tls_records(&mut []).state {
+        match self.tls.process_tls_records(&mut self.partial).state {
             Ok(ConnectionState::WriteTraffic(mut traffic)) => {
                 append(out, |room| traffic.encrypt(plain, room).map_err(encrypt_room))
             }
@@ -97,7 +96,7 @@ impl Session {
     /// Says goodbye.
     pub(crate) fn close(&mut self, out: &mut Vec<u8>) {
         if let Ok(ConnectionState::WriteTraffic(mut traffic)) =
-            self.tls.process_tls_records(&mut []).state
+            self.tls.process_tls_records(&mut self.partial).state
         {
             append(out, |room| traffic.queue_close_notify(room).map_err(encrypt_room));
         }
