@@ -8,8 +8,8 @@ use c1000k_record::{ClientRecord, LatencyUs, Threshold};
 
 use super::Export;
 use crate::Report;
-use crate::agree::{Check, PASSES_MAX};
 use crate::chart::Chart;
+use crate::checks::{Check, PASSES_MAX};
 use crate::cost::{self, HostCost, float};
 use crate::escape::markdown;
 use crate::run::{Moment, Run, Topology, total};
