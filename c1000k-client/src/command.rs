@@ -9,6 +9,7 @@ use c1000k_host::command_line::{self, SHORT, fail, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
 use c1000k_host::ports::LOCAL_PORTS_DEFAULT;
+use c1000k_host::usage::processors;
 use c1000k_record::endpoint::Endpoint;
 use c1000k_record::{
     CLIENT_SCHEMA, ClientRecord, Descriptors, Head, Output, Verdict, per_second, time_text,
@@ -281,6 +282,10 @@ fn record(
         churn: arguments.churn_per_second.map(|_| stats.churn.record()),
         storm: arguments.storm.then(|| stats.storm.record()),
         thresholds: Vec::new(),
+        counters: stats.usage.counters(),
+        processors: processors(),
+        process_bytes_per_connection: stats.usage.process_bytes_per_connection(),
+        state_bytes: Some(stats.state_bytes),
     }
 }
 

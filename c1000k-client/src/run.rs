@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use c1000k_host::command_line::{self, ZonedIp};
 use c1000k_host::format;
+use c1000k_record::StateBytes;
 use c1000k_record::endpoint::Endpoint;
 use nix::errno::Errno;
 use reactor::{
@@ -33,6 +34,9 @@ use crate::stats::{RunStats, Stop};
 
 /// How often progress is shown and stalls are looked for.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
+
+/// What the reactor itself keeps of a connection.
+const SLOT_BYTES: u64 = 24;
 
 /// What the run is to do.
 #[derive(Clone, Debug)]
@@ -386,6 +390,7 @@ impl<'a, P: Protocol> Client<'a, P> {
         progress: &'a Progress,
     ) -> Result<Self, Errno> {
         stats.expected = protocol.expected();
+        stats.state_bytes = state_bytes::<P>();
         let mut phases = VecDeque::from([Hold::new(&settings)?.into()]);
         if settings.storm {
             phases.push_back(Storm::default().into());
@@ -531,6 +536,12 @@ impl<P: Protocol> Handler for Client<'_, P> {
             self.go_on(cx);
         }
     }
+}
+
+/// The state of a connection; an armed timeout comes on top.
+fn state_bytes<P: Protocol>() -> StateBytes {
+    let run = size_of::<Conn<P::State>>() - size_of::<P::State>();
+    StateBytes { ours: SLOT_BYTES + run as u64, ..P::state_bytes() }
 }
 
 /// There are always more timers to be had than the few of a run.

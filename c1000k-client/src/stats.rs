@@ -2,14 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use c1000k_host::usage::cpu_point;
 use c1000k_record::series::{self, Series};
-use c1000k_record::{Churn, RampPoint, Storm, Workload};
+use c1000k_record::{Churn, RampPoint, StateBytes, Storm, Workload};
 use nix::errno::Errno;
 
 use crate::failures::{self, Failures};
 use crate::hdr::Interval;
 use crate::latency::Latencies;
 use crate::protocols::ECHO;
+use crate::usage::Usage;
 
 /// Why no more connections were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +97,12 @@ pub struct RunStats {
     pub(crate) churn: ChurnStats,
     /// What was closed and opened anew after it.
     pub(crate) storm: StormStats,
+    /// What was taken of this machine.
+    pub(crate) usage: Usage,
+    /// What each connection keeps in this process.
+    pub(crate) state_bytes: StateBytes,
+    /// Those of the connects since the last point of the series.
+    latency_since: Latencies,
     series: Series<RampPoint>,
     /// When the series wants its next point, counted from `started`.
     sample_due: Duration,
@@ -130,6 +138,9 @@ impl RunStats {
             workload: WorkloadStats::new()?,
             churn: ChurnStats { closed: 0, reopened: 0, latency: Latencies::new()? },
             storm: StormStats::new()?,
+            usage: Usage::start(),
+            state_bytes: StateBytes::default(),
+            latency_since: Latencies::new()?,
             series: Series::new(),
             sample_due: Duration::ZERO,
         })
@@ -140,6 +151,12 @@ impl RunStats {
         self.held += 1;
         self.opened += 1;
         self.peak = self.peak.max(self.held);
+    }
+
+    /// A connect of the ramp took so long.
+    pub(crate) fn note_connect(&mut self, latency: Duration) {
+        self.connect_latency.record(latency);
+        self.latency_since.record(latency);
     }
 
     /// The ramp has lasted until now.
@@ -173,7 +190,17 @@ impl RunStats {
     /// Adds a point to the ramp's series.
     pub(crate) fn sample(&mut self, now: Instant) {
         let elapsed = now.duration_since(self.started);
-        self.series.push(RampPoint { seconds: elapsed.as_secs_f64(), established: self.held });
+        let latency = self.latency_since.percentiles();
+        self.latency_since.clear();
+        self.series.push(RampPoint {
+            seconds: elapsed.as_secs_f64(),
+            established: self.held,
+            failed_attempts: Some(self.failures.by_name().values().sum()),
+            lost: Some(self.lost),
+            connect_p50_us: latency.p50,
+            connect_p99_us: latency.p99,
+            cpu: cpu_point(),
+        });
         self.sample_due = elapsed + series::step(elapsed);
     }
 

@@ -129,6 +129,31 @@ pub struct ClientRecord {
     /// The thresholds that were asked for, in order.
     #[serde(default)]
     pub thresholds: Vec<Threshold>,
+    /// What the kernel's own counters grew by during the run, under the kernel's names (`TCPSynRetrans`), in the
+    /// network namespace of the client; a counter that could not be read is not in it.
+    #[serde(default)]
+    pub counters: BTreeMap<String, u64>,
+    /// The processors of the client's machine; null where they could not be counted.
+    #[serde(default)]
+    pub processors: Option<u64>,
+    /// What the client's process grew by during the ramp, per connection; null where it can't be told.
+    #[serde(default)]
+    pub process_bytes_per_connection: Option<f64>,
+    /// The state of one connection in the client's process, by layer; null where it did not say.
+    #[serde(default)]
+    pub state_bytes: Option<StateBytes>,
+}
+
+/// The state that a client keeps for each connection, by layer, in bytes; buffers that a layer allocates for itself come
+/// on top.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StateBytes {
+    /// The reactor's slot, and what the run itself keeps.
+    pub ours: u64,
+    /// The protocol's part.
+    pub protocol: u64,
+    /// The session of TLS; 0 without TLS.
+    pub tls: u64,
 }
 
 /// Messages sent during the hold, at times that were fixed before.
@@ -310,6 +335,9 @@ pub struct ServerRecord {
     /// Where its sockets lived; null where it did not say.
     #[serde(default)]
     pub file_table: Option<FileTable>,
+    /// The processors of the server's machine; null where they could not be counted.
+    #[serde(default)]
+    pub processors: Option<u64>,
 }
 
 /// Where the sockets of a program live.
@@ -425,16 +453,42 @@ pub struct Descriptors {
 }
 
 /// One point of a client's ramp.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RampPoint {
     /// Since the first connect.
     pub seconds: f64,
     /// Connections held then.
     pub established: u64,
+    /// Attempts that had failed by then; null where it is not known.
+    #[serde(default)]
+    pub failed_attempts: Option<u64>,
+    /// Connections that were lost by then; null where it is not known.
+    #[serde(default)]
+    pub lost: Option<u64>,
+    /// The median latency of the connects since the point before, in microseconds; null where there were none.
+    #[serde(default)]
+    pub connect_p50_us: Option<u64>,
+    /// The same of which 99% were at most so long.
+    #[serde(default)]
+    pub connect_p99_us: Option<u64>,
+    /// Processor time until then; null where it could not be read.
+    #[serde(default)]
+    pub cpu: Option<CpuPoint>,
+}
+
+/// Processor time until a moment. The difference of two points is what was spent between them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CpuPoint {
+    /// Spent by the process and by the kernel on its behalf, since it began.
+    pub process_seconds: f64,
+    /// All processors of the machine that were not idle, since it started; null where it could not be read.
+    pub machine_busy_seconds: Option<f64>,
+    /// The part of that in soft interrupts, which handle packets; null where it could not be read.
+    pub machine_softirq_seconds: Option<f64>,
 }
 
 /// One point of a server's life.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServerPoint {
     /// Since the server began.
     pub seconds: f64,
@@ -444,6 +498,12 @@ pub struct ServerPoint {
     pub rss_bytes: Option<u64>,
     /// Memory of the kernel in sockets and what belongs to them.
     pub kernel_socket_bytes: Option<u64>,
+    /// Connections turned away by then; null where it is not known.
+    #[serde(default)]
+    pub refused: Option<u64>,
+    /// Processor time until then; null where it could not be read.
+    #[serde(default)]
+    pub cpu: Option<CpuPoint>,
 }
 
 /// How a server kept from running out of memory.

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use c1000k_host::format;
-use c1000k_host::usage::{KernelCost, KernelMeter, NetCounters, ProcessUsage, SocketUsage};
+use c1000k_host::usage::{
+    KernelCost, KernelMeter, NetCounters, ProcessUsage, SocketUsage, cpu_point,
+};
 use c1000k_record::ServerPoint;
 use c1000k_record::endpoint::Endpoint;
 use c1000k_record::series::{self, Series};
@@ -236,6 +238,8 @@ impl Sampler {
             open: connections,
             rss_bytes: metrics.rss_bytes(),
             kernel_socket_bytes: metrics.kernel_bytes(),
+            refused: Some(metrics.refused),
+            cpu: cpu_point(),
         });
         let is_peak = self.peak.as_ref().is_none_or(|peak| connections >= peak.connections);
         if connections > 0 && is_peak {

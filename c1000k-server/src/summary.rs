@@ -7,6 +7,7 @@ use c1000k_host::check::{FileTable, Need, Role, predict};
 use c1000k_host::command_line::log_lines_dropped;
 use c1000k_host::errno_name;
 use c1000k_host::format;
+use c1000k_host::usage::processors;
 use c1000k_record::{Head, MemoryGuard, Prediction, SERVER_SCHEMA, ServerRecord};
 
 use crate::args::Settings;
@@ -75,6 +76,7 @@ pub(crate) fn record(
         counters: sampler.counters(),
         series: sampler.take_series(),
         file_table: Some(plan.file_table.into()),
+        processors: processors(),
     }
 }
 

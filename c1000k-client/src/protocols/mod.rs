@@ -10,6 +10,8 @@ mod websocket;
 use std::cell::OnceCell;
 use std::fmt::Debug;
 
+use c1000k_record::StateBytes;
+
 pub use echo::Echo;
 pub use http::Http;
 pub use message::Message;
@@ -33,6 +35,12 @@ pub trait Protocol: Debug {
     /// What was wrong with the first wrong answer, where that can be told.
     fn complaint(&self) -> Option<String> {
         None
+    }
+
+    /// What the state takes, without the buffers that it allocates for itself.
+    #[must_use]
+    fn state_bytes() -> StateBytes {
+        StateBytes { protocol: size_of::<Self::State>() as u64, ..StateBytes::default() }
     }
 
     /// For a connection that is to be opened.

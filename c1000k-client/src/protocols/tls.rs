@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use c1000k_record::StateBytes;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, UnbufferedClientConnection, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
@@ -194,6 +195,13 @@ fn append(out: &mut Vec<u8>, mut write: impl FnMut(&mut [u8]) -> Result<usize, O
 
 impl<P: Protocol> Protocol for Tls<P> {
     type State = TlsState<P::State>;
+
+    /// Of the session its own size, without the keys and buffers that it allocates.
+    fn state_bytes() -> StateBytes {
+        let session = size_of::<Self::State>() - size_of::<P::State>()
+            + size_of::<UnbufferedClientConnection>();
+        StateBytes { tls: session as u64, ..P::state_bytes() }
+    }
 
     fn state(&self) -> Self::State {
         let inner = self.inner.state();

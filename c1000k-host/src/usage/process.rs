@@ -71,7 +71,7 @@ fn resident(statm: &str, page_bytes: u64) -> Option<(u64, u64)> {
     }
 }
 
-fn seconds(time: TimeVal) -> f64 {
+pub(super) fn seconds(time: TimeVal) -> f64 {
     time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6
 }
 
