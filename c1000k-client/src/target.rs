@@ -141,7 +141,7 @@ pub(crate) fn within_limits(arguments: &Arguments, machine: &Machine, need: &Nee
         cap.reason,
         cap.remedy
     );
-    let lowered = Some(Cap { limit: limit_of(cap.kind), detail });
+    let lowered = Some(Cap { limit: cap.kind.into(), detail });
     if !is_asked {
         return target(room, room, lowered);
     }
@@ -155,16 +155,6 @@ pub(crate) fn within_limits(arguments: &Arguments, machine: &Machine, need: &Nee
 
 fn bounded(count: u64) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
-}
-
-fn limit_of(kind: CapKind) -> Limit {
-    match kind {
-        CapKind::Descriptors => Limit::Descriptors,
-        CapKind::Watches => Limit::Watches,
-        CapKind::Ports => Limit::Ports,
-        CapKind::Memory => Limit::Memory,
-        CapKind::Conntrack => Limit::Other,
-    }
 }
 
 #[cfg(test)]

@@ -338,6 +338,9 @@ pub struct ServerRecord {
     /// The processors of the server's machine; null where they could not be counted.
     #[serde(default)]
     pub processors: Option<u64>,
+    /// What bounds `connections_max`; null where that is the number asked for.
+    #[serde(default)]
+    pub limit: Option<Limit>,
 }
 
 /// Where the sockets of a program live.

@@ -8,6 +8,7 @@ use c1000k_host::check::{
 use c1000k_host::format;
 use c1000k_host::limits::raise_descriptor_limit;
 use c1000k_host::memory::{MemoryBound, MemoryReader, MemoryRoom};
+use c1000k_record::Limit;
 
 use crate::args::Settings;
 
@@ -16,6 +17,8 @@ use crate::args::Settings;
 pub(crate) struct Plan {
     pub(crate) connections_max: u64,
     pub(crate) file_table: FileTable,
+    /// What lowered `connections_max`; `None` where it is what was asked for.
+    pub(crate) limit: Option<Limit>,
 }
 
 /// What `--check` compares.
@@ -54,6 +57,11 @@ pub(crate) fn plan(settings: &Settings) -> Result<Plan, String> {
         None => cap_connections.unwrap_or(settings.target()),
         Some(asked) => asked.min(by_files.unwrap_or(asked)),
     };
+    let limit = match (settings.max_connections, &cap) {
+        (None, Some(cap)) => Some(cap.kind.into()),
+        (Some(asked), _) if allowed < asked => Some(Limit::Descriptors),
+        _ => None,
+    };
     if allowed < settings.target() {
         match cap.filter(|cap| cap.connections <= allowed || cap.kind == CapKind::Descriptors) {
             Some(cap) => log::info!(
@@ -66,7 +74,7 @@ pub(crate) fn plan(settings: &Settings) -> Result<Plan, String> {
             None => log::info!("allowed here: {}", format::counted(allowed, "connection")),
         }
     }
-    Ok(Plan { connections_max: allowed, file_table: need.file_table })
+    Ok(Plan { connections_max: allowed, file_table: need.file_table, limit })
 }
 
 /// What this many connections need, with their sockets in the table that was asked for.

@@ -77,6 +77,7 @@ pub(crate) fn record(
         series: sampler.take_series(),
         file_table: Some(plan.file_table.into()),
         processors: processors(),
+        limit: plan.limit,
     }
 }
 

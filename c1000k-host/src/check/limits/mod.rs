@@ -100,6 +100,18 @@ impl fmt::Display for CapKind {
     }
 }
 
+impl From<CapKind> for c1000k_record::Limit {
+    fn from(kind: CapKind) -> Self {
+        match kind {
+            CapKind::Descriptors => Self::Descriptors,
+            CapKind::Watches => Self::Watches,
+            CapKind::Ports => Self::Ports,
+            CapKind::Memory => Self::Memory,
+            CapKind::Conntrack => Self::Other,
+        }
+    }
+}
+
 /// What caps the connections, and at how many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cap {
