@@ -6,6 +6,7 @@ use std::path::Path;
 use c1000k_record::output;
 use clap::ValueEnum;
 
+use crate::bottleneck::{self, Bottleneck, Evidence};
 use crate::chart::{self, Chart};
 use crate::checks::{self, Check};
 use crate::escape::visible;
@@ -20,6 +21,10 @@ pub struct Report {
     pub run: Run,
     /// Whether clients, server and kernel agree.
     pub checks: Vec<Check>,
+    /// What tells of its limits.
+    pub evidence: Evidence,
+    /// What limited it.
+    pub bottleneck: Bottleneck,
     /// The charts for which it has figures.
     pub charts: Vec<Chart>,
 }
@@ -31,7 +36,9 @@ impl Report {
     /// A chart can't be laid out.
     pub fn new(run: Run) -> Result<Self, Box<dyn Error>> {
         let (checks, charts) = (checks::checks(&run), chart::charts(&run)?);
-        Ok(Self { run, checks, charts })
+        let evidence = Evidence::of(&run);
+        let bottleneck = bottleneck::find(&evidence);
+        Ok(Self { run, checks, evidence, bottleneck, charts })
     }
 
     /// The verdict in a few lines.

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::error::Error;
 
 use c1000k_record::{
-    Churn, ClientRecord, FileTable, LatencyUs, Limit, ServerRecord, Storm, Threshold, Workload,
+    Churn, ClientRecord, FileTable, LatencyUs, Limit, ServerRecord, StateBytes, Storm, Threshold,
+    Workload,
 };
 use serde::Serialize;
 
 use super::Export;
 use crate::checks::{Check, CheckOutcome};
 use crate::cost::{self, HostCost, ProcessMemory};
-use crate::run::{Run, Topology};
+use crate::run::Topology;
 use crate::{Report, escape};
 
 /// What `schema` says.
@@ -27,7 +28,7 @@ impl Export for Json {
     }
 
     fn export(&self, report: &Report) -> Result<String, Box<dyn Error>> {
-        let text = serde_json::to_string_pretty(&summary(&report.run, &report.checks))?;
+        let text = serde_json::to_string_pretty(&summary(report))?;
         Ok(escape::json(&text) + "\n")
     }
 }
@@ -39,6 +40,7 @@ struct Summary<'a> {
     verdict: String,
     /// Why it is `apart`.
     verdict_detail: Option<String>,
+    bottleneck: Limited<'a>,
     missing: Vec<&'static str>,
     missing_snapshots: Vec<String>,
     topology: Option<&'static str>,
@@ -61,6 +63,13 @@ struct Summary<'a> {
     machine: BTreeMap<&'a str, &'a str>,
 }
 
+/// What limited the run.
+#[derive(Debug, Serialize)]
+struct Limited<'a> {
+    kind: &'static str,
+    evidence: &'a str,
+}
+
 #[derive(Debug, Serialize)]
 struct Client<'a> {
     name: &'a str,
@@ -80,6 +89,8 @@ struct Client<'a> {
     held_from: Option<&'a str>,
     held_until: Option<&'a str>,
     file_table: Option<FileTable>,
+    process_bytes_per_connection: Option<f64>,
+    state_bytes: Option<StateBytes>,
     workload: Option<&'a Workload>,
     churn: Option<&'a Churn>,
     storm: Option<&'a Storm>,
@@ -126,7 +137,8 @@ struct CheckRow<'a> {
     note: &'a str,
 }
 
-fn summary<'a>(run: &'a Run, checks: &'a [Check]) -> Summary<'a> {
+fn summary(report: &Report) -> Summary<'_> {
+    let Report { run, checks, bottleneck, .. } = report;
     let sum =
         |figure: fn(&ClientRecord) -> u64| run.sum(figure).filter(|_| !run.clients.is_empty());
     let apart = run.apart();
@@ -135,6 +147,7 @@ fn summary<'a>(run: &'a Run, checks: &'a [Check]) -> Summary<'a> {
         schema: SUMMARY_SCHEMA,
         verdict: run.verdict().map_or_else(undecided, |verdict| verdict.to_string()),
         verdict_detail: apart.map(|apart| apart.to_string()),
+        bottleneck: Limited { kind: bottleneck.kind.name(), evidence: &bottleneck.evidence },
         missing: run.missing(),
         missing_snapshots: run.missing_snapshots(),
         topology: run.topology_told().map(Topology::name),
@@ -179,6 +192,8 @@ impl<'a> Client<'a> {
             held_from: client.held_from.as_deref(),
             held_until: client.held_until.as_deref(),
             file_table: client.file_table,
+            process_bytes_per_connection: client.process_bytes_per_connection,
+            state_bytes: client.state_bytes,
             workload: client.workload.as_ref(),
             churn: client.churn.as_ref(),
             storm: client.storm.as_ref(),

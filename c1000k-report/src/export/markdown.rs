@@ -8,6 +8,7 @@ use c1000k_record::{ClientRecord, LatencyUs, Threshold};
 
 use super::Export;
 use crate::Report;
+use crate::bottleneck::{self, Bottleneck, Evidence};
 use crate::chart::Chart;
 use crate::checks::{Check, PASSES_MAX};
 use crate::cost::{self, HostCost, float};
@@ -32,16 +33,18 @@ impl Export for Markdown {
     }
 
     fn export(&self, report: &Report) -> Result<String, Box<dyn Error>> {
-        Ok(page(&report.run, &report.checks, &report.charts))
+        Ok(page(report))
     }
 }
 
-fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
+fn page(report: &Report) -> String {
+    let Report { run, checks, evidence, bottleneck, charts } = report;
     let held = run.connections().map_or_else(|| "No".to_owned(), format::count);
     let topology = run.topology_told().map(|topology| format!(", {}", topology.name()));
     let topology = topology.unwrap_or_default();
     let sections = [
         format!("# {held} connections{topology}\n\n{}\n", paragraphs(run, checks)),
+        limited(bottleneck, evidence),
         chart_section(charts),
         figures(run),
         clients(run),
@@ -67,6 +70,44 @@ fn paragraphs(run: &Run, checks: &[Check]) -> String {
         let _ = write!(page, "\n{line}.\n");
     }
     page.replace("..\n", ".\n").trim_end().to_owned()
+}
+
+/// What limited the run, and the figures that tell.
+fn limited(bottleneck: &Bottleneck, evidence: &Evidence) -> String {
+    let of_all = |share: f64, count: Option<u64>| {
+        format!(
+            "{} of {}",
+            format::percent(share),
+            format::counted(count.unwrap_or(0), "processor")
+        )
+    };
+    let mut rows = Vec::new();
+    for share in evidence.clients.iter().chain(&evidence.server_cpu) {
+        let busy = bottleneck::of_processors(share.process, share.threads);
+        rows.push(row(&format!("processor time of {}, ramp", share.name), busy));
+    }
+    // One machine has the same figures in each record.
+    let machines = if evidence.is_one_machine { 1 } else { usize::MAX };
+    let shares = evidence.clients.iter().chain(&evidence.server_cpu);
+    for share in shares.filter(|share| share.machine_shares().is_some()).take(machines) {
+        let Some((busy, softirq)) = share.machine_shares() else { continue };
+        let name = if evidence.is_one_machine { "both" } else { &share.name };
+        rows.push(row(&format!("machine of {name}, busy"), of_all(busy, share.processors)));
+        rows.extend(softirq.map(|softirq| {
+            row(&format!("machine of {name}, soft interrupts"), of_all(softirq, share.processors))
+        }));
+    }
+    let counters = [
+        ("connects that met a full queue of a listener", evidence.queue_drops),
+        ("SYNs retransmitted", evidence.syn_retransmits),
+    ];
+    rows.extend(counters.map(|(name, count)| row(name, seen(count.map(format::count)))));
+    format!(
+        "## What limited the run\n\n**{}.** {}\n\n{}",
+        bottleneck.kind,
+        markdown(&bottleneck.evidence),
+        table(["", "found"], &rows)
+    )
 }
 
 fn figures(run: &Run) -> String {
