@@ -7,10 +7,13 @@
 use std::collections::BTreeSet;
 use std::env::consts::EXE_SUFFIX;
 use std::fs;
+use std::hint;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -28,17 +31,36 @@ const INSIDE: &str = "C1000K_TOGETHER_INSIDE";
 
 #[test]
 fn both_records_and_the_kernel_agree_on_three_thousand_connections() {
+    in_a_network_of_its_own(
+        "both_records_and_the_kernel_agree_on_three_thousand_connections",
+        play,
+    );
+}
+
+#[test]
+fn a_limit_that_is_met_is_named_in_the_summary() {
+    in_a_network_of_its_own("a_limit_that_is_met_is_named_in_the_summary", meet_each_limit);
+}
+
+/// Runs a test of this file, by its name, once more in a network namespace, and there what it does.
+fn in_a_network_of_its_own(name: &str, act: fn(&Path)) {
     if let Some(programs) = std::env::var_os(INSIDE) {
-        return play(Path::new(&programs));
+        return act(Path::new(&programs));
     }
     let Some(mut inside) = in_a_new_network() else {
-        let why = "no network namespace can be made here";
-        // Past what the test harness swallows.
-        return writeln!(io::stderr(), "the test of both programs is skipped: {why}").unwrap();
+        return skip(name, "no network namespace can be made here");
     };
-    inside.arg(std::env::current_exe().unwrap());
+    inside.arg(std::env::current_exe().unwrap()).args(["--exact", name]);
     let output = inside.env(INSIDE, build()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("1 passed"), "{text}");
+}
+
+/// Says so past the test harness, which keeps what a passing test prints.
+fn skip(what: &str, why: &str) {
+    let mut stderr = io::stderr();
+    writeln!(stderr, "{what} is skipped: {why}").unwrap();
 }
 
 /// What runs a program in a network namespace that has a loopback and nothing else; an ordinary user needs one of users
@@ -88,6 +110,138 @@ fn play(programs: &Path) {
     assert_has_all_of(&schema::client(), &client);
     assert_has_all_of(&schema::server(), &server);
     compare(&ClientRecord::read(&client).unwrap(), &ServerRecord::read(&server).unwrap());
+}
+
+/// Both programs against each other, once for each limit that can be set here.
+fn meet_each_limit(programs: &Path) {
+    let few = ["--ports", "1", "-c", "500", "--hold", "100ms"];
+    // Most of them wait a second or more.
+    let fewer = ["--ports", "1", "-c", "150", "--hold", "100ms"];
+    let with_few = |more: &[&'static str]| [&few[..], more].concat();
+    let tiny_backlog = &["--backlog", "1"][..];
+    let no_memory = &["--memory-reserve", "99%"][..];
+    let in_process = &["--file-table", "process"][..];
+
+    // As fast as the processors allow, which have other work too: so none of them is idle, however many there are.
+    let flood = ["--ports", "1", "-c", "10000", "--hold", "100ms"];
+    let kind =
+        with_busy_processors(|| meet(programs, Meeting { client: &flood, ..Meeting::default() }));
+    assert!(["client_cpu", "server_cpu"].contains(&kind.as_str()), "{kind}");
+
+    let meetings = [
+        ("backlog", Meeting { server: tiny_backlog, client: &fewer, ..Meeting::default() }),
+        ("memory", Meeting { server: no_memory, client: &few, ..Meeting::default() }),
+        (
+            "descriptors",
+            Meeting {
+                client_before: "ulimit -n 300",
+                client: &with_few(in_process),
+                ..Meeting::default()
+            },
+        ),
+        (
+            "descriptors",
+            Meeting {
+                server_before: "ulimit -n 300",
+                server: in_process,
+                client: &few,
+                ..Meeting::default()
+            },
+        ),
+        (
+            "ports",
+            Meeting {
+                client_before: "echo 40000 40299 >/proc/sys/net/ipv4/ip_local_port_range",
+                client: &with_few(&["--source", "127.0.0.1"]),
+                ..Meeting::default()
+            },
+        ),
+    ];
+    for (kind, meeting) in meetings {
+        assert_eq!(meet(programs, meeting), kind);
+    }
+
+    if has_a_far_end_that_is_silent() {
+        let away = ["--ports", "1", "-c", "20", "--connect-timeout", "2500ms"];
+        let meeting = Meeting { to: "192.0.2.7", client: &away, ..Meeting::default() };
+        assert_eq!(meet(programs, meeting), "network");
+    } else {
+        skip("the limit of the network", "no pair of interfaces can be made here");
+    }
+}
+
+/// How server and client are started.
+#[derive(Debug)]
+struct Meeting<'a> {
+    /// What the shell does before it becomes the server.
+    server_before: &'a str,
+    server: &'a [&'a str],
+    client_before: &'a str,
+    client: &'a [&'a str],
+    to: &'a str,
+}
+
+impl Default for Meeting<'_> {
+    fn default() -> Self {
+        Self { server_before: ":", server: &[], client_before: ":", client: &[], to: "127.0.0.1" }
+    }
+}
+
+/// Runs both, and gives the kind of the bottleneck in the summary.
+fn meet(programs: &Path, meeting: Meeting<'_>) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let first_port = free_ports(1).to_string();
+    let start = |name: &str, before: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{before} && exec \"$0\" \"$@\"")]);
+        command.arg(programs.join(format!("{name}{EXE_SUFFIX}")));
+        command.arg("--json").arg(folder.path().join(format!("{}.json", &name[7..])));
+        command
+    };
+    let mut server = Program::start(
+        start("c1000k-server", meeting.server_before)
+            .args(["--bind", "127.0.0.1", "--ports", "1", "--first-port", &first_port])
+            .args(meeting.server),
+    );
+    server.wait_for("ready");
+    let mut client = Program::start(
+        start("c1000k-client", meeting.client_before)
+            .args([meeting.to, &first_port])
+            .args(meeting.client),
+    );
+    client.exit_code();
+    server.terminate();
+    server.exit_code();
+    let mut summarize = Command::new(env!("CARGO_BIN_EXE_c1000k-report"));
+    summarize.arg("summarize").arg(folder.path()).args(["--format", "json"]);
+    let summary: Value = serde_json::from_slice(&summarize.output().unwrap().stdout).unwrap();
+    println!("{meeting:?}: {}", summary["bottleneck"]);
+    summary["bottleneck"]["kind"].as_str().unwrap().to_owned()
+}
+
+fn with_busy_processors<T>(act: impl FnOnce() -> T) -> T {
+    let is_over = AtomicBool::new(false);
+    let count = thread::available_parallelism().unwrap().get();
+    thread::scope(|scope| {
+        for _ in 0..count {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    hint::spin_loop();
+                }
+            });
+        }
+        let outcome = panic::catch_unwind(AssertUnwindSafe(act));
+        is_over.store(true, Ordering::Relaxed);
+        outcome.unwrap_or_else(|cause| panic::resume_unwind(cause))
+    })
+}
+
+/// 192.0.2.7 is at the other end of a pair of interfaces, where nothing answers.
+fn has_a_far_end_that_is_silent() -> bool {
+    const PAIR: &str = "ip link add near type veth peer name far &&
+        ip addr add 192.0.2.1/24 dev near && ip link set near up && ip link set far up &&
+        ip neigh add 192.0.2.7 lladdr 02:00:00:00:00:01 dev near";
+    Command::new("sh").args(["-c", PAIR]).stderr(Stdio::null()).status().unwrap().success()
 }
 
 /// The record is valid, and has every field that its schema knows, and no other.
