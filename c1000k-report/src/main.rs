@@ -9,10 +9,11 @@ use std::process::ExitCode;
 use c1000k_host::command_line::{self, SHORT, USAGE, fail};
 use c1000k_record::{Verdict, input, output, schema};
 use c1000k_report::checks::{Check, CheckOutcome};
+use c1000k_report::compare::Comparison;
 use c1000k_report::escape::visible;
 use c1000k_report::export::Format;
 use c1000k_report::run::{Run, RunError};
-use c1000k_report::{Report, compare, verdict};
+use c1000k_report::{Report, verdict};
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Tell what a run shows, from the folder that it left.
@@ -25,7 +26,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write summary.md, report.html, summary.json and the charts into the folder of a run, and print its verdict.
+    /// Write summary.md, report.html, summary.json, series.csv and the charts into the folder of a run, and print its verdict.
     ///
     /// Exits with 0 if the target was reached and no check disagrees, with 1 if the run fell short, if a client's or
     /// the server's record is missing, or if clients, server and kernel disagree. What only the snapshots of the kernel
@@ -41,11 +42,17 @@ enum Command {
         check: bool,
     },
     /// Print the figures of two runs side by side.
+    ///
+    /// A folder that holds several runs, each in a folder of its own, shows how far its figures spread. Where both sides
+    /// have several, each difference is said to be within that noise or beyond it; else the noise is unknown.
     Compare {
-        /// The folder of the one run
+        /// The folder of the one run, or one with several runs of it
         first: PathBuf,
         /// The folder of the other; ratios are of it to the first
         second: PathBuf,
+        /// How the figures are printed
+        #[arg(long, value_name = "FORMAT", default_value = "markdown")]
+        format: Format,
     },
     /// Print the JSON Schema of a record.
     Schema {
@@ -70,7 +77,7 @@ fn main() -> ExitCode {
     };
     let outcome = match arguments.command {
         Command::Summarize { folder, format, check } => summarize(&folder, format, check),
-        Command::Compare { first, second } => compare(&first, &second),
+        Command::Compare { first, second, format } => compare(&first, &second, format),
         Command::Schema { program } => print_schema(program),
     };
     outcome.unwrap_or_else(|error| {
@@ -89,7 +96,7 @@ fn summarize(
     match format {
         Some(format) => {
             warn_of_missing_snapshots(&report, "");
-            deliver(&format.exporter().export(&report)?)?;
+            deliver(&format.exporter().report(&report)?)?;
         }
         None => conclude(folder, &report)?,
     }
@@ -143,8 +150,8 @@ fn pass(checks: &[Check], is_strict: bool) -> bool {
     })
 }
 
-fn compare(first: &Path, second: &Path) -> Result<ExitCode, Box<dyn Error>> {
-    deliver(&compare::table_of(&Run::read(first)?, &Run::read(second)?))?;
+fn compare(first: &Path, second: &Path, format: Format) -> Result<ExitCode, Box<dyn Error>> {
+    deliver(&format.exporter().comparison(&Comparison::read(first, second)?)?)?;
     Ok(ExitCode::SUCCESS)
 }
 

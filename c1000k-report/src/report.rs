@@ -67,7 +67,7 @@ impl Report {
         }
         for format in Format::value_variants() {
             let exporter = format.exporter();
-            write(&folder.join(exporter.file_name()), &exporter.export(self)?)?;
+            write(&folder.join(exporter.file_name()), &exporter.report(self)?)?;
         }
         Ok(())
     }

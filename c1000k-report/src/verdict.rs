@@ -85,7 +85,9 @@ pub fn checks_made_with_snapshots(page: &str) -> Option<usize> {
         .try_fold(0_usize, |sum, count| sum.checked_add(count?))
 }
 
-fn headline(run: &Run) -> String {
+/// The verdict in one sentence.
+#[must_use]
+pub fn headline(run: &Run) -> String {
     let word = match run.verdict() {
         Some(Verdict::Held) => "Held, not verified".to_owned(),
         Some(verdict) => capitalized(&verdict.to_string()),

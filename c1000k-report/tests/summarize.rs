@@ -945,6 +945,110 @@ fn two_runs_are_set_side_by_side_with_ratios() {
     assert_eq!(row.matches("100,000").count(), 2, "{text}");
 }
 
+#[test]
+fn a_single_run_on_each_side_leaves_the_noise_unknown() {
+    let fixture = Fixture::one_host();
+    let text = fixture.compare_with_itself();
+    assert!(text.trim_end().lines().last().unwrap().contains("the noise is unknown"), "{text}");
+    let figures = compared(&fixture, &fixture);
+    assert!(figures.iter().all(|figure| figure["noise"] == "unknown"), "{figures:?}");
+}
+
+#[test]
+fn several_runs_on_each_side_show_what_a_difference_is_worth() {
+    let [slow, fast] = [[2_400.0, 2_500.0, 2_600.0], [2_550.0, 2_700.0, 2_900.0]].map(|rates| {
+        let runs = Fixture::empty();
+        for (name, rate) in ["1", "2", "3"].into_iter().zip(rates) {
+            let run = Fixture::one_host();
+            run.set("client.json", "connects_per_second", json!(rate));
+            run.set("server.json", "cpu_user_seconds", json!(rate / 1_000.0));
+            runs.take(&run, name);
+        }
+        runs.put("notes/text", "a folder without a run");
+        runs
+    });
+    let noise = |name: &str| {
+        let figures = compared(&slow, &fast);
+        let figure = figures.iter().find(|figure| figure["name"] == name).unwrap().clone();
+        assert_eq!((&figure["first"]["runs"], &figure["second"]["runs"]), (&json!(3), &json!(3)));
+        (figure["noise"].as_str().unwrap().to_owned(), figure)
+    };
+    let (rate, figure) = noise("connects per second");
+    assert_eq!(rate, "within");
+    assert_eq!(
+        figure["first"],
+        json!({"median": 2_500.0, "min": 2_400.0, "max": 2_600.0, "runs": 3})
+    );
+    assert_eq!(figure["ratio"], json!(1.08));
+    // Where the highest of one side is the lowest of the other, they touch.
+    for name in ["1", "2", "3"] {
+        fast.set(&format!("{name}/client.json"), "connects_per_second", json!(2_600.1));
+    }
+    assert_eq!(noise("connects per second").0, "beyond");
+
+    let [first, second] = [&slow, &fast].map(|fixture| fixture.path().to_str().unwrap());
+    let text = stdout(&report(&["compare", first, second]));
+    let row = text.lines().find(|line| line.contains("connects per second")).unwrap();
+    assert!(row.contains("2,500/s (2,400/s to 2,600/s)"), "{row}");
+    assert!(row.trim_end().ends_with("| beyond the noise |"), "{row}");
+    let rows = stdout(&report(&["compare", first, second, "--format", "csv"]));
+    let row = rows.lines().find(|line| line.starts_with("connects per second,")).unwrap();
+    assert!(row.starts_with("connects per second,per_second,2500,2400,2600,3,2600.1,"), "{row}");
+    assert!(row.ends_with(",beyond"), "{row}");
+    let page = stdout(&report(&["compare", first, second, "--format", "html"]));
+    assert!(page.starts_with("<!doctype html>") && page.contains("beyond the noise"), "{page}");
+    assert!(!page.contains("://") && !page.contains("src="), "{page}");
+
+    // Of one side a single run.
+    let run = Fixture::one_host();
+    assert!(compared(&slow, &run).iter().all(|figure| figure["noise"] == "unknown"));
+    let single = run.path().to_str().unwrap();
+    assert!(stdout(&report(&["compare", first, single])).contains("One side is a single run"));
+}
+
+/// The figures of `compare --format json`.
+fn compared(first: &Fixture, second: &Fixture) -> Vec<Value> {
+    let [first, second] = [first, second].map(|fixture| fixture.path().to_str().unwrap());
+    let output = report(&["compare", first, second, "--format", "json"]);
+    let object: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(object["schema"], "c1000k.comparison/1");
+    object["figures"].as_array().unwrap().clone()
+}
+
+#[test]
+fn figures_over_time_are_rows_for_a_spreadsheet() {
+    let fixture = Fixture::one_host();
+    let point = json!({"seconds": 0.5, "established": 7, "failed_attempts": 2, "lost": 1,
+        "connect_p50_us": 90, "connect_p99_us": 300,
+        "cpu": {"process_seconds": 0.25, "machine_busy_seconds": null,
+            "machine_softirq_seconds": null}});
+    fixture.set("client.json", "ramp_series", json!([point]));
+    fixture.summarize(&[]);
+    let rows = fixture.read("series.csv");
+    let lines: Vec<&str> = rows.lines().collect();
+    let cells = |line: &str| line.split(',').count();
+    assert!(lines.iter().all(|line| cells(line) == cells(lines[0])), "{rows}");
+    assert_eq!(lines[1], "client,0.5,7,2,1,,90,300,,,0.25,");
+    assert_eq!(lines[2], "server,0,0,,,,,,1000000,0,,");
+    assert_eq!(lines.len(), 2 + 61);
+    assert_eq!(stdout(&fixture.summarize(&["--format", "csv"])), rows);
+}
+
+#[test]
+fn what_limited_a_run_is_named_with_its_evidence() {
+    let fixture = Fixture::one_host();
+    fixture.set("client.json", "limit", json!("ports"));
+    fixture.set("client.json", "limit_detail", json!("5-tuples ran out"));
+    fixture.summarize(&[]);
+    let summary: Value = serde_json::from_str(&fixture.read("summary.json")).unwrap();
+    let evidence = "The client reports: 5-tuples ran out.";
+    assert_eq!(summary["bottleneck"], json!({"kind": "ports", "evidence": evidence}));
+    for page in ["summary.md", "report.html"] {
+        let page = fixture.read(page);
+        assert!(page.contains("What limited the run") && page.contains(evidence), "{page}");
+    }
+}
+
 fn workload(sent: u64, p99: u64) -> Value {
     json!({
         "connections": 100_000, "period_seconds": 60.0, "seconds": 60.0, "sent": sent,

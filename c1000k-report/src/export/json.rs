@@ -11,11 +11,15 @@ use serde::Serialize;
 
 use super::Export;
 use crate::checks::{Check, CheckOutcome};
+use crate::compare::{Comparison, Row, Spread};
 use crate::cost::{self, HostCost, ProcessMemory};
 use crate::run::Topology;
 use crate::{Report, escape};
 
-/// What `schema` says.
+/// What `schema` says of a comparison.
+pub const COMPARISON_SCHEMA: &str = "c1000k.comparison/1";
+
+/// What `schema` says of a report.
 pub const SUMMARY_SCHEMA: &str = "c1000k.summary/1";
 
 /// The object, with a line break at its end. A figure that could not be had is null.
@@ -27,9 +31,78 @@ impl Export for Json {
         "summary.json"
     }
 
-    fn export(&self, report: &Report) -> Result<String, Box<dyn Error>> {
-        let text = serde_json::to_string_pretty(&summary(report))?;
-        Ok(escape::json(&text) + "\n")
+    fn report(&self, report: &Report) -> Result<String, Box<dyn Error>> {
+        text_of(&summary(report))
+    }
+
+    fn comparison(&self, comparison: &Comparison) -> Result<String, Box<dyn Error>> {
+        text_of(&Compared::of(comparison))
+    }
+}
+
+fn text_of(value: &impl Serialize) -> Result<String, Box<dyn Error>> {
+    Ok(escape::json(&serde_json::to_string_pretty(value)?) + "\n")
+}
+
+#[derive(Debug, Serialize)]
+struct Compared<'a> {
+    schema: &'static str,
+    first: ComparedSide<'a>,
+    second: ComparedSide<'a>,
+    figures: Vec<ComparedFigure>,
+}
+
+#[derive(Debug, Serialize)]
+struct ComparedSide<'a> {
+    folder: &'a str,
+    runs: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct ComparedFigure {
+    name: &'static str,
+    unit: &'static str,
+    first: Option<ComparedSpread>,
+    second: Option<ComparedSpread>,
+    /// The second median over the first.
+    ratio: Option<f64>,
+    /// `unknown`, `within` or `beyond`.
+    noise: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct ComparedSpread {
+    median: f64,
+    min: f64,
+    max: f64,
+    runs: usize,
+}
+
+impl<'a> Compared<'a> {
+    fn of(comparison: &'a Comparison) -> Self {
+        let [first, second] = comparison
+            .sides
+            .each_ref()
+            .map(|side| ComparedSide { folder: &side.name, runs: side.runs.len() });
+        let figure = |row: &Row| {
+            let [first, second] = row.values.map(|spread| spread.map(ComparedSpread::from));
+            ComparedFigure {
+                name: row.name,
+                unit: row.unit.name(),
+                first,
+                second,
+                ratio: row.ratio(),
+                noise: row.noise().name(),
+            }
+        };
+        let figures = comparison.rows.iter().map(figure).collect();
+        Self { schema: COMPARISON_SCHEMA, first, second, figures }
+    }
+}
+
+impl From<Spread> for ComparedSpread {
+    fn from(Spread { median, min, max, runs }: Spread) -> Self {
+        Self { median, min, max, runs }
     }
 }
 

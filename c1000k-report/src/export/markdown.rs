@@ -11,6 +11,7 @@ use crate::Report;
 use crate::bottleneck::{self, Bottleneck, Evidence};
 use crate::chart::Chart;
 use crate::checks::{Check, PASSES_MAX};
+use crate::compare::{Comparison, Noise, Row, Spread};
 use crate::cost::{self, HostCost, float};
 use crate::escape::markdown;
 use crate::run::{Moment, Run, Topology, total};
@@ -32,9 +33,98 @@ impl Export for Markdown {
         "summary.md"
     }
 
-    fn export(&self, report: &Report) -> Result<String, Box<dyn Error>> {
+    fn report(&self, report: &Report) -> Result<String, Box<dyn Error>> {
         Ok(page(report))
     }
+
+    fn comparison(&self, comparison: &Comparison) -> Result<String, Box<dyn Error>> {
+        Ok(format!("{}\n{}\n", compared(comparison), noise_note(comparison)))
+    }
+}
+
+/// The figures side by side. Where each side is one run, no noise can stand beside them.
+fn compared(comparison: &Comparison) -> String {
+    if comparison.is_of_single_runs() {
+        let names = comparison.sides.each_ref().map(|side| side.name.as_str());
+        let row = |row: &Row| {
+            let [first, second] = row.values.map(|spread| median(row, spread));
+            [row.name.to_owned(), first, second, ratio(row)]
+        };
+        let rows: Vec<_> = comparison.rows.iter().map(row).collect();
+        return table(["", names[0], names[1], "ratio"], &rows);
+    }
+    compared_with_noise(comparison)
+}
+
+/// A comparison as a page: what both sides are, then their figures, and beside each what the difference is worth.
+pub(super) fn comparison_page(comparison: &Comparison) -> String {
+    let names = comparison.sides.each_ref().map(|side| side.name.as_str());
+    let rows = comparison.sides.iter().flat_map(|side| &side.runs).map(|run| {
+        let bottleneck = bottleneck::find(&Evidence::of(run));
+        let verdict = verdict::headline(run);
+        [run.folder.display().to_string(), verdict, bottleneck.kind.to_string()]
+    });
+    let rows: Vec<_> = rows.collect();
+    format!(
+        "# {} and {}\n\n{}\n\n## Figures\n\n{}\n## Runs\n\n{}",
+        markdown(names[0]),
+        markdown(names[1]),
+        noise_note(comparison),
+        compared_with_noise(comparison),
+        text_table(["run", "verdict", "limited by"], &rows)
+    )
+}
+
+/// The figures side by side, each with its spread, and what their difference is worth.
+fn compared_with_noise(comparison: &Comparison) -> String {
+    let names = comparison.sides.each_ref().map(|side| match side.runs.len() {
+        1 => side.name.clone(),
+        count => format!("{} ({count} runs)", side.name),
+    });
+    let row = |row: &Row| {
+        let [first, second] = row.values.map(|spread| with_ends(row, spread));
+        let noise = match row.noise() {
+            Noise::Unknown => "unknown",
+            Noise::Within => "within the noise",
+            Noise::Beyond => "beyond the noise",
+        };
+        [row.name.to_owned(), first, second, ratio(row), noise.to_owned()]
+    };
+    let rows: Vec<_> = comparison.rows.iter().map(row).collect();
+    table(["", &names[0], &names[1], "ratio", "difference"], &rows)
+}
+
+/// How the noise is known, or why it is not.
+fn noise_note(comparison: &Comparison) -> &'static str {
+    match comparison.sides.each_ref().map(|side| side.runs.len() > 1) {
+        [true, true] => {
+            "Each figure is the median, with the lowest and the highest in brackets. A difference is beyond the noise \
+             where no value of one side lies among those of the other."
+        }
+        [false, false] => {
+            "Each side is one run, so the noise is unknown: give two folders with several runs in each to see it."
+        }
+        _ => {
+            "One side is a single run, so the noise is unknown: the brackets show the lowest and the highest of the \
+             other."
+        }
+    }
+}
+
+fn ratio(row: &Row) -> String {
+    row.ratio().map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"))
+}
+
+fn median(row: &Row, spread: Option<Spread>) -> String {
+    seen(spread.map(|spread| row.unit.text(spread.median)))
+}
+
+/// `26,239/s (25,747/s to 27,001/s)`.
+fn with_ends(row: &Row, spread: Option<Spread>) -> String {
+    let ends = spread.filter(|spread| spread.runs > 1).map_or_else(String::new, |spread| {
+        format!(" ({} to {})", row.unit.text(spread.min), row.unit.text(spread.max))
+    });
+    median(row, spread) + &ends
 }
 
 fn page(report: &Report) -> String {
