@@ -1,8 +1,11 @@
 //! The charts of a run, as SVG that needs no font of the machine it is drawn on.
 
+mod growth;
+
 use std::error::Error;
 
 use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -30,8 +33,17 @@ pub struct Chart {
 /// # Errors
 /// A drawing can't be laid out.
 pub fn charts(run: &Run) -> Result<Vec<Chart>, Box<dyn Error>> {
-    let drawn =
-        [connections(run)?, rate(run)?, latency(run)?, cost_per_connection(run)?, memory(run)?];
+    let drawn = [
+        connections(run)?,
+        rate(run)?,
+        growth::connect_latency(run)?,
+        growth::processor_time(run)?,
+        latency(run)?,
+        cost_per_connection(run)?,
+        growth::memory(run)?,
+        memory(run)?,
+        errors(run)?,
+    ];
     Ok(drawn.into_iter().flatten().collect())
 }
 
@@ -92,10 +104,32 @@ fn memory(run: &Run) -> Drawn<Option<Chart>> {
     over_time("memory.svg", "Memory over time", scale, &lines)
 }
 
+/// What failed by then: of each client since its first connect, of the server since it began.
+fn errors(run: &Run) -> Drawn<Option<Chart>> {
+    let clients = run.clients.iter().flat_map(|(name, client)| {
+        let line = |what: &str, figure: fn(&RampPoint) -> Option<u64>| {
+            let points = client.ramp_series.iter();
+            let points = points.filter_map(|point| Some((point.seconds, float(figure(point)?))));
+            (format!("{name}, {what}"), points.collect())
+        };
+        [line("failed attempts", |point| point.failed_attempts), line("lost", |point| point.lost)]
+    });
+    let server = run.server.iter().map(|server| {
+        let points = server.series.iter();
+        let points = points.filter_map(|point| Some((point.seconds, float(point.refused?))));
+        ("server, refused".to_owned(), points.collect())
+    });
+    let has_errors = |line: &Line| line.1.iter().any(|point| point.1 > 0.0);
+    let lines: Vec<Line> = clients.chain(server).filter(has_errors).collect();
+    let scale =
+        Scale { label: "in all by then", text: |value| format::count(format::rounded(value)) };
+    over_time("errors.svg", "Errors over time", scale, &lines)
+}
+
 /// A name and points of seconds and value.
 type Line = (String, Vec<(f64, f64)>);
 
-/// What the upright axis counts.
+/// What an axis counts.
 struct Scale {
     label: &'static str,
     text: fn(f64) -> String,
@@ -131,12 +165,30 @@ fn draw_lines<'a>(
     (seconds, most): (f64, f64),
     lines: impl Iterator<Item = &'a [(f64, f64)]>,
 ) -> Drawn<()> {
+    let mut plot = plot(area, &TIME, scale, (seconds, most))?;
+    for (points, colour) in lines.zip(COLOURS) {
+        plot.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
+    }
+    Ok(())
+}
+
+const TIME: Scale = Scale { label: "time, s", text: |value| format!("{value}") };
+
+type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+/// Axes and grid, from zero up.
+fn plot<'a, 'b>(
+    area: &'a Drawing<'b>,
+    across: &Scale,
+    upright: &Scale,
+    (right, top): (f64, f64),
+) -> Drawn<Plot<'a, 'b>> {
     let mut chart = ChartBuilder::on(area)
         .margin(12)
-        .margin_right(28)
+        .margin_right(40)
         .x_label_area_size(46)
         .y_label_area_size(98)
-        .build_cartesian_2d(0.0..seconds, 0.0..most * 1.08)?;
+        .build_cartesian_2d(0.0..right, 0.0..top * 1.08)?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
@@ -144,15 +196,12 @@ fn draw_lines<'a>(
         .axis_style(TEXT)
         .label_style(text(14))
         .axis_desc_style(text(15))
-        .x_desc("time, s")
-        .y_desc(scale.label)
-        .x_label_formatter(&|value| format!("{value}"))
-        .y_label_formatter(&|value| (scale.text)(*value))
+        .x_desc(across.label)
+        .y_desc(upright.label)
+        .x_label_formatter(&|value| (across.text)(*value))
+        .y_label_formatter(&|value| (upright.text)(*value))
         .draw()?;
-    for (points, colour) in lines.zip(COLOURS) {
-        chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
-    }
-    Ok(())
+    Ok(chart)
 }
 
 /// One of several figures over the same time.

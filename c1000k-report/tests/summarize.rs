@@ -710,11 +710,15 @@ fn the_html_page_needs_nothing_beside_it() {
     let page = fixture.read("report.html");
     assert!(page.starts_with("<!doctype html>"), "{page}");
     assert!(page.contains("<title>100,000 connections, one-host</title>"), "{page}");
-    for title in ["Connections over time", "Latency at each percentile", "What a connection costs"]
-    {
+    for title in [
+        "Connections over time",
+        "Latency at each percentile",
+        "What a connection costs",
+        "Memory against connections",
+    ] {
         assert!(page.contains(title), "{title}");
     }
-    assert_eq!(page.matches("<svg").count(), 5);
+    assert_eq!(page.matches("<svg").count(), 6);
     assert!(page.contains("prefers-color-scheme: dark") && page.contains("@media print"));
     let outside = page.replace("http://www.w3.org/2000/svg", "");
     assert!(!outside.contains("://") && !outside.contains("src="), "{outside}");
