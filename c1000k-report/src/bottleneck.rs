@@ -135,6 +135,10 @@ pub struct ServerEvidence {
     pub refused_by: BTreeMap<String, u64>,
     /// Failed accepts for want of descriptors.
     pub descriptor_errors: u64,
+    /// The same for want of the kernel's memory.
+    pub memory_errors: u64,
+    /// The same for want of epoll watches.
+    pub watch_errors: u64,
     /// How often the memory guard stopped admitting.
     pub guard_closings: u64,
 }
@@ -279,13 +283,16 @@ impl Evidence {
 
 impl ServerEvidence {
     fn of(server: &ServerRecord) -> Self {
-        let errors = ["EMFILE", "ENFILE"].map(|name| server.accept_errors.get(name).copied());
-        let exhausted = server.refused_by.get("exhausted").copied();
+        let errors = |names: &[&str]| {
+            total(names.iter().filter_map(|name| server.accept_errors.get(*name).copied()))
+        };
         Self {
             connections_max: server.connections_max,
             limit: server.limit,
             refused_by: server.refused_by.clone(),
-            descriptor_errors: total(errors.into_iter().chain([exhausted]).flatten()),
+            descriptor_errors: errors(&["EMFILE", "ENFILE"]),
+            memory_errors: errors(&["ENOMEM", "ENOBUFS"]),
+            watch_errors: errors(&["ENOSPC"]),
             guard_closings: server.memory_guard.map_or(0, |guard| guard.closings),
         }
     }
@@ -351,7 +358,7 @@ fn bound(evidence: &Evidence) -> Option<Bottleneck> {
 
 fn server_bound(evidence: &Evidence) -> Option<Bottleneck> {
     let server = evidence.server.as_ref()?;
-    let for_memory = server.refused_for("memory");
+    let for_memory = server.refused_for("memory").saturating_add(server.refused_for("tcp_mem"));
     if for_memory > 0 || server.guard_closings > 0 {
         return named(
             Kind::Memory,
@@ -362,14 +369,15 @@ fn server_bound(evidence: &Evidence) -> Option<Bottleneck> {
             ),
         );
     }
-    if server.descriptor_errors > 0 {
-        return named(
-            Kind::Descriptors,
-            format!(
-                "The server ran out of descriptors in {}.",
-                format::counted(server.descriptor_errors, "accept")
-            ),
-        );
+    let failed = [
+        (Kind::Descriptors, server.descriptor_errors),
+        (Kind::Memory, server.memory_errors),
+        (Kind::Watches, server.watch_errors),
+    ];
+    if let Some((kind, count)) = failed.into_iter().find(|(_, count)| *count > 0) {
+        let what = kind.to_string().to_lowercase();
+        let accepts = format::counted(count, "accept");
+        return named(kind, format!("The server ran out of {what} in {accepts}."));
     }
     let past_its_bound = server.refused_for("max_connections");
     let kind = match server.limit? {
@@ -620,6 +628,20 @@ mod tests {
         assert_finds(&saved("descriptors"), Kind::Descriptors, &["RLIMIT_NOFILE"]);
         let parts = ["The server was ready for 267 connections, bounded by its descriptors"];
         assert_finds(&saved("server-descriptors"), Kind::Descriptors, &parts);
+    }
+
+    #[test]
+    fn a_failed_accept_says_what_the_server_lacks() {
+        for (errno, kind) in
+            [("EMFILE", Kind::Descriptors), ("ENOBUFS", Kind::Memory), ("ENOSPC", Kind::Watches)]
+        {
+            let folder =
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/records/server-descriptors");
+            let mut run = Run::read(&folder).unwrap();
+            let server = run.server.as_mut().unwrap();
+            server.accept_errors = BTreeMap::from([(errno.to_owned(), 3)]);
+            assert_finds(&Evidence::of(&run), kind, &["in 3 accepts"]);
+        }
     }
 
     #[test]

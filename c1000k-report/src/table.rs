@@ -10,6 +10,11 @@ pub(crate) fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) ->
     columns(heading, rows, |column| column > 0)
 }
 
+/// The same, whose last column is text too.
+pub(crate) fn table_with_notes<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
+    columns(heading, rows, |column| column > 0 && column + 1 < N)
+}
+
 /// A table of which every column is text.
 pub(crate) fn text_table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
     columns(heading, rows, |_| false)

@@ -1053,6 +1053,38 @@ fn what_limited_a_run_is_named_with_its_evidence() {
     }
 }
 
+#[test]
+fn the_state_of_a_connection_is_shown_by_layer() {
+    let fixture = Fixture::one_host();
+    assert!(!stdout(&fixture.summarize(&["--format", "markdown"])).contains("by layer"));
+    fixture.set("client.json", "protocol", json!("wss"));
+    fixture.set("client.json", "state_bytes", json!({"ours": 39, "protocol": 24, "tls": 1_312}));
+    fixture.set("client.json", "process_bytes_per_connection", json!(9_876.5));
+    let slabs = json!({"TCP": 500_000_000, "dentry": 40_000_000, "other": 2_000_000});
+    fixture.set("server.json", "kernel_bytes_by_slab", slabs);
+    let row = |page: &str, layer: &str| {
+        let row = page.lines().find(|line| line.starts_with(&format!("| {layer} ")));
+        row.map(|row| row.split('|').nth(2).unwrap().trim().to_owned())
+    };
+    let layers = |page: &str| {
+        ["client, ours", "client, protocol", "client, TLS", "client, whole process"]
+            .map(|layer| row(page, layer).unwrap())
+    };
+    let page = stdout(&fixture.summarize(&["--format", "markdown"]));
+    assert_eq!(layers(&page), ["39 B", "24 B", "1,312 B", "9,876 B"]);
+    assert_eq!(row(&page, "server, whole process").unwrap(), "24.6 B");
+    assert_eq!(row(&page, "kernel, TCP"), None, "the snapshots have it");
+    fixture.remove("snapshots");
+    let page = stdout(&fixture.summarize(&["--format", "markdown"]));
+    assert_eq!(layers(&page), ["39 B", "24 B", "1,312 B", "9,876 B"]);
+    assert_eq!(row(&page, "kernel, one end").unwrap(), "3,850 B");
+    // Of 100,000 connections with both ends here.
+    assert_eq!(row(&page, "kernel, TCP").unwrap(), "2,500 B");
+    fixture.set("client.json", "established", json!(999));
+    let page = stdout(&fixture.summarize(&["--format", "markdown"]));
+    assert_eq!(row(&page, "client, whole process"), None, "too few to weigh one of them");
+}
+
 fn workload(sent: u64, p99: u64) -> Value {
     json!({
         "connections": 100_000, "period_seconds": 60.0, "seconds": 60.0, "sent": sent,

@@ -57,7 +57,11 @@ fn events<'a>(page: &'a str, charts: &'a [Chart]) -> Vec<Event<'a>> {
             }
             Event::End(TagEnd::Image) => {
                 if let Some(chart) = chart.take() {
-                    events.push(Event::Html(CowStr::Borrowed(&chart.svg)));
+                    let figure = format!(
+                        "<figure class=\"chart\" role=\"img\" aria-label=\"{}\">{}</figure>\n",
+                        chart.title, chart.svg
+                    );
+                    events.push(Event::Html(figure.into()));
                 }
             }
             // The title of a chart stands in the chart.

@@ -10,13 +10,16 @@ use super::Export;
 use crate::Report;
 use crate::bottleneck::{self, Bottleneck, Evidence};
 use crate::chart::Chart;
-use crate::checks::{Check, PASSES_MAX};
+use crate::checks::{CONNECTIONS_TO_WEIGH_MIN, Check, PASSES_MAX};
 use crate::compare::{Comparison, Noise, Row, Spread};
 use crate::cost::{self, HostCost, float};
 use crate::escape::markdown;
 use crate::run::{Moment, Run, Topology, total};
-use crate::table::{table, text_table};
+use crate::table::{table, table_with_notes, text_table};
 use crate::{trend, verdict};
+
+/// Nor are more slab caches.
+const SLABS_MAX: usize = 20;
 
 /// More are not shown.
 const THRESHOLDS_MAX: usize = 100;
@@ -134,6 +137,7 @@ fn page(report: &Report) -> String {
     let topology = topology.unwrap_or_default();
     let sections = [
         format!("# {held} connections{topology}\n\n{}\n", paragraphs(run, checks)),
+        setup(run),
         limited(bottleneck, evidence),
         chart_section(charts),
         figures(run),
@@ -160,6 +164,35 @@ fn paragraphs(run: &Run, checks: &[Check]) -> String {
         let _ = write!(page, "\n{line}.\n");
     }
     page.replace("..\n", ".\n").trim_end().to_owned()
+}
+
+/// What was run against what and where, in a line.
+fn setup(run: &Run) -> String {
+    let mut parts = Vec::new();
+    if let Some((_, client)) = run.clients.first() {
+        let protocol = Some(client.protocol.as_str()).filter(|name| !name.is_empty());
+        let target = format!("{} to {}", protocol.unwrap_or("connections"), client.destination);
+        let clients = match run.clients.len() {
+            1 => String::new(),
+            count => format!(", {}", format::counted(count as u64, "client")),
+        };
+        let ports = format::counted(client.ports, "port");
+        parts.push(format!("{target}, {ports}{clients}"));
+    }
+    if let Some(server) = run.server.as_ref().filter(|server| server.threads > 0) {
+        parts.push(format!("server with {}", format::counted(server.threads, "thread")));
+    }
+    let mut processors = run.clients.iter().filter_map(|(_, client)| client.processors);
+    let server = run.server.as_ref().and_then(|server| server.processors);
+    let processors = server.or_else(|| processors.next());
+    parts.extend(processors.map(|count| format::counted(count, "processor")));
+    parts.extend(run.machine.value("kernel").map(|kernel| format!("kernel {kernel}")));
+    let mut begun = run.clients.iter().map(|(_, client)| client.head.started_at.as_str());
+    parts.extend(begun.next().filter(|at| !at.is_empty()).map(str::to_owned));
+    if parts.is_empty() {
+        return String::new();
+    }
+    format!("Setup: {}.\n", markdown(&parts.join("; ")))
 }
 
 /// What limited the run, and the figures that tell.
@@ -381,8 +414,74 @@ fn cost_section(run: &Run) -> String {
              one of them.\n\n",
         );
     }
-    let blocks: Vec<String> = kernels.iter().map(kernel_cost).collect();
+    let mut blocks: Vec<String> = kernels.iter().map(kernel_cost).collect();
+    let layers = layers(run);
+    if !layers.is_empty() {
+        // What stands above is a paragraph where no kernel has its table.
+        text.push_str(if blocks.is_empty() { "\n" } else { "" });
+        blocks.push(layers);
+    }
     text + &blocks.join("\n")
+}
+
+/// The state of one connection by layer; nothing where no client says what it keeps.
+fn layers(run: &Run) -> String {
+    let mut rows = Vec::new();
+    for (name, client) in &run.clients {
+        let Some(state) = client.state_bytes else { continue };
+        let mut part = |layer: &str, bytes: u64, note: &str| {
+            let bytes = format!("{} B", format::count(bytes));
+            rows.push([format!("{name}, {layer}"), bytes, note.to_owned()]);
+        };
+        part("ours", state.ours, "the reactor's slot and what the run keeps, by their sizes");
+        part("protocol", state.protocol, &format!("{}, by its size", client.protocol));
+        if state.tls > 0 {
+            part("TLS", state.tls, "the session, by its size; its keys and buffers come on top");
+        }
+        let is_weighed = client.established >= CONNECTIONS_TO_WEIGH_MIN;
+        let grown = client.process_bytes_per_connection.filter(|_| is_weighed);
+        rows.extend(grown.map(|bytes| {
+            let note = "growth during the ramp, with buffers and histograms";
+            [format!("{name}, whole process"), format::bytes_each(bytes), note.to_owned()]
+        }));
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let own = cost::process(run).bytes_each.map(|bytes| {
+        let note = "growth until the peak";
+        ["server, whole process".to_owned(), format::bytes_each(bytes), note.to_owned()]
+    });
+    rows.extend(own);
+    let kernel =
+        cost::server_end_bytes(run).or_else(|| run.server.as_ref()?.kernel_bytes_per_connection);
+    rows.extend(kernel.map(|bytes| {
+        let note = "slab caches of one end";
+        ["kernel, one end".to_owned(), format::bytes_each(bytes), note.to_owned()]
+    }));
+    rows.extend(slabs_told(run));
+    format!(
+        "The state of a connection by layer:\n\n{}",
+        table_with_notes(["layer", "a connection", "what it is"], &rows)
+    )
+}
+
+/// By slab cache, as the server weighed them; nothing where the snapshots tell it.
+fn slabs_told(run: &Run) -> Vec<[String; 3]> {
+    let Some(server) = &run.server else { return Vec::new() };
+    let has_snapshots = !cost::kernels(run).is_empty();
+    if has_snapshots || server.peak < CONNECTIONS_TO_WEIGH_MIN {
+        return Vec::new();
+    }
+    let ends = float(server.peak) * float(run.ends_in_kernel());
+    let mut slabs: Vec<_> = server.kernel_bytes_by_slab.iter().flatten().collect();
+    slabs.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
+    let row = |(name, bytes): &(&String, &u64)| {
+        let note = if *name == "other" { "growth of all other slabs" } else { "slab cache" };
+        let each = format::bytes_each(float(**bytes) / ends);
+        [format!("kernel, {name}"), each, note.to_owned()]
+    };
+    slabs.iter().take(SLABS_MAX).map(row).collect()
 }
 
 /// What the server says itself, where no snapshots do.
@@ -512,7 +611,14 @@ fn teardown(run: &Run) -> String {
         ));
     }
     let heading = ["memory that came back, of what was grown", "share"];
-    format!("## After the teardown\n\n{}", table(heading, &rows))
+    let memory = cost::process(run);
+    let resident = [memory.before_bytes, memory.peak_bytes, memory.after_bytes];
+    let [before, peak, after] = resident.map(|bytes| seen(bytes.map(format::bytes)));
+    format!(
+        "## After the teardown\n\n{}\nResident memory of the server's process: {before} before, {peak} at the peak, \
+         {after} after the drain.\n",
+        table(heading, &rows)
+    )
 }
 
 fn chart_section(charts: &[Chart]) -> String {
