@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const REQUEST_BYTES_MAX: usize = 8 * 1024;
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Serves what was published last to whoever asks for `/metrics`, one request at a time.
+/// Serves what was published last at `/metrics`, one request at a time.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     page: Arc<Mutex<Arc<str>>>,
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_harms_nothing() {
+    fn a_malformed_request_is_answered_and_breaks_nothing() {
         let endpoint = Endpoint::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let too_long = "x".repeat(2 * REQUEST_BYTES_MAX);
         for (request, answer) in [

@@ -1,4 +1,4 @@
-//! Files of a run, which anybody may have put there: read only where they are regular, and only so far.
+//! Files of a run, which any user may have put there: only regular ones are read, up to a bound.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -6,7 +6,7 @@
 //! - [`endpoint`] serves figures to Prometheus while a program runs.
 //! - [`histogram`] writes and reads the histograms in them.
 //! - [`output`] is where `--json PATH` points.
-//! - [`input`] reads the files of a run, which anybody may have put there.
+//! - [`input`] reads the files of a run, which any user may have put there.
 
 pub mod endpoint;
 pub mod histogram;

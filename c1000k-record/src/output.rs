@@ -95,10 +95,10 @@ impl Output {
 
     /// Writes the record as one JSON object with a newline at its end.
     ///
-    /// A reader of standard output that has gone away is no error: nobody is left to be told.
+    /// A reader of standard output that has gone away is no error: there is no one left to read it.
     ///
     /// # Errors
-    /// The system refused to make, write or rename the file; or nobody opened the pipe within two seconds.
+    /// The system refused to make, write or rename the file; or the pipe had no reader within two seconds.
     pub fn write<T: Serialize>(&self, record: &T) -> Result<(), OutputError> {
         let text = text_of(record).map_err(|error| self.error(error))?;
         let outcome = match self {
@@ -220,7 +220,7 @@ pub fn check_stdout() -> io::Result<()> {
 }
 
 /// Whether standard output is `/dev/null`, open for reading and writing. A process of Rust that is started without a
-/// standard output gets that in its place, and can't tell it from what a parent chose, as Python's `DEVNULL`. A shell's
+/// standard output gets that in its place, and can't distinguish it from what a parent chose, as Python's `DEVNULL`. A shell's
 /// `>/dev/null` is open for writing only.
 #[must_use]
 pub fn stdout_may_be_closed() -> bool {
@@ -271,7 +271,7 @@ fn is_immutable(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::EPERM as i32)
 }
 
-/// Whether a file is there that its folder lets nobody but the owners replace, as `/tmp` does.
+/// Whether a file is there that its folder lets only the owners replace, as `/tmp` does.
 fn is_kept_by_its_folder(path: &Path) -> bool {
     let folder = fs::metadata(folder_of(path));
     let (Ok(file), Ok(folder)) = (fs::metadata(path), folder) else { return false };
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_folder_and_a_folder_in_place_of_a_file_are_told_in_one_line() {
+    fn a_missing_folder_and_a_folder_in_place_of_a_file_are_errors_of_one_line() {
         let folder = tempfile::tempdir().unwrap();
         for bad in [folder.path().join("none/run.json"), folder.path().to_owned()] {
             let error = to(&bad).check_writable().unwrap_err().to_string();
@@ -470,12 +470,12 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_replaced_is_overwritten() {
-        // Nothing can be made beside this one, whoever asks: the name of the process.
+        // Nothing can be made beside this one, by any user: the name of the process.
         let name = Path::new("/proc/self/comm");
         to(name).check_writable().unwrap();
         to(name).write(&7).unwrap();
         assert_eq!(fs::read_to_string(name).unwrap().trim_end(), "7");
-        // For what lies in the folder of a run, which may be anybody's, that would be unsafe.
+        // For what lies in the folder of a run, which any user may have made, that would be unsafe.
         assert!(replace(name, b"8").is_err());
         assert_eq!(fs::read_to_string(name).unwrap().trim_end(), "7");
     }
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_is_written_to_and_without_a_reader_it_is_an_error_in_good_time() {
+    fn a_pipe_is_written_to_and_without_a_reader_it_is_an_error_in_time() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("fifo");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();

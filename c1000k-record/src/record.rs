@@ -1,7 +1,7 @@
 //! The records that client and server write at the end of a run, one JSON object each.
 //!
 //! The names of the fields are stable: scripts and dashboards read them. Fields may be added, and
-//! a record without the later ones still reads. A figure that could not be had is `null`, never
+//! a record without the later ones still reads. A figure that is not known is `null`, never
 //! left out and never a made-up zero.
 
 use std::collections::BTreeMap;
@@ -51,7 +51,7 @@ pub struct ClientRecord {
     pub established: u64,
     /// The connections whose echo came back whole in the last pass; null where none was asked for.
     pub verified: Option<u64>,
-    /// The connections given up for good.
+    /// The connections that were given up.
     pub failed: u64,
     /// Failed connects, retried ones included: errno name to count.
     pub failures: BTreeMap<String, u64>,
@@ -65,7 +65,7 @@ pub struct ClientRecord {
     pub connects_per_second: f64,
     /// From a connect to its connection, in microseconds.
     pub connect_latency_us: LatencyUs,
-    /// Whether the target was reached and all that was asked for was proven.
+    /// Whether the target was reached and all that was asked for was verified.
     pub verdict: Verdict,
 
     /// The server's address and first port.
@@ -77,7 +77,7 @@ pub struct ClientRecord {
     /// The source addresses asked for; empty where the choice was the kernel's.
     #[serde(default)]
     pub sources: Vec<String>,
-    /// How many connections each pass of echoes proved, in order.
+    /// How many connections each pass of echoes verified, in order.
     #[serde(default)]
     pub verified_passes: Vec<u64>,
     /// Connects that were tried again.
@@ -108,10 +108,10 @@ pub struct ClientRecord {
     /// Until when they were held at least: the end of the last pass of echoes, or of the hold.
     #[serde(default)]
     pub held_until: Option<String>,
-    /// Where its sockets lived; null where it did not say.
+    /// Where its sockets were held; null where that is not known.
     #[serde(default)]
     pub file_table: Option<FileTable>,
-    /// The protocol that was spoken; empty where it did not say.
+    /// The protocol that was spoken; empty where that is not known.
     #[serde(default)]
     pub protocol: String,
     /// Every connect latency, as a compressed HdrHistogram V2 in base64; null where nothing connected.
@@ -120,7 +120,7 @@ pub struct ClientRecord {
     /// The messages during the hold; null where none were asked for.
     #[serde(default)]
     pub workload: Option<Workload>,
-    /// What was closed and opened anew during the hold; null where none was asked for.
+    /// What was closed and opened again during the hold; null where none was asked for.
     #[serde(default)]
     pub churn: Option<Churn>,
     /// What was closed at once after the hold, and came back; null where none was asked for.
@@ -136,10 +136,10 @@ pub struct ClientRecord {
     /// The processors of the client's machine; null where they could not be counted.
     #[serde(default)]
     pub processors: Option<u64>,
-    /// What the client's process grew by during the ramp, per connection; null where it can't be told.
+    /// What the client's process grew by during the ramp, per connection; null where it is not known.
     #[serde(default)]
     pub process_bytes_per_connection: Option<f64>,
-    /// The state of one connection in the client's process, by layer; null where it did not say.
+    /// The state of one connection in the client's process, by layer; null where that is not known.
     #[serde(default)]
     pub state_bytes: Option<StateBytes>,
 }
@@ -186,7 +186,7 @@ pub struct Workload {
     pub histogram: Option<String>,
 }
 
-/// Connections that the client closed during the hold, one after the other, and opened anew.
+/// Connections that the client closed during the hold, one after the other, and opened again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Churn {
     /// The connections closed, by reset.
@@ -199,7 +199,7 @@ pub struct Churn {
     pub histogram: Option<String>,
 }
 
-/// Connections that the client closed all at once after the hold, and opened anew.
+/// Connections that the client closed all at once after the hold, and opened again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Storm {
     /// The connections closed, by reset.
@@ -252,14 +252,14 @@ pub struct ServerRecord {
     /// Bytes of payload sent.
     pub bytes_out: u64,
     /// What the process grew by from start to peak, per connection: `rss_at_peak_bytes` less
-    /// `rss_at_start_bytes`, by the connections open then. Null where it can't be told.
+    /// `rss_at_start_bytes`, by the connections open then. Null where it is not known.
     pub user_bytes_per_connection: Option<f64>,
     /// What one end of a connection costs the kernel: what its slabs grew by, per socket added, so
-    /// that it is the same whether the other end lies in this kernel or not. Null where it can't be
-    /// told.
+    /// that it is the same whether the other end lies in this kernel or not. Null where it is
+    /// not known.
     pub kernel_bytes_per_connection: Option<f64>,
     /// The most memory the process ever had resident, and at least each other figure of it here; null
-    /// where it can't be told.
+    /// where it is not known.
     pub rss_peak_bytes: Option<u64>,
     /// Processor time spent in the program.
     pub cpu_user_seconds: f64,
@@ -296,7 +296,7 @@ pub struct ServerRecord {
     /// The connections that ended before both sides had finished, by the server's rules or by TCP: reason to count.
     #[serde(default)]
     pub closed_by: BTreeMap<String, u64>,
-    /// Lines of the log that nobody read in time.
+    /// Lines of the log that were not read in time and dropped.
     #[serde(default)]
     pub log_lines_dropped: u64,
     /// What the memory guard saw and did; null where memory could not be read.
@@ -322,7 +322,7 @@ pub struct ServerRecord {
     /// Resident memory when the most connections were open.
     #[serde(default)]
     pub rss_at_peak_bytes: Option<u64>,
-    /// What the server expected to spend; null where it did not say.
+    /// What the server expected to spend; null where that is not known.
     #[serde(default)]
     pub prediction: Option<Prediction>,
     /// What the kernel's own counters grew by during the run, under the kernel's names
@@ -332,7 +332,7 @@ pub struct ServerRecord {
     /// The server over time, at most 3,600 points.
     #[serde(default)]
     pub series: Vec<ServerPoint>,
-    /// Where its sockets lived; null where it did not say.
+    /// Where its sockets were held; null where that is not known.
     #[serde(default)]
     pub file_table: Option<FileTable>,
     /// The processors of the server's machine; null where they could not be counted.
@@ -343,7 +343,7 @@ pub struct ServerRecord {
     pub limit: Option<Limit>,
 }
 
-/// Where the sockets of a program live.
+/// Where the sockets of a program are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -432,7 +432,7 @@ pub enum Verdict {
     Reached,
     /// The target was held, and nothing was verified, as asked (`--no-verify`).
     Held,
-    /// The run fell short of its target, or lost or could not prove a part of it.
+    /// The run fell short of its target, or lost or could not verify a part of it.
     Short,
 }
 
@@ -512,7 +512,7 @@ pub struct ServerPoint {
 /// How a server kept from running out of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryGuard {
-    /// Whether it admitted nobody at the end.
+    /// Whether it admitted no connection at the end.
     pub closed: bool,
     /// How often it stopped admitting.
     pub closings: u64,
@@ -533,7 +533,7 @@ pub struct MemoryGuard {
 /// What a number of connections was expected to cost before the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Prediction {
-    /// For so many connections.
+    /// For this number of connections.
     pub connections: u64,
     /// What the processes grow by.
     pub process_bytes: u64,
@@ -574,7 +574,7 @@ impl ClientRecord {
         Ok(record)
     }
 
-    /// From when until when the connections were held, at least; `None` where it can't be told.
+    /// From when until when the connections were held, at least; `None` where it is not known.
     ///
     /// A record without these fields says it to the second.
     #[must_use]
@@ -780,7 +780,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_a_cut_one_and_a_foreign_one_are_told_apart() {
+    fn a_missing_file_a_truncated_one_and_one_of_another_schema_are_distinguished() {
         let missing = ClientRecord::read(Path::new("/nonexistent/client.json")).unwrap_err();
         assert!(missing.is_not_found(), "{missing}");
 
@@ -806,7 +806,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hold_is_told_by_its_fields_and_else_to_the_second() {
+    fn the_hold_is_known_by_its_fields_and_else_to_the_second() {
         let mut record: ClientRecord = serde_json::from_str(OLD_CLIENT).unwrap();
         assert_eq!(record.held_between(), None, "it does not say when it began");
         record.head.started_at = "2001-09-09T01:46:40Z".to_owned();

@@ -1,6 +1,6 @@
 //! Figures over time in a bounded number of points.
 //!
-//! A series that fills up forgets every second point and from then on keeps half as many, so it
+//! A series that is full drops every second point, and from then on keeps half of those offered. So it
 //! covers a run of any length evenly and at a fixed size.
 
 use std::mem;
@@ -9,7 +9,7 @@ use std::time::Duration;
 /// The most points a series ever holds.
 pub const POINTS_MAX: usize = 3_600;
 
-/// How long to wait for the next point of something that began so long ago: a run of half a second
+/// How long to wait for the next point, by the time that has passed since the beginning: a run of half a second
 /// gets as many points as one of ten seconds, and a long one no more than one a second.
 ///
 /// ```
@@ -44,7 +44,7 @@ pub struct Series<T> {
     /// The newest point, where it is not one of those kept.
     newest: Option<T>,
     offered: u64,
-    /// One of so many offered points is kept.
+    /// One of this number of offered points is kept.
     stride: u64,
 }
 

@@ -57,7 +57,7 @@ pub enum Kind {
     Interrupted,
     /// The target was reached and nothing was saturated.
     None,
-    /// The figures that could tell are missing, or none of them stands out.
+    /// The figures that could show it are missing, or none of them stands out.
     Unknown,
 }
 
@@ -276,7 +276,7 @@ impl Evidence {
                 .filter_map(|(name, client)| CpuShare::of_client(name, client))
                 .collect(),
             server_cpu: run.server.as_ref().and_then(CpuShare::of_server),
-            is_one_machine: run.is_one_kernel() && run.topology_told().is_some(),
+            is_one_machine: run.is_one_kernel() && run.topology_known().is_some(),
         }
     }
 }
@@ -522,7 +522,7 @@ fn nothing_found(evidence: &Evidence) -> Bottleneck {
         }
         (true, false, _) => (
             Kind::Unknown,
-            "The records hold no processor time of the ramp, or it was too short to tell."
+            "The records hold no processor time of the ramp, or it was too short to measure any."
                 .to_owned(),
         ),
         (false, ..) => (
@@ -652,7 +652,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_does_not_answer_is_the_networks() {
+    fn a_host_that_does_not_answer_is_a_limit_of_the_network() {
         let mut evidence = saved("network");
         assert_finds(&evidence, Kind::Network, &["ETIMEDOUT", "SYNs were retransmitted"]);
         // The same loss where the target was reached in spite of it.
@@ -695,7 +695,7 @@ mod tests {
     }
 
     #[test]
-    fn absurd_times_give_no_share() {
+    fn invalid_times_give_no_share() {
         let point = |process_seconds| CpuPoint { process_seconds, ..CpuPoint::default() };
         for until in [0.0, -1.0, 0.05, f64::NAN, f64::INFINITY] {
             let share = CpuShare::between("x", (0.0, point(0.0)), (until, point(1.0)), 1, None);

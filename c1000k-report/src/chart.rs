@@ -55,7 +55,7 @@ const HEIGHT: u32 = 440;
 const PANEL_HEIGHT: u32 = 200;
 const TEXT: RGBColor = RGBColor(32, 36, 40);
 const GRID: RGBColor = RGBColor(226, 229, 233);
-/// Told apart in print and by most of those who confuse colours (Okabe and Ito).
+/// Distinct in print and to most people with colour blindness (Okabe and Ito).
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
@@ -343,7 +343,7 @@ fn latency(run: &Run) -> Drawn<Option<Chart>> {
 /// For each percentile the number of its nines, and the logarithm of the latency in microseconds.
 fn percentiles(text: &str) -> Option<Vec<(f64, f64)>> {
     let histogram = histogram::decode(text)?;
-    // The longest one stands where one of so many is left.
+    // The longest one stands at the percentile that leaves one of all.
     let nines_max = float(histogram.len()).log10();
     let point = |share: f64, us: u64| (-(1.0 - share).log10(), float(us.max(1)).log10());
     let steps = (0..).map(|step| f64::from(step) / 10.0).take_while(|nines| *nines < nines_max);

@@ -1,7 +1,7 @@
 //! Whether the clients, the server and the kernel agree.
 //!
-//! Each counted for itself, so a connection that one of them made up shows as a disagreement. What
-//! was not seen is called so: it neither agrees nor disagrees. Much of what the kernel counts is the
+//! Each counts by itself, so a connection that only one of them has shows as a disagreement. What
+//! could not be checked is unknown: it neither agrees nor disagrees. Much of what the kernel counts is the
 //! whole system's, and speed depends on it: a figure that other processes can have moved is judged
 //! only as far as they can't, and else shown.
 
@@ -15,7 +15,7 @@ use crate::run::{Apart, Moment, Run, Topology};
 use crate::snapshot::Snapshot;
 use crate::trend;
 
-/// A run makes two; of more, as a record might tell, the first are asked for.
+/// A run makes two; of more, as a record might hold, the first are checked.
 pub(crate) const PASSES_MAX: usize = 16;
 /// With fewer, a page more or less weighs on each of them.
 pub(crate) const CONNECTIONS_TO_WEIGH_MIN: u64 = 1_000;
@@ -82,7 +82,7 @@ impl fmt::Display for CheckOutcome {
     }
 }
 
-/// All checks of a run, in the order in which a sceptic asks.
+/// All checks of a run, the counts of connections first.
 #[must_use]
 pub fn checks(run: &Run) -> Vec<Check> {
     let mut checks = vec![held(run), accepted(run), closed(run), refused(run)];
@@ -290,10 +290,10 @@ fn process_memory(run: &Run) -> Check {
 fn process_bytes(run: &Run) -> Check {
     let check = Question::new(
         "Memory that the server's process may take",
-        "24 MB and 48 B for each connection at the most",
+        "24 MB and 48 B for each connection at most",
     );
     let (Some(connections), Some(peak)) = (run.connections(), cost::process(run).peak_bytes) else {
-        return check.lacks_snapshot("neither record nor snapshots tell it");
+        return check.lacks_snapshot("neither record nor snapshots have it");
     };
     let most = PROCESS_FIXED_BYTES_MAX
         .saturating_add(connections.saturating_mul(PROCESS_BYTES_PER_CONNECTION_MAX));
@@ -330,7 +330,7 @@ fn listen_counters(run: &Run) -> [Check; 2] {
             Some(found) => {
                 check.unless((!run.is_alone_in_its_network()).then_some(OTHERS)).equal(0, found)
             }
-            None => check.lacks_snapshot("neither record nor snapshots tell it"),
+            None => check.lacks_snapshot("neither record nor snapshots have it"),
         }
     };
     [
@@ -346,7 +346,7 @@ fn rate_trend(name: &str, client: &ClientRecord) -> Check {
     )
     .about_speed();
     let Some(tenths) = trend::tenths(&client.ramp_series) else {
-        return check.unknown("the ramp has too few points to tell ten rates apart");
+        return check.unknown("the ramp has too few points for ten rates");
     };
     let ratio = trend::ratio(&tenths);
     check.judge(format!("at least {TREND_MIN:.2}"), apart(ratio, TREND_MIN, 2), ratio >= TREND_MIN)
@@ -401,11 +401,12 @@ fn kernel_hosts(run: &Run) -> &'static [&'static str] {
     if run.is_one_kernel() { &hosts[..1] } else { hosts }
 }
 
-/// A figure with so many places, or with as many more as tell it from the bound that it misses.
+/// A figure with this number of decimal places, or with as many more as distinguish it from the bound that it misses.
 fn apart(value: f64, bound: f64, places: usize) -> String {
     let text = |value: f64, places| format!("{value:.places$}");
-    let tells = |places: &usize| value >= bound || text(value, *places) != text(bound, *places);
-    text(value, (places..places + 6).find(tells).unwrap_or(places + 6))
+    let is_distinct =
+        |places: &usize| value >= bound || text(value, *places) != text(bound, *places);
+    text(value, (places..places + 6).find(is_distinct).unwrap_or(places + 6))
 }
 
 fn is_within(expected: f64, found: f64, share: f64) -> bool {
@@ -423,22 +424,22 @@ struct Question {
     name: String,
     note: String,
     is_speed: bool,
-    /// Why a miss need not be the run's fault.
-    excuse: Option<&'static str>,
+    /// Why a miss may have another cause than the run.
+    reason: Option<&'static str>,
 }
 
 impl Question {
     fn new(name: impl Into<String>, note: impl Into<String>) -> Self {
-        Self { name: name.into(), note: note.into(), is_speed: false, excuse: None }
+        Self { name: name.into(), note: note.into(), is_speed: false, reason: None }
     }
 
     fn about_speed(self) -> Self {
         Self { is_speed: true, ..self }.unless(Some(SPEED))
     }
 
-    /// A miss is shown and not judged, where there is an excuse for it.
-    fn unless(self, excuse: Option<&'static str>) -> Self {
-        Self { excuse: self.excuse.or(excuse), ..self }
+    /// With a reason, a miss is shown and not judged.
+    fn unless(self, reason: Option<&'static str>) -> Self {
+        Self { reason: self.reason.or(reason), ..self }
     }
 
     /// Other processes may open and close what is counted; but whatever they do, all of ours must be among what is
@@ -449,9 +450,9 @@ impl Question {
     }
 
     fn judge(self, expected: String, found: String, agrees: bool) -> Check {
-        let (outcome, note) = match self.excuse {
+        let (outcome, note) = match self.reason {
             _ if agrees => (CheckOutcome::Agrees, self.note),
-            Some(excuse) => (CheckOutcome::NotJudged, format!("{}; {excuse}", self.note)),
+            Some(reason) => (CheckOutcome::NotJudged, format!("{}; {reason}", self.note)),
             None => (CheckOutcome::Disagrees, self.note),
         };
         let Self { name, is_speed, .. } = self;

@@ -328,8 +328,8 @@ fn process_cost(run: &Run) -> Option<f64> {
 
 /// Of one end, so that runs on one host and on three compare.
 fn kernel_cost(run: &Run) -> Option<f64> {
-    let told = || run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
-    cost::server_end_bytes(run).or_else(told)
+    let reported = || run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
+    cost::server_end_bytes(run).or_else(reported)
 }
 
 fn server(run: &Run, figure: fn(&ServerRecord) -> f64) -> Option<f64> {

@@ -56,9 +56,9 @@ impl HostCost {
 /// The cost on each kernel that showed its slabs before and at the peak.
 #[must_use]
 pub fn kernels(run: &Run) -> Vec<HostCost> {
-    // Hosts that share a kernel show the same slabs: the server's host tells of all connections.
-    let is_told = |host: &&str| !run.is_one_kernel() || *host == run.server_host();
-    run.hosts().filter(is_told).filter_map(|host| kernel(run, host)).collect()
+    // Hosts that share a kernel show the same slabs: those of the server's host have all connections.
+    let is_shown = |host: &&str| !run.is_one_kernel() || *host == run.server_host();
+    run.hosts().filter(is_shown).filter_map(|host| kernel(run, host)).collect()
 }
 
 /// What the server's end of a connection took of the slabs that connections live in, which is what

@@ -1,7 +1,7 @@
-//! Text that others wrote, for a terminal and for a page: it shows all that is in it, and does nothing.
+//! Text from outside, for a terminal and for a page: all of it is shown, and none of it is interpreted.
 //!
-//! Names of files, lines of `machine.txt` and the strings of a record are such text. A terminal obeys control
-//! codes, and a page Markdown and HTML.
+//! Names of files, lines of `machine.txt` and the strings of a record are such text. A terminal interprets control
+//! codes, a page Markdown and HTML.
 
 use std::fmt::Write;
 

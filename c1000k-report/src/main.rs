@@ -1,4 +1,4 @@
-//! `c1000k-report`: reads the folder of a run and tells what it shows, sets two runs side by side, or prints the JSON
+//! `c1000k-report`: summarizes the folder of a run, sets two runs side by side, or prints the JSON
 //! Schema of a record.
 
 use std::error::Error;
@@ -16,7 +16,7 @@ use c1000k_report::run::{Run, RunError};
 use c1000k_report::{Report, verdict};
 use clap::{Parser, Subcommand, ValueEnum};
 
-/// Tell what a run shows, from the folder that it left.
+/// Summarize a run from the folder that it left, or compare two.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = false)]
 struct Arguments {
@@ -29,8 +29,8 @@ enum Command {
     /// Write summary.md, report.html, summary.json, series.csv and the charts into the folder of a run, and print its verdict.
     ///
     /// Exits with 0 if the target was reached and no check disagrees, with 1 if the run fell short, if a client's or
-    /// the server's record is missing, or if clients, server and kernel disagree. What only the snapshots of the kernel
-    /// tell may be missing, which is said; where all of them are, a summary.md that tells of more checks is kept.
+    /// the server's record is missing, or if clients, server and kernel disagree. Snapshots of the
+    /// kernel may be missing, which is reported; where all of them are, a summary.md with more checks is kept.
     Summarize {
         /// The folder of the run
         folder: PathBuf,
@@ -108,13 +108,13 @@ fn summarize(
     Ok(if passes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Prints the verdict, and writes the charts and every format into the folder, unless they lie there already and tell
-/// of more.
+/// Prints the verdict, and writes the charts and every format into the folder, unless those that are there already have
+/// more checks.
 fn conclude(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
     let page = folder.join(Format::Markdown.exporter().file_name());
     // Neither may keep the other from being done.
     let printed = print(&format!("{}\n", report.verdict()));
-    if tells_of_more(&page, report) {
+    if has_more_checks(&page, report) {
         warn_of_missing_snapshots(
             report,
             "; summary.md is kept, because more checks were made for it: remove it to have a new one",
@@ -128,7 +128,7 @@ fn conclude(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
 }
 
 /// Whether a page was made of snapshots that have been taken away since.
-fn tells_of_more(page: &Path, report: &Report) -> bool {
+fn has_more_checks(page: &Path, report: &Report) -> bool {
     let made = input::text(page).and_then(|page| verdict::checks_made_with_snapshots(&page));
     let has_snapshots = report.run.hosts().next().is_some();
     !has_snapshots && made.is_some_and(|made| made > verdict::checks_made(&report.checks))

@@ -1,4 +1,4 @@
-//! A run with all that is concluded from it.
+//! A run with all that follows from it.
 
 use std::error::Error;
 use std::path::Path;
@@ -14,14 +14,14 @@ use crate::export::Format;
 use crate::run::Run;
 use crate::verdict;
 
-/// What there is to tell of a run.
+/// A run and what follows from it.
 #[derive(Debug)]
 pub struct Report {
     /// The run.
     pub run: Run,
     /// Whether clients, server and kernel agree.
     pub checks: Vec<Check>,
-    /// What tells of its limits.
+    /// The evidence of its limits.
     pub evidence: Evidence,
     /// What limited it.
     pub bottleneck: Bottleneck,

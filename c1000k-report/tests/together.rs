@@ -1,6 +1,6 @@
-//! Both real programs against each other: their records, and the kernel's count, must tell the same.
+//! Both real programs against each other: their records and the kernel's counts must agree.
 //!
-//! The kernel counts sockets by network namespace: the test runs in one of its own, in which nobody else opens any.
+//! The kernel counts sockets by network namespace: each test runs in one of its own, in which no other process opens any.
 
 #![allow(clippy::unwrap_used)] // A test may unwrap: its panic is its report.
 
@@ -26,7 +26,7 @@ const CONNECTIONS: u64 = 3_000;
 const PORTS: u16 = 10;
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The variable that tells the test that it is inside, and where the programs are.
+/// The variable that is set within the namespace, to the folder of the programs.
 const INSIDE: &str = "C1000K_TOGETHER_INSIDE";
 
 #[test]
@@ -284,7 +284,7 @@ fn build() -> PathBuf {
     programs
 }
 
-/// The first of so many consecutive ports on which nobody listens.
+/// The first of this number of consecutive ports that are free.
 fn free_ports(count: u16) -> u16 {
     (20_000..30_000)
         .step_by(usize::from(count))

@@ -223,7 +223,7 @@ fn summary(report: &Report) -> Summary<'_> {
         bottleneck: Limited { kind: bottleneck.kind.name(), evidence: &bottleneck.evidence },
         missing: run.missing(),
         missing_snapshots: run.missing_snapshots(),
-        topology: run.topology_told().map(Topology::name),
+        topology: run.topology_known().map(Topology::name),
         memory_warmed: run.machine.memory_warmed(),
         target: sum(|client| client.target),
         held_at_once: run.connections(),

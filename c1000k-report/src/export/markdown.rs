@@ -1,4 +1,4 @@
-//! The page that tells a run: the verdict first, then what backs it.
+//! The page of a run: the verdict first, then the figures behind it.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -133,7 +133,7 @@ fn with_ends(row: &Row, spread: Option<Spread>) -> String {
 fn page(report: &Report) -> String {
     let Report { run, checks, evidence, bottleneck, charts } = report;
     let held = run.connections().map_or_else(|| "No".to_owned(), format::count);
-    let topology = run.topology_told().map(|topology| format!(", {}", topology.name()));
+    let topology = run.topology_known().map(|topology| format!(", {}", topology.name()));
     let topology = topology.unwrap_or_default();
     let sections = [
         format!("# {held} connections{topology}\n\n{}\n", paragraphs(run, checks)),
@@ -195,7 +195,7 @@ fn setup(run: &Run) -> String {
     format!("Setup: {}.\n", markdown(&parts.join("; ")))
 }
 
-/// What limited the run, and the figures that tell.
+/// What limited the run, and the figures that show it.
 fn limited(bottleneck: &Bottleneck, evidence: &Evidence) -> String {
     let of_all = |share: f64, count: Option<u64>| {
         format!(
@@ -406,7 +406,7 @@ fn cost_section(run: &Run) -> String {
     );
     let kernels = cost::kernels(run);
     if kernels.is_empty() {
-        text.push_str(&kernel_told(run));
+        text.push_str(&kernel_reported(run));
     }
     if kernels.iter().any(|cost| !cost.caches.is_empty()) {
         text.push_str(
@@ -459,15 +459,15 @@ fn layers(run: &Run) -> String {
         let note = "slab caches of one end";
         ["kernel, one end".to_owned(), format::bytes_each(bytes), note.to_owned()]
     }));
-    rows.extend(slabs_told(run));
+    rows.extend(slabs_reported(run));
     format!(
         "The state of a connection by layer:\n\n{}",
         table_with_notes(["layer", "a connection", "what it is"], &rows)
     )
 }
 
-/// By slab cache, as the server weighed them; nothing where the snapshots tell it.
-fn slabs_told(run: &Run) -> Vec<[String; 3]> {
+/// By slab cache, as the server measured them; nothing where the snapshots have them.
+fn slabs_reported(run: &Run) -> Vec<[String; 3]> {
     let Some(server) = &run.server else { return Vec::new() };
     let has_snapshots = !cost::kernels(run).is_empty();
     if has_snapshots || server.peak < CONNECTIONS_TO_WEIGH_MIN {
@@ -484,10 +484,10 @@ fn slabs_told(run: &Run) -> Vec<[String; 3]> {
     slabs.iter().take(SLABS_MAX).map(row).collect()
 }
 
-/// What the server says itself, where no snapshots do.
-fn kernel_told(run: &Run) -> String {
-    let told = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
-    let found = seen(told.map(|bytes| {
+/// What the server reports itself, where there are no snapshots.
+fn kernel_reported(run: &Run) -> String {
+    let reported = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
+    let found = seen(reported.map(|bytes| {
         format!("{} for one end of a connection, by the server", format::bytes_each(bytes))
     }));
     format!("The kernel: {found}; the slabs of the host are not in the snapshots.\n")
