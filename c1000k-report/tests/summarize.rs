@@ -1059,7 +1059,7 @@ fn the_state_of_a_connection_is_shown_by_layer() {
     assert!(!stdout(&fixture.summarize(&["--format", "markdown"])).contains("by layer"));
     fixture.set("client.json", "protocol", json!("wss"));
     fixture.set("client.json", "state_bytes", json!({"ours": 39, "protocol": 24, "tls": 1_312}));
-    fixture.set("client.json", "process_bytes_per_connection", json!(9_876.5));
+    fixture.set("client.json", "process_bytes_per_connection", json!(9_876.2));
     let slabs = json!({"TCP": 500_000_000, "dentry": 40_000_000, "other": 2_000_000});
     fixture.set("server.json", "kernel_bytes_by_slab", slabs);
     let row = |page: &str, layer: &str| {
