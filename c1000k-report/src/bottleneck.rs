@@ -39,6 +39,8 @@ pub enum Kind {
     ClientCpu,
     /// The processor time of the server.
     ServerCpu,
+    /// Processor time that others took on a machine of the run.
+    OtherCpu,
     /// The server's accept queues.
     Backlog,
     /// 5-tuples.
@@ -68,6 +70,7 @@ impl Kind {
         match self {
             Self::ClientCpu => "client_cpu",
             Self::ServerCpu => "server_cpu",
+            Self::OtherCpu => "other_cpu",
             Self::Backlog => "backlog",
             Self::Ports => "ports",
             Self::Descriptors => "descriptors",
@@ -87,6 +90,7 @@ impl fmt::Display for Kind {
         f.pad(match self {
             Self::ClientCpu => "Client CPU",
             Self::ServerCpu => "Server CPU",
+            Self::OtherCpu => "CPU of other processes",
             Self::Backlog => "Backlog",
             Self::Ports => "Ports",
             Self::Descriptors => "Descriptors",
@@ -485,14 +489,16 @@ fn processors(evidence: &Evidence) -> Option<Bottleneck> {
     } else {
         share.process
     };
-    let others = format::percent((1.0 - ours / busy).max(0.0));
+    let others = (1.0 - ours / busy).max(0.0);
+    let kind = if others > 0.5 { Kind::OtherCpu } else { kind(share) };
     let each_text: Vec<String> = each().map(CpuShare::text).collect();
     named(
-        kind(share),
+        kind,
         capitalized(&format!(
             "{}. Their machine had no idle time: {} busy, {others} of that for other processes and interrupts.",
             each_text.join("; "),
             of_processors(busy.min(float(count)), count),
+            others = format::percent(others),
         )),
     )
 }
@@ -605,7 +611,10 @@ mod tests {
         let mut evidence = saved("shared-machine");
         let parts =
             ["Their machine had no idle time", "of 2 processors busy", "for other processes"];
+        assert_finds(&evidence, Kind::OtherCpu, &parts);
+        evidence.clients[0].process = 0.8;
         assert_finds(&evidence, Kind::ClientCpu, &parts);
+        evidence.clients[0].process = 0.3;
         server_of(&mut evidence).process = 0.8;
         assert_finds(&evidence, Kind::ServerCpu, &parts);
     }

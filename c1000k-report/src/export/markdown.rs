@@ -124,9 +124,9 @@ fn median(row: &Row, spread: Option<Spread>) -> String {
 
 /// `26,239/s (25,747/s to 27,001/s)`.
 fn with_ends(row: &Row, spread: Option<Spread>) -> String {
-    let ends = spread.filter(|spread| spread.runs > 1).map_or_else(String::new, |spread| {
-        format!(" ({} to {})", row.unit.text(spread.min), row.unit.text(spread.max))
-    });
+    let ends = spread.map(|spread| [spread.min, spread.max].map(|value| row.unit.text(value)));
+    let ends = ends.filter(|[lowest, highest]| lowest != highest);
+    let ends = ends.map_or_else(String::new, |ends| format!(" ({})", ends.join(" to ")));
     median(row, spread) + &ends
 }
 
