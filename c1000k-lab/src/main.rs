@@ -6,6 +6,7 @@ mod cgroup;
 mod crowd;
 mod faults;
 mod guest;
+mod hosts;
 mod million;
 mod namespace;
 mod patience;
@@ -42,6 +43,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(hide = true)]
+    Agent(hosts::agent::Arguments),
     Faults(faults::Arguments),
     Million(million::Arguments),
     Scenarios(scenarios::Arguments),
@@ -90,6 +93,7 @@ fn run(command: &Command) -> Result<ExitCode> {
             process::run_inside(arguments)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Agent(arguments) => hosts::agent::run(arguments),
         Command::Churn(arguments) => soak::churn::run(arguments),
         Command::Faults(arguments) => faults::run(arguments),
         Command::Million(arguments) => million::run(arguments),

@@ -2,16 +2,14 @@
 //! else in guests, and keeps the records.
 
 mod capacity;
-mod hosts;
-mod native;
+mod namespaces;
 pub(crate) mod plan;
-mod teardown;
+mod run;
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow, bail};
@@ -21,9 +19,7 @@ use c1000k_host::format;
 use c1000k_report::Report;
 use c1000k_report::run::{Run, Topology};
 use clap::Args;
-use procfs::Current;
 
-use crate::guest::million as guest;
 use crate::namespace::Maker;
 use crate::patience;
 use crate::process::{Place, Process, inside};
@@ -95,14 +91,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Plan { connections, topology, memory_mb: memory, server_memory_mb: server_memory, out };
     let place = decide(arguments, &plan)?;
     if place == Where::Guests {
-        plan.memory_mb = Some(guest::prepare(&plan)?);
+        plan.memory_mb = Some(run::prepare(&plan)?);
     }
     make_folder(&plan.out)?;
     let programs = match place {
         Where::Native(_) => Programs::named_by("MILLION_BINARIES")?,
         Where::Guests => Programs::for_guests()?,
     };
-    fs::write(plan.out.join("machine.txt"), machine(&plan, arguments.warm, place)?)?;
+    fs::write(plan.out.join("machine.txt"), machine(&plan, arguments.warm, place))?;
     if let Where::Native(Some(maker)) = place {
         maker.prepare()?;
     }
@@ -118,8 +114,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         plan.out.display()
     ));
     let code = match place {
-        Where::Native(_) => native::run(&plan, &programs)?,
-        Where::Guests => guest::run(&plan, programs)?,
+        Where::Native(_) => run::natively(&plan, &programs)?,
+        Where::Guests => run::in_guests(&plan, programs)?,
     };
     match summarize(&plan.out) {
         Ok(text) => say(text),
@@ -216,13 +212,12 @@ fn make_folder(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The run and the machine, a line for each thing.
-fn machine(plan: &Plan, is_warm: bool, place: Where) -> Result<String> {
+/// What is known before the run, a line for each thing.
+fn machine(plan: &Plan, is_warm: bool, place: Where) -> String {
     let folder = env::var("MILLION_BINARIES").map(|folder| format!("MILLION_BINARIES={folder} "));
     let words: Vec<String> =
         env::args_os().skip(2).map(|word| word.display().to_string()).collect();
-    let kernel = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}"));
-    let mut lines = vec![
+    let lines = [
         format!("command: {}scripts/million {}", folder.unwrap_or_default(), words.join(" ")),
         format!("where: {}", place.name()),
         format!("topology: {}", plan.topology.name()),
@@ -231,16 +226,7 @@ fn machine(plan: &Plan, is_warm: bool, place: Where) -> Result<String> {
         format!("target: {}", plan.connections),
         format!("memory touched before the run: {}", if is_warm { "yes" } else { "no" }),
     ];
-    // A guest's is not known yet.
-    if place != Where::Guests {
-        lines.extend([
-            "accel: none".to_owned(),
-            format!("kernel: {} {}", kernel("ostype")?.trim(), kernel("osrelease")?.trim()),
-            format!("cpus: {}", thread::available_parallelism()?),
-            format!("memory_kb: {}", procfs::Meminfo::current()?.mem_total >> 10),
-        ]);
-    }
-    Ok(lines.join("\n") + "\n")
+    lines.join("\n") + "\n"
 }
 
 /// A process writes as much memory as the run will need, and ends.
@@ -254,7 +240,7 @@ fn touch_first(plan: &Plan) -> Result<()> {
     let mut command = inside(&place, env::current_exe()?)?;
     let mut process = Process::spawn("memory", command.arg("touch").arg(bytes.to_string()))?;
     let within = Duration::from_secs(TOUCHED_WITHIN_PER_GB * (1 + bytes / 1_000_000_000));
-    if !process.wait(within)?.success() {
+    if process.wait(within)? != 0 {
         bail!("the memory could not be touched");
     }
     Ok(())

@@ -1,6 +1,5 @@
 //! Network namespaces, which have no names and end with what is in them.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
@@ -9,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
+use c1000k_host::usage::NetCounters;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{getgid, getpid, getuid};
 
@@ -76,21 +76,19 @@ impl Network {
         PathBuf::from(format!("/proc/{}/fd/{}", getpid(), self.0.as_raw_fd()))
     }
 
-    /// Takes the calling thread there, for good.
-    fn enter(&self) -> Result<()> {
-        Ok(setns(&self.0, CloneFlags::CLONE_NEWNET)?)
-    }
-
     /// Does something there, on a thread of its own.
     pub(crate) fn run<T: Send>(&self, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {
-            let there = scope.spawn(|| self.enter().and_then(|()| what()));
+            let there = scope.spawn(|| {
+                setns(&self.0, CloneFlags::CLONE_NEWNET)?;
+                what()
+            });
             there.join().map_err(|_| anyhow!("what ran in the namespace failed"))?
         })
     }
 
-    pub(crate) fn ip(&self, arguments: &[&str]) -> Result<()> {
-        self.run(|| tool("ip", arguments))
+    pub(crate) fn ip(&self, arguments: &str) -> Result<()> {
+        self.run(|| ip(arguments))
     }
 
     /// Sets what is the namespace's own, as in `net/ipv4/tcp_rmem`.
@@ -130,82 +128,47 @@ impl Namespace {
             outer: Ipv4Addr::from(first + 1),
             inner: Ipv4Addr::from(first + 2),
         };
-        let here = getpid().to_string();
-        space.there.ip(&[
-            "link",
-            "add",
-            INSIDE,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            &space.device,
-            "netns",
-            &here,
-        ])?;
-        space.there.ip(&["addr", "add", &format!("{}/30", space.inner), "dev", INSIDE])?;
-        tool("ip", &["addr", "add", &format!("{}/30", space.outer), "dev", &space.device])?;
-        tool("ip", &["link", "set", &space.device, "up"])?;
-        space.there.ip(&["link", "set", "lo", "up"])?;
+        let (device, here) = (&space.device, getpid());
+        space.there.ip(&format!("link add {INSIDE} type veth peer name {device} netns {here}"))?;
+        space.there.ip(&format!("addr add {}/30 dev {INSIDE}", space.inner))?;
+        ip(&format!("addr add {}/30 dev {device}", space.outer))?;
+        ip(&format!("link set {device} up"))?;
+        space.there.ip("link set lo up")?;
         space.link_up()?;
         Ok(space)
     }
 
     /// Takes the link down: the far end, so that this one keeps its route, and nothing leaves by another way meanwhile.
     pub(crate) fn link_down(&self) -> Result<()> {
-        self.there.ip(&["link", "set", INSIDE, "down"])
+        self.there.ip(&format!("link set {INSIDE} down"))
     }
 
     pub(crate) fn link_up(&self) -> Result<()> {
-        self.there.ip(&["link", "set", INSIDE, "up"])?;
-        // Forged addresses get their answers sent, to nowhere.
-        self.there.ip(&["route", "replace", "default", "via", &self.outer.to_string()])
+        self.there.ip(&format!("link set {INSIDE} up"))?;
+        // So that answers to forged addresses have a route.
+        self.there.ip(&format!("route replace default via {}", self.outer))
     }
 
     /// This end answers no more, and no error is reported to the other: frames go to a card that is not there.
     pub(crate) fn vanish(&self) -> Result<()> {
-        let card = fs::read_to_string(format!("/sys/class/net/{}/address", self.device))?;
-        let outer = self.outer.to_string();
-        self.there.ip(&[
-            "neigh",
-            "replace",
-            &outer,
-            "lladdr",
-            card.trim(),
-            "dev",
-            INSIDE,
-            "nud",
-            "permanent",
-        ])?;
-        tool("ip", &["link", "set", &self.device, "address", NO_CARD])
+        let Self { device, outer, .. } = self;
+        let card = fs::read_to_string(format!("/sys/class/net/{device}/address"))?;
+        let card = card.trim();
+        self.there
+            .ip(&format!("neigh replace {outer} lladdr {card} dev {INSIDE} nud permanent"))?;
+        ip(&format!("link set {device} address {NO_CARD}"))
     }
 
     /// The value of one of its own TCP counters.
     pub(crate) fn counter(&self, name: &str) -> Result<u64> {
-        let text = self.there.run(|| Ok(fs::read_to_string("/proc/thread-self/net/netstat")?))?;
-        counters(&text)
-            .get(name)
-            .copied()
-            .with_context(|| format!("the kernel has no counter {name}"))
+        let counters = self.there.run(|| {
+            let netstat = fs::read_to_string("/proc/thread-self/net/netstat")?;
+            Ok(NetCounters::parse(&netstat, ""))
+        })?;
+        counters.value(name).with_context(|| format!("the kernel has no counter {name}"))
     }
 }
 
-/// A line of names and one of values.
-fn counters(netstat: &str) -> BTreeMap<&str, u64> {
-    let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
-    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-    let values = values.split_whitespace().map_while(|value| value.parse().ok());
-    names.split_whitespace().zip(values).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counters_are_read_by_name() {
-        let text = "IpExt: InNoRoutes\nIpExt: 9\nTcpExt: SyncookiesSent ListenDrops\nTcpExt: 7 8\n";
-        assert_eq!(counters(text).get("ListenDrops"), Some(&8));
-        assert_eq!(counters(text).get("InNoRoutes"), None);
-    }
+fn ip(arguments: &str) -> Result<()> {
+    tool("ip", &arguments.split(' ').collect::<Vec<_>>())
 }

@@ -1,13 +1,13 @@
-//! The one supervisor: every program of the lab is started, waited for and ended here, and is never left behind.
+//! The supervisor: every program of the lab is started, waited for and ended here.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use clap::Args;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
@@ -15,6 +15,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Gid, Pid, Uid, getpid, setgid, setgroups, setuid};
+use serde::{Deserialize, Serialize};
 
 use crate::patience::wait_until;
 
@@ -23,12 +24,22 @@ use crate::patience::wait_until;
 pub(crate) struct Process {
     child: Child,
     name: String,
+    log: PathBuf,
 }
 
 impl Process {
     pub(crate) fn spawn(name: &str, command: &mut Command) -> Result<Self> {
         let child = command.spawn().with_context(|| format!("the {name} can't be started"))?;
-        Ok(Self { child, name: name.to_owned() })
+        Ok(Self { child, name: name.to_owned(), log: PathBuf::new() })
+    }
+
+    /// Without input, and with both outputs in a file.
+    pub(crate) fn spawn_logged(name: &str, command: &mut Command, log: PathBuf) -> Result<Self> {
+        let file = File::create(&log)?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let mut process = Self::spawn(name, command)?;
+        process.log = log;
+        Ok(process)
     }
 
     /// The ends of its input and output, once, where they were piped.
@@ -41,19 +52,28 @@ impl Process {
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
-        kill(self.pid(), signal).with_context(|| format!("the {} got no {signal}", self.name))
+        kill(self.pid(), signal).with_context(|| format!("{signal} for the {}", self.name))
     }
 
-    /// Looks at its end alone, and leaves the stops of a traced process to who traces it.
+    /// Looks for its end alone: the stops of a traced process are for its tracer.
     pub(crate) fn is_running(&self) -> bool {
         let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         matches!(waitid(Id::Pid(self.pid()), look), Ok(WaitStatus::StillAlive))
     }
 
-    /// Waits until it has ended by itself.
-    pub(crate) fn wait(&mut self, within: Duration) -> Result<ExitStatus> {
+    /// The exit code once it has ended, 128 and the signal if one ended it.
+    pub(crate) fn code(&mut self) -> Result<Option<i32>> {
+        if self.is_running() {
+            return Ok(None);
+        }
+        let status = self.child.wait()?;
+        Ok(Some(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())))
+    }
+
+    /// Waits for its end, and returns the exit code.
+    pub(crate) fn wait(&mut self, within: Duration) -> Result<i32> {
         wait_until(&format!("the {} has ended", self.name), within, || Ok(!self.is_running()))?;
-        Ok(self.child.wait()?)
+        self.code()?.context("it has ended")
     }
 
     pub(crate) fn kill(&mut self) -> Result<()> {
@@ -61,66 +81,100 @@ impl Process {
         self.child.wait()?;
         Ok(())
     }
+
+    pub(crate) fn log(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(&self.log)?).into_owned())
+    }
+
+    /// The first line of the log that has these words, from the start of a word on; an error if it ends without one.
+    pub(crate) fn logged(&mut self, words: &str) -> Result<Option<String>> {
+        // Before the log is read, which then is complete.
+        let code = self.code()?;
+        let log = self.log()?;
+        let inner = format!(" {words}");
+        let mut lines = log.lines();
+        let line = lines.find(|line| line.starts_with(words) || line.contains(&inner));
+        if let (None, Some(code)) = (line, code) {
+            let last = last_words(&log);
+            bail!("the {} ended with code {code} before it printed '{words}': {last}", self.name);
+        }
+        Ok(line.map(str::to_owned))
+    }
+
+    /// Waits for such a line.
+    pub(crate) fn await_log(&mut self, words: &str, within: Duration) -> Result<()> {
+        let what = format!("the {} prints '{words}'", self.name);
+        wait_until(&what, within, || Ok(self.logged(words)?.is_some())).map(drop)
+    }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended, and been waited for, long ago.
+        // It may have ended long ago.
         let _ = self.kill();
     }
 }
 
+/// The last line of a log that is not indented, and what follows: a verdict and its figures.
+pub(crate) fn last_words(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let verdict = lines.iter().rposition(|line| !line.starts_with(' ')).unwrap_or_default();
+    lines[verdict..].join("\n")
+}
+
 /// Where a program runs.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Place {
     /// A cgroup's folder.
-    #[arg(long)]
     pub(crate) cgroup: Option<PathBuf>,
     /// RLIMIT_NOFILE, soft and hard.
-    #[arg(long)]
     pub(crate) descriptors: Option<u64>,
     /// The file of a network namespace.
-    #[arg(long)]
     pub(crate) network: Option<PathBuf>,
-    /// It is what the kernel kills first where memory runs out.
-    #[arg(long)]
+    /// The kernel kills it first where memory runs out.
     pub(crate) is_expendable: bool,
     /// A user, and the group of that number.
-    #[arg(long)]
     pub(crate) user: Option<u32>,
 }
 
-/// A program at its place, as [`run_inside`] starts it: this program itself goes there and then becomes it.
+impl Place {
+    fn enter(&self) -> Result<()> {
+        if let Some(network) = &self.network {
+            setns(File::open(network)?, CloneFlags::CLONE_NEWNET)?;
+        }
+        if let Some(cgroup) = &self.cgroup {
+            fs::write(cgroup.join("cgroup.procs"), getpid().to_string())?;
+        }
+        if let Some(descriptors) = self.descriptors {
+            setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors)?;
+        }
+        if self.is_expendable {
+            fs::write("/proc/self/oom_score_adj", "1000")?;
+        }
+        if let Some(user) = self.user {
+            setgroups(&[])?;
+            setgid(Gid::from_raw(user))?;
+            setuid(Uid::from_raw(user))?;
+        }
+        Ok(())
+    }
+}
+
+/// A program at its place: this program goes there and then executes it.
 pub(crate) fn inside(place: &Place, program: impl AsRef<OsStr>) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["inside", "--parent", &getpid().to_string()]);
-    if let Some(cgroup) = &place.cgroup {
-        command.arg("--cgroup").arg(cgroup);
-    }
-    if let Some(descriptors) = place.descriptors {
-        command.args(["--descriptors", &descriptors.to_string()]);
-    }
-    if let Some(network) = &place.network {
-        command.arg("--network").arg(network);
-    }
-    if place.is_expendable {
-        command.arg("--is-expendable");
-    }
-    if let Some(user) = place.user {
-        command.args(["--user", &user.to_string()]);
-    }
-    command.arg("--").arg(program);
+    command.args(["inside", &getpid().to_string(), &serde_json::to_string(place)?, "--"]);
+    command.arg(program);
     Ok(command)
 }
 
-/// Goes to a place and becomes a program there, which the kernel kills when the lab ends.
+/// Goes to a place and executes a program there, which the kernel kills when the lab ends.
 #[derive(Debug, Args)]
 pub(crate) struct Inside {
-    #[command(flatten)]
-    place: Place,
     /// The process that started this.
-    #[arg(long)]
     parent: i32,
+    #[arg(value_parser = |text: &str| serde_json::from_str::<Place>(text))]
+    place: Place,
     /// The program and its arguments.
     #[arg(last = true, required = true)]
     words: Vec<OsString>,
@@ -132,31 +186,15 @@ pub(crate) fn run_inside(arguments: &Inside) -> Result<()> {
     if nix::unistd::getppid().as_raw() != arguments.parent {
         bail!("the lab has ended");
     }
-    if let Some(network) = &arguments.place.network {
-        setns(File::open(network)?, CloneFlags::CLONE_NEWNET)?;
-    }
-    if let Some(cgroup) = &arguments.place.cgroup {
-        fs::write(cgroup.join("cgroup.procs"), getpid().to_string())?;
-    }
-    if let Some(descriptors) = arguments.place.descriptors {
-        setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors)?;
-    }
-    if arguments.place.is_expendable {
-        fs::write("/proc/self/oom_score_adj", "1000")?;
-    }
-    if let Some(user) = arguments.place.user {
-        setgroups(&[])?;
-        setgid(Gid::from_raw(user))?;
-        setuid(Uid::from_raw(user))?;
-    }
-    // What the lab has blocked for itself would be inherited.
+    arguments.place.enter()?;
+    // Signals that the lab has blocked for itself would be inherited.
     SigSet::all().thread_unblock()?;
     let [program, words @ ..] = arguments.words.as_slice() else { bail!("no program is given") };
     let failure = Command::new(program).args(words).exec();
-    Err(failure).with_context(|| Path::new(program).display().to_string())
+    Err(Error::new(failure).context(Path::new(program).display().to_string()))
 }
 
-/// Runs a tool of the system to its end; its complaint is the error.
+/// Runs a tool of the system to its end; what it prints on standard error is the error.
 pub(crate) fn tool(name: &str, arguments: &[&str]) -> Result<()> {
     let output = Command::new(name).args(arguments).output().with_context(|| name.to_owned())?;
     if !output.status.success() {
@@ -164,4 +202,32 @@ pub(crate) fn tool(name: &str, arguments: &[&str]) -> Result<()> {
         bail!("{name} {}: {}", arguments.join(" "), complaint.trim());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_the_verdict_with_its_figures() {
+        assert_eq!(
+            last_words("target: 9\nreached\n  9 held\n  0 lost\n"),
+            "reached\n  9 held\n  0 lost"
+        );
+        assert_eq!(last_words("  9 held\n"), "  9 held");
+        assert_eq!(last_words(""), "");
+    }
+
+    #[test]
+    fn the_log_is_searched_for_whole_words_until_the_program_ends() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo already in use; echo now ready; exit 7"]);
+        let mut process =
+            Process::spawn_logged("stub", &mut command, log.path().to_owned()).unwrap();
+        assert_eq!(process.wait(Duration::from_secs(10)).unwrap(), 7);
+        assert_eq!(process.logged("ready").unwrap().as_deref(), Some("now ready"));
+        let why = process.logged("steady").unwrap_err().to_string();
+        assert!(why.contains("ended with code 7") && why.ends_with("now ready"), "{why}");
+    }
 }

@@ -22,10 +22,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
-use crate::guest::guests::{ALONE, Guests};
 use crate::guest::initramfs::More;
 use crate::guest::packages::Packages;
 use crate::guest::qemu::{Kit, Spec};
+use crate::hosts::ALONE;
 use crate::million::plan::parse_mebibytes;
 use crate::patience;
 use crate::programs::Programs;
@@ -181,8 +181,8 @@ impl Stage {
         let more = More { modules: &MODULES, tools: tools.into_iter().collect(), scripts };
         let machine = self.kit.machine(&out, &more)?;
         let specs = (scenario.guests)(&self.settings);
-        let guests = Guests::boot(machine, &out, &specs, scene::shown)?;
-        let mut scene = Scene::new(&out, &self.settings, guests, Checks::create(&out)?);
+        let hosts = machine.boot_all(&out, &specs, scene::shown)?;
+        let mut scene = Scene::new(&out, &self.settings, hosts, Checks::create(&out)?);
         if let Err(why) = (scenario.play)(&mut scene) {
             patience::go_on()?;
             scene.checks.fail(&format!("{why:#}"))?;

@@ -1,13 +1,11 @@
 //! The server under test: started, looked at from outside, ended; never left behind.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use procfs::process::FDTarget;
 use tempfile::TempDir;
@@ -56,15 +54,13 @@ pub(crate) struct Server {
     pub(crate) all_ports: Ports,
     pub(crate) arguments: Vec<String>,
     pub(crate) record_path: PathBuf,
-    log_path: PathBuf,
     _folder: TempDir,
 }
 
 /// How a server has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// `None` where a signal ended it.
-    pub(crate) code: Option<i32>,
+    pub(crate) code: i32,
     pub(crate) record: Option<ServerRecord>,
     pub(crate) bystander: Option<Seen>,
 }
@@ -72,8 +68,7 @@ pub(crate) struct Ended {
 impl Server {
     pub(crate) fn start(lab: &Lab, setup: &Setup<'_>) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("c1000k-lab-").tempdir()?;
-        let (record_path, log_path) =
-            (folder.path().join("record.json"), folder.path().join("log"));
+        let record_path = folder.path().join("record.json");
         let ip = setup.namespace.map_or(Ipv4Addr::LOCALHOST, |namespace| namespace.inner);
         let first = setup.first_port.map_or_else(|| free_ports(PORTS), Ok)?;
         let (bind, first_port, ports) = (ip.to_string(), first.to_string(), PORTS.to_string());
@@ -88,33 +83,23 @@ impl Server {
             network: setup.namespace.map(|namespace| namespace.there.path()),
             ..Place::default()
         };
-        let log = File::create(&log_path)?;
         let mut command = inside(&place, lab.programs.path("c1000k-server"))?;
         command.args(&arguments).arg("--json").arg(&record_path);
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let log = folder.path().join("log");
         let mut server = Self {
-            process: Process::spawn("server", &mut command)?,
+            process: Process::spawn_logged("server", &mut command, log)?,
             bystander: None,
             all_ports: Ports { ip, first, count: PORTS },
             arguments: arguments.into_iter().map(str::to_owned).collect(),
             record_path,
-            log_path,
             _folder: folder,
         };
-        wait_until("the server is ready", READY_WITHIN, || server.is_ready())?;
+        server.process.await_log("ready", READY_WITHIN)?;
         if !setup.has_no_bystander {
             let last = server.all_ports.address(usize::from(PORTS) - 1);
             server.bystander = Some(Bystander::start(last, server.process.pid(), setup.namespace)?);
         }
         Ok(server)
-    }
-
-    fn is_ready(&self) -> Result<bool> {
-        let log = self.log()?;
-        if !self.process.is_running() {
-            bail!("the server did not start: {}", log.lines().next_back().unwrap_or_default());
-        }
-        Ok(log.contains("ready: "))
     }
 
     /// The ports of the crowds: the bystander has the last one for itself.
@@ -124,16 +109,6 @@ impl Server {
 
     pub(crate) fn address(&self, number: usize) -> SocketAddr {
         self.ports().address(number)
-    }
-
-    pub(crate) fn log(&self) -> Result<String> {
-        Ok(String::from_utf8_lossy(&fs::read(&self.log_path)?).into_owned())
-    }
-
-    /// Waits for some words of its log.
-    pub(crate) fn await_log(&self, words: &str, within: Duration) -> Result<()> {
-        let what = format!("the server says {words:?}");
-        wait_until(&what, within, || Ok(self.log()?.contains(words))).map(drop)
     }
 
     pub(crate) fn bystander(&self) -> Result<&Bystander> {
@@ -193,10 +168,9 @@ impl Server {
     pub(crate) fn end(mut self) -> Result<Ended> {
         let bystander = self.bystander.take().map(Bystander::end).transpose()?;
         self.process.signal(Signal::SIGTERM)?;
-        let status = self.process.wait(END_WITHIN)?;
+        let code = self.process.wait(END_WITHIN)?;
         let is_written = self.record_path.exists();
         let record = is_written.then(|| record::server(&self.record_path)).transpose()?;
-        let code = status.code().filter(|_| status.signal().is_none());
         Ok(Ended { code, record, bystander })
     }
 }

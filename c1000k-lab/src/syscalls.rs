@@ -1,7 +1,6 @@
 //! Counts the system calls of server and client: the budget of docs/architecture.md, shown on a run.
 
-use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use clap::Args;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::patience::{self, wait_until};
+use crate::patience;
 use crate::process::{Place, Process, inside};
 use crate::programs::Programs;
 
@@ -38,20 +37,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     fs::create_dir_all(folder)?;
     let words = ["--bind", "127.0.0.1", "--first-port", FIRST_PORT, "--interval", "1h"];
     let mut server = trace("server", &programs, folder, &words)?;
-    let log = folder.join("server.log");
-    let is_ready = || {
-        let log = fs::read_to_string(&log)?;
-        if !server.is_running() {
-            bail!("the server did not start: {}", log.lines().next_back().unwrap_or_default());
-        }
-        Ok(log.contains("ready: "))
-    };
-    wait_until("the server is ready", Duration::from_secs(30), is_ready)?;
+    server.await_log("ready", Duration::from_secs(30))?;
     let count = connections.to_string();
     let words = ["127.0.0.1", FIRST_PORT, "-c", &count, "--hold", "1s"];
     let mut client = trace("client", &programs, folder, &words)?;
-    let status = client.wait(Duration::from_secs(60 + connections / 50))?;
-    if !status.success() {
+    if client.wait(Duration::from_secs(60 + connections / 50))? != 0 {
         bail!("the client fell short: see {}", folder.join("client.log").display());
     }
     kill(child_of(server.pid())?, Signal::SIGTERM)?;
@@ -66,12 +56,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn trace(end: &str, programs: &Programs, folder: &Path, words: &[&str]) -> Result<Process> {
-    let log = File::create(folder.join(format!("{end}.log")))?;
     let mut command = inside(&Place::default(), "strace")?;
     command.args(["-c", "-f", "-o"]).arg(folder.join(format!("syscalls-{end}.txt")));
-    command.arg(programs.path(&format!("c1000k-{end}"))).args(words.iter().map(OsStr::new));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    Process::spawn(end, &mut command)
+    command.arg(programs.path(&format!("c1000k-{end}"))).args(words);
+    Process::spawn_logged(end, &mut command, folder.join(format!("{end}.log")))
 }
 
 fn child_of(parent: Pid) -> Result<Pid> {

@@ -1,11 +1,10 @@
 //! Applies tune-server and tune-client and takes them back, and compares every value on the way.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{Read, Seek};
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -65,7 +64,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     patience::take_interrupts()?;
     let fake = if arguments.fake { Some(fake_root()?) } else { None };
     let scripts = arguments.scripts.canonicalize().context("--scripts")?;
-    let mut test = Test { fake, scripts, programs: Programs::beside()?, before: BTreeMap::new() };
+    let (logs, programs) = (tempfile::tempdir()?, Programs::beside()?);
+    let mut test = Test { fake, logs, scripts, programs, before: BTreeMap::new() };
     test.before = test.settings();
     test.run_all()?;
     println!("tune-test: passed");
@@ -99,36 +99,25 @@ fn path(root: &Path, key: &str) -> PathBuf {
 
 struct Test {
     fake: Option<TempDir>,
+    logs: TempDir,
     scripts: PathBuf,
     programs: Programs,
     before: BTreeMap<&'static str, String>,
 }
 
-/// A script that runs, and where its words go.
-struct Running {
-    process: Process,
-    words: File,
-}
-
 struct Ended {
-    code: Option<i32>,
+    code: i32,
     text: String,
 }
 
-impl Running {
-    fn end(mut self) -> Result<Ended> {
-        let code = self.process.wait(DEADLINE)?.code();
-        let mut text = String::new();
-        self.words.rewind()?;
-        self.words.read_to_string(&mut text)?;
-        Ok(Ended { code, text })
-    }
+fn end(mut script: Process) -> Result<Ended> {
+    Ok(Ended { code: script.wait(DEADLINE)?, text: script.log()? })
+}
 
-    fn succeed(self) -> Result<String> {
-        let Ended { code, text } = self.end()?;
-        ensure!(code == Some(0), "it exits with {code:?}: {text}");
-        Ok(text)
-    }
+fn succeed(script: Process) -> Result<String> {
+    let Ended { code, text } = end(script)?;
+    ensure!(code == 0, "it exits with {code}: {text}");
+    Ok(text)
 }
 
 impl Test {
@@ -214,9 +203,9 @@ impl Test {
             self.server("--apply")?;
             self.client("-c 2M --apply")?;
             self.at_least("fs.nr_open", DESCRIPTORS)?;
-            self.start(first, "--revert")?.succeed()?;
+            succeed(self.start(first, "--revert")?)?;
             self.at_least("fs.nr_open", 2_000_032)?;
-            self.start(second, "--revert")?.succeed()?;
+            succeed(self.start(second, "--revert")?)?;
             self.expect_as_before(&format!("reverting the {first} first"))?;
         }
         Ok(())
@@ -228,11 +217,11 @@ impl Test {
                 self.start("server", "--apply")?,
                 self.start("client", "-c 2M --ports 40 --apply")?,
             ];
-            both.into_iter().try_for_each(|script| script.succeed().map(drop))?;
+            both.into_iter().try_for_each(|script| succeed(script).map(drop))?;
             self.at_least("fs.nr_open", DESCRIPTORS)?;
             self.has_wide_ports()?;
             let both = [self.start("server", "--revert")?, self.start("client", "--revert")?];
-            both.into_iter().try_for_each(|script| script.succeed().map(drop))?;
+            both.into_iter().try_for_each(|script| succeed(script).map(drop))?;
             self.expect_as_before("applying and reverting both at once")?;
         }
         Ok(())
@@ -241,7 +230,7 @@ impl Test {
     /// Some kernels (Debian's 6.1.192) refuse a `tcp_rmem` below 4096; then that has to be said.
     fn the_original_is_applied_or_its_refusal_is_reported(&self) -> Result<()> {
         let tiny = "512 512 1024";
-        let Ended { text, .. } = self.start("server", "--original --apply")?.end()?;
+        let Ended { text, .. } = end(self.start("server", "--original --apply")?)?;
         if self.value("net.ipv4.tcp_rmem")? != tiny {
             let stays = text.lines().find(|line| line.contains("tcp_rmem stays at"));
             ensure!(
@@ -266,8 +255,8 @@ impl Test {
             "--nonsense",
             "--root /no/such/directory",
         ] {
-            let Ended { code, text } = self.start("server", words)?.end()?;
-            ensure!(code == Some(2), "{words} is not refused as wrong usage: {code:?}, {text}");
+            let Ended { code, text } = end(self.start("server", words)?)?;
+            ensure!(code == 2, "{words} is not refused as wrong usage: {code}, {text}");
         }
         Ok(())
     }
@@ -345,22 +334,21 @@ impl Test {
     }
 
     fn server(&self, words: &str) -> Result<String> {
-        self.start("server", words)?.succeed().with_context(|| format!("tune-server {words}"))
+        succeed(self.start("server", words)?).with_context(|| format!("tune-server {words}"))
     }
 
     fn client(&self, words: &str) -> Result<String> {
-        self.start("client", words)?.succeed().with_context(|| format!("tune-client {words}"))
+        succeed(self.start("client", words)?).with_context(|| format!("tune-client {words}"))
     }
 
     fn fails(&self, role: &str, words: &str, part: &str) -> Result<String> {
-        let Ended { code, text } = self.start(role, words)?.end()?;
-        ensure!(code == Some(1) && text.contains(part), "tune-{role} {words}: {code:?}, {text}");
+        let Ended { code, text } = end(self.start(role, words)?)?;
+        ensure!(code == 1 && text.contains(part), "tune-{role} {words}: {code}, {text}");
         Ok(text)
     }
 
     /// Starts a script for the connections that this is about, unless the words have others.
-    fn start(&self, role: &str, words: &str) -> Result<Running> {
-        let words_file = tempfile::tempfile()?;
+    fn start(&self, role: &str, words: &str) -> Result<Process> {
         let mut command = Command::new(self.scripts.join(format!("tune-{role}")));
         if let Some(root) = &self.fake {
             command.arg("--root").arg(root.path());
@@ -369,11 +357,8 @@ impl Test {
             .args(["-c", CONNECTIONS_WORD])
             .args(words.split_whitespace())
             .env("C1000K_SERVER", self.programs.path("c1000k-server"))
-            .env("C1000K_CLIENT", self.programs.path("c1000k-client"))
-            .stdin(Stdio::null())
-            .stdout(words_file.try_clone()?)
-            .stderr(words_file.try_clone()?);
-        Ok(Running { process: Process::spawn("script", &mut command)?, words: words_file })
+            .env("C1000K_CLIENT", self.programs.path("c1000k-client"));
+        Process::spawn_logged("script", &mut command, self.logs.path().join(role))
     }
 
     fn root(&self) -> &Path {

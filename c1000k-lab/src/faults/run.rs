@@ -94,12 +94,12 @@ impl<'a> Run<'a> {
 
     fn ends_with(&mut self, server: Server, stall_ms_max: Option<f64>) -> Result<ServerRecord> {
         self.arguments = Some(server.arguments.clone());
-        let log = server.log()?;
+        let log = server.process.log()?;
         let warnings = log.lines().filter(|line| line.contains(" WARN "));
         let texts = warnings.map(|line| line.split_once("] ").map_or(line, |(_, text)| text));
         self.figure("log", texts.take(LOG_LINES_MAX).collect::<Vec<_>>());
         let ended = server.end()?;
-        self.check("exit code 0 and a record", ended.code == Some(0) && ended.record.is_some());
+        self.check("exit code 0 and a record", ended.code == 0 && ended.record.is_some());
         if let Some(record) = &ended.record {
             let is_closed = record.accepted == record.closed && record.open == 0;
             self.check("no slot leaked: accepted = closed", is_closed);

@@ -1,13 +1,8 @@
-//! Process 1 of a guest: prepares the kernel for N connections, does what the host orders, and ships what it kept.
-
-mod orders;
-mod programs;
-mod wait;
+//! Process 1 of a guest: prepares the kernel for N connections, is the agent of its host, and writes its files to a disk.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, ExitCode, Stdio};
-use std::thread;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -15,18 +10,22 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::unistd::getpid;
-use procfs::{Current, Meminfo};
+use nix::sys::termios::{SetArg, cfmakeraw, tcdrain, tcgetattr, tcsetattr};
+use nix::unistd::{getpid, sync};
 
 use super::initramfs::{BUSYBOX, MODULES_LISTED};
-use super::order::Message;
+use crate::hosts::agent::{Agent, shell};
 use crate::million::plan::address;
-use orders::Guest;
 
-/// Where the programs work, and what is shipped.
+/// Where the programs work, and what the disk gets.
 const OUT: &str = "/out";
 
-/// What the console says when orders are taken.
+/// A disk that the lab reads.
+const DISK: &str = "/dev/vda";
+
+const PORT: &str = "/dev/ttyS1";
+
+/// Printed on the console when the agent starts.
 pub(super) const BOOTED: &str = "lab: booted";
 
 /// Is process 1 of a guest
@@ -54,22 +53,28 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     // Programs that are not root write here too.
     fs::set_permissions(OUT, fs::Permissions::from_mode(0o1777))?;
     Command::new(BUSYBOX).args(["--install", "-s", "/bin"]).status()?;
-    load_modules()?;
+    // In the order of the list, in which they depend on each other.
+    for path in fs::read_to_string(MODULES_LISTED)?.lines() {
+        finit_module(File::open(path)?, c"", ModuleInitFlags::empty()).context(path.to_owned())?;
+    }
     raise_limits(arguments.connections)?;
     join_network(arguments)?;
-    let mut guest = Guest::new(arguments)?;
+    let port = File::options().read(true).write(true).open(PORT).context(PORT)?;
+    let mut settings = tcgetattr(&port)?;
+    cfmakeraw(&mut settings);
+    tcsetattr(&port, SetArg::TCSANOW, &settings)?;
+    let (requests, replies) = (port.try_clone()?, Box::new(port.try_clone()?));
     println!("{BOOTED}");
-    guest.send(&Message::Booted(describe_machine()?))?;
-    guest.follow_orders()?;
+    Agent::new(arguments.name.clone(), OUT.into(), requests, replies).serve()?;
+    tcdrain(&port)?;
     reboot(RebootMode::RB_POWER_OFF)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// In the order of the list, in which they depend on each other.
-fn load_modules() -> Result<()> {
-    for path in fs::read_to_string(MODULES_LISTED)?.lines() {
-        finit_module(File::open(path)?, c"", ModuleInitFlags::empty()).context(path.to_owned())?;
-    }
+/// All files, and the kernel's messages.
+pub(crate) fn write_disk(name: &str) -> Result<()> {
+    shell(&format!("dmesg >{OUT}/kernel-{name}.log; tar -C {OUT} -cf {DISK} ."))?;
+    sync();
     Ok(())
 }
 
@@ -89,8 +94,8 @@ fn set(setting: &str, value: &str) -> Result<()> {
 /// The kernel's fq_codel drops frames that waited for 5 ms, as they do before an emulated cable, and a burst of a
 /// thousand connects overflows the usual 1,000 frames; a lost RST is never sent again, and the peer would keep its dead
 /// connection. bfifo counts bytes, room for 750,000 small frames here (32,767 is the longest queue this kernel takes),
-/// and so loses none. The other end is entered for good: a slow guest may answer an ARP request too late, and every
-/// frame to a neighbour that does not answer is dropped.
+/// and so loses none. The neighbour is permanent: a slow guest may answer an ARP request too late, and every frame to a
+/// neighbour that does not answer is dropped.
 fn join_network(arguments: &Arguments) -> Result<()> {
     set("net/core/default_qdisc", "bfifo")?;
     shell("ip link set lo up")?;
@@ -103,25 +108,4 @@ fn join_network(arguments: &Arguments) -> Result<()> {
         shell(&format!("arp -i eth{card} -s {neighbour} {}", super::card(*cable, other)))?;
     }
     Ok(())
-}
-
-fn describe_machine() -> Result<String> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let memory_kb = Meminfo::current()?.mem_total >> 10;
-    let cpus = thread::available_parallelism()?;
-    Ok(format!("kernel: Linux {}\ncpus: {cpus}\nmemory_kb: {memory_kb}\n", release.trim()))
-}
-
-/// What a command prints; an error if it fails.
-fn shell(command: &str) -> Result<String> {
-    let output = Command::new(BUSYBOX)
-        .args(["sh", "-c", command])
-        .env("PATH", "/bin")
-        .stdin(Stdio::null())
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        bail!("{command}: {said}{}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(said.trim().to_owned())
 }

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, ChildStdout, Stdio};
+use std::process::{ChildStdout, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -13,6 +13,8 @@ use tempfile::TempDir;
 use super::init::BOOTED;
 use super::initramfs::{self, INIT, More};
 use super::packages::Packages;
+use crate::hosts::request::Message;
+use crate::hosts::{ALONE, Host, Hosts};
 use crate::namespace::Network;
 use crate::patience::wait_until;
 use crate::process::{Place, Process, inside};
@@ -82,7 +84,7 @@ impl Kit {
         let console = folder.path().join("console.log");
         let machine = self.machine(folder.path(), &More::default())?;
         let probe = Spec { name: "probe", memory_mb: 512, connections: 1_000, end: 1, cables: &[] };
-        let _running = machine.boot(&probe, &console)?;
+        let _running = machine.boot(&probe, console.clone())?;
         let has_booted = || Ok(fs::read_to_string(&console).unwrap_or_default().contains(BOOTED));
         Ok(wait_until("it boots", KVM_BOOTS_WITHIN, has_booted).is_ok())
     }
@@ -117,18 +119,26 @@ pub(crate) struct Spec {
     pub(crate) cables: &'static [u8],
 }
 
-/// A running qemu, and where orders for the guest go.
-#[derive(Debug)]
-pub(crate) struct Running {
-    pub(crate) process: Process,
-    pub(crate) orders: ChildStdin,
-    pub(crate) log: PathBuf,
-    pub(crate) disk: PathBuf,
-}
-
 impl Machine<'_> {
-    /// With what the guest says on its second serial port.
-    pub(crate) fn boot(&self, spec: &Spec, console: &Path) -> Result<(Running, ChildStdout)> {
+    /// Boots all guests of a run; see [`Hosts::connect`].
+    pub(crate) fn boot_all(
+        &self,
+        out: &Path,
+        specs: &[Spec],
+        shown: fn(&Message) -> Option<String>,
+    ) -> Result<Hosts> {
+        let boot = |spec: &Spec| {
+            let console = match spec.name {
+                ALONE => "console.log".to_owned(),
+                name => format!("console-{name}.log"),
+            };
+            self.boot(spec, out.join(console))
+        };
+        Hosts::connect(out, specs.iter().map(boot).collect::<Result<_>>()?, shown)
+    }
+
+    /// With what the guest writes to its second serial port.
+    fn boot(&self, spec: &Spec, console: PathBuf) -> Result<(Host, ChildStdout)> {
         let Spec { name, memory_mb, connections, end, cables } = spec;
         let folder = self.folder.path();
         let disk = folder.join(format!("disk-{name}"));
@@ -145,7 +155,7 @@ impl Machine<'_> {
         command.args(self.kit.accelerator.options());
         command.args(["-smp", CPUS, "-m", &format!("{memory_mb}M")]);
         command.arg("-serial").arg(format!("file:{}", console.display()));
-        command.args(["-chardev", "stdio,id=orders,signal=off", "-serial", "chardev:orders"]);
+        command.args(["-chardev", "stdio,id=agent,signal=off", "-serial", "chardev:agent"]);
         command.arg("-drive").arg(format!("file=disk-{name},format=raw,if=none,id=disk"));
         command.args(["-device", "virtio-blk-pci,drive=disk"]);
         for cable in *cables {
@@ -158,12 +168,14 @@ impl Machine<'_> {
         command.current_dir(folder).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&log)?);
         let mut process = Process::spawn(&format!("guest '{name}'"), &mut command)?;
-        let (orders, said) = process.pipes().context("qemu has two pipes")?;
-        Ok((Running { process, orders, log, disk }, said))
+        let (requests, messages) = process.pipes().context("qemu has two pipes")?;
+        let (disk, logs) = (Some(disk), vec![console, log]);
+        let host = Host { name, process, requests, logs, disk, machine: None, has_ended: false };
+        Ok((host, messages))
     }
 }
 
-/// A cable carries frames as datagrams over a pair of unix sockets; docs/lab.md tells why not a stream.
+/// A cable carries frames as datagrams over a pair of unix sockets; docs/lab.md says why not a stream.
 fn cable_options(cable: u8, end: u8) -> [String; 4] {
     let (id, other) = (format!("cable{cable}"), 3 - end);
     [

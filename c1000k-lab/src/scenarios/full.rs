@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::check::Must::{BeAtLeast, BeAtMost};
 use super::scene::{PATIENT, ROOT, Scene, USER_2, USER_3, USER_4};
-use crate::guest::order::Condition;
+use crate::hosts::request::Condition;
 
 /// fs.epoll.max_user_watches, which binds root too: each client is a user of its own.
 pub(super) fn watches(scene: &mut Scene<'_>) -> Result<()> {
@@ -29,7 +29,7 @@ fn lower_under_load(scene: &mut Scene<'_>, command: &str, users: [u32; 3]) -> Re
         scene.freeze(name, 300)?;
     }
     scene.start_client("third", users[2], 5_000, "--connect-timeout 10s --rate 100")?;
-    scene.wait(Condition::says("third", "target"), 60)?;
+    scene.wait(Condition::logged("third", "target"), 60)?;
     scene.run(command)?;
     let wakes = scene.server_wakes()?;
     scene.await_end("third", 300)?;

@@ -5,8 +5,8 @@ use anyhow::{Context, Result};
 use super::Settings;
 use super::check::Must::{BeAtLeast, Equal, Exceed};
 use super::scene::{PATIENT, SERVER, Scene, USER_2, USER_3};
-use crate::guest::order::Condition;
 use crate::guest::qemu::Spec;
+use crate::hosts::request::Condition;
 
 /// More than fit: a connection takes more memory than that.
 const BYTES_PER_CONNECTION_ASKED: u64 = 3_000;
@@ -87,7 +87,7 @@ fn push_past_memory(scene: &mut Scene<'_>, asked: u64) -> Result<u64> {
     scene.resume("first")?;
     scene.await_end("first", patience)?;
     scene.drained(patience)?;
-    scene.wait(Condition::says(SERVER, "memory is back"), 60)?;
+    scene.wait(Condition::logged(SERVER, "memory is back"), 60)?;
     let tenth = scene.established("first")? / 10;
     scene.start_client("third", USER_2, tenth, PATIENT)?;
     scene.await_end("third", patience)?;

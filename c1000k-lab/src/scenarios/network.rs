@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::check::Must::{BeAtLeast, BeAtMost, Equal};
 use super::scene::{Scene, USER_2, proven_again};
-use crate::guest::order::Condition;
+use crate::hosts::request::Condition;
 use crate::record::Limit;
 
 /// Each way loses 3 of 10 packets and takes 200 ms.

@@ -11,8 +11,8 @@ use nix::sys::signal::Signal;
 use super::Settings;
 use super::check::Checks;
 use super::check::Must::{BeAtMost, Equal};
-use crate::guest::guests::{Guests, wait_for};
-use crate::guest::order::{Condition, Message, Order, Start};
+use crate::hosts::Hosts;
+use crate::hosts::request::{Condition, Message, Request};
 use crate::million::plan::{FIRST_PORT, address};
 use crate::record::{self, ClientRecord, Limit, ServerRecord};
 use crate::say::say;
@@ -39,7 +39,7 @@ pub(super) struct Scene<'a> {
     pub(super) settings: &'a Settings,
     pub(super) checks: Checks,
     out: PathBuf,
-    guests: Guests<'a>,
+    hosts: Hosts,
     /// The guests of server and clients, the same one where there is one.
     server: &'static str,
     clients: &'static str,
@@ -50,37 +50,32 @@ pub(super) struct Scene<'a> {
 /// While something is waited for: how it goes.
 pub(super) fn shown(message: &Message) -> Option<String> {
     match message {
-        Message::Progress { name, line } => Some(format!("{name}: {line}")),
+        Message::Progress { name, lines } => Some(format!("{name}: {lines}")),
         _ => None,
     }
 }
 
 impl<'a> Scene<'a> {
-    pub(super) fn new(
-        out: &Path,
-        settings: &'a Settings,
-        guests: Guests<'a>,
-        checks: Checks,
-    ) -> Self {
-        let names = guests.names();
+    pub(super) fn new(out: &Path, settings: &'a Settings, hosts: Hosts, checks: Checks) -> Self {
+        let names = hosts.names();
         let (server, clients) = (names[0], names[names.len() - 1]);
         let (out, codes) = (out.to_owned(), BTreeMap::new());
-        Self { settings, checks, out, guests, server, clients, codes }
+        Self { settings, checks, out, hosts, server, clients, codes }
     }
 
     /// A command for the shell of the server's guest; the answer is what it prints.
     pub(super) fn run(&mut self, command: &str) -> Result<String> {
-        self.order(Order::Run(command.to_owned()))
+        self.ask(Request::Run(command.to_owned()))
     }
 
-    /// An order for the server's guest.
-    pub(super) fn order(&mut self, order: Order) -> Result<String> {
-        self.guests.ask(self.server, order)
+    /// A request to the server's guest.
+    pub(super) fn ask(&mut self, request: Request) -> Result<String> {
+        self.hosts.ask(self.server, request)
     }
 
     /// Waits in the server's guest.
     pub(super) fn wait(&mut self, condition: Condition, within_seconds: u64) -> Result<String> {
-        self.order(wait_for(condition, within_seconds))
+        self.ask(Request::wait_for(condition, within_seconds))
     }
 
     fn guest_of(&self, program: &str) -> &'static str {
@@ -94,17 +89,15 @@ impl<'a> Scene<'a> {
         cgroup: Option<&str>,
         words: &str,
     ) -> Result<()> {
-        let words = words.split_whitespace().map(str::to_owned).collect();
-        let cgroup = cgroup.map(str::to_owned);
-        let start = Start { name: name.to_owned(), user, cgroup, words };
-        self.guests.ask(self.guest_of(name), Order::Start(start)).map(drop)
+        let start = Request::start(name, user, cgroup, words);
+        self.hosts.ask(self.guest_of(name), start).map(drop)
     }
 
     /// As the first user; returns when it is ready.
     pub(super) fn start_server(&mut self, cgroup: Option<&str>, options: &str) -> Result<()> {
-        let words = format!("c1000k-server --json /out/server.json {options}");
+        let words = format!("c1000k-server --json server.json {options}");
         self.start(SERVER, USER_1, cgroup, &words)?;
-        self.wait(Condition::says(SERVER, "ready"), 120).map(drop)
+        self.wait(Condition::logged(SERVER, "ready"), 120).map(drop)
     }
 
     pub(super) fn start_client(
@@ -116,7 +109,7 @@ impl<'a> Scene<'a> {
     ) -> Result<()> {
         say(format!("client '{name}': {} connections", format::count(connections)));
         let to = if self.clients == self.server { "127.0.0.1".to_owned() } else { address(1, 1) };
-        let record = format!("/out/{name}.json");
+        let record = format!("{name}.json");
         let words =
             format!("c1000k-client {to} {FIRST_PORT} -c {connections} --json {record} {options}");
         self.start(name, user, None, &words)
@@ -124,16 +117,16 @@ impl<'a> Scene<'a> {
 
     /// Waits for the end of a program.
     pub(super) fn await_end(&mut self, name: &str, within_seconds: u64) -> Result<()> {
-        let ended = wait_for(Condition::Ended(name.to_owned()), within_seconds);
-        let code = self.guests.ask(self.guest_of(name), ended)?.parse()?;
+        let ended = Request::wait_for(Condition::Ended(name.to_owned()), within_seconds);
+        let code = self.hosts.ask(self.guest_of(name), ended)?.parse()?;
         self.codes.insert(name.to_owned(), code);
         Ok(())
     }
 
     /// Waits until a client holds, and stops it, so that others may be played against it for as long as they take.
     pub(super) fn freeze(&mut self, name: &str, within_seconds: u64) -> Result<()> {
-        let holds = wait_for(Condition::Holds(name.to_owned()), within_seconds);
-        self.guests.ask(self.guest_of(name), holds).map(drop)
+        let holds = Request::wait_for(Condition::Holds(name.to_owned()), within_seconds);
+        self.hosts.ask(self.guest_of(name), holds).map(drop)
     }
 
     pub(super) fn resume(&mut self, name: &str) -> Result<()> {
@@ -141,13 +134,13 @@ impl<'a> Scene<'a> {
     }
 
     fn signal(&mut self, name: &str, signal: Signal) -> Result<()> {
-        self.guests.ask(self.guest_of(name), Order::signal(name, signal)).map(drop)
+        self.hosts.ask(self.guest_of(name), Request::signal(name, signal)).map(drop)
     }
 
     /// What this client held, as its record says.
     pub(super) fn established(&mut self, client: &str) -> Result<u64> {
-        let order = Order::Established(client.to_owned());
-        Ok(self.guests.ask(self.guest_of(client), order)?.parse()?)
+        let established = Request::Established(client.to_owned());
+        Ok(self.hosts.ask(self.guest_of(client), established)?.parse()?)
     }
 
     pub(super) fn server_wakes(&mut self) -> Result<u64> {
@@ -156,12 +149,16 @@ impl<'a> Scene<'a> {
     }
 
     pub(super) fn snapshot(&mut self, moment: &str) -> Result<()> {
-        self.order(Order::Snapshot(moment.to_owned())).map(drop)
+        self.ask(Request::Snapshot(moment.to_owned())).map(drop)
     }
 
     /// Waits until the server's guest has no connection left.
     pub(super) fn drained(&mut self, within_seconds: u64) -> Result<()> {
-        self.wait(Condition::Drained { sockets_max: IDLE_SOCKETS_MAX }, within_seconds).map(drop)
+        self.wait(
+            Condition::Drained { sockets_max: IDLE_SOCKETS_MAX, stall_seconds: within_seconds },
+            within_seconds,
+        )
+        .map(drop)
     }
 
     /// Ends the server.
@@ -172,15 +169,15 @@ impl<'a> Scene<'a> {
 
     /// Ends all guests; their files are here then.
     pub(super) fn collect(&mut self) -> Result<()> {
-        self.guests.names().into_iter().try_for_each(|name| self.guests.collect(name))
+        self.hosts.names().into_iter().try_for_each(|name| self.hosts.collect(name))
     }
 
     /// What a failed scenario leaves, as far as it can be had.
     pub(super) fn save(&mut self) {
-        for name in self.guests.names() {
-            let _ = self.guests.ask(name, Order::Snapshot("failure".to_owned()));
-            let _ = self.guests.ask(name, Order::Run("cp /proc/net/tcp /out/tcp".to_owned()));
-            let _ = self.guests.collect(name);
+        for name in self.hosts.names() {
+            let _ = self.hosts.ask(name, Request::Snapshot("failure".to_owned()));
+            let _ = self.hosts.ask(name, Request::Run("cp /proc/net/tcp /out/tcp".to_owned()));
+            let _ = self.hosts.collect(name);
         }
     }
 

@@ -4,9 +4,9 @@ use anyhow::Result;
 
 use super::Settings;
 use super::scene::{SERVER, Scene, USER_2};
-use crate::guest::guests::ALONE;
-use crate::guest::order::Order;
 use crate::guest::qemu::Spec;
+use crate::hosts::ALONE;
+use crate::hosts::request::Request;
 use crate::million::plan::FIRST_PORT;
 
 pub(super) const NAME: &str = "soak";
@@ -37,7 +37,7 @@ pub(super) fn guests(settings: &Settings) -> Vec<Spec> {
 pub(super) fn soak(scene: &mut Scene<'_>) -> Result<()> {
     let Soak { seconds, connections, churn, idle_seconds } = scene.settings.soak;
     scene.start_server(None, &format!("--idle-timeout {idle_seconds}s"))?;
-    scene.order(Order::Sample { name: SERVER.to_owned(), every_seconds: 5 })?;
+    scene.ask(Request::Sample { name: SERVER.to_owned(), every_seconds: 5 })?;
     let words =
         format!("c1000k-lab churn 127.0.0.1 {FIRST_PORT} {connections} {seconds} --churn {churn}");
     scene.start("peers", USER_2, None, &words)?;

@@ -7,7 +7,7 @@ use super::scene::{ROOT, Scene};
 pub(super) const NAME: &str = "tune";
 
 pub(super) fn tune(scene: &mut Scene<'_>) -> Result<()> {
-    scene.start("tune-test", ROOT, None, "c1000k-lab tune-test --really")?;
+    scene.start("tune-test", ROOT, None, "c1000k-lab tune-test --really --scripts /scripts")?;
     scene.await_end("tune-test", 300)?;
     scene.collect()?;
     scene.expect_code("tune-test", 0)

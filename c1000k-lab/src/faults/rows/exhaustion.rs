@@ -64,7 +64,7 @@ pub(super) fn registered_files(run: &mut Run<'_>) -> Result<()> {
         descriptors: Some(DESCRIPTORS as u64),
         ..Setup::default()
     })?;
-    if !server.log()?.contains("registered files") {
+    if !server.process.log()?.contains("registered files") {
         return Err(Skipped("io_uring is not to be had here".to_owned()).into());
     }
     let mut crowd = Crowd::new(server.ports())?;

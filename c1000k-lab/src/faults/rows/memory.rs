@@ -21,7 +21,7 @@ const PEERS: usize = 18_000;
 
 pub(super) fn cgroup(run: &mut Run<'_>) -> Result<()> {
     let cgroup = MemoryCgroup::new(CGROUP_BYTES)?;
-    let server = serve_in(run, &cgroup, &["--max-connections", "19000"])?;
+    let mut server = serve_in(run, &cgroup, &["--max-connections", "19000"])?;
     let mut crowd = Crowd::new(server.ports())?;
     crowd.add(many(PEERS)?)?;
     let (held, refused) = (crowd.open(), crowd.reset());
@@ -33,7 +33,7 @@ pub(super) fn cgroup(run: &mut Run<'_>) -> Result<()> {
     run.check("many are held", held > 3_000);
     run.check("all others were reset", held + refused == PEERS);
     run.check("each one admitted echoes", crowd.prove()? == held);
-    server.await_log("| refusing: memory", Duration::from_secs(10))?;
+    server.process.await_log("| refusing: memory", Duration::from_secs(10))?;
     crowd.close(held / 2);
     let is_let_in = || Ok(is_admitted(server.address(0)));
     let took = wait_until("it admits again", Duration::from_secs(15), is_let_in)?;

@@ -93,7 +93,7 @@ pub(super) fn link_down(run: &mut Run<'_>) -> Result<()> {
     let started = Instant::now();
     run.check("all echo again", crowd.echoes_of(&asked, Duration::from_secs(60))? == 500);
     run.seconds("echoing_again_seconds", started.elapsed());
-    let code = client.wait(Duration::from_secs(90))?.code();
+    let code = client.wait(Duration::from_secs(90))?;
     let record = client_record(&path)?;
     run.figure("client_exit", code);
     run.figure("established", record.established);
@@ -102,7 +102,7 @@ pub(super) fn link_down(run: &mut Run<'_>) -> Result<()> {
     run.figure("retried", record.retried);
     run.counts("failures", &record.failures);
     run.figure("verdict", record.verdict.to_string());
-    let is_reached = code == Some(0);
+    let is_reached = code == 0;
     run.check(
         "the client's exit code is its verdict",
         is_reached == (record.verdict == Verdict::Reached),

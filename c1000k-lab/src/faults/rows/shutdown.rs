@@ -49,7 +49,7 @@ pub(super) fn sigterm_under_load(run: &mut Run<'_>) -> Result<()> {
     run.figure("talked_bytes", talked);
     run.figure("bytes_in", record.bytes_in);
     run.figure("bytes_out", record.bytes_out);
-    run.check("exit code 0", code == Some(0));
+    run.check("exit code 0", code == 0);
     run.check("all that was read was sent back", record.bytes_in == record.bytes_out);
     run.check("nothing was left open", record.open == 0 && record.accepted == record.closed);
     run.check("and all of it arrived", heard + talked == record.bytes_out);
@@ -62,17 +62,14 @@ fn serve_without_bystander(run: &Run<'_>, arguments: &[&str]) -> Result<Server> 
 
 /// SIGTERM, and half a second later the slow ones read what waits for them: exit code, how long it took, and what they
 /// have got.
-fn end_under_load(
-    server: &mut Server,
-    slow: Vec<TcpStream>,
-) -> Result<(Option<i32>, Duration, u64)> {
+fn end_under_load(server: &mut Server, slow: Vec<TcpStream>) -> Result<(i32, Duration, u64)> {
     sleep(Duration::from_secs(1))?;
     server.process.signal(Signal::SIGTERM)?;
     let started = Instant::now();
     sleep(Duration::from_millis(500))?;
     let readers: Vec<_> =
         slow.into_iter().map(|stream| thread::spawn(move || drain(&stream))).collect();
-    let code = server.process.wait(Duration::from_secs(60))?.code();
+    let code = server.process.wait(Duration::from_secs(60))?;
     let took = started.elapsed();
     let mut heard = 0;
     for reader in readers {
@@ -173,14 +170,14 @@ pub(super) fn server_killed(run: &mut Run<'_>) -> Result<()> {
     sleep(Duration::from_secs(1))?;
     server.process.kill()?;
     let started = Instant::now();
-    let code = client.wait(Duration::from_secs(30))?.code();
+    let code = client.wait(Duration::from_secs(30))?;
     let record = client_record(&path)?;
     run.figure("client_exit", code);
     run.seconds("seconds", started.elapsed());
     run.figure("lost", record.lost);
     run.figure("limit", record.limit.map(|limit| limit.to_string()));
     run.figure("verdict", record.verdict.to_string());
-    run.check("exit code 1, verdict short", code == Some(1) && record.verdict == Verdict::Short);
+    run.check("exit code 1, verdict short", code == 1 && record.verdict == Verdict::Short);
     run.check("all are reported as lost", record.lost == count as u64);
     run.check("the server is named", record.limit == Some(Limit::Server));
     Ok(())
