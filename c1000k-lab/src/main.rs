@@ -10,7 +10,6 @@ mod hosts;
 mod million;
 mod namespace;
 mod patience;
-mod peers;
 mod process;
 mod programs;
 mod record;
