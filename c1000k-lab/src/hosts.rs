@@ -18,7 +18,7 @@ use nix::sys::signal::Signal;
 
 use crate::patience;
 use crate::process::{Process, tool};
-use crate::say::say;
+use crate::say;
 use request::{Message, Numbered, Request};
 
 /// The name of a host with both ends.
@@ -27,7 +27,7 @@ pub(crate) const ALONE: &str = "one";
 const READY_WITHIN: Duration = Duration::from_secs(300);
 const OFF_WITHIN: Duration = Duration::from_secs(30);
 
-/// For what takes no time but that of an emulated guest; it is added to the time of a wait.
+/// For what takes time only in an emulated guest; it is added to the time of a wait.
 const REPLY_WITHIN: Duration = Duration::from_secs(120);
 
 const TICK: Duration = Duration::from_millis(100);

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use procfs::{Current, Meminfo};
 
 use super::condition::{Look, look_for};
 use super::request::{Message, Numbered, Request, Start};
-use crate::process::{Place, Process, inside, last_words};
+use crate::process::{Place, Process, inside, last_words, output};
 use crate::{record, snapshot};
 
 /// Between two looks at what is waited for.
@@ -270,13 +270,7 @@ fn path() -> OsString {
 
 /// The output of a command; an error if it fails.
 pub(crate) fn shell(command: &str) -> Result<String> {
-    let mut shell = Command::new("sh");
-    let output = shell.args(["-c", command]).env("PATH", path()).stdin(Stdio::null()).output()?;
-    let printed = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        bail!("{command}: {printed}{}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(printed.trim().to_owned())
+    output(Command::new("sh").args(["-c", command]).env("PATH", path()))
 }
 
 fn describe_machine() -> Result<String> {

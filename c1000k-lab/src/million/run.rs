@@ -20,7 +20,7 @@ use crate::hosts::request::{Condition, Message, Request};
 use crate::hosts::{ALONE, Hosts};
 use crate::patience;
 use crate::programs::Programs;
-use crate::say::say;
+use crate::say;
 
 const MB: u64 = 1_000_000;
 
