@@ -139,7 +139,7 @@ fn decide(arguments: &Arguments, plan: &Plan) -> Result<Where> {
     let has_hosts = plan.topology == Topology::OneHost;
     let maker = if has_hosts { None } else { Maker::find() };
     let no_hosts = (!has_hosts && maker.is_none()).then_some(
-        "three hosts natively want ip and unshare (Debian: apt-get install iproute2 util-linux), and root or user \
+        "three hosts natively need ip and unshare (Debian: apt-get install iproute2 util-linux), and root or user \
          namespaces",
     );
     if !arguments.native {

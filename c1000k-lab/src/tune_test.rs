@@ -171,8 +171,7 @@ impl Test {
         let line = format!("\nroot hard nofile {DESCRIPTORS}\n");
         let limits = self.text("etc/security/limits.d/90-c1000k-server.conf");
         ensure!(limits.contains(&line), "no drop-in has{line}");
-        self.server("--revert")?;
-        self.expect_as_before("reverting the server")
+        self.revert("server", "reverting the server")
     }
 
     fn applying_twice_is_applying_once(&self) -> Result<()> {
@@ -185,8 +184,7 @@ impl Test {
         let once = (self.settings(), self.drop_ins());
         self.client(apply)?;
         ensure!((self.settings(), self.drop_ins()) == once, "applying twice differs from once");
-        self.client("--revert")?;
-        self.expect_as_before("reverting the client")
+        self.revert("client", "reverting the client")
     }
 
     fn a_smaller_target_takes_back_what_it_does_not_need(&self) -> Result<()> {
@@ -194,8 +192,7 @@ impl Test {
         self.server("-c 1 --ports 1 --apply")?;
         let is_back = self.settings()["fs.nr_open"] == self.before["fs.nr_open"];
         ensure!(is_back, "a smaller target leaves fs.nr_open raised");
-        self.server("--revert")?;
-        self.expect_as_before("reverting a smaller target")
+        self.revert("server", "reverting a smaller target")
     }
 
     fn either_order_of_reverting_restores(&self) -> Result<()> {
@@ -203,10 +200,9 @@ impl Test {
             self.server("--apply")?;
             self.client("-c 2M --apply")?;
             self.at_least("fs.nr_open", DESCRIPTORS)?;
-            succeed(self.start(first, "--revert")?)?;
+            self.run(first, "--revert")?;
             self.at_least("fs.nr_open", 2_000_032)?;
-            succeed(self.start(second, "--revert")?)?;
-            self.expect_as_before(&format!("reverting the {first} first"))?;
+            self.revert(second, &format!("reverting the {first} first"))?;
         }
         Ok(())
     }
@@ -241,8 +237,7 @@ impl Test {
         ensure!(self.value("net.ipv4.tcp_wmem")? == tiny, "tcp_wmem is not the original: {text}");
         self.at_least("fs.nr_open", 2_000_000)?;
         self.at_least("net.ipv4.tcp_mem", 524_288)?;
-        self.server("--revert")?;
-        self.expect_as_before("reverting the original")
+        self.revert("server", "reverting the original")
     }
 
     fn wrong_usage_is_refused(&self) -> Result<()> {
@@ -304,8 +299,7 @@ impl Test {
             "an apply that can not write its drop-in changes the kernel"
         );
         fs::remove_file(drop_ins)?;
-        self.server("--revert")?;
-        self.expect_as_before("an apply that can not write its drop-in")
+        self.revert("server", "an apply that can not write its drop-in")
     }
 
     /// A setting that even root may not write stands in for a /proc/sys that is read-only.
@@ -319,8 +313,7 @@ impl Test {
         let is_kept = state.lines().any(|line| line.starts_with("fs.nr_open "));
         ensure!(is_kept, "the value of a refused revert is forgotten: {state}");
         fs::rename(aside, file)?;
-        self.server("--revert")?;
-        self.expect_as_before("a revert that was refused at first")
+        self.revert("server", "a revert that was refused at first")
     }
 
     fn a_state_that_is_gone_is_reported(&self, root: &Path) -> Result<()> {
@@ -329,16 +322,26 @@ impl Test {
         fs::rename(&state, &aside)?;
         self.fails("server", "--revert", "previous is gone")?;
         fs::rename(aside, state)?;
-        self.server("--revert")?;
-        self.expect_as_before("a state that was gone")
+        self.revert("server", "a state that was gone")
     }
 
     fn server(&self, words: &str) -> Result<String> {
-        succeed(self.start("server", words)?).with_context(|| format!("tune-server {words}"))
+        self.run("server", words)
     }
 
     fn client(&self, words: &str) -> Result<String> {
-        succeed(self.start("client", words)?).with_context(|| format!("tune-client {words}"))
+        self.run("client", words)
+    }
+
+    fn run(&self, role: &str, words: &str) -> Result<String> {
+        let Ended { code, text } = end(self.start(role, words)?)?;
+        ensure!(code == 0, "tune-{role} {words} exits with {code}: {text}");
+        Ok(text)
+    }
+
+    fn revert(&self, role: &str, what: &str) -> Result<()> {
+        self.run(role, "--revert")?;
+        self.expect_as_before(what)
     }
 
     fn fails(&self, role: &str, words: &str, part: &str) -> Result<String> {

@@ -24,7 +24,7 @@ use crate::say;
 
 const MB: u64 = 1_000_000;
 
-/// What a kernel takes beside connections.
+/// Memory of a kernel without connections.
 const KERNEL_MB: u64 = 256;
 
 /// What stays with the host: qemu itself, caches, the rest.
@@ -35,7 +35,7 @@ const SERVER: &str = "server";
 /// For clients that are past their time to write their records.
 const END_WITHIN: Duration = Duration::from_secs(60);
 
-/// Sockets that may be left of those that came with the connections.
+/// More sockets than before the run that may be left after it.
 const SOCKETS_LEFT_MAX: u64 = 50;
 
 /// The server's guest first.
@@ -64,13 +64,13 @@ struct Tempo {
     client_options: &'static str,
     /// For each of opening, proving and closing all connections.
     seconds_max: u64,
-    /// Sockets that get no fewer for so long stay.
+    /// A wait for fewer sockets ends when there are no fewer for that long.
     stall_seconds: u64,
     /// For RCU and the slab caches to free the rest.
     pause_seconds: u64,
 }
 
-/// Fails early where there is not enough memory, or no qemu or kernel to be had. Returns the MiB that the guests get: as
+/// Fails early where there is not enough memory, or no qemu or kernel available. Returns the MiB that the guests get: as
 /// asked for, or a fifth more than is needed, where the host has it.
 pub(crate) fn prepare(plan: &Plan) -> Result<u64> {
     let connections = format::count(plan.connections);
@@ -121,7 +121,7 @@ fn shown(message: &Message) -> Option<String> {
     }
 }
 
-/// With three hosts a client has the name of its host, which stands there already.
+/// With three hosts a client has the name of its host, which is printed already.
 fn prefixed(name: &str, lines: &str) -> String {
     match name {
         "client" => lines.lines().map(|line| format!("client: {line}\n")).collect(),
@@ -238,7 +238,7 @@ impl Run<'_> {
         self.hosts.ask_each(&names, |place| start(&shares[place]))?;
         let held =
             self.hosts.ask_each(&names, |place| wait(place, Condition::Holds, seconds_max))?;
-        // One that ends does not hold any more.
+        // A client that has ended holds nothing.
         if held.iter().any(Result::is_ok) {
             self.snapshot("peak")?;
             self.hosts
