@@ -3,11 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
 mod common;
+#[path = "examples/proxy.rs"]
+mod proxy;
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,12 +36,18 @@ impl Example {
     }
 
     fn start_with(name: &str, args: &[&str], errors: Stdio) -> Self {
-        let mut process = Command::new(binary(name))
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(errors)
-            .spawn()
-            .unwrap();
+        Self::spawn(Command::new(binary(name)).args(args).stderr(errors))
+    }
+
+    /// One that may have at most so many descriptors.
+    fn start_within(descriptors: u64, name: &str, args: &[&str]) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"")]);
+        Self::spawn(shell.arg(binary(name)).args(args))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(process.stdout.take().unwrap());
         let (sender, lines) = channel();
         thread::spawn(move || {
@@ -99,6 +108,23 @@ fn binary(name: &str) -> PathBuf {
         "{name} is not built: `cargo build --examples` does, and so does `cargo test` without `--test`"
     );
     binary
+}
+
+/// Runs a program that is not ours to its end; `None`, aloud, where it is not installed.
+fn foreign<A: AsRef<OsStr>>(program: &str, package: &str, args: &[A]) -> Option<Output> {
+    match Command::new(program).args(args).env_remove("no_proxy").output() {
+        Ok(output) => Some(output),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            skip(&format!("{program} is not installed (on Debian: apt-get install {package})"));
+            None
+        }
+        Err(error) => panic!("{program}: {error}"),
+    }
+}
+
+/// Says past the test harness, which would keep it to itself, that a part of the tests is left out.
+fn skip(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
 fn peer(address: SocketAddr) -> TcpStream {
@@ -184,6 +210,7 @@ fn each_example_says_in_one_line_what_it_can_not_use() {
         "idle_push",
         "in_mio",
         "in_tokio",
+        "proxy",
         "tcp_proxy",
         "udp_echo",
     ] {
