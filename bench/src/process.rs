@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// A server that spends nothing for so many polls has finished what it had to do.
+/// A server that spends nothing for this many polls has finished what it had to do.
 const QUIET_POLLS: u32 = 6;
 
 /// What is not over by then hangs.

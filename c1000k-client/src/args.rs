@@ -1,33 +1,34 @@
 //! The command line: [`Typed`] as clap reads it, [`Arguments`] once all of it is known to make sense.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use c1000k_host::check::{CheckArgs, FileTableArgs, FileTableChoice};
 use c1000k_host::command_line::{
-    self, SHORT, USAGE, ZonedIp, is_of_many, parse_port, split_zone, with_zone,
+    self, OutputArgs, SHORT, USAGE, ZonedIp, is_of_many, parse_port, split_zone, with_zone,
 };
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_bytes, parse_count, parse_duration, parse_rate};
 use c1000k_record::Output;
 use c1000k_record::endpoint::Endpoint;
 use clap::Parser;
-use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv6AddrRange};
+use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv4Net, Ipv6AddrRange};
 
 use crate::address::{Host, Scheme, TargetAddress};
 use crate::pacing::Stage;
 use crate::protocols::{Message, Trust};
 use crate::schedule::{Pace, STEP, Workload};
+use crate::stateless;
 use crate::threshold::Condition;
 
-/// Source addresses at the most.
+/// Source addresses at most.
 const SOURCES_MAX: usize = 65_536;
-/// Source addresses times destination ports at the most: the plan keeps a few bytes of each pair.
+/// Source addresses times destination ports at most: the plan keeps a few bytes of each pair.
 const PAIRS_MAX: usize = 1 << 22;
-/// Connects under way at once at the most, whatever is asked for.
+/// Connects under way at once at most, whatever is asked for.
 const IN_FLIGHT_MAX: u64 = 65_536;
 /// Connects under way at once for each destination port, where nothing is asked for.
 const IN_FLIGHT_PER_PORT: u64 = 64;
@@ -82,8 +83,10 @@ pub(crate) struct Arguments {
     pub(crate) json: Option<Output>,
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) check: CheckArgs,
-    /// So many sources as if they were listed.
+    /// This many sources as if they were listed.
     pub(crate) sources_unlisted: Option<u64>,
+    /// The clients have no sockets.
+    pub(crate) stateless: Option<stateless::Setup>,
 }
 
 /// Reads the command line.
@@ -91,7 +94,7 @@ pub(crate) struct Arguments {
 /// # Errors
 /// The exit code, after the help, the version or what is wrong was printed.
 pub(crate) fn parse() -> Result<Arguments, ExitCode> {
-    let typed = command_line::parse::<Typed>()?;
+    let typed = command_line::parse_and_start_log::<Typed>()?;
     typed.validate().map_err(|refusal| command_line::fail(refusal.code, &refusal.line))
 }
 
@@ -133,7 +136,7 @@ struct Typed {
         help = "The server: an address or a name, HOST:PORT, [IPV6]:PORT, or a URL that says the protocol: \
                   tcp, tls, http, https, ws, wss, mqtt, mqtts, redis; may be left out with --check"
     )]
-    #[arg(required_unless_present_any = ["check", "port"], value_parser = TargetAddress::parse)]
+    #[arg(required_unless_present_any = ["check", "generate", "port"], value_parser = TargetAddress::parse)]
     target: Option<TargetAddress>,
 
     /// The first of the server's ports [default: 9900]
@@ -152,7 +155,7 @@ struct Typed {
     #[arg(long, value_name = "LIST")]
     source: Option<String>,
 
-    /// New connections per second at the most [default: unlimited]
+    /// New connections per second at most [default: unlimited]
     #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
     rate: Option<u64>,
 
@@ -161,7 +164,7 @@ struct Typed {
     #[arg(conflicts_with = "rate")]
     stages: Vec<Stage>,
 
-    /// Connects under way at once at the most [default: 64 for each port, 1024 at the most]
+    /// Connects under way at once at most [default: 64 for each port, 1024 at most]
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     in_flight: Option<u64>,
 
@@ -186,9 +189,6 @@ struct Typed {
     insecure: bool,
 
     #[command(flatten)]
-    workload: WorkloadArgs,
-
-    #[command(flatten)]
     file_table: FileTableArgs,
 
     /// Write the record of the run to this file on exit (- is standard output)
@@ -202,7 +202,7 @@ struct Typed {
     #[command(flatten)]
     check: CheckArgs,
 
-    /// With --check: so many source addresses, which need not be there, in place of --source
+    /// With --check: the number of source addresses, which need not exist, in place of --source
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     #[arg(requires = "check", conflicts_with = "source")]
     sources: Option<u64>,
@@ -210,6 +210,21 @@ struct Typed {
     /// No flag of this program, but of many others
     #[arg(long, hide = true, value_name = "PORT", num_args = 0..=1, default_missing_value = "9900")]
     port: Option<String>,
+
+    #[command(flatten)]
+    workload: WorkloadArgs,
+
+    #[command(flatten)]
+    stateless: StatelessArgs,
+
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+impl AsRef<OutputArgs> for Typed {
+    fn as_ref(&self) -> &OutputArgs {
+        &self.output
+    }
 }
 
 /// The messages that are sent during the hold.
@@ -221,7 +236,7 @@ struct WorkloadArgs {
     #[arg(conflicts_with_all = ["message_rate", "no_verify"])]
     heartbeat: Option<Duration>,
 
-    /// During the hold so many messages a second are sent, by the connections in turn
+    /// Messages a second during the hold, sent by the connections in turn
     #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
     #[arg(conflicts_with = "no_verify")]
     message_rate: Option<u64>,
@@ -260,6 +275,89 @@ struct WorkloadArgs {
     /// percentiles
     #[arg(long, value_name = "FILE")]
     hdr: Option<PathBuf>,
+}
+
+/// Clients without sockets.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Stateless clients")]
+struct StatelessArgs {
+    /// Be all clients without sockets, by a tun device: as root, or in an own user and network namespace
+    #[arg(long, conflicts_with_all = ["source", "sources"])]
+    stateless: bool,
+
+    /// The addresses of the clients; the device has the first one, where a server of this machine is reached
+    #[arg(long, value_name = "CIDR", requires = "stateless", default_value = "198.18.0.0/15")]
+    stateless_prefix: Ipv4Net,
+
+    /// For tests: the share of the packets that is dropped, in both directions
+    #[arg(long, hide = true, value_name = "PERCENT", requires = "stateless", value_parser = parse_percent)]
+    stateless_loss: Option<f64>,
+}
+
+impl StatelessArgs {
+    /// Where the server is reached, and from where.
+    fn setup(
+        &self,
+        scheme: Scheme,
+        destination: SocketAddr,
+        ports: u16,
+        connections: Option<u64>,
+    ) -> Result<Option<stateless::Setup>, String> {
+        if !self.stateless {
+            return Ok(None);
+        }
+        if !matches!(scheme, Scheme::Tcp | Scheme::Http | Scheme::Redis) {
+            return Err(format!(
+                "--stateless is for tcp, http and redis, and not for {}: leave it out",
+                scheme.name()
+            ));
+        }
+        let SocketAddr::V4(destination) = destination else {
+            return Err("--stateless is for IPv4: give the server's IPv4 address".to_owned());
+        };
+        let prefix = self.stateless_prefix.trunc();
+        if !(8..=30).contains(&prefix.prefix_len()) {
+            return Err(format!(
+                "--stateless-prefix {prefix} is too long or too short: give /8 to /30, as 198.18.0.0/15"
+            ));
+        }
+        if !is_of_hosts(prefix) {
+            return Err(format!(
+                "--stateless-prefix {prefix} has addresses that no host can have: give another \
+                 block, as 198.18.0.0/15"
+            ));
+        }
+        let own = stateless::device_address(prefix);
+        if prefix.contains(destination.ip()) && *destination.ip() != own {
+            return Err(format!(
+                "the server's address {} is one of the clients' ({prefix}): give another block by \
+                 --stateless-prefix",
+                destination.ip()
+            ));
+        }
+        let is_here =
+            prefix.contains(destination.ip()) || UdpSocket::bind((*destination.ip(), 0)).is_ok();
+        // A packet from outside may not go to 127.x.y.z.
+        let ip = if destination.ip().is_loopback() { own } else { *destination.ip() };
+        let server = SocketAddrV4::new(ip, destination.port());
+        let room = stateless::Tuples::new(prefix, server, ports).room();
+        if connections.is_some_and(|connections| connections > room) {
+            return Err(format!(
+                "--stateless-prefix {prefix} has room for {} over {}: give a shorter prefix",
+                format::counted(room, "connection"),
+                format::counted(u64::from(ports), "port"),
+            ));
+        }
+        let loss = self.stateless_loss;
+        Ok(Some(stateless::Setup { prefix, server, ports, is_here, loss }))
+    }
+}
+
+/// Whether all addresses of a block can be those of hosts.
+fn is_of_hosts(block: Ipv4Net) -> bool {
+    let not = ["0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"];
+    let mut not = not.into_iter().filter_map(|text| text.parse::<Ipv4Net>().ok());
+    !not.any(|other| other.contains(&block) || block.contains(&other))
 }
 
 impl WorkloadArgs {
@@ -319,7 +417,7 @@ impl WorkloadArgs {
 /// What messages are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MessageChoice {
-    /// So many bytes.
+    /// This many bytes.
     OfSize(usize),
     /// This, and what the server answers where that is something else.
     Text { message: Vec<u8>, expected: Option<Vec<u8>> },
@@ -347,6 +445,22 @@ fn check_message(scheme: Scheme, message: Option<&MessageChoice>) -> Result<(), 
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a message fits into one segment.
+fn check_segment(message: Option<&MessageChoice>) -> Result<(), String> {
+    let length = match message {
+        None => 0,
+        Some(MessageChoice::OfSize(bytes)) => *bytes,
+        Some(MessageChoice::Text { message, .. }) => message.len(),
+    };
+    if length <= stateless::PAYLOAD_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "with --stateless a message is one segment: give at most {}",
+        format::counted(stateless::PAYLOAD_MAX as u64, "byte")
+    ))
 }
 
 /// Bytes as they were typed, or as a file has them.
@@ -477,6 +591,10 @@ impl Typed {
         }
         let sources = self.source.map_or(Ok(Vec::new()), |list| sources(&list, ports))?;
         let destination = destination(self.target, first_port, sources.first().copied())?;
+        let stateless = self.stateless.setup(scheme, destination, ports, connections)?;
+        if stateless.is_some() {
+            check_segment(message.as_ref())?;
+        }
         let in_flight_default = (IN_FLIGHT_PER_PORT * u64::from(ports)).min(IN_FLIGHT_DEFAULT_MAX);
         let in_flight = self.in_flight.unwrap_or(in_flight_default).min(IN_FLIGHT_MAX);
         Ok(Arguments {
@@ -505,6 +623,7 @@ impl Typed {
             metrics: self.metrics,
             check: self.check,
             sources_unlisted: self.sources,
+            stateless,
         })
     }
 }
@@ -560,7 +679,7 @@ fn port_count(first_port: u16, ports: u64) -> Result<u16, String> {
         Ok(count) if ports <= room => Ok(count),
         _ => Err(format!(
             "{} from {first_port} on go past port 65535: \
-             give --ports {room} at the most, or a lower FIRST_PORT",
+             give --ports {room} at most, or a lower FIRST_PORT",
             format::counted(ports, "port")
         )),
     }
@@ -688,6 +807,7 @@ mod tests {
                 fail_if: vec![],
                 hdr: None,
                 file_table: FileTableChoice::Auto,
+                stateless: None,
                 json: None,
                 metrics: None,
                 check: CheckArgs { check: false, print: None, root: "/".into() },
@@ -723,7 +843,7 @@ mod tests {
             ("fe80::1 9900", "a link-local address: give its zone"),
             ("127.0.0.1 0", "1 to 65535"),
             ("127.0.0.1 70000", "port 70000 is out of range: a port is a number from 1 to 65535"),
-            ("127.0.0.1 65500", "--ports 36 at the most"),
+            ("127.0.0.1 65500", "--ports 36 at most"),
             ("127.0.0.1 1 --ports 70000", "past port 65535"),
             ("127.0.0.1 9900 --ports 0", "at least 1"),
             ("127.0.0.1 9900 -c 0", "at least 1"),

@@ -9,6 +9,7 @@ use c1000k_host::command_line::{self, SHORT, fail, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
 use c1000k_host::ports::LOCAL_PORTS_DEFAULT;
+use c1000k_host::usage::ProcessUsage;
 use c1000k_record::endpoint::Endpoint;
 use c1000k_record::{
     CLIENT_SCHEMA, ClientRecord, Descriptors, Head, Output, Verdict, per_second, time_text,
@@ -22,6 +23,7 @@ use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::protocols::{Echo, Http, Message, Mqtt, Protocol, Text, Tls, Trust, WebSocket};
 use crate::run::{Client, Conn, Settings};
+use crate::stateless;
 use crate::stats::RunStats;
 use crate::summary;
 use crate::target::{self, Target};
@@ -35,7 +37,6 @@ const CONSECUTIVE_FAILURES_MIN: u32 = 100;
 
 /// Does what the command line asks for, and says how to exit.
 pub fn run_command() -> ExitCode {
-    command_line::start_log();
     let code = obey();
     command_line::flush_log();
     code
@@ -144,10 +145,21 @@ fn flood(
         local_ports: machine.local_ports.clone(),
         consecutive_failures_max: CONSECUTIVE_FAILURES_MIN.max(2 * u32::from(arguments.ports)),
     };
+    log::debug!(
+        "{} over {} ports from {} sources, at most {} under way, {} for each; in {}",
+        arguments.scheme.name(),
+        arguments.ports,
+        arguments.sources.len().max(1),
+        settings.in_flight_max,
+        format::duration(settings.timeout.as_secs_f64()),
+        target.file_table,
+    );
+    log::debug!("{settings:?}");
     let mut stats =
         RunStats::new(Instant::now(), arguments.verify).ok_or("can't start the histogram")?;
     stats.workload.keeps_intervals = arguments.hdr.is_some();
-    let run = Setup { target, settings, plan, stats };
+    let stateless = arguments.stateless.as_ref();
+    let run = Setup { target, settings, plan, stats, stateless };
     let message = arguments.message.clone();
     let host = &arguments.authority;
     let tls = Some(&arguments.trust).filter(|_| arguments.scheme.is_tls());
@@ -183,6 +195,8 @@ struct Setup<'a> {
     settings: Settings,
     plan: Plan,
     stats: RunStats,
+    /// The clients have no sockets.
+    stateless: Option<&'a stateless::Setup>,
 }
 
 impl Setup<'_> {
@@ -199,7 +213,11 @@ impl Setup<'_> {
     }
 
     fn play<P: Protocol>(self, protocol: P) -> Result<RunStats, String> {
-        let Self { target, settings, plan, stats } = self;
+        let Self { target, settings, plan, stats, stateless } = self;
+        if let Some(setup) = stateless {
+            let progress = Progress::new(u64::from(target.goal));
+            return stateless::play(setup, settings, protocol, stats, &progress);
+        }
         let mut reactor = reactor(target)
             .map_err(|error| format!("can't start: {error}; {}", remedy(target, &error)))?;
         let progress = Progress::new(u64::from(target.goal));
@@ -234,7 +252,8 @@ fn reactor<S>(target: &Target) -> Result<Reactor<Conn<S>>, reactor::Error> {
 }
 
 fn destination(arguments: &Arguments) -> verdict::Destination {
-    verdict::Destination { first: arguments.destination, ports: arguments.ports }
+    let reached = arguments.stateless.map(|setup| setup.server.into());
+    verdict::Destination { first: reached.unwrap_or(arguments.destination), ports: arguments.ports }
 }
 
 fn record(
@@ -247,6 +266,7 @@ fn record(
 ) -> ClientRecord {
     let ramp_seconds = stats.ramp.as_secs_f64();
     let held = held_between(stats);
+    let usage = ProcessUsage::read();
     ClientRecord {
         head: Head::new(CLIENT_SCHEMA, env!("CARGO_PKG_VERSION"), started_at),
         target: outcome.target,
@@ -261,7 +281,7 @@ fn record(
         connects_per_second: per_second(stats.peak, ramp_seconds),
         connect_latency_us: stats.connect_latency.percentiles(),
         verdict: outcome.verdict,
-        destination: arguments.destination.to_string(),
+        destination: destination(arguments).first.to_string(),
         ports: u64::from(arguments.ports),
         sources: arguments.sources.iter().map(ToString::to_string).collect(),
         verified_passes: stats.verified_passes.clone(),
@@ -274,13 +294,22 @@ fn record(
         limit_detail: outcome.detail,
         held_from: held.map(|(from, _)| time_text(from)),
         held_until: held.map(|(_, until)| time_text(until)),
-        file_table: Some(file_table.into()),
+        file_table: arguments.stateless.is_none().then(|| file_table.into()),
         protocol: arguments.scheme.name().to_owned(),
         connect_histogram: stats.connect_latency.encoded(),
         workload: stats.workload.record(),
         churn: arguments.churn_per_second.map(|_| stats.churn.record()),
         storm: arguments.storm.then(|| stats.storm.record()),
         thresholds: Vec::new(),
+        stateless: arguments.stateless.is_some(),
+        retransmitted: stats.retransmitted,
+        state_bytes: stats.state_bytes,
+        rss_peak_bytes: usage.and_then(|usage| usage.rss_peak_bytes),
+        cpu_user_seconds: usage.map(|usage| usage.cpu_user_seconds),
+        cpu_system_seconds: usage.map(|usage| usage.cpu_system_seconds),
+        ramp_cpu_seconds: stats.ramp_cpu_seconds,
+        in_flight_max: Some(arguments.in_flight_max as u64),
+        has_rate: !arguments.stages.is_empty(),
     }
 }
 

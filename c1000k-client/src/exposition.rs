@@ -5,6 +5,8 @@ use c1000k_record::endpoint::Figures;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 
+use crate::stats::RunStats;
+
 /// What all names begin with.
 pub(crate) const PREFIX: &str = "c1000k_client";
 
@@ -27,6 +29,28 @@ pub(crate) struct Snapshot {
     pub(crate) connect: LatencyUs,
     /// Of the messages of the last second.
     pub(crate) echo: LatencyUs,
+}
+
+impl Snapshot {
+    /// The figures of this moment.
+    pub(crate) fn of(stats: &RunStats, goal: u32) -> Self {
+        let failures = stats.failures.by_name().iter();
+        Self {
+            target: u64::from(goal),
+            held: stats.held,
+            attempted: stats.attempted,
+            failed: stats.failed,
+            lost: stats.lost,
+            retried: stats.retried,
+            failures: failures.map(|(name, &count)| (name.clone(), count)).collect(),
+            verified: stats.verified().unwrap_or(0),
+            sent: stats.workload.sent,
+            answered: stats.workload.answered,
+            reopened: stats.churn.reopened + stats.storm.back,
+            connect: stats.connect_latency.percentiles(),
+            echo: stats.workload.interval.percentiles(),
+        }
+    }
 }
 
 impl Collector for Snapshot {

@@ -8,6 +8,7 @@
 //! - A new phase is a file in `phases/` and a line in the list of its `mod.rs`.
 
 mod address;
+mod alarm;
 mod args;
 mod command;
 mod exposition;
@@ -22,6 +23,7 @@ mod progress;
 pub mod protocols;
 mod run;
 mod schedule;
+mod stateless;
 mod stats;
 mod summary;
 mod target;
@@ -36,6 +38,10 @@ pub use progress::Progress;
 pub use run::{Client, Conn, Settings};
 pub use schedule::{Pace, Workload};
 pub use stats::{RunStats, Stop};
+
+/// For the fuzz target of stateless clients.
+#[cfg(fuzzing)]
+pub use stateless::fuzz::play_packets;
 
 /// The code in the README compiles.
 #[cfg(doctest)]

@@ -53,7 +53,7 @@ struct Work {
 }
 
 impl Opening {
-    /// So many connections over these routes.
+    /// This many connections over these routes.
     pub(crate) fn new(plan: Plan, goal: u32) -> Self {
         Self {
             plan,

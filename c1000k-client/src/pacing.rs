@@ -1,4 +1,4 @@
-//! Connections per second at the most, without bursts.
+//! Connections per second at most, without bursts.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ pub(crate) struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// So many permits a second from `now` on; the caller has seen to it that they are not zero.
+    /// This many permits a second from `now` on; the caller has seen to it that they are not zero.
     pub(crate) fn new(per_second: u64, now: Instant) -> Self {
         Self { interval: Duration::from_secs(1).div_f64(per_second as f64), next: now }
     }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use c1000k_host::command_line::ZonedIp;
 
-/// A destination port leaves the rotation after so many refusals in a row.
+/// A destination port leaves the rotation after this many refusals in a row.
 pub(crate) const REFUSALS_MAX: u8 = 3;
 
 /// Where connections go, in rotation.
@@ -72,7 +72,7 @@ impl Plan {
         }
     }
 
-    /// Whether so many connections would take more than half of the local ports of a pair. The kernel's own choice
+    /// Whether this many connections would take more than half of the local ports of a pair. The kernel's own choice
     /// gets very slow there.
     pub(crate) fn is_crowded_by(&self, connections: u64) -> bool {
         connections.div_ceil(self.live.max(1) as u64) * 2 > self.local_ports
@@ -113,7 +113,7 @@ impl Plan {
         }
     }
 
-    /// Somebody listens on the pair's port.
+    /// Someone listens on the pair's port.
     pub(crate) fn note_success(&mut self, pair: u32) {
         let index = self.port_index(pair);
         self.ports[index].refusals = 0;

@@ -1,32 +1,112 @@
-//! What a person sees while it runs, on standard error: a bar on a terminal, plain lines in a pipe.
+//! What a person sees while it runs, on standard error: a screen of a few lines on a terminal, plain lines in a pipe.
 
 use std::io::{self, IsTerminal};
+use std::time::Duration;
 
 use c1000k_host::command_line;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use c1000k_host::format;
+use c1000k_host::memory::memory_available;
+use c1000k_host::usage::ProcessUsage;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::stats::RunStats;
 
 /// What the bar looks like.
-const TEMPLATE: &str = "{msg} [{wide_bar}] {human_pos} of {human_len} {elapsed}";
+const BAR: &str =
+    "{msg:10} [{wide_bar:.cyan/blue}] {human_pos} of {human_len}  {elapsed}, {eta} left";
+/// And a line below it.
+const LINE: &str = "{msg}";
+
+/// Lines below the bar.
+const LINES: usize = 4;
 
 /// Where progress is shown.
 #[derive(Debug)]
 pub enum Progress {
     /// On a terminal.
-    Bar(ProgressBar),
+    Screen(Screen),
     /// In a pipe or a file.
     Lines,
+    /// Nowhere.
+    Quiet,
+}
+
+/// A bar, and what is known of the run below it.
+#[derive(Debug)]
+pub struct Screen {
+    all: MultiProgress,
+    bar: ProgressBar,
+    lines: [ProgressBar; LINES],
+    /// Memory that could be had before the run.
+    room_before: Option<u64>,
+}
+
+impl Screen {
+    fn new(target: u64, bar: ProgressStyle, line: &ProgressStyle) -> Self {
+        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let bar = all.add(ProgressBar::new(target).with_style(bar.progress_chars("=> ")));
+        let lines = [(); LINES].map(|()| all.add(ProgressBar::new(0).with_style(line.clone())));
+        let room_before = memory_available().map(|room| room.bytes);
+        Self { all, bar, lines, room_before }
+    }
+
+    fn show(&self, line: String, stats: &RunStats, under_way: usize) {
+        self.bar.tick();
+        let text =
+            |us: Option<u64>| us.map_or("-".to_owned(), |us| format::duration(us as f64 / 1e6));
+        let connect = stats.connect_latency.percentiles();
+        let connects = format!(
+            "connects: {} under way, median {}, p99 {}",
+            format::count(under_way as u64),
+            text(connect.p50),
+            text(connect.p99)
+        );
+        let errors = match stats.failures.by_name().len() {
+            0 => "errors:   none".to_owned(),
+            _ => format!("errors:   {}", stats.failures),
+        };
+        for (place, text) in
+            self.lines.iter().zip([line, connects, errors, self.memory(stats.held)])
+        {
+            place.set_message(text);
+        }
+    }
+
+    /// What this machine has spent on each connection, and for how many more there is memory.
+    fn memory(&self, held: u64) -> String {
+        let own = ProcessUsage::read().map_or_else(String::new, |usage| {
+            format!("this process {}", format::bytes(usage.rss_bytes))
+        });
+        let room = memory_available().map(|room| room.bytes);
+        let spent = self.room_before.zip(room).map(|(before, now)| before.saturating_sub(now));
+        match (spent, room) {
+            (Some(spent @ 1..), Some(room)) if held > 0 => {
+                let each = spent as f64 / held as f64;
+                let more = (room as f64 / each) as u64;
+                format!(
+                    "memory:   {own}; this machine {} a connection, room for some {} more",
+                    format::bytes_each(each),
+                    format::count(more)
+                )
+            }
+            _ => format!("memory:   {own}"),
+        }
+    }
 }
 
 impl Progress {
     /// Chooses by what standard error is.
     pub fn new(target: u64) -> Self {
-        let style = ProgressStyle::with_template(TEMPLATE);
-        match style {
-            Ok(style) if io::stderr().is_terminal() => {
-                let bar = ProgressBar::with_draw_target(Some(target), ProgressDrawTarget::stderr());
-                bar.set_style(style.progress_chars("=> "));
-                bar.set_message("opening");
-                Self::Bar(bar)
+        if command_line::is_quiet() {
+            return Self::Quiet;
+        }
+        match (ProgressStyle::with_template(BAR), ProgressStyle::with_template(LINE)) {
+            (Ok(bar), Ok(line)) if io::stderr().is_terminal() => {
+                let screen = Screen::new(target, bar, &line);
+                screen.bar.set_message("opening");
+                // The clock goes on between two ticks of the run.
+                screen.bar.enable_steady_tick(Duration::from_millis(500));
+                Self::Screen(screen)
             }
             _ => Self::Lines,
         }
@@ -35,43 +115,48 @@ impl Progress {
     /// A new stage has begun: `verb` stands beside the bar, `line` in a pipe.
     pub(crate) fn begin(&self, verb: &'static str, line: &str) {
         match self {
-            Self::Bar(bar) => bar.set_message(verb),
+            Self::Screen(screen) => screen.bar.set_message(verb),
             Self::Lines => print_line(line),
+            Self::Quiet => {}
         }
     }
 
-    /// So far of the target; the bar draws itself again a few times a second at the most.
+    /// So far of the target; the bar draws itself again a few times a second at most.
     pub(crate) fn advance(&self, count: u64) {
-        if let Self::Bar(bar) = self {
-            bar.set_position(count);
+        if let Self::Screen(screen) = self {
+            screen.bar.set_position(count);
         }
     }
 
-    /// About once a second; the line is made only where it is shown.
-    pub(crate) fn tick(&self, line: impl FnOnce() -> String) {
+    /// About once a second; what is shown is made only where it is shown.
+    pub(crate) fn tick(&self, stats: &RunStats, under_way: usize, line: impl FnOnce() -> String) {
         match self {
-            Self::Bar(bar) => bar.tick(),
+            Self::Screen(screen) => screen.show(line(), stats, under_way),
             Self::Lines => print_line(&line()),
+            Self::Quiet => {}
         }
     }
 
-    /// Writes a warning without tearing the bar.
+    /// Writes a warning without tearing the screen.
     pub(crate) fn warn(&self, text: &str) {
         match self {
-            Self::Bar(bar) => bar.suspend(|| log::warn!("{text}")),
-            Self::Lines => log::warn!("{text}"),
+            Self::Screen(screen) => screen.all.suspend(|| log::warn!("{text}")),
+            Self::Lines | Self::Quiet => log::warn!("{text}"),
         }
     }
 
-    /// Takes the bar away.
+    /// Takes the screen away.
     pub fn end(&self) {
-        if let Self::Bar(bar) = self {
-            bar.finish_and_clear();
+        if let Self::Screen(screen) = self {
+            screen.bar.finish_and_clear();
+            screen.lines.iter().for_each(ProgressBar::finish_and_clear);
+            // Nothing is lost where it can't be cleared.
+            let _ = screen.all.clear();
         }
     }
 }
 
-/// By the way that the log takes: nobody waits for who reads it.
+/// Through the log's thread, so that a slow reader holds nothing up.
 fn print_line(line: &str) {
     command_line::tell(format!("{line}\n"));
 }

@@ -1,6 +1,6 @@
 //! The run: a list of phases over the reactor, and what they share.
 //!
-//! A connect counts as under way until its connection is up: answered, or open where no proof is asked for. So many may
+//! A connect counts as under way until its connection is up: answered, or open where no proof is asked for. This many may
 //! be under way at once: no backlog overflows. What fails is tried elsewhere, tried again, or ends the ramp; what is
 //! held by then goes on to the hold and the second proof all the same. No phase can last for ever: each attempt and
 //! each proof has its time, and a phase in which nothing succeeds for about twice that time ends.
@@ -49,7 +49,7 @@ pub struct Settings {
     pub workload: Option<schedule::Workload>,
     /// For a connect, and for an echo.
     pub timeout: Duration,
-    /// Connects, and later proofs, under way at once at the most.
+    /// Connects, and later proofs, under way at once at most.
     pub in_flight_max: usize,
     /// How fast connects are started during the ramp; none: as fast as may be.
     pub stages: Vec<Stage>,
@@ -61,7 +61,7 @@ pub struct Settings {
     pub endpoint: Option<Endpoint>,
     /// What the kernel chooses local ports from; `None` where it can't be read.
     pub local_ports: Option<RangeInclusive<u16>>,
-    /// So many connections in a row that the server drops, or that fail for good, end the ramp.
+    /// This many connections in a row that the server drops, or that fail finally, end the ramp.
     pub consecutive_failures_max: u32,
 }
 
@@ -142,18 +142,18 @@ pub(crate) struct Run<'a, P> {
 /// Finds out that nothing succeeds any more. It counts ticks and not time, so that a process that was stopped for a
 /// while does not believe that its peers were silent all along.
 #[derive(Debug, Default)]
-struct Stall {
+pub(crate) struct Stall {
     ticks: u32,
     had_success: bool,
 }
 
 impl Stall {
-    fn note_success(&mut self) {
+    pub(crate) fn note_success(&mut self) {
         self.had_success = true;
     }
 
     /// Counts a tick; says how long nothing has succeeded.
-    fn tick(&mut self) -> Duration {
+    pub(crate) fn tick(&mut self) -> Duration {
         self.ticks = if std::mem::take(&mut self.had_success) { 0 } else { self.ticks + 1 };
         TICK * self.ticks
     }
@@ -301,25 +301,15 @@ impl<P: Protocol> Run<'_, P> {
 
     /// Shows the figures of this moment.
     fn publish(&self) {
-        let Some(endpoint) = &self.settings.endpoint else { return };
-        let stats = &self.stats;
-        let failures = stats.failures.by_name().iter();
-        let snapshot = Snapshot {
-            target: u64::from(self.settings.goal),
-            held: stats.held,
-            attempted: stats.attempted,
-            failed: stats.failed,
-            lost: stats.lost,
-            retried: stats.retried,
-            failures: failures.map(|(name, &count)| (name.clone(), count)).collect(),
-            verified: stats.verified().unwrap_or(0),
-            sent: stats.workload.sent,
-            answered: stats.workload.answered,
-            reopened: stats.churn.reopened + stats.storm.back,
-            connect: stats.connect_latency.percentiles(),
-            echo: stats.workload.interval.percentiles(),
-        };
-        endpoint.publish(exposition::PREFIX, Box::new(snapshot));
+        if let Some(endpoint) = &self.settings.endpoint {
+            let snapshot = Snapshot::of(&self.stats, self.settings.goal);
+            endpoint.publish(exposition::PREFIX, Box::new(snapshot));
+        }
+    }
+
+    /// Connects and messages that wait for the server.
+    pub(crate) fn under_way(&self) -> usize {
+        self.opening.under_way + self.in_flight
     }
 
     /// Opens no more connections; the first reason counts.
@@ -332,20 +322,8 @@ impl<P: Protocol> Run<'_, P> {
         self.ends_early = true;
     }
 
-    /// What is lost so far, and how.
-    pub(crate) fn loss_line(&self) -> String {
-        format!(
-            "{} of {} lost so far ({})",
-            format::count(self.stats.lost),
-            format::counted(self.stats.opened, "connection"),
-            self.stats.losses
-        )
-    }
-
-    /// How long nothing may succeed: for the first success one attempt is enough, later hiccups get another one.
     fn patience(&self) -> Duration {
-        let attempts = if self.stats.peak == 0 { 1 } else { 2 };
-        self.settings.timeout * attempts + TICK
+        patience(self.settings.timeout, self.stats.peak)
     }
 
     /// Microseconds of the run; they wrap around after 71 minutes.
@@ -531,6 +509,12 @@ impl<P: Protocol> Handler for Client<'_, P> {
             self.go_on(cx);
         }
     }
+}
+
+/// How long nothing may succeed: for the first success one attempt is enough, later hiccups get another one.
+pub(crate) fn patience(timeout: Duration, peak: u64) -> Duration {
+    let attempts = if peak == 0 { 1 } else { 2 };
+    timeout * attempts + TICK
 }
 
 /// There are always more timers to be had than the few of a run.

@@ -13,7 +13,7 @@ pub(crate) const STEP: Duration = Duration::from_millis(1);
 pub enum Pace {
     /// One from each connection in this time.
     Heartbeat(Duration),
-    /// So many a second, from all connections in turn.
+    /// This many a second, from all connections in turn.
     PerSecond(u64),
 }
 
@@ -27,7 +27,7 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// How many of so many connections send messages: one at least.
+    /// How many of the connections send messages: one at least.
     pub(crate) fn active(&self, connections: usize) -> usize {
         let active = (connections as f64 * self.active_share).round() as usize;
         active.clamp(connections.min(1), connections)

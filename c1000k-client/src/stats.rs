@@ -2,14 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+use c1000k_host::format;
 use c1000k_record::series::{self, Series};
 use c1000k_record::{Churn, RampPoint, Storm, Workload};
 use nix::errno::Errno;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 
 use crate::failures::{self, Failures};
 use crate::hdr::Interval;
 use crate::latency::Latencies;
 use crate::protocols::ECHO;
+use crate::run::some;
 
 /// Why no more connections were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +55,7 @@ pub struct RunStats {
     pub peak: u64,
     /// Connections that were held, at once or one after the other.
     pub opened: u64,
-    /// Connections given up for good.
+    /// Connections given up.
     pub failed: u64,
     /// Connections held once and then gone before the end.
     pub lost: u64,
@@ -95,6 +99,12 @@ pub struct RunStats {
     pub(crate) churn: ChurnStats,
     /// What was closed and opened anew after it.
     pub(crate) storm: StormStats,
+    /// Processor time that the ramp took.
+    pub(crate) ramp_cpu_seconds: Option<f64>,
+    /// Segments sent again; `None` where the kernel has sent them.
+    pub(crate) retransmitted: Option<u64>,
+    /// Bytes that stateless clients took.
+    pub(crate) state_bytes: Option<u64>,
     series: Series<RampPoint>,
     /// When the series wants its next point, counted from `started`.
     sample_due: Duration,
@@ -130,9 +140,17 @@ impl RunStats {
             workload: WorkloadStats::new()?,
             churn: ChurnStats { closed: 0, reopened: 0, latency: Latencies::new()? },
             storm: StormStats::new()?,
+            ramp_cpu_seconds: None,
+            retransmitted: None,
+            state_bytes: None,
             series: Series::new(),
             sample_due: Duration::ZERO,
         })
+    }
+
+    /// The ramp is over: notes what it took.
+    pub(crate) fn note_ramp_cpu(&mut self, before: Option<f64>) {
+        self.ramp_cpu_seconds = cpu_seconds().zip(before).map(|(now, before)| now - before);
     }
 
     /// One more connection is held.
@@ -170,6 +188,32 @@ impl RunStats {
         self.lost > 0 && self.lost * 2 >= self.opened
     }
 
+    /// What is lost so far, and how.
+    pub(crate) fn loss_line(&self) -> String {
+        format!(
+            "{} of {} lost so far ({})",
+            format::count(self.lost),
+            format::counted(self.opened, "connection"),
+            self.losses
+        )
+    }
+
+    /// Messages so far, and the latencies of the last second.
+    pub(crate) fn workload_line(&self) -> String {
+        let stats = &self.workload;
+        let latency = stats.interval.percentiles();
+        let text = |value: Option<u64>| format::duration(value.unwrap_or(0) as f64 / 1e6);
+        format!(
+            "messages: {} sent, {} answered{}; median {}, p99 {}, longest {}",
+            format::count(stats.sent),
+            format::count(stats.answered),
+            some(self.lost, "lost"),
+            text(latency.p50),
+            text(latency.p99),
+            text(latency.max),
+        )
+    }
+
     /// Adds a point to the ramp's series.
     pub(crate) fn sample(&mut self, now: Instant) {
         let elapsed = now.duration_since(self.started);
@@ -185,6 +229,13 @@ impl RunStats {
     pub fn verified(&self) -> Option<u64> {
         self.verified_passes.last().copied()
     }
+}
+
+/// Processor time of this process so far, in the program and in the kernel on its behalf.
+pub(crate) fn cpu_seconds() -> Option<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
+    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    Some(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
 /// Counters of the messages during the hold; each that was sent is answered, mismatched or unanswered in the end.

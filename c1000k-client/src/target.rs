@@ -10,6 +10,7 @@ use c1000k_record::Limit;
 use ipnet::Ipv4AddrRange;
 
 use crate::args::Arguments;
+use crate::stateless;
 
 /// The target where none is asked for.
 const TARGET_DEFAULT: u64 = 1_000_000;
@@ -54,6 +55,9 @@ pub(crate) fn machine_and_need(
     arguments: &mut Arguments,
     descriptors: Option<DescriptorLimit>,
 ) -> Result<(Machine, Need), String> {
+    if let Some(setup) = &arguments.stateless {
+        return stateless_machine_and_need(arguments, setup);
+    }
     let mut machine = Machine { descriptors, ..Machine::read_with_root(&arguments.check.root) };
     let need = need(arguments, &machine);
     if need.role == Role::Both {
@@ -63,6 +67,31 @@ pub(crate) fn machine_and_need(
     let mut need = need.with_file_table(arguments.file_table, &machine)?;
     with_enough_sources(arguments, &machine, &mut need);
     Ok((machine, need))
+}
+
+/// Clients without sockets need nothing of the kernel but for a server on this machine.
+fn stateless_machine_and_need(
+    arguments: &Arguments,
+    setup: &stateless::Setup,
+) -> Result<(Machine, Need), String> {
+    let mut machine = Machine::read_with_root(&arguments.check.root);
+    if setup.is_here {
+        let first = setup.server.port();
+        machine.count_listening_ports(first..=first.saturating_add(setup.ports - 1));
+    } else {
+        machine.descriptors = None;
+    }
+    let need = Need {
+        ports: u64::from(setup.ports),
+        in_flight: arguments.in_flight_max as u64,
+        user_bytes_per_connection: USER_BYTES_PER_CONNECTION,
+        ..Need::new(
+            if setup.is_here { Role::Server } else { Role::Client },
+            arguments.connections.unwrap_or(TARGET_DEFAULT),
+        )
+    };
+    machine.local_ports = None;
+    Ok((machine.clone(), need.with_file_table(arguments.file_table, &machine)?))
 }
 
 /// What is needed where the server is a process of this machine, and else where it is not.

@@ -17,7 +17,7 @@ use crate::target::Target;
 pub(crate) struct Outcome {
     /// What was to be reached, as far as limits and server allowed where nothing was asked for.
     pub(crate) target: u64,
-    /// Connections of the target that were given up for good.
+    /// Connections of the target that were given up.
     pub(crate) failed: u64,
     pub(crate) verdict: Verdict,
     pub(crate) limit: Option<Limit>,
@@ -73,7 +73,7 @@ fn is_proven(stats: &RunStats, target: u64) -> bool {
     passes.is_empty() || (passes.len() == 2 && passes.iter().all(|&proven| proven >= target))
 }
 
-/// Whether it is a limit that lowers a target which nobody asked for, and not a fault.
+/// Whether it is a limit that lowers a target which no one asked for, and not a fault.
 fn is_limit(stop: Stop) -> bool {
     match stop {
         Stop::Descriptors(_)
@@ -186,7 +186,7 @@ fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> S
              and for IPv6 whether it is switched off (net.ipv6.conf.*.disable_ipv6)"
         ),
         Stop::ServerFull if stats.peak == 0 && stats.verified().is_none() => format!(
-            "the server on {to} drops every connection at once: it is full, or lets nobody in; \
+            "the server on {to} drops every connection at once: it is full, or refuses every client; \
              look at its log"
         ),
         Stop::ServerFull if stats.peak == 0 && stats.has_answers_in_part() => format!(

@@ -5,6 +5,8 @@
 mod common;
 #[path = "client/servers.rs"]
 mod servers;
+#[path = "client/stateless.rs"]
+mod stateless;
 #[path = "client/workload.rs"]
 mod workload;
 
@@ -775,5 +777,54 @@ fn a_reader_that_has_gone_is_no_error() {
         let gone = "exec 1> >(true); wait $!";
         let ended = Client::start_after(gone, words).end();
         assert_eq!((ended.code, ended.stderr.len()), (Some(0), 0), "{words}: {ended:?}");
+    }
+}
+
+#[test]
+fn quiet_leaves_out_progress_and_verbose_says_more() {
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!("127.0.0.1 {} --ports 1 -c 20 --hold 0s", server.first_port);
+    let ended = Client::start(&format!("{words} -q")).end();
+    assert_eq!((ended.code, ended.stderr.len()), (Some(0), 0), "{ended:?}");
+    assert!(ended.stdout.starts_with("REACHED: 20 of 20"), "{ended:?}");
+    let ended = Client::start(&format!("{words} --verbose")).end();
+    assert!(ended.stderr.iter().any(|line| line.contains("DEBUG")), "{ended:?}");
+    let ended = Client::start(&format!("{words} -q -v")).end();
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    for (when, is_colored) in [("always", true), ("never", false), ("auto", false)] {
+        let ended = Client::start(&format!("{words} --color {when}")).end();
+        let has_color = ended.stderr.iter().any(|line| line.contains('\u{1b}'));
+        assert_eq!(has_color, is_colored, "{when}: {ended:?}");
+    }
+}
+
+#[test]
+fn a_flag_may_be_set_by_the_environment_and_the_command_line_wins() {
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!("127.0.0.1 {} --ports 1 --json -", server.first_port);
+    let before = "export C1000K_CONNECTIONS=30 C1000K_HOLD=0s C1000K_FAIL_IF='lost>0'";
+    let ended = Client::start_after(before, &words).end();
+    let thirty = record(&ended);
+    assert_eq!((ended.code, thirty.established), (Some(0), 30), "{ended:?}");
+    assert_eq!(thirty.thresholds.len(), 1);
+    let ended = Client::start_after(before, &format!("{words} -c 40")).end();
+    assert_eq!(record(&ended).established, 40, "{ended:?}");
+    let ended = Client::start_after("export C1000K_HOLD=soon", &words).end();
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stderr.join(" ").contains("--hold"), "{ended:?}");
+}
+
+#[test]
+fn it_prints_its_man_page_and_completions() {
+    for (what, part) in [
+        ("man", ".TH c1000k-client 1"),
+        ("bash", "_c1000k__client()"),
+        ("zsh", "#compdef c1000k-client"),
+        ("fish", "complete -c c1000k-client"),
+    ] {
+        let ended = Client::start(&format!("--generate {what}")).end();
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert!(ended.stdout.contains(part), "{what}: {}", ended.stdout);
+        assert!(ended.stdout.contains("heartbeat"), "{what}");
     }
 }

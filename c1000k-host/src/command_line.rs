@@ -1,11 +1,12 @@
 //! What the command lines of both binaries share: addresses, wrong usage, the log, and what is said at the end.
 //!
-//! Nothing here waits without end for somebody to read it.
+//! Nothing here waits without end for someone to read it.
 
 mod address;
+mod common;
 mod outlet;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -19,6 +20,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 pub use address::{ZonedIp, is_of_many, parse_ip, parse_port, split_zone, with_zone};
+pub use common::{Color, Generated, OutputArgs, is_quiet};
 
 use outlet::{LogLines, PATIENCE, STANDARD_ERROR, write_within};
 
@@ -29,13 +31,26 @@ pub const SHORT: u8 = 1;
 /// Exit code: wrong usage.
 pub const USAGE: u8 = 2;
 
+/// Reads the arguments of this process, from the command line or else from the environment, and starts the log as they
+/// say.
+///
+/// # Errors
+/// The exit code, after the help, the version or what was to be generated was printed (0), or what is wrong, in clap's
+/// words (2).
+pub fn parse_and_start_log<A: Parser + AsRef<OutputArgs>>() -> Result<A, ExitCode> {
+    let arguments = parse::<A>()?;
+    common::apply::<A>(arguments.as_ref())?;
+    start_log();
+    Ok(arguments)
+}
+
 /// Reads the arguments of this process.
 ///
 /// # Errors
 /// The exit code, after the help or the version was printed (0), or what is wrong, in clap's words (2).
 pub fn parse<A: Parser>() -> Result<A, ExitCode> {
     make_file_size_limit_an_error();
-    A::try_parse().map_err(|error| match error.kind() {
+    common::read::<A>().map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             warn_if_stdout_may_be_closed();
             conclude(REACHED, output::check_stdout().and_then(|()| error.print()))
@@ -50,7 +65,7 @@ pub fn parse<A: Parser>() -> Result<A, ExitCode> {
 /// clap's error as it is, with its tips and the usage, in colour where it can be seen.
 fn error_text(error: &clap::Error) -> String {
     let text = error.render();
-    if wants_colour() { text.ansi().to_string() } else { text.to_string() }
+    if common::wants_color() { text.ansi().to_string() } else { text.to_string() }
 }
 
 /// Prints one line on standard error, headed by the program's name, as its last one.
@@ -67,12 +82,12 @@ pub fn warn(line: &str) {
     print_error(&format!("{name}: {line}\n"));
 }
 
-/// Prints on standard error, after the log so far, and waits for nobody.
+/// Prints on standard error, after the log so far, without waiting for its reader.
 pub fn tell(text: String) {
     STANDARD_ERROR.push(text.into_bytes());
 }
 
-/// Prints on standard error, after the log so far; without a reader it waits for a second at the most.
+/// Prints on standard error, after the log so far; without a reader it waits for a second at most.
 pub fn print_error(text: &str) {
     STANDARD_ERROR.push(text.as_bytes().to_vec());
     STANDARD_ERROR.flush();
@@ -90,7 +105,7 @@ pub fn check_output(output: &Output) -> Result<(), String> {
     Ok(())
 }
 
-/// Says that what is printed may be seen by nobody.
+/// Warns that what is printed may be lost.
 pub fn warn_if_stdout_may_be_closed() {
     if output::stdout_may_be_closed() {
         warn("standard output was closed at the start or is /dev/null: what goes there is lost");
@@ -136,7 +151,7 @@ pub fn print_summary(text: &str) -> Result<(), String> {
     }
 }
 
-/// Prints on standard output, after the log so far. A reader that does not read is waited for a second at the most.
+/// Prints on standard output, after the log so far. A reader that does not read is waited for a second at most.
 fn print(text: &str) -> io::Result<()> {
     STANDARD_ERROR.flush();
     let (done, is_done) = mpsc::sync_channel(1);
@@ -172,40 +187,32 @@ pub fn give_signals_back() {
     let _ = signals.thread_unblock();
 }
 
-/// Starts the log: plain lines on standard error, `info` and above unless `RUST_LOG` says otherwise.
+/// Starts the log: plain lines on standard error, as the arguments say unless `RUST_LOG` says otherwise.
 ///
-/// A thread of its own writes them, so that nobody waits for who reads them; [`flush_log`] belongs to the program's end.
+/// A thread of its own writes them, so that a slow reader holds nothing up; [`flush_log`] belongs to the program's end.
 /// Where no thread is to be had, a line that would have to wait for its reader is dropped.
-pub fn start_log() {
+fn start_log() {
     make_file_size_limit_an_error();
-    let default = env_logger::Env::default().default_filter_or("info");
+    let default = env_logger::Env::default().default_filter_or(common::log_level().as_str());
     let mut builder = env_logger::Builder::from_env(default);
     builder.format_target(false);
     let _ = STANDARD_ERROR.start(io::stderr());
     builder.target(Target::Pipe(Box::new(LogLines)));
-    if wants_colour() {
+    if common::wants_color() {
         builder.write_style(WriteStyle::Always);
     }
     let _ = builder.try_init();
 }
 
-/// Waits until the log is written, for a second at the most.
+/// Waits until the log is written, for a second at most.
 pub fn flush_log() {
     STANDARD_ERROR.flush();
 }
 
-/// Lines of the log that were dropped, because nobody read those before them.
+/// Lines of the log that were dropped, because those before them were not read.
 #[must_use]
 pub fn log_lines_dropped() -> u64 {
     STANDARD_ERROR.dropped()
-}
-
-/// As `env_logger` decides where it writes by itself.
-fn wants_colour() -> bool {
-    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let is_told = std::env::var("RUST_LOG_STYLE").is_ok_and(|style| style != "auto");
-    let is_dumb = std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
-    !is_told && !is_dumb && !is_set("NO_COLOR") && io::stderr().is_terminal()
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub fn counted(value: u64, noun: &str) -> String {
 #[expect(clippy::cast_precision_loss, reason = "one decimal place is shown")]
 pub fn bytes(value: u64) -> String {
     const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
-    // As many bytes are still read at a glance, and a connection's cost is told exactly.
+    // As many bytes are still read at a glance, and a connection's cost is exact.
     if value < 10_000 {
         return format!("{} B", count(value));
     }

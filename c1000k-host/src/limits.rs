@@ -10,7 +10,7 @@ use {
 };
 
 /// Descriptors that a process keeps for itself: standard streams, epoll, timers, signals, its log,
-/// its record, the samplers, and what it has inherited. Both ends leave so many free.
+/// its record, the samplers, and what it has inherited. Both ends leave this many free.
 pub const RESERVED_DESCRIPTORS: u64 = 32;
 
 /// The part of [`RESERVED_DESCRIPTORS`] that is for what a process inherits: shells and build tools leave a few open. More
@@ -148,7 +148,7 @@ pub fn connections_within(limit: u64, listening_ports: u64) -> u64 {
     limit.saturating_sub(listening_ports).saturating_sub(RESERVED_DESCRIPTORS)
 }
 
-/// The descriptor limit that so many connections and listeners need: the reverse of
+/// The descriptor limit that this many connections and listeners need: the reverse of
 /// [`connections_within`].
 pub fn descriptors_for(connections: u64, listening_ports: u64) -> u64 {
     connections.saturating_add(listening_ports).saturating_add(RESERVED_DESCRIPTORS)

@@ -18,7 +18,7 @@ const STEP: Duration = Duration::from_millis(50);
 pub(crate) struct Arrival {
     /// It is over when nothing has happened for so long.
     pub(crate) patience: Duration,
-    /// So many are under way at a time.
+    /// This many are under way at a time.
     pub(crate) in_flight_max: usize,
     /// It is over then at the latest.
     pub(crate) within: Duration,

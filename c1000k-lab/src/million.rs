@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow, bail};
-use c1000k_host::check::{Need, Role, predict};
+use c1000k_host::check::{Need, predict};
 use c1000k_host::command_line::{self, USAGE};
 use c1000k_host::format;
 use c1000k_report::Report;
@@ -52,6 +52,9 @@ pub(crate) struct Arguments {
     /// Which ends are on which host
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Topology::OneHost)]
     topology: Topology,
+    /// The clients have no sockets: one program is all of them, by a tun device
+    #[arg(long, conflicts_with_all = ["vm", "topology", "memory"])]
+    stateless: bool,
     /// Of the virtual machine, or of all three together; as in 14G, 900M
     #[arg(long, value_name = "SIZE", value_parser = plan::parse_mebibytes)]
     memory: Option<u64>,
@@ -84,15 +87,21 @@ impl Where {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let Arguments { connections, topology, memory, server_memory, .. } = *arguments;
+    let Arguments { connections, topology, stateless, memory, server_memory, .. } = *arguments;
     if server_memory.is_some() && (topology == Topology::OneHost || server_memory >= memory) {
         let line = "--server-memory is a part of --memory, with --topology three-hosts; see --help";
         return Ok(command_line::fail(USAGE, line));
     }
     let out =
         std::path::absolute(arguments.out.clone().unwrap_or_else(|| out_default(connections)))?;
-    let mut plan =
-        Plan { connections, topology, memory_mb: memory, server_memory_mb: server_memory, out };
+    let mut plan = Plan {
+        connections,
+        topology,
+        stateless,
+        memory_mb: memory,
+        server_memory_mb: server_memory,
+        out,
+    };
     let place = decide(arguments, &plan)?;
     if place == Where::Guests {
         plan.memory_mb = Some(guest::prepare(&plan)?);
@@ -140,13 +149,13 @@ fn decide(arguments: &Arguments, plan: &Plan) -> Result<Where> {
         return Ok(Where::Guests);
     }
     let obstacles = capacity::obstacles(plan)?;
-    let has_hosts = plan.topology == Topology::OneHost;
+    let has_hosts = plan.topology == Topology::OneHost && !plan.stateless;
     let maker = if has_hosts { None } else { Maker::find() };
     let no_hosts = (!has_hosts && maker.is_none()).then_some(
-        "three hosts natively want ip and unshare (Debian: apt-get install iproute2 util-linux), and root or user \
-         namespaces",
+        "hosts that are network namespaces want ip and unshare (Debian: apt-get install iproute2 util-linux), and \
+         root or user namespaces",
     );
-    if !arguments.native {
+    if !arguments.native && !plan.stateless {
         let why = obstacles.first().map(|obstacle| obstacle.line.as_str()).or(no_hosts);
         return Ok(match why {
             None => Where::Native(maker),
@@ -158,16 +167,19 @@ fn decide(arguments: &Arguments, plan: &Plan) -> Result<Where> {
     }
     let in_guests = words(arguments, plan).join(" ");
     for obstacle in &obstacles {
-        say(format!(
-            "capped: {}; or without changing this machine: scripts/million {in_guests}",
-            obstacle.line
-        ));
+        match plan.stateless {
+            true => say(format!("capped: {}", obstacle.line)),
+            false => say(format!(
+                "capped: {}; or without changing this machine: scripts/million {in_guests}",
+                obstacle.line
+            )),
+        }
     }
     if let Some(why) = obstacles.iter().find_map(|obstacle| obstacle.stops) {
         bail!("not started: {why}");
     }
     if let Some(why) = no_hosts {
-        bail!("{why}; or run with --vm");
+        bail!("{why}{}", if plan.stateless { "" } else { "; or run with --vm" });
     }
     if !obstacles.is_empty() {
         say("trying as far as it goes");
@@ -226,6 +238,7 @@ fn machine(plan: &Plan, is_warm: bool, place: Where) -> Result<String> {
         format!("command: {}scripts/million {}", folder.unwrap_or_default(), words.join(" ")),
         format!("where: {}", place.name()),
         format!("topology: {}", plan.topology.name()),
+        format!("clients: {}", if plan.stateless { "stateless" } else { "with sockets" }),
         format!("date: {}", date()),
         format!("git: {}", revision()),
         format!("target: {}", plan.connections),
@@ -246,7 +259,7 @@ fn machine(plan: &Plan, is_warm: bool, place: Where) -> Result<String> {
 /// A process writes as much memory as the run will need, and ends.
 fn touch_first(plan: &Plan) -> Result<()> {
     let bytes = plan.memory_mb.map_or_else(
-        || predict(&Need::new(Role::Both, plan.connections)).total_bytes(),
+        || predict(&Need::new(plan.role(), plan.connections)).total_bytes(),
         |size| size << 20,
     );
     say(format!("touching {} of memory first", format::bytes(bytes)));

@@ -76,7 +76,7 @@ impl Network {
         PathBuf::from(format!("/proc/{}/fd/{}", getpid(), self.0.as_raw_fd()))
     }
 
-    /// Takes the calling thread there, for good.
+    /// Takes the calling thread there, permanently.
     fn enter(&self) -> Result<()> {
         Ok(setns(&self.0, CloneFlags::CLONE_NEWNET)?)
     }

@@ -69,7 +69,7 @@ struct Scenario {
     play: fn(&mut Scene<'_>) -> Result<()>,
 }
 
-const SCENARIOS: [Scenario; 8] = [
+const SCENARIOS: [Scenario; 9] = [
     Scenario { name: "memory", guests: memory::pair, tool: None, play: memory::memory },
     Scenario { name: "cgroup", guests: |_| alone(30_000), tool: None, play: memory::cgroup },
     Scenario { name: "watches", guests: |_| alone(10_000), tool: None, play: full::watches },
@@ -80,6 +80,13 @@ const SCENARIOS: [Scenario; 8] = [
         // busybox' own knows no netem.
         tool: Some(("tc", "iproute2")),
         play: network::loss,
+    },
+    Scenario {
+        name: "stateless",
+        guests: |_| alone(10_000),
+        // busybox' own knows no netem.
+        tool: Some(("tc", "iproute2")),
+        play: network::stateless,
     },
     Scenario { name: "conntrack", guests: |_| alone(10_000), tool: None, play: network::conntrack },
     Scenario {
@@ -93,7 +100,8 @@ const SCENARIOS: [Scenario; 8] = [
 ];
 
 /// Beside those of every guest.
-const MODULES: [&str; 5] = [
+const MODULES: [&str; 6] = [
+    "drivers/net/tun",
     "lib/libcrc32c",
     "net/ipv4/netfilter/nf_defrag_ipv4",
     "net/ipv6/netfilter/nf_defrag_ipv6",

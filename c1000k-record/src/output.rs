@@ -95,10 +95,10 @@ impl Output {
 
     /// Writes the record as one JSON object with a newline at its end.
     ///
-    /// A reader of standard output that has gone away is no error: nobody is left to be told.
+    /// A reader of standard output that has gone away is no error: no one is left to be told.
     ///
     /// # Errors
-    /// The system refused to make, write or rename the file; or nobody opened the pipe within two seconds.
+    /// The system refused to make, write or rename the file; or no one opened the pipe within two seconds.
     pub fn write<T: Serialize>(&self, record: &T) -> Result<(), OutputError> {
         let text = text_of(record).map_err(|error| self.error(error))?;
         let outcome = match self {
@@ -271,7 +271,7 @@ fn is_immutable(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::EPERM as i32)
 }
 
-/// Whether a file is there that its folder lets nobody but the owners replace, as `/tmp` does.
+/// Whether a file is there that its folder lets no one but the owners replace, as `/tmp` does.
 fn is_kept_by_its_folder(path: &Path) -> bool {
     let folder = fs::metadata(folder_of(path));
     let (Ok(file), Ok(folder)) = (fs::metadata(path), folder) else { return false };
@@ -352,7 +352,7 @@ fn open_through(path: &Path) -> io::Result<File> {
             Ok(_has_reader) => return options.open(path),
             Err(error) if error.raw_os_error() != Some(Errno::ENXIO as i32) => return Err(error),
             Err(_) if Instant::now() >= deadline => {
-                return Err(io::Error::new(io::ErrorKind::NotConnected, "nobody reads this pipe"));
+                return Err(io::Error::new(io::ErrorKind::NotConnected, "no one reads this pipe"));
             }
             Err(_) => thread::sleep(READER_POLL),
         }
@@ -512,7 +512,7 @@ mod tests {
         assert!(pipe.may_wait() && !to(&folder.path().join("file")).may_wait());
         let began = Instant::now();
         let error = pipe.write(&1).unwrap_err().to_string();
-        assert!(error.contains("nobody reads this pipe") && error.lines().count() == 1, "{error}");
+        assert!(error.contains("no one reads this pipe") && error.lines().count() == 1, "{error}");
         assert!(began.elapsed() < READER_WAIT * 5);
 
         let reader = thread::spawn(move || fs::read_to_string(path).unwrap());

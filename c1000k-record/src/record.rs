@@ -51,7 +51,7 @@ pub struct ClientRecord {
     pub established: u64,
     /// The connections whose echo came back whole in the last pass; null where none was asked for.
     pub verified: Option<u64>,
-    /// The connections given up for good.
+    /// The connections given up.
     pub failed: u64,
     /// Failed connects, retried ones included: errno name to count.
     pub failures: BTreeMap<String, u64>,
@@ -129,6 +129,34 @@ pub struct ClientRecord {
     /// The thresholds that were asked for, in order.
     #[serde(default)]
     pub thresholds: Vec<Threshold>,
+    /// The clients had no sockets: the program was their TCP, over a tun device.
+    #[serde(default)]
+    pub stateless: bool,
+    /// Segments that stateless clients sent again; null where the kernel is the clients' TCP.
+    #[serde(default)]
+    pub retransmitted: Option<u64>,
+    /// Bytes that stateless clients took: those of all connections, and of the most that ever waited for an answer
+    /// at once; null for clients with sockets.
+    #[serde(default)]
+    pub state_bytes: Option<u64>,
+    /// The most memory that the client ever had resident; null where it could not be read.
+    #[serde(default)]
+    pub rss_peak_bytes: Option<u64>,
+    /// Processor time that the client spent in the program; null where it could not be read.
+    #[serde(default)]
+    pub cpu_user_seconds: Option<f64>,
+    /// Processor time that it spent in the kernel.
+    #[serde(default)]
+    pub cpu_system_seconds: Option<f64>,
+    /// Processor time of either kind that the ramp took; null where it could not be read.
+    #[serde(default)]
+    pub ramp_cpu_seconds: Option<f64>,
+    /// The connects that could be under way at once; null where the record does not say.
+    #[serde(default)]
+    pub in_flight_max: Option<u64>,
+    /// Whether a rate was asked for (`--rate`, `--stages`).
+    #[serde(default)]
+    pub has_rate: bool,
 }
 
 /// Messages sent during the hold, at times that were fixed before.
@@ -227,14 +255,14 @@ pub struct ServerRecord {
     /// Bytes of payload sent.
     pub bytes_out: u64,
     /// What the process grew by from start to peak, per connection: `rss_at_peak_bytes` less
-    /// `rss_at_start_bytes`, by the connections open then. Null where it can't be told.
+    /// `rss_at_start_bytes`, by the connections open then. Null where it can't be determined.
     pub user_bytes_per_connection: Option<f64>,
     /// What one end of a connection costs the kernel: what its slabs grew by, per socket added, so
     /// that it is the same whether the other end lies in this kernel or not. Null where it can't be
     /// told.
     pub kernel_bytes_per_connection: Option<f64>,
     /// The most memory the process ever had resident, and at least each other figure of it here; null
-    /// where it can't be told.
+    /// where it can't be determined.
     pub rss_peak_bytes: Option<u64>,
     /// Processor time spent in the program.
     pub cpu_user_seconds: f64,
@@ -271,7 +299,7 @@ pub struct ServerRecord {
     /// The connections that ended before both sides had finished, by the server's rules or by TCP: reason to count.
     #[serde(default)]
     pub closed_by: BTreeMap<String, u64>,
-    /// Lines of the log that nobody read in time.
+    /// Lines of the log that were not read in time.
     #[serde(default)]
     pub log_lines_dropped: u64,
     /// What the memory guard saw and did; null where memory could not be read.
@@ -444,12 +472,15 @@ pub struct ServerPoint {
     pub rss_bytes: Option<u64>,
     /// Memory of the kernel in sockets and what belongs to them.
     pub kernel_socket_bytes: Option<u64>,
+    /// Processor time spent so far, in the program and in the kernel on its behalf.
+    #[serde(default)]
+    pub cpu_seconds: Option<f64>,
 }
 
 /// How a server kept from running out of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryGuard {
-    /// Whether it admitted nobody at the end.
+    /// Whether it refused all new connections at the end.
     pub closed: bool,
     /// How often it stopped admitting.
     pub closings: u64,
@@ -470,7 +501,7 @@ pub struct MemoryGuard {
 /// What a number of connections was expected to cost before the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Prediction {
-    /// For so many connections.
+    /// For this many connections.
     pub connections: u64,
     /// What the processes grow by.
     pub process_bytes: u64,
@@ -511,7 +542,7 @@ impl ClientRecord {
         Ok(record)
     }
 
-    /// From when until when the connections were held, at least; `None` where it can't be told.
+    /// From when until when the connections were held, at least; `None` where it can't be determined.
     ///
     /// A record without these fields says it to the second.
     #[must_use]

@@ -44,7 +44,7 @@ pub struct Series<T> {
     /// The newest point, where it is not one of those kept.
     newest: Option<T>,
     offered: u64,
-    /// One of so many offered points is kept.
+    /// One of each `stride` points that are offered is kept.
     stride: u64,
 }
 

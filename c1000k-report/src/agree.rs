@@ -206,7 +206,7 @@ fn verified(name: &str, client: &ClientRecord) -> Vec<Check> {
 
 /// Sockets in use by the kernel's count.
 fn sockets(run: &Run, host: &str) -> Check {
-    let ends = if run.topology() == Topology::OneHost { 2 } else { 1 };
+    let ends = if run.topology() == Topology::OneHost && !run.is_stateless() { 2 } else { 1 };
     let check = Question::new(
         format!("Sockets of host {host}"),
         format!("sockstat rose by {ends} for each connection"),
@@ -290,7 +290,7 @@ fn process_memory(run: &Run) -> Check {
 fn process_bytes(run: &Run) -> Check {
     let check = Question::new(
         "Memory that the server's process may take",
-        "24 MB and 48 B for each connection at the most",
+        "24 MB and 48 B for each connection at most",
     );
     let (Some(connections), Some(peak)) = (run.connections(), cost::process(run).peak_bytes) else {
         return check.no_snapshot("neither record nor snapshots tell it");
@@ -401,7 +401,7 @@ fn kernel_hosts(run: &Run) -> &'static [&'static str] {
     if run.is_one_kernel() { &hosts[..1] } else { hosts }
 }
 
-/// A figure with so many places, or with as many more as tell it from the bound that it misses.
+/// A figure with this many places, or with as many more as tell it from the bound that it misses.
 fn apart(value: f64, bound: f64, places: usize) -> String {
     let text = |value: f64, places| format!("{value:.places$}");
     let tells = |places: &usize| value >= bound || text(value, *places) != text(bound, *places);

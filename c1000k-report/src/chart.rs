@@ -294,7 +294,7 @@ fn latency(run: &Run) -> Drawn<Option<Chart>> {
 /// For each percentile the number of its nines, and the logarithm of the latency in microseconds.
 fn percentiles(text: &str) -> Option<Vec<(f64, f64)>> {
     let histogram = histogram::decode(text)?;
-    // The longest one stands where one of so many is left.
+    // The longest one stands where only every n-th point is left.
     let nines_max = float(histogram.len()).log10();
     let point = |share: f64, us: u64| (-(1.0 - share).log10(), float(us.max(1)).log10());
     let steps = (0..).map(|step| f64::from(step) / 10.0).take_while(|nines| *nines < nines_max);

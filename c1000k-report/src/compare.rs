@@ -4,16 +4,102 @@ use c1000k_host::format;
 use c1000k_record::{ClientRecord, LatencyUs, ServerRecord, Workload};
 
 use crate::cost;
+use crate::escape::markdown;
 use crate::run::{Moment, Run};
 use crate::table::table;
 use crate::trend;
 
-/// A table of the figures that both or one of them have, with the ratio of the second to the first.
-#[must_use]
-pub fn table_of(first: &Run, second: &Run) -> String {
-    let rows: Vec<_> = FIGURES.iter().filter_map(|figure| figure.row(first, second)).collect();
-    let names = [first, second].map(|run| run.folder.display().to_string());
-    table(["", &names[0], &names[1], "ratio"], &rows)
+/// Two runs, or two series of them, side by side.
+#[derive(Debug)]
+pub struct Comparison {
+    /// The folders.
+    pub names: [String; 2],
+    /// How many runs each side has.
+    pub runs: [usize; 2],
+    /// The figures that both or one of them have.
+    pub rows: Vec<Row>,
+}
+
+/// One figure of both sides: where a side has several runs, their median.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// What it is.
+    pub name: &'static str,
+    /// In seconds, bytes or pieces; `None` where it was not seen.
+    pub values: [Option<f64>; 2],
+    /// How far the runs of one side lie apart, as a share of their median: the larger of both; `None` where there is but
+    /// one run each.
+    pub noise: Option<f64>,
+    text: fn(f64) -> String,
+}
+
+impl Comparison {
+    /// Of the runs of two sides; neither is empty.
+    #[must_use]
+    pub fn new(names: [String; 2], sides: [&[Run]; 2]) -> Self {
+        let rows = FIGURES.iter().filter_map(|figure| figure.row(sides)).collect();
+        Self { names, runs: sides.map(<[Run]>::len), rows }
+    }
+
+    /// Whether a side has several runs.
+    #[must_use]
+    pub fn has_noise(&self) -> bool {
+        self.runs.iter().any(|&runs| runs > 1)
+    }
+
+    /// As a table of text or Markdown.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let [first, second] = &self.names;
+        if self.has_noise() {
+            let rows: Vec<_> = self.rows.iter().map(Row::cells).collect();
+            return table(["", first, second, "ratio", "noise"], &rows);
+        }
+        let rows: Vec<_> = self.rows.iter().map(Row::cells).collect();
+        let rows: Vec<_> =
+            rows.into_iter().map(|[name, one, two, ratio, _]| [name, one, two, ratio]).collect();
+        table(["", first, second, "ratio"], &rows)
+    }
+
+    /// As a page.
+    #[must_use]
+    pub(crate) fn page(&self) -> String {
+        let noise = if self.has_noise() {
+            let [first, second] = self.runs;
+            format!(
+                "Medians of {first} and {second} runs. The noise is how far the runs of one side lie apart, as a share \
+                 of their median: a ratio that is closer to 1 than that shows nothing."
+            )
+        } else {
+            "One run each: how much of a difference is noise is not known. Give folders with several runs to see it."
+                .to_owned()
+        };
+        let names = self.names.each_ref().map(|name| markdown(name));
+        format!("# {} and {}\n\n{noise}\n\n{}", names[0], names[1], self.table())
+    }
+}
+
+impl Row {
+    /// The second to the first.
+    #[must_use]
+    pub fn ratio(&self) -> Option<f64> {
+        match self.values {
+            [Some(first), Some(second)] if first != 0.0 => Some(second / first),
+            _ => None,
+        }
+    }
+
+    fn cells(&self) -> [String; 5] {
+        let text = |value: Option<f64>| value.map_or_else(|| "not seen".to_owned(), self.text);
+        let ratio = self.ratio().map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"));
+        let noise = self.noise.map_or_else(|| "-".to_owned(), format::percent);
+        [self.name.to_owned(), text(self.values[0]), text(self.values[1]), ratio, noise]
+    }
+}
+
+/// The figures of a run that were seen, in seconds, bytes or pieces.
+pub(crate) fn figures(run: &Run) -> impl Iterator<Item = (&'static str, Option<f64>)> {
+    FIGURES.iter().map(move |figure| (figure.name, (figure.of)(run)))
 }
 
 /// A figure, how it is read from a run and how it is shown.
@@ -55,18 +141,33 @@ const FIGURES: [Figure; 24] = [
 ];
 
 impl Figure {
-    fn row(&self, first: &Run, second: &Run) -> Option<[String; 4]> {
-        let values = [(self.of)(first), (self.of)(second)];
-        if values == [None, None] {
-            return None;
-        }
-        let text = |value: Option<f64>| value.map_or_else(|| "not seen".to_owned(), self.text);
-        let ratio = match values {
-            [Some(first), Some(second)] if first != 0.0 => format!("{:.3}", second / first),
-            _ => "-".to_owned(),
-        };
-        Some([self.name.to_owned(), text(values[0]), text(values[1]), ratio])
+    fn row(&self, sides: [&[Run]; 2]) -> Option<Row> {
+        let seen = sides.map(|runs| {
+            let mut values: Vec<f64> = runs.iter().filter_map(|run| (self.of)(run)).collect();
+            values.sort_by(f64::total_cmp);
+            values
+        });
+        let values = seen.each_ref().map(|values| median(values));
+        let noise = seen.iter().filter_map(|values| spread(values)).reduce(f64::max);
+        (values != [None, None]).then_some(Row { name: self.name, values, noise, text: self.text })
     }
+}
+
+/// Of values in order.
+fn median(values: &[f64]) -> Option<f64> {
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => None,
+        count if count % 2 == 1 => Some(values[middle]),
+        _ => Some(f64::midpoint(values[middle - 1], values[middle])),
+    }
+}
+
+/// How far values in order lie apart, as a share of their median.
+fn spread(values: &[f64]) -> Option<f64> {
+    let (first, last) = (values.first()?, values.last()?);
+    let median = median(values).filter(|median| values.len() > 1 && *median != 0.0)?;
+    Some((last - first) / median)
 }
 
 fn summed(run: &Run, figure: fn(&ClientRecord) -> u64) -> Option<f64> {
@@ -161,4 +262,18 @@ fn two_places(value: f64) -> String {
 
 fn span_us(value: f64) -> String {
     format::duration(value / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_noise_is_how_far_runs_of_one_side_lie_apart() {
+        assert_eq!(median(&[1.0, 2.0, 10.0]), Some(2.0));
+        assert_eq!(median(&[1.0, 3.0]), Some(2.0));
+        assert_eq!((median(&[]), spread(&[])), (None, None));
+        assert_eq!(spread(&[9.0, 10.0, 11.0]), Some(0.2));
+        assert_eq!((spread(&[5.0]), spread(&[0.0, 0.0])), (None, None));
+    }
 }

@@ -6,6 +6,7 @@
 //! - [`verdict`], [`export`], [`chart`] and [`compare`] show them, with all text of others [escaped](escape).
 
 pub mod agree;
+pub mod bottleneck;
 pub mod chart;
 pub mod compare;
 pub mod cost;

@@ -9,10 +9,11 @@ use std::process::ExitCode;
 use c1000k_host::command_line::{self, SHORT, USAGE, fail};
 use c1000k_record::{Verdict, input, output, schema};
 use c1000k_report::agree::{Check, CheckOutcome};
+use c1000k_report::compare::Comparison;
 use c1000k_report::escape::visible;
 use c1000k_report::export::Format;
 use c1000k_report::run::{Run, RunError};
-use c1000k_report::{Report, compare, verdict};
+use c1000k_report::{Report, verdict};
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Tell what a run shows, from the folder that it left.
@@ -41,11 +42,17 @@ enum Command {
         check: bool,
     },
     /// Print the figures of two runs side by side.
+    ///
+    /// A folder may hold several runs instead, each in a folder of its own: then medians are compared, and the noise stands
+    /// beside each ratio.
     Compare {
         /// The folder of the one run
         first: PathBuf,
         /// The folder of the other; ratios are of it to the first
         second: PathBuf,
+        /// Print this instead of a table of text
+        #[arg(long, value_name = "FORMAT")]
+        format: Option<Format>,
     },
     /// Print the JSON Schema of a record.
     Schema {
@@ -70,7 +77,7 @@ fn main() -> ExitCode {
     };
     let outcome = match arguments.command {
         Command::Summarize { folder, format, check } => summarize(&folder, format, check),
-        Command::Compare { first, second } => compare(&first, &second),
+        Command::Compare { first, second, format } => compare(&first, &second, format),
         Command::Schema { program } => print_schema(program),
     };
     outcome.unwrap_or_else(|error| {
@@ -143,9 +150,32 @@ fn pass(checks: &[Check], is_strict: bool) -> bool {
     })
 }
 
-fn compare(first: &Path, second: &Path) -> Result<ExitCode, Box<dyn Error>> {
-    deliver(&compare::table_of(&Run::read(first)?, &Run::read(second)?))?;
+fn compare(
+    first: &Path,
+    second: &Path,
+    format: Option<Format>,
+) -> Result<ExitCode, Box<dyn Error>> {
+    let names = [first, second].map(|folder| folder.display().to_string());
+    let comparison = Comparison::new(names, [&runs(first)?, &runs(second)?]);
+    let text = match format {
+        Some(format) => format.exporter().compare(&comparison)?,
+        None => comparison.table(),
+    };
+    deliver(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The run of a folder, or those of the folders in it.
+fn runs(folder: &Path) -> Result<Vec<Run>, RunError> {
+    let read = Run::read(folder);
+    if read.is_ok() {
+        return read.map(|run| vec![run]);
+    }
+    let folders = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    let mut folders: Vec<PathBuf> = folders.map(|entry| entry.path()).collect();
+    folders.sort();
+    let runs: Vec<Run> = folders.iter().filter_map(|folder| Run::read(folder).ok()).collect();
+    if runs.is_empty() { read.map(|run| vec![run]) } else { Ok(runs) }
 }
 
 fn print_schema(program: Program) -> Result<ExitCode, Box<dyn Error>> {

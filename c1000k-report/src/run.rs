@@ -17,7 +17,7 @@ use clap::ValueEnum;
 use crate::snapshot::Snapshot;
 
 /// A run, read from its folder.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Run {
     /// The folder.
     pub folder: PathBuf,
@@ -126,7 +126,15 @@ impl Run {
     /// network namespaces of one machine share theirs.
     #[must_use]
     pub fn is_one_kernel(&self) -> bool {
-        self.topology() == Topology::OneHost || self.machine.value("where") == Some("native")
+        !self.is_stateless()
+            && (self.topology() == Topology::OneHost
+                || self.machine.value("where") == Some("native"))
+    }
+
+    /// Whether the clients had no sockets.
+    #[must_use]
+    pub fn is_stateless(&self) -> bool {
+        self.clients.iter().any(|(_, client)| client.stateless)
     }
 
     /// The ends of each connection that lie in the memory of one kernel.
@@ -349,7 +357,7 @@ impl MachineFile {
     }
 
     /// Whether memory was touched before the run, so that the host of a virtual machine had given it already; `None`
-    /// where it is not told.
+    /// where it is not reported.
     #[must_use]
     pub fn memory_warmed(&self) -> Option<bool> {
         match self.value("memory touched before the run")? {

@@ -42,7 +42,7 @@ fn median(a: f64, b: f64, c: f64) -> f64 {
     a.min(b).max(a.max(b).min(c))
 }
 
-/// When so many connections stood, on the straight line between two points.
+/// When this many connections stood, on the straight line between two points.
 fn reached_at(ramp: &[RampPoint], connections: f64) -> Option<f64> {
     let mut before = RampPoint { seconds: 0.0, established: 0 };
     for point in ramp {

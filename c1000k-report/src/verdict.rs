@@ -6,6 +6,7 @@ use c1000k_host::format;
 use c1000k_record::Verdict;
 
 use crate::agree::{Check, CheckOutcome};
+use crate::bottleneck::{self, Finding};
 use crate::escape::visible;
 use crate::run::{Apart, Run};
 
@@ -27,6 +28,12 @@ pub fn text(run: &Run, checks: &[Check]) -> String {
         if let Some(detail) = detail {
             let _ = write!(text, ": {}", visible(detail));
         }
+    }
+    let is_said = |evidence: &str| run.limits().any(|(_, _, detail)| detail == Some(evidence));
+    if let Some(Finding { bottleneck, evidence }) = bottleneck::find(run)
+        && !is_said(&evidence)
+    {
+        let _ = write!(text, "\nLimited by {bottleneck}: {}", visible(&evidence));
     }
     let count = |outcome| checks.iter().filter(|check| check.outcome == outcome).count();
     let _ = write!(

@@ -943,6 +943,55 @@ fn two_runs_are_set_side_by_side_with_ratios() {
     assert!(row.trim_end().ends_with("0.500 |"), "{text}");
     let row = text.lines().find(|line| line.contains("held at once")).unwrap();
     assert_eq!(row.matches("100,000").count(), 2, "{text}");
+    assert!(!text.contains("noise"), "one run each shows none: {text}");
+}
+
+#[test]
+fn series_of_runs_are_compared_by_their_medians_with_the_noise_beside() {
+    let series = |seconds: [f64; 3]| {
+        let folder = tempfile::tempdir().unwrap();
+        for (number, cpu) in seconds.into_iter().enumerate() {
+            let run = Fixture::one_host();
+            run.set("server.json", "cpu_user_seconds", json!(cpu));
+            let to = folder.path().join(format!("run-{number}"));
+            fs::create_dir(&to).unwrap();
+            for name in ["client.json", "server.json"] {
+                fs::copy(run.path().join(name), to.join(name)).unwrap();
+            }
+        }
+        folder
+    };
+    let (first, second) = (series([1.0, 1.1, 0.9]), series([2.0, 2.0, 2.1]));
+    let paths = [first.path().to_str().unwrap(), second.path().to_str().unwrap()];
+    let compare = |format: &str| {
+        let output = report(&["compare", paths[0], paths[1], "--format", format]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let object: Value = serde_json::from_str(&compare("json")).unwrap();
+    let cpu = &object["figures"]["server's CPU, user"];
+    assert_eq!(
+        (&cpu["first"], &cpu["second"], &cpu["ratio"]),
+        (&json!(1.0), &json!(2.0), &json!(2.0))
+    );
+    assert!((cpu["noise"].as_f64().unwrap() - 0.2).abs() < 1e-9, "{cpu}");
+    assert_eq!(object["runs"], json!([3, 3]));
+    let page = compare("html");
+    assert!(page.starts_with("<!doctype html>") && page.contains("noise</th>"), "{page}");
+    assert!(page.contains("Medians of 3 and 3 runs"), "{page}");
+    assert!(compare("markdown").contains(" 20.0% |"), "{}", compare("markdown"));
+    let lines = compare("csv");
+    assert!(lines.starts_with("figure,first,second,ratio,noise\n"), "{lines}");
+    assert!(lines.contains("\"server's CPU, user\",1,2,2,0.2"), "{lines}");
+}
+
+#[test]
+fn the_figures_are_to_be_had_for_a_spreadsheet() {
+    let fixture = Fixture::one_host();
+    let text = stdout(&fixture.summarize(&["--format", "csv"]));
+    assert!(text.starts_with("figure,value\nasked for,100000\n"), "{text}");
+    fixture.summarize(&[]);
+    assert_eq!(fixture.read("summary.csv"), text);
 }
 
 fn workload(sent: u64, p99: u64) -> Value {

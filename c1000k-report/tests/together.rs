@@ -1,6 +1,6 @@
 //! Both real programs against each other: their records, and the kernel's count, must tell the same.
 //!
-//! The kernel counts sockets by network namespace: the test runs in one of its own, in which nobody else opens any.
+//! The kernel counts sockets by network namespace: the test runs in one of its own, in which no one else opens any.
 
 #![allow(clippy::unwrap_used)] // A test may unwrap: its panic is its report.
 
@@ -88,6 +88,58 @@ fn play(programs: &Path) {
     assert_has_all_of(&schema::client(), &client);
     assert_has_all_of(&schema::server(), &server);
     compare(&ClientRecord::read(&client).unwrap(), &ServerRecord::read(&server).unwrap());
+    each_bottleneck_is_named(programs);
+}
+
+/// What can be made to limit a run without other machines; a busy processor can't be, which unit tests of the rule are
+/// for.
+fn each_bottleneck_is_named(programs: &Path) {
+    let no_other = "";
+    for (bottleneck, server, before, client) in [
+        ("backlog", "--backlog 1", no_other, "-c 3000 --in-flight 1000"),
+        ("server_bound", "--max-connections 50", no_other, "-c 500"),
+        ("memory", "--memory-reserve 99%", no_other, "-c 500"),
+        ("descriptors", no_other, "ulimit -n 200;", "-c 500 --file-table process"),
+        (
+            "ports",
+            no_other,
+            "sysctl -q -w net.ipv4.ip_local_port_range='40000 40099';",
+            "-c 500 --source 127.0.0.1",
+        ),
+        ("network", no_other, no_other, "198.51.100.1 -c 5"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let first_port = free_ports(1).to_string();
+        let words = format!(
+            "--bind 127.0.0.1 --first-port {first_port} --ports 1 --json server.json {server}"
+        );
+        let mut served = Program::start(
+            Command::new(programs.join(format!("c1000k-server{EXE_SUFFIX}")))
+                .args(words.split_whitespace())
+                .current_dir(&folder),
+        );
+        served.wait_for("ready");
+        let to = if client.starts_with('1') { "" } else { "127.0.0.1" };
+        let script = format!(
+            "{before} exec \"$0\" {to} {client} --hold 0s --connect-timeout 2s --ports 1 --json client.json"
+        );
+        // The target may stand first among the client's own words.
+        let script = script.replace("198.51.100.1", &format!("198.51.100.1 {first_port}"));
+        let script = script.replace("127.0.0.1 -c", &format!("127.0.0.1 {first_port} -c"));
+        let program = programs.join(format!("c1000k-client{EXE_SUFFIX}"));
+        let mut command = Command::new("bash");
+        command.args(["-c", &script]).arg(program).current_dir(&folder);
+        Program::start(&mut command).exit_code();
+        served.terminate();
+        assert_eq!(served.exit_code(), 0, "{bottleneck}");
+        let report = Command::new(env!("CARGO_BIN_EXE_c1000k-report"))
+            .args(["summarize", "--format", "json"])
+            .arg(folder.path())
+            .output()
+            .unwrap();
+        let summary: Value = serde_json::from_slice(&report.stdout).unwrap();
+        assert_eq!(summary["bottleneck"]["bottleneck"], bottleneck, "{summary:#}");
+    }
 }
 
 /// The record is valid, and has every field that its schema knows, and no other.
@@ -130,7 +182,7 @@ fn build() -> PathBuf {
     programs
 }
 
-/// The first of so many consecutive ports on which nobody listens.
+/// The first of this many consecutive ports on which no one listens.
 fn free_ports(count: u16) -> u16 {
     (20_000..30_000)
         .step_by(usize::from(count))

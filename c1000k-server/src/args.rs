@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use c1000k_host::check::{CheckArgs, FileTableArgs, FileTableChoice};
-use c1000k_host::command_line::{ZonedIp, is_of_many, parse_ip, parse_port};
+use c1000k_host::command_line::{OutputArgs, ZonedIp, is_of_many, parse_ip, parse_port};
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_count, parse_duration};
 use c1000k_record::Output;
@@ -116,6 +116,8 @@ pub(crate) struct Args {
     /// Not a flag of this program, but of many others
     #[arg(long, hide = true, value_name = "PORT", num_args = 0..=1, default_missing_value = "9900")]
     port: Option<String>,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// What the server does with what it reads.
@@ -174,6 +176,12 @@ pub(crate) struct Settings {
     pub(crate) grace: Duration,
     pub(crate) json: Option<Output>,
     pub(crate) metrics: Option<SocketAddr>,
+}
+
+impl AsRef<OutputArgs> for Args {
+    fn as_ref(&self) -> &OutputArgs {
+        &self.output
+    }
 }
 
 impl Args {

@@ -53,11 +53,10 @@ fn main() -> ExitCode {
 }
 
 fn run_command() -> ExitCode {
-    let args = match command_line::parse::<Args>() {
+    let args = match command_line::parse_and_start_log::<Args>() {
         Ok(args) => args,
         Err(code) => return code,
     };
-    command_line::start_log();
     match args.check() {
         Err(line) => fail(USAGE, &line),
         Ok(Command::Check { args, file_table, connections, listening }) => {

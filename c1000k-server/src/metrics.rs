@@ -236,6 +236,9 @@ impl Sampler {
             open: connections,
             rss_bytes: metrics.rss_bytes(),
             kernel_socket_bytes: metrics.kernel_bytes(),
+            cpu_seconds: metrics
+                .process
+                .map(|process| process.cpu_user_seconds + process.cpu_system_seconds),
         });
         let is_peak = self.peak.as_ref().is_none_or(|peak| connections >= peak.connections);
         if connections > 0 && is_peak {

@@ -65,6 +65,6 @@ pub(crate) fn notify_stopping() {
 
 fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        log::warn!("the service manager can't be told: {error}");
+        log::warn!("the service manager can't be notified: {error}");
     }
 }

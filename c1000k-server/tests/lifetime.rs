@@ -24,7 +24,7 @@ use reactor::FileTable;
 
 const NOBODY: u32 = 65_534;
 
-/// What a pipe holds that nobody reads.
+/// What a pipe holds that no one reads.
 const PIPE_BYTES: usize = 65_536;
 
 #[test]

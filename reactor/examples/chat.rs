@@ -1,7 +1,7 @@
 //! A chat with rooms: `cargo run --example chat -- 127.0.0.1:7007`, then `nc 127.0.0.1 7007`.
 //!
-//! `/nick NAME` and `/join ROOM` change who and where you are, `/all TEXT` speaks to everybody, any other line to your
-//! room. A message is one allocation however many receive it. A reader whose queue is full is dropped: nobody waits.
+//! `/nick NAME` and `/join ROOM` change who and where you are, `/all TEXT` speaks to everyone, any other line to your
+//! room. A message is one allocation however many receive it. A reader whose queue is full is dropped: no one waits.
 
 use std::collections::{HashMap, HashSet};
 use std::mem;
@@ -17,7 +17,7 @@ mod common;
 
 const LOBBY: &str = "lobby";
 const LINE_BYTES_MAX: usize = 1024;
-/// Bounds what one callback may cost: so many lines to so many members.
+/// Bounds what one callback may cost: a number of lines to a number of members.
 const LINES_PER_READ_MAX: usize = 64;
 const MEMBERS_MAX: usize = 1000;
 /// A reader that is so far behind is dropped.
@@ -26,7 +26,7 @@ const BEHIND_BYTES_MAX: usize = 64 * 1024;
 #[derive(Default)]
 struct Chat {
     rooms: HashMap<String, HashSet<Token>>,
-    /// What is being said to everybody.
+    /// What is being said to everyone.
     announcements: HashMap<SweepId, Arc<[u8]>>,
 }
 
@@ -80,7 +80,7 @@ impl Chat {
         }
     }
 
-    /// To everybody, who may be a million: a sweep goes from one to the next, and the loop goes on in between.
+    /// To everyone, who may be a million: a sweep goes from one to the next, and the loop goes on in between.
     fn announce(&mut self, cx: &mut Context<Guest>, token: Token, text: &str) {
         match cx.sweep() {
             Ok(sweep) => {

@@ -221,7 +221,7 @@ impl Handler for Http {
 
 fn main() -> Result<(), Failure> {
     let argument = std::env::args().nth(1).unwrap_or("127.0.0.1:8080".to_owned());
-    // One read of 64 KiB, behind a head of 8 KiB that has waited for its end, holds at the most 3,686 requests of 20
+    // One read of 64 KiB, behind a head of 8 KiB that has waited for its end, holds at most 3,686 requests of 20
     // bytes, whose answers are 104 bytes each. While answers wait nothing is read, so the queue never has to hold more.
     let config = Config { write_queue_bytes_max: 1024 * 1024, ..Config::default() };
     let mut reactor = Reactor::new(&config)?;

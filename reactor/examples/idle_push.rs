@@ -91,7 +91,7 @@ impl Gateway {
         };
         match cx.write_chunk(token, format!("{text}\n").into_bytes()) {
             Ok(_) => "sent",
-            Err(WriteError::Closed) => "not here",
+            Err(refused) if refused.error == WriteError::Closed => "not here",
             Err(_) => "too slow",
         }
     }

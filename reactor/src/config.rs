@@ -153,6 +153,9 @@ pub(crate) struct TcpOptions {
 /// All options but the backlog are for TCP, and a Unix-domain listener goes without them.
 #[derive(Clone, Debug)]
 pub struct ListenOptions {
+    /// Connections of this listener that may be held at once, beside [`Config::connections_max`] for all together; more
+    /// peers wait in its backlog. At least 1. Default: no bound of its own.
+    pub connections_max: Option<u32>,
     /// Connections that may wait to be accepted; `None` asks for as many as the kernel allows
     /// (`net.core.somaxconn`, which caps any other number too).
     pub backlog: Option<u32>,
@@ -197,6 +200,7 @@ impl ListenOptions {
 impl Default for ListenOptions {
     fn default() -> Self {
         Self {
+            connections_max: None,
             backlog: None,
             reuse_port: false,
             only_v6: false,

@@ -27,6 +27,7 @@
 use std::mem;
 
 use crate::sys::{Descriptor, Socket};
+use crate::token::SlotKey;
 use crate::wheel::NodeId;
 
 /// The reactor's half of a connection; the service's half is its `Handler::Conn`.
@@ -34,12 +35,29 @@ use crate::wheel::NodeId;
 pub(crate) struct ConnHeader {
     pub(crate) socket: Socket,
     pub(crate) timer: NodeId,
-    /// Index into the reactor's write queues; of no meaning without [`Flags::QUEUED`]. An `Option` would cost four
-    /// bytes more.
-    queue: u32,
+    /// With [`Flags::QUEUED`] an index into the reactor's write queues, which then keep what stands here else: the
+    /// [`Origin`]. Two fields would cost four bytes more.
+    queue_or_origin: u32,
     pub(crate) flags: Flags,
     /// The number of the descriptor by which epoll knows a registered file, where that fits.
     watched_as: u16,
+}
+
+/// The listener that a connection counts for, where that has a bound of its own: the slot and a part of the generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Origin(u32);
+
+impl Origin {
+    /// `None` for a slot beyond those that can be told apart.
+    pub(crate) fn of(key: SlotKey) -> Option<Self> {
+        let slot = u16::try_from(key.index() + 1).ok()?;
+        Some(Self(u32::from(slot) << 16 | (key.generation() & 0xffff)))
+    }
+
+    /// The listener's slot; `None` where it counts for none.
+    pub(crate) fn slot(self) -> Option<usize> {
+        (self.0 >> 16).checked_sub(1).map(|slot| slot as usize)
+    }
 }
 
 /// The bytes that a connection costs beside its state, and what an armed timeout adds; both are promises.
@@ -53,7 +71,7 @@ const _: () = {
 
 impl ConnHeader {
     pub(crate) fn new(socket: Socket, flags: Flags) -> Self {
-        Self { socket, timer: NodeId::NONE, queue: 0, flags, watched_as: 0 }
+        Self { socket, timer: NodeId::NONE, queue_or_origin: 0, flags, watched_as: 0 }
     }
 
     /// The socket moves to a registered file: takes its descriptor, by which epoll goes on knowing it. `None` where it
@@ -81,12 +99,30 @@ impl ConnHeader {
     }
 
     pub(crate) fn queue(&self) -> Option<u32> {
-        self.has_queue().then_some(self.queue)
+        self.has_queue().then_some(self.queue_or_origin)
     }
 
-    pub(crate) fn set_queue(&mut self, queue: Option<u32>) {
-        self.flags.set(Flags::QUEUED, queue.is_some());
-        self.queue = queue.unwrap_or(0);
+    /// Takes a queue, which is to keep the origin that comes back.
+    pub(crate) fn set_queue(&mut self, queue: u32) -> Origin {
+        self.flags.set(Flags::QUEUED, true);
+        Origin(mem::replace(&mut self.queue_or_origin, queue))
+    }
+
+    /// Has no queue any more, which kept this origin.
+    pub(crate) fn clear_queue(&mut self, origin: Origin) {
+        self.flags.set(Flags::QUEUED, false);
+        self.queue_or_origin = origin.0;
+    }
+
+    /// Where it comes from; with a queue it is that which knows.
+    pub(crate) fn origin(&self) -> Option<Origin> {
+        (!self.has_queue()).then_some(Origin(self.queue_or_origin))
+    }
+
+    /// Of a connection without a queue.
+    pub(crate) fn set_origin(&mut self, origin: Origin) {
+        debug_assert!(!self.has_queue(), "the queue keeps it");
+        self.queue_or_origin = origin.0;
     }
 
     /// What arrives is for the service.

@@ -27,12 +27,12 @@ use crate::connection::{ConnHeader, Flags};
 use crate::error::{CloseReason, Error};
 use crate::queue::WriteQueue;
 use crate::signal::Signal;
-use crate::slab::Slab;
+use crate::slab::{Slab, slot_bytes};
 use crate::stats::Stats;
 use crate::sys::{self, Descriptor, Poller, SendBatch, SignalReader, Sockets};
 use crate::token::{EventSource, Inner, ListenerId, Token};
 use crate::waker::Waker;
-use crate::wheel::{NodeId, Tick, Wheel};
+use crate::wheel::{NODE_BYTES, NodeId, Tick, Wheel};
 
 use listen::{AcceptBackoff, Listener};
 use sweep::Sweep;
@@ -41,19 +41,24 @@ use watch::Watch;
 pub(crate) use batch::receives;
 pub(crate) use stream::Received;
 pub use sweep::SweepId;
+pub(crate) use time::Due;
 
 /// Everything a reactor offers to its service; `C` is the state of one connection.
 pub struct Context<C> {
     config: Config,
     poller: Poller,
     connections: Slab<ConnHeader, C>,
+    /// Connections with which none more is accepted: all but those that are reserved.
+    accepted_max: usize,
     listeners: Slab<Listener, ()>,
-    /// A free timer's place in the wheel.
-    timers: Slab<NodeId, ()>,
+    /// A timer's place in the wheel; the connection that it is of, and its tag, where it is of one.
+    timers: Slab<NodeId, Option<(Token, u64)>>,
     watches: Slab<Watch, ()>,
     /// The first one is under way, the others wait for it.
     sweeps: VecDeque<Sweep>,
     sweep_next: NonZeroU64,
+    /// What is called back in the next turn.
+    deferred: VecDeque<u64>,
     wheel: Wheel,
     queues: Vec<WriteQueue>,
     /// The connection of each queue; `None` for a free one.
@@ -96,6 +101,8 @@ pub struct Context<C> {
     waker: Waker,
     signals: Option<SignalReader>,
     started: Instant,
+    #[cfg(feature = "testing")]
+    clock_ahead: Duration,
     now: Instant,
     /// From `started` to `now`.
     elapsed: Duration,
@@ -108,6 +115,12 @@ pub struct Context<C> {
 /// the queues that are tried again.
 fn timers_in_wheel_max(config: &Config) -> usize {
     config.connections_max.saturating_add(config.timers_max).saturating_add(3)
+}
+
+/// Address space for this many.
+fn slots<H, B>(what: &'static str, count: usize) -> Result<Slab<H, B>, Error> {
+    let bytes_each = slot_bytes::<H, B>();
+    Slab::with_capacity(count).map_err(|_| Error::NoAddressSpace { what, count, bytes_each })
 }
 
 /// How far a shutdown has come.
@@ -124,27 +137,31 @@ struct Shutdown {
 
 impl<C> Context<C> {
     pub(crate) fn new(config: &Config) -> Result<Self, Error> {
-        let no_memory = |_| {
-            Error::Invalid(
-                "there is no address space for that many connections, listeners, timers or watches",
-            )
-        };
         let poller = Poller::new()?;
         let waker = Waker::new()?;
         waker.watch(&poller, EventSource::Inner(Inner::Wake).to_bits())?;
         let sockets =
             Sockets::new(config.file_table, config.connections_max, config.listeners_max)?;
         let sends = if sockets.has_tables() { batch::sends() } else { SendBatch::default() };
+        let connections = slots("connections", config.connections_max)?;
         let now = sys::now();
         Ok(Self {
             poller,
-            connections: Slab::with_capacity(config.connections_max).map_err(no_memory)?,
-            listeners: Slab::with_capacity(config.listeners_max).map_err(no_memory)?,
-            timers: Slab::with_capacity(config.timers_max).map_err(no_memory)?,
-            watches: Slab::with_capacity(config.watches_max).map_err(no_memory)?,
+            accepted_max: connections.capacity().saturating_sub(config.connects_reserved),
+            connections,
+            listeners: slots("listeners", config.listeners_max)?,
+            timers: slots("timers", config.timers_max)?,
+            watches: slots("watches", config.watches_max)?,
             sweeps: VecDeque::new(),
             sweep_next: NonZeroU64::MIN,
-            wheel: Wheel::with_capacity(timers_in_wheel_max(config)).map_err(no_memory)?,
+            deferred: VecDeque::new(),
+            wheel: Wheel::with_capacity(timers_in_wheel_max(config)).map_err(|_| {
+                Error::NoAddressSpace {
+                    what: "timeouts of connections",
+                    count: config.connections_max,
+                    bytes_each: NODE_BYTES,
+                }
+            })?,
             queues: Vec::new(),
             queue_owners: Vec::new(),
             queues_free: Vec::new(),
@@ -170,6 +187,8 @@ impl<C> Context<C> {
             waker,
             signals: None,
             started: now,
+            #[cfg(feature = "testing")]
+            clock_ahead: Duration::ZERO,
             now,
             elapsed: Duration::ZERO,
             stats: Stats::default(),
@@ -286,6 +305,21 @@ impl<C> Context<C> {
         Ok(())
     }
 
+    /// Has [`on_deferred`](crate::Handler::on_deferred) called with this tag in the next turn, after its events, and
+    /// without the millisecond that a timer takes: for what must not be done within the callback at hand. A turn does not
+    /// wait for events then. Each use makes one call, in the order of the uses.
+    pub fn defer(&mut self, tag: u64) {
+        self.deferred.push_back(tag);
+    }
+
+    pub(crate) fn deferred(&self) -> usize {
+        self.deferred.len()
+    }
+
+    pub(crate) fn next_deferred(&mut self) -> Option<u64> {
+        self.deferred.pop_front()
+    }
+
     /// Makes `run` return after this turn. Connections stay as they are; `run` may be called again.
     pub fn stop(&mut self) {
         self.stop = true;
@@ -329,8 +363,25 @@ impl<C> Context<C> {
         &mut self.stats
     }
 
+    #[cfg(not(feature = "testing"))]
+    fn clock(&self) -> Instant {
+        sys::now()
+    }
+
+    /// Ahead of the system's by as much as a test has let pass.
+    #[cfg(feature = "testing")]
+    fn clock(&self) -> Instant {
+        sys::now() + self.clock_ahead
+    }
+
+    /// Lets time pass.
+    #[cfg(all(feature = "testing", not(any(test, fuzzing))))]
+    pub(crate) fn advance_clock(&mut self, by: Duration) {
+        self.clock_ahead += by;
+    }
+
     pub(crate) fn read_clock(&mut self) {
-        self.now = sys::now();
+        self.now = self.clock();
         self.elapsed = self.now.duration_since(self.started);
     }
 
@@ -343,12 +394,13 @@ impl<C> Context<C> {
             || self.is_draining()
             || self.has_more_to_notify()
             || self.has_sweeps()
+            || !self.deferred.is_empty()
             || self.wants_stop()
     }
 
     /// Counts the time from the end of the wait, of which a turn has read the clock.
     pub(crate) fn end_turn(&mut self) {
-        let turn = sys::now().duration_since(self.now);
+        let turn = self.clock().duration_since(self.now);
         self.stats.busy += turn;
         self.stats.turn_longest = self.stats.turn_longest.max(turn);
     }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use crate::queue::Chunk;
+
 /// Why a call on the reactor did not work.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -26,6 +28,15 @@ pub enum Error {
     Stale,
     /// An argument can't be used.
     Invalid(&'static str),
+    /// There is no address space for as many as a bound of [`Config`](crate::Config) says: it is reserved at the start.
+    NoAddressSpace {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        count: usize,
+        /// What each of them takes.
+        bytes_each: usize,
+    },
 }
 
 impl Error {
@@ -65,6 +76,9 @@ impl fmt::Display for Error {
             Error::Full { what, limit } => write!(f, "{what} is at its bound of {limit}"),
             Error::Stale => f.write_str("the name is stale: what it named is gone"),
             Error::Invalid(why) => f.write_str(why),
+            Error::NoAddressSpace { what, count, bytes_each } => {
+                write!(f, "there is no address space for {count} {what} of {bytes_each} bytes each")
+            }
         }
     }
 }
@@ -149,6 +163,29 @@ impl fmt::Display for WriteError {
 }
 
 impl std::error::Error for WriteError {}
+
+/// A chunk that was not taken, which comes back. `?` turns it into a [`WriteError`] and drops it.
+#[derive(Debug)]
+pub struct RefusedChunk {
+    /// Why.
+    pub error: WriteError,
+    /// What was to be written.
+    pub chunk: Chunk,
+}
+
+impl fmt::Display for RefusedChunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for RefusedChunk {}
+
+impl From<RefusedChunk> for WriteError {
+    fn from(refused: RefusedChunk) -> Self {
+        refused.error
+    }
+}
 
 /// Where the bytes of a successful write are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

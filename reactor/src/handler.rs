@@ -93,7 +93,20 @@ pub trait Handler {
     /// A timer of [`Context::add_timer`] has fired; its name is stale now.
     fn on_timer(&mut self, _cx: &mut Context<Self::Conn>, _timer: TimerId) {}
 
-    /// It is this connection's turn in a sweep of [`Context::sweep`].
+    /// A timer of [`Context::add_conn_timer`] has fired, for what its tag says; its name is stale now.
+    fn on_conn_timer(
+        &mut self,
+        _cx: &mut Context<Self::Conn>,
+        _token: Token,
+        _conn: &mut Self::Conn,
+        _tag: u64,
+    ) {
+    }
+
+    /// What [`Context::defer`] has asked for in the turn before.
+    fn on_deferred(&mut self, _cx: &mut Context<Self::Conn>, _tag: u64) {}
+
+    /// It is this connection's turn in a sweep of [`Context::sweep`] or [`Context::sweep_over`].
     fn on_visit(
         &mut self,
         _cx: &mut Context<Self::Conn>,

@@ -47,7 +47,7 @@
 //!   and comes back when a connection has closed or after a while.
 //! - **One thread.** Other threads send it messages through a bounded [`Mailbox`]; several reactors, one per thread,
 //!   share a port by `SO_REUSEPORT`.
-//! - **To everybody**: a [`sweep`](Context::sweep) visits all connections in slices, and the loop goes on in between.
+//! - **To everyone**: a [`sweep`](Context::sweep) visits all connections in slices, and the loop goes on in between.
 //! - **Other descriptors**, UDP sockets for example, are [watched](Context::watch), level-triggered; Unix-domain streams
 //!   are connections like others.
 //!
@@ -62,7 +62,9 @@
 //! these, and how to get from the fifteen lines above to a service.
 //!
 //! # Features
-//! `bytes`, off by default: a [`Chunk`] can be a `Bytes` of the `bytes` crate.
+//! - `bytes`, off by default: a [`Chunk`] can be a `Bytes` of the `bytes` crate.
+//! - `testing`, off by default: `testing::Harness` plays the peers of a handler in its tests, with a clock of its own.
+//!   It is for `[dev-dependencies]`.
 //!
 //! # Stability
 //! The crate follows semantic versioning; before 1.0 a minor version may break. The public surface is kept in
@@ -93,6 +95,8 @@ mod simulation;
 mod slab;
 mod stats;
 mod sys;
+#[cfg(all(feature = "testing", not(any(test, fuzzing))))]
+pub mod testing;
 mod token;
 mod waker;
 mod wheel;
@@ -100,7 +104,7 @@ mod wheel;
 pub use address::Address;
 pub use config::{Config, ConnectOptions, FileTable, Keepalive, ListenOptions};
 pub use context::{Context, SweepId};
-pub use error::{CloseReason, Detached, Error, Refused, WriteError, Written};
+pub use error::{CloseReason, Detached, Error, Refused, RefusedChunk, WriteError, Written};
 pub use handler::{Handler, Incoming};
 pub use interest::Interest;
 pub use mailbox::{Mailbox, Sender};

@@ -14,7 +14,7 @@ const MESSAGES_PER_WAKE: usize = 1024;
 
 impl<C> Context<C> {
     /// A way for other threads to send messages of type `M` to this reactor's service, which keeps the [`Mailbox`] and
-    /// empties it in [`on_wake`](crate::Handler::on_wake). Room for `capacity` messages (one at the least) is taken now.
+    /// empties it in [`on_wake`](crate::Handler::on_wake). Room for `capacity` messages (one at least) is taken now.
     ///
     /// ```
     /// use reactor::{Config, Context, Handler, Incoming, Mailbox, Reactor, Token};

@@ -8,6 +8,8 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::connection::Origin;
+
 /// How many chunks one send hands to the kernel at most.
 pub(crate) const CHUNKS_PER_SEND: usize = 16;
 
@@ -92,6 +94,8 @@ pub(crate) struct WriteQueue {
     /// How much of the first chunk has left already.
     offset: usize,
     bytes: usize,
+    /// Its connection's.
+    pub(crate) origin: Origin,
 }
 
 impl WriteQueue {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::connection::{ConnHeader, Flags};
-use crate::context::{Context, Received, receives};
+use crate::context::{Context, Due, Received, receives};
 use crate::error::{CloseReason, Error};
 use crate::handler::{Handler, Incoming};
 use crate::sys::{Accepted, Descriptor, Events, IoResult, Readiness, ReceiveBatch};
@@ -76,20 +76,17 @@ impl<C> Reactor<C> {
     /// The system's refusal (`EMFILE`: no descriptor left), or [`Error::Invalid`] where a bound is zero or there is no
     /// address space for that many connections.
     pub fn new(config: &Config) -> Result<Self, Error> {
-        let needed = [
-            config.connections_max,
-            config.listeners_max,
-            config.events_per_wait,
-            config.accepts_per_wake,
-            config.timers_per_turn as usize,
-            config.read_buffer_bytes,
-            config.write_queue_bytes_max,
+        let bounds = [
+            (config.connections_max, "connections_max must not be zero"),
+            (config.listeners_max, "listeners_max must not be zero"),
+            (config.events_per_wait, "events_per_wait must not be zero"),
+            (config.accepts_per_wake, "accepts_per_wake must not be zero"),
+            (config.timers_per_turn as usize, "timers_per_turn must not be zero"),
+            (config.read_buffer_bytes, "read_buffer_bytes must not be zero"),
+            (config.write_queue_bytes_max, "write_queue_bytes_max must not be zero"),
         ];
-        if needed.contains(&0) {
-            return Err(Error::Invalid(
-                "connections_max, listeners_max, events_per_wait, accepts_per_wake, timers_per_turn, \
-                 read_buffer_bytes and write_queue_bytes_max must not be zero",
-            ));
+        if let Some((_, what)) = bounds.iter().find(|(bound, _)| *bound == 0) {
+            return Err(Error::Invalid(what));
         }
         if config.connects_reserved >= config.connections_max {
             return Err(Error::Invalid("connects_reserved must be less than connections_max"));
@@ -166,6 +163,7 @@ impl<C> Reactor<C> {
         wait(cx, events, max_wait)?;
         dispatch_all(cx, handler, read_buffer, receives.as_mut(), events);
         serve_listed(cx, handler, read_buffer);
+        call_deferred(cx, handler);
         open_adopted(cx, handler);
         accept_all(cx, handler, events);
         finish_round(cx, handler);
@@ -477,6 +475,15 @@ fn serve_listed<H: Handler + ?Sized>(
     }
 }
 
+/// Calls back what was deferred before this turn's callbacks; what they defer waits for the next turn.
+fn call_deferred<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
+    for _ in 0..cx.deferred() {
+        let Some(tag) = cx.next_deferred() else { return };
+        handler.on_deferred(cx, tag);
+        reap_closed(cx, handler);
+    }
+}
+
 fn serve_again<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -563,7 +570,11 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
     if !cx.is_accepting(listener) {
         return cx.disable(listener);
     }
-    let rounds = cx.config().accepts_per_wake;
+    let room = cx.listener_room(listener);
+    if room == Some(0) {
+        return cx.wait_for_leave(listener);
+    }
+    let rounds = cx.config().accepts_per_wake.min(room.unwrap_or(usize::MAX));
     let conn_flags = cx.conn_flags(listener);
     let mut lost = 0;
     for round in 0..rounds {
@@ -578,7 +589,7 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
         }
         match cx.accept(listener) {
             Accepted::Connection(socket) => {
-                if !admit(cx, handler, listener, socket, conn_flags) {
+                if !admit(cx, handler, listener, socket, conn_flags, room.is_some()) {
                     return;
                 }
             }
@@ -603,13 +614,15 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
     }
 }
 
-/// Asks the service and opens the connection; `false` when there was no epoll watch for it.
+/// Asks the service and opens the connection; `false` when there was no epoll watch for it. `is_bounded`: it counts for
+/// the listener's own bound.
 fn admit<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
     listener: ListenerId,
     socket: Descriptor,
     conn_flags: Flags,
+    is_bounded: bool,
 ) -> bool {
     let Some(mut conn) = handler.on_accept(cx, &Incoming::new(listener, &socket)) else {
         cx.refuse(socket);
@@ -620,6 +633,9 @@ fn admit<H: Handler + ?Sized>(
             cx.stats_mut().accepted += 1;
             cx.stats_mut().count_open();
             cx.reset_pause();
+            if is_bounded {
+                cx.join_listener(token, listener);
+            }
             handler.on_open(cx, token, &mut conn);
             cx.give_back(token, conn);
             true
@@ -656,14 +672,18 @@ fn count_accept_error<H: Handler + ?Sized>(
 
 fn fire_timers<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
     let mut budget = cx.config().timers_per_turn;
-    while let Some(source) = cx.next_due(&mut budget) {
-        match source {
-            EventSource::Connection(token) => time_out(cx, handler, token),
-            EventSource::Timer(timer) => handler.on_timer(cx, timer),
-            EventSource::Inner(Inner::Pause) => cx.end_pause(),
-            EventSource::Inner(Inner::Retry) => cx.retry_queues(),
-            EventSource::Inner(_) => cx.harden_shutdown(),
-            EventSource::Listener(_) | EventSource::Watch(_) => {} // They have no timer.
+    while let Some(due) = cx.next_due(&mut budget) {
+        match due {
+            Due::Timeout(token) => time_out(cx, handler, token),
+            Due::OfConnection(token, tag) => {
+                if cx.is_open(token) {
+                    lend(cx, token, |cx, conn| handler.on_conn_timer(cx, token, conn, tag));
+                }
+            }
+            Due::Timer(timer) => handler.on_timer(cx, timer),
+            Due::Inner(Inner::Pause) => cx.end_pause(),
+            Due::Inner(Inner::Retry) => cx.retry_queues(),
+            Due::Inner(_) => cx.harden_shutdown(),
         }
         reap_closed(cx, handler);
     }
@@ -671,9 +691,9 @@ fn fire_timers<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
 
 /// Makes one slice of the visits of a sweep.
 fn visit_slice<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
-    let Some((sweep, slots)) = cx.next_slice() else { return };
-    for slot in slots {
-        if let Some(token) = cx.visitable(slot) {
+    let Some((sweep, slice)) = cx.next_slice() else { return };
+    for index in slice {
+        if let Some(token) = cx.visitable(index) {
             lend(cx, token, |cx, conn| handler.on_visit(cx, sweep, token, conn));
             reap_closed(cx, handler);
         }

@@ -388,7 +388,7 @@ fn a_drained_listener_accepts_all_that_wait_before_it_ends() {
         world.until("the end", |world| world.cx().listeners().count() == 0);
         assert_eq!(world.service.opened().len(), 20);
         assert!(matches!(world.cx().listener_addr(listener), Err(Error::Stale)));
-        assert!(TcpStream::connect(address).is_err(), "nobody listens there");
+        assert!(TcpStream::connect(address).is_err(), "no one listens there");
         world.cx().drain_listener(listener);
     }
 }
@@ -426,4 +426,55 @@ fn a_drained_listener_waits_for_slots() {
     world.cx().abort(last);
     world.until("the end", |world| world.cx().listeners().count() == 0);
     assert_eq!(world.cx().stats().dropped, 0);
+}
+
+#[test]
+fn a_listener_with_a_bound_of_its_own_leaves_others_their_room() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    world.script(echo);
+    let options = ListenOptions { connections_max: Some(3), ..Default::default() };
+    let bounded = world.cx().listen(LOOPBACK, &options).unwrap();
+    let address = world.cx().listener_addr(bounded).unwrap();
+    let other = world.listen();
+    let (first, token) = world.pair(address);
+    let _second = world.pair(address);
+    let _third = world.pair(address);
+    let mut waiting = [peer(address), peer(address)];
+    world.run_for(Duration::from_millis(50));
+    assert_eq!(world.cx().connections(), 3, "two wait in the backlog");
+    let wakeups = world.cx().stats().wakeups;
+    world.run_for(Duration::from_millis(50));
+    assert!(world.cx().stats().wakeups - wakeups < 10, "a full listener does not spin");
+    let (mut elsewhere, _) = world.pair(other);
+    echo_once(&mut world, &mut elsewhere, b"there is room elsewhere");
+
+    // With bytes in its queue the connection still counts for its listener.
+    let bytes = vec![7; 100_000];
+    while world.cx().queued_bytes(token) == 0 {
+        world.cx().write(token, &bytes).unwrap();
+    }
+    world.cx().abort(token);
+    world.until("one that waited", |world| world.cx().connections() == 4);
+    drop(first);
+    echo_once(&mut world, &mut waiting[0], b"at last");
+    world.run_for(Duration::from_millis(50));
+    assert_eq!(world.cx().connections(), 4, "the other one waits on");
+
+    // The name may be another's by the time that the last of them has gone.
+    world.cx().unlisten(bounded);
+    let again = world.cx().listen(LOOPBACK, &options).unwrap();
+    let address = world.cx().listener_addr(again).unwrap();
+    let tokens: Vec<_> = world.service.opened();
+    for token in tokens {
+        world.cx().abort(token);
+    }
+    world.until("all gone", |world| world.cx().connections() == 0);
+    let _held: Vec<_> = (0..3).map(|_| world.pair(address)).collect();
+    let _waits = peer(address);
+    world.run_for(Duration::from_millis(50));
+    assert_eq!(world.cx().connections(), 3, "the new one counts from zero");
+
+    let none = ListenOptions { connections_max: Some(0), ..Default::default() };
+    assert!(matches!(world.cx().listen(LOOPBACK, &none), Err(Error::Invalid(_))));
 }

@@ -1,4 +1,4 @@
-//! Sweeps and broadcasts: everybody is visited, in slices, in order, and nobody else waits for it.
+//! Sweeps and broadcasts: everyone is visited, in slices, in order, and no one else waits for it.
 
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
@@ -21,7 +21,7 @@ use common::descriptors::Descriptors;
 const DEADLINE: Duration = Duration::from_secs(60);
 const VISITS_PER_TURN: usize = 256;
 
-/// Echoes, and sends each message to everybody; a reader that is too slow for it is dropped.
+/// Echoes, and sends each message to everyone; a reader that is too slow for it is dropped.
 #[derive(Default)]
 struct Station {
     messages: HashMap<SweepId, Arc<[u8]>>,
@@ -120,7 +120,7 @@ impl World {
         }
     }
 
-    /// Connects so many peers, a hundred at a time, so that no backlog overflows.
+    /// Connects this many peers, a hundred at a time, so that no backlog overflows.
     fn peers(&mut self, count: usize) -> Vec<TcpStream> {
         let mut peers = Vec::with_capacity(count);
         while peers.len() < count {
@@ -204,7 +204,7 @@ fn a_broadcast_to_5000_reaches_everybody_in_slices_while_a_bystander_is_served()
         assert_eq!(received[..], message[..]);
     }
 
-    // Their queues hold 16 KiB: a few messages more, and they are dropped. Nobody else is.
+    // Their queues hold 16 KiB: a few messages more, and they are dropped. No one else is.
     for _ in 0..4 {
         world.broadcast(&message);
         world.until("the sweep", |world| world.station.messages.is_empty());

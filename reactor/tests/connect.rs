@@ -140,7 +140,7 @@ fn a_source_that_is_not_of_this_machine_is_an_error_at_once() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
-    // 192.0.2.0/24 is for documentation: nobody has it.
+    // 192.0.2.0/24 is for documentation: no one has it.
     let foreign = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 0);
     let options = ConnectOptions { source: Some(foreign), ..Default::default() };
     let error = world.cx().connect(address, &options, Conn::Connecting).unwrap_err().error;

@@ -61,7 +61,7 @@ fn let_go_with_bytes_unread_and_unsent(world: &mut World) {
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
     world.cx().pause_reads(token);
-    peer.write_all(b"nobody reads this").unwrap();
+    peer.write_all(b"no one reads this").unwrap();
     world.until("a full socket", |world| {
         world.cx().write(token, &[7; 64 * 1024]).is_err() || world.cx().queued_bytes(token) > 0
     });
@@ -112,7 +112,7 @@ fn nothing_is_left_open_whatever_way_it_ends() {
         ("aborted", aborted),
         ("reset by its peer", reset_by_its_peer),
         ("refused in on_accept", refused_in_on_accept),
-        ("connected to nobody", connected_to_nobody),
+        ("connected to no one", connected_to_nobody),
         ("connected from an impossible source", connected_from_an_impossible_source),
         ("let go with bytes unread and unsent", let_go_with_bytes_unread_and_unsent),
         ("unlistened with a peer in the backlog", unlistened_with_a_peer_in_the_backlog),

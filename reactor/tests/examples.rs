@@ -205,14 +205,17 @@ fn each_example_says_in_one_line_what_it_can_not_use() {
     let no_address = "\"localhost:7007\" is no address; give IP:PORT, for example 127.0.0.1:7007";
     for name in [
         "chat",
+        "connect_proxy",
         "echo",
         "http_keepalive",
         "idle_push",
         "in_mio",
         "in_tokio",
+        "mqtt_broker",
         "proxy",
         "tcp_proxy",
         "udp_echo",
+        "wss_push",
     ] {
         let (said, code) = refusal(name, &["localhost:7007", ANY_PORT]);
         assert_eq!((said, code), (format!("Error: {no_address}\n"), Some(2)), "{name}");
@@ -741,4 +744,186 @@ fn idle_push_closes_the_silent_and_keeps_those_with_a_heartbeat() {
     stop.send(()).unwrap();
     beating.join().unwrap();
     expect_gone(&mut lively);
+}
+
+/// Whether a program that many use is installed; its test is skipped, with a message, where it is not.
+fn has(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", "command -v \"$0\"", program]).output().unwrap();
+    if !found.status.success() {
+        println!("{program} is not installed: its test is skipped");
+    }
+    found.status.success()
+}
+
+/// Runs a program to its end, and gives what it printed.
+fn said(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}: {errors}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+const WEBSOCKET_CLIENT: &str = "
+import asyncio, ssl, sys, websockets
+async def main():
+    context = ssl.create_default_context(cafile='cert.pem')
+    url = 'wss://localhost:' + sys.argv[1] + '/room'
+    async with websockets.connect(url, ssl=context) as one, websockets.connect(url, ssl=context) as two:
+        await (await one.ping())
+        for text in ['hello', 'x' * 60000]:
+            await one.send(text)
+            for each in one, two:
+                assert await asyncio.wait_for(each.recv(), 20) == text
+        await two.close()
+        await one.send('still here')
+        assert await asyncio.wait_for(one.recv(), 20) == 'still here'
+        try:
+            await one.send('y' * 70000)
+            await asyncio.wait_for(one.recv(), 20)
+            raise SystemExit('a message that is too long is taken')
+        except websockets.ConnectionClosed:
+            print('all is well')
+asyncio.run(main())
+";
+
+#[test]
+fn wss_push_sends_each_text_to_all_through_tls() {
+    let _descriptors = Descriptors::counted();
+    const PYTHON: &str = "/usr/bin/python3";
+    let has_module = Command::new(PYTHON).args(["-c", "import websockets"]).output();
+    if !has("openssl") || !has_module.is_ok_and(|output| output.status.success()) {
+        return println!("python3-websockets is not installed: the test of wss_push is skipped");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    said(
+        Command::new("openssl")
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+            ])
+            .args([
+                "-days",
+                "2",
+                "-subj",
+                "/CN=localhost",
+                "-keyout",
+                "key.pem",
+                "-out",
+                "cert.pem",
+            ])
+            .args(["-addext", "subjectAltName=DNS:localhost"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .current_dir(&folder),
+    );
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let example = Example::start("wss_push", &[ANY_PORT, &path("cert.pem"), &path("key.pem")]);
+    let port = example.address().port().to_string();
+    let mut python = Command::new(PYTHON);
+    python.args(["-c", WEBSOCKET_CLIENT, &port]).current_dir(&folder);
+    assert_eq!(said(&mut python), "all is well\n");
+
+    // What is no TLS, and what is no WebSocket, is let go.
+    let mut plain = peer(SocketAddr::from(([127, 0, 0, 1], port.parse().unwrap())));
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    expect_gone(&mut plain);
+    // The server answers a client's goodbye that leaves TCP open: `s_client` waits for that.
+    let mut client = Command::new("openssl");
+    client.args(["s_client", "-quiet", "-connect", &format!("localhost:{port}")]);
+    client.stdin(Stdio::null()).stderr(Stdio::null()).current_dir(&folder);
+    said(&mut client);
+    example.terminate();
+}
+
+#[test]
+fn mqtt_broker_serves_the_clients_of_mosquitto() {
+    let _descriptors = Descriptors::counted();
+    if !has("mosquitto_sub") || !has("mosquitto_pub") {
+        return;
+    }
+    let (example, address) = Example::listening("mqtt_broker");
+    let port = address.port().to_string();
+    let publish = |words: &[&str]| {
+        said(Command::new("mosquitto_pub").args(["-p", &port]).args(words));
+    };
+    publish(&["-t", "rooms/kitchen/light", "-m", "on", "-q", "1", "-r"]);
+    let mut subscriber = Command::new("mosquitto_sub")
+        .args(["-p", &port, "-q", "1", "-C", "4", "-k", "5", "-F", "%t %q %p"])
+        .args(["-t", "rooms/+/light", "-t", "rooms/#", "-t", "alarm"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(subscriber.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    // It has subscribed once it has what was retained; two filters fit.
+    assert_eq!(next(), "rooms/kitchen/light 1 on");
+    assert_eq!(next(), "rooms/kitchen/light 1 on");
+    // Longer than its keep-alive: its pings are answered, and it stays.
+    thread::sleep(Duration::from_millis(8_500));
+    publish(&["-t", "elsewhere", "-m", "not for it"]);
+    publish(&["-t", "rooms/hall/light", "-m", "off", "-q", "0"]);
+    assert_eq!(next(), "rooms/hall/light 0 off");
+    publish(&["-t", "alarm", "-m", "now", "-q", "1"]);
+    assert_eq!(next(), "alarm 1 now");
+    assert!(subscriber.wait().unwrap().success());
+
+    // One that says nothing is let go after one and a half times its keep-alive.
+    let mut silent = peer(address);
+    silent.write_all(b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x01\x00\x01s").unwrap();
+    expect(&mut silent, b"\x20\x02\x00\x00");
+    let began = Instant::now();
+    expect_gone(&mut silent);
+    assert!(began.elapsed() >= Duration::from_millis(1_400), "{:?}", began.elapsed());
+    let mut wrong = peer(address);
+    wrong.write_all(b"\xc0\x00").unwrap();
+    expect_gone(&mut wrong);
+    example.terminate();
+}
+
+#[test]
+fn connect_proxy_serves_curl_and_keeps_slots_for_its_own_connects() {
+    let _descriptors = Descriptors::counted();
+    if !has("curl") {
+        return;
+    }
+    let (web, web_address) = Example::listening("http_keepalive");
+    // 24 slots: half of them are for connects.
+    let example = Example::start("connect_proxy", &[ANY_PORT, "24"]);
+    let address = example.address();
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", "--fail", "--noproxy", "", "--proxytunnel", "--proxy"]);
+    curl.arg(format!("http://{address}")).arg(format!("http://localhost:{}/", web_address.port()));
+    assert_eq!(said(&mut curl), "hello\n");
+
+    // Far more clients than slots: they wait, and none fails.
+    let ask = move || {
+        let mut client = peer(address);
+        let request = format!("CONNECT localhost:{} HTTP/1.1\r\n\r\n", web_address.port());
+        client.write_all(request.as_bytes()).unwrap();
+        expect(&mut client, b"HTTP/1.1 200 Connection established\r\n\r\n");
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        String::from_utf8(read_all(&mut client)).unwrap()
+    };
+    let clients: Vec<_> = (0..200).map(|_| thread::spawn(ask)).collect();
+    for client in clients {
+        assert!(client.join().unwrap().ends_with("hello\n"));
+    }
+
+    for (request, answer) in [
+        ("CONNECT no.such.name.invalid:80 HTTP/1.1\r\n\r\n", "HTTP/1.1 502 Bad Gateway"),
+        ("GET http://localhost/ HTTP/1.1\r\n\r\n", "HTTP/1.1 405 Method Not Allowed"),
+        ("nonsense\r\n\r\n", "HTTP/1.1 400 Bad Request"),
+    ] {
+        let mut client = peer(address);
+        client.write_all(request.as_bytes()).unwrap();
+        let said = String::from_utf8(read_all(&mut client)).unwrap();
+        assert!(said.starts_with(answer), "{request:?}: {said:?}");
+    }
+    example.terminate();
+    web.terminate();
 }

@@ -28,7 +28,7 @@ fn as_many_as_there_are_slots_is_no_exhaustion() {
     let _peers: Vec<_> = (0..10).map(|_| peer(address)).collect();
     world.until("all of them", |world| world.service.opened().len() == 10);
     let wakeups = world.run_for(Duration::from_millis(100));
-    assert!(wakeups <= 2, "{wakeups} wake-ups while nobody waits");
+    assert!(wakeups <= 2, "{wakeups} wake-ups while no one waits");
     assert_eq!(world.cx().stats().accept_pauses, 0);
     assert_eq!(world.service.count(|event| matches!(event, Event::AcceptError(..))), 0);
 }
@@ -44,7 +44,7 @@ fn peers_wait_for_a_slot_and_get_it_as_soon_as_one_is_free() {
     world.until("the pause", |world| world.cx().stats().accept_pauses > 0);
     let error = "connections is at its bound of 10".to_owned();
     assert!(world.service.saw(&Event::AcceptError(listener, error)));
-    // The pauses double from 10 ms, so in the first second there are seven of them at the most.
+    // The pauses double from 10 ms, so in the first second there are seven of them at most.
     let wakeups = world.run_for(Duration::from_secs(1));
     assert!(wakeups <= 25, "{wakeups} wake-ups in a second of being full");
     assert_eq!(world.cx().connections(), 10);
@@ -279,7 +279,7 @@ fn without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave() {
         greet(peer);
     }
 
-    // Ten leave: those who still wait get in, each within the time of a pause at the most.
+    // Ten leave: those who still wait get in, each within the time of a pause at most.
     assert!(waiting.len() > 20, "{} still wait", waiting.len());
     let lost_before = lost;
     for peer in held.drain(..10) {
@@ -290,7 +290,7 @@ fn without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave() {
     assert!(left.elapsed() < Duration::from_secs(2), "it took {:?}", left.elapsed());
     assert!(lost - lost_before <= 10, "{} were reset while ten got in", lost - lost_before);
 
-    // Everybody leaves, and the listener is still there.
+    // Everyone leaves, and the listener is still there.
     held.into_iter().chain(waiting).for_each(common::reset);
     let end = Instant::now() + DEADLINE;
     while child.ask("open") > 0 {

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use nix::libc::ECONNRESET;
 use reactor::{
-    Chunk, Config, ConnectOptions, Context, Error, Handler, Incoming, ListenOptions, Reactor,
-    Token, WriteError,
+    Chunk, Config, ConnectOptions, Context, Error, FileTable, Handler, Incoming, ListenOptions,
+    Reactor, Token, WriteError,
 };
 
 use common::descriptors::Descriptors;
@@ -173,7 +173,7 @@ fn a_peer_that_finishes_is_told_once_and_what_it_sent_before_comes_first() {
     world.until("the end", |world| world.service.saw(&Event::Eof(token)));
     assert_eq!(world.service.data(token), b"all there is");
     let wakeups = world.run_for(Duration::from_millis(100));
-    assert!(wakeups <= 3, "an end that is known wakes nobody: {wakeups}");
+    assert!(wakeups <= 3, "an end that is known wakes no one: {wakeups}");
     assert!(world.cx().holds(token), "the script does not close");
 }
 
@@ -255,7 +255,8 @@ fn use_stale(cx: &mut Cx, stale: Token) {
     assert_eq!(cx.write(stale, b"x"), Err(WriteError::Closed));
     assert_eq!(cx.write(stale, b""), Err(WriteError::Closed));
     assert_eq!(cx.write_vectored(stale, &[]), Err(WriteError::Closed));
-    assert_eq!(cx.write_chunk(stale, Chunk::Owned(vec![1])), Err(WriteError::Closed));
+    let refused = cx.write_chunk(stale, Chunk::Owned(vec![1])).unwrap_err();
+    assert_eq!((refused.error, refused.chunk.as_bytes()), (WriteError::Closed, &[1][..]));
     cx.set_timeout(stale, Duration::ZERO);
     cx.clear_timeout(stale);
     cx.pause_reads(stale);
@@ -413,4 +414,20 @@ fn after_a_panic_in_a_callback_a_reactor_only_says_so() {
         let refused = reactor.turn(&mut Panics, Some(common::DEADLINE)).unwrap_err();
         assert!(refused.to_string().contains("panicked"), "{refused}");
     }
+}
+
+#[test]
+fn a_bound_that_can_not_be_is_named() {
+    let _descriptors = Descriptors::counted();
+    let zero = Config { accepts_per_wake: 0, ..Config::default() };
+    let error = Reactor::<()>::new(&zero).unwrap_err();
+    assert_eq!(error.to_string(), "accepts_per_wake must not be zero");
+    let huge = Config {
+        connections_max: u32::MAX as usize,
+        file_table: FileTable::Process,
+        ..Config::default()
+    };
+    let error = Reactor::<[u64; 4096]>::new(&huge).unwrap_err();
+    let line = "there is no address space for 4294967295 connections of 32792 bytes each";
+    assert_eq!(error.to_string(), line);
 }

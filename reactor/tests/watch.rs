@@ -27,7 +27,7 @@ use common::descriptors::Descriptors;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Notes what it is told of each watch, and reads nothing unless asked to.
+/// Notes the events of each watch, and reads nothing unless asked to.
 #[derive(Default)]
 struct Notes {
     seen: HashMap<WatchId, Vec<Readiness>>,
@@ -365,7 +365,7 @@ fn another_library_s_socket_is_watched_and_closed_by_whom_it_was_given_to() {
     drop(socket);
     sender.send(b"more").unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.seen[&watch].last().unwrap().is_readable());
-    // The last part is closed by the one it was given back to, and only then is nobody there.
+    // The last part is closed by the one it was given back to, and only then is no one there.
     let given_back = reactor.context().unwatch(watch).unwrap();
     sender.send(b"even more").unwrap();
     assert!(sender.take_error().unwrap().is_none());
@@ -433,7 +433,7 @@ fn echo_packets(tun: Tun) {
     let (received, from) = socket.recv_from(&mut buffer).unwrap();
     assert_eq!((&buffer[..received], from), (&b"hello"[..], BEYOND.into()));
 
-    // The device is there for as long as somebody holds it, and that is the reactor now.
+    // The device is there for as long as someone holds it, and that is the reactor now.
     drop(tun);
     assert!(if_nametoindex(name.as_str()).is_ok());
     drop(reactor);

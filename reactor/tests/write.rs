@@ -137,7 +137,8 @@ fn a_queue_fills_is_refused_whole_and_drains_in_order() {
     let slices = [IoSlice::new(&stream[..room]), IoSlice::new(b"!")];
     assert_eq!(world.cx().write_vectored(token, &slices), Err(WriteError::Full));
     let chunk = Chunk::Owned(stream[..=room].to_vec());
-    assert_eq!(world.cx().write_chunk(token, chunk), Err(WriteError::Full));
+    let refused = world.cx().write_chunk(token, chunk.clone()).unwrap_err();
+    assert_eq!((refused.error, refused.chunk.as_bytes()), (WriteError::Full, chunk.as_bytes()));
     assert_eq!(world.cx().write(token, &stream[written..written + room]), Ok(Written::Queued));
     written += room;
     assert_eq!(world.cx().write(token, b"x"), Err(WriteError::Full));
@@ -259,7 +260,7 @@ fn the_three_ways_to_write_send_the_same() {
     let mut rest = &stream[..];
     let mut turn = 0;
     let shared: Arc<[u8]> = stream[..0].into();
-    assert_eq!(world.cx().write_chunk(token, shared), Ok(Written::Sent));
+    assert_eq!(world.cx().write_chunk(token, shared).unwrap(), Written::Sent);
     while !rest.is_empty() {
         // Sizes that are no multiple of anything, and more slices than one send takes.
         let (piece, left) = rest.split_at(rest.len().min(40_009 + turn));
@@ -272,8 +273,8 @@ fn the_three_ways_to_write_send_the_same() {
                 assert!(slices.len() > 16);
                 world.cx().write_vectored(token, &slices)
             }
-            2 => world.cx().write_chunk(token, piece.to_vec()),
-            _ => world.cx().write_chunk(token, Arc::<[u8]>::from(piece)),
+            2 => world.cx().write_chunk(token, piece.to_vec()).map_err(WriteError::from),
+            _ => world.cx().write_chunk(token, Arc::<[u8]>::from(piece)).map_err(WriteError::from),
         };
         assert!(answer.is_ok());
     }
@@ -294,7 +295,7 @@ fn parts_of_shared_bytes_are_queued_without_a_copy() {
     let shared: Arc<[u8]> = b"left, middle, right".as_slice().into();
     let middle = SharedPart::new(Arc::clone(&shared), 6..12).unwrap();
     assert_eq!(Chunk::from(middle.clone()).as_bytes(), b"middle");
-    assert_eq!(world.cx().write_chunk(token, middle), Ok(Written::Queued));
+    assert_eq!(world.cx().write_chunk(token, middle).unwrap(), Written::Queued);
     assert_eq!(Arc::strong_count(&shared), 2, "the queue has it too");
     let nothing = SharedPart::new(Arc::clone(&shared), 19..19).unwrap();
     assert!(world.cx().write_chunk(token, nothing).is_ok());
@@ -488,7 +489,7 @@ fn half_close_works_from_this_side_first() {
     world.until("the data", |world| world.service.data(token) == b"I go on");
     peer.shutdown(Shutdown::Write).unwrap();
     assert_eq!(world.until_closed(token), Why::Finished);
-    assert!(world.service.saw(&Event::Eof(token)), "it is told of the end first");
+    assert!(world.service.saw(&Event::Eof(token)), "it learns of the end first");
 }
 
 #[test]
@@ -647,5 +648,5 @@ fn a_slow_reader_does_not_slow_others_down() {
         echo_once(&mut world, &mut quick, b"quick");
     }
     let wakeups = world.run_for(Duration::from_millis(100));
-    assert!(wakeups <= 2, "a full queue wakes nobody: {wakeups}");
+    assert!(wakeups <= 2, "a full queue wakes no one: {wakeups}");
 }

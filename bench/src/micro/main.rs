@@ -59,7 +59,7 @@ struct Micro {
     round: usize,
 }
 
-/// Runs each structure at each number of entries, in turn, so many rounds.
+/// Runs each structure at each number of entries, in turn, this many rounds.
 fn run(args: &Args) -> io::Result<Vec<Micro>> {
     let mut all = Vec::new();
     for round in 0..args.rounds {

@@ -74,7 +74,7 @@ fn wheel(entries: usize, note: Note<'_>) {
     note(
         "fire",
         time_each(entries, || {
-            // As the reactor does: no more than so many a turn.
+            // As the reactor does: no more than this many a turn.
             while wheel.len() > 0 {
                 let mut budget = 4096;
                 while wheel.poll(END, &mut budget).is_some() {

@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// A reset is one packet, where opening and proving a connection took the client four.
 const TIMES_THE_RAMP: f64 = 2.0;
 
-/// Even after the slowest of ramps, so many resets a second do no harm.
+/// Even after the slowest of ramps, this many resets a second do no harm.
 const RESETS_PER_SECOND_MIN: f64 = 1000.0;
 
 /// Resets all connections.
@@ -120,13 +120,15 @@ impl<P: Protocol> Phase<P> for Drain {
     }
 
     fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, _is_stalled: bool) {
-        run.progress.tick(|| format!("closing: {} left", format::count(cx.connections() as u64)));
+        run.progress.tick(&run.stats, run.under_way(), || {
+            format!("closing: {} left", format::count(cx.connections() as u64))
+        });
     }
 }
 
 /// How many slots to go on by, and how long to wait then.
-fn slice(is_loopback: bool, opened: u64, ramp: Duration) -> (usize, Duration) {
-    if is_loopback {
+pub(crate) fn slice(is_here: bool, opened: u64, ramp: Duration) -> (usize, Duration) {
+    if is_here {
         return (SLOTS_PER_SLICE_ON_LOOPBACK, PAUSE_ON_LOOPBACK);
     }
     let opened_per_second = opened as f64 / ramp.as_secs_f64();

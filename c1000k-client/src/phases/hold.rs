@@ -170,11 +170,11 @@ impl<P: Protocol> Phase<P> for Hold {
 
     fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, _is_stalled: bool) {
         if self.messages.is_some() {
-            run.progress.tick(|| messages::line(run));
+            run.progress.tick(&run.stats, run.under_way(), || run.stats.workload_line());
             run.stats.workload.end_interval(run.phase_began.elapsed());
         }
         if run.stats.lost > self.lost_at_tick {
-            run.progress.warn(&run.loss_line());
+            run.progress.warn(&run.stats.loss_line());
         } else if run.stats.has_lost_most() {
             self.stop(cx);
         }

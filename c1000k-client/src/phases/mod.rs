@@ -8,7 +8,7 @@ mod verify;
 
 use reactor::{CloseReason, TimerId, Token, WatchId};
 
-pub(crate) use drain::Drain;
+pub(crate) use drain::{Drain, slice as slice_of_resets};
 pub(crate) use hold::Hold;
 pub(crate) use ramp::Ramp;
 pub(crate) use storm::Storm;

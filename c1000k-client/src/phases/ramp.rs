@@ -11,7 +11,7 @@ use super::Phase;
 use crate::pacing::Pace;
 use crate::protocols::Protocol;
 use crate::run::{Conn, ConnStage, Cx, Run, TICK, arm, cancel, some};
-use crate::stats::Stop;
+use crate::stats::{Stop, cpu_seconds};
 
 /// Without a proof to wait for, a connection that is dropped as young as this was never let in.
 const PROBATION: Duration = Duration::from_secs(1);
@@ -20,6 +20,7 @@ const PROBATION: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct Ramp {
     held_at_tick: u64,
+    cpu_before: Option<f64>,
     /// Without proofs, the end of the youngest connection's probation.
     settle: Option<TimerId>,
     is_over: bool,
@@ -82,6 +83,7 @@ impl Ramp {
 impl<P: Protocol> Phase<P> for Ramp {
     fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         run.stats.sample(run.stats.started);
+        self.cpu_before = cpu_seconds();
         let stages = &run.settings.stages;
         run.opening.pace = (!stages.is_empty()).then(|| Pace::new(stages, run.stats.started));
         self.open_more(cx, run);
@@ -92,6 +94,7 @@ impl<P: Protocol> Phase<P> for Ramp {
     }
 
     fn end(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
+        run.stats.note_ramp_cpu(self.cpu_before);
         cancel(cx, &mut self.settle);
         if self.is_over {
             self.complete(cx, run);
@@ -162,7 +165,7 @@ impl<P: Protocol> Phase<P> for Ramp {
 
     fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, is_stalled: bool) {
         run.stats.sample(Instant::now());
-        run.progress.tick(|| self.line(run));
+        run.progress.tick(&run.stats, run.under_way(), || self.line(run));
         self.held_at_tick = run.stats.held;
         if is_stalled {
             run.stop(match run.stats.unanswered {

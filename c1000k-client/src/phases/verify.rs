@@ -78,7 +78,7 @@ impl<P: Protocol> Phase<P> for Verify {
     }
 
     fn tick(&mut self, _cx: &mut Cx<P>, run: &mut Run<'_, P>, is_stalled: bool) {
-        run.progress.tick(|| line(run));
+        run.progress.tick(&run.stats, run.under_way(), || line(run));
         if is_stalled {
             run.stop(Stop::ServerSilent);
             self.is_stalled = true;

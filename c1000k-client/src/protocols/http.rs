@@ -23,7 +23,7 @@ pub enum HttpState {
     Idle,
     /// So much of the head.
     Head(Vec<u8>),
-    /// So many bytes of the body are still to come.
+    /// This many bytes of the body are still to come.
     Body(u64),
     /// In a chunked body.
     Chunked(Chunked),
@@ -41,9 +41,9 @@ pub enum Chunked {
         /// An extension follows, which means nothing here.
         in_extension: bool,
     },
-    /// So many bytes of the chunk are still to come, with the line break after it.
+    /// This many bytes of the chunk are still to come, with the line break after it.
     Data(u64),
-    /// In the fields after the last chunk: so many bytes of a line.
+    /// In the fields after the last chunk: this many bytes of a line.
     Trailer(usize),
 }
 

@@ -27,7 +27,7 @@ impl Message {
         Self { message, answer, is_numbered: false }
     }
 
-    /// A message of so many bytes, which an echo server sends back. It has the connection's number in it, as far as it
+    /// A message of this many bytes, which an echo server sends back. It has the connection's number in it, as far as it
     /// is long enough, so that an echo on a wrong connection is noticed.
     pub fn of_size(bytes: usize) -> Self {
         let message: Vec<u8> = FILLER.iter().copied().cycle().take(bytes).collect();

@@ -30,7 +30,7 @@ pub trait Protocol: Debug {
     /// What a server has to do, for people: `an echo of what was sent`.
     fn expected(&self) -> &'static str;
 
-    /// What was wrong with the first wrong answer, where that can be told.
+    /// What was wrong with the first wrong answer, where that is known.
     fn complaint(&self) -> Option<String> {
         None
     }

@@ -1,4 +1,4 @@
-//! Servers that are not ours: each protocol against one that many use. What is not installed is skipped, aloud.
+//! Servers that are not ours: each protocol against one that many use. What is not installed is skipped, with a message.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -12,15 +12,15 @@ use tempfile::TempDir;
 use crate::common::{Client, DEADLINE, Ended, run};
 
 /// A server as a child, ended with this.
-struct Foreign {
+pub(crate) struct Foreign {
     child: Child,
     folder: TempDir,
-    ports: [u16; 2],
+    pub(crate) ports: [u16; 2],
 }
 
 impl Foreign {
     /// Starts it once `configure` has written its files; both of its ports listen then, or the first one alone.
-    fn start(
+    pub(crate) fn start(
         program: &str,
         both_listen: bool,
         configure: impl FnOnce(&Path, [u16; 2]) -> Vec<String>,

@@ -22,13 +22,13 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Manner {
     Echo,
-    /// Echoes for so many, and resets all others.
+    /// Echoes for this many, and resets all others.
     RefusePast(u64),
-    /// Echoes for so many in all, and resets those that come later.
+    /// Echoes for this many in all, and resets those that come later.
     RefuseAfter(u64),
-    /// Echoes for so many, and ends the stream of all others in order.
+    /// Echoes for this many, and ends the stream of all others in order.
     HangUpPast(u64),
-    /// Echoes for so many, and takes what comes from all others without a word.
+    /// Echoes for this many, and takes what comes from all others without a word.
     SilentPast(u64),
     /// Sends the first half of each message back.
     Halve,
@@ -46,7 +46,7 @@ pub(crate) enum Manner {
     SilentAfterEcho,
     /// Echoes the first message, and answers all others with other bytes.
     GarbleAfterEcho,
-    /// Echoes, but for once, after so many messages, stands still.
+    /// Echoes, but for once, after this many messages, stands still.
     PauseOnce {
         after: u64,
         pause: Duration,
@@ -65,7 +65,12 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// On loopback.
     pub(crate) fn start(manner: Manner, ports: u16) -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST, manner, ports)
+    }
+
+    pub(crate) fn start_at(address: Ipv4Addr, manner: Manner, ports: u16) -> Self {
         raise_descriptor_limit().unwrap();
         let end = Arc::new(AtomicBool::new(false));
         let to_drop = Arc::new(AtomicUsize::new(0));
@@ -81,7 +86,7 @@ impl Server {
             messages: 0,
         };
         let thread = thread::spawn(move || {
-            let (mut reactor, first_port) = listening(ports);
+            let (mut reactor, first_port) = listening(address, ports);
             tell.send((first_port, reactor.context().waker())).unwrap();
             let mut service = service;
             reactor.run(&mut service).unwrap();
@@ -116,7 +121,7 @@ impl Drop for Server {
 }
 
 /// Listens on consecutive ports below those that the system gives to outbound connections, of which the tests have many.
-fn listening(ports: u16) -> (Reactor<Peer>, u16) {
+fn listening(address: Ipv4Addr, ports: u16) -> (Reactor<Peer>, u16) {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     raise_descriptor_limit().unwrap(); // the usual soft one, 1,024, is less than the tests hold
     // A test that is a process of its own finds no TIME_WAIT of another there.
@@ -130,7 +135,7 @@ fn listening(ports: u16) -> (Reactor<Peer>, u16) {
         let step = NEXT.fetch_add(ports + 20, Ordering::Relaxed);
         let first_port = 11_000 + (spread + step) % 20_000;
         let mut all = first_port..first_port + ports;
-        if all.all(|port| cx.listen((Ipv4Addr::LOCALHOST, port), &options).is_ok()) {
+        if all.all(|port| cx.listen((address, port), &options).is_ok()) {
             return (reactor, first_port);
         }
     }

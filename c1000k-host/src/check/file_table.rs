@@ -122,7 +122,7 @@ impl Need {
 /// Descriptors of connections that are being opened, before their files are registered.
 const UNDER_WAY: u64 = 64;
 
-/// Locked memory of one table's ring: two pages of 4 KiB at the least, seven at the most.
+/// Locked memory of one table's ring: two pages of 4 KiB at least, seven at most.
 const RING_BYTES_MAX: u64 = 7 * 4096;
 
 /// All rings together keep to this, in smaller rings where there are many, down to two pages each.
@@ -177,7 +177,7 @@ impl FileTableChoice {
 }
 
 impl Machine {
-    /// The tables that so many connections need, each of which takes a descriptor and has as many places as the process
+    /// The tables that this many connections need, each of which takes a descriptor and has as many places as the process
     /// may have descriptors.
     pub(super) fn tables_for(&self, connections: u64) -> u64 {
         let places = self.descriptors_max().unwrap_or(u64::MAX).clamp(1, 1 << 20);

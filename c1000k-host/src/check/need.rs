@@ -40,7 +40,7 @@ pub struct Need {
     pub listeners: Option<u64>,
     /// Source addresses of the client; `None` leaves the choice, of one, to the kernel.
     pub sources: Option<u64>,
-    /// Connects under way at once: so many may wait in all backlogs together.
+    /// Connects under way at once: this many may wait in all backlogs together.
     pub in_flight: u64,
     /// What the process itself takes for each connection, both processes together where both ends
     /// are here.
@@ -50,7 +50,7 @@ pub struct Need {
 }
 
 impl Need {
-    /// So many connections over 100 ports from one source, at most 1,024 connects under way, 64
+    /// This many connections over 100 ports from one source, at most 1,024 connects under way, 64
     /// bytes of the process each.
     pub fn new(role: Role, connections: u64) -> Self {
         Self {

@@ -1,7 +1,7 @@
-//! Standard error, written by a thread of its own: nobody who serves waits for whoever reads it.
+//! Standard error, written by a thread of its own, so that a slow reader does not hold up the reactor.
 //!
-//! A pipe that nobody reads is full after some 64 KB, and a terminal may be stopped: from then on a write waits, perhaps
-//! for ever. So what is told goes into a bounded queue; what finds it full is dropped and counted.
+//! A pipe that no one reads is full after some 64 KB, and a terminal may be stopped: from then on a write waits, perhaps
+//! for ever. So what is reported goes into a bounded queue; what finds it full is dropped and counted.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
@@ -98,7 +98,7 @@ impl Outlet {
         }
     }
 
-    /// Waits until all is written, for a second at the most.
+    /// Waits until all is written, for a second at most.
     pub(super) fn flush(&self) {
         let is_busy = |state: &mut State| {
             let has_more = state.dropped_untold > 0 || !state.waiting.is_empty();
@@ -121,7 +121,7 @@ impl Outlet {
         }
     }
 
-    /// What is to be written next, once there is something. That some were dropped is told when there is room again.
+    /// What is to be written next, once there is something. That some were dropped is reported when there is room again.
     fn next(&self) -> Vec<u8> {
         let mut state = self.state();
         (state.is_writing, state.is_stuck) = (false, false);
@@ -245,7 +245,7 @@ mod tests {
         let (reader, writer) = io::pipe().unwrap();
         let outlet = outlet(writer);
         drop(reader);
-        outlet.push(b"to nobody\n".to_vec());
+        outlet.push(b"to no one\n".to_vec());
         outlet.flush();
         assert!(!outlet.state().is_stuck && outlet.state().waiting.is_empty());
     }

@@ -115,7 +115,7 @@ const VERSION_2: Files = Files {
 };
 
 impl Cgroups {
-    /// The groups of this process; none where they can't be told.
+    /// The groups of this process; none where they can't be determined.
     pub fn of_self() -> Self {
         let Some(cgroups) = text::read("/proc/self/cgroup") else { return Self::default() };
         let own = text::read("/proc/self/mountinfo").unwrap_or_default();

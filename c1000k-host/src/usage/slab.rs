@@ -90,7 +90,7 @@ impl SlabUsage {
         own.fold(0, |total, name| total.saturating_add(bytes(name)))
     }
 
-    /// What one socket takes of each cache of a connection, now that so many were added since `before`.
+    /// What one socket takes of each cache of a connection, now that this many were added since `before`.
     ///
     /// Growth by pages; in the caches that every file takes an object from, the size of one object.
     pub fn bytes_per_socket(&self, before: &Self, sockets: u64) -> Vec<(&'static str, f64)> {

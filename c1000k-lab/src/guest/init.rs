@@ -89,7 +89,7 @@ fn set(setting: &str, value: &str) -> Result<()> {
 /// The kernel's fq_codel drops frames that waited for 5 ms, as they do before an emulated cable, and a burst of a
 /// thousand connects overflows the usual 1,000 frames; a lost RST is never sent again, and the peer would keep its dead
 /// connection. bfifo counts bytes, room for 750,000 small frames here (32,767 is the longest queue this kernel takes),
-/// and so loses none. The other end is entered for good: a slow guest may answer an ARP request too late, and every
+/// and so loses none. The other end is entered permanently: a slow guest may answer an ARP request too late, and every
 /// frame to a neighbour that does not answer is dropped.
 fn join_network(arguments: &Arguments) -> Result<()> {
     set("net/core/default_qdisc", "bfifo")?;

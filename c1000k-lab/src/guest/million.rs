@@ -209,7 +209,8 @@ mod tests {
 
     fn plan(topology: Topology, memory_mb: u64) -> Plan {
         let (out, server_memory_mb) = (PathBuf::new(), Some(600));
-        Plan { connections: 15_001, topology, memory_mb: Some(memory_mb), server_memory_mb, out }
+        let (connections, memory_mb) = (15_001, Some(memory_mb));
+        Plan { connections, topology, stateless: false, memory_mb, server_memory_mb, out }
     }
 
     #[test]

@@ -55,11 +55,11 @@ pub(crate) enum Condition {
     Holds(String),
     /// The answer is its exit code, 128 and the signal if one ended it.
     Ended(String),
-    /// At most so many TCP sockets are in use; the answer is how many are.
+    /// At most this many TCP sockets are in use; the answer is how many are.
     Drained { sockets_max: u64 },
     /// As few, or no fewer for a while.
     DrainedOrStalled { sockets_max: u64 },
-    /// At most so many connections are in the kernel's table.
+    /// At most this many connections are in the kernel's table.
     Tracked { connections_max: u64 },
     /// The answer is how often a second the program has woken up from waiting, over that time.
     Wakes { name: String, seconds: u64 },

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 
 use anyhow::{Error, Result};
-use c1000k_host::check::{CapKind, FileTableChoice, Machine, Need, Role, caps};
+use c1000k_host::check::{CapKind, FileTableChoice, Machine, Need, caps};
 use c1000k_host::format;
 use c1000k_host::limits::{descriptors_for, raise_descriptor_limit};
 use c1000k_host::memory::reserve_bytes;
@@ -32,12 +32,12 @@ pub(crate) fn obstacles(plan: &Plan) -> Result<Vec<Obstacle>> {
     if plan.topology == Topology::ThreeHosts {
         machine.conntrack = None;
     }
-    let need = Need { ports: PORTS.into(), ..Need::new(Role::Both, plan.connections) };
+    let need = Need { ports: PORTS.into(), ..Need::new(plan.role(), plan.connections) };
     let (need, refusal) =
         need.in_file_table(FileTableChoice::Auto, &machine).map_err(Error::msg)?;
     let mut obstacles = of_limits(machine, &need, refusal.as_deref());
-    // Three hosts have the ports of their own namespaces.
-    if plan.topology == Topology::OneHost {
+    // In namespaces they have the ports to themselves.
+    if plan.topology == Topology::OneHost && !plan.stateless {
         obstacles.extend(taken_port().map(|port| Obstacle {
             line: format!(
                 "port {port} is in use, and the server listens on {FIRST_PORT} to {}; end the process that holds it",
@@ -89,7 +89,7 @@ fn taken_port() -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
-    use c1000k_host::check::FileTable;
+    use c1000k_host::check::{FileTable, Role};
     use c1000k_host::limits::{DescriptorLimit, SystemDescriptorLimits};
     use c1000k_host::memory::{MemoryBound, MemoryRoom};
 

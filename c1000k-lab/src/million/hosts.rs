@@ -22,6 +22,9 @@ pub(super) struct Hosts(Vec<(&'static str, Option<Network>)>);
 impl Hosts {
     pub(super) fn new(plan: &Plan) -> Result<Self> {
         match plan.topology {
+            Topology::OneHost if plan.stateless => {
+                Ok(Self(vec![("one", Some(host(&cradle(plan.connections)?)?))]))
+            }
             Topology::OneHost => Ok(Self(vec![("one", None)])),
             Topology::ThreeHosts => three(plan.connections),
         }
@@ -29,7 +32,10 @@ impl Hosts {
 
     /// Where a program runs; `None` is this host.
     pub(super) fn network(&self, program: &str) -> Option<&Network> {
-        self.0.iter().find(|(name, _)| *name == program)?.1.as_ref()
+        match &self.0[..] {
+            [(_, only)] => only.as_ref(),
+            hosts => hosts.iter().find(|(name, _)| *name == program)?.1.as_ref(),
+        }
     }
 
     /// What the kernel says of itself on each of them; of the server's process where its host is.
@@ -43,20 +49,27 @@ impl Hosts {
     }
 }
 
-/// The server's host is joined to each client's by a link.
-fn three(connections: u64) -> Result<Hosts> {
-    // A namespace has a hash table of its own for its connections where the one that it is made in says so, from Linux
-    // 6.1 on.
+/// The namespace that others are made in. They have hash tables of their own for their connections where it says so, from
+/// Linux 6.1 on.
+fn cradle(connections: u64) -> Result<Network> {
     let cradle = Network::new()?;
     if Path::new("/proc/sys").join(HASH_TABLE).exists() {
         cradle.set(HASH_TABLE, &connections.to_string())?;
     }
-    let host = || {
-        let host = cradle.run(Network::new)?;
-        host.ip(&["link", "set", "lo", "up"])?;
-        host.set("net/ipv4/ip_local_port_range", LOCAL_PORTS)?;
-        Ok::<_, anyhow::Error>(host)
-    };
+    Ok(cradle)
+}
+
+fn host(cradle: &Network) -> Result<Network> {
+    let host = cradle.run(Network::new)?;
+    host.ip(&["link", "set", "lo", "up"])?;
+    host.set("net/ipv4/ip_local_port_range", LOCAL_PORTS)?;
+    Ok(host)
+}
+
+/// The server's host is joined to each client's by a link.
+fn three(connections: u64) -> Result<Hosts> {
+    let cradle = cradle(connections)?;
+    let host = || host(&cradle);
     let (server, clients) = (host()?, [host()?, host()?]);
     for (link, client) in (1..).zip(&clients) {
         let (here, there) = (format!("eth{link}"), client.path().display().to_string());

@@ -125,8 +125,8 @@ impl Native<'_> {
 
     fn start_server(&self) -> Result<Program> {
         let bind = match self.plan.topology {
-            Topology::OneHost => "127.0.0.1",
-            Topology::ThreeHosts => "0.0.0.0",
+            Topology::OneHost if !self.plan.stateless => "127.0.0.1",
+            _ => "0.0.0.0",
         };
         let words = ["--bind", bind, "--json", "server.json"];
         let mut server = self.start("c1000k-server", "server", &words)?;
@@ -161,7 +161,9 @@ impl Native<'_> {
         let start = |share: Share| {
             let (first, count) = (FIRST_PORT.to_string(), share.connections.to_string());
             let record = format!("{}.json", share.client);
-            let words = [&share.server, &first, "-c", &count, "--hold", HOLD, "--json", &record];
+            let mut words =
+                vec![&*share.server, &first, "-c", &count, "--hold", HOLD, "--json", &record];
+            words.extend(self.plan.stateless.then_some("--stateless"));
             self.start("c1000k-client", share.client, &words)
         };
         self.plan.shares().into_iter().map(start).collect()

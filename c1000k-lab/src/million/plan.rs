@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use c1000k_host::check::Role;
 use c1000k_host::quantity::{parse_bytes, parse_count};
 use c1000k_report::run::Topology;
 
@@ -16,6 +17,8 @@ const CONNECTIONS_MAX: u64 = 5_000_000;
 pub(crate) struct Plan {
     pub(crate) connections: u64,
     pub(crate) topology: Topology,
+    /// The clients have no sockets.
+    pub(crate) stateless: bool,
     /// MiB of all guests together.
     pub(crate) memory_mb: Option<u64>,
     /// MiB of these for the server.
@@ -35,6 +38,11 @@ pub(crate) struct Share {
 }
 
 impl Plan {
+    /// Which ends have sockets here.
+    pub(crate) fn role(&self) -> Role {
+        if self.stateless { Role::Server } else { Role::Both }
+    }
+
     pub(crate) fn shares(&self) -> Vec<Share> {
         let second = self.connections / 2;
         let of =
@@ -104,6 +112,7 @@ mod tests {
         let plan = |topology| Plan {
             connections: 15_001,
             topology,
+            stateless: false,
             memory_mb: None,
             server_memory_mb: None,
             out: PathBuf::new(),

@@ -29,7 +29,7 @@ impl Teardown {
         Self { enough, fewest: u64::MAX, ends, stalls: now + STALLED_AFTER }
     }
 
-    /// Whether no more is waited, with so many sockets now.
+    /// Whether no more is waited, with this many sockets now.
     pub(super) fn is_over(&mut self, sockets: u64, now: Instant) -> bool {
         if sockets < self.fewest {
             self.fewest = sockets;

@@ -109,7 +109,7 @@ fn judge_admission(scene: &mut Scene<'_>, wakes: u64) -> Result<()> {
     checks.expect("server: times that memory closed the door", guard.closings, BeAtLeast(1))?;
     checks.expect("server: refused for memory", refused, BeAtLeast(200))?;
     // The reserve is there for what is under way when the door closes, and for data.
-    let what = "server: least memory left, kB, half of the reserve at the least";
+    let what = "server: least memory left, kB, half of the reserve at least";
     checks.expect(what, guard.room_min_bytes >> 10, BeAtLeast(guard.reserve_bytes >> 11))?;
     checks.expect("server: held at the peak", server.peak, BeAtLeast(first.established))?;
     scene.expect_few_wakes("it was full", wakes)

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::check::Must::{BeAtLeast, BeAtMost, Equal};
-use super::scene::{Scene, USER_2, proven_again};
+use super::scene::{ROOT, Scene, USER_2, proven_again};
 use crate::guest::order::Condition;
 use crate::record::Limit;
 
@@ -39,11 +39,38 @@ pub(super) fn loss(scene: &mut Scene<'_>) -> Result<()> {
     checks.expect("first: held", held, BeAtLeast(1))?;
     checks.expect("first: held and given up", held + first.failed, Equal(2_000))?;
     checks.expect("first: proven again and lost", again + first.lost, Equal(held))?;
-    let what = "first: attempts, 4 for each connection at the most";
+    let what = "first: attempts, 4 for each connection at most";
     checks.expect(what, first.attempted, BeAtMost(8_000))?;
     checks.expect("first: attempts that timed out", timed_out, BeAtLeast(1))?;
     checks.expect("first: seconds it took", took, BeAtMost(300))?;
     scene.expect_all("second")
+}
+
+/// The network loses 5% of what the server sends to clients without sockets.
+pub(super) fn stateless(scene: &mut Scene<'_>) -> Result<()> {
+    scene.run("insmod /lib/sch_netem.ko && insmod /lib/tun.ko")?;
+    scene.start_server(None, "")?;
+    let options = "--stateless --connect-timeout 120s --rate 500/s --heartbeat 5s";
+    scene.start_client("first", ROOT, 3_000, options)?;
+    // The device is the client's.
+    scene.run(
+        "for try in $(seq 100); do \
+         /bin/tc qdisc add dev tun0 root netem loss 5% limit 100000 2>/dev/null && exit; sleep 0.1; done; exit 1",
+    )?;
+    scene.await_end("first", 300)?;
+    // Each reset was confirmed.
+    scene.drained(10)?;
+    scene.end_server()?;
+    scene.collect()?;
+
+    scene.expect_survived()?;
+    scene.expect_all("first")?;
+    let first = scene.client("first")?;
+    let resent = first.retransmitted.unwrap_or(0);
+    let workload = first.workload.context("the record has no workload")?;
+    let checks = &mut scene.checks;
+    checks.expect("first: segments sent again", resent, BeAtLeast(200))?;
+    checks.expect("first: messages answered", workload.answered, Equal(workload.sent))
 }
 
 /// The table of tracked connections is full: what comes then is dropped without a word to anyone.
@@ -69,7 +96,7 @@ pub(super) fn conntrack(scene: &mut Scene<'_>) -> Result<()> {
     scene.checks.expect("first: held", first.established, BeAtLeast(1_900))?;
     scene.expect_alive("first")?;
     scene.expect_limit("first", Limit::Network)?;
-    let what = "first: attempts, 4 for each connection at the most";
+    let what = "first: attempts, 4 for each connection at most";
     scene.checks.expect(what, first.attempted, BeAtMost(20_000))?;
     let lines = scene.kernel_lines(&["table full"])?;
     scene.checks.expect("kernel: said that the table is full", lines, BeAtLeast(1))?;

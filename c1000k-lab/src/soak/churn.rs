@@ -314,7 +314,7 @@ impl Churn {
         Ok(true)
     }
 
-    /// At half of its life: it speaks, or falls silent for good.
+    /// At half of its life: it speaks, or falls silent until the end.
     fn half(&mut self, slot: usize) -> Result<()> {
         if !self.is_open(slot) || self.slots[slot].is_silent {
             return Ok(());

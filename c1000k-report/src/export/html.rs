@@ -9,6 +9,7 @@ use super::Export;
 use super::markdown::Markdown;
 use crate::Report;
 use crate::chart::Chart;
+use crate::compare::Comparison;
 
 /// What the page looks like.
 const STYLE: &str = include_str!("html/style.css");
@@ -23,17 +24,25 @@ impl Export for Html {
     }
 
     fn export(&self, report: &Report) -> Result<String, Box<dyn Error>> {
-        let page = Markdown.export(report)?;
-        let mut body = String::new();
-        pulldown_cmark::html::push_html(&mut body, events(&page, &report.charts).into_iter());
-        let title = title(&page);
-        Ok(format!(
-            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+        Ok(html(&Markdown.export(report)?, &report.charts))
+    }
+
+    fn compare(&self, comparison: &Comparison) -> Result<String, Box<dyn Error>> {
+        Ok(html(&Markdown.compare(comparison)?, &[]))
+    }
+}
+
+/// A page of Markdown as HTML.
+fn html(page: &str, charts: &[Chart]) -> String {
+    let mut body = String::new();
+    pulldown_cmark::html::push_html(&mut body, events(page, charts).into_iter());
+    let title = title(page);
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
              <meta name=\"color-scheme\" content=\"light dark\">\n\
              <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
-        ))
-    }
+    )
 }
 
 /// The page's parts: charts in place of the links to them, tables that may be wider than the screen, and no HTML of

@@ -10,6 +10,8 @@ use serde::Serialize;
 
 use super::Export;
 use crate::agree::{Check, CheckOutcome};
+use crate::bottleneck::{self, Finding};
+use crate::compare::Comparison;
 use crate::cost::{self, HostCost, ProcessMemory};
 use crate::run::{Run, Topology};
 use crate::{Report, escape};
@@ -30,6 +32,43 @@ impl Export for Json {
         let text = serde_json::to_string_pretty(&summary(&report.run, &report.checks))?;
         Ok(escape::json(&text) + "\n")
     }
+
+    fn compare(&self, comparison: &Comparison) -> Result<String, Box<dyn Error>> {
+        let [first, second] = &comparison.names;
+        let figures = comparison.rows.iter().map(|row| {
+            let [first, second] = row.values;
+            let ratio = row.ratio();
+            (row.name, Compared { first, second, ratio, noise: row.noise })
+        });
+        let object = Compare {
+            schema: "c1000k.comparison/1",
+            first,
+            second,
+            runs: comparison.runs,
+            figures: figures.collect(),
+        };
+        Ok(escape::json(&serde_json::to_string_pretty(&object)?) + "\n")
+    }
+}
+
+/// Two runs side by side; all figures in seconds, bytes or pieces.
+#[derive(Debug, Serialize)]
+struct Compare<'a> {
+    schema: &'static str,
+    first: &'a str,
+    second: &'a str,
+    /// How many runs each side has; figures are their medians.
+    runs: [usize; 2],
+    figures: BTreeMap<&'static str, Compared>,
+}
+
+#[derive(Debug, Serialize)]
+struct Compared {
+    first: Option<f64>,
+    second: Option<f64>,
+    ratio: Option<f64>,
+    /// How far the runs of one side lie apart, as a share of their median; null with one run each.
+    noise: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -39,6 +78,8 @@ struct Summary<'a> {
     verdict: String,
     /// Why it is `apart`.
     verdict_detail: Option<String>,
+    /// What limited the run, and how that is known; null where no figure shows it.
+    bottleneck: Option<Finding>,
     missing: Vec<&'static str>,
     missing_snapshots: Vec<String>,
     topology: Option<&'static str>,
@@ -135,6 +176,7 @@ fn summary<'a>(run: &'a Run, checks: &'a [Check]) -> Summary<'a> {
         schema: SUMMARY_SCHEMA,
         verdict: run.verdict().map_or_else(undecided, |verdict| verdict.to_string()),
         verdict_detail: apart.map(|apart| apart.to_string()),
+        bottleneck: bottleneck::find(run),
         missing: run.missing(),
         missing_snapshots: run.missing_snapshots(),
         topology: run.topology_told().map(Topology::name),

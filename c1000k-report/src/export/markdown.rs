@@ -10,6 +10,7 @@ use super::Export;
 use crate::Report;
 use crate::agree::{Check, PASSES_MAX};
 use crate::chart::Chart;
+use crate::compare::Comparison;
 use crate::cost::{self, HostCost, float};
 use crate::escape::markdown;
 use crate::run::{Moment, Run, Topology, total};
@@ -33,6 +34,10 @@ impl Export for Markdown {
 
     fn export(&self, report: &Report) -> Result<String, Box<dyn Error>> {
         Ok(page(&report.run, &report.checks, &report.charts))
+    }
+
+    fn compare(&self, comparison: &Comparison) -> Result<String, Box<dyn Error>> {
+        Ok(comparison.page())
     }
 }
 

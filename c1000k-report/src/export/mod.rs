@@ -2,6 +2,7 @@
 //!
 //! A format is a file of this folder with an implementation of [`Export`], and its lines in [`Format`].
 
+mod csv;
 mod html;
 mod json;
 mod markdown;
@@ -11,6 +12,7 @@ use std::error::Error;
 use clap::ValueEnum;
 
 use crate::Report;
+use crate::compare::Comparison;
 
 pub use json::SUMMARY_SCHEMA;
 
@@ -24,6 +26,12 @@ pub trait Export {
     /// # Errors
     /// The report can't be expressed in this format.
     fn export(&self, report: &Report) -> Result<String, Box<dyn Error>>;
+
+    /// Two runs, or two series of runs, side by side.
+    ///
+    /// # Errors
+    /// The comparison can't be expressed in this format.
+    fn compare(&self, comparison: &Comparison) -> Result<String, Box<dyn Error>>;
 }
 
 /// The formats, by their names on the command line.
@@ -35,6 +43,8 @@ pub enum Format {
     Html,
     /// The object of summary.json
     Json,
+    /// The figures of summary.csv
+    Csv,
 }
 
 impl Format {
@@ -45,6 +55,7 @@ impl Format {
             Self::Markdown => &markdown::Markdown,
             Self::Html => &html::Html,
             Self::Json => &json::Json,
+            Self::Csv => &csv::Csv,
         }
     }
 }

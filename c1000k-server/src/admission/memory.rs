@@ -254,7 +254,7 @@ impl MemoryGuard {
         self.decision(change, granted.max(replaced).min(BUDGET_MAX), self.refusals_fitting(room))
     }
 
-    /// Closes at a shortage, and opens when it has ended for good.
+    /// Closes at a shortage, and opens when it has ended and stays so.
     fn note_shortage(
         &mut self,
         shortage: Option<Shortage>,
@@ -399,7 +399,7 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    /// A machine on which each connection takes so many bytes, and does not give all of them back.
+    /// A machine on which each connection takes this many bytes, and does not give all of them back.
     struct Machine {
         total_bytes: u64,
         others_bytes: u64,
@@ -438,7 +438,7 @@ mod tests {
             }
         }
 
-        /// Offers so many connections; says how many were admitted.
+        /// Offers this many connections; says how many were admitted.
         fn offer(&mut self, guard: &mut Sampled, count: u64, now: Instant) -> u64 {
             let before = self.held;
             for _ in 0..count {

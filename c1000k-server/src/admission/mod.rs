@@ -1,4 +1,4 @@
-//! Who is admitted: as many connections as may be held, as long as memory above the reserve is left, and so many from
+//! Who is admitted: as many connections as may be held, while memory above the reserve is left, and up to a bound from
 //! each source.
 //!
 //! All threads share one [`Admission`], and each asks its own [`Gate`] for every peer that connects. Memory is not read

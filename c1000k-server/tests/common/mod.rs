@@ -91,10 +91,10 @@ impl Server {
         try_connect(self.address(offset)).is_none_or(|stream| is_refused(&stream))
     }
 
-    /// How many are reset before one is let in, because somebody has left.
+    /// How many are reset before one is let in, because someone has left.
     ///
     /// # Panics
-    /// When nobody is within [`DEADLINE`].
+    /// When no one is within [`DEADLINE`].
     pub(crate) fn refusals_until_room(&self, offset: u16) -> u64 {
         let mut refusals = 0;
         let admitted = until(DEADLINE, || {
@@ -273,7 +273,7 @@ fn read_lines(from: impl Read + Send + 'static) -> Receiver<String> {
     lines
 }
 
-/// The first of so many ports in a row that nobody listens on.
+/// The first of this many ports in a row that no one listens on.
 pub(crate) fn free_ports(count: u16) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let spread = (std::process::id() % 600) as u16 * 32;

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use crate::address::Address;
 use crate::config::{Config, ListenOptions};
-use crate::connection::Flags;
+use crate::connection::{Flags, Origin};
 use crate::context::connect::input_flags;
 use crate::context::{Context, set_tcp_options};
 use crate::error::{Error, Refused};
 use crate::sys::{self, Accepted, Descriptor, Readiness};
-use crate::token::{EventSource, Inner, ListenerId};
+use crate::token::{EventSource, Inner, ListenerId, Token};
 use crate::wheel::NodeId;
 
 /// Whatever is configured: the wheel goes by milliseconds.
@@ -32,11 +32,24 @@ pub(super) struct Listener {
     paused: bool,
     /// For want of something.
     throttled: bool,
+    /// Its own bound, if it has one.
+    bound: Option<Bound>,
+}
+
+/// How many connections of one listener there may be.
+#[derive(Debug)]
+struct Bound {
+    connections_max: u32,
+    connections: u32,
+    /// It was found full, and waits for one to go.
+    is_waiting: bool,
 }
 
 impl Listener {
     fn is_accepting(&self) -> bool {
-        !self.paused && !self.throttled
+        !self.paused
+            && !self.throttled
+            && !self.bound.as_ref().is_some_and(|bound| bound.is_waiting)
     }
 
     pub(super) fn socket(&self) -> &Descriptor {
@@ -95,8 +108,73 @@ impl<C> Context<C> {
         if address.is_tcp() {
             set_tcp_options(&socket, &options.tcp())?;
         }
+        if options.connections_max == Some(0) {
+            return Err(Error::Invalid("connections_max of a listener must not be zero"));
+        }
         sys::listen(&socket, options.backlog)?;
-        Ok(self.insert_listener(socket, address.is_tcp())?)
+        let id = self.insert_listener(socket, address.is_tcp())?;
+        self.bind_listener(id, options.connections_max);
+        Ok(id)
+    }
+
+    /// Gives a listener a bound of its own.
+    pub(super) fn bind_listener(&mut self, id: ListenerId, connections_max: Option<u32>) {
+        if let Some(listener) = self.listeners.head_mut(id.key()) {
+            listener.bound =
+                connections_max.filter(|_| Origin::of(id.key()).is_some()).map(|connections_max| {
+                    Bound { connections_max, connections: 0, is_waiting: false }
+                });
+        }
+    }
+
+    /// How many more connections the listener's own bound allows; `None` where it has none.
+    #[inline]
+    pub(crate) fn listener_room(&self, id: ListenerId) -> Option<usize> {
+        let bound = self.listeners.head(id.key())?.bound.as_ref()?;
+        Some(bound.connections_max.saturating_sub(bound.connections) as usize)
+    }
+
+    /// The listener has as many connections as it may: it is heard again when one of them has gone.
+    #[cold]
+    pub(crate) fn wait_for_leave(&mut self, id: ListenerId) {
+        if let Some(bound) =
+            self.listeners.head_mut(id.key()).and_then(|listener| listener.bound.as_mut())
+        {
+            bound.is_waiting = true;
+            self.disable(id);
+        }
+    }
+
+    /// The connection counts for the listener.
+    pub(crate) fn join_listener(&mut self, token: Token, id: ListenerId) {
+        if let Some(listener) = self.listeners.head_mut(id.key())
+            && let Some(bound) = &mut listener.bound
+            && let Some(origin) = Origin::of(id.key())
+            && let Some(header) = self.connections.head_mut(token.key())
+        {
+            bound.connections += 1;
+            header.set_origin(origin);
+        }
+    }
+
+    /// A connection of a listener with a bound has gone.
+    #[cold]
+    pub(super) fn leave_listener(&mut self, origin: Origin) {
+        let Some(slot) = origin.slot() else { return };
+        let id = self.listeners.keys(slot, slot + 1).next().map(ListenerId::from);
+        // Another listener may have the slot by now.
+        let Some(id) = id.filter(|id| Origin::of(id.key()) == Some(origin)) else { return };
+        let Some(bound) =
+            self.listeners.head_mut(id.key()).and_then(|listener| listener.bound.as_mut())
+        else {
+            return;
+        };
+        bound.connections = bound.connections.saturating_sub(1);
+        if mem::take(&mut bound.is_waiting)
+            && let Err(error) = self.sync_interest(id)
+        {
+            log::warn!("a listener could not be resumed: {error}");
+        }
     }
 
     /// Why there can't be another listener.
@@ -115,7 +193,8 @@ impl<C> Context<C> {
         is_tcp: bool,
     ) -> Result<ListenerId, Refused<Descriptor>> {
         let conn_flags = Flags::OPENED | input_flags(is_tcp);
-        let listener = Listener { socket, conn_flags, paused: false, throttled: false };
+        let listener =
+            Listener { socket, conn_flags, paused: false, throttled: false, bound: None };
         let inserted = self.listeners.insert(listener, ()).map_err(|(listener, ())| Refused {
             error: Error::Full { what: "listeners", limit: self.listeners.capacity() },
             given: listener.socket,
@@ -166,7 +245,10 @@ impl<C> Context<C> {
 
     /// No peer waits at the listener: the end of one that is drained.
     pub(crate) fn end_draining(&mut self, listener: ListenerId) {
-        if self.draining.contains(&listener) && self.is_accepting(listener) {
+        if !self.draining.is_empty()
+            && self.draining.contains(&listener)
+            && self.is_accepting(listener)
+        {
             self.unlisten(listener);
         }
     }
@@ -298,7 +380,7 @@ impl<C> Context<C> {
     /// The same of one that is accepted, which leaves those that are reserved.
     #[inline]
     pub(crate) fn lacks_slot_to_accept(&self) -> Option<Error> {
-        let limit = self.connections.capacity().saturating_sub(self.config.connects_reserved);
+        let limit = self.accepted_max;
         (self.connections.len() >= limit).then_some(Error::Full { what: "connections", limit })
     }
 

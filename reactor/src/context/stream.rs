@@ -3,9 +3,9 @@
 use std::io::IoSlice;
 use std::time::Duration;
 
-use crate::connection::{ConnHeader, Flags};
+use crate::connection::{ConnHeader, Flags, Origin};
 use crate::context::Context;
-use crate::error::{CloseReason, Error, WriteError, Written};
+use crate::error::{CloseReason, Error, RefusedChunk, WriteError, Written};
 use crate::queue::{CHUNKS_PER_SEND, Chunk, WriteQueue};
 use crate::sys::{IoResult, Socket, Sockets};
 use crate::token::{EventSource, Inner, Token};
@@ -83,19 +83,36 @@ impl<C> Context<C> {
     /// The same for bytes that are given away or shared: what has to wait is queued without a copy.
     ///
     /// # Errors
-    /// [`WriteError`]; no byte was taken then.
+    /// [`WriteError`], with the chunk; no byte was taken then.
     pub fn write_chunk(
         &mut self,
         token: Token,
         chunk: impl Into<Chunk>,
+    ) -> Result<Written, RefusedChunk> {
+        let mut chunk = Some(chunk.into());
+        let error = match self.try_write_chunk(token, &mut chunk) {
+            Ok(written) => return Ok(written),
+            Err(error) => error,
+        };
+        // Only a queue takes it, and a queue that takes it is no error.
+        Err(RefusedChunk { error, chunk: chunk.unwrap_or_else(|| Chunk::Owned(Vec::new())) })
+    }
+
+    fn try_write_chunk(
+        &mut self,
+        token: Token,
+        chunk: &mut Option<Chunk>,
     ) -> Result<Written, WriteError> {
-        let chunk = chunk.into();
-        let bytes = chunk.as_bytes();
+        let bytes = chunk.as_ref().map_or(&[][..], Chunk::as_bytes);
         let total = bytes.len();
         let send = |sockets: &Sockets, socket: &Socket| sockets.send(socket, bytes);
         match self.send(token, total, std::iter::once(bytes), send)? {
             sent if sent == total => Ok(Written::Sent),
-            sent => self.enqueue(token, sent, total, |queue| queue.append(chunk, sent)),
+            sent => self.enqueue(token, sent, total, |queue| {
+                if let Some(chunk) = chunk.take() {
+                    queue.append(chunk, sent);
+                }
+            }),
         }
     }
 
@@ -248,9 +265,14 @@ impl<C> Context<C> {
             if header.timer != NodeId::NONE {
                 self.wheel.remove(header.timer);
             }
+            let mut origin = header.origin().unwrap_or_default();
             if let Some(queue) = header.queue() {
+                origin = self.queues[queue as usize].origin;
                 self.stats.queued_bytes -= self.queues[queue as usize].len_bytes();
                 self.release_queue(queue);
+            }
+            if origin != Origin::default() {
+                self.leave_listener(origin);
             }
             if header.flags.any(Flags::HELD) {
                 self.held.retain(|(held, _)| *held != token);
@@ -389,7 +411,7 @@ impl<C> Context<C> {
             }
             return false;
         }
-        header.set_queue(None);
+        header.clear_queue(queue.origin);
         let flags = header.flags;
         self.release_queue(index);
         if flags.any(Flags::CLOSING) {
@@ -672,8 +694,8 @@ impl<C> Context<C> {
             self.queues.len() as u32 - 1
         });
         self.queue_owners[queue as usize] = Some(token);
-        if let Some(header) = self.header_mut(token) {
-            header.set_queue(Some(queue));
+        if let Some(header) = self.connections.head_mut(token.key()) {
+            self.queues[queue as usize].origin = header.set_queue(queue);
         }
         if self.retry.is_none() {
             self.arm_retry();

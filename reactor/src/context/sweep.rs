@@ -18,7 +18,9 @@ pub struct SweepId(NonZeroU64);
 #[derive(Debug)]
 pub(super) struct Sweep {
     id: SweepId,
-    /// The slots that are still to be visited.
+    /// The connections to visit; `None`: all.
+    tokens: Option<Vec<Token>>,
+    /// Those that are still to be visited: places in `tokens`, or slots.
     left: Range<usize>,
 }
 
@@ -40,13 +42,32 @@ impl<C> Context<C> {
     /// # Errors
     /// [`Error::Full`] at [`Config::sweeps_max`](crate::Config::sweeps_max).
     pub fn sweep(&mut self) -> Result<SweepId, Error> {
+        let slots = 0..self.slots();
+        self.add_sweep(None, slots)
+    }
+
+    /// The same over these connections only, in this order, as over the members of a room. What is not open when its turn
+    /// comes is left out.
+    ///
+    /// # Errors
+    /// [`Error::Full`] at [`Config::sweeps_max`](crate::Config::sweeps_max).
+    pub fn sweep_over(&mut self, tokens: Vec<Token>) -> Result<SweepId, Error> {
+        let places = 0..tokens.len();
+        self.add_sweep(Some(tokens), places)
+    }
+
+    fn add_sweep(
+        &mut self,
+        tokens: Option<Vec<Token>>,
+        left: Range<usize>,
+    ) -> Result<SweepId, Error> {
         let limit = self.config.sweeps_max;
         if self.sweeps.len() >= limit {
             return Err(Error::Full { what: "sweeps", limit });
         }
         let id = SweepId(self.sweep_next);
         self.sweep_next = self.sweep_next.saturating_add(1);
-        self.sweeps.push_back(Sweep { id, left: 0..self.slots() });
+        self.sweeps.push_back(Sweep { id, tokens, left });
         Ok(id)
     }
 
@@ -54,7 +75,7 @@ impl<C> Context<C> {
         !self.sweeps.is_empty()
     }
 
-    /// The slots of this turn, of the sweep that is under way.
+    /// What the sweep that is under way visits in this turn, for [`visitable`](Self::visitable).
     pub(crate) fn next_slice(&mut self) -> Option<(SweepId, Range<usize>)> {
         let sweep = self.sweeps.front_mut()?;
         let most = self.config.visits_per_turn.max(1);
@@ -64,9 +85,12 @@ impl<C> Context<C> {
         Some((sweep.id, slice))
     }
 
-    /// The open connection in a slot, unless it is on its way out.
-    pub(crate) fn visitable(&self, slot: usize) -> Option<Token> {
-        let token = Token::from(self.connections.keys(slot, slot + 1).next()?);
+    /// The connection at a place of the sweep that is under way, if it is open.
+    pub(crate) fn visitable(&self, place: usize) -> Option<Token> {
+        let token = match &self.sweeps.front()?.tokens {
+            Some(tokens) => *tokens.get(place)?,
+            None => Token::from(self.connections.keys(place, place + 1).next()?),
+        };
         self.is_open(token).then_some(token)
     }
 

@@ -5,9 +5,19 @@ use std::time::{Duration, Instant};
 use crate::connection::Flags;
 use crate::context::Context;
 use crate::error::Error;
-use crate::sys;
-use crate::token::{EventSource, TimerId, Token};
+use crate::token::{EventSource, Inner, TimerId, Token};
 use crate::wheel::{NodeId, Tick};
+
+/// What is due.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Due {
+    /// The timeout of a connection.
+    Timeout(Token),
+    /// A timer of a connection, and its tag.
+    OfConnection(Token, u64),
+    Timer(TimerId),
+    Inner(Inner),
+}
 
 impl<C> Context<C> {
     /// Arms the connection's timeout, or moves it: [`on_timeout`](crate::Handler::on_timeout) follows unless it is
@@ -41,8 +51,38 @@ impl<C> Context<C> {
     /// # Errors
     /// [`Error::Full`] at [`Config::timers_max`](crate::Config::timers_max).
     pub fn add_timer(&mut self, after: Duration) -> Result<TimerId, Error> {
+        self.insert_timer(after, None)
+    }
+
+    /// Arms a timer of a connection, beside its timeout: [`on_conn_timer`](crate::Handler::on_conn_timer) follows, once,
+    /// with the connection's state and with `tag`, which says what it is for. A connection may have any number of them,
+    /// and one without any pays nothing.
+    ///
+    /// A timer whose connection has gone is dropped without a call when its time comes, and counts for
+    /// [`Config::timers_max`](crate::Config::timers_max) until then: cancel long ones in
+    /// [`on_close`](crate::Handler::on_close).
+    ///
+    /// # Errors
+    /// [`Error::Stale`], or [`Error::Full`] at [`Config::timers_max`](crate::Config::timers_max).
+    pub fn add_conn_timer(
+        &mut self,
+        token: Token,
+        after: Duration,
+        tag: u64,
+    ) -> Result<TimerId, Error> {
+        if !self.holds(token) {
+            return Err(Error::Stale);
+        }
+        self.insert_timer(after, Some((token, tag)))
+    }
+
+    fn insert_timer(
+        &mut self,
+        after: Duration,
+        owner: Option<(Token, u64)>,
+    ) -> Result<TimerId, Error> {
         let full = Error::Full { what: "timers", limit: self.timers.capacity() };
-        let timer = TimerId::from(self.timers.insert(NodeId::NONE, ()).map_err(|_| full)?);
+        let timer = TimerId::from(self.timers.insert(NodeId::NONE, owner).map_err(|_| full)?);
         let deadline = self.tick_after(after);
         let node = self.wheel.insert(deadline, EventSource::Timer(timer).to_bits());
         if let Some(place) = self.timers.head_mut(timer.key()) {
@@ -54,7 +94,7 @@ impl<C> Context<C> {
     /// Disarms a timer; says whether it was still armed.
     pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
         match self.timers.remove(timer.key()) {
-            Some((node, ())) => {
+            Some((node, _)) => {
                 self.wheel.remove(node);
                 true
             }
@@ -63,21 +103,22 @@ impl<C> Context<C> {
     }
 
     /// A timer that is due, at the price of one from the budget for each that is looked at.
-    pub(crate) fn next_due(&mut self, budget: &mut u32) -> Option<EventSource> {
+    pub(crate) fn next_due(&mut self, budget: &mut u32) -> Option<Due> {
         let now = self.tick();
         loop {
             match EventSource::from_bits(self.wheel.poll(now, budget)?)? {
-                EventSource::Timer(timer) => {
-                    self.timers.remove(timer.key());
-                    return Some(EventSource::Timer(timer));
-                }
+                EventSource::Timer(timer) => match self.timers.remove(timer.key()) {
+                    Some((_, Some((token, tag)))) => return Some(Due::OfConnection(token, tag)),
+                    _ => return Some(Due::Timer(timer)),
+                },
                 EventSource::Connection(token) => {
                     if let Some(header) = self.header_mut(token) {
                         header.timer = NodeId::NONE;
-                        return Some(EventSource::Connection(token));
+                        return Some(Due::Timeout(token));
                     }
                 }
-                other => return Some(other),
+                EventSource::Inner(inner) => return Some(Due::Inner(inner)),
+                EventSource::Listener(_) | EventSource::Watch(_) => {} // They have no timer.
             }
         }
     }
@@ -90,7 +131,7 @@ impl<C> Context<C> {
     /// How long the kernel may let us wait: not past the next timer, nor past `most`.
     pub(crate) fn wait_within(&self, most: Option<Duration>) -> Option<Duration> {
         let Some(due) = self.next_timer() else { return most };
-        let until_due = due.saturating_duration_since(sys::now());
+        let until_due = due.saturating_duration_since(self.clock());
         Some(most.map_or(until_due, |most| most.min(until_due)))
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::address::Address;
 use crate::config::{ConnectOptions, Keepalive, ListenOptions};
-use crate::error::{Error, Refused, WriteError, Written};
+use crate::error::{Error, Refused, RefusedChunk, WriteError, Written};
 use crate::interest::Interest;
 use crate::queue::{Chunk, SharedPart};
 use crate::sys::{self, Adopted};
@@ -107,17 +107,21 @@ impl Service {
         let taken_before = taken_by(cx);
         let total_before = cx.stats().queued_bytes + cx.all_batched_bytes();
         let room = cx.write_room(token);
+        let comes_back = |refused: RefusedChunk| {
+            assert_eq!(refused.chunk.as_bytes(), bytes, "a chunk comes back as it was");
+            refused.error
+        };
         let answer = match sys::below(5) {
             0 => {
                 let (one, two) = bytes.split_at(length / 2);
                 cx.write_vectored(token, &[IoSlice::new(one), IoSlice::new(two)])
             }
-            1 => cx.write_chunk(token, Chunk::Owned(bytes.clone())),
-            2 => cx.write_chunk(token, Arc::<[u8]>::from(&bytes[..])),
+            1 => cx.write_chunk(token, Chunk::Owned(bytes.clone())).map_err(comes_back),
+            2 => cx.write_chunk(token, Arc::<[u8]>::from(&bytes[..])).map_err(comes_back),
             3 => {
                 let whole = Arc::from([&[1, 2], &bytes[..], &[3]].concat());
                 let part = SharedPart::new(whole, 2..2 + length).expect("it is within");
-                cx.write_chunk(token, part)
+                cx.write_chunk(token, part).map_err(comes_back)
             }
             _ => cx.write(token, &bytes),
         };

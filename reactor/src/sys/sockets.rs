@@ -34,7 +34,7 @@ impl Drop for Socket {
 }
 
 impl Socket {
-    /// In place of a socket that was taken out; no table has so many places.
+    /// In place of a socket that was taken out; no table has this many places.
     pub(crate) const DETACHED: Self = Self(i32::MIN);
 
     pub(crate) fn at_place(place: u32) -> Self {

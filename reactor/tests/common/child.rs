@@ -26,7 +26,7 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Runs the test of this name in a process of its own, with at most so many descriptors.
+    /// Runs the test of this name in a process of its own, with at most this many descriptors.
     pub(crate) fn start(test: &str, descriptors: Option<u64>) -> Self {
         let limit = descriptors.map_or(String::new(), |limit| format!("ulimit -n {limit};"));
         let mut process = Command::new("sh")

@@ -100,7 +100,7 @@ impl From<CloseReason> for Why {
 
 type Script = Box<dyn FnMut(&mut Cx, &Event)>;
 
-/// Records what it is told, holds the reactor to its promises, and then does what the script says.
+/// Records its events, holds the reactor to its promises, and then does what the script says.
 pub(crate) struct Service {
     pub(crate) log: Vec<Event>,
     pub(crate) refusing: bool,
@@ -156,7 +156,7 @@ impl Service {
             Event::Close(token, Why::ConnectFailed(_) | Why::ConnectTimedOut) => {
                 (token, &[None], Phase::Closed)
             }
-            // A connect that was closed or cut off before it opened is told by `on_close` alone.
+            // A connect that was closed or cut off before it opened has its `on_close` alone.
             Event::Close(token, _) => {
                 (token, &[None, Some(Phase::Open), Some(Phase::Ended)], Phase::Closed)
             }
@@ -446,7 +446,7 @@ pub(crate) fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|index| (index % 251) as u8 ^ (index / 251) as u8).collect()
 }
 
-/// An address at which nobody listens, and nobody can for as long as the socket is kept.
+/// An address at which no one listens, and no one can for as long as the socket is kept.
 pub(crate) fn closed_port(ip: IpAddr) -> (OwnedFd, SocketAddr) {
     let family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let bound = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();

@@ -1,4 +1,4 @@
-//! Churn during the hold: so many connections a second are closed, and opened anew.
+//! Churn during the hold: this many connections a second are closed, and opened anew.
 
 use std::time::{Duration, Instant};
 

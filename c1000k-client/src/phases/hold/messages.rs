@@ -3,17 +3,13 @@
 //! Each active connection has its turn once in a period. One that still waits for an answer when its turn comes sends
 //! when the answer is there, and its latency is counted from its turn all the same.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
-
 use c1000k_host::format;
 use nix::errno::Errno;
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-use reactor::{Context, Error, Interest, Token, WatchId};
+use reactor::{Context, Token, WatchId};
 
+use crate::alarm::Alarm;
 use crate::protocols::Protocol;
-use crate::run::{Conn, ConnStage, Cx, Fault, Run, some};
+use crate::run::{Conn, ConnStage, Cx, Fault, Run};
 use crate::schedule::{Schedule, Workload};
 use crate::stats::Stop;
 
@@ -163,7 +159,7 @@ impl Messages {
         run: &mut Run<'_, P>,
         watch: WatchId,
     ) {
-        if self.alarm.watch == Some(watch) {
+        if self.alarm.is(watch) {
             self.send_due(cx, run);
         }
     }
@@ -175,61 +171,6 @@ fn evenly(slots: Vec<usize>, count: usize) -> Vec<usize> {
     let is_chosen = |index: usize| (index + 1) * count / all > index * count / all;
     let chosen = slots.into_iter().enumerate().filter(|&(index, _)| is_chosen(index));
     chosen.map(|(_, slot)| slot).collect()
-}
-
-/// Wakes the reactor to the microsecond; its own timers are good to a millisecond, and many an answer is faster.
-#[derive(Debug)]
-struct Alarm {
-    timer: TimerFd,
-    /// The descriptor that is to be watched.
-    unwatched: Option<OwnedFd>,
-    watch: Option<WatchId>,
-}
-
-impl Alarm {
-    fn new() -> Result<Self, Errno> {
-        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
-        let twin = timer.as_fd().try_clone_to_owned();
-        let unwatched = twin.map_err(|_| Errno::EMFILE)?;
-        Ok(Self { timer, unwatched: Some(unwatched), watch: None })
-    }
-
-    fn watch<C>(&mut self, cx: &mut Context<C>) -> Result<(), Error> {
-        if let Some(descriptor) = self.unwatched.take() {
-            self.watch = Some(cx.watch(descriptor, Interest::Readable)?);
-        }
-        Ok(())
-    }
-
-    fn unwatch<C>(&mut self, cx: &mut Context<C>) {
-        if let Some(watch) = self.watch.take() {
-            cx.unwatch(watch);
-        }
-    }
-
-    /// Rings after this time, and is silent until then.
-    fn set(&self, wait: Duration) -> Result<(), Errno> {
-        // Zero would turn it off.
-        let wait = TimeSpec::from(wait.max(Duration::from_nanos(1)));
-        self.timer.set(Expiration::OneShot(wait), TimerSetTimeFlags::empty())
-    }
-}
-
-/// Messages so far, and the latencies of the last second.
-pub(super) fn line<P: Protocol>(run: &Run<'_, P>) -> String {
-    let stats = &run.stats.workload;
-    let latency = stats.interval.percentiles();
-    let text = |value: Option<u64>| format::duration(value.unwrap_or(0) as f64 / 1e6);
-    format!(
-        "messages: {} sent, {} answered{}; median {}, p99 {}, longest {}",
-        format::count(stats.sent),
-        format::count(stats.answered),
-        some(run.stats.lost, "lost"),
-        text(latency.p50),
-        text(latency.p99),
-        text(latency.max),
-    )
 }
 
 #[cfg(test)]

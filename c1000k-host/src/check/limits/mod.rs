@@ -20,7 +20,7 @@ trait Limit {
         None
     }
 
-    /// What an operator sets for it, for good and so with room for whatever else the machine does; `None` where this
+    /// What an operator sets for itpermanently, and so with room for whatever else the machine does; `None` where this
     /// machine or this role has no use for it.
     fn setting(&self, _machine: &Machine, _need: &Need) -> Option<Setting> {
         None
@@ -28,7 +28,7 @@ trait Limit {
 }
 
 /// Files, watches and tracked connections that the rest of the machine may have beside those of the target, where a
-/// setting is made for good.
+/// setting lasts.
 const OTHERS: u64 = 65_536;
 
 /// In the order in which a run would meet them.

@@ -1,0 +1,114 @@
+//! Clients without sockets: a tun device gives every packet for a prefix to this process, and it is all of them.
+//!
+//! The same phases as with sockets, over [`Ends`] in place of a reactor's connections: the ramp, the hold with its
+//! messages and its churn, the storm, the second proof, and the resets. One thread serves all.
+
+mod device;
+mod ends;
+mod flood;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+mod segment;
+mod tuple;
+
+use std::net::SocketAddrV4;
+
+use c1000k_host::format;
+use ipnet::Ipv4Net;
+use reactor::{Config, Reactor, Signal};
+
+use self::device::Device;
+use self::ends::Ends;
+use self::flood::Flood;
+pub(crate) use self::segment::PAYLOAD_MAX;
+pub(crate) use self::tuple::{Tuples, device_address};
+use crate::progress::Progress;
+use crate::protocols::Protocol;
+use crate::run::Settings;
+use crate::stats::RunStats;
+
+/// What a run needs to know of its clients.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Setup {
+    /// Where all clients have their addresses.
+    pub(crate) prefix: Ipv4Net,
+    /// The server's address and first port.
+    pub(crate) server: SocketAddrV4,
+    pub(crate) ports: u16,
+    /// The server is a process of this machine.
+    pub(crate) is_here: bool,
+    /// The share of packets that is dropped, for tests.
+    pub(crate) loss: Option<f64>,
+}
+
+/// Takes a run through its phases.
+///
+/// # Errors
+/// One line, where the device can't be had or nothing can be waited for.
+pub(crate) fn play<P: Protocol>(
+    setup: &Setup,
+    settings: Settings,
+    protocol: P,
+    mut stats: RunStats,
+    progress: &Progress,
+) -> Result<RunStats, String> {
+    let device = Device::open(setup.prefix, setup.loss)?;
+    let tuples = Tuples::new(setup.prefix, setup.server, setup.ports);
+    announce(setup, &device, &tuples, settings.goal);
+    stats.expected = protocol.expected();
+    let ends =
+        Ends::new(protocol, tuples, device, settings.goal, settings.timeout, settings.verify);
+    let mut reactor = Reactor::new(&Config { connections_max: 1, ..Config::default() })
+        .map_err(|error| start(&error))?;
+    let cx = reactor.context();
+    cx.watch_signals(&[Signal::Interrupt, Signal::Terminate]).map_err(|error| start(&error))?;
+    let mut flood =
+        Flood::new(setup, settings, stats, progress, ends).map_err(|errno| start(&errno))?;
+    flood.start(cx).map_err(|error| start(&error))?;
+    let outcome = reactor.run(&mut flood);
+    progress.end();
+    outcome.map_err(|error| format!("can't wait for events: {error}"))?;
+    let (mut stats, ends) = flood.into_parts();
+    stats.retransmitted = Some(ends.counters.retransmitted);
+    stats.state_bytes = Some(ends.state_bytes());
+    if ends.link.unsent > 0 {
+        log::warn!("{} were not taken by the device", format::counted(ends.link.unsent, "packet"));
+    }
+    if ends.counters.strays > 0 {
+        log::info!("{} of no connection", format::counted(ends.counters.strays, "packet"));
+    }
+    Ok(stats)
+}
+
+fn start(error: &dyn std::fmt::Display) -> String {
+    format!("can't start: {error}; see ulimit -n")
+}
+
+/// Says what is about to be sent, and from where.
+fn announce(setup: &Setup, device: &Device, tuples: &Tuples, goal: u32) {
+    let own = device_address(setup.prefix);
+    log::info!(
+        "stateless: device {} is {own}/{}; the clients are {} to {}, and send to {} only",
+        device.name(),
+        setup.prefix.prefix_len(),
+        tuples.first_client(),
+        tuples.last_client(goal),
+        setup.server.ip(),
+    );
+    if *setup.server.ip() == own {
+        log::info!(
+            "a server of this machine is reached at {own}: it has to listen on all addresses"
+        );
+    } else if !setup.is_here {
+        log::info!("{}", way_back(setup));
+    }
+}
+
+/// What has to be set for answers to come back from another machine.
+fn way_back(setup: &Setup) -> String {
+    format!(
+        "the server's machine has to send answers here: on it, or on its gateway: \
+         ip route add {} via ADDRESS_OF_THIS_MACHINE; here: sysctl -w net.ipv4.ip_forward=1",
+        setup.prefix
+    )
+}

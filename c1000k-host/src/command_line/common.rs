@@ -1,0 +1,144 @@
+//! Arguments that both programs have beside their own, and where arguments may come from: the command line, or
+//! environment variables.
+
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+use std::sync::OnceLock;
+
+use clap::{ArgAction, Args, Command, CommandFactory, Parser, ValueEnum};
+use clap_complete::Shell;
+use clap_mangen::Man;
+use log::LevelFilter;
+
+use super::{REACHED, SHORT, deliver, fail};
+
+/// What variables of the environment that stand for flags begin with.
+const ENVIRONMENT: &str = "C1000K_";
+
+/// How much is said, and in which colours.
+#[derive(Args, Clone, Debug, Default, PartialEq)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Print warnings and errors, but no progress; the summary is printed all the same
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Print what is decided and why; twice: more of it
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// When to use colours; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t, hide_possible_values = true)]
+    pub color: Color,
+    /// Print the man page, or the completions of a shell, and exit: man, bash, zsh, fish, elvish or powershell
+    #[arg(long, value_enum, value_name = "WHAT", hide_possible_values = true)]
+    pub generate: Option<Generated>,
+}
+
+/// When colours are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless `NO_COLOR` is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What a program prints about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Generated {
+    Man,
+    Bash,
+    Zsh,
+    Fish,
+    Elvish,
+    Powershell,
+}
+
+static OUTPUT: OnceLock<OutputArgs> = OnceLock::new();
+
+/// Whether progress is not wanted.
+#[must_use]
+pub fn is_quiet() -> bool {
+    OUTPUT.get().is_some_and(|output| output.quiet)
+}
+
+/// What the log holds where `RUST_LOG` says nothing.
+pub(super) fn log_level() -> LevelFilter {
+    match OUTPUT.get() {
+        Some(OutputArgs { quiet: true, .. }) => LevelFilter::Warn,
+        Some(OutputArgs { verbose: 1, .. }) => LevelFilter::Debug,
+        Some(OutputArgs { verbose: 2.., .. }) => LevelFilter::Trace,
+        _ => LevelFilter::Info,
+    }
+}
+
+/// Whether standard error gets colours.
+pub(super) fn wants_color() -> bool {
+    match OUTPUT.get().map_or(Color::Auto, |output| output.color) {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => {
+            let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+            let has_style = std::env::var("RUST_LOG_STYLE").is_ok_and(|style| style != "auto");
+            let is_dumb = std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
+            !has_style && !is_dumb && !is_set("NO_COLOR") && io::stderr().is_terminal()
+        }
+    }
+}
+
+/// Sets how much is said from here on.
+///
+/// # Errors
+/// The exit code, after what was to be generated has been printed.
+pub(super) fn apply<A: CommandFactory>(output: &OutputArgs) -> Result<(), ExitCode> {
+    let _ = OUTPUT.set(output.clone());
+    output.generate.map_or(Ok(()), |what| Err(generate(what, with_environment(A::command()))))
+}
+
+/// Reads the arguments, from the command line or else from the environment.
+pub(super) fn read<A: Parser>() -> Result<A, clap::Error> {
+    let mut command = with_environment(A::command());
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    A::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// Each flag with a value, or without one, may also be set by a variable: `--hold 5m` by `C1000K_HOLD=5m`.
+fn with_environment(command: Command) -> Command {
+    let mut command = command.mut_args(|argument| {
+        let Some(long) = argument.get_long() else { return argument };
+        if argument.is_hide_set() || ["help", "version", "check", "generate"].contains(&long) {
+            return argument;
+        }
+        let variable = format!("{ENVIRONMENT}{}", long.replace('-', "_").to_uppercase());
+        argument.env(variable).hide_env(true)
+    });
+    if command.get_arguments().any(|argument| argument.get_long() == Some("quiet")) {
+        let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let environment = "\n\nEach flag may be set by a variable of the environment too, as --hold 5m by C1000K_HOLD=5m.";
+        command = command.after_help(after + environment);
+    }
+    command
+}
+
+fn generate(what: Generated, mut command: Command) -> ExitCode {
+    let name = command.get_name().to_owned();
+    let mut text = Vec::new();
+    let shell = match what {
+        Generated::Man => {
+            if let Err(error) = Man::new(command).render(&mut text) {
+                return fail(SHORT, &format!("the man page can't be made: {error}"));
+            }
+            return deliver(REACHED, &String::from_utf8_lossy(&text));
+        }
+        Generated::Bash => Shell::Bash,
+        Generated::Zsh => Shell::Zsh,
+        Generated::Fish => Shell::Fish,
+        Generated::Elvish => Shell::Elvish,
+        Generated::Powershell => Shell::PowerShell,
+    };
+    clap_complete::generate(shell, &mut command, name, &mut text);
+    deliver(REACHED, &String::from_utf8_lossy(&text))
+}

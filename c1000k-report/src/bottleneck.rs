@@ -1,0 +1,324 @@
+//! What limited a run, and how that is known.
+//!
+//! A limit that a program met and named comes first. Where the target was reached, what limited the speed of the ramp is
+//! told: a processor, the accept queues, or the connects that may be under way at once.
+
+use std::fmt;
+
+use c1000k_host::format;
+use c1000k_record::{ClientRecord, Limit, ServerRecord};
+use serde::Serialize;
+
+use crate::cost::float;
+use crate::run::Run;
+
+/// A thread that is busy for so much of the time has no more to give.
+const BUSY: f64 = 0.9;
+
+/// Of the connections that were accepted: this many overflows of accept queues are no chance.
+const OVERFLOWS_SHARE: f64 = 0.001;
+
+/// With so much of the connects that may be under way at once, their number times their latency explains the rate.
+const IN_FLIGHT_SHARE: f64 = 0.7;
+
+/// From here on the ramp counts as over for the server: the last connections come late.
+const PEAK_SHARE: f64 = 0.98;
+
+/// What limited a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bottleneck {
+    /// The processor of the client's thread.
+    ClientCpu,
+    /// The processor of the server's threads.
+    ServerCpu,
+    /// The server's accept queues.
+    Backlog,
+    /// 5-tuples.
+    Ports,
+    /// Descriptors, of a process or of the system.
+    Descriptors,
+    /// Memory, of the kernel or of the server.
+    Memory,
+    /// The way between client and server.
+    Network,
+    /// A bound that the server was given.
+    ServerBound,
+    /// What was asked for: a rate.
+    Asked,
+}
+
+impl fmt::Display for Bottleneck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::ClientCpu => "the client's CPU",
+            Self::ServerCpu => "the server's CPU",
+            Self::Backlog => "the server's accept queues",
+            Self::Ports => "ports",
+            Self::Descriptors => "descriptors",
+            Self::Memory => "memory",
+            Self::Network => "the network",
+            Self::ServerBound => "the server's own bound",
+            Self::Asked => "the rate that was asked for",
+        })
+    }
+}
+
+/// What limited a run, with the evidence in one sentence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What it was.
+    pub bottleneck: Bottleneck,
+    /// How that is known.
+    pub evidence: String,
+}
+
+/// What limited the run; `None` where no figure shows it.
+#[must_use]
+pub fn find(run: &Run) -> Option<Finding> {
+    let server = run.server.as_ref();
+    let clients = || run.clients.iter().map(|(_, client)| client);
+    clients()
+        .find_map(|client| met(client, server))
+        .or_else(|| overflows(clients().any(|client| client.retried > 0), server?))
+        .or_else(|| clients().find_map(|client| speed(client, server)))
+}
+
+fn finding(bottleneck: Bottleneck, evidence: impl Into<String>) -> Option<Finding> {
+    Some(Finding { bottleneck, evidence: evidence.into() })
+}
+
+/// A limit that the client has met, or that the server has met where the client saw only its refusals.
+fn met(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding> {
+    let detail = || client.limit_detail.clone().unwrap_or_else(|| "the client says so".to_owned());
+    // What a full queue drops looks like a silent network, or a server that refuses.
+    let queues = || overflows(true, server?);
+    match client.limit? {
+        Limit::Descriptors => finding(Bottleneck::Descriptors, detail()),
+        Limit::Ports => finding(Bottleneck::Ports, detail()),
+        Limit::Memory | Limit::Watches => finding(Bottleneck::Memory, detail()),
+        Limit::Network => queues().or_else(|| finding(Bottleneck::Network, detail())),
+        Limit::Server => server
+            .and_then(of_server)
+            .or_else(queues)
+            .or_else(|| finding(Bottleneck::ServerBound, detail())),
+        _ => None,
+    }
+}
+
+/// Why the server took no more.
+fn of_server(server: &ServerRecord) -> Option<Finding> {
+    if let Some(guard) = server.memory_guard.filter(|guard| guard.closings > 0) {
+        let times = format::counted(guard.closings, "time");
+        let room = format::bytes(guard.room_min_bytes);
+        let evidence =
+            format!("the server's memory guard closed {times}; at least {room} were free");
+        return finding(Bottleneck::Memory, evidence);
+    }
+    for name in ["EMFILE", "ENFILE"] {
+        if let Some(&count) = server.accept_errors.get(name) {
+            let times = format::counted(count, "accept");
+            return finding(
+                Bottleneck::Descriptors,
+                format!("{times} of the server failed: {name}"),
+            );
+        }
+    }
+    for name in ["ENOMEM", "ENOBUFS"] {
+        if let Some(&count) = server.accept_errors.get(name) {
+            let times = format::counted(count, "accept");
+            return finding(Bottleneck::Memory, format!("{times} of the server failed: {name}"));
+        }
+    }
+    let is_full = server.peak >= server.connections_max && server.refused > 0;
+    let bound = format::count(server.connections_max);
+    is_full.then(|| Finding {
+        bottleneck: Bottleneck::ServerBound,
+        evidence: format!("the server held as many as it was ready to: {bound}"),
+    })
+}
+
+/// Accept queues that were full.
+fn overflows(had_retries: bool, server: &ServerRecord) -> Option<Finding> {
+    let overflows = *server.counters.get("ListenOverflows")?;
+    let share = float(overflows) / float(server.accepted.max(1));
+    let is_many = share >= OVERFLOWS_SHARE || (had_retries && overflows > 0);
+    let times = format::counted(overflows, "time");
+    is_many.then(|| Finding {
+        bottleneck: Bottleneck::Backlog,
+        evidence: format!(
+            "an accept queue was full {times} (ListenOverflows); a longer --backlog (net.core.somaxconn), more ports or \
+             fewer --in-flight help"
+        ),
+    })
+}
+
+/// What kept the ramp from being faster.
+fn speed(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding> {
+    let client_busy = client.ramp_cpu_seconds.map(|cpu| cpu / client.ramp_seconds.max(1e-9));
+    let server_busy = server.and_then(busy_share);
+    let [client_busy, server_busy] = [client_busy, server_busy].map(|busy| busy.unwrap_or(0.0));
+    let shares = format!(
+        "during the ramp the client was busy for {} of the time, the server for {}",
+        format::percent(client_busy.min(1.0)),
+        format::percent(server_busy.min(1.0))
+    );
+    if client_busy >= BUSY && client_busy >= server_busy {
+        return finding(Bottleneck::ClientCpu, shares);
+    }
+    if server_busy >= BUSY {
+        return finding(Bottleneck::ServerCpu, shares);
+    }
+    if client.has_rate {
+        return finding(Bottleneck::Asked, shares);
+    }
+    let latency = float(client.connect_latency_us.p50?) / 1e6;
+    let explained = latency * client.connects_per_second / float(client.in_flight_max?.max(1));
+    (explained >= IN_FLIGHT_SHARE).then(|| Finding {
+        bottleneck: Bottleneck::Network,
+        evidence: format!(
+            "{shares}; {} under way at once, with a median latency of {}, allow {} a second: more --in-flight is \
+             faster",
+            format::counted(client.in_flight_max.unwrap_or(0), "connect"),
+            format::duration(latency),
+            format::count(format::rounded(float(client.in_flight_max.unwrap_or(0)) / latency))
+        ),
+    })
+}
+
+/// Which share of the time the server's threads were busy while the connections came.
+fn busy_share(server: &ServerRecord) -> Option<f64> {
+    let enough = float(server.peak) * PEAK_SHARE;
+    let before = server.series.iter().rposition(|point| point.open == 0 && point.seconds >= 0.0);
+    let end = server.series.iter().position(|point| float(point.open) >= enough)?;
+    let before = before
+        .filter(|&before| before < end)
+        .or_else(|| server.series[..end].iter().rposition(|point| point.open == 0))?;
+    let (first, last) = (&server.series[before], &server.series[end]);
+    let cpu = last.cpu_seconds? - first.cpu_seconds?;
+    let seconds = (last.seconds - first.seconds).max(1e-9);
+    Some(cpu / seconds / float(server.threads.max(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn client(more: Value) -> ClientRecord {
+        let mut record = json!({
+            "schema": "c1000k.client/1", "target": 1000, "attempted": 1000, "established": 1000,
+            "verified": 1000, "failed": 0, "failures": {}, "lost": 0, "limit": null,
+            "ramp_seconds": 10.0, "connects_per_second": 100.0,
+            "connect_latency_us": { "p50": 1000 }, "verdict": "reached"
+        });
+        merge(&mut record, more);
+        serde_json::from_value(record).expect("a record")
+    }
+
+    fn server(more: Value) -> ServerRecord {
+        let mut record = json!({
+            "schema": "c1000k.server/1", "accepted": 1000, "peak": 1000, "open": 0, "refused": 0,
+            "closed": 1000, "stale_events": 0, "accept_errors": {}, "bytes_in": 0, "bytes_out": 0,
+            "user_bytes_per_connection": null, "kernel_bytes_per_connection": null,
+            "rss_peak_bytes": null, "cpu_user_seconds": 1.0, "cpu_system_seconds": 1.0,
+            "threads": 1, "connections_max": 5000
+        });
+        merge(&mut record, more);
+        serde_json::from_value(record).expect("a record")
+    }
+
+    fn merge(record: &mut Value, more: Value) {
+        let (Value::Object(record), Value::Object(more)) = (record, more) else { return };
+        record.extend(more);
+    }
+
+    /// A ramp of ten seconds that began after five.
+    fn series(cpu: f64) -> Value {
+        let point = |seconds: f64, open: u64, cpu: f64| {
+            json!({ "seconds": seconds, "open": open, "rss_bytes": null,
+                    "kernel_socket_bytes": null, "cpu_seconds": cpu })
+        };
+        json!({ "series": [point(0.0, 0, 0.1), point(5.0, 0, 0.2), point(10.0, 600, 0.2 + cpu / 2.0),
+                           point(15.0, 1000, 0.2 + cpu), point(25.0, 0, 0.3 + cpu)] })
+    }
+
+    fn found(client: ClientRecord, server: ServerRecord) -> Option<(Bottleneck, String)> {
+        let mut run = Run::default();
+        run.clients = vec![("client".to_owned(), client)];
+        run.server = Some(server);
+        find(&run).map(|finding| (finding.bottleneck, finding.evidence))
+    }
+
+    #[test]
+    fn each_limit_is_named_by_what_shows_it() {
+        let plain = || server(json!({}));
+        let limited = |limit: &str| client(json!({ "limit": limit, "limit_detail": "so it is" }));
+        for (limit, bottleneck) in [
+            ("descriptors", Bottleneck::Descriptors),
+            ("ports", Bottleneck::Ports),
+            ("memory", Bottleneck::Memory),
+            ("network", Bottleneck::Network),
+            ("server", Bottleneck::ServerBound),
+        ] {
+            let (named, evidence) = found(limited(limit), plain()).expect(limit);
+            assert_eq!((named, evidence.as_str()), (bottleneck, "so it is"), "{limit}");
+        }
+        assert_eq!(found(limited("interrupted"), plain()), None);
+    }
+
+    #[test]
+    fn why_a_server_took_no_more_is_its_own_record() {
+        let refused = || client(json!({ "limit": "server" }));
+        let guard = json!({ "closed": true, "closings": 2, "closed_seconds": 1.0, "looks": 9,
+            "reserve_bytes": 1, "room_bytes": 1, "room_min_bytes": 70_000_000, "bytes_per_connection": 1 });
+        for (more, bottleneck, part) in [
+            (
+                json!({ "memory_guard": guard }),
+                Bottleneck::Memory,
+                "closed 2 times; at least 70.0 MB",
+            ),
+            (json!({ "accept_errors": { "EMFILE": 7 } }), Bottleneck::Descriptors, "7 accepts"),
+            (json!({ "accept_errors": { "ENOBUFS": 1 } }), Bottleneck::Memory, "ENOBUFS"),
+            (json!({ "connections_max": 1000, "refused": 5 }), Bottleneck::ServerBound, "1,000"),
+        ] {
+            let (named, evidence) = found(refused(), server(more)).expect(part);
+            assert!(named == bottleneck && evidence.contains(part), "{part}: {named:?} {evidence}");
+        }
+    }
+
+    #[test]
+    fn full_accept_queues_are_told_by_the_kernels_counter() {
+        let overflowed = |count: u64| server(json!({ "counters": { "ListenOverflows": count } }));
+        let (named, evidence) = found(client(json!({})), overflowed(50)).expect("it overflowed");
+        assert!(named == Bottleneck::Backlog && evidence.contains("50 times"), "{evidence}");
+        assert_eq!(found(client(json!({})), overflowed(0)), None);
+    }
+
+    #[test]
+    fn the_busier_thread_is_what_kept_the_ramp_from_being_faster() {
+        let busy = |client_cpu: f64, server_cpu: f64| {
+            found(client(json!({ "ramp_cpu_seconds": client_cpu })), server(series(server_cpu)))
+        };
+        let (named, evidence) = busy(9.7, 6.0).expect("the client is busy");
+        assert!(named == Bottleneck::ClientCpu && evidence.contains("97"), "{evidence}");
+        assert!(evidence.contains("60"), "{evidence}");
+        assert_eq!(busy(6.0, 9.7).map(|found| found.0), Some(Bottleneck::ServerCpu));
+        assert_eq!(busy(5.0, 5.0), None, "nothing was saturated");
+        let threads = json!({ "threads": 2 });
+        let mut two = series(9.7);
+        merge(&mut two, threads);
+        assert_eq!(found(client(json!({ "ramp_cpu_seconds": 1.0 })), server(two)), None);
+    }
+
+    #[test]
+    fn latency_explains_the_rate_or_what_was_asked_for_does() {
+        let waiting = json!({ "in_flight_max": 8, "connect_latency_us": { "p50": 76_000 } });
+        let (named, evidence) = found(client(waiting), server(series(1.0))).expect("it waited");
+        assert!(named == Bottleneck::Network && evidence.contains("8 connects"), "{evidence}");
+        let asked = client(json!({ "has_rate": true }));
+        let (named, _) = found(asked, server(series(1.0))).expect("a rate was asked for");
+        assert_eq!(named, Bottleneck::Asked);
+    }
+}
