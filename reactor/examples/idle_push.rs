@@ -17,7 +17,7 @@ use reactor::{
     SweepId, Token, WriteError,
 };
 
-use common::{Failure, address, misused};
+use common::{Failure, address, seconds};
 
 mod common;
 
@@ -161,12 +161,6 @@ impl Handler for Gateway {
             self.devices.remove(&number);
         }
     }
-}
-
-fn seconds(argument: &str) -> Duration {
-    let seconds =
-        argument.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds.unwrap_or_else(|| misused(&format!("{argument:?} is no number of seconds")))
 }
 
 fn main() -> Result<(), Failure> {

@@ -3,8 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
 mod common;
-#[path = "examples/proxy.rs"]
-mod proxy;
+#[path = "examples/connect_proxy.rs"]
+mod connect_proxy;
+#[path = "examples/mqtt_broker.rs"]
+mod mqtt_broker;
+#[path = "examples/wss_push.rs"]
+mod wss_push;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -100,9 +104,7 @@ impl Drop for Example {
 
 /// Cargo builds the examples before it runs the tests, into a folder beside theirs.
 fn binary(name: &str) -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let folder = own.parent().unwrap().parent().unwrap().join("examples");
-    let binary = folder.join(name);
+    let binary = binary_folder().join("examples").join(name);
     assert!(
         binary.exists(),
         "{name} is not built: `cargo build --examples` does, and so does `cargo test` without `--test`"
@@ -122,9 +124,24 @@ fn foreign<A: AsRef<OsStr>>(program: &str, package: &str, args: &[A]) -> Option<
     }
 }
 
+/// A program of this workspace, which cargo puts two folders above this test, where it has been built.
+fn kin(name: &str) -> Option<PathBuf> {
+    let binary = binary_folder().join(name);
+    if !binary.exists() {
+        skip(&format!("{name} is not built: `cargo build -p {name}` does"));
+        return None;
+    }
+    Some(binary)
+}
+
 /// Says past the test harness, which would keep it to itself, that a part of the tests is left out.
 fn skip(why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
+
+fn binary_folder() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    own.parent().unwrap().parent().unwrap().to_owned()
 }
 
 fn peer(address: SocketAddr) -> TcpStream {
@@ -212,7 +229,6 @@ fn each_example_says_in_one_line_what_it_can_not_use() {
         "in_mio",
         "in_tokio",
         "mqtt_broker",
-        "proxy",
         "tcp_proxy",
         "udp_echo",
         "wss_push",
@@ -295,10 +311,14 @@ fn udp_echo_sends_each_datagram_back_to_where_it_came_from() {
 /// More peers than one turn takes events for.
 const CROWD: usize = 1100;
 
-/// Each of a crowd says a line, and all at once; the example answers each.
-fn speak_in_a_crowd(address: SocketAddr, answer: impl Fn(&str) -> String) {
+fn raise_descriptor_limit() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+/// Each of a crowd says a line, and all at once; the example answers each.
+fn speak_in_a_crowd(address: SocketAddr, answer: impl Fn(&str) -> String) {
+    raise_descriptor_limit();
     let mut peers: Vec<_> = (0..CROWD).map(|_| peer(address)).collect();
     for round in 0..2 {
         let line = |number: usize| format!("line {number} of round {round}\n");
@@ -821,7 +841,7 @@ fn wss_push_sends_each_text_to_all_through_tls() {
             .current_dir(&folder),
     );
     let path = |name: &str| folder.path().join(name).display().to_string();
-    let example = Example::start("wss_push", &[ANY_PORT, &path("cert.pem"), &path("key.pem")]);
+    let example = Example::start("wss_push", &[ANY_PORT, &path("cert.pem"), &path("key.pem"), "5"]);
     let port = example.address().port().to_string();
     let mut python = Command::new(PYTHON);
     python.args(["-c", WEBSOCKET_CLIENT, &port]).current_dir(&folder);

@@ -24,10 +24,10 @@ fn curl(proxy: SocketAddr, url: &str, more: &[&str]) -> Option<Vec<String>> {
 }
 
 #[test]
-fn proxy_tunnels_for_curl_and_says_what_can_not_be_reached() {
+fn connect_proxy_tunnels_for_curl_and_says_what_can_not_be_reached() {
     let _descriptors = Descriptors::counted();
     let (_web, web) = Example::listening("http_keepalive");
-    let (example, proxy) = Example::listening("proxy");
+    let (example, proxy) = Example::listening("connect_proxy");
     let nobody = TcpListener::bind(ANY_PORT).unwrap().local_addr().unwrap();
     for (url, expected) in [
         (format!("http://localhost:{}/", web.port()), "200 200"),
@@ -42,11 +42,11 @@ fn proxy_tunnels_for_curl_and_says_what_can_not_be_reached() {
 }
 
 #[test]
-fn proxy_with_few_descriptors_lets_200_connections_wait_and_fails_none() {
+fn connect_proxy_with_few_descriptors_lets_200_connections_wait_and_fails_none() {
     let _descriptors = Descriptors::counted();
     let (_web, web) = Example::listening("http_keepalive");
-    // 16 connections, the listener, six descriptors of the reactor's and the resolvers' own.
-    let example = Example::start_within(40, "proxy", &[ANY_PORT, "8"]);
+    // 24 connections at most, the listener, six descriptors of the reactor's and the resolvers' own.
+    let example = Example::start_within(40, "connect_proxy", &[ANY_PORT, "8"]);
     let url = format!("http://localhost:{}/#[1-200]", web.port());
     let at_once = ["--parallel", "--parallel-immediate", "--parallel-max", "200"];
     let more = [&at_once[..], &["--header", "Connection: close"]].concat();
@@ -66,9 +66,9 @@ fn tunnel(proxy: SocketAddr, upstream: &TcpListener) -> (TcpStream, TcpStream) {
 }
 
 #[test]
-fn proxy_passes_bytes_half_closes_and_resets_on_both_ways() {
+fn connect_proxy_passes_bytes_half_closes_and_resets_on_both_ways() {
     let _descriptors = Descriptors::counted();
-    let (example, proxy) = Example::listening("proxy");
+    let (example, proxy) = Example::listening("connect_proxy");
     let upstream = TcpListener::bind(ANY_PORT).unwrap();
     let (mut client, mut server) = tunnel(proxy, &upstream);
     client.write_all(b"question").unwrap();
@@ -87,9 +87,9 @@ fn proxy_passes_bytes_half_closes_and_resets_on_both_ways() {
 }
 
 #[test]
-fn proxy_slows_either_side_down_to_the_other() {
+fn connect_proxy_slows_either_side_down_to_the_other() {
     let _descriptors = Descriptors::counted();
-    let (_example, proxy) = Example::listening("proxy");
+    let (_example, proxy) = Example::listening("connect_proxy");
     let upstream = TcpListener::bind(ANY_PORT).unwrap();
     let (mut client, mut server) = tunnel(proxy, &upstream);
     let bytes = pattern(TOO_MUCH_BYTES);
@@ -98,9 +98,9 @@ fn proxy_slows_either_side_down_to_the_other() {
 }
 
 #[test]
-fn proxy_takes_requests_in_pieces_and_what_follows_at_once() {
+fn connect_proxy_takes_requests_in_pieces_and_what_follows_at_once() {
     let _descriptors = Descriptors::counted();
-    let (_example, proxy) = Example::listening("proxy");
+    let (_example, proxy) = Example::listening("connect_proxy");
     let upstream = TcpListener::bind(ANY_PORT).unwrap();
     let head = format!("CONNECT {} HTTP/1.1\r\nHost: a\r\n\r\n", upstream.local_addr().unwrap());
     let mut client = peer(proxy);
