@@ -7,6 +7,8 @@ mod common;
 mod connect_proxy;
 #[path = "examples/mqtt_broker.rs"]
 mod mqtt_broker;
+#[path = "examples/rolling_restart.rs"]
+mod rolling_restart;
 #[path = "examples/wss_push.rs"]
 mod wss_push;
 
@@ -229,6 +231,7 @@ fn each_example_says_in_one_line_what_it_can_not_use() {
         "in_mio",
         "in_tokio",
         "mqtt_broker",
+        "rolling_restart",
         "tcp_proxy",
         "udp_echo",
         "wss_push",
