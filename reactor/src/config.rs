@@ -107,6 +107,28 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Says which bound no reactor can work with.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let needed = [
+            (self.connections_max, "connections_max must not be zero"),
+            (self.listeners_max, "listeners_max must not be zero"),
+            (self.events_per_wait, "events_per_wait must not be zero"),
+            (self.accepts_per_wake, "accepts_per_wake must not be zero"),
+            (self.timers_per_turn as usize, "timers_per_turn must not be zero"),
+            (self.read_buffer_bytes, "read_buffer_bytes must not be zero"),
+            (self.write_queue_bytes_max, "write_queue_bytes_max must not be zero"),
+        ];
+        if let Some(&(_, why)) = needed.iter().find(|(bound, _)| *bound == 0) {
+            return Err(Error::Invalid(why));
+        }
+        if self.connects_reserved >= self.connections_max {
+            return Err(Error::Invalid("connects_reserved must be less than connections_max"));
+        }
+        Ok(())
+    }
+}
+
 impl FileTable {
     /// Whether [`Registered`](Self::Registered) is available here.
     ///
@@ -248,6 +270,33 @@ impl ConnectOptions {
             send_buffer_bytes: self.send_buffer_bytes,
             receive_buffer_bytes: self.receive_buffer_bytes,
             notsent_lowat_bytes: self.notsent_lowat_bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_that_can_not_be_is_refused_by_its_name() {
+        type Spoil = fn(&mut Config);
+        let spoilt: [(&str, Spoil); 8] = [
+            ("connections_max", |config| config.connections_max = 0),
+            ("listeners_max", |config| config.listeners_max = 0),
+            ("events_per_wait", |config| config.events_per_wait = 0),
+            ("accepts_per_wake", |config| config.accepts_per_wake = 0),
+            ("timers_per_turn", |config| config.timers_per_turn = 0),
+            ("read_buffer_bytes", |config| config.read_buffer_bytes = 0),
+            ("write_queue_bytes_max", |config| config.write_queue_bytes_max = 0),
+            ("connects_reserved", |config| config.connects_reserved = config.connections_max),
+        ];
+        assert!(Config::default().check().is_ok());
+        for (name, spoil) in spoilt {
+            let mut config = Config::default();
+            spoil(&mut config);
+            let refused = config.check().unwrap_err().to_string();
+            assert!(refused.starts_with(name), "{name}: {refused}");
         }
     }
 }

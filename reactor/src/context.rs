@@ -27,7 +27,7 @@ use crate::connection::{ConnHeader, Flags};
 use crate::error::{CloseReason, Error};
 use crate::queue::WriteQueue;
 use crate::signal::Signal;
-use crate::slab::Slab;
+use crate::slab::{Slab, slot_bytes};
 use crate::stats::Stats;
 use crate::sys::{self, Descriptor, Poller, SendBatch, SignalReader, Sockets};
 use crate::token::{EventSource, Inner, ListenerId, Token};
@@ -89,6 +89,8 @@ pub struct Context<C> {
     draining: Vec<ListenerId>,
     /// Turns in a row in which they were not accepted from because ended connections may have been about to make room.
     turns_without_room: usize,
+    /// Connections that accepts may fill slots up to: those that are reserved for connects are beyond.
+    accepts_max: usize,
     throttled: AcceptBackoff,
     /// Connections that have gone since throttled listeners were last looked at.
     freed: usize,
@@ -110,6 +112,12 @@ fn timers_in_wheel_max(config: &Config) -> usize {
     config.connections_max.saturating_add(config.timers_max).saturating_add(3)
 }
 
+/// Slots are reserved at the start, so a large state and the default bound can be too much.
+fn lacks_address_space<C>(connections_max: usize) -> Error {
+    let bytes_each = slot_bytes::<ConnHeader, C>();
+    Error::NoAddressSpace { connections_max, bytes_each }
+}
+
 /// How far a shutdown has come.
 #[derive(Debug)]
 struct Shutdown {
@@ -125,9 +133,7 @@ struct Shutdown {
 impl<C> Context<C> {
     pub(crate) fn new(config: &Config) -> Result<Self, Error> {
         let no_memory = |_| {
-            Error::Invalid(
-                "there is no address space for that many connections, listeners, timers or watches",
-            )
+            Error::Invalid("there is no address space for that many listeners, timers or watches")
         };
         let poller = Poller::new()?;
         let waker = Waker::new()?;
@@ -136,9 +142,12 @@ impl<C> Context<C> {
             Sockets::new(config.file_table, config.connections_max, config.listeners_max)?;
         let sends = if sockets.has_tables() { batch::sends() } else { SendBatch::default() };
         let now = sys::now();
+        let connections = Slab::with_capacity(config.connections_max)
+            .map_err(|_| lacks_address_space::<C>(config.connections_max))?;
         Ok(Self {
             poller,
-            connections: Slab::with_capacity(config.connections_max).map_err(no_memory)?,
+            accepts_max: connections.capacity().saturating_sub(config.connects_reserved),
+            connections,
             listeners: Slab::with_capacity(config.listeners_max).map_err(no_memory)?,
             timers: Slab::with_capacity(config.timers_max).map_err(no_memory)?,
             watches: Slab::with_capacity(config.watches_max).map_err(no_memory)?,

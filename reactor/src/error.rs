@@ -22,6 +22,14 @@ pub enum Error {
         /// Its value.
         limit: usize,
     },
+    /// The slots of [`Config::connections_max`](crate::Config::connections_max) connections are more than the process has
+    /// address space for: lower that bound, or box the state.
+    NoAddressSpace {
+        /// The bound.
+        connections_max: usize,
+        /// The bytes of a slot, the state of the connection included.
+        bytes_each: usize,
+    },
     /// The name belongs to nothing any more.
     Stale,
     /// An argument can't be used.
@@ -63,6 +71,10 @@ impl fmt::Display for Error {
         match self {
             Error::System { call, source } => write!(f, "{call}: {source}"),
             Error::Full { what, limit } => write!(f, "{what} is at its bound of {limit}"),
+            Error::NoAddressSpace { connections_max, bytes_each } => write!(
+                f,
+                "there is no address space for {connections_max} connections of {bytes_each} bytes, state included"
+            ),
             Error::Stale => f.write_str("the name is stale: what it named is gone"),
             Error::Invalid(why) => f.write_str(why),
         }

@@ -73,27 +73,10 @@ impl<C> Reactor<C> {
     /// spare for when descriptors have run out.
     ///
     /// # Errors
-    /// The system's refusal (`EMFILE`: no descriptor left), or [`Error::Invalid`] where a bound is zero or there is no
-    /// address space for that many connections.
+    /// The system's refusal (`EMFILE`: no descriptor left), [`Error::Invalid`], which names the bound that is zero, and
+    /// [`Error::NoAddressSpace`].
     pub fn new(config: &Config) -> Result<Self, Error> {
-        let needed = [
-            config.connections_max,
-            config.listeners_max,
-            config.events_per_wait,
-            config.accepts_per_wake,
-            config.timers_per_turn as usize,
-            config.read_buffer_bytes,
-            config.write_queue_bytes_max,
-        ];
-        if needed.contains(&0) {
-            return Err(Error::Invalid(
-                "connections_max, listeners_max, events_per_wait, accepts_per_wake, timers_per_turn, \
-                 read_buffer_bytes and write_queue_bytes_max must not be zero",
-            ));
-        }
-        if config.connects_reserved >= config.connections_max {
-            return Err(Error::Invalid("connects_reserved must be less than connections_max"));
-        }
+        config.check()?;
         let cx = Context::new(config)?;
         let events_max = config.events_per_wait.min(EVENTS_PER_WAIT_MAX);
         let batches = cx.sockets().has_tables();

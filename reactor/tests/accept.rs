@@ -427,3 +427,14 @@ fn a_drained_listener_waits_for_slots() {
     world.until("the end", |world| world.cx().listeners().count() == 0);
     assert_eq!(world.cx().stats().dropped, 0);
 }
+
+#[test]
+fn slots_without_address_space_are_refused_with_their_bytes() {
+    let _descriptors = Descriptors::counted();
+    let config = Config { connections_max: u32::MAX as usize, ..Config::default() };
+    let refused = Reactor::<[u64; 8192]>::new(&config).unwrap_err();
+    let Error::NoAddressSpace { connections_max, bytes_each } = refused else {
+        panic!("{refused}");
+    };
+    assert_eq!((connections_max, bytes_each), (u32::MAX as usize, 24 + 8 * 8192));
+}

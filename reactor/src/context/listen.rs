@@ -165,7 +165,15 @@ impl<C> Context<C> {
     }
 
     /// No peer waits at the listener: the end of one that is drained.
+    #[inline]
     pub(crate) fn end_draining(&mut self, listener: ListenerId) {
+        if !self.draining.is_empty() {
+            self.end_if_drained(listener);
+        }
+    }
+
+    #[cold]
+    fn end_if_drained(&mut self, listener: ListenerId) {
         if self.draining.contains(&listener) && self.is_accepting(listener) {
             self.unlisten(listener);
         }
@@ -298,7 +306,7 @@ impl<C> Context<C> {
     /// The same of one that is accepted, which leaves those that are reserved.
     #[inline]
     pub(crate) fn lacks_slot_to_accept(&self) -> Option<Error> {
-        let limit = self.connections.capacity().saturating_sub(self.config.connects_reserved);
+        let limit = self.accepts_max;
         (self.connections.len() >= limit).then_some(Error::Full { what: "connections", limit })
     }
 
