@@ -136,12 +136,11 @@ impl<C> Context<C> {
             Error::Invalid("there is no address space for that many listeners, timers or watches")
         };
         let poller = Poller::new()?;
-        let waker = Waker::new()?;
-        waker.watch(&poller, EventSource::Inner(Inner::Wake).to_bits())?;
+        let waker = Waker::watched(&poller, EventSource::Inner(Inner::Wake).to_bits())?;
         let sockets =
             Sockets::new(config.file_table, config.connections_max, config.listeners_max)?;
         let sends = if sockets.has_tables() { batch::sends() } else { SendBatch::default() };
-        let now = sys::now();
+        let now = poller.now();
         let connections = Slab::with_capacity(config.connections_max)
             .map_err(|_| lacks_address_space::<C>(config.connections_max))?;
         Ok(Self {
@@ -289,9 +288,8 @@ impl<C> Context<C> {
         if self.signals.is_some() {
             return Err(Error::Invalid("signals are watched already"));
         }
-        let reader = SignalReader::new(signals)?;
-        reader.watch(&self.poller, EventSource::Inner(Inner::Signal).to_bits())?;
-        self.signals = Some(reader);
+        let data = EventSource::Inner(Inner::Signal).to_bits();
+        self.signals = Some(SignalReader::watched(signals, &self.poller, data)?);
         Ok(())
     }
 
@@ -339,7 +337,7 @@ impl<C> Context<C> {
     }
 
     pub(crate) fn read_clock(&mut self) {
-        self.now = sys::now();
+        self.now = self.poller.now();
         self.elapsed = self.now.duration_since(self.started);
     }
 
@@ -357,7 +355,7 @@ impl<C> Context<C> {
 
     /// Counts the time from the end of the wait, of which a turn has read the clock.
     pub(crate) fn end_turn(&mut self) {
-        let turn = sys::now().duration_since(self.now);
+        let turn = self.poller.now().duration_since(self.now);
         self.stats.busy += turn;
         self.stats.turn_longest = self.stats.turn_longest.max(turn);
     }

@@ -62,7 +62,10 @@
 //! these, and how to get from the fifteen lines above to a service.
 //!
 //! # Features
-//! `bytes`, off by default: a [`Chunk`] can be a `Bytes` of the `bytes` crate.
+//! - `bytes`, off by default: a [`Chunk`] can be a `Bytes` of the `bytes` crate.
+//! - `testing`, off by default: the module `testing`, a harness that feeds a handler peers, bytes and time without a
+//!   socket. It is meant for dev-dependencies; a reactor with real sockets works in such a build too, at a comparison
+//!   for each system call.
 //!
 //! # Stability
 //! The crate follows semantic versioning; before 1.0 a minor version may break. The public surface is kept in
@@ -93,6 +96,8 @@ mod simulation;
 mod slab;
 mod stats;
 mod sys;
+#[cfg(all(feature = "testing", not(any(test, fuzzing))))]
+pub mod testing;
 mod token;
 mod waker;
 mod wheel;

@@ -19,8 +19,10 @@ struct Shared {
 }
 
 impl Waker {
-    pub(crate) fn new() -> Result<Self, Error> {
-        Ok(Self(Arc::new(Shared { fd: WakeFd::new()?, signaled: AtomicBool::new(false) })))
+    /// One that this poller reports with these data.
+    pub(crate) fn watched(poller: &Poller, data: u64) -> Result<Self, Error> {
+        let fd = WakeFd::watched(poller, data)?;
+        Ok(Self(Arc::new(Shared { fd, signaled: AtomicBool::new(false) })))
     }
 
     /// Wakes the reactor, now or as soon as it waits again. Does nothing when the reactor is gone.
@@ -35,9 +37,5 @@ impl Waker {
         self.0.fd.clear();
         // A wake between these two lines signals nothing, but its cause is visible to the callback that follows.
         self.0.signaled.swap(false, Ordering::AcqRel)
-    }
-
-    pub(crate) fn watch(&self, poller: &Poller, data: u64) -> Result<(), Error> {
-        self.0.fd.watch(poller, data)
     }
 }

@@ -39,7 +39,7 @@ impl<C> Context<C> {
         socket: impl Into<OwnedFd>,
         conn: C,
     ) -> Result<Token, Refused<(OwnedFd, C)>> {
-        match self.try_adopt(socket.into().into()) {
+        match self.try_adopt(self.sockets.own(socket.into())) {
             Ok(token) => {
                 self.give_back(token, conn);
                 self.adopted.push_back(token);
@@ -84,7 +84,7 @@ impl<C> Context<C> {
         socket: impl Into<OwnedFd>,
         options: &ListenOptions,
     ) -> Result<ListenerId, Refused<OwnedFd>> {
-        let socket = Descriptor::from(socket.into());
+        let socket = self.sockets.own(socket.into());
         let prepared = self.refuse_while_shutting_down().and_then(|()| {
             self.lacks_listener()?;
             let is_tcp = sys::adopt(&socket, Adopted::Listener)?;

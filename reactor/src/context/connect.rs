@@ -7,7 +7,7 @@ use crate::config::ConnectOptions;
 use crate::connection::{ConnHeader, Flags};
 use crate::context::{Context, set_tcp_options};
 use crate::error::{Error, Refused};
-use crate::sys::{self, Descriptor, Readiness, Socket};
+use crate::sys::{self, Descriptor, Readiness, Socket, Sockets};
 use crate::token::{EventSource, Token};
 
 impl<C> Context<C> {
@@ -50,9 +50,9 @@ impl<C> Context<C> {
         if let Some(error) = self.lacks_slot() {
             return Err(error);
         }
-        let socket = match prepared(address, options) {
+        let socket = match prepared(&self.sockets, address, options) {
             Err(error) if error.is_out_of_descriptors() && self.free_descriptors() => {
-                prepared(address, options)
+                prepared(&self.sockets, address, options)
             }
             other => other,
         }?;
@@ -116,13 +116,17 @@ pub(super) fn input_flags(is_tcp: bool) -> Flags {
     if is_tcp { Flags::NONE } else { Flags::READ_TO_END }
 }
 
-fn prepared(address: &Address, options: &ConnectOptions) -> Result<Descriptor, Error> {
+fn prepared(
+    sockets: &Sockets,
+    address: &Address,
+    options: &ConnectOptions,
+) -> Result<Descriptor, Error> {
     if options.source.is_some_and(|source| !is_of_family(address, source)) {
         return Err(Error::Invalid(
             "the source address and the destination are of different families",
         ));
     }
-    let socket = sys::stream_socket(address)?;
+    let socket = sockets.stream_socket(address)?;
     if !address.is_tcp() {
         return Ok(socket);
     }

@@ -91,7 +91,7 @@ impl<C> Context<C> {
         let address = address.into();
         self.refuse_while_shutting_down()?;
         self.lacks_listener()?;
-        let socket = sys::bound(&address, options.reuse_port, options.only_v6)?;
+        let socket = self.sockets.bound(&address, options.reuse_port, options.only_v6)?;
         if address.is_tcp() {
             set_tcp_options(&socket, &options.tcp())?;
         }
@@ -131,6 +131,12 @@ impl<C> Context<C> {
             }
             _ => Ok(id),
         }
+    }
+
+    /// The socket of a listener.
+    #[cfg(all(feature = "testing", not(any(test, fuzzing))))]
+    pub(crate) fn listener_socket(&self, listener: ListenerId) -> Option<&Descriptor> {
+        self.listeners.head(listener.key()).map(Listener::socket)
     }
 
     /// Stops listening; connections that waited to be accepted are reset by the kernel. Nothing for a stale name.

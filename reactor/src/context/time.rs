@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use crate::connection::Flags;
 use crate::context::Context;
 use crate::error::Error;
-use crate::sys;
 use crate::token::{EventSource, TimerId, Token};
 use crate::wheel::{NodeId, Tick};
 
@@ -90,7 +89,7 @@ impl<C> Context<C> {
     /// How long the kernel may let us wait: not past the next timer, nor past `most`.
     pub(crate) fn wait_within(&self, most: Option<Duration>) -> Option<Duration> {
         let Some(due) = self.next_timer() else { return most };
-        let until_due = due.saturating_duration_since(sys::now());
+        let until_due = due.saturating_duration_since(self.poller.now());
         Some(most.map_or(until_due, |most| most.min(until_due)))
     }
 

@@ -48,7 +48,7 @@ impl<C> Context<C> {
         descriptor: impl Into<OwnedFd>,
         interest: Interest,
     ) -> Result<WatchId, Refused<OwnedFd>> {
-        let descriptor = Descriptor::from(descriptor.into());
+        let descriptor = self.sockets.own(descriptor.into());
         let watch = Watch { descriptor, interest: Interest::Nothing };
         let inserted = self.watches.insert(watch, ()).map_err(|(watch, ())| Refused {
             error: Error::Full { what: "watches", limit: self.watches.capacity() },

@@ -1,7 +1,8 @@
-//! A fake kernel in place of the real one, for the unit tests and the fuzzer: the same functions and types, and nothing
-//! real behind them.
+//! A fake kernel in place of the real one, for the unit tests and the fuzzer, and with the feature `testing` for the test
+//! harness: the same functions and types, and nothing real behind them.
 //!
-//! It is driven by choices that come from a seed or from a fuzzer's bytes, so every run can be repeated. It keeps to
+//! Under the harness it does what it is asked for and nothing else ([`SCRIPTED`]). Otherwise
+//! it is driven by choices that come from a seed or from a fuzzer's bytes, so every run can be repeated. It keeps to
 //! what a kernel may do, and does of that the worst: it cuts reads and writes short, refuses calls with each errno that
 //! they document, runs out of descriptors and epoll watches, reports events late, in any order, without cause, or for
 //! what is closed already. Its peers connect, send, finish, reset and vanish as they like. Each thread has a kernel of
@@ -12,11 +13,13 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File as RealFile;
 use std::io::IoSlice;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -30,6 +33,9 @@ use super::{AcceptResult, Adopted, IoResult, LentFd, Readiness, ReceiveBatch, Se
 use super::{accept_result, io_result, refused};
 
 pub(crate) type Accepted = AcceptResult<Descriptor>;
+
+/// Whether it has no will of its own: it serves the harness.
+const SCRIPTED: bool = !cfg!(any(test, fuzzing));
 
 thread_local! {
     static KERNEL: RefCell<Kernel> = RefCell::new(Kernel::new(Choices::seeded(0)));
@@ -80,7 +86,7 @@ pub(crate) fn rests() -> bool {
 /// The wait of another event loop, on the epoll descriptor and until a time: whether anything ends it.
 pub(crate) fn wait_outside(until: Option<Instant>) -> bool {
     kernel(|kernel| {
-        let has_events = !kernel.true_events().is_empty();
+        let has_events = !kernel.true_events(None).is_empty();
         if let Some(until) = until
             && !has_events
         {
@@ -258,6 +264,200 @@ impl Choices {
     }
 }
 
+// --- what the harness asks for ---------------------------------------------------------------------------------------
+
+/// The address of this side, whatever was bound.
+const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2);
+
+/// Lets time pass, for all harnesses of this thread.
+pub(crate) fn advance(time: Duration) {
+    kernel(|kernel| kernel.clock += time);
+}
+
+/// Whether a wait of this poller would find an event.
+pub(crate) fn has_events(poller: &Poller) -> bool {
+    kernel(|kernel| !kernel.true_events(Some(poller.0.0)).is_empty())
+}
+
+/// A peer connects to this listener and waits to be accepted; its number.
+pub(crate) fn arrive(listener: &Descriptor, peer: SocketAddr) -> u32 {
+    kernel(|kernel| {
+        let socket = FakeSocket { peer, ..kernel.new_socket() };
+        let serial = socket.serial;
+        match kernel.files.get_mut(&listener.0) {
+            Some(File::Listener { backlog }) => backlog.push_back(socket),
+            other => panic!("it does not listen: {other:?}"),
+        }
+        serial
+    })
+}
+
+/// Outbound connects that were begun since this was last asked, and where they go.
+pub(crate) fn take_connects() -> Vec<(u32, Address)> {
+    kernel(|kernel| std::mem::take(&mut kernel.connects))
+}
+
+/// A connected socket with a stand-in for its descriptor, and its number.
+pub(crate) fn outside_peer() -> (OwnedFd, u32) {
+    kernel(|kernel| {
+        let socket = kernel.new_socket();
+        let serial = socket.serial;
+        (kernel.put_outside(File::Socket(socket)), serial)
+    })
+}
+
+/// The data by which epoll knows the socket of this peer.
+pub(crate) fn data_of(serial: u32) -> Option<u64> {
+    kernel(|kernel| {
+        let (number, _) = kernel
+            .files
+            .iter()
+            .find(|(_, file)| matches!(file, File::Socket(socket) if socket.serial == serial))?;
+        kernel.watches.get(number).map(|watch| watch.data)
+    })
+}
+
+/// A peer does something: epoll reports it. `false` where its socket is closed.
+fn act_as_peer(serial: u32, act: impl FnOnce(&mut FakeSocket)) -> bool {
+    act_on(serial, true, act)
+}
+
+/// The same without a report.
+fn act_quietly(serial: u32, act: impl FnOnce(&mut FakeSocket)) -> bool {
+    act_on(serial, false, act)
+}
+
+fn act_on(serial: u32, reports: bool, act: impl FnOnce(&mut FakeSocket)) -> bool {
+    kernel(|kernel| {
+        let mut found = None;
+        for (&number, file) in kernel.files.iter_mut().chain(&mut kernel.outside) {
+            match file {
+                File::Socket(socket) if socket.serial == serial => found = Some((number, socket)),
+                File::Listener { backlog } => {
+                    let waits = backlog.iter_mut().find(|socket| socket.serial == serial);
+                    found = waits.map(|socket| (number, socket)).or(found);
+                }
+                _ => {}
+            }
+        }
+        let Some((number, socket)) = found else { return false };
+        act(socket);
+        if reports {
+            kernel.change(number);
+        }
+        true
+    })
+}
+
+/// The connect of this peer has worked, or failed with this errno.
+pub(crate) fn answer(serial: u32, answer: Result<(), Errno>) -> bool {
+    act_as_peer(serial, |socket| {
+        if std::mem::take(&mut socket.wire.connecting)
+            && let Err(errno) = answer
+        {
+            socket.error = Some(errno);
+            socket.wire.gone = true;
+        }
+    })
+}
+
+/// The peer sends bytes.
+pub(crate) fn feed(serial: u32, bytes: &[u8]) -> bool {
+    act_as_peer(serial, |socket| socket.incoming.extend(bytes))
+}
+
+/// The peer has finished writing.
+pub(crate) fn finish_peer(serial: u32) -> bool {
+    act_as_peer(serial, |socket| socket.wire.fin = true)
+}
+
+/// The peer is gone with this errno; what it had sent and was not read is lost.
+pub(crate) fn fail_peer(serial: u32, errno: Errno) -> bool {
+    act_as_peer(serial, |socket| {
+        socket.incoming.clear();
+        socket.error = Some(errno);
+        socket.wire.gone = true;
+    })
+}
+
+/// The peer takes that many bytes more.
+pub(crate) fn set_room(serial: u32, bytes: usize) -> bool {
+    act_as_peer(serial, |socket| {
+        socket.room = bytes;
+        socket.wants_room = false;
+    })
+}
+
+/// What the peer was sent since this was last asked.
+pub(crate) fn take_sent(serial: u32) -> Vec<u8> {
+    let mut sent = Vec::new();
+    let is_alive = act_quietly(serial, |socket| sent = std::mem::take(&mut socket.wire.sent));
+    if !is_alive {
+        kernel(|kernel| {
+            if let Some(wire) = kernel.reaped.get_mut(&serial) {
+                sent = std::mem::take(&mut wire.sent);
+            }
+        });
+    }
+    sent
+}
+
+/// What the reactor has done with the connection of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OtherSide {
+    /// It waits to be accepted, or its connect has not been answered.
+    Waiting,
+    Open,
+    Finished,
+    Closed,
+    Reset,
+}
+
+pub(crate) fn other_side(serial: u32) -> OtherSide {
+    kernel(|kernel| {
+        if let Some(wire) = kernel.reaped.get(&serial) {
+            return if wire.resets { OtherSide::Reset } else { OtherSide::Closed };
+        }
+        let alive = kernel.files.values().chain(kernel.outside.values());
+        let mut found = alive.filter_map(|file| match file {
+            File::Socket(socket) if socket.serial == serial => Some(match socket.wire.connecting {
+                true => OtherSide::Waiting,
+                false if socket.finished => OtherSide::Finished,
+                false => OtherSide::Open,
+            }),
+            File::Listener { backlog } if backlog.iter().any(|socket| socket.serial == serial) => {
+                Some(OtherSide::Waiting)
+            }
+            _ => None,
+        });
+        // With its listener, what waited there is gone.
+        found.next().unwrap_or(OtherSide::Reset)
+    })
+}
+
+/// A signal comes, for whoever watches signals on this thread.
+pub(crate) fn raise(signal: Signal) {
+    kernel(|kernel| {
+        for file in kernel.files.values_mut() {
+            if let File::Signals { pending } = file {
+                pending.push_back(signal);
+            }
+        }
+    });
+}
+
+/// What is watched with these data is ready, in one turn.
+pub(crate) fn set_ready(data: u64, readiness: Readiness) {
+    kernel(|kernel| {
+        let watched = kernel.watches.iter().find(|(_, watch)| watch.data == data);
+        if let Some((number, _)) = watched
+            && let Some(File::Foreign { ready, .. }) = kernel.files.get_mut(number)
+        {
+            *ready = readiness;
+        }
+    });
+}
+
 // --- the kernel --------------------------------------------------------------------------------------------------------
 
 /// Reports of one descriptor in a row that the reactor may leave without any call on it. Listeners are left so for as many
@@ -286,6 +486,7 @@ struct Kernel {
     retired: VecDeque<u64>,
     reaped: BTreeMap<u32, Wire>,
     serial_next: u32,
+    connects: Vec<(u32, Address)>,
     rests: bool,
     broken_waits: u64,
     signals_raised: u64,
@@ -298,7 +499,7 @@ enum File {
     Epoll,
     Null,
     Ring,
-    Wake { signaled: bool },
+    Wake { signaled: Arc<AtomicBool> },
     Signals { pending: VecDeque<Signal> },
     Listener { backlog: VecDeque<FakeSocket> },
     Socket(FakeSocket),
@@ -308,6 +509,7 @@ enum File {
 #[derive(Debug)]
 struct FakeSocket {
     serial: u32,
+    peer: SocketAddr,
     listens: bool,
     error: Option<Errno>,
     incoming: VecDeque<u8>,
@@ -326,6 +528,8 @@ struct FakeSocket {
 
 #[derive(Debug)]
 struct Watch {
+    /// The descriptor of the epoll instance.
+    poller: i32,
     trigger: Trigger,
     data: u64,
     /// True reports since the last call on the descriptor.
@@ -346,7 +550,7 @@ impl Kernel {
         Self {
             choices,
             faults_percent: 0,
-            calm: false,
+            calm: SCRIPTED,
             started: Instant::now(),
             clock: Duration::ZERO,
             files: BTreeMap::new(),
@@ -358,6 +562,7 @@ impl Kernel {
             retired: VecDeque::new(),
             reaped: BTreeMap::new(),
             serial_next: 0,
+            connects: Vec::new(),
             rests: false,
             broken_waits: 0,
             signals_raised: 0,
@@ -431,7 +636,7 @@ impl Kernel {
 
     /// Gives a socket away, for a descriptor that stands for it.
     fn put_outside(&mut self, file: File) -> OwnedFd {
-        let stands_for_it = null().try_clone_to_owned().expect("a descriptor is left");
+        let stands_for_it = OwnedFd::from(open_null());
         self.outside.insert(stands_for_it.as_raw_fd(), file);
         stands_for_it
     }
@@ -447,7 +652,7 @@ impl Kernel {
     fn close(&mut self, number: i32) {
         let Some(file) = self.files.remove(&number) else { return };
         if let File::Epoll = file {
-            self.watches.clear();
+            self.watches.retain(|_, watch| watch.poller != number);
         }
         if let File::Foreign { .. } = file {
             assert!(
@@ -508,6 +713,7 @@ impl Kernel {
             if self.calm { usize::MAX } else { 1 + self.choices.below(ROOM_BYTES_MAX) as usize };
         FakeSocket {
             serial: self.serial_next,
+            peer: SocketAddr::from(([127, 0, 0, 1], 1)),
             listens: false,
             error: None,
             incoming: VecDeque::new(),
@@ -624,7 +830,7 @@ impl Kernel {
         let readable = |yes: bool| if yes { Readiness::READABLE } else { Readiness::NONE };
         match &self.files[&number] {
             File::Epoll | File::Null | File::Ring => Readiness::NONE,
-            File::Wake { signaled } => readable(*signaled),
+            File::Wake { signaled } => readable(signaled.load(Ordering::SeqCst)),
             File::Signals { pending } => readable(!pending.is_empty()),
             File::Listener { backlog } => readable(!backlog.is_empty()),
             File::Foreign { ready, .. } => *ready,
@@ -633,9 +839,10 @@ impl Kernel {
     }
 
     /// What is truly there to be reported.
-    fn true_events(&mut self) -> Vec<(i32, u64, Readiness)> {
+    fn true_events(&self, poller: Option<i32>) -> Vec<(i32, u64, Readiness)> {
         let mut events = Vec::new();
-        for (&number, watch) in &self.watches {
+        let of_poller = |watch: &Watch| poller.is_none_or(|poller| poller == watch.poller);
+        for (&number, watch) in self.watches.iter().filter(|(_, watch)| of_poller(watch)) {
             let ready = match watch.trigger {
                 Trigger::Level(interest) => reported(self.ready(number), interest),
                 Trigger::Edge { pending: true } => self.ready(number),
@@ -648,7 +855,12 @@ impl Kernel {
         events
     }
 
-    fn wait(&mut self, events: &mut Events, wait: Option<Duration>) -> Result<(), Errno> {
+    fn wait(
+        &mut self,
+        poller: i32,
+        events: &mut Events,
+        wait: Option<Duration>,
+    ) -> Result<(), Errno> {
         self.world_moves();
         events.filled.clear();
         self.rests = false;
@@ -656,7 +868,7 @@ impl Kernel {
             self.broken_waits += u64::from(errno == Errno::EBADF);
             return if errno == Errno::EINTR { Ok(()) } else { Err(errno) };
         }
-        let mut reports = self.true_events();
+        let mut reports = self.true_events(Some(poller));
         if reports.is_empty() {
             match wait {
                 Some(wait) => {
@@ -680,7 +892,10 @@ impl Kernel {
     }
 
     fn count_report(&mut self, number: i32) {
-        if matches!(self.files[&number], File::Foreign { .. }) {
+        if let Some(File::Foreign { ready, .. }) = self.files.get_mut(&number) {
+            if SCRIPTED {
+                *ready = Readiness::NONE;
+            }
             return; // Whether it is read is the service's affair.
         }
         if let Some(watch) = self.watches.get_mut(&number) {
@@ -697,6 +912,9 @@ impl Kernel {
     }
 
     fn shuffle(&mut self, reports: &mut [(i32, u64, Readiness)]) {
+        if SCRIPTED {
+            return;
+        }
         for last in (1..reports.len()).rev() {
             reports.swap(last, self.choices.below(last as u32 + 1) as usize);
         }
@@ -867,7 +1085,7 @@ impl Descriptor {
         self.0
     }
 
-    fn into_number(self) -> i32 {
+    pub(super) fn into_number(self) -> i32 {
         let number = self.0;
         std::mem::forget(self);
         number
@@ -905,19 +1123,24 @@ impl From<Descriptor> for OwnedFd {
 }
 
 impl AsFd for Descriptor {
-    /// Good for nothing but being there.
+    /// Good for nothing but being there, unless it was made elsewhere.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        null()
+        let foreign = kernel(|kernel| match kernel.files.get(&self.0) {
+            Some(File::Foreign { descriptor, .. }) => Some(descriptor.as_raw_fd()),
+            _ => None,
+        });
+        // SAFETY: the kernel lets go of a foreign descriptor when this one, which is borrowed, is dropped or turned into it.
+        foreign.map_or_else(null, |number| unsafe { BorrowedFd::borrow_raw(number) })
     }
 }
 
 fn null() -> BorrowedFd<'static> {
     static NULL: OnceLock<RealFile> = OnceLock::new();
-    NULL.get_or_init(|| RealFile::open("/dev/null").expect("there is a null device")).as_fd()
+    NULL.get_or_init(open_null).as_fd()
 }
 
-pub(crate) fn now() -> Instant {
-    kernel(Kernel::now)
+fn open_null() -> RealFile {
+    RealFile::open("/dev/null").expect("there is a null device, and a descriptor for it")
 }
 
 #[derive(Debug)]
@@ -969,7 +1192,9 @@ impl Poller {
                 return Err(Errno::ENOSPC);
             }
             let trigger = trigger(kernel, descriptor.0);
-            kernel.watches.insert(descriptor.0, Watch { trigger, data, ignored: 0 });
+            kernel
+                .watches
+                .insert(descriptor.0, Watch { poller: self.0.0, trigger, data, ignored: 0 });
             Ok(())
         })
         .map_err(refused("epoll_ctl"))
@@ -986,7 +1211,9 @@ impl Poller {
             watch.ignored = 0;
             kernel.fault("epoll_ctl", &[Errno::ENOMEM])?;
             let trigger = Trigger::Level(interest);
-            kernel.watches.insert(descriptor.0, Watch { trigger, data, ignored: 0 });
+            kernel
+                .watches
+                .insert(descriptor.0, Watch { poller: self.0.0, trigger, data, ignored: 0 });
             Ok(())
         })
         .map_err(refused("epoll_ctl"))
@@ -1013,8 +1240,12 @@ impl Poller {
         self.delete(descriptor)
     }
 
+    pub(crate) fn now(&self) -> Instant {
+        kernel(Kernel::now)
+    }
+
     pub(crate) fn wait(&self, events: &mut Events, wait: Option<Duration>) -> Result<(), Error> {
-        kernel(|kernel| kernel.wait(events, wait)).map_err(refused("epoll_wait"))
+        kernel(|kernel| kernel.wait(self.0.0, events, wait)).map_err(refused("epoll_wait"))
     }
 }
 
@@ -1040,27 +1271,6 @@ impl Events {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, Readiness)> {
         self.filled.iter().copied()
     }
-}
-
-pub(crate) fn bound(
-    address: &Address,
-    _reuse_port: bool,
-    _only_v6: bool,
-) -> Result<Descriptor, Error> {
-    let socket = stream_socket(address)?;
-    bind(&socket, address)?;
-    Ok(socket)
-}
-
-pub(crate) fn stream_socket(_address: &Address) -> Result<Descriptor, Error> {
-    kernel(|kernel| {
-        let errnos = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EACCES];
-        kernel.fault("socket", &errnos)?;
-        let mut socket = kernel.new_socket();
-        socket.wire.connecting = true;
-        kernel.open("socket", File::Socket(socket))
-    })
-    .map_err(refused("socket"))
 }
 
 /// Calls that only set something: nothing comes of them here, but they may be refused.
@@ -1142,8 +1352,15 @@ pub(crate) fn connect(socket: &Descriptor, address: &Address) -> Result<(), Erro
     ];
     set("connect", socket, &errnos)?;
     kernel(|kernel| {
-        let is_decided_at_once = !address.is_tcp() || kernel.percent(10);
+        let is_decided_at_once = !SCRIPTED && (!address.is_tcp() || kernel.percent(10));
+        let serial = kernel.socket(socket.0).serial;
+        if SCRIPTED {
+            kernel.connects.push((serial, address.clone()));
+        }
         let socket = kernel.socket(socket.0);
+        if let Address::Ip(destination) = address {
+            socket.peer = *destination;
+        }
         socket.cuts_reads |= !address.is_tcp();
         socket.wire.connecting &= !is_decided_at_once;
     });
@@ -1301,6 +1518,11 @@ impl Socket {
         Self(!(place as i32))
     }
 
+    /// The socket with this number.
+    pub(crate) fn of_number(number: i32) -> Self {
+        Self(number)
+    }
+
     pub(crate) fn place(&self) -> Option<u32> {
         if self.0 < 0 { Some(!self.0 as u32) } else { None }
     }
@@ -1380,6 +1602,7 @@ impl Drop for Rings {
 impl Sockets {
     pub(crate) fn new(wanted: FileTable, _places: usize, _others: usize) -> Result<Self, Error> {
         let is_wanted = match wanted {
+            _ if SCRIPTED => false,
             FileTable::Process => false,
             FileTable::Registered => true,
             FileTable::Auto => percent(50),
@@ -1399,6 +1622,33 @@ impl Sockets {
             Err(_) if wanted == FileTable::Auto => Ok(Self { rings: None, closing: Vec::new() }),
             Err(errno) => Err(refused("io_uring_setup")(errno)),
         }
+    }
+
+    pub(crate) fn bound(
+        &self,
+        address: &Address,
+        _reuse_port: bool,
+        _only_v6: bool,
+    ) -> Result<Descriptor, Error> {
+        let socket = self.stream_socket(address)?;
+        bind(&socket, address)?;
+        Ok(socket)
+    }
+
+    pub(crate) fn stream_socket(&self, _address: &Address) -> Result<Descriptor, Error> {
+        kernel(|kernel| {
+            let errnos =
+                [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EACCES];
+            kernel.fault("socket", &errnos)?;
+            let mut socket = kernel.new_socket();
+            socket.wire.connecting = true;
+            kernel.open("socket", File::Socket(socket))
+        })
+        .map_err(refused("socket"))
+    }
+
+    pub(crate) fn own(&self, descriptor: OwnedFd) -> Descriptor {
+        descriptor.into()
     }
 
     pub(crate) fn has_tables(&self) -> bool {
@@ -1449,9 +1699,8 @@ impl Sockets {
         if self.enter(socket).is_err() {
             return 0;
         }
-        kernel(
-            |kernel| if kernel.percent(50) { kernel.socket(socket.0).wire.sent.len() } else { 0 },
-        )
+        let tells = |kernel: &mut Kernel| !SCRIPTED && kernel.percent(50);
+        kernel(|kernel| if tells(kernel) { kernel.socket(socket.0).wire.sent.len() } else { 0 })
     }
 
     pub(crate) fn take_error(&self, socket: &Socket, call: &'static str) -> Option<Error> {
@@ -1468,19 +1717,25 @@ impl Sockets {
     }
 
     pub(crate) fn peer_addr(&self, socket: &Socket) -> Result<SocketAddr, Error> {
-        self.enter(socket).map_err(refused("io_uring(FIXED_FD_INSTALL)"))?;
-        Ok(SocketAddr::from(([127, 0, 0, 1], 1)))
+        self.reach(socket)?;
+        Ok(kernel(|kernel| kernel.socket(socket.0).peer))
     }
 
     pub(crate) fn local_addr(&self, socket: &Socket) -> Result<SocketAddr, Error> {
-        self.peer_addr(socket)
+        self.reach(socket)?;
+        Ok(LOCAL)
     }
 
-    pub(crate) fn descriptor<'a>(&self, socket: &'a Socket) -> Result<LentFd<'a>, Error> {
+    /// A socket that was taken out is out of reach.
+    fn reach(&self, socket: &Socket) -> Result<(), Error> {
         if socket.is_detached() {
             return Err(Error::Stale);
         }
-        self.enter(socket).map_err(refused("io_uring(FIXED_FD_INSTALL)"))?;
+        self.enter(socket).map_err(refused("io_uring(FIXED_FD_INSTALL)"))
+    }
+
+    pub(crate) fn descriptor<'a>(&self, socket: &'a Socket) -> Result<LentFd<'a>, Error> {
+        self.reach(socket)?;
         Ok(LentFd::borrowed(null()))
     }
 
@@ -1592,12 +1847,12 @@ fn to_ring_answer(answer: Result<usize, Errno>) -> i32 {
 
 pub(crate) fn peer_addr(socket: &Descriptor) -> Result<SocketAddr, Error> {
     set("getpeername", socket, &[Errno::ENOTCONN, Errno::ENOBUFS])?;
-    Ok(SocketAddr::from(([127, 0, 0, 1], 1)))
+    Ok(kernel(|kernel| kernel.socket(socket.0).peer))
 }
 
 pub(crate) fn local_addr(socket: &Descriptor) -> Result<SocketAddr, Error> {
     set("getsockname", socket, &[Errno::ENOBUFS])?;
-    Ok(SocketAddr::from(([127, 0, 0, 1], 2)))
+    Ok(LOCAL)
 }
 
 pub(crate) fn spare() -> Result<Descriptor, Error> {
@@ -1608,38 +1863,44 @@ pub(crate) fn spare() -> Result<Descriptor, Error> {
     .map_err(refused("eventfd"))
 }
 
+/// Shared with the kernel of the thread that waits, as other threads signal it.
 #[derive(Debug)]
-pub(crate) struct WakeFd(Descriptor);
+pub(crate) struct WakeFd {
+    signaled: Arc<AtomicBool>,
+    descriptor: Option<Descriptor>,
+    made_by: ThreadId,
+}
+
+impl Drop for WakeFd {
+    fn drop(&mut self) {
+        if std::thread::current().id() != self.made_by {
+            std::mem::forget(self.descriptor.take()); // Its number says nothing to this thread's kernel.
+        }
+    }
+}
 
 impl WakeFd {
-    pub(crate) fn new() -> Result<Self, Error> {
-        kernel(|kernel| {
+    pub(crate) fn watched(poller: &Poller, data: u64) -> Result<Self, Error> {
+        let signaled = Arc::<AtomicBool>::default();
+        let descriptor = kernel(|kernel| {
             kernel.fault("eventfd", &[Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM])?;
-            kernel.open("eventfd", File::Wake { signaled: false })
+            kernel.open("eventfd", File::Wake { signaled: signaled.clone() })
         })
-        .map(Self)
-        .map_err(refused("eventfd"))
-    }
-
-    fn set_signaled(&self, on: bool) {
-        kernel(|kernel| {
-            kernel.touch(self.0.0);
-            if let Some(File::Wake { signaled }) = kernel.files.get_mut(&self.0.0) {
-                *signaled = on;
-            }
-        });
+        .map_err(refused("eventfd"))?;
+        poller.add(&descriptor, Readiness::READABLE, data)?;
+        let made_by = std::thread::current().id();
+        Ok(Self { signaled, descriptor: Some(descriptor), made_by })
     }
 
     pub(crate) fn signal(&self) {
-        self.set_signaled(true);
+        self.signaled.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn clear(&self) {
-        self.set_signaled(false);
-    }
-
-    pub(crate) fn watch(&self, poller: &Poller, data: u64) -> Result<(), Error> {
-        poller.add(&self.0, Readiness::READABLE, data)
+        if let Some(descriptor) = &self.descriptor {
+            kernel(|kernel| kernel.touch(descriptor.0));
+        }
+        self.signaled.store(false, Ordering::SeqCst);
     }
 }
 
@@ -1647,13 +1908,14 @@ impl WakeFd {
 pub(crate) struct SignalReader(Descriptor);
 
 impl SignalReader {
-    pub(crate) fn new(_signals: &[Signal]) -> Result<Self, Error> {
-        kernel(|kernel| {
+    pub(crate) fn watched(_signals: &[Signal], poller: &Poller, data: u64) -> Result<Self, Error> {
+        let reader = kernel(|kernel| {
             kernel.fault("signalfd", &[Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM])?;
             kernel.open("signalfd", File::Signals { pending: VecDeque::new() })
         })
-        .map(Self)
-        .map_err(refused("signalfd"))
+        .map_err(refused("signalfd"))?;
+        poller.add(&reader, Readiness::READABLE, data)?;
+        Ok(Self(reader))
     }
 
     pub(crate) fn read(&self) -> Option<Signal> {
@@ -1664,10 +1926,6 @@ impl SignalReader {
                 other => panic!("no signals are read from {other:?}"),
             }
         })
-    }
-
-    pub(crate) fn watch(&self, poller: &Poller, data: u64) -> Result<(), Error> {
-        poller.add(&self.0, Readiness::READABLE, data)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A backend provides the types and functions listed below, each thin and safe with one system call in it, or a few for
 //! setting up. There are two: the real one, and in unit tests and under the fuzzer the [`fake`] one, which has the same
-//! names and nothing real behind them.
+//! names and nothing real behind them. With the feature `testing` each reactor has the one or the other ([`switch`]).
 //!
 //! | file | what is in it |
 //! | --- | --- |
@@ -14,14 +14,17 @@
 //! | `batch.rs` | receives and sends that go to the kernel together |
 //! | `wake.rs`, `signal.rs` | an eventfd and a signalfd |
 //! | `readiness.rs` | what epoll reports |
+//! | `switch.rs` | with the feature `testing`: the real backend or the fake one |
 //! | `lent.rs` | a connection's descriptor for the while |
 
-#![allow(unsafe_code)] // The one exception of the workspace; each block says why it is sound.
-#![cfg_attr(any(test, fuzzing), allow(dead_code, unused_imports))] // The fake backend stands in for a part of it.
+#![allow(unsafe_code)]
+// The one exception of the workspace; each block says why it is sound.
+// The fake backend stands in for a part of it, or is used in part.
+#![cfg_attr(any(test, fuzzing, feature = "testing"), allow(dead_code, unused_imports))]
 
 mod batch;
-#[cfg(any(test, fuzzing))]
-mod fake;
+#[cfg(any(test, fuzzing, feature = "testing"))]
+pub(crate) mod fake;
 mod lent;
 mod options;
 mod poller;
@@ -30,6 +33,8 @@ mod registered;
 mod signal;
 mod socket;
 mod sockets;
+#[cfg(all(feature = "testing", not(any(test, fuzzing))))]
+mod switch;
 mod wake;
 
 use std::io;
@@ -44,7 +49,9 @@ pub use readiness::Readiness;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use fake::*;
-#[cfg(not(any(test, fuzzing)))]
+#[cfg(all(feature = "testing", not(any(test, fuzzing))))]
+pub(crate) use switch::*;
+#[cfg(not(any(test, fuzzing, feature = "testing")))]
 pub(crate) use {
     options::{
         defer_source_port, reset_on_close, set_keepalive, set_nodelay, set_notsent_lowat,
@@ -52,15 +59,12 @@ pub(crate) use {
     },
     poller::{Events, Poller},
     signal::SignalReader,
-    socket::{
-        Descriptor, accept, adopt, bind, bound, connect, listen, local_addr, now, peer_addr, spare,
-        stream_socket,
-    },
+    socket::{Descriptor, accept, adopt, bind, connect, listen, local_addr, peer_addr, spare},
     sockets::{Socket, Sockets},
     wake::WakeFd,
 };
 
-#[cfg(not(any(test, fuzzing)))]
+#[cfg(not(any(test, fuzzing, feature = "testing")))]
 pub(crate) type Accepted = AcceptResult<Descriptor>;
 
 fn refused(call: &'static str) -> impl FnOnce(Errno) -> Error {

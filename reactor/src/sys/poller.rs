@@ -1,7 +1,7 @@
 //! epoll.
 
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -88,6 +88,12 @@ impl Poller {
 
     pub(crate) fn delete(&self, descriptor: &Descriptor) -> Result<(), Error> {
         self.0.delete(descriptor).map_err(refused("epoll_ctl"))
+    }
+
+    /// The monotonic clock, by which it waits.
+    #[inline]
+    pub(crate) fn now(&self) -> Instant {
+        Instant::now()
     }
 
     /// Waits for events, at most `wait` (rounded up to a millisecond); an interruption counts as no event.

@@ -16,21 +16,19 @@ use crate::signal::Signal;
 pub(crate) struct SignalReader(SignalFd);
 
 impl SignalReader {
-    /// Blocks the signals in this thread, so that they arrive here and nowhere else.
-    pub(crate) fn new(signals: &[Signal]) -> Result<Self, Error> {
+    /// Blocks the signals in this thread, so that they arrive here and nowhere else; this poller reports them.
+    pub(crate) fn watched(signals: &[Signal], poller: &Poller, data: u64) -> Result<Self, Error> {
         let mask: SigSet = signals.iter().map(|&signal| to_nix(signal)).collect();
         mask.thread_block().map_err(refused("pthread_sigmask"))?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        SignalFd::with_flags(&mask, flags).map(Self).map_err(refused("signalfd"))
+        let reader = SignalFd::with_flags(&mask, flags).map_err(refused("signalfd"))?;
+        poller.watch(reader.as_fd(), EpollFlags::EPOLLIN, data)?;
+        Ok(Self(reader))
     }
 
     pub(crate) fn read(&self) -> Option<Signal> {
         let info = self.0.read_signal().ok()??;
         ALL_SIGNALS.into_iter().find(|&signal| to_nix(signal) as u32 == info.ssi_signo)
-    }
-
-    pub(crate) fn watch(&self, poller: &Poller, data: u64) -> Result<(), Error> {
-        poller.watch(self.0.as_fd(), EpollFlags::EPOLLIN, data)
     }
 }
 

@@ -3,7 +3,6 @@
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -82,11 +81,6 @@ fn close_range(first: RawFd, last: RawFd) -> bool {
     unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) == 0 }
 }
 
-/// The monotonic clock.
-pub(crate) fn now() -> Instant {
-    Instant::now()
-}
-
 /// A descriptor that is good for nothing but being closed when descriptors have run out. An eventfd needs no file.
 pub(crate) fn spare() -> Result<Descriptor, Error> {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
@@ -95,7 +89,7 @@ pub(crate) fn spare() -> Result<Descriptor, Error> {
 }
 
 /// A socket that is bound but does not listen yet.
-pub(crate) fn bound(
+pub(super) fn bound(
     address: &Address,
     reuse_port: bool,
     only_v6: bool,
@@ -117,7 +111,7 @@ pub(crate) fn bound(
     Ok(socket)
 }
 
-pub(crate) fn stream_socket(address: &Address) -> Result<Descriptor, Error> {
+pub(super) fn stream_socket(address: &Address) -> Result<Descriptor, Error> {
     let (family, protocol) = match address {
         Address::Ip(SocketAddr::V4(_)) => (AddressFamily::Inet, Some(SockProtocol::Tcp)),
         Address::Ip(SocketAddr::V6(_)) => (AddressFamily::Inet6, Some(SockProtocol::Tcp)),

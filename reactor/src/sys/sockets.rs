@@ -10,6 +10,7 @@ use super::batch::{ReceiveBatch, SendBatch};
 use super::registered::{ClosingStep, Ring, Tables};
 use super::socket::{self, Descriptor};
 use super::{IoResult, LentFd, options};
+use crate::address::Address;
 use crate::config::FileTable;
 use crate::error::Error;
 
@@ -95,6 +96,26 @@ impl Sockets {
     pub(crate) fn new(wanted: FileTable, places: usize, others: usize) -> Result<Self, Error> {
         let tables = choose_tables(wanted, places, others)?;
         Ok(Self { tables: tables.map(RefCell::new), closing: Vec::new() })
+    }
+
+    /// A socket that is bound but does not listen yet.
+    pub(crate) fn bound(
+        &self,
+        address: &Address,
+        reuse_port: bool,
+        only_v6: bool,
+    ) -> Result<Descriptor, Error> {
+        socket::bound(address, reuse_port, only_v6)
+    }
+
+    /// A socket to connect with.
+    pub(crate) fn stream_socket(&self, address: &Address) -> Result<Descriptor, Error> {
+        socket::stream_socket(address)
+    }
+
+    /// Takes in a descriptor that was made elsewhere.
+    pub(crate) fn own(&self, descriptor: OwnedFd) -> Descriptor {
+        descriptor.into()
     }
 
     /// Whether connections move to registered-file tables.

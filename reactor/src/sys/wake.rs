@@ -14,9 +14,12 @@ use crate::error::Error;
 pub(crate) struct WakeFd(EventFd);
 
 impl WakeFd {
-    pub(crate) fn new() -> Result<Self, Error> {
+    /// One that this poller reports with these data.
+    pub(crate) fn watched(poller: &Poller, data: u64) -> Result<Self, Error> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        EventFd::from_value_and_flags(0, flags).map(Self).map_err(refused("eventfd"))
+        let counter = EventFd::from_value_and_flags(0, flags).map_err(refused("eventfd"))?;
+        poller.watch(counter.as_fd(), EpollFlags::EPOLLIN, data)?;
+        Ok(Self(counter))
     }
 
     /// Makes it readable. The counter can be full only when it is readable anyway.
@@ -27,9 +30,5 @@ impl WakeFd {
     /// Makes it unreadable until the next signal.
     pub(crate) fn clear(&self) {
         let _ = self.0.read();
-    }
-
-    pub(crate) fn watch(&self, poller: &Poller, data: u64) -> Result<(), Error> {
-        poller.watch(self.0.as_fd(), EpollFlags::EPOLLIN, data)
     }
 }
