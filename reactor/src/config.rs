@@ -22,7 +22,7 @@ pub struct Config {
     pub connects_reserved: usize,
     /// Listeners at once at most. Default: 1,024.
     pub listeners_max: usize,
-    /// Free timers at once at most. Default: 4,096.
+    /// Free timers and tagged timeouts at once at most. Default: 4,096.
     pub timers_max: usize,
     /// Watched descriptors at once at most. Default: 1,024.
     pub watches_max: usize,
@@ -172,12 +172,17 @@ pub(crate) struct TcpOptions {
 
 /// How to listen. Accepted connections inherit the socket options, so they cost no call per connection.
 ///
-/// All options but the backlog are for TCP, and a Unix-domain listener goes without them.
+/// All options but the backlog and `connections_max` are for TCP, and a Unix-domain listener goes without them.
 #[derive(Clone, Debug)]
 pub struct ListenOptions {
     /// Connections that may wait to be accepted; `None` asks for as many as the kernel allows
     /// (`net.core.somaxconn`, which caps any other number too).
     pub backlog: Option<u32>,
+    /// Connections of this listener held at once at most, so that none takes all of
+    /// [`Config::connections_max`]: peers beyond wait in its backlog until one of its connections has gone, and
+    /// [`on_accept_error`](crate::Handler::on_accept_error) is called with [`Error::Full`] when the first has to. With such a
+    /// listener each slot costs 8 bytes more. `None`, the default, is no bound of its own.
+    pub connections_max: Option<usize>,
     /// Share the address with other sockets of this user, and let the kernel spread connections over them
     /// (`SO_REUSEPORT`). Default: no.
     pub reuse_port: bool,
@@ -220,6 +225,7 @@ impl Default for ListenOptions {
     fn default() -> Self {
         Self {
             backlog: None,
+            connections_max: None,
             reuse_port: false,
             only_v6: false,
             nodelay: true,

@@ -15,7 +15,7 @@ mod sweep;
 mod time;
 mod watch;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
@@ -29,18 +29,20 @@ use crate::queue::WriteQueue;
 use crate::signal::Signal;
 use crate::slab::{Slab, slot_bytes};
 use crate::stats::Stats;
-use crate::sys::{self, Descriptor, Poller, SendBatch, SignalReader, Sockets};
-use crate::token::{EventSource, Inner, ListenerId, Token};
+use crate::sys::{self, Descriptor, Poller, SendBatch, SignalReader, Socket, Sockets};
+use crate::token::{EventSource, Inner, ListenerId, TimerId, Token};
 use crate::waker::Waker;
 use crate::wheel::{NodeId, Tick, Wheel};
 
-use listen::{AcceptBackoff, Listener};
+use listen::{AcceptBackoff, AcceptedBy, Listener};
 use sweep::Sweep;
+use time::Timer;
 use watch::Watch;
 
 pub(crate) use batch::receives;
 pub(crate) use stream::Received;
 pub use sweep::SweepId;
+pub(crate) use time::Due;
 
 /// Everything a reactor offers to its service; `C` is the state of one connection.
 pub struct Context<C> {
@@ -48,12 +50,16 @@ pub struct Context<C> {
     poller: Poller,
     connections: Slab<ConnHeader, C>,
     listeners: Slab<Listener, ()>,
-    /// A free timer's place in the wheel.
-    timers: Slab<NodeId, ()>,
+    /// Free timers and tagged timeouts.
+    timers: Slab<Timer, ()>,
+    /// The tagged timeouts of connections, by name and tag.
+    tagged: BTreeMap<(Token, u64), TimerId>,
     watches: Slab<Watch, ()>,
     /// The first one is under way, the others wait for it.
     sweeps: VecDeque<Sweep>,
     sweep_next: NonZeroU64,
+    /// Connections with a call that waits for the end of the events.
+    deferred: VecDeque<Token>,
     wheel: Wheel,
     queues: Vec<WriteQueue>,
     /// The connection of each queue; `None` for a free one.
@@ -81,12 +87,15 @@ pub struct Context<C> {
     detached: Vec<(Token, Descriptor)>,
     /// What was received together is being delivered.
     delivering: bool,
+    /// The connection that `on_close` is about, whose socket is closed when that returns, and whether with a reset.
+    leaving: Option<(Token, Socket, bool)>,
     /// Connections to be removed as soon as no callback runs.
     closed: VecDeque<(Token, CloseReason)>,
     /// Listeners that epoll has reported in this turn; empty in between.
     ready_listeners: Vec<ListenerId>,
     /// Listeners that stop listening when their backlog is empty.
     draining: Vec<ListenerId>,
+    accepted_by: AcceptedBy,
     /// Turns in a row in which they were not accepted from because ended connections may have been about to make room.
     turns_without_room: usize,
     /// Connections that accepts may fill slots up to: those that are reserved for connects are beyond.
@@ -149,9 +158,11 @@ impl<C> Context<C> {
             connections,
             listeners: Slab::with_capacity(config.listeners_max).map_err(no_memory)?,
             timers: Slab::with_capacity(config.timers_max).map_err(no_memory)?,
+            tagged: BTreeMap::new(),
             watches: Slab::with_capacity(config.watches_max).map_err(no_memory)?,
             sweeps: VecDeque::new(),
             sweep_next: NonZeroU64::MIN,
+            deferred: VecDeque::new(),
             wheel: Wheel::with_capacity(timers_in_wheel_max(config)).map_err(no_memory)?,
             queues: Vec::new(),
             queue_owners: Vec::new(),
@@ -168,9 +179,11 @@ impl<C> Context<C> {
             held: Vec::new(),
             detached: Vec::new(),
             delivering: false,
+            leaving: None,
             closed: VecDeque::new(),
             ready_listeners: Vec::new(),
             draining: Vec::new(),
+            accepted_by: AcceptedBy::default(),
             turns_without_room: 0,
             throttled: AcceptBackoff::default(),
             freed: 0,
@@ -251,21 +264,31 @@ impl<C> Context<C> {
         self.connections.slots_used()
     }
 
-    /// The address of the peer. Costs one system call; three where the socket is a registered file.
+    /// The address of the peer, also when that has gone, and in [`on_close`](crate::Handler::on_close) of this
+    /// connection. Costs one system call; three where the socket is a registered file.
     ///
     /// # Errors
-    /// [`Error::Stale`], the system's refusal (`ENOTCONN` where the peer has gone), or [`Error::Invalid`] for a
+    /// [`Error::Stale`], the system's refusal (`ENOTCONN` where a connect has not worked), or [`Error::Invalid`] for a
     /// Unix-domain connection, which has no IP address.
     pub fn peer_addr(&self, token: Token) -> Result<SocketAddr, Error> {
-        self.sockets.peer_addr(&self.header(token).ok_or(Error::Stale)?.socket)
+        self.sockets.peer_addr(self.socket_of(token)?)
     }
 
-    /// The address of this side. Costs one system call; three where the socket is a registered file.
+    /// The address of this side, likewise. Costs one system call; three where the socket is a registered file.
     ///
     /// # Errors
     /// [`Error::Stale`], the system's refusal, or [`Error::Invalid`] for a Unix-domain connection.
     pub fn local_addr(&self, token: Token) -> Result<SocketAddr, Error> {
-        self.sockets.local_addr(&self.header(token).ok_or(Error::Stale)?.socket)
+        self.sockets.local_addr(self.socket_of(token)?)
+    }
+
+    /// The socket of a connection, or of the one that `on_close` is about.
+    fn socket_of(&self, token: Token) -> Result<&Socket, Error> {
+        match (self.header(token), &self.leaving) {
+            (Some(header), _) => Ok(&header.socket),
+            (None, Some((leaving, socket, _))) if *leaving == token => Ok(socket),
+            _ => Err(Error::Stale),
+        }
     }
 
     /// A handle that wakes this reactor from any thread.
@@ -280,7 +303,7 @@ impl<C> Context<C> {
     /// threads, which inherit that. They stay blocked when the reactor is gone: a second Ctrl-C that came while it shut
     /// down would otherwise end the process in the middle of what it does last, and the threads that have inherited the
     /// mask could not be given theirs back. A child process that is started later inherits the mask too, and does not
-    /// hear these signals unless it unblocks them.
+    /// receive these signals unless it unblocks them.
     ///
     /// # Errors
     /// The system's refusal, or [`Error::Invalid`] when signals are watched already.
@@ -341,10 +364,11 @@ impl<C> Context<C> {
         self.elapsed = self.now.duration_since(self.started);
     }
 
-    /// Whether there is something to do that no event and no timer tells of.
+    /// Whether there is something to do that no event and no timer reports.
     pub(crate) fn wants_turn(&self) -> bool {
         !self.listed.is_empty()
             || !self.adopted.is_empty()
+            || !self.deferred.is_empty()
             || self.has_closed()
             || self.has_freed()
             || self.is_draining()

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use crate::queue::Chunk;
+
 /// Why a call on the reactor did not work.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -148,6 +150,30 @@ pub enum WriteError {
     /// The connection is gone, is being closed, or its writing side is finished. Where the send itself showed that
     /// the peer is gone, or the kernel took a part and all queues are full, `on_close` follows with the reason.
     Closed,
+}
+
+/// A chunk that was not taken, which comes back; see
+/// [`Context::try_write_chunk`](crate::Context::try_write_chunk). `?` turns it into a [`WriteError`] and drops it.
+#[derive(Debug)]
+pub struct ChunkRefused {
+    /// Why.
+    pub error: WriteError,
+    /// What the call was given.
+    pub chunk: Chunk,
+}
+
+impl fmt::Display for ChunkRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for ChunkRefused {}
+
+impl From<ChunkRefused> for WriteError {
+    fn from(refused: ChunkRefused) -> Self {
+        refused.error
+    }
 }
 
 impl fmt::Display for WriteError {

@@ -69,7 +69,19 @@ pub trait Handler {
         cx.close(token);
     }
 
-    /// The connection is gone, and with it its descriptor and its name; here its state comes back.
+    /// The time of [`Context::set_tagged_timeout`] with this tag has come; it is not armed any more. While the connection
+    /// is still connecting, the state is that of a connection that has not opened.
+    fn on_tagged_timeout(
+        &mut self,
+        _cx: &mut Context<Self::Conn>,
+        _token: Token,
+        _conn: &mut Self::Conn,
+        _tag: u64,
+    ) {
+    }
+
+    /// The connection is gone, and with it its name; here its state comes back. Its addresses can still be asked for
+    /// ([`peer_addr`](Context::peer_addr)): its socket is closed when this returns.
     fn on_close(
         &mut self,
         _cx: &mut Context<Self::Conn>,
@@ -81,7 +93,9 @@ pub trait Handler {
 
     /// Accepting did not work. Where descriptors, memory, epoll watches or slots
     /// ([`Config::connections_max`](crate::Config::connections_max): [`Error::Full`]) ran out, the listener pauses by
-    /// itself and comes back when a connection has closed, or after a while. Peers wait in its backlog meanwhile.
+    /// itself and comes back when a connection has closed, or after a while. Peers wait in its backlog meanwhile. At its own
+    /// bound ([`ListenOptions::connections_max`](crate::ListenOptions::connections_max), [`Error::Full`] too) it waits for
+    /// one of its own connections.
     fn on_accept_error(
         &mut self,
         _cx: &mut Context<Self::Conn>,
@@ -93,7 +107,16 @@ pub trait Handler {
     /// A timer of [`Context::add_timer`] has fired; its name is stale now.
     fn on_timer(&mut self, _cx: &mut Context<Self::Conn>, _timer: TimerId) {}
 
-    /// It is this connection's turn in a sweep of [`Context::sweep`].
+    /// The call that [`Context::defer`] has deferred.
+    fn on_deferred(
+        &mut self,
+        _cx: &mut Context<Self::Conn>,
+        _token: Token,
+        _conn: &mut Self::Conn,
+    ) {
+    }
+
+    /// It is this connection's turn in a sweep of [`Context::sweep`] or [`Context::sweep_of`].
     fn on_visit(
         &mut self,
         _cx: &mut Context<Self::Conn>,

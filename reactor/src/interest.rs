@@ -2,7 +2,7 @@
 
 use crate::sys::Readiness;
 
-/// What a service wants to hear of a descriptor; see [`Context::watch`](crate::Context::watch).
+/// What a descriptor is watched for; see [`Context::watch`](crate::Context::watch).
 ///
 /// Errors and hang-ups are reported with each of them but [`Nothing`](Self::Nothing).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -47,7 +47,7 @@
 //!   and comes back when a connection has closed or after a while.
 //! - **One thread.** Other threads send it messages through a bounded [`Mailbox`]; several reactors, one per thread,
 //!   share a port by `SO_REUSEPORT`.
-//! - **To everybody**: a [`sweep`](Context::sweep) visits all connections in slices, and the loop goes on in between.
+//! - **Broadcast**: a [`sweep`](Context::sweep) visits all connections in slices, and the loop goes on in between.
 //! - **Other descriptors**, UDP sockets for example, are [watched](Context::watch), level-triggered; Unix-domain streams
 //!   are connections like others.
 //!
@@ -58,7 +58,7 @@
 //! the tables. There is no allocation on any of these paths.
 //!
 //! # What it is not
-//! There is no TLS, no file I/O and no thread pool here, and it runs on Linux only. The [`guide`] tells what to take for
+//! There is no TLS, no file I/O but [`write_file`](Context::write_file), and no thread pool here, and it runs on Linux only. The [`guide`] says what to take for
 //! these, and how to get from the fifteen lines above to a service.
 //!
 //! # Features
@@ -105,7 +105,7 @@ mod wheel;
 pub use address::Address;
 pub use config::{Config, ConnectOptions, FileTable, Keepalive, ListenOptions};
 pub use context::{Context, SweepId};
-pub use error::{CloseReason, Detached, Error, Refused, WriteError, Written};
+pub use error::{ChunkRefused, CloseReason, Detached, Error, Refused, WriteError, Written};
 pub use handler::{Handler, Incoming};
 pub use interest::Interest;
 pub use mailbox::{Mailbox, Sender};

@@ -1,9 +1,11 @@
 //! Bytes that the kernel would not take yet, in the order in which they were written.
 //!
 //! A connection has a queue only while something waits in it. Bytes that were lent are copied into the last chunk, or
-//! into a new one when that is full; bytes that are shared or given away are queued as they are.
+//! into a new one when that is full; bytes that are shared or given away are queued as they are, and so are parts of
+//! files, which are no bytes in memory.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
@@ -85,29 +87,73 @@ impl From<bytes::Bytes> for Chunk {
     }
 }
 
-/// Invariant: no chunk is empty past the offset, and `bytes` is what all of them still hold.
+#[derive(Debug)]
+enum Entry {
+    Chunk(Chunk),
+    File(FilePart),
+}
+
+impl Entry {
+    /// The bytes that it holds in memory.
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Entry::Chunk(chunk) => chunk.as_bytes(),
+            Entry::File(_) => &[],
+        }
+    }
+}
+
+/// What is left to be sent of a file; never empty.
+#[derive(Debug)]
+pub(crate) struct FilePart {
+    pub(crate) file: Arc<File>,
+    pub(crate) range: Range<u64>,
+}
+
+impl FilePart {
+    fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+}
+
+/// Invariant: no entry is empty past the offset, and `bytes` and `file_bytes` are what all of them still hold.
 #[derive(Debug, Default)]
 pub(crate) struct WriteQueue {
-    chunks: VecDeque<Chunk>,
-    /// How much of the first chunk has left already.
+    entries: VecDeque<Entry>,
+    /// How much of the first entry has left already, where that is a chunk.
     offset: usize,
     bytes: usize,
+    file_bytes: u64,
 }
 
 impl WriteQueue {
+    /// The bytes in memory.
     pub(crate) fn len_bytes(&self) -> usize {
         self.bytes
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.bytes == 0
+    /// All bytes, those of files too.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.bytes.saturating_add(usize::try_from(self.file_bytes).unwrap_or(usize::MAX))
     }
 
-    /// A copy of all that waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Parts of files that wait.
+    pub(crate) fn files(&self) -> usize {
+        if self.file_bytes == 0 {
+            return 0;
+        }
+        self.entries.iter().filter(|entry| matches!(entry, Entry::File(_))).count()
+    }
+
+    /// A copy of all that waits in memory.
     pub(crate) fn to_vec(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.bytes);
-        for chunk in &self.chunks {
-            bytes.extend_from_slice(chunk.as_bytes());
+        for entry in &self.entries {
+            bytes.extend_from_slice(entry.as_bytes());
         }
         bytes.drain(..self.offset.min(bytes.len()));
         bytes
@@ -119,11 +165,13 @@ impl WriteQueue {
             return;
         }
         self.bytes += bytes.len();
-        match self.chunks.back_mut() {
-            Some(Chunk::Owned(last)) if last.len() + bytes.len() <= COPY_CHUNK_BYTES_MAX => {
+        match self.entries.back_mut() {
+            Some(Entry::Chunk(Chunk::Owned(last)))
+                if last.len() + bytes.len() <= COPY_CHUNK_BYTES_MAX =>
+            {
                 last.extend_from_slice(bytes);
             }
-            _ => self.chunks.push_back(Chunk::Owned(bytes.to_vec())),
+            _ => self.entries.push_back(Entry::Chunk(Chunk::Owned(bytes.to_vec()))),
         }
     }
 
@@ -133,23 +181,52 @@ impl WriteQueue {
         if left == 0 {
             return;
         }
-        if self.chunks.is_empty() {
+        if self.entries.is_empty() {
             self.offset = sent;
             self.bytes = left;
-            self.chunks.push_back(chunk);
+            self.entries.push_back(Entry::Chunk(chunk));
         } else if sent == 0 {
             self.bytes += left;
-            self.chunks.push_back(chunk);
+            self.entries.push_back(Entry::Chunk(chunk));
         } else {
             self.copy(&chunk.as_bytes()[sent..]);
         }
     }
 
-    /// Fills `slices` with the first bytes that wait and says how many slices that made.
+    /// Appends a part of a file.
+    pub(crate) fn append_file(&mut self, part: FilePart) {
+        if part.range.is_empty() {
+            return;
+        }
+        self.file_bytes += part.len();
+        self.entries.push_back(Entry::File(part));
+    }
+
+    /// The part of a file that is next to be sent; `None` where bytes in memory are.
+    pub(crate) fn first_file(&self) -> Option<&FilePart> {
+        match self.entries.front() {
+            Some(Entry::File(part)) => Some(part),
+            _ => None,
+        }
+    }
+
+    /// Forgets the first `sent` bytes of the part of a file that was next.
+    pub(crate) fn consume_file(&mut self, sent: usize) {
+        let Some(Entry::File(part)) = self.entries.front_mut() else { return };
+        let sent = (sent as u64).min(part.len());
+        part.range.start += sent;
+        self.file_bytes -= sent;
+        if part.range.is_empty() {
+            self.entries.pop_front();
+        }
+    }
+
+    /// Fills `slices` with the first bytes that wait, up to a file, and says how many slices that made.
     pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; CHUNKS_PER_SEND]) -> usize {
         let mut filled = 0;
         let mut offset = self.offset;
-        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+        let chunks = self.entries.iter().take_while(|entry| matches!(entry, Entry::Chunk(_)));
+        for (slice, chunk) in slices.iter_mut().zip(chunks) {
             *slice = IoSlice::new(&chunk.as_bytes()[offset..]);
             offset = 0;
             filled += 1;
@@ -162,13 +239,13 @@ impl WriteQueue {
         debug_assert!(sent <= self.bytes, "more was sent than was queued");
         self.bytes -= sent;
         self.offset += sent;
-        while let Some(first) = self.chunks.front() {
+        while let Some(Entry::Chunk(first)) = self.entries.front() {
             let first_bytes = first.as_bytes().len();
             if self.offset < first_bytes {
                 return;
             }
             self.offset -= first_bytes;
-            self.chunks.pop_front();
+            self.entries.pop_front();
         }
     }
 }
@@ -242,8 +319,38 @@ mod tests {
             queue.copy(&[0; 1000]);
             queue.consume(1000);
         }
-        let held: usize = queue.chunks.iter().map(|chunk| chunk.as_bytes().len()).sum();
+        let held: usize = queue.entries.iter().map(|entry| entry.as_bytes().len()).sum();
         assert_eq!(queue.len_bytes(), 1000);
         assert!(held <= 2 * COPY_CHUNK_BYTES_MAX, "{held} bytes are held for 1,000");
+    }
+
+    #[test]
+    fn a_file_keeps_its_place_among_the_bytes() {
+        let file = Arc::new(File::open("/dev/null").expect("there is a null device"));
+        let part = |range| FilePart { file: Arc::clone(&file), range };
+        let mut queue = WriteQueue::default();
+        queue.copy(b"before");
+        queue.append_file(part(5..5));
+        queue.append_file(part(10..30));
+        queue.append_file(part(0..1));
+        queue.copy(b"after");
+        assert_eq!((queue.len_bytes(), queue.waiting_bytes(), queue.files()), (11, 32, 2));
+
+        let mut slices = [IoSlice::new(&[]); CHUNKS_PER_SEND];
+        assert_eq!(queue.slices(&mut slices), 1);
+        assert_eq!(&slices[0][..], b"before");
+        assert!(queue.first_file().is_none());
+        queue.consume(6);
+        assert_eq!(queue.slices(&mut [IoSlice::new(&[]); CHUNKS_PER_SEND]), 0);
+        assert_eq!(queue.first_file().map(|part| part.range.clone()), Some(10..30));
+        queue.consume_file(15);
+        assert_eq!(queue.first_file().map(|part| part.range.clone()), Some(25..30));
+        queue.consume_file(5);
+        assert_eq!(queue.first_file().map(|part| part.range.clone()), Some(0..1));
+        queue.consume_file(1);
+        assert!(queue.first_file().is_none() && !queue.is_empty());
+        assert_eq!(queue.waiting_bytes(), 5);
+        queue.consume(5);
+        assert!(queue.is_empty());
     }
 }

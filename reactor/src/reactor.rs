@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::connection::{ConnHeader, Flags};
-use crate::context::{Context, Received, receives};
+use crate::context::{Context, Due, Received, receives};
 use crate::error::{CloseReason, Error};
 use crate::handler::{Handler, Incoming};
 use crate::sys::{Accepted, Descriptor, Events, IoResult, Readiness, ReceiveBatch};
@@ -151,6 +151,7 @@ impl<C> Reactor<C> {
         serve_listed(cx, handler, read_buffer);
         open_adopted(cx, handler);
         accept_all(cx, handler, events);
+        call_deferred(cx, handler);
         finish_round(cx, handler);
         fire_timers(cx, handler);
         visit_slice(cx, handler);
@@ -223,7 +224,7 @@ fn dispatch_all<H: Handler + ?Sized>(
     }
 }
 
-#[inline(always)] // Left alone, the compiler makes a call of it for every message.
+#[inline(always)] // Otherwise the compiler makes a call of it for every message.
 fn dispatch<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -322,7 +323,9 @@ fn dispatch_other<H: Handler + ?Sized>(
 ) {
     match EventSource::from_bits(data) {
         Some(EventSource::Listener(listener)) => cx.accept_later(listener),
-        Some(EventSource::Watch(watch)) if cx.minds(watch) => handler.on_ready(cx, watch, ready),
+        Some(EventSource::Watch(watch)) if cx.is_watching(watch) => {
+            handler.on_ready(cx, watch, ready)
+        }
         Some(EventSource::Inner(Inner::Wake)) => {
             if cx.acknowledge_wake() {
                 handler.on_wake(cx);
@@ -339,7 +342,7 @@ fn dispatch_other<H: Handler + ?Sized>(
 
 /// The usual event says that there is something to read for a connection that reads: it is read at the price of one
 /// look-up, and what else there may be is looked at only when it is not so.
-#[inline(always)] // Left alone, the compiler makes a call of it for every message.
+#[inline(always)] // Otherwise the compiler makes a call of it for every message.
 fn serve<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -548,10 +551,11 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
     }
     let rounds = cx.config().accepts_per_wake;
     let conn_flags = cx.conn_flags(listener);
+    let is_bounded = cx.is_bounded(listener);
     let mut lost = 0;
     for round in 0..rounds {
         // The kernel has reported a peer that waits. Whether there is another behind it is not known: if so, it
-        // tells again.
+        // reports again.
         let peer_waits = round == 0;
         if let Some(error) = cx.lacks_slot_to_accept() {
             if peer_waits {
@@ -559,9 +563,16 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
             }
             return;
         }
+        if is_bounded && let Some(error) = cx.lacks_place_at(listener) {
+            if peer_waits {
+                cx.hold_back(listener);
+                count_accept_error(cx, handler, listener, &error);
+            }
+            return;
+        }
         match cx.accept(listener) {
             Accepted::Connection(socket) => {
-                if !admit(cx, handler, listener, socket, conn_flags) {
+                if !admit(cx, handler, listener, socket, conn_flags, is_bounded) {
                     return;
                 }
             }
@@ -580,7 +591,7 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
         }
         reap_closed(cx, handler);
     }
-    // One lost after the other is no bad luck: some answers, as that of a security module, come again for ever.
+    // Some answers, as that of a security module, come again without end.
     if lost == rounds {
         cx.throttle(listener);
     }
@@ -593,6 +604,7 @@ fn admit<H: Handler + ?Sized>(
     listener: ListenerId,
     socket: Descriptor,
     conn_flags: Flags,
+    is_bounded: bool,
 ) -> bool {
     let Some(mut conn) = handler.on_accept(cx, &Incoming::new(listener, &socket)) else {
         cx.refuse(socket);
@@ -603,6 +615,9 @@ fn admit<H: Handler + ?Sized>(
             cx.stats_mut().accepted += 1;
             cx.stats_mut().count_open();
             cx.reset_pause();
+            if is_bounded {
+                cx.count_accepted(listener, token);
+            }
             handler.on_open(cx, token, &mut conn);
             cx.give_back(token, conn);
             true
@@ -639,24 +654,37 @@ fn count_accept_error<H: Handler + ?Sized>(
 
 fn fire_timers<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
     let mut budget = cx.config().timers_per_turn;
-    while let Some(source) = cx.next_due(&mut budget) {
-        match source {
-            EventSource::Connection(token) => time_out(cx, handler, token),
-            EventSource::Timer(timer) => handler.on_timer(cx, timer),
-            EventSource::Inner(Inner::Pause) => cx.end_pause(),
-            EventSource::Inner(Inner::Retry) => cx.retry_queues(),
-            EventSource::Inner(_) => cx.harden_shutdown(),
-            EventSource::Listener(_) | EventSource::Watch(_) => {} // They have no timer.
+    while let Some(due) = cx.next_due(&mut budget) {
+        match due {
+            Due::Timeout(token) => time_out(cx, handler, token),
+            Due::TaggedTimeout(token, tag) => {
+                lend(cx, token, |cx, conn| handler.on_tagged_timeout(cx, token, conn, tag));
+            }
+            Due::Timer(timer) => handler.on_timer(cx, timer),
+            Due::Inner(Inner::Pause) => cx.end_pause(),
+            Due::Inner(Inner::Retry) => cx.retry_queues(),
+            Due::Inner(_) => cx.harden_shutdown(),
         }
         reap_closed(cx, handler);
     }
 }
 
+/// Makes the calls that were deferred before.
+fn call_deferred<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
+    for _ in 0..cx.deferred() {
+        if let Some(token) = cx.next_deferred() {
+            lend(cx, token, |cx, conn| handler.on_deferred(cx, token, conn));
+            reap_closed(cx, handler);
+        }
+    }
+}
+
 /// Makes one slice of the visits of a sweep.
 fn visit_slice<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
-    let Some((sweep, slots)) = cx.next_slice() else { return };
-    for slot in slots {
-        if let Some(token) = cx.visitable(slot) {
+    let Some((sweep, visits)) = cx.next_slice() else { return };
+    for _ in 0..visits {
+        let Some(visited) = cx.next_visit() else { break };
+        if let Some(token) = visited {
             lend(cx, token, |cx, conn| handler.on_visit(cx, sweep, token, conn));
             reap_closed(cx, handler);
         }
@@ -713,5 +741,6 @@ fn reap_closed<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
 fn reap_all<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
     while let Some((token, conn, reason)) = cx.reap() {
         handler.on_close(cx, token, conn, reason);
+        cx.close_leaving();
     }
 }

@@ -1,6 +1,6 @@
 //! The signals that a reactor can take delivery of.
 
-/// A signal that a service may want to hear of; see [`Context::watch_signals`](crate::Context::watch_signals).
+/// A signal that a service may watch; see [`Context::watch_signals`](crate::Context::watch_signals).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Signal {

@@ -1,4 +1,4 @@
-//! A simulation of everything at once: a service that does what comes to its mind, on a kernel that does its worst.
+//! A simulation of everything at once: a service that calls anything at any time, on a kernel with every fault.
 //!
 //! The kernel is `sys/fake.rs`; this is the service. Both take their decisions from one stream, from a seed in the unit
 //! test and from bytes under the fuzzer. Whatever they decide, each promise of [`Handler`](crate::Handler) must hold:

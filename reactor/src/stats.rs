@@ -36,7 +36,9 @@ pub struct Stats {
     pub accept_pauses: u64,
     /// Returns from the kernel's wait.
     pub wakeups: u64,
-    /// The longest turn, from the return of its wait to its end: so long a connection may have waited for all others.
+    /// The longest turn, from the return of its wait to its end: so long a connection may have waited for all others. Single
+    /// callbacks are not timed, as two readings of the clock for each would cost more than the reactor spends on a
+    /// message; a handler that looks for a slow one reads the clock in it.
     pub turn_longest: Duration,
     /// All turns together, without their waits. Over a time, its share is the reactor's utilization.
     pub busy: Duration,
@@ -46,7 +48,7 @@ pub struct Stats {
     pub bytes_in: u64,
     /// Bytes that the kernel took.
     pub bytes_out: u64,
-    /// Bytes that wait in write queues now.
+    /// Bytes that wait in write queues now; not those of files, which are not in memory.
     pub queued_bytes: usize,
     /// Timers and timeouts armed now.
     pub timers_armed: usize,

@@ -2,7 +2,7 @@
 //!
 //! Each name is a slot index in the low 32 bits, a generation of 29 bits above it, and a kind in the top three bits.
 //! The same 64 bits are the epoll user data of the descriptor, so an event leads to its slot by an index, and the
-//! generation tells whether that slot still belongs to the one that the event is about. Each use of a slot raises the
+//! generation says whether that slot still belongs to the one that the event is about. Each use of a slot raises the
 //! generation by one, and after 2^29 - 1 it starts again.
 
 use std::fmt;

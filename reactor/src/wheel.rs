@@ -101,7 +101,7 @@ impl Wheel {
             }
         };
         self.len += 1;
-        self.header(id);
+        self.link(id);
         NodeId(id)
     }
 
@@ -112,7 +112,7 @@ impl Wheel {
         node.deadline = deadline;
         if sooner {
             self.unlink(id.0);
-            self.header(id.0);
+            self.link(id.0);
         }
     }
 
@@ -154,7 +154,7 @@ impl Wheel {
                 self.free(id);
                 return Some(key);
             }
-            self.header(id);
+            self.link(id);
         }
     }
 
@@ -178,7 +178,7 @@ impl Wheel {
         (0..LEVELS).filter_map(first_of).min_by_key(|&(_, _, start)| start)
     }
 
-    fn header(&mut self, id: u32) {
+    fn link(&mut self, id: u32) {
         let due = self.nodes[id as usize].deadline.clamp(self.elapsed, self.elapsed + REACH_TICKS);
         let level = level_of(self.elapsed, due);
         let bucket = (due >> (LEVEL_BITS * level as u32)) as usize % BUCKETS;

@@ -438,3 +438,62 @@ fn slots_without_address_space_are_refused_with_their_bytes() {
     };
     assert_eq!((connections_max, bytes_each), (u32::MAX as usize, 24 + 8 * 8192));
 }
+
+#[test]
+fn a_listener_has_no_more_connections_than_its_own_bound() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    world.script(echo);
+    let options = ListenOptions { connections_max: Some(2), ..ListenOptions::default() };
+    let bounded = world.cx().listen(LOOPBACK, &options).unwrap();
+    let address = world.cx().listener_addr(bounded).unwrap();
+    let other = world.listen();
+    let mut peers: Vec<_> = (0..6).map(|_| peer(address)).collect();
+    let error = "connections of the listener is at its bound of 2".to_owned();
+    let held_back = Event::AcceptError(bounded, error);
+    world.until("the bound", |world| world.service.saw(&held_back));
+    assert_eq!(world.cx().connections(), 2);
+
+    // Those that wait cost nothing, and another listener goes on.
+    let wakeups = world.run_for(Duration::from_millis(200));
+    assert!(wakeups <= 2, "{wakeups} wake-ups while peers wait");
+    let (_free, _) = world.pair(other);
+    assert_eq!(world.cx().connections(), 3);
+    assert_eq!(world.service.count(|event| *event == held_back), 1);
+
+    // Each that goes makes room for the next, whatever ends it.
+    for ended in 1..=4 {
+        let first = world.service.opened().into_iter().find(|&token| {
+            world.service.why(token).is_none() && world.reactor.context().holds(token)
+        });
+        if ended % 2 == 0 {
+            world.cx().abort(first.unwrap());
+        }
+        drop(peers.remove(0));
+        world.until("the next", |world| world.cx().stats().accepted == 3 + ended);
+    }
+    assert_eq!(world.cx().stats().dropped, 0);
+    world.cx().unlisten(bounded);
+    world.run_for(Duration::from_millis(20));
+}
+
+#[test]
+fn connections_of_a_listener_that_is_gone_do_not_count_for_the_next() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let options = ListenOptions { connections_max: Some(1), ..ListenOptions::default() };
+    let mut tokens = Vec::new();
+    let mut peers = Vec::new();
+    for _ in 0..3 {
+        let listener = world.cx().listen(LOOPBACK, &options).unwrap();
+        let address = world.cx().listener_addr(listener).unwrap();
+        let (peer, token) = world.pair(address);
+        world.cx().unlisten(listener);
+        tokens.push(token);
+        peers.push(peer);
+    }
+    for token in tokens {
+        world.cx().abort(token);
+    }
+    world.until("all ends", |world| world.cx().connections() == 0);
+}

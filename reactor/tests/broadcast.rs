@@ -296,3 +296,25 @@ fn a_reader_that_catches_up_gets_every_byte_in_order() {
     assert!(received[..received.len() - message.len()].iter().all(|&byte| byte == b'-'));
     assert_eq!(Arc::strong_count(&message), 1);
 }
+
+#[test]
+fn a_sweep_of_chosen_connections_visits_those_and_in_their_order() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new(600);
+    let _peers = world.peers(600);
+    // Every other one, the last first; some of them end before their turn.
+    let mut chosen: Vec<Token> = world.station.opened.iter().copied().step_by(2).collect();
+    chosen.reverse();
+    world.station.to_close.extend(&chosen[10..20]);
+    let sweep = world.reactor.context().sweep_of(chosen.clone()).unwrap();
+    let again = world.reactor.context().sweep_of(&chosen[..20]).unwrap();
+    assert!(matches!(world.reactor.context().sweep_of([]), Err(Error::Full { limit: 2, .. })));
+    world.turn(Duration::ZERO);
+    assert_eq!(world.station.visits(), VISITS_PER_TURN, "in slices");
+    world.until("both sweeps", |world| world.station.swept == [sweep, again]);
+    assert_eq!(world.station.visited[&sweep], chosen);
+    assert_eq!(world.station.visited[&again], chosen[..10], "the others have ended");
+
+    let none = world.reactor.context().sweep_of([]).unwrap();
+    world.until("the end of nothing", |world| world.station.swept.contains(&none));
+}

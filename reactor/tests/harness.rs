@@ -13,7 +13,7 @@ use common::descriptors::Descriptors;
 use common::{World, echo, peer};
 use reactor::testing::{Harness, State};
 use reactor::{
-    Address, CloseReason, Config, ConnectOptions, Context, Handler, Incoming, Interest,
+    Address, CloseReason, Config, ConnectOptions, Context, Error, Handler, Incoming, Interest,
     ListenOptions, ListenerId, Mailbox, Readiness, Signal, Token, WatchId, Written,
 };
 
@@ -51,7 +51,15 @@ impl Handler for Service {
             b'f' => cx.finish(token),
             b'd' => cx.detach(token).unwrap(),
             b't' => cx.set_timeout(token, 90 * SECOND),
+            b'h' => cx.set_tagged_timeout(token, bytes[1].into(), SECOND).unwrap(),
+            b'n' => assert!(cx.clear_tagged_timeout(token, bytes[1].into())),
             b's' => cx.stop(),
+            b'F' => {
+                let file = std::fs::File::open("Cargo.toml").unwrap();
+                let length = file.metadata().unwrap().len();
+                let more = if bytes.len() > 1 { 1 } else { 0 };
+                assert_eq!(cx.write_file(token, file, 0..length + more).unwrap(), Written::Queued);
+            }
             _ => {
                 let written = cx.write(token, bytes).unwrap();
                 if written == Written::Queued {
@@ -81,6 +89,10 @@ impl Handler for Service {
     fn on_timeout(&mut self, cx: &mut Cx, token: Token, conn: &mut u32) {
         self.log.push(format!("timeout {conn}"));
         cx.close(token);
+    }
+
+    fn on_tagged_timeout(&mut self, _cx: &mut Cx, _token: Token, conn: &mut u32, tag: u64) {
+        self.log.push(format!("tagged timeout {conn} {tag}"));
     }
 
     fn on_ready(&mut self, cx: &mut Cx, watch: WatchId, readiness: Readiness) {
@@ -371,4 +383,69 @@ fn harnesses_and_a_real_reactor_live_beside_each_other() {
     assert_eq!(two.received(second), b"more");
     let mut other = peer(address);
     common::echo_once(&mut world, &mut other, b"still real");
+}
+
+#[test]
+fn a_connection_has_a_timeout_for_each_tag() {
+    let _descriptors = Descriptors::counted();
+    let config = Config { timers_max: 3, ..Config::default() };
+    let (mut harness, listener) = harness_with(&config);
+    let peer = accept(&mut harness, listener, 5);
+    for message in [b"t0", b"h1", b"h2", b"h3"] {
+        harness.send(peer, message);
+        harness.run();
+        harness.advance(Duration::from_millis(100));
+    }
+    let token = harness.token(peer).unwrap();
+    let cx = harness.context();
+    assert!(matches!(cx.set_tagged_timeout(token, 4, SECOND), Err(Error::Full { limit: 3, .. })));
+    assert!(matches!(cx.add_timer(SECOND), Err(Error::Full { limit: 3, .. })));
+    assert_eq!(cx.stats().timers_armed, 4);
+
+    // The first is moved, the second is cleared; the timeout without a tag is another.
+    harness.send(peer, b"h1");
+    harness.run();
+    harness.send(peer, b"n2");
+    harness.run();
+    log(&mut harness);
+    harness.advance(SECOND);
+    let (first, third) = (u64::from(b'1'), u64::from(b'3'));
+    let due = [third, first].map(|tag| format!("tagged timeout 5 {tag}"));
+    assert_eq!(log(&mut harness), due);
+
+    // What has ended has none.
+    harness.send(peer, b"h1");
+    harness.run();
+    harness.send(peer, b"a");
+    harness.run();
+    assert_eq!(harness.context().stats().timers_armed, 0);
+    let refused = harness.context().set_tagged_timeout(token, 1, SECOND);
+    assert!(matches!(refused, Err(Error::Stale)));
+    assert!(!harness.context().clear_tagged_timeout(token, 1));
+    log(&mut harness);
+    harness.advance(10 * SECOND);
+    assert!(log(&mut harness).is_empty());
+}
+
+#[test]
+fn a_file_is_sent_as_far_as_there_is_room_and_must_be_as_long_as_promised() {
+    let _descriptors = Descriptors::counted();
+    let text = std::fs::read("Cargo.toml").unwrap();
+    let (mut harness, listener) = harness();
+    let peer = accept(&mut harness, listener, 5);
+    harness.set_room(peer, 100);
+    harness.send(peer, b"F");
+    harness.run();
+    assert_eq!(harness.received(peer), text[..100]);
+    harness.set_room(peer, 1_000_000);
+    harness.run();
+    assert_eq!(harness.received(peer), text[100..]);
+    assert_eq!(log(&mut harness)[2..], ["data 5 F", "drain 5"]);
+
+    harness.send(peer, b"F+");
+    harness.run();
+    assert_eq!(harness.received(peer), text);
+    assert_eq!(harness.state(peer), State::Reset);
+    let expected = "close 5 failed: a file has ended before the part that was to be sent";
+    assert_eq!(log(&mut harness)[1..], [expected]);
 }

@@ -6,6 +6,7 @@
 mod common;
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,9 +14,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nix::libc::ECONNRESET;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use reactor::{
-    Chunk, Config, ConnectOptions, Context, Error, Handler, Incoming, ListenOptions, Reactor,
-    Token, WriteError,
+    Chunk, Config, ConnectOptions, Context, Error, FileTable, Handler, Incoming, ListenOptions,
+    Reactor, Token, WriteError,
 };
 
 use common::descriptors::Descriptors;
@@ -413,4 +415,117 @@ fn after_a_panic_in_a_callback_a_reactor_only_says_so() {
         let refused = reactor.turn(&mut Panics, Some(common::DEADLINE)).unwrap_err();
         assert!(refused.to_string().contains("panicked"), "{refused}");
     }
+}
+
+#[test]
+fn the_addresses_of_a_connection_can_be_asked_for_in_its_on_close() {
+    type End = fn(&mut World, TcpStream, Token);
+    let ends: [End; 4] = [
+        |world, _peer, token| world.cx().close(token),
+        |world, _peer, token| world.cx().abort(token),
+        |_, peer, _| reset(peer),
+        |_, peer, _| drop(peer),
+    ];
+    let _descriptors = Descriptors::counted();
+    for end in ends {
+        let mut world = World::new();
+        let asked = Rc::new(RefCell::new(Vec::new()));
+        let answers = asked.clone();
+        world.script(move |cx, event| match event {
+            Event::Close(token, _) => {
+                answers.borrow_mut().push((cx.peer_addr(*token), cx.local_addr(*token)));
+            }
+            Event::Eof(token) => cx.close(*token),
+            _ => {}
+        });
+        let address = world.listen();
+        let (peer, token) = world.pair(address);
+        let expected = peer.local_addr().unwrap();
+        end(&mut world, peer, token);
+        world.until_closed(token);
+        let (remote, local) = asked.borrow_mut().pop().unwrap();
+        assert_eq!((remote.unwrap(), local.unwrap()), (expected, address));
+        assert!(matches!(world.cx().peer_addr(token), Err(Error::Stale)));
+    }
+}
+
+#[test]
+fn a_connect_in_on_close_has_the_descriptor_of_what_has_gone() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    if world.cx().file_table() != FileTable::Process {
+        return; // It had none.
+    }
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 200, hard).unwrap();
+    let mut all = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        all.push(file);
+    }
+    world.script(move |cx, event| {
+        if matches!(event, Event::Close(closed, _) if *closed == token) {
+            cx.connect(address, &ConnectOptions::default(), Conn::Connecting).unwrap();
+        }
+    });
+    world.cx().abort(token);
+    world.until_closed(token);
+    drop(all);
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    world.until("the connect", |world| world.service.opened().len() == 3);
+}
+
+#[test]
+fn a_deferred_call_comes_when_the_others_have_been_served_and_waits_for_nothing() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let address = world.listen();
+    let pairs: Vec<_> = (0..3).map(|_| world.pair(address)).collect();
+    let mut calls = 0;
+    world.script(move |cx, event| match event {
+        Event::Data(token, _) => cx.defer(*token).unwrap(),
+        Event::Deferred(token) => {
+            calls += 1;
+            if calls < 200 {
+                cx.defer(*token).unwrap();
+            }
+        }
+        _ => {}
+    });
+    for (mut peer, _) in pairs.iter().map(|(peer, token)| (peer, token)) {
+        peer.write_all(b"x").unwrap();
+    }
+    let before = world.service.log.len();
+    world.run_for(Duration::from_millis(20));
+    let log = world.service.log.split_off(before);
+    let kinds: Vec<_> = log.iter().map(|event| matches!(event, Event::Deferred(_))).collect();
+    assert_eq!(kinds[..6], [false, false, false, true, true, true], "{log:?}");
+    let deferred = kinds.iter().filter(|&&is_deferred| is_deferred).count();
+    assert_eq!(deferred, 202, "two others were under way at the last one");
+
+    let (_, token) = pairs[0];
+    world.cx().defer(token).unwrap();
+    world.cx().abort(token);
+    world.until_closed(token);
+    world.run_for(Duration::from_millis(5));
+    assert!(!world.service.log.contains(&Event::Deferred(token)), "it has gone");
+    assert!(matches!(world.cx().defer(token), Err(Error::Stale)));
+}
+
+#[test]
+fn a_chunk_that_is_not_taken_comes_back() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::with(Config { write_queue_bytes_max: 1000, ..Config::default() });
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    let refused = world.cx().try_write_chunk(token, vec![7; 1001]).unwrap_err();
+    assert_eq!((refused.error, refused.chunk.as_bytes().len()), (WriteError::Full, 1001));
+    assert!(world.cx().try_write_chunk(token, refused.chunk.as_bytes()[..1000].to_vec()).is_ok());
+    world.cx().abort(token);
+    world.until_closed(token);
+    let refused = world.cx().try_write_chunk(token, vec![7; 10]).unwrap_err();
+    assert!(
+        matches!((refused.error, refused.chunk), (WriteError::Closed, Chunk::Owned(bytes)) if bytes == [7; 10])
+    );
 }

@@ -249,3 +249,37 @@ fn an_idle_timeout_spares_the_busy_and_finds_the_silent() {
     world.until("the busy one falls silent", |world| world.service.why(busy_token).is_some());
     assert!(last_echo.elapsed() >= IDLE);
 }
+
+#[test]
+fn the_tagged_timeouts_of_a_connection_come_beside_its_timeout_and_end_with_it() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    let set = Instant::now();
+    world.cx().set_timeout(token, MS(20));
+    for (tag, after) in [(1, 10), (u64::MAX, 30), (0, 40), (7, 50), (8, 60)] {
+        world.cx().set_tagged_timeout(token, tag, MS(after)).unwrap();
+    }
+    world.cx().set_tagged_timeout(token, 0, MS(35)).unwrap();
+    assert!(world.cx().clear_tagged_timeout(token, 7));
+    assert!(!world.cx().clear_tagged_timeout(token, 7));
+    world.script(|cx, event| {
+        if let Event::TaggedTimeout(token, 0) = event {
+            cx.close(*token);
+        }
+    });
+    assert_eq!(world.until_closed(token), Why::Closed);
+    assert!(set.elapsed() >= MS(35), "it came after {:?}", set.elapsed());
+    world.run_for(MS(40));
+    let expected = [
+        Event::Open(token),
+        Event::TaggedTimeout(token, 1),
+        Event::Timeout(token),
+        Event::TaggedTimeout(token, u64::MAX),
+        Event::TaggedTimeout(token, 0),
+        Event::Close(token, Why::Closed),
+    ];
+    assert_eq!(world.service.log, expected);
+    assert_eq!(world.cx().stats().timers_armed, 0);
+}

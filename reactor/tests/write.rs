@@ -4,18 +4,22 @@
 
 mod common;
 
-use std::io::{IoSlice, Read, Write};
+use std::fs::File;
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use allocation_counter::measure;
 use reactor::{
-    Chunk, Config, ConnectOptions, ListenOptions, SharedPart, Token, WriteError, Written,
+    Chunk, Config, ConnectOptions, Error, ListenOptions, SharedPart, Token, WriteError, Written,
 };
 
 use common::descriptors::Descriptors;
-use common::{Conn, Event, Why, World, echo, echo_once, pattern, peer, read_to_end, reset};
+use common::{
+    Conn, DEADLINE, Event, Why, World, echo, echo_once, pattern, peer, read_to_end, reset,
+};
 
 /// Small bounds, so that a queue fills in no time.
 fn bounded() -> Config {
@@ -648,4 +652,106 @@ fn a_slow_reader_does_not_slow_others_down() {
     }
     let wakeups = world.run_for(Duration::from_millis(100));
     assert!(wakeups <= 2, "a full queue wakes nobody: {wakeups}");
+}
+
+/// Reads a bit, and the world turns, until a connection has brought all of these parts; says what they took of memory.
+fn read_slowly(world: &mut World, peer: &mut TcpStream, parts: &[(&[u8], usize)]) -> u64 {
+    peer.set_nonblocking(true).unwrap();
+    let mut buffer = vec![0; 256 * 1024];
+    let deadline = Instant::now() + DEADLINE;
+    let memory = measure(|| {
+        for &(part, times) in parts {
+            let (mut place, end) = (0, part.len() * times);
+            while place < end {
+                assert!(Instant::now() < deadline, "{place} of {end} bytes came");
+                let _ = world.turn(Duration::ZERO);
+                let most = buffer.len().min(end - place);
+                let read = match peer.read(&mut buffer[..most]) {
+                    Ok(read) => read,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+                    Err(error) => panic!("{error}"),
+                };
+                assert!(read > 0, "the end came after {place} of {end} bytes");
+                let mut bytes = &buffer[..read];
+                while !bytes.is_empty() {
+                    let offset = place % part.len();
+                    let length = bytes.len().min(part.len() - offset);
+                    assert!(bytes[..length] == part[offset..][..length], "other bytes at {place}");
+                    bytes = &bytes[length..];
+                    place += length;
+                }
+            }
+        }
+    });
+    memory.bytes_max
+}
+
+#[test]
+fn a_file_of_100_mb_goes_to_a_slow_reader_in_bounded_memory() {
+    let _descriptors = Descriptors::counted();
+    let block = pattern(1 << 20);
+    let mut file = tempfile::tempfile().unwrap();
+    for _ in 0..100 {
+        file.write_all(&block).unwrap();
+    }
+    let file = Arc::new(file);
+    let mut world = World::new();
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    world.cx().write(token, b"head").unwrap();
+    let length = 100 << 20;
+    assert_eq!(
+        world.cx().write_file(token, Arc::clone(&file), 0..length).unwrap(),
+        Written::Queued
+    );
+    assert_eq!(world.cx().queued_bytes(token), 100 << 20);
+    assert_eq!(world.cx().stats().queued_bytes, 0, "none of it is in memory");
+    world.cx().write(token, b"middle").unwrap();
+    world.cx().write_file(token, file, 1..1 << 20).unwrap();
+    let parts: [(&[u8], usize); 4] =
+        [(b"head", 1), (&block, 100), (b"middle", 1), (&block[1..], 1)];
+    let bytes_max = read_slowly(&mut world, &mut peer, &parts);
+    assert!(bytes_max < 1 << 20, "{bytes_max} bytes were allocated");
+    world.until("the drain", |world| world.service.saw(&Event::Drain(token)));
+    assert_eq!(world.cx().queued_bytes(token), 0);
+    assert_eq!(world.cx().stats().bytes_out, (101 << 20) + 9);
+
+    world.cx().finish(token);
+    drop(peer);
+    world.until_closed(token);
+}
+
+#[test]
+fn a_file_that_sendfile_does_not_take_is_sent_all_the_same() {
+    let _descriptors = Descriptors::counted();
+    let text = std::fs::read("/proc/version").unwrap();
+    let mut world = World::new();
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    let file = File::open("/proc/version").unwrap();
+    world.cx().write_file(token, file, 0..text.len() as u64).unwrap();
+    read_slowly(&mut world, &mut peer, &[(&text, 1)]);
+}
+
+#[test]
+fn files_are_bounded_closed_with_their_connection_and_not_detached() {
+    let _descriptors = Descriptors::counted();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&[7; 100_000]).unwrap();
+    let file = Arc::new(file);
+    let mut world = World::new();
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    let cx = world.cx();
+    assert_eq!(cx.write_file(token, Arc::clone(&file), 5..5).unwrap(), Written::Sent);
+    for _ in 0..64 {
+        cx.write_file(token, Arc::clone(&file), 0..100_000).unwrap();
+    }
+    assert_eq!(cx.write_file(token, Arc::clone(&file), 0..1), Err(WriteError::Full));
+    assert!(matches!(cx.detach(token), Err(Error::Invalid(_))));
+    assert_eq!(Arc::strong_count(&file), 65);
+    cx.abort(token);
+    world.until_closed(token);
+    assert_eq!(Arc::strong_count(&file), 1);
+    assert_eq!(world.cx().write_file(token, file, 0..1), Err(WriteError::Closed));
 }

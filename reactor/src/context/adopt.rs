@@ -73,7 +73,7 @@ impl<C> Context<C> {
     /// Listens with a socket that was made elsewhere: passed by a service manager, handed over by an earlier process, or
     /// with options that [`ListenOptions`] does not have. It must be bound, and may listen already.
     ///
-    /// Of the options, those that are set and the backlog are applied to it; `reuse_port` and `only_v6` belong before
+    /// Of the options, `connections_max`, those that are set and the backlog are applied to it; `reuse_port` and `only_v6` belong before
     /// the `bind` and are not looked at.
     ///
     /// # Errors
@@ -94,7 +94,7 @@ impl<C> Context<C> {
             sys::listen(&socket, options.backlog).map(|()| is_tcp)
         });
         match prepared {
-            Ok(is_tcp) => self.insert_listener(socket, is_tcp),
+            Ok(is_tcp) => self.insert_listener(socket, is_tcp, options),
             Err(error) => Err(Refused { error, given: socket }),
         }
         .map_err(|Refused { error, given }| Refused { error, given: given.into() })
@@ -110,13 +110,17 @@ impl<C> Context<C> {
     /// ([`Stats::stale_events`](crate::Stats::stale_events)), until the socket is closed.
     ///
     /// # Errors
-    /// [`Error::Stale`]; [`Error::Invalid`] where it is still connecting or being closed already; with registered files
+    /// [`Error::Stale`]; [`Error::Invalid`] where it is still connecting or being closed already, or a part of a file waits
+    /// to be sent; with registered files
     /// the system's refusal of a descriptor (`EMFILE`). The connection is as it was then.
     pub fn detach(&mut self, token: Token) -> Result<(), Error> {
         self.flush_sends();
         let header = self.connections.head_mut(token.key()).ok_or(Error::Stale)?;
         if header.flags.any(Flags::CONNECTING | Flags::CLOSING | Flags::CLOSED) {
             return Err(Error::Invalid("only a connection that is open can be detached"));
+        }
+        if header.queue().is_some_and(|queue| self.queues[queue as usize].files() > 0) {
+            return Err(Error::Invalid("a part of a file waits to be sent"));
         }
         let descriptor = self.sockets.detach(&mut header.socket)?;
         if let Err(error) =
@@ -125,6 +129,7 @@ impl<C> Context<C> {
             log::debug!("{token:?} stays in epoll until its socket is closed: {error}");
         }
         header.flags.set(Flags::CLOSED, true);
+        self.clear_tagged_timeouts(token);
         self.detached.push((token, descriptor));
         if !self.delivering {
             self.close_detached();

@@ -81,7 +81,7 @@ impl<C> Context<C> {
         self.list_unread(token);
     }
 
-    /// A receive of a batch has brought no bytes, or an error; says whether the service is to hear of it.
+    /// A receive of a batch has brought no bytes, or an error; says whether it is to be reported to the service.
     #[cold]
     pub(crate) fn wants_end(&mut self, token: Token, result: &IoResult) -> bool {
         match self.header(token) {
@@ -109,9 +109,10 @@ impl<C> Context<C> {
         }
     }
 
-    /// Whether descriptors can be had by moving sockets out of the process's table.
+    /// Whether descriptors can be had by closing the socket of the connection that `on_close` is about, or by moving
+    /// sockets out of the process's table.
     pub(crate) fn free_descriptors(&mut self) -> bool {
-        let can_free = !self.moving.is_empty();
+        let can_free = self.close_leaving() | !self.moving.is_empty();
         self.flush();
         can_free
     }
@@ -127,6 +128,7 @@ impl<C> Context<C> {
     #[inline(never)]
     fn flush_batches(&mut self) {
         self.flush_sends();
+        self.close_leaving();
         if self.sockets.has_closes() {
             self.sockets.flush_closes();
         }

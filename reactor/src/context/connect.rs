@@ -57,8 +57,11 @@ impl<C> Context<C> {
             other => other,
         }?;
         match sys::connect(&socket, address) {
-            // The port may be that of a connection whose close waits for the end of the turn.
-            Err(error) if error.is_out_of_ports() && self.sockets.has_closes() => {
+            // The port may be that of a connection whose close waits for the end of the callback or of the turn.
+            Err(error)
+                if error.is_out_of_ports()
+                    && (self.close_leaving() || self.sockets.has_closes()) =>
+            {
                 self.flush();
                 sys::connect(&socket, address)?;
             }

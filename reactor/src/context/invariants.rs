@@ -11,13 +11,14 @@ impl<C> Context<C> {
     /// When something has leaked, is counted wrongly, or differs from what epoll knows.
     pub(crate) fn check_invariants(&self) {
         self.check_lists();
+        self.check_accepted();
         self.check_queues();
         self.check_timers();
         self.check_epoll();
         self.check_stats();
     }
 
-    fn links(&self) -> impl Iterator<Item = (Token, &ConnHeader)> {
+    fn headers(&self) -> impl Iterator<Item = (Token, &ConnHeader)> {
         self.tokens(0..self.slots()).filter_map(|token| Some((token, self.header(token)?)))
     }
 
@@ -32,7 +33,7 @@ impl<C> Context<C> {
             self.throttled.len(),
             "the list of throttled listeners is wrong"
         );
-        for (token, header) in self.links() {
+        for (token, header) in self.headers() {
             let is_listed = self.listed.contains(&token);
             assert_eq!(header.flags.any(Flags::LISTED), is_listed, "{token:?} in the list");
             let is_held = self.held.iter().any(|(held, _)| *held == token);
@@ -49,6 +50,11 @@ impl<C> Context<C> {
         assert!(self.sends.is_empty() && self.moving.is_empty() && !self.sockets.has_closes());
     }
 
+    /// Whether there can be no other timer.
+    pub(crate) fn has_all_timers(&self) -> bool {
+        self.timers.is_full()
+    }
+
     /// The same of all connections.
     pub(crate) fn all_batched_bytes(&self) -> usize {
         self.sends.len_bytes()
@@ -60,7 +66,7 @@ impl<C> Context<C> {
     }
 
     fn check_queues(&self) {
-        let held: Vec<u32> = self.links().filter_map(|(_, header)| header.queue()).collect();
+        let held: Vec<u32> = self.headers().filter_map(|(_, header)| header.queue()).collect();
         let mut known: Vec<u32> = held.iter().chain(&self.queues_free).copied().collect();
         known.sort_unstable();
         let all: Vec<u32> = (0..self.queues.len() as u32).collect();
@@ -69,7 +75,7 @@ impl<C> Context<C> {
         assert!(self.queues_free.iter().all(|&queue| self.queues[queue as usize].is_empty()));
         let bytes: usize = self.queues.iter().map(|queue| queue.len_bytes()).sum();
         assert_eq!(bytes, self.stats.queued_bytes, "queued bytes are counted wrongly");
-        for (token, header) in self.links() {
+        for (token, header) in self.headers() {
             if let Some(queue) = header.queue() {
                 assert_eq!(self.queue_owners[queue as usize], Some(token), "whose queue it is");
             }
@@ -82,18 +88,22 @@ impl<C> Context<C> {
     }
 
     fn check_timers(&self) {
-        let timeouts = self.links().filter(|(_, header)| header.timer != NodeId::NONE).count();
+        let timeouts = self.headers().filter(|(_, header)| header.timer != NodeId::NONE).count();
         let grace = self.shutdown.as_ref().is_some_and(|shutdown| shutdown.grace.is_some());
         let pause = self.throttled.has_pause();
         assert_eq!(pause, self.throttled.len() > 0, "a pause is for those that throttle");
         let retry = self.retry.is_some();
         let single = usize::from(pause) + usize::from(grace) + usize::from(retry);
+        for (&(token, tag), timer) in &self.tagged {
+            assert!(self.holds(token), "{token:?} has gone and has a timeout with the tag {tag}");
+            assert!(self.timers.head(timer.key()).is_some(), "{token:?} {tag} is not armed");
+        }
         let owned = timeouts + self.timers.len() + single;
         assert_eq!(self.wheel.len(), owned, "a timer has lost its owner, or the owner its timer");
     }
 
     fn check_epoll(&self) {
-        for (token, header) in self.links() {
+        for (token, header) in self.headers() {
             assert!(header.socket.is_watched(), "epoll does not know of {token:?}");
             let may_wait = !header.has_queue()
                 || header.flags.any(Flags::CONNECTING | Flags::UNSENT)
@@ -105,7 +115,7 @@ impl<C> Context<C> {
     fn check_stats(&self) {
         let stats = &self.stats;
         let open =
-            self.links().filter(|(_, header)| header.flags.any(Flags::OPENED)).count() as u64;
+            self.headers().filter(|(_, header)| header.flags.any(Flags::OPENED)).count() as u64;
         assert_eq!(stats.opened - stats.closed, open, "{stats:?}");
         assert_eq!(stats.accepted + stats.connected, stats.opened, "{stats:?}");
         assert!(stats.open_max >= open && stats.open_max <= stats.opened, "{stats:?}");

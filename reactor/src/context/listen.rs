@@ -17,7 +17,7 @@ use crate::context::connect::input_flags;
 use crate::context::{Context, set_tcp_options};
 use crate::error::{Error, Refused};
 use crate::sys::{self, Accepted, Descriptor, Readiness};
-use crate::token::{EventSource, Inner, ListenerId};
+use crate::token::{EventSource, Inner, ListenerId, Token};
 use crate::wheel::NodeId;
 
 /// Whatever is configured: the wheel goes by milliseconds.
@@ -28,15 +28,31 @@ pub(super) struct Listener {
     socket: Descriptor,
     /// What its connections begin with.
     conn_flags: Flags,
-    /// By the service's wish.
+    /// By the service.
     paused: bool,
-    /// For want of something.
+    /// Because something has run out.
     throttled: bool,
+    /// At its own bound.
+    full: bool,
+    connections_max: Option<usize>,
+    /// Connections that it has, counted where there is a bound.
+    connections: usize,
 }
 
 impl Listener {
     fn is_accepting(&self) -> bool {
-        !self.paused && !self.throttled
+        !self.paused && !self.throttled && !self.full
+    }
+
+    fn interest(&self) -> Readiness {
+        if self.is_accepting() { Readiness::READABLE } else { Readiness::NONE }
+    }
+
+    /// Why it can't have another connection.
+    fn lacks_place(&self) -> Option<Error> {
+        let limit = self.connections_max?;
+        let what = "connections of the listener";
+        (self.connections >= limit).then_some(Error::Full { what, limit })
     }
 
     pub(super) fn socket(&self) -> &Descriptor {
@@ -46,6 +62,35 @@ impl Listener {
     #[cfg(any(test, fuzzing))]
     pub(super) fn is_throttled(&self) -> bool {
         self.throttled
+    }
+}
+
+/// Which listener each connection came from, by slot; empty where no listener has a bound of its own.
+#[derive(Debug, Default)]
+pub(super) struct AcceptedBy(Vec<Option<ListenerId>>);
+
+impl AcceptedBy {
+    /// Reserves address space for all slots, so that no growth copies.
+    fn reserve(&mut self, slots: usize) -> Result<(), Error> {
+        let no_memory = |_| Error::Invalid("there is no address space for a bound of a listener");
+        self.0.try_reserve_exact(slots.saturating_sub(self.0.len())).map_err(no_memory)
+    }
+
+    fn set(&mut self, slot: usize, listener: ListenerId) {
+        if slot >= self.0.len() {
+            self.0.resize(slot + 1, None);
+        }
+        self.0[slot] = Some(listener);
+    }
+
+    #[cfg(any(test, fuzzing))]
+    fn count(&self, listener: ListenerId) -> usize {
+        self.0.iter().filter(|from| **from == Some(listener)).count()
+    }
+
+    #[inline]
+    fn take(&mut self, slot: usize) -> Option<ListenerId> {
+        self.0.get_mut(slot)?.take()
     }
 }
 
@@ -73,7 +118,8 @@ impl AcceptBackoff {
 }
 
 impl<C> Context<C> {
-    /// Listens on an address; port 0 lets the kernel choose ([`listener_addr`](Self::listener_addr) tells).
+    /// Listens on an address; with port 0 the kernel chooses one, which
+    /// [`listener_addr`](Self::listener_addr) returns.
     ///
     /// The file of a Unix-domain listener is the caller's: the reactor neither removes one that a dead process left
     /// behind (it makes `EADDRINUSE`; try to connect first, and remove it when that is refused), nor its own when the
@@ -96,7 +142,7 @@ impl<C> Context<C> {
             set_tcp_options(&socket, &options.tcp())?;
         }
         sys::listen(&socket, options.backlog)?;
-        Ok(self.insert_listener(socket, address.is_tcp())?)
+        Ok(self.insert_listener(socket, address.is_tcp(), options)?)
     }
 
     /// Why there can't be another listener.
@@ -113,9 +159,22 @@ impl<C> Context<C> {
         &mut self,
         socket: Descriptor,
         is_tcp: bool,
+        options: &ListenOptions,
     ) -> Result<ListenerId, Refused<Descriptor>> {
-        let conn_flags = Flags::OPENED | input_flags(is_tcp);
-        let listener = Listener { socket, conn_flags, paused: false, throttled: false };
+        if options.connections_max.is_some()
+            && let Err(error) = self.accepted_by.reserve(self.connections.capacity())
+        {
+            return Err(Refused { error, given: socket });
+        }
+        let listener = Listener {
+            socket,
+            conn_flags: Flags::OPENED | input_flags(is_tcp),
+            paused: false,
+            throttled: false,
+            full: options.connections_max == Some(0),
+            connections_max: options.connections_max,
+            connections: 0,
+        };
         let inserted = self.listeners.insert(listener, ()).map_err(|(listener, ())| Refused {
             error: Error::Full { what: "listeners", limit: self.listeners.capacity() },
             given: listener.socket,
@@ -123,7 +182,7 @@ impl<C> Context<C> {
         let id = ListenerId::from(inserted?);
         let added = self.with_listener(id, |cx, listener| {
             let data = EventSource::Listener(id).to_bits();
-            cx.poller.add(&listener.socket, Readiness::READABLE, data)
+            cx.poller.add(&listener.socket, listener.interest(), data)
         });
         match added {
             Some(Err(error)) => {
@@ -137,6 +196,19 @@ impl<C> Context<C> {
     #[cfg(all(feature = "testing", not(any(test, fuzzing))))]
     pub(crate) fn listener_socket(&self, listener: ListenerId) -> Option<&Descriptor> {
         self.listeners.head(listener.key()).map(Listener::socket)
+    }
+
+    /// # Panics
+    /// When the connections of a listener are counted wrongly, or it waits for none of them.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn check_accepted(&self) {
+        for id in self.listeners() {
+            let Some(listener) = self.listeners.head(id.key()) else { continue };
+            assert_eq!(listener.connections, self.accepted_by.count(id), "connections of {id:?}");
+            let bound = listener.connections_max.unwrap_or(usize::MAX);
+            assert!(listener.connections <= bound, "{id:?} has more than its bound");
+            assert!(!listener.full || listener.connections == bound, "{id:?} waits for nothing");
+        }
     }
 
     /// Stops listening; connections that waited to be accepted are reset by the kernel. Nothing for a stale name.
@@ -227,12 +299,11 @@ impl<C> Context<C> {
         self.sync_interest(id)
     }
 
-    /// Tells epoll whether the listener is to be heard.
+    /// Makes epoll report the listener, or not.
     fn sync_interest(&mut self, id: ListenerId) -> Result<(), Error> {
         let synced = self.with_listener(id, |cx, listener| {
-            let interest =
-                if listener.is_accepting() { Readiness::READABLE } else { Readiness::NONE };
-            cx.poller.modify(&listener.socket, interest, EventSource::Listener(id).to_bits())
+            let data = EventSource::Listener(id).to_bits();
+            cx.poller.modify(&listener.socket, listener.interest(), data)
         });
         synced.unwrap_or(Err(Error::Stale))
     }
@@ -245,12 +316,13 @@ impl<C> Context<C> {
         self.listeners.head(id.key()).map(|listener| act(self, listener))
     }
 
-    /// Whether the listener is there and neither paused nor throttled.
+    /// Whether the listener is there and neither paused, throttled nor at its bound.
     pub(crate) fn is_accepting(&self, id: ListenerId) -> bool {
         self.listeners.head(id.key()).is_some_and(Listener::is_accepting)
     }
 
-    /// An event came from a listener that is not to be heard: epoll may have refused the change, which is tried again.
+    /// An event came from a listener that is not to be accepted from: epoll may have refused the change, which is tried
+    /// again.
     pub(crate) fn disable(&mut self, id: ListenerId) {
         if let Err(Error::System { call, source }) = self.sync_interest(id) {
             log::warn!("a listener could not be paused: {call}: {source}");
@@ -294,6 +366,55 @@ impl<C> Context<C> {
         match self.listeners.head(id.key()) {
             Some(listener) if listener.is_accepting() => sys::accept(&listener.socket),
             _ => Accepted::Empty,
+        }
+    }
+
+    /// Whether the listener has a bound of its own.
+    #[inline]
+    pub(crate) fn is_bounded(&self, id: ListenerId) -> bool {
+        self.listeners.head(id.key()).is_some_and(|listener| listener.connections_max.is_some())
+    }
+
+    /// Why no connection of this listener could be kept now, by its own bound.
+    pub(crate) fn lacks_place_at(&self, id: ListenerId) -> Option<Error> {
+        self.listeners.head(id.key())?.lacks_place()
+    }
+
+    /// The listener is at its own bound, and a peer waits: epoll does not report it until one of its connections has
+    /// gone.
+    pub(crate) fn hold_back(&mut self, id: ListenerId) {
+        if let Some(listener) = self.listeners.head_mut(id.key()) {
+            listener.full = true;
+            self.stats.accept_pauses += 1;
+            self.disable(id);
+        }
+    }
+
+    /// Counts a connection for its listener.
+    pub(crate) fn count_accepted(&mut self, id: ListenerId, token: Token) {
+        if let Some(listener) = self.listeners.head_mut(id.key()) {
+            listener.connections += 1;
+            self.accepted_by.set(token.index(), id);
+        }
+    }
+
+    /// A connection has gone: its listener may have room again.
+    #[inline]
+    pub(super) fn release_place(&mut self, token: Token) {
+        if let Some(id) = self.accepted_by.take(token.index()) {
+            self.uncount_accepted(id);
+        }
+    }
+
+    #[cold]
+    fn uncount_accepted(&mut self, id: ListenerId) {
+        let Some(listener) = self.listeners.head_mut(id.key()) else { return };
+        listener.connections -= 1;
+        if mem::replace(&mut listener.full, false)
+            && let Err(error) = self.sync_interest(id)
+        {
+            log::warn!("a listener could not be resumed: {error}");
+            self.throttle(id);
         }
     }
 
@@ -347,7 +468,7 @@ impl<C> Context<C> {
     pub(crate) fn end_pause(&mut self) {
         self.throttled.pause = None;
         for id in mem::take(&mut self.throttled.waiting) {
-            self.hear_again(id);
+            self.resume_listener(id);
         }
     }
 
@@ -370,7 +491,7 @@ impl<C> Context<C> {
         for _ in 0..freed {
             let Some(&id) = self.throttled.waiting.front() else { return };
             self.reset_backoff(id);
-            self.hear_again(id);
+            self.resume_listener(id);
         }
     }
 
@@ -384,7 +505,7 @@ impl<C> Context<C> {
         }
     }
 
-    fn hear_again(&mut self, id: ListenerId) {
+    fn resume_listener(&mut self, id: ListenerId) {
         if let Some(listener) = self.listeners.head_mut(id.key()) {
             listener.throttled = false;
         }
@@ -395,7 +516,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// With no descriptor left, the spare one makes room to take one connection and let it know by a reset. One in each
+    /// With no descriptor left, the spare one makes room to take one connection and reset it. One in each
     /// pause, whatever the number of listeners: the others may still get in when there is room again.
     pub(crate) fn drain_one(&mut self, id: ListenerId) {
         if self.throttled.pause.is_some() || self.spare.take().is_none() {

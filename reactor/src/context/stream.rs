@@ -1,12 +1,15 @@
 //! Writing, pausing and closing connections.
 
+use std::fs::File;
 use std::io::IoSlice;
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::connection::{ConnHeader, Flags};
 use crate::context::Context;
-use crate::error::{CloseReason, Error, WriteError, Written};
-use crate::queue::{CHUNKS_PER_SEND, Chunk, WriteQueue};
+use crate::error::{ChunkRefused, CloseReason, Error, WriteError, Written};
+use crate::queue::{CHUNKS_PER_SEND, Chunk, FilePart, WriteQueue};
 use crate::sys::{IoResult, Socket, Sockets};
 use crate::token::{EventSource, Inner, Token};
 use crate::wheel::NodeId;
@@ -20,6 +23,10 @@ const LISTED_PER_TURN: usize = 64;
 /// Between two tries to hand over what is queued, where epoll has reported nothing.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const QUEUES_PER_RETRY: usize = 1024;
+
+/// What is sent of a file in one turn, so that others get theirs.
+const FILE_BYTES_PER_SEND: usize = 256 * 1024;
+const FILES_PER_QUEUE_MAX: usize = 64;
 
 /// What a read from a connection brought.
 pub(crate) enum Received<C> {
@@ -89,20 +96,102 @@ impl<C> Context<C> {
         token: Token,
         chunk: impl Into<Chunk>,
     ) -> Result<Written, WriteError> {
+        Ok(self.try_write_chunk(token, chunk)?)
+    }
+
+    /// The same, and what is not taken comes back: to wait for [`on_drain`](crate::Handler::on_drain), or for another
+    /// connection.
+    ///
+    /// # Errors
+    /// [`ChunkRefused`], with the whole chunk. Where it says [`WriteError::Closed`], a part of it may have gone to a peer
+    /// that is lost.
+    pub fn try_write_chunk(
+        &mut self,
+        token: Token,
+        chunk: impl Into<Chunk>,
+    ) -> Result<Written, ChunkRefused> {
         let chunk = chunk.into();
         let bytes = chunk.as_bytes();
         let total = bytes.len();
         let send = |sockets: &Sockets, socket: &Socket| sockets.send(socket, bytes);
-        match self.send(token, total, std::iter::once(bytes), send)? {
-            sent if sent == total => Ok(Written::Sent),
-            sent => self.enqueue(token, sent, total, |queue| queue.append(chunk, sent)),
-        }
+        let sent = match self.send(token, total, std::iter::once(bytes), send) {
+            Ok(sent) if sent == total => return Ok(Written::Sent),
+            Ok(sent) => sent,
+            Err(error) => return Err(ChunkRefused { error, chunk }),
+        };
+        let mut given = Some(chunk);
+        let fill = |queue: &mut WriteQueue| {
+            queue.append(given.take().expect("a queue is filled once"), sent);
+        };
+        self.enqueue(token, sent, total, fill).map_err(|error| ChunkRefused {
+            error,
+            chunk: given.take().expect("what is refused was not queued"),
+        })
     }
 
-    /// How many bytes wait in the connection's queue; 0 for a stale token.
+    /// Sends a part of a file behind what was written before, without a copy of it in this process's memory
+    /// (`sendfile`). It waits in the queue until it has gone, and [`on_drain`](crate::Handler::on_drain) follows. Many
+    /// connections can share a file: its position is neither used nor moved.
+    ///
+    /// A file is opened and read by the service's thread: what is not in the page cache is read from the disk while the
+    /// loop waits, at most 256 KiB in a turn for a connection. Where the socket is a registered file, each piece costs two calls
+    /// more, for a descriptor; where none is left, and for a file that `sendfile` does not take, the bytes are read and
+    /// sent in pieces of 64 KiB. A file that ends before the range does ends the connection with a reset, and
+    /// [`CloseReason::Failed`]. `sendfile` raises SIGPIPE where the peer is lost, which programs in Rust ignore unless they
+    /// ask for it.
+    ///
+    /// A [`close`](Self::close) leaves a file no more time than [`Config::flush_timeout`](crate::Config::flush_timeout):
+    /// close in `on_drain`. Its bytes do not count for [`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max), as they are not
+    /// in memory; 64 parts of files may wait in one queue.
+    ///
+    /// ```no_run
+    /// # use reactor::{Context, Token};
+    /// use std::fs::File;
+    ///
+    /// # fn send(cx: &mut Context<()>, token: Token) -> Result<(), Box<dyn std::error::Error>> {
+    /// let file = File::open("film.webm")?;
+    /// let length = file.metadata()?.len();
+    /// cx.write(token, format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes())?;
+    /// cx.write_file(token, file, 0..length)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`WriteError::Closed`], and [`WriteError::Full`] where 64 parts of files wait. Nothing was taken then.
+    pub fn write_file(
+        &mut self,
+        token: Token,
+        file: impl Into<Arc<File>>,
+        range: Range<u64>,
+    ) -> Result<Written, WriteError> {
+        self.flush_sends();
+        let header = self.header(token).ok_or(WriteError::Closed)?;
+        if !header.takes_writes() {
+            return Err(WriteError::Closed);
+        }
+        let is_connecting = header.flags.any(Flags::CONNECTING);
+        let queue = header.queue();
+        if range.is_empty() {
+            return Ok(if queue.is_some() { Written::Queued } else { Written::Sent });
+        }
+        if queue.is_some_and(|queue| self.queues[queue as usize].files() >= FILES_PER_QUEUE_MAX) {
+            return Err(WriteError::Full);
+        }
+        let place = queue.unwrap_or_else(|| self.claim_queue(token));
+        self.queues[place as usize].append_file(FilePart { file: file.into(), range });
+        // Behind others it goes when they have gone; a connect that is decided is a report.
+        if queue.is_none() && !is_connecting {
+            self.mark_unsent(token);
+        }
+        Ok(Written::Queued)
+    }
+
+    /// How many bytes wait in the connection's queue, those of files too; 0 for a stale token.
     #[must_use]
     pub fn queued_bytes(&self, token: Token) -> usize {
-        self.header(token).map_or(0, |header| self.queue_bytes(header))
+        let queue = self.header(token).and_then(ConnHeader::queue);
+        queue.map_or(0, |queue| self.queues[queue as usize].waiting_bytes())
     }
 
     /// How many bytes a write would certainly take now, whatever the kernel does; 0 for a stale token, and for a connection
@@ -184,6 +273,7 @@ impl<C> Context<C> {
     }
 
     fn begin_closing(&mut self, token: Token) {
+        self.clear_tagged_timeouts(token);
         self.set_flag(token, Flags::CLOSING, true);
         let flush_timeout = self.config.flush_timeout;
         self.arm(token, flush_timeout);
@@ -226,6 +316,7 @@ impl<C> Context<C> {
         {
             header.flags.set(Flags::CLOSED, true);
             self.closed.push_back((token, reason));
+            self.clear_tagged_timeouts(token);
         }
     }
 
@@ -240,7 +331,8 @@ impl<C> Context<C> {
         !self.closed.is_empty()
     }
 
-    /// Removes the next closed connection, here and nowhere else, and closes its descriptor.
+    /// Removes the next closed connection, here and nowhere else. Its socket is closed by
+    /// [`close_leaving`](Self::close_leaving).
     pub(crate) fn reap(&mut self) -> Option<(Token, C, CloseReason)> {
         loop {
             let (token, reason) = self.closed.pop_front()?;
@@ -255,15 +347,23 @@ impl<C> Context<C> {
             if header.flags.any(Flags::HELD) {
                 self.held.retain(|(held, _)| *held != token);
             }
-            self.sockets.close(header.socket, header.flags.any(Flags::RESET));
             if header.flags.any(Flags::OPENED) {
                 self.stats.closed += 1;
             } else {
                 self.stats.connects_failed += 1;
             }
             self.freed += 1;
+            self.release_place(token);
+            self.leaving = Some((token, header.socket, header.flags.any(Flags::RESET)));
             return Some((token, conn, reason));
         }
+    }
+
+    /// Closes the socket of the connection that `on_close` was about; says whether there was one.
+    pub(crate) fn close_leaving(&mut self) -> bool {
+        let Some((_, socket, reset)) = self.leaving.take() else { return false };
+        self.sockets.close(socket, reset);
+        true
     }
 
     /// Reads once, if that is all there is to do for the connection, and lends its state with the bytes; `None` where
@@ -364,6 +464,9 @@ impl<C> Context<C> {
             return false;
         }
         let queue = &mut self.queues[index as usize];
+        if queue.first_file().is_some() {
+            return self.flush_file(token, index);
+        }
         let mut slices = [IoSlice::new(&[]); CHUNKS_PER_SEND];
         let filled = queue.slices(&mut slices);
         let offered: usize = slices[..filled].iter().map(|slice| slice.len()).sum();
@@ -383,12 +486,48 @@ impl<C> Context<C> {
                 return false;
             }
         }
-        if !queue.is_empty() {
-            if took_all {
+        self.end_flush(token, index, took_all)
+    }
+
+    /// The same where a part of a file is next.
+    fn flush_file(&mut self, token: Token, index: u32) -> bool {
+        let Some(header) = self.connections.head_mut(token.key()) else { return false };
+        let queue = &mut self.queues[index as usize];
+        let Some(FilePart { file, range }) = queue.first_file() else { return false };
+        let offered = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let offered = offered.min(FILE_BYTES_PER_SEND);
+        header.flags.set(Flags::UNSENT, false);
+        // More is sent in the next turn, also where a send has ended early for want of the file's next page.
+        let mut goes_on = true;
+        match self.sockets.send_file(&header.socket, file, range.start, offered) {
+            IoResult::Bytes(0) => {
+                let error = Error::Invalid("a file has ended before the part that was to be sent");
+                self.cut_off(token, CloseReason::Failed(error));
+                return false;
+            }
+            IoResult::Bytes(sent) => {
+                queue.consume_file(sent);
+                self.stats.bytes_out += sent as u64;
+            }
+            IoResult::NotNow => goes_on = false,
+            IoResult::Interrupted => {}
+            IoResult::Failed(error) => {
+                self.mark_closed(token, CloseReason::Failed(error));
+                return false;
+            }
+        }
+        self.end_flush(token, index, goes_on)
+    }
+
+    /// Some of what waits has gone; says whether the queue has run empty and `on_drain` is to follow.
+    fn end_flush(&mut self, token: Token, index: u32, goes_on: bool) -> bool {
+        if !self.queues[index as usize].is_empty() {
+            if goes_on {
                 self.mark_unsent(token);
             }
             return false;
         }
+        let Some(header) = self.connections.head_mut(token.key()) else { return false };
         header.set_queue(None);
         let flags = header.flags;
         self.release_queue(index);

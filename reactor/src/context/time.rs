@@ -1,12 +1,27 @@
-//! Timeouts of connections, and free timers. Both are rounded up to a millisecond and never early.
+//! Timeouts of connections, with a tag and without, and free timers. All are rounded up to a millisecond and never early.
 
 use std::time::{Duration, Instant};
 
-use crate::connection::Flags;
+use crate::connection::{ConnHeader, Flags};
 use crate::context::Context;
 use crate::error::Error;
-use crate::token::{EventSource, TimerId, Token};
+use crate::token::{EventSource, Inner, TimerId, Token};
 use crate::wheel::{NodeId, Tick};
+
+/// A timer of its own, or a timeout of a connection with a tag.
+#[derive(Debug)]
+pub(super) struct Timer {
+    node: NodeId,
+    tagged: Option<(Token, u64)>,
+}
+
+/// What is due.
+pub(crate) enum Due {
+    Timeout(Token),
+    TaggedTimeout(Token, u64),
+    Timer(TimerId),
+    Inner(Inner),
+}
 
 impl<C> Context<C> {
     /// Arms the connection's timeout, or moves it: [`on_timeout`](crate::Handler::on_timeout) follows unless it is
@@ -35,48 +50,116 @@ impl<C> Context<C> {
         }
     }
 
+    /// Arms a further timeout of the connection, or moves the one with this tag:
+    /// [`on_tagged_timeout`](crate::Handler::on_tagged_timeout) follows, unless it is moved or cleared before, or the
+    /// connection ends. So a connection may have an idle timeout, a deadline and a heartbeat at once: an enum as the tag
+    /// tells them apart.
+    ///
+    /// The first timeout of a connection is better [`set_timeout`](Self::set_timeout), which costs 24 bytes; each tagged
+    /// one takes a place of [`Config::timers_max`](crate::Config::timers_max) and some 100 bytes while it is armed, and
+    /// moving it a look-up in a map.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], also for a connection that is being closed, and [`Error::Full`] at
+    /// [`Config::timers_max`](crate::Config::timers_max).
+    pub fn set_tagged_timeout(
+        &mut self,
+        token: Token,
+        tag: u64,
+        after: Duration,
+    ) -> Result<(), Error> {
+        let takes_timeouts =
+            |header: &ConnHeader| !header.flags.any(Flags::CLOSING | Flags::CLOSED);
+        if !self.header(token).is_some_and(takes_timeouts) {
+            return Err(Error::Stale);
+        }
+        if let Some(timer) = self.tagged.get(&(token, tag)) {
+            let deadline = self.tick_after(after);
+            if let Some(timer) = self.timers.head(timer.key()) {
+                self.wheel.set_deadline(timer.node, deadline);
+            }
+            return Ok(());
+        }
+        let timer = self.insert_timer(after, Some((token, tag)))?;
+        self.tagged.insert((token, tag), timer);
+        Ok(())
+    }
+
+    /// Disarms the timeout of the connection with this tag; says whether it was armed.
+    pub fn clear_tagged_timeout(&mut self, token: Token, tag: u64) -> bool {
+        self.tagged.remove(&(token, tag)).is_some_and(|timer| self.remove_timer(timer).is_some())
+    }
+
+    /// The connection is on its way out, and has no tagged timeouts any more.
+    #[inline]
+    pub(super) fn clear_tagged_timeouts(&mut self, token: Token) {
+        if !self.tagged.is_empty() {
+            self.clear_tagged_timeouts_of(token);
+        }
+    }
+
+    #[cold]
+    fn clear_tagged_timeouts_of(&mut self, token: Token) {
+        while let Some((&(_, tag), _)) = self.tagged.range((token, 0)..=(token, u64::MAX)).next() {
+            self.clear_tagged_timeout(token, tag);
+        }
+    }
+
     /// Arms a timer of its own: [`on_timer`](crate::Handler::on_timer) follows, once.
     ///
     /// # Errors
     /// [`Error::Full`] at [`Config::timers_max`](crate::Config::timers_max).
     pub fn add_timer(&mut self, after: Duration) -> Result<TimerId, Error> {
-        let full = Error::Full { what: "timers", limit: self.timers.capacity() };
-        let timer = TimerId::from(self.timers.insert(NodeId::NONE, ()).map_err(|_| full)?);
-        let deadline = self.tick_after(after);
-        let node = self.wheel.insert(deadline, EventSource::Timer(timer).to_bits());
-        if let Some(place) = self.timers.head_mut(timer.key()) {
-            *place = node;
-        }
-        Ok(timer)
+        self.insert_timer(after, None)
     }
 
     /// Disarms a timer; says whether it was still armed.
     pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
-        match self.timers.remove(timer.key()) {
-            Some((node, ())) => {
-                self.wheel.remove(node);
-                true
-            }
-            None => false,
+        self.remove_timer(timer).is_some()
+    }
+
+    fn insert_timer(
+        &mut self,
+        after: Duration,
+        tagged: Option<(Token, u64)>,
+    ) -> Result<TimerId, Error> {
+        let full = Error::Full { what: "timers", limit: self.timers.capacity() };
+        let unarmed = Timer { node: NodeId::NONE, tagged };
+        let timer = TimerId::from(self.timers.insert(unarmed, ()).map_err(|_| full)?);
+        let deadline = self.tick_after(after);
+        let node = self.wheel.insert(deadline, EventSource::Timer(timer).to_bits());
+        if let Some(timer) = self.timers.head_mut(timer.key()) {
+            timer.node = node;
         }
+        Ok(timer)
+    }
+
+    fn remove_timer(&mut self, timer: TimerId) -> Option<Timer> {
+        let (timer, ()) = self.timers.remove(timer.key())?;
+        self.wheel.remove(timer.node);
+        Some(timer)
     }
 
     /// A timer that is due, at the price of one from the budget for each that is looked at.
-    pub(crate) fn next_due(&mut self, budget: &mut u32) -> Option<EventSource> {
+    pub(crate) fn next_due(&mut self, budget: &mut u32) -> Option<Due> {
         let now = self.tick();
         loop {
             match EventSource::from_bits(self.wheel.poll(now, budget)?)? {
-                EventSource::Timer(timer) => {
-                    self.timers.remove(timer.key());
-                    return Some(EventSource::Timer(timer));
-                }
+                EventSource::Timer(timer) => match self.timers.remove(timer.key()) {
+                    Some((Timer { tagged: Some((token, tag)), .. }, ())) => {
+                        self.tagged.remove(&(token, tag));
+                        return Some(Due::TaggedTimeout(token, tag));
+                    }
+                    _ => return Some(Due::Timer(timer)),
+                },
                 EventSource::Connection(token) => {
                     if let Some(header) = self.header_mut(token) {
                         header.timer = NodeId::NONE;
-                        return Some(EventSource::Connection(token));
+                        return Some(Due::Timeout(token));
                     }
                 }
-                other => return Some(other),
+                EventSource::Inner(inner) => return Some(Due::Inner(inner)),
+                EventSource::Listener(_) | EventSource::Watch(_) => {} // They have no timer.
             }
         }
     }

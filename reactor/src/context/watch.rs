@@ -20,7 +20,7 @@ pub(super) struct Watch {
 impl<C> Context<C> {
     /// Watches any descriptor that epoll can watch: [`on_ready`](crate::Handler::on_ready) follows whenever it is
     /// ready, again and again for as long as it stays so (level-triggered). The end of a stream, a hang-up and a
-    /// lasting error stay for ever: [`unwatch`](Self::unwatch) when they come.
+    /// lasting error stay: [`unwatch`](Self::unwatch) when they come.
     ///
     /// The reactor owns the descriptor until [`unwatch`](Self::unwatch) gives it back, and leaves its flags alone: make
     /// it non-blocking before, where a read or a write might block. To use it through a type of its own, keep a
@@ -71,7 +71,7 @@ impl<C> Context<C> {
     pub fn set_interest(&mut self, watch: WatchId, interest: Interest) -> Result<(), Error> {
         let data = EventSource::Watch(watch).to_bits();
         let watch = self.watches.head_mut(watch.key()).ok_or(Error::Stale)?;
-        tell(&self.poller, watch, interest, data)?;
+        update_interest(&self.poller, watch, interest, data)?;
         watch.interest = interest;
         Ok(())
     }
@@ -91,12 +91,17 @@ impl<C> Context<C> {
     }
 
     /// Whether an event of this watch is still of interest.
-    pub(crate) fn minds(&self, watch: WatchId) -> bool {
+    pub(crate) fn is_watching(&self, watch: WatchId) -> bool {
         self.watches.head(watch.key()).is_some_and(|watch| watch.interest != Interest::Nothing)
     }
 }
 
-fn tell(poller: &Poller, watch: &Watch, interest: Interest, data: u64) -> Result<(), Error> {
+fn update_interest(
+    poller: &Poller,
+    watch: &Watch,
+    interest: Interest,
+    data: u64,
+) -> Result<(), Error> {
     match (watch.interest.registered(), interest.registered()) {
         (None, None) => Ok(()),
         (None, Some(after)) => poller.add(&watch.descriptor, after, data),

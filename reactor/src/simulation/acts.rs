@@ -1,9 +1,11 @@
 //! What the service of the simulation does: each method of [`Context`](crate::Context), at any time, on any connection.
 
+use std::fs::File;
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::address::Address;
@@ -34,10 +36,18 @@ fn some_time() -> Duration {
     }
 }
 
+fn some_listen_options() -> ListenOptions {
+    ListenOptions {
+        nodelay: sys::percent(50),
+        connections_max: sys::percent(30).then(|| 1 + sys::below(4) as usize),
+        ..ListenOptions::default()
+    }
+}
+
 impl Service {
     /// Does one thing.
     pub(super) fn act(&mut self, cx: &mut Cx, own: Option<Token>) {
-        match sys::below(45) {
+        match sys::below(51) {
             0..=8 => self.write(cx, own),
             9 => self.pause(cx, own, true),
             10 | 11 => self.pause(cx, own, false),
@@ -71,6 +81,11 @@ impl Service {
             40 => self.adopt_listener(cx),
             41 => self.detach_listener(cx),
             42 => self.drain_listener(cx),
+            47 => self.write_file(cx, own),
+            45 => self.defer(cx, own),
+            46 => self.sweep_of(cx),
+            43 => self.set_tagged_timeout(cx, own),
+            44 => self.clear_tagged_timeout(cx, own),
             _ => self.look(cx, own),
         }
     }
@@ -112,7 +127,10 @@ impl Service {
                 let (one, two) = bytes.split_at(length / 2);
                 cx.write_vectored(token, &[IoSlice::new(one), IoSlice::new(two)])
             }
-            1 => cx.write_chunk(token, Chunk::Owned(bytes.clone())),
+            1 => cx.try_write_chunk(token, Chunk::Owned(bytes.clone())).map_err(|refused| {
+                assert_eq!(refused.chunk.as_bytes(), bytes, "other bytes come back");
+                refused.error
+            }),
             2 => cx.write_chunk(token, Arc::<[u8]>::from(&bytes[..])),
             3 => {
                 let whole = Arc::from([&[1, 2], &bytes[..], &[3]].concat());
@@ -174,6 +192,36 @@ impl Service {
         }
     }
 
+    /// A part of this program, which is a file that is always there.
+    fn write_file(&mut self, cx: &mut Cx, own: Option<Token>) {
+        static PROGRAM: LazyLock<(Arc<File>, Vec<u8>)> = LazyLock::new(|| {
+            let file = File::open("/proc/self/exe").expect("it runs");
+            let mut bytes = vec![0; 500];
+            file.read_exact_at(&mut bytes, 0).expect("it is longer");
+            (Arc::new(file), bytes)
+        });
+        let Some((id, token)) = self.some_record(own) else { return };
+        let start = sys::below(400) as usize;
+        let end = start + sys::below(100) as usize;
+        let part = start as u64..end as u64;
+        let answer = cx.write_file(token, Arc::clone(&PROGRAM.0), part);
+        sys::trace(|| format!("  write file {start}..{end} to {token:?}: {answer:?}"));
+        // What was batched before has gone to the kernel, which may have taken a part.
+        let queued = cx.queued_bytes(token);
+        let record = &mut self.records[id];
+        match answer {
+            Ok(written) => {
+                assert!(record.is_held() && !record.finished && !record.closing, "{record:?}");
+                assert!(!record.detached, "{record:?}");
+                assert_eq!(written == Written::Queued, queued > 0, "{written:?}");
+                record.written.extend(&PROGRAM.1[start..end]);
+                record.drain_due |= queued > 0;
+            }
+            Err(WriteError::Closed) => {}
+            Err(refused) => panic!("{refused}"),
+        }
+    }
+
     fn pause(&mut self, cx: &mut Cx, own: Option<Token>, on: bool) {
         let Some((id, token)) = self.some_record(own) else { return };
         if on {
@@ -200,6 +248,7 @@ impl Service {
         record.closing = true;
         // on_drain tells of a queue that runs empty, but not of one that is closed.
         record.drain_due = false;
+        record.deadlines.clear();
         sys::trace(|| format!("  close {token:?}"));
     }
 
@@ -207,6 +256,7 @@ impl Service {
         let Some((id, token)) = self.some_record(own) else { return };
         cx.abort(token);
         self.records[id].aborted = true;
+        self.records[id].deadlines.clear();
         sys::trace(|| format!("  abort {token:?}"));
     }
 
@@ -226,9 +276,34 @@ impl Service {
         self.records[id].deadline = None;
     }
 
+    fn set_tagged_timeout(&mut self, cx: &mut Cx, own: Option<Token>) {
+        let Some((id, token)) = self.some_record(own) else { return };
+        let (tag, after) = (sys::below(3).into(), some_time());
+        let full = cx.has_all_timers() && !self.records[id].deadlines.contains_key(&tag);
+        let answer = cx.set_tagged_timeout(token, tag, after);
+        let record = &mut self.records[id];
+        match answer {
+            Ok(()) => {
+                assert!(record.is_held() && !record.closing && !full, "{record:?}");
+                record.deadlines.insert(tag, cx.now() + after);
+            }
+            Err(Error::Full { .. }) => assert!(full, "there was room"),
+            // What a failed write has marked the record does not know.
+            Err(error) => assert!(matches!(error, Error::Stale), "{error}"),
+        }
+    }
+
+    fn clear_tagged_timeout(&mut self, cx: &mut Cx, own: Option<Token>) {
+        let Some((id, token)) = self.some_record(own) else { return };
+        let tag = sys::below(3).into();
+        let cleared = cx.clear_tagged_timeout(token, tag);
+        let known = self.records[id].deadlines.remove(&tag).is_some();
+        assert!(known || !cleared, "it was not armed");
+    }
+
     fn add_timer(&mut self, cx: &mut Cx) {
         let after = some_time();
-        let full = self.timers.len() == cx.config().timers_max;
+        let full = cx.has_all_timers();
         match cx.add_timer(after) {
             Ok(timer) => {
                 let earlier = self.timers.insert(timer, cx.now() + after);
@@ -336,6 +411,7 @@ impl Service {
                 assert!(is_open && !record.detached, "it was not open: {record:?}");
                 record.detached = true;
                 record.drain_due = false;
+                record.deadlines.clear();
             }
             Err(Error::Stale) => assert!(!record.is_held(), "{record:?}"),
             Err(Error::Invalid(_)) => {}
@@ -355,7 +431,7 @@ impl Service {
         let socket = self.outside_listeners.pop();
         let socket = socket.unwrap_or_else(|| sys::outside_socket(Adopted::Listener));
         let full = cx.listeners().count() == cx.config().listeners_max;
-        match cx.adopt_listener(socket, &ListenOptions::default()) {
+        match cx.adopt_listener(socket, &some_listen_options()) {
             Ok(listener) => {
                 assert!(!full && self.shutting_down.is_none(), "there was no room for it");
                 assert!(self.listeners.insert(listener, false).is_none());
@@ -378,7 +454,7 @@ impl Service {
     }
 
     fn listen(&mut self, cx: &mut Cx) {
-        let options = ListenOptions { nodelay: sys::percent(50), ..ListenOptions::default() };
+        let options = some_listen_options();
         let full = cx.listeners().count() == cx.config().listeners_max;
         match cx.listen(([127, 0, 0, 1], 9), &options) {
             Ok(listener) => {
@@ -459,6 +535,43 @@ impl Service {
                 self.sweeps.insert(id, Sweep { due, ..Sweep::default() });
             }
             Err(error) => assert!(full, "{error}"),
+        }
+    }
+
+    fn sweep_of(&mut self, cx: &mut Cx) {
+        let named: Vec<(usize, Token)> = self
+            .records
+            .iter()
+            .enumerate()
+            .filter_map(|(id, record)| Some((id, record.token?)))
+            .filter(|_| sys::percent(50))
+            .collect();
+        let full = self.sweeps.len() == cx.config().sweeps_max;
+        let tokens: Vec<_> = named.iter().map(|&(_, token)| token).collect();
+        match cx.sweep_of(tokens) {
+            Ok(sweep) => {
+                assert!(!full, "there was no room for it");
+                let due = named.iter().map(|&(id, _)| id);
+                let due = due.filter(|&id| self.records[id].is_open()).collect();
+                self.sweeps.insert(sweep, Sweep { due, ..Sweep::default() });
+            }
+            Err(error) => assert!(full, "{error}"),
+        }
+    }
+
+    fn defer(&mut self, cx: &mut Cx, own: Option<Token>) {
+        let Some((id, token)) = self.some_record(own) else { return };
+        let record = &mut self.records[id];
+        match cx.defer(token) {
+            Ok(()) => {
+                assert!(record.is_held(), "{record:?}");
+                // One that has not opened by then is passed over.
+                let count = usize::from(record.is_open());
+                record.deferred += count;
+                record.deferred_perhaps += 1 - count;
+            }
+            Err(Error::Stale) => assert!(!record.is_held(), "{record:?}"),
+            Err(error) => assert!(matches!(error, Error::Full { .. }), "{error}"),
         }
     }
 

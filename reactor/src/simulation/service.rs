@@ -48,6 +48,8 @@ pub(super) struct Record {
     pub(super) token: Option<Token>,
     /// The fake kernel's number of the socket.
     pub(super) serial: u32,
+    /// Where it was accepted.
+    pub(super) listener: Option<ListenerId>,
     /// Every byte that the reactor has accepted.
     pub(super) written: Vec<u8>,
     pub(super) received: usize,
@@ -66,6 +68,11 @@ pub(super) struct Record {
     /// Bytes went to the batch of a turn, of which the kernel may take a part: then `on_drain` may follow.
     pub(super) drain_possible: bool,
     pub(super) deadline: Option<Instant>,
+    /// Calls that are to follow while it is open.
+    pub(super) deferred: usize,
+    pub(super) deferred_perhaps: usize,
+    /// The tagged timeouts.
+    pub(super) deadlines: BTreeMap<u64, Instant>,
 }
 
 impl Record {
@@ -74,6 +81,7 @@ impl Record {
             phase,
             token: None,
             serial: 0,
+            listener: None,
             written: Vec::new(),
             received: 0,
             paused: false,
@@ -86,6 +94,9 @@ impl Record {
             drain_due: false,
             drain_possible: false,
             deadline: None,
+            deferred: 0,
+            deferred_perhaps: 0,
+            deadlines: BTreeMap::new(),
         }
     }
 
@@ -193,7 +204,7 @@ impl Service {
         self.inside = true;
     }
 
-    /// The end of each callback: the service does what comes to its mind.
+    /// The end of each callback: the service calls anything.
     fn leave(&mut self, cx: &mut Cx, own: Option<Token>) {
         if !self.calm {
             for _ in 0..sys::below(4) {
@@ -260,9 +271,13 @@ impl Service {
     }
 
     /// A calm kernel lacks nothing, so it is the slots; as soon as one is free, the listener must be heard again.
-    fn make_room(&mut self, cx: &mut Cx, error: &Error) {
-        assert!(matches!(error, Error::Full { .. }), "{error}");
-        let first = self.records.iter_mut().find(|record| record.is_held() && !record.aborted);
+    fn make_room(&mut self, cx: &mut Cx, listener: ListenerId, error: &Error) {
+        let Error::Full { what, .. } = error else { panic!("{error}") };
+        let is_one = |record: &&mut Record| {
+            let helps = *what == "connections" || record.listener == Some(listener);
+            record.is_held() && !record.aborted && helps
+        };
+        let first = self.records.iter_mut().find(is_one);
         if let Some(record) = first {
             record.aborted = true;
             cx.abort(record.token.expect("one that is held has a name"));
@@ -275,6 +290,11 @@ impl Service {
         for record in self.records.iter_mut().filter(|record| record.is_held()) {
             cx.resume_reads(record.token.expect("one that is held has a name"));
             record.paused = false;
+            // A listener that is at its own bound does not say so twice.
+            if record.listener.is_some() {
+                record.aborted = true;
+                cx.abort(record.token.expect("one that is held has a name"));
+            }
         }
         for (&listener, paused) in &mut self.listeners {
             cx.resume_accepts(listener).expect("nothing fails any more");
@@ -293,6 +313,8 @@ impl Service {
             assert_eq!(wire.sent.len(), record.written.len(), "bytes wait to be sent: {record:?}");
             assert!(!record.drain_due, "no callback came when the queue ran empty: {record:?}");
             assert_eq!(record.deadline, None, "the timeout does not come: {record:?}");
+            assert_eq!(record.deferred, 0, "a deferred call does not come: {record:?}");
+            assert!(record.deadlines.is_empty(), "a timeout does not come: {record:?}");
         }
         assert_eq!(cx.listeners().count(), self.listeners.len(), "a listener is not drained");
         assert_eq!(sys::peers_waiting(), 0, "peers wait and are not accepted");
@@ -337,6 +359,9 @@ impl Handler for Service {
         assert!(cx.connections() + reserved < cx.config().connections_max, "no slot is reserved");
         let _ = incoming.peer_addr();
         let conn = if sys::percent(85) { Some(self.new_conn(Phase::Offered)) } else { None };
+        if let Some(conn) = &conn {
+            self.records[conn.record].listener = Some(incoming.listener());
+        }
         self.refused += u64::from(conn.is_none());
         self.leave(cx, None);
         conn
@@ -401,6 +426,17 @@ impl Handler for Service {
         self.leave(cx, Some(token));
     }
 
+    fn on_tagged_timeout(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn, tag: u64) {
+        self.enter(&format!("on_tagged_timeout {token:?} {tag}"));
+        let now = cx.now();
+        let record = &mut self.records[conn.record];
+        assert_eq!(record.token, Some(token), "it reaches a wrong connection");
+        assert!(record.is_held() && !record.closing && !record.aborted, "it has ended: {record:?}");
+        let deadline = record.deadlines.remove(&tag).expect("it was armed");
+        assert!(deadline <= now, "it comes too early");
+        self.leave(cx, Some(token));
+    }
+
     fn on_close(&mut self, cx: &mut Cx, token: Token, conn: Conn, reason: CloseReason) {
         self.enter(&format!("on_close {token:?}: {reason}"));
         assert!(!cx.holds(token), "the name is stale in on_close");
@@ -408,7 +444,12 @@ impl Handler for Service {
         assert_eq!(record.token, Some(token), "on_close reaches a wrong connection");
         assert!(record.is_held(), "on_close of one that is {:?}", record.phase);
         check_reason(record, self.shutting_down.is_some(), &reason, cx.now());
+        if !matches!(reason, CloseReason::Detached(_)) {
+            let address = cx.peer_addr(token);
+            assert!(!matches!(address, Err(Error::Stale)), "its address can still be asked for");
+        }
         record.phase = Phase::Closed;
+        record.deadlines.clear();
         if let CloseReason::Detached(Detached { descriptor, unread, .. }) = reason {
             let received = record.received + unread.len();
             let written = sys::wire(record.serial).sent;
@@ -417,11 +458,11 @@ impl Handler for Service {
         self.leave(cx, None);
     }
 
-    fn on_accept_error(&mut self, cx: &mut Cx, _listener: ListenerId, error: &Error) {
+    fn on_accept_error(&mut self, cx: &mut Cx, listener: ListenerId, error: &Error) {
         self.enter("on_accept_error");
         self.accept_errors += u64::from(error.errno().is_some());
         if self.calm {
-            self.make_room(cx, error);
+            self.make_room(cx, listener, error);
         }
         self.leave(cx, None);
     }
@@ -440,6 +481,18 @@ impl Handler for Service {
         assert!(!record.closing, "it is being closed: {record:?}");
         let sweep = self.sweeps.get_mut(&sweep).expect("it was asked for");
         assert!(sweep.visited.insert(conn.record), "visited twice");
+        self.leave(cx, Some(token));
+    }
+
+    fn on_deferred(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn) {
+        let record = self.about(cx, "on_deferred", token, conn);
+        assert!(!record.closing, "it is being closed: {record:?}");
+        if record.deferred > 0 {
+            record.deferred -= 1;
+        } else {
+            let left = record.deferred_perhaps.checked_sub(1);
+            record.deferred_perhaps = left.expect("it was deferred");
+        }
         self.leave(cx, Some(token));
     }
 
@@ -465,6 +518,7 @@ impl Handler for Service {
             let record = &mut self.records[conn.record];
             record.closing = true;
             record.drain_due = false;
+            record.deadlines.clear();
         }
         self.leave(cx, Some(token));
     }

@@ -17,6 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::ThreadId;
@@ -1673,6 +1674,21 @@ impl Sockets {
 
     pub(crate) fn send_vectored(&self, socket: &Socket, slices: &[IoSlice<'_>]) -> IoResult {
         io_result("send", self.enter(socket).and_then(|()| send(socket.0, slices)))
+    }
+
+    pub(crate) fn send_file(
+        &self,
+        socket: &Socket,
+        file: &RealFile,
+        place: u64,
+        bytes: usize,
+    ) -> IoResult {
+        let mut buffer = vec![0; bytes.min(64 * 1024)];
+        match file.read_at(&mut buffer, place) {
+            Ok(0) => IoResult::Bytes(0),
+            Ok(read) => self.send(socket, &buffer[..read]),
+            Err(source) => IoResult::Failed(Error::System { call: "pread", source }),
+        }
     }
 
     pub(crate) fn finish_writing(&self, socket: &Socket) -> Result<(), Error> {

@@ -99,7 +99,7 @@ pub(crate) fn set_port_range(
     }
 }
 
-/// Makes closing the socket reset the connection: the peer learns it at once, and no TIME_WAIT stays behind.
+/// Makes closing the socket reset the connection: the peer sees it at once, and no TIME_WAIT stays behind.
 pub(crate) fn reset_on_close(socket: &impl AsFd) -> Result<(), Error> {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     setsockopt(socket, sockopt::Linger, &linger).map_err(refused("setsockopt(SO_LINGER)"))

@@ -14,7 +14,7 @@ use crate::error::Error;
 #[derive(Debug)]
 pub(crate) struct Poller(Epoll);
 
-/// What a connection is watched for, once and for good: each change is reported, none is reported twice.
+/// What a connection is watched for from its beginning to its end: each change is reported, none is reported twice.
 const EVERY_CHANGE: EpollFlags = EpollFlags::EPOLLIN
     .union(EpollFlags::EPOLLOUT)
     .union(EpollFlags::EPOLLRDHUP)

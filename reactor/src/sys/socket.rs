@@ -1,5 +1,6 @@
 //! Descriptors, and the calls on those that are sockets. They are owned, non-blocking and close-on-exec from birth.
 
+use std::fs::File;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -81,7 +82,7 @@ fn close_range(first: RawFd, last: RawFd) -> bool {
     unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) == 0 }
 }
 
-/// A descriptor that is good for nothing but being closed when descriptors have run out. An eventfd needs no file.
+/// A descriptor that is closed to make room when descriptors have run out. An eventfd needs no file.
 pub(crate) fn spare() -> Result<Descriptor, Error> {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
         .map(|spare| Descriptor(spare.into()))
@@ -240,11 +241,22 @@ pub(super) fn send_vectored(socket: RawFd, slices: &[IoSlice<'_>]) -> IoResult {
     io_result("sendmsg", answer)
 }
 
+/// Sends from a file, from this place on; 0 bytes where the file ends before.
+pub(super) fn send_file(socket: RawFd, file: &File, place: u64, bytes: usize) -> IoResult {
+    let Ok(mut place) = libc::off64_t::try_from(place) else {
+        return io_result("sendfile", Err(Errno::EOVERFLOW));
+    };
+    // SAFETY: the descriptors are open for as long as they are borrowed, and the kernel stores one number through the
+    // pointer, which is valid for the call.
+    let answer = unsafe { libc::sendfile64(socket, file.as_raw_fd(), &raw mut place, bytes) };
+    io_result("sendfile", counted(answer))
+}
+
 pub(super) fn finish_writing(socket: RawFd) -> Result<(), Error> {
     socket::shutdown(socket, Shutdown::Write).map_err(refused("shutdown"))
 }
 
-/// Bytes that the kernel holds because the peer has not acknowledged them yet; 0 where it does not tell.
+/// Bytes that the kernel holds because the peer has not acknowledged them yet; 0 where that is not known.
 pub(super) fn unacknowledged_bytes(socket: RawFd) -> usize {
     let mut unsent: libc::c_int = 0;
     // SAFETY: SIOCOUTQ, which is TIOCOUTQ, stores one int through the pointer, which is valid for the call.
@@ -262,8 +274,33 @@ pub(super) fn take_error(socket: BorrowedFd<'_>, call: &'static str) -> Option<E
 }
 
 pub(crate) fn peer_addr(socket: &impl AsFd) -> Result<SocketAddr, Error> {
-    let name = socket::getpeername(socket.as_fd().as_raw_fd()).map_err(refused("getpeername"))?;
-    ip_address(&name)
+    let number = socket.as_fd().as_raw_fd();
+    let name = match socket::getpeername(number) {
+        Err(Errno::ENOTCONN) => peer_name(number).ok_or(Errno::ENOTCONN),
+        other => other,
+    };
+    ip_address(&name.map_err(refused("getpeername"))?)
+}
+
+/// Where `getpeername` has forgotten the peer of a connection that was reset, the option `SO_PEERNAME` has not.
+fn peer_name(socket: RawFd) -> Option<SockaddrStorage> {
+    // It wants the length of the name, not the room for it.
+    let lengths = [size_of::<libc::sockaddr_in6>(), size_of::<libc::sockaddr_in>()];
+    lengths.into_iter().find_map(|length| {
+        // SAFETY: all zeroes is an address of no family.
+        let mut name: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+        let mut length = length as libc::socklen_t;
+        let start = (&raw mut name).cast();
+        // SAFETY: the kernel writes at most as many bytes as `length` says, for which there is room.
+        let answer = unsafe {
+            libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERNAME, start, &raw mut length)
+        };
+        if answer != 0 {
+            return None;
+        }
+        // SAFETY: the kernel has filled in a name of this length.
+        unsafe { SockaddrStorage::from_raw(start.cast(), Some(length)) }
+    })
 }
 
 pub(crate) fn local_addr(socket: &impl AsFd) -> Result<SocketAddr, Error> {

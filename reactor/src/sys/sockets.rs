@@ -1,10 +1,14 @@
 //! A connection's socket, and every call on it, wherever its file is held.
 
 use std::cell::RefCell;
-use std::io::IoSlice;
+use std::fs::File;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+
+use nix::libc;
 
 use super::batch::{ReceiveBatch, SendBatch};
 use super::registered::{ClosingStep, Ring, Tables};
@@ -13,6 +17,9 @@ use super::{IoResult, LentFd, options};
 use crate::address::Address;
 use crate::config::FileTable;
 use crate::error::Error;
+
+/// What is read from a file at once where it can't be sent without.
+const COPIED_FILE_BYTES: usize = 64 * 1024;
 
 /// A connection's socket in four bytes: a descriptor that it owns, or the complement of its place in the registered-file
 /// tables. Dropped, it closes a descriptor; a place is given up by [`Sockets::close`], or with the tables.
@@ -35,7 +42,7 @@ impl Drop for Socket {
 }
 
 impl Socket {
-    /// In place of a socket that was taken out; no table has so many places.
+    /// In place of a socket that was taken out; no table has a place of this number.
     pub(crate) const DETACHED: Self = Self(i32::MIN);
 
     pub(crate) fn at_place(place: u32) -> Self {
@@ -147,6 +154,32 @@ impl Sockets {
         }
     }
 
+    /// Sends from a file, from this place on. Where the socket can't be given a descriptor, or the file is none for
+    /// `sendfile`, the bytes take the way through memory. 0 bytes: the file ends before.
+    pub(crate) fn send_file(
+        &self,
+        socket: &Socket,
+        file: &File,
+        place: u64,
+        bytes: usize,
+    ) -> IoResult {
+        let sent = self.with_descriptor(socket, |socket| {
+            socket::send_file(socket.as_raw_fd(), file, place, bytes)
+        });
+        match sent {
+            Ok(IoResult::Failed(error)) if error.errno() == Some(libc::EINVAL) => {}
+            Ok(sent) => return sent,
+            Err(_) => {}
+        }
+        let mut buffer = vec![0; bytes.min(COPIED_FILE_BYTES)];
+        match file.read_at(&mut buffer, place) {
+            Ok(0) => IoResult::Bytes(0),
+            Ok(read) => self.send(socket, &buffer[..read]),
+            Err(source) if source.kind() == io::ErrorKind::Interrupted => IoResult::Interrupted,
+            Err(source) => IoResult::Failed(Error::System { call: "pread", source }),
+        }
+    }
+
     pub(crate) fn finish_writing(&self, socket: &Socket) -> Result<(), Error> {
         let finished =
             self.with_descriptor(socket, |socket| socket::finish_writing(socket.as_raw_fd()));
@@ -157,7 +190,7 @@ impl Sockets {
         }
     }
 
-    /// Bytes that the kernel holds because the peer has not acknowledged them yet; 0 where it does not tell.
+    /// Bytes that the kernel holds because the peer has not acknowledged them yet; 0 where that is not known.
     pub(crate) fn unacknowledged_bytes(&self, socket: &Socket) -> usize {
         if let (Some(place), Some(tables)) = (socket.place(), &self.tables)
             && let Some(bytes) = tables.borrow_mut().unacknowledged_bytes(place)

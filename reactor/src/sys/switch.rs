@@ -4,6 +4,7 @@
 //! with this feature serves real sockets as any other, at the price of a comparison for each call.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io::IoSlice;
 use std::mem::{self, ManuallyDrop};
 use std::net::SocketAddr;
@@ -437,6 +438,7 @@ impl Sockets {
         receive(buffer: &mut [u8]) -> IoResult;
         send(bytes: &[u8]) -> IoResult;
         send_vectored(slices: &[IoSlice<'_>]) -> IoResult;
+        send_file(file: &File, place: u64, bytes: usize) -> IoResult;
         finish_writing() -> Result<(), Error>;
         unacknowledged_bytes() -> usize;
         take_error(call: &'static str) -> Option<Error>;

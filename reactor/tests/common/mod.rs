@@ -58,6 +58,8 @@ pub(crate) enum Event {
     Eof(Token),
     Drain(Token),
     Timeout(Token),
+    TaggedTimeout(Token, u64),
+    Deferred(Token),
     Close(Token, Why),
     AcceptError(ListenerId, String),
     Timer(TimerId),
@@ -148,7 +150,10 @@ impl Service {
             }
             Event::Eof(token) => (token, &[Some(Phase::Open)], Phase::Ended),
             // These say nothing about the input.
-            Event::Drain(token) | Event::Timeout(token) => {
+            Event::Drain(token)
+            | Event::Timeout(token)
+            | Event::TaggedTimeout(token, _)
+            | Event::Deferred(token) => {
                 let phase = self.phases.get(token);
                 assert!(matches!(phase, Some(Phase::Open | Phase::Ended)), "{phase:?}: {event:?}");
                 return;
@@ -241,6 +246,14 @@ impl Handler for Service {
 
     fn on_timeout(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
         self.tell(cx, Event::Timeout(token));
+    }
+
+    fn on_tagged_timeout(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn, tag: u64) {
+        self.tell(cx, Event::TaggedTimeout(token, tag));
+    }
+
+    fn on_deferred(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
+        self.tell(cx, Event::Deferred(token));
     }
 
     fn on_close(&mut self, cx: &mut Cx, token: Token, conn: Conn, reason: CloseReason) {
