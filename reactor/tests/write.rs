@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use allocation_counter::measure;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use reactor::{
     Chunk, Config, ConnectOptions, Error, ListenOptions, SharedPart, Token, WriteError, Written,
 };
@@ -731,6 +732,28 @@ fn a_file_that_sendfile_does_not_take_is_sent_all_the_same() {
     let file = File::open("/proc/version").unwrap();
     world.cx().write_file(token, file, 0..text.len() as u64).unwrap();
     read_slowly(&mut world, &mut peer, &[(&text, 1)]);
+}
+
+#[test]
+fn a_file_is_sent_where_no_descriptor_is_left_for_its_socket() {
+    let _descriptors = Descriptors::counted();
+    let block = pattern(1 << 20);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&block).unwrap();
+    let mut world = World::new();
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 200, hard).unwrap();
+    let mut all = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        all.push(file);
+    }
+    world.cx().write_file(token, file, 0..1 << 20).unwrap();
+    read_slowly(&mut world, &mut peer, &[(&block, 1)]);
+    drop(all);
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    world.until("the drain", |world| world.service.saw(&Event::Drain(token)));
 }
 
 #[test]
