@@ -325,6 +325,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "it opens a file")]
     fn a_file_keeps_its_place_among_the_bytes() {
         let file = Arc::new(File::open("/dev/null").expect("there is a null device"));
         let part = |range| FilePart { file: Arc::clone(&file), range };
