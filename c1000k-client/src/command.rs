@@ -51,8 +51,8 @@ fn obey() -> ExitCode {
 }
 
 fn print_check(mut arguments: Arguments) -> ExitCode {
-    match target::machine_and_need(&mut arguments, raise_limit()) {
-        Ok((machine, need)) => arguments.check.report(&machine, &need),
+    match target::machine_and_requirements(&mut arguments, raise_limit()) {
+        Ok((machine, requirements)) => arguments.check.report(&machine, &requirements),
         Err(line) => fail(SHORT, &line),
     }
 }
@@ -65,9 +65,9 @@ fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     let hdr = arguments.hdr.as_deref().map(HdrFile::create).transpose()?;
     check_sources(&arguments)?;
     let descriptors = raise_limit();
-    let (machine, need) = target::machine_and_need(&mut arguments, descriptors)?;
+    let (machine, requirements) = target::machine_and_requirements(&mut arguments, descriptors)?;
     let arguments = &arguments;
-    let target = target::within_limits(arguments, &machine, &need);
+    let target = target::within_limits(arguments, &machine, &requirements);
     announce(&target)?;
     let endpoint = arguments.metrics.map(Endpoint::open).transpose()?;
     let stats = flood(arguments, &target, &machine, endpoint)?;

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, UdpSocket};
 
-use c1000k_host::check::{CapKind, FileTable, Machine, Need, Role, largest_target};
+use c1000k_host::check::{CapKind, FileTable, Machine, Requirements, Role, largest_target};
 use c1000k_host::command_line::ZonedIp;
 use c1000k_host::format;
 use c1000k_host::limits::DescriptorLimit;
@@ -51,29 +51,29 @@ pub(crate) struct Cap {
 ///
 /// # Errors
 /// One line, where registered files were asked for and can't be had.
-pub(crate) fn machine_and_need(
+pub(crate) fn machine_and_requirements(
     arguments: &mut Arguments,
     descriptors: Option<DescriptorLimit>,
-) -> Result<(Machine, Need), String> {
+) -> Result<(Machine, Requirements), String> {
     if let Some(setup) = &arguments.stateless {
-        return stateless_machine_and_need(arguments, setup);
+        return stateless_machine_and_requirements(arguments, setup);
     }
     let mut machine = Machine { descriptors, ..Machine::read_with_root(&arguments.check.root) };
-    let need = need(arguments, &machine);
-    if need.role == Role::Both {
+    let requirements = requirements(arguments, &machine);
+    if requirements.role == Role::Both {
         let first = arguments.destination.port();
         machine.count_listening_ports(first..=first.saturating_add(arguments.ports - 1));
     }
-    let mut need = need.with_file_table(arguments.file_table, &machine)?;
-    with_enough_sources(arguments, &machine, &mut need);
-    Ok((machine, need))
+    let mut requirements = requirements.with_file_table(arguments.file_table, &machine)?;
+    with_enough_sources(arguments, &machine, &mut requirements);
+    Ok((machine, requirements))
 }
 
 /// Clients without sockets need nothing of the kernel but for a server on this machine.
-fn stateless_machine_and_need(
+fn stateless_machine_and_requirements(
     arguments: &Arguments,
     setup: &stateless::Setup,
-) -> Result<(Machine, Need), String> {
+) -> Result<(Machine, Requirements), String> {
     let mut machine = Machine::read_with_root(&arguments.check.root);
     if setup.is_here {
         let first = setup.server.port();
@@ -81,25 +81,25 @@ fn stateless_machine_and_need(
     } else {
         machine.descriptors = None;
     }
-    let need = Need {
+    let requirements = Requirements {
         ports: u64::from(setup.ports),
         in_flight: arguments.in_flight_max as u64,
         user_bytes_per_connection: USER_BYTES_PER_CONNECTION,
-        ..Need::new(
+        ..Requirements::new(
             if setup.is_here { Role::Server } else { Role::Client },
             arguments.connections.unwrap_or(TARGET_DEFAULT),
         )
     };
     machine.local_ports = None;
-    Ok((machine.clone(), need.with_file_table(arguments.file_table, &machine)?))
+    Ok((machine.clone(), requirements.with_file_table(arguments.file_table, &machine)?))
 }
 
 /// What is needed where the server is a process of this machine, and else where it is not.
-fn need(arguments: &Arguments, machine: &Machine) -> Need {
+fn requirements(arguments: &Arguments, machine: &Machine) -> Requirements {
     // An address can be bound only where it belongs to.
     let is_here = UdpSocket::bind(ZonedIp::from(arguments.destination).socket_addr(0)).is_ok();
     let connections = arguments.connections.unwrap_or(TARGET_DEFAULT);
-    Need {
+    Requirements {
         ports: u64::from(arguments.ports),
         listeners: Some(listeners(arguments.ports, connections, machine)),
         sources: match arguments.sources.len() as u64 {
@@ -108,20 +108,24 @@ fn need(arguments: &Arguments, machine: &Machine) -> Need {
         },
         in_flight: arguments.in_flight_max as u64,
         user_bytes_per_connection: USER_BYTES_PER_CONNECTION,
-        ..Need::new(if is_here { Role::Both } else { Role::Client }, connections)
+        ..Requirements::new(if is_here { Role::Both } else { Role::Client }, connections)
     }
 }
 
 /// On loopback every 127.x.y.z is a source address: as many as what can be reached needs, where one is too few and none
 /// was asked for. Says how many there are now.
-fn with_enough_sources(arguments: &mut Arguments, machine: &Machine, need: &mut Need) {
+fn with_enough_sources(
+    arguments: &mut Arguments,
+    machine: &Machine,
+    requirements: &mut Requirements,
+) {
     let per_source = machine.local_ports_free().unwrap_or(0) * u64::from(arguments.ports);
     let with_any_ports = Machine { local_ports: None, ..machine.clone() };
-    let cap = largest_target(&with_any_ports, need).map_or(u64::MAX, |cap| cap.connections);
-    let reachable = need.connections.min(cap);
+    let cap = largest_target(&with_any_ports, requirements).map_or(u64::MAX, |cap| cap.connections);
+    let reachable = requirements.connections.min(cap);
     let is_on_loopback =
         arguments.destination.is_ipv4() && arguments.destination.ip().is_loopback();
-    if !is_on_loopback || need.sources.is_some() || reachable <= per_source {
+    if !is_on_loopback || requirements.sources.is_some() || reachable <= per_source {
         return;
     }
     let count = reachable.div_ceil(per_source.max(1)).min(LOOPBACK_SOURCES_MAX);
@@ -129,7 +133,7 @@ fn with_enough_sources(arguments: &mut Arguments, machine: &Machine, need: &mut 
     let last = Ipv4Addr::from(u32::from(first) + (count - 1) as u32);
     log::info!("one source address has too few ports: connecting from {first} to {last}");
     arguments.sources = Ipv4AddrRange::new(first, last).map(ZonedIp::from).collect();
-    need.sources = Some(count);
+    requirements.sources = Some(count);
 }
 
 /// Ports that the server will listen on, as far as that can be known: it has a connection for each, and a server with
@@ -141,19 +145,25 @@ fn listeners(ports: u16, connections: u64, machine: &Machine) -> u64 {
 }
 
 /// Holds what is wanted against the machine.
-pub(crate) fn within_limits(arguments: &Arguments, machine: &Machine, need: &Need) -> Target {
-    let wanted = need.connections;
+pub(crate) fn within_limits(
+    arguments: &Arguments,
+    machine: &Machine,
+    requirements: &Requirements,
+) -> Target {
+    let wanted = requirements.connections;
     let is_asked = arguments.connections.is_some();
-    let file_table = need.file_table;
+    let file_table = requirements.file_table;
     let target = |connections, goal, cap| {
         let local_ports_reserved = machine.local_ports_reserved;
         Target { is_asked, connections, goal: bounded(goal), cap, file_table, local_ports_reserved }
     };
-    let Some(cap) = largest_target(machine, need) else { return target(wanted, wanted, None) };
+    let Some(cap) = largest_target(machine, requirements) else {
+        return target(wanted, wanted, None);
+    };
     let by_descriptors = cap.kind == CapKind::Descriptors && file_table == FileTable::Process;
     // Where the choice is the client's, it keeps room for listeners that are elsewhere too: so a client and a server
     // with the same limit meet.
-    let within = need.listeners.and_then(|listeners| machine.connections_within(listeners));
+    let within = requirements.listeners.and_then(|listeners| machine.connections_within(listeners));
     let room = match within {
         Some(within) if by_descriptors && !is_asked => cap.connections.min(within),
         _ => cap.connections,
@@ -208,7 +218,7 @@ mod tests {
         let descriptors = Some(DescriptorLimit { soft: 20_000, hard: 20_000 });
         let local_ports = Some(32_768..=60_999);
         let machine = Machine { descriptors, local_ports, ..Machine::default() };
-        within_limits(&arguments, &machine, &need(&arguments, &machine))
+        within_limits(&arguments, &machine, &requirements(&arguments, &machine))
     }
 
     #[test]
@@ -265,8 +275,11 @@ mod tests {
         let descriptors = Some(DescriptorLimit { soft: 20_000, hard: 20_000 });
         let local_ports = Some(32_768..=60_999);
         let machine = Machine { descriptors, local_ports, ..Machine::default() };
-        let need = Need { file_table: FileTable::Registered, ..need(&arguments, &machine) };
-        let target = within_limits(&arguments, &machine, &need);
+        let requirements = Requirements {
+            file_table: FileTable::Registered,
+            ..requirements(&arguments, &machine)
+        };
+        let target = within_limits(&arguments, &machine, &requirements);
         assert_eq!((target.connections, target.goal, target.cap), (1_000_000, 1_000_000, None));
     }
 
@@ -281,8 +294,8 @@ mod tests {
             ("192.0.2.1 9900 -c 5M", 0),
         ] {
             let mut arguments = args::of(line).unwrap();
-            let mut need = need(&arguments, &machine);
-            with_enough_sources(&mut arguments, &machine, &mut need);
+            let mut requirements = requirements(&arguments, &machine);
+            with_enough_sources(&mut arguments, &machine, &mut requirements);
             assert_eq!(arguments.sources.len(), sources, "{line}");
         }
     }
@@ -293,7 +306,8 @@ mod tests {
         assert_eq!(target.cap, None);
         let arguments = args::of("127.0.0.1 9900 --ports 1").unwrap();
         let machine = Machine { local_ports: Some(32_768..=33_767), ..Machine::default() };
-        let target = super::within_limits(&arguments, &machine, &need(&arguments, &machine));
+        let target =
+            super::within_limits(&arguments, &machine, &requirements(&arguments, &machine));
         assert_eq!((target.connections, target.cap.unwrap().limit), (1_000, Limit::Ports));
     }
 }

@@ -2,7 +2,7 @@
 
 use c1000k_host::{
     check::{
-        CapKind, Conntrack, FileTable, Machine, Need, Role, Row, RowStatus, Setting, fits,
+        CapKind, Conntrack, FileTable, Machine, Requirements, Role, Row, RowStatus, Setting, fits,
         largest_target, render, settings, table,
     },
     limits::{DescriptorLimit, SystemDescriptorLimits},
@@ -46,12 +46,12 @@ fn ample() -> Machine {
     }
 }
 
-fn row(machine: &Machine, need: &Need, name: &str) -> Row {
-    table(machine, need).into_iter().find(|row| row.name.starts_with(name)).expect(name)
+fn row(machine: &Machine, requirements: &Requirements, name: &str) -> Row {
+    table(machine, requirements).into_iter().find(|row| row.name.starts_with(name)).expect(name)
 }
 
-fn million(role: Role) -> Need {
-    Need::new(role, 1_000_000)
+fn million(role: Role) -> Requirements {
+    Requirements::new(role, 1_000_000)
 }
 
 #[test]
@@ -65,25 +65,26 @@ fn an_ample_machine_fits_a_million_in_every_role() {
 
 #[test]
 fn reserved_ports_are_no_room_and_are_named() {
-    let need = Need { ports: 100, ..million(Role::Client) };
+    let requirements = Requirements { ports: 100, ..million(Role::Client) };
     let machine = Machine { local_ports_reserved: 28_000, ..ample() };
-    let range = row(&machine, &need, "net.ipv4.ip_local_port_range");
+    let range = row(&machine, &requirements, "net.ipv4.ip_local_port_range");
     assert_eq!(
         (range.status, range.present.as_str()),
         (RowStatus::Fail, "32768-60999, 28,000 reserved")
     );
     assert!(range.remedy.expect("it fails").contains("ip_local_reserved_ports"));
-    assert_eq!(row(&machine, &need, "5-tuples").present, "23,200");
-    let cap = largest_target(&machine, &need).expect("limits are known");
+    assert_eq!(row(&machine, &requirements, "5-tuples").present, "23,200");
+    let cap = largest_target(&machine, &requirements).expect("limits are known");
     assert_eq!((cap.kind, cap.connections), (CapKind::Ports, 23_200));
     assert!(cap.reason.contains("28,000 more are reserved"), "{}", cap.reason);
 }
 
 #[test]
 fn a_port_that_the_server_listens_on_is_no_local_port() {
-    let need = Need { ports: 50, ..Need::new(Role::Both, 4_000) };
+    let requirements = Requirements { ports: 50, ..Requirements::new(Role::Both, 4_000) };
     let mut machine = Machine { local_ports: Some(33_000..=33_099), ..ample() };
-    let fit = |machine: &Machine| largest_target(machine, &need).expect("a cap").connections;
+    let fit =
+        |machine: &Machine| largest_target(machine, &requirements).expect("a cap").connections;
     assert_eq!(fit(&machine), 5_000);
     machine.count_listening_ports(32_990..=33_049);
     assert_eq!(fit(&machine), 2_500);
@@ -167,14 +168,18 @@ fn a_soft_limit_below_a_sufficient_hard_one_passes() {
 fn inherited_descriptors_reduce_the_room_for_connections() {
     let mut machine = ample();
     machine.descriptors = Some(DescriptorLimit { soft: 256, hard: 256 });
-    let need = Need { ports: 4, ..Need::new(Role::Server, 220) };
-    assert_eq!(row(&machine, &need, "RLIMIT_NOFILE hard").status, RowStatus::Pass);
+    let requirements = Requirements { ports: 4, ..Requirements::new(Role::Server, 220) };
+    assert_eq!(row(&machine, &requirements, "RLIMIT_NOFILE hard").status, RowStatus::Pass);
     machine.descriptors_inherited = 16;
-    assert_eq!(self::row(&machine, &need, "RLIMIT_NOFILE hard").status, RowStatus::Pass, "a few");
+    assert_eq!(
+        self::row(&machine, &requirements, "RLIMIT_NOFILE hard").status,
+        RowStatus::Pass,
+        "a few"
+    );
     machine.descriptors_inherited = 198;
-    let row = row(&machine, &need, "RLIMIT_NOFILE hard");
+    let row = row(&machine, &requirements, "RLIMIT_NOFILE hard");
     assert_eq!((row.status, row.needed.as_str()), (RowStatus::Fail, "438"));
-    let cap = largest_target(&machine, &need).expect("limits are known");
+    let cap = largest_target(&machine, &requirements).expect("limits are known");
     assert_eq!(cap.connections, 256 - (198 - 16) - 4 - 32);
     assert_eq!(cap.reason, "RLIMIT_NOFILE is 256 hard, of which 198 were open at the start");
     assert!(cap.remedy.contains("ulimit -Hn 438"), "{cap:?}");
@@ -222,13 +227,13 @@ fn a_mere_disadvantage_is_advice_and_still_fits() {
     machine.tcp_rmem_bytes = Some([256, 256, 512]);
     machine.tcp_max_orphans = Some(4_096);
     machine.rp_filter = Some(1);
-    let need = Need { sources: Some(2), ..million(Role::Both) };
+    let requirements = Requirements { sources: Some(2), ..million(Role::Both) };
     for name in ["net.ipv4.tcp_rmem", "net.ipv4.tcp_max_orphans", "net.ipv4.conf"] {
-        let row = row(&machine, &need, name);
+        let row = row(&machine, &requirements, name);
         assert_eq!(row.status, RowStatus::Advice, "{row:?}");
         assert!(row.remedy.is_some(), "{row:?}");
     }
-    assert!(fits(&table(&machine, &need)));
+    assert!(fits(&table(&machine, &requirements)));
 }
 
 #[test]
@@ -275,8 +280,9 @@ fn the_table_stays_within_a_hundred_columns() {
     machine.rp_filter = Some(1);
     machine.conntrack = Some(Conntrack { max: 262_144, count: 0, is_held: false });
     machine.memory.as_mut().expect("is set").bytes = 1 << 30;
-    let need = Need { sources: Some(4), ..Need::new(Role::Both, 4_000_000) };
-    for line in render(&table(&machine, &need)).lines() {
+    let requirements =
+        Requirements { sources: Some(4), ..Requirements::new(Role::Both, 4_000_000) };
+    for line in render(&table(&machine, &requirements)).lines() {
         assert!(line.chars().count() <= 100, "{line}");
     }
 }
@@ -286,7 +292,7 @@ fn absurd_targets_are_reported_without_a_panic() {
     for (connections, ports, sources, in_flight) in
         [(u64::MAX, u64::MAX, u64::MAX, u64::MAX), (0, 0, 0, 0), (u64::MAX, 0, 0, 0)]
     {
-        let need = Need {
+        let requirements = Requirements {
             connections,
             ports,
             sources: Some(sources),
@@ -294,8 +300,8 @@ fn absurd_targets_are_reported_without_a_panic() {
             user_bytes_per_connection: u64::MAX,
             ..million(Role::Both)
         };
-        assert!(!render(&table(&ample(), &need)).is_empty());
-        assert!(largest_target(&ample(), &need).is_some());
+        assert!(!render(&table(&ample(), &requirements)).is_empty());
+        assert!(largest_target(&ample(), &requirements).is_some());
     }
 }
 
@@ -347,8 +353,8 @@ fn the_cap_is_the_highest_target_that_passes_the_table() {
             let mut machine = machine.clone();
             lower(&mut machine);
             let cap = largest_target(&machine, &million(role)).expect("limits are known");
-            let at_cap = Need { connections: cap.connections, ..million(role) };
-            let above = Need { connections: cap.connections + 1, ..million(role) };
+            let at_cap = Requirements { connections: cap.connections, ..million(role) };
+            let above = Requirements { connections: cap.connections + 1, ..million(role) };
             assert!(fits(&table(&machine, &at_cap)), "{cap:?}");
             assert!(!fits(&table(&machine, &above)), "{cap:?}");
         }
@@ -360,7 +366,7 @@ fn the_cap_is_the_highest_target_that_passes_the_table() {
 fn both_ends_of_a_user_share_its_lockable_memory_for_small_tables() {
     let machine =
         Machine { descriptors: Some(DescriptorLimit { soft: 1_024, hard: 1_024 }), ..ample() };
-    let registered = |role| Need { file_table: FileTable::Registered, ..million(role) };
+    let registered = |role| Requirements { file_table: FileTable::Registered, ..million(role) };
 
     let server = largest_target(&machine, &registered(Role::Server)).expect("a cap");
     assert_eq!(server.kind, CapKind::Descriptors);
@@ -381,24 +387,24 @@ fn the_name_of_a_cgroup_is_escaped() {
         bound_by: MemoryBound::Cgroup("/sys/fs/cgroup/\u{1b}[2J\nx".into()),
         socket_data_bytes: None,
     });
-    let need = Need::new(Role::Server, 1_000_000);
-    let cap = largest_target(&machine, &need).unwrap();
-    for text in [cap.reason, render(&table(&machine, &need))] {
+    let requirements = Requirements::new(Role::Server, 1_000_000);
+    let cap = largest_target(&machine, &requirements).unwrap();
+    for text in [cap.reason, render(&table(&machine, &requirements))] {
         assert!(text.contains("/sys/fs/cgroup/\\u{1b}[2J\\nx"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
     }
 }
 
 /// The printed line of this setting: `name = value`, preceded by `#` if it is high enough.
-fn setting(machine: &Machine, need: &Need, name: &str) -> Option<String> {
-    let lines = settings(machine, need).into_iter().map(|setting| setting.to_string());
+fn setting(machine: &Machine, requirements: &Requirements, name: &str) -> Option<String> {
+    let lines = settings(machine, requirements).into_iter().map(|setting| setting.to_string());
     let mut lines = lines.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
     lines.find(|line| line.trim_start_matches('#').starts_with(name))
 }
 
 #[test]
 fn settings_have_room_for_both_ends_and_for_the_rest_of_the_machine() {
-    let need = Need::new(Role::Server, 3_000_000);
+    let requirements = Requirements::new(Role::Server, 3_000_000);
     for (name, line) in [
         ("fs.nr_open", "fs.nr_open = 3000132"),
         ("fs.file-max", "fs.file-max = 6065536"),
@@ -409,7 +415,7 @@ fn settings_have_room_for_both_ends_and_for_the_rest_of_the_machine() {
         ("net.ipv4.tcp_max_orphans", "net.ipv4.tcp_max_orphans = 3000000"),
         ("net.ipv4.tcp_mem", "net.ipv4.tcp_mem = 1092266 2184532 3276798"),
     ] {
-        assert_eq!(setting(&ample(), &need, name).as_deref(), Some(line));
+        assert_eq!(setting(&ample(), &requirements, name).as_deref(), Some(line));
     }
     for (role, name) in [
         (Role::Server, "net.ipv4.ip_local_port_range"),
@@ -420,7 +426,7 @@ fn settings_have_room_for_both_ends_and_for_the_rest_of_the_machine() {
     ] {
         assert_eq!(setting(&ample(), &million(role), name), None, "{role:?}");
     }
-    assert_eq!(settings(&Machine::default(), &need), [Setting::HardDescriptors(3_000_132)]);
+    assert_eq!(settings(&Machine::default(), &requirements), [Setting::HardDescriptors(3_000_132)]);
 }
 
 #[test]
@@ -436,9 +442,12 @@ fn a_setting_lowers_no_present_number() {
 #[test]
 fn a_range_has_twice_the_ports_that_are_needed_or_all_that_there_are() {
     let line = |ports, sources| {
-        let need = Need { ports, sources: Some(sources), ..million(Role::Client) };
-        let note = setting(&ample(), &need, "note");
-        (setting(&ample(), &need, "net.ipv4.ip_local_port_range").expect("it connects"), note)
+        let requirements = Requirements { ports, sources: Some(sources), ..million(Role::Client) };
+        let note = setting(&ample(), &requirements, "note");
+        (
+            setting(&ample(), &requirements, "net.ipv4.ip_local_port_range").expect("it connects"),
+            note,
+        )
     };
     assert_eq!(line(100, 1), ("#net.ipv4.ip_local_port_range = 32768 60999".to_owned(), None));
     assert_eq!(line(50, 1), ("net.ipv4.ip_local_port_range = 25536 65535".to_owned(), None));
@@ -475,7 +484,11 @@ fn a_strict_reverse_path_is_loosened_for_several_sources() {
         (2, 2, Some("#net.ipv4.conf.all.rp_filter = 2")),
     ] {
         let machine = Machine { rp_filter: Some(rp_filter), ..ample() };
-        let need = Need { sources: Some(sources), ..million(Role::Client) };
-        assert_eq!(setting(&machine, &need, name).as_deref(), line, "{rp_filter} {sources}");
+        let requirements = Requirements { sources: Some(sources), ..million(Role::Client) };
+        assert_eq!(
+            setting(&machine, &requirements, name).as_deref(),
+            line,
+            "{rp_filter} {sources}"
+        );
     }
 }

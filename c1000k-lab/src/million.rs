@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow, bail};
-use c1000k_host::check::{Need, predict};
+use c1000k_host::check::{Requirements, predict};
 use c1000k_host::command_line::{self, USAGE};
 use c1000k_host::format;
 use c1000k_report::Report;
@@ -259,7 +259,7 @@ fn machine(plan: &Plan, is_warm: bool, place: Where) -> Result<String> {
 /// A process writes as much memory as the run will need, and ends.
 fn touch_first(plan: &Plan) -> Result<()> {
     let bytes = plan.memory_mb.map_or_else(
-        || predict(&Need::new(plan.role(), plan.connections)).total_bytes(),
+        || predict(&Requirements::new(plan.role(), plan.connections)).total_bytes(),
         |size| size << 20,
     );
     say(format!("touching {} of memory first", format::bytes(bytes)));

@@ -73,8 +73,8 @@ fn run_command() -> ExitCode {
 
 /// Prints the limits of this machine, or the settings that are needed.
 fn check(args: &CheckArgs, choice: FileTableChoice, connections: u64, listening: u64) -> ExitCode {
-    match plan::machine_and_need(&args.root, choice, connections, listening) {
-        Ok((machine, need)) => args.report(&machine, &need),
+    match plan::machine_and_requirements(&args.root, choice, connections, listening) {
+        Ok((machine, requirements)) => args.report(&machine, &requirements),
         Err(line) => fail(SHORT, &line),
     }
 }

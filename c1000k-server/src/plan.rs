@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use c1000k_host::check::{
-    CapKind, FileTable, FileTableChoice, Machine, Need, Role, largest_target,
+    CapKind, FileTable, FileTableChoice, Machine, Requirements, Role, largest_target,
 };
 use c1000k_host::format;
 use c1000k_host::limits::raise_descriptor_limit;
@@ -22,15 +22,15 @@ pub(crate) struct Plan {
 ///
 /// # Errors
 /// One line: why the requested table can't be used.
-pub(crate) fn machine_and_need(
+pub(crate) fn machine_and_requirements(
     root: &Path,
     choice: FileTableChoice,
     connections: u64,
     listening: u64,
-) -> Result<(Machine, Need), String> {
+) -> Result<(Machine, Requirements), String> {
     let machine = machine(root);
-    let need = need(choice, connections, listening, &machine)?;
-    Ok((machine, need))
+    let requirements = requirements(choice, connections, listening, &machine)?;
+    Ok((machine, requirements))
 }
 
 /// The maximum number of connections here, and the table that holds their sockets.
@@ -43,10 +43,10 @@ pub(crate) fn plan(settings: &Settings) -> Result<Plan, String> {
     if machine.connections_within(listening) == Some(0) {
         return Err(no_room(settings, &machine));
     }
-    let need = need(settings.file_table, settings.target(), listening, &machine)?;
-    let cap = largest_target(&machine, &need);
+    let requirements = requirements(settings.file_table, settings.target(), listening, &machine)?;
+    let cap = largest_target(&machine, &requirements);
     let cap_connections = cap.as_ref().map(|cap| cap.connections.max(1));
-    let by_files = match need.file_table {
+    let by_files = match requirements.file_table {
         FileTable::Process => machine.connections_within(listening),
         FileTable::Registered => None,
     };
@@ -66,18 +66,19 @@ pub(crate) fn plan(settings: &Settings) -> Result<Plan, String> {
             None => log::info!("allowed here: {}", format::counted(allowed, "connection")),
         }
     }
-    Ok(Plan { connections_max: allowed, file_table: need.file_table })
+    Ok(Plan { connections_max: allowed, file_table: requirements.file_table })
 }
 
 /// The requirements of this number of connections, with their sockets in the requested table.
-fn need(
+fn requirements(
     choice: FileTableChoice,
     connections: u64,
     listening: u64,
     machine: &Machine,
-) -> Result<Need, String> {
-    let need = Need { ports: listening, ..Need::new(Role::Server, connections) };
-    need.with_file_table(choice, machine)
+) -> Result<Requirements, String> {
+    let requirements =
+        Requirements { ports: listening, ..Requirements::new(Role::Server, connections) };
+    requirements.with_file_table(choice, machine)
 }
 
 fn no_room(settings: &Settings, machine: &Machine) -> String {

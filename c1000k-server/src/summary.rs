@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use c1000k_host::check::{FileTable, Need, Role, predict};
+use c1000k_host::check::{FileTable, Requirements, Role, predict};
 use c1000k_host::command_line::log_lines_dropped;
 use c1000k_host::errno_name;
 use c1000k_host::format;
@@ -87,10 +87,11 @@ pub(crate) fn prediction(
     file_table: FileTable,
     connections: u64,
 ) -> Prediction {
-    let mut need = Need { file_table, ..Need::new(Role::Server, connections) };
+    let mut requirements =
+        Requirements { file_table, ..Requirements::new(Role::Server, connections) };
     let idle_timeout_bytes = if settings.idle_timeout.is_some() { IDLE_TIMEOUT_BYTES } else { 0 };
-    need.user_bytes_per_connection = USER_BYTES_PER_CONNECTION + idle_timeout_bytes;
-    predict(&need)
+    requirements.user_bytes_per_connection = USER_BYTES_PER_CONNECTION + idle_timeout_bytes;
+    predict(&requirements)
 }
 
 /// The summary for users.

@@ -1,7 +1,7 @@
 //! The arguments of `--check`, the same for both programs.
 
 use {
-    super::{Machine, Need, fits, render, render_settings, settings, table},
+    super::{Machine, Requirements, fits, render, render_settings, settings, table},
     crate::command_line::{self, REACHED, SHORT},
     clap::{Args, ValueEnum},
     std::{path::PathBuf, process::ExitCode},
@@ -36,11 +36,14 @@ pub enum Format {
 
 impl CheckArgs {
     /// Prints the table, or the settings. The exit code says whether the target fits; with the settings it is always 0.
-    pub fn report(&self, machine: &Machine, need: &Need) -> ExitCode {
+    pub fn report(&self, machine: &Machine, requirements: &Requirements) -> ExitCode {
         if self.print == Some(Format::Sysctl) {
-            return command_line::deliver(REACHED, &render_settings(&settings(machine, need)));
+            return command_line::deliver(
+                REACHED,
+                &render_settings(&settings(machine, requirements)),
+            );
         }
-        let rows = table(machine, need);
+        let rows = table(machine, requirements);
         command_line::deliver(if fits(&rows) { REACHED } else { SHORT }, &render(&rows))
     }
 }

@@ -1,7 +1,7 @@
 //! Where the kernel keeps the files of connections' sockets, and which limits that needs.
 
 use {
-    super::{Machine, need::Need},
+    super::{Machine, requirements::Requirements},
     crate::format,
     clap::{Args, ValueEnum},
     std::fmt,
@@ -83,7 +83,7 @@ impl From<FileTable> for c1000k_record::FileTable {
     }
 }
 
-impl Need {
+impl Requirements {
     /// The same as [`in_file_table`](Self::in_file_table), and logs the result.
     ///
     /// # Errors
@@ -93,13 +93,13 @@ impl Need {
         choice: FileTableChoice,
         machine: &Machine,
     ) -> Result<Self, String> {
-        let (need, reason) = self.in_file_table(choice, machine)?;
+        let (requirements, reason) = self.in_file_table(choice, machine)?;
         match reason {
             Some(reason) => log::warn!("{reason}"),
-            None if need.file_table == FileTable::Process => {}
-            None => log::info!("connections are held in {}", need.file_table),
+            None if requirements.file_table == FileTable::Process => {}
+            None => log::info!("connections are held in {}", requirements.file_table),
         }
-        Ok(need)
+        Ok(requirements)
     }
 
     /// The same with its sockets in the requested table; if registered files are not used although descriptors are too
@@ -138,16 +138,16 @@ impl FileTableChoice {
     fn resolve(
         self,
         machine: &Machine,
-        need: &Need,
+        requirements: &Requirements,
         registered: impl FnOnce() -> Result<(), String>,
     ) -> Result<(FileTable, Option<String>), String> {
-        let listening = need.listening_ports();
+        let listening = requirements.listening_ports();
         let within = machine.connections_within(listening).unwrap_or(u64::MAX);
         match self {
             Self::Process => Ok((FileTable::Process, None)),
-            Self::Auto if need.connections <= within => Ok((FileTable::Process, None)),
+            Self::Auto if requirements.connections <= within => Ok((FileTable::Process, None)),
             Self::Auto => {
-                let refusal = registered().and_then(|()| Self::too_few_places(machine, need, within));
+                let refusal = registered().and_then(|()| Self::too_few_places(machine, requirements, within));
                 Ok(match refusal {
                     Ok(()) => (FileTable::Registered, None),
                     Err(reason) => (
@@ -165,8 +165,12 @@ impl FileTableChoice {
     }
 
     /// With very few descriptors or little locked memory, descriptors hold more connections than the tables can.
-    fn too_few_places(machine: &Machine, need: &Need, within: u64) -> Result<(), String> {
-        match machine.places_max(need) {
+    fn too_few_places(
+        machine: &Machine,
+        requirements: &Requirements,
+        within: u64,
+    ) -> Result<(), String> {
+        match machine.places_max(requirements) {
             Some(places) if places <= within => Err(format!(
                 "RLIMIT_NOFILE and RLIMIT_MEMLOCK (ulimit -n, -l) leave them {}",
                 format::counted(places, "place")
@@ -186,16 +190,18 @@ impl Machine {
     }
 
     /// Descriptors that the target needs besides the listeners, in either table.
-    pub(super) fn descriptors_needed(&self, need: &Need) -> u64 {
-        match need.file_table {
-            FileTable::Process => need.connections,
-            FileTable::Registered => self.tables_for(need.connections).saturating_add(UNDER_WAY),
+    pub(super) fn descriptors_needed(&self, requirements: &Requirements) -> u64 {
+        match requirements.file_table {
+            FileTable::Process => requirements.connections,
+            FileTable::Registered => {
+                self.tables_for(requirements.connections).saturating_add(UNDER_WAY)
+            }
         }
     }
 
     /// Memory that the rings lock.
-    pub(super) fn locked_bytes_needed(&self, need: &Need) -> u64 {
-        let tables = self.tables_for(need.connections);
+    pub(super) fn locked_bytes_needed(&self, requirements: &Requirements) -> u64 {
+        let tables = self.tables_for(requirements.connections);
         tables
             .saturating_mul(RING_BYTES_MAX)
             .min(RINGS_BYTES)
@@ -203,30 +209,33 @@ impl Machine {
     }
 
     /// The maximum number of connections whose tables fit under the limits of descriptors and of locked memory.
-    pub(super) fn places_max(&self, need: &Need) -> Option<u64> {
-        let tables =
-            self.tables_within_descriptors(need)?.min(self.tables_within_locked_memory(need));
+    pub(super) fn places_max(&self, requirements: &Requirements) -> Option<u64> {
+        let tables = self
+            .tables_within_descriptors(requirements)?
+            .min(self.tables_within_locked_memory(requirements));
         let places = self.descriptors_max()?.min(1 << 20);
         Some(tables.saturating_mul(places))
     }
 
     /// The number of tables, without the one made in advance, for whose rings there are descriptors.
-    fn tables_within_descriptors(&self, need: &Need) -> Option<u64> {
-        Some(self.connections_within(need.listening_ports())?.saturating_sub(UNDER_WAY + 1))
+    fn tables_within_descriptors(&self, requirements: &Requirements) -> Option<u64> {
+        Some(self.connections_within(requirements.listening_ports())?.saturating_sub(UNDER_WAY + 1))
     }
 
     /// The same, for whose rings the memory may be locked: if both ends are here, each has half of the user's limit.
-    fn tables_within_locked_memory(&self, need: &Need) -> u64 {
+    fn tables_within_locked_memory(&self, requirements: &Requirements) -> u64 {
         self.locked_bytes_max.map_or(u64::MAX, |most| {
-            (most / need.sockets_per_connection() / RING_BYTES_MIN).saturating_sub(1)
+            (most / requirements.sockets_per_connection() / RING_BYTES_MIN).saturating_sub(1)
         })
     }
 
     /// A description of the limit that binds the number of tables.
-    pub(super) fn tables_bound(&self, need: &Need) -> Option<String> {
-        let within_locked_memory = self.tables_within_locked_memory(need);
+    pub(super) fn tables_bound(&self, requirements: &Requirements) -> Option<String> {
+        let within_locked_memory = self.tables_within_locked_memory(requirements);
         Some(match self.locked_bytes_max {
-            Some(most) if within_locked_memory < self.tables_within_descriptors(need)? => {
+            Some(most)
+                if within_locked_memory < self.tables_within_descriptors(requirements)? =>
+            {
                 format!("RLIMIT_MEMLOCK is {} for all processes of this user", format::bytes(most))
             }
             _ => format!("RLIMIT_NOFILE is {} hard", format::count(self.descriptors_max()?)),
@@ -248,7 +257,7 @@ mod tests {
     ) -> Result<(FileTable, Option<String>), String> {
         let machine = Machine { descriptors: Some(MACHINE_DESCRIPTORS), ..Machine::default() };
         let registered = || registered.map_err(str::to_owned);
-        choice.resolve(&machine, &Need::new(Role::Server, connections), registered)
+        choice.resolve(&machine, &Requirements::new(Role::Server, connections), registered)
     }
 
     #[test]

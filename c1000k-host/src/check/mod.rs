@@ -1,10 +1,10 @@
 //! Compares what a target needs with the limits of this machine, each row with its remedy.
 //!
 //! ```
-//! use c1000k_host::check::{Machine, Need, Role, fits, render, table};
+//! use c1000k_host::check::{Machine, Requirements, Role, fits, render, table};
 //!
-//! let need = Need::new(Role::Server, 15_000);
-//! let rows = table(&Machine::read(), &need);
+//! let requirements = Requirements::new(Role::Server, 15_000);
+//! let rows = table(&Machine::read(), &requirements);
 //! print!("{}", render(&rows));
 //! let exit_code = if fits(&rows) { 0 } else { 1 };
 //! # let _ = exit_code;
@@ -14,8 +14,8 @@ mod args;
 mod file_table;
 mod limits;
 mod machine;
-mod need;
 mod render;
+mod requirements;
 mod settings;
 
 pub use {
@@ -23,8 +23,8 @@ pub use {
     file_table::{FileTable, FileTableArgs, FileTableChoice},
     limits::{Cap, CapKind, caps, largest_target, settings, table},
     machine::{Conntrack, Machine},
-    need::{KERNEL_BYTES_PER_SOCKET, Need, Role, predict},
     render::render,
+    requirements::{KERNEL_BYTES_PER_SOCKET, Requirements, Role, predict},
     settings::{Setting, render_settings},
 };
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use anyhow::{Context, Error, Result, bail};
-use c1000k_host::check::{Need, Role, predict};
+use c1000k_host::check::{Requirements, Role, predict};
 use c1000k_host::format;
 use c1000k_host::memory::memory_available;
 use c1000k_report::run::Topology;
@@ -80,8 +80,8 @@ pub(crate) fn prepare(plan: &Plan) -> Result<u64> {
         Topology::OneHost => 1,
         Topology::ThreeHosts => 3,
     };
-    let needed =
-        predict(&Need::new(Role::Both, plan.connections)).total_bytes() / MB + kernels * KERNEL_MB;
+    let needed = predict(&Requirements::new(Role::Both, plan.connections)).total_bytes() / MB
+        + kernels * KERNEL_MB;
     let room = memory_available().map_or(0, |room| room.bytes >> 20);
     let available = room.saturating_sub(HOST_RESERVE_MB);
     let memory_mb = match plan.memory_mb {

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 
 use anyhow::{Error, Result};
-use c1000k_host::check::{CapKind, FileTableChoice, Machine, Need, caps};
+use c1000k_host::check::{CapKind, FileTableChoice, Machine, Requirements, caps};
 use c1000k_host::format;
 use c1000k_host::limits::{descriptors_for, raise_descriptor_limit};
 use c1000k_host::memory::reserve_bytes;
@@ -32,10 +32,11 @@ pub(crate) fn obstacles(plan: &Plan) -> Result<Vec<Obstacle>> {
     if plan.topology == Topology::ThreeHosts {
         machine.conntrack = None;
     }
-    let need = Need { ports: PORTS.into(), ..Need::new(plan.role(), plan.connections) };
-    let (need, refusal) =
-        need.in_file_table(FileTableChoice::Auto, &machine).map_err(Error::msg)?;
-    let mut obstacles = of_limits(machine, &need, refusal.as_deref());
+    let requirements =
+        Requirements { ports: PORTS.into(), ..Requirements::new(plan.role(), plan.connections) };
+    let (requirements, refusal) =
+        requirements.in_file_table(FileTableChoice::Auto, &machine).map_err(Error::msg)?;
+    let mut obstacles = of_limits(machine, &requirements, refusal.as_deref());
     // In namespaces they have the ports to themselves.
     if plan.topology == Topology::OneHost && !plan.stateless {
         obstacles.extend(taken_port().map(|port| Obstacle {
@@ -50,7 +51,11 @@ pub(crate) fn obstacles(plan: &Plan) -> Result<Vec<Obstacle>> {
 }
 
 /// `refusal` is why descriptors are taken though they are too few.
-fn of_limits(machine: Machine, need: &Need, refusal: Option<&str>) -> Vec<Obstacle> {
+fn of_limits(
+    machine: Machine,
+    requirements: &Requirements,
+    refusal: Option<&str>,
+) -> Vec<Obstacle> {
     let total_bytes = machine.memory.as_ref().map_or(0, |room| room.total_bytes);
     let reserve_bytes = reserve_bytes(total_bytes);
     // Over loopback a client has more addresses than it needs, and namespaces set their own range.
@@ -58,7 +63,8 @@ fn of_limits(machine: Machine, need: &Need, refusal: Option<&str>) -> Vec<Obstac
     if let Some(room) = &mut machine.memory {
         room.bytes = room.bytes.saturating_sub(reserve_bytes);
     }
-    let binding = caps(&machine, need).filter(|cap| cap.connections < need.connections);
+    let binding =
+        caps(&machine, requirements).filter(|cap| cap.connections < requirements.connections);
     let obstacle = |cap: c1000k_host::check::Cap| {
         let more = match (cap.kind, refusal) {
             (CapKind::Memory, _) => {
@@ -71,7 +77,7 @@ fn of_limits(machine: Machine, need: &Need, refusal: Option<&str>) -> Vec<Obstac
             line: format!(
                 "{} of {} connections fit: {}{more}; to go further: {}",
                 format::count(cap.connections),
-                format::count(need.connections),
+                format::count(requirements.connections),
                 cap.reason,
                 cap.remedy
             ),
@@ -98,8 +104,11 @@ mod tests {
     const LOW: DescriptorLimit = DescriptorLimit { soft: 1_000, hard: 1_000 };
 
     fn lines(machine: Machine, file_table: FileTable, refusal: Option<&str>) -> Vec<String> {
-        let need = Need { file_table, ..Need::new(Role::Both, 50_000) };
-        of_limits(machine, &need, refusal).into_iter().map(|obstacle| obstacle.line).collect()
+        let requirements = Requirements { file_table, ..Requirements::new(Role::Both, 50_000) };
+        of_limits(machine, &requirements, refusal)
+            .into_iter()
+            .map(|obstacle| obstacle.line)
+            .collect()
     }
 
     #[test]
@@ -134,9 +143,9 @@ mod tests {
             socket_data_bytes: None,
         };
         let machine = |bytes| Machine { memory: Some(room(bytes)), ..Machine::default() };
-        let need = Need::new(Role::Both, 1_000_000);
-        assert!(of_limits(machine(10_000_000_000), &need, None).is_empty());
-        let obstacles = of_limits(machine(9_000_000_000), &need, None);
+        let requirements = Requirements::new(Role::Both, 1_000_000);
+        assert!(of_limits(machine(10_000_000_000), &requirements, None).is_empty());
+        let obstacles = of_limits(machine(9_000_000_000), &requirements, None);
         assert_eq!(obstacles[0].stops, Some("memory would run out"));
         assert!(
             obstacles[0].line.contains("beside the server's reserve of 1.1 GB"),

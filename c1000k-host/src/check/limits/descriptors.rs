@@ -2,7 +2,7 @@
 
 use {
     super::{Cap, CapKind, Limit, OTHERS, at_least, not_needed, raised, sysctl},
-    crate::check::{FileTable, Machine, Need, Role, Row, RowStatus, Setting},
+    crate::check::{FileTable, Machine, Requirements, Role, Row, RowStatus, Setting},
     crate::{
         format,
         limits::{DescriptorLimit, descriptors_for},
@@ -10,36 +10,43 @@ use {
 };
 
 /// Descriptors of one process.
-fn descriptors_needed(machine: &Machine, need: &Need) -> u64 {
+fn descriptors_needed(machine: &Machine, requirements: &Requirements) -> u64 {
     descriptors_for(
-        machine.descriptors_needed(need),
-        machine.descriptors_beside(need.listening_ports()),
+        machine.descriptors_needed(requirements),
+        machine.descriptors_beside(requirements.listening_ports()),
     )
 }
 
 /// The same for a process with the usual number of inherited descriptors: the limit for a login or a service.
-fn descriptors_granted(machine: &Machine, need: &Need) -> u64 {
-    descriptors_for(machine.descriptors_needed(need), need.listening_ports())
+fn descriptors_granted(machine: &Machine, requirements: &Requirements) -> u64 {
+    descriptors_for(machine.descriptors_needed(requirements), requirements.listening_ports())
 }
 
 /// Open files of the connections, and others.
-fn files_granted(need: &Need) -> u64 {
-    need.connections.saturating_mul(2).saturating_add(OTHERS)
+fn files_granted(requirements: &Requirements) -> u64 {
+    requirements.connections.saturating_mul(2).saturating_add(OTHERS)
 }
 
 /// The limit by the descriptors of one process, if each connection takes one.
-fn process_cap(machine: &Machine, need: &Need, reason: String, remedy: String) -> Option<Cap> {
-    if need.file_table == FileTable::Registered {
+fn process_cap(
+    machine: &Machine,
+    requirements: &Requirements,
+    reason: String,
+    remedy: String,
+) -> Option<Cap> {
+    if requirements.file_table == FileTable::Registered {
         return None;
     }
-    let inherited = if machine.descriptors_beside(need.listening_ports()) > need.listening_ports() {
+    let inherited = if machine.descriptors_beside(requirements.listening_ports())
+        > requirements.listening_ports()
+    {
         let inherited = format::count(machine.descriptors_inherited);
         format!(", of which {inherited} were open at the start")
     } else {
         String::new()
     };
     Some(Cap {
-        connections: machine.connections_within(need.listening_ports())?,
+        connections: machine.connections_within(requirements.listening_ports())?,
         kind: CapKind::Descriptors,
         reason: reason + &inherited,
         remedy,
@@ -55,8 +62,8 @@ fn is_nr_open_lower(machine: &Machine, hard: u64) -> bool {
 pub(super) struct Soft;
 
 impl Limit for Soft {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
-        let needed = descriptors_needed(machine, need);
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
+        let needed = descriptors_needed(machine, requirements);
         let row =
             at_least("RLIMIT_NOFILE soft", needed, machine.descriptors.map(|limit| limit.soft));
         match machine.descriptors {
@@ -76,8 +83,8 @@ impl Limit for Soft {
 pub(super) struct Hard;
 
 impl Limit for Hard {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
-        let needed = descriptors_needed(machine, need);
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
+        let needed = descriptors_needed(machine, requirements);
         at_least("RLIMIT_NOFILE hard", needed, machine.descriptors.map(|limit| limit.hard)).with_remedy(
             || {
                 format!(
@@ -85,27 +92,27 @@ impl Limit for Hard {
                      for each login: {} -c {} --apply\n\
                      for a service: LimitNOFILE={needed}\n\
                      where root may not either (a container): scripts/million boots a virtual machine",
-                    tune_script(need),
-                    need.connections
+                    tune_script(requirements),
+                    requirements.connections
                 )
             },
         )
     }
 
-    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
+    fn cap(&self, machine: &Machine, requirements: &Requirements) -> Option<Cap> {
         let hard = machine.descriptors?.hard;
         if is_nr_open_lower(machine, hard) {
             return None;
         }
-        let wanted = descriptors_needed(machine, need);
+        let wanted = descriptors_needed(machine, requirements);
         let reason = format!("RLIMIT_NOFILE is {} hard", format::count(hard));
         let remedy =
             format!("ulimit -Hn {wanted} as root in the shell that starts it, or scripts/million");
-        process_cap(machine, need, reason, remedy)
+        process_cap(machine, requirements, reason, remedy)
     }
 
-    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
-        Some(Setting::HardDescriptors(descriptors_granted(machine, need)))
+    fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
+        Some(Setting::HardDescriptors(descriptors_granted(machine, requirements)))
     }
 }
 
@@ -113,27 +120,27 @@ impl Limit for Hard {
 pub(super) struct PerProcess;
 
 impl Limit for PerProcess {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
-        let needed = descriptors_needed(machine, need);
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
+        let needed = descriptors_needed(machine, requirements);
         let present = machine.system_descriptors.per_process_max;
         at_least("fs.nr_open", needed, present).with_sysctl("fs.nr_open", needed)
     }
 
-    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
+    fn cap(&self, machine: &Machine, requirements: &Requirements) -> Option<Cap> {
         let per_process_max = machine.system_descriptors.per_process_max?;
         if !is_nr_open_lower(machine, machine.descriptors?.hard) {
             return None;
         }
         let reason =
             format!("fs.nr_open is {}, below RLIMIT_NOFILE", format::count(per_process_max));
-        let remedy = sysctl("fs.nr_open", descriptors_needed(machine, need));
-        process_cap(machine, need, reason, remedy)
+        let remedy = sysctl("fs.nr_open", descriptors_needed(machine, requirements));
+        process_cap(machine, requirements, reason, remedy)
     }
 
-    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+    fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
         raised(
             "fs.nr_open",
-            [descriptors_granted(machine, need)],
+            [descriptors_granted(machine, requirements)],
             machine.system_descriptors.per_process_max.map(|present| [present]),
             "the highest descriptor limit that a process may be given",
         )
@@ -149,18 +156,18 @@ impl System {
     }
 
     /// Files that are not for connections.
-    fn others(machine: &Machine, need: &Need) -> u64 {
-        Self::open(machine).saturating_add(need.other_descriptors())
+    fn others(machine: &Machine, requirements: &Requirements) -> u64 {
+        Self::open(machine).saturating_add(requirements.other_descriptors())
     }
 
-    fn needed(machine: &Machine, need: &Need) -> u64 {
-        need.sockets().saturating_add(Self::others(machine, need))
+    fn needed(machine: &Machine, requirements: &Requirements) -> u64 {
+        requirements.sockets().saturating_add(Self::others(machine, requirements))
     }
 }
 
 impl Limit for System {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
-        let needed = Self::needed(machine, need);
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
+        let needed = Self::needed(machine, requirements);
         let row = at_least("fs.file-max", needed, machine.system_descriptors.system_max);
         if row.status != RowStatus::Fail || !machine.exceeds_file_max {
             return row.with_sysctl("fs.file-max", needed);
@@ -172,24 +179,29 @@ impl Limit for System {
         Row { status: RowStatus::Pass, remedy: Some(remedy), ..row }
     }
 
-    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
+    fn cap(&self, machine: &Machine, requirements: &Requirements) -> Option<Cap> {
         if machine.exceeds_file_max {
             return None;
         }
         let limit = machine.system_descriptors.system_max?;
-        let for_connections = limit.saturating_sub(Self::others(machine, need));
+        let for_connections = limit.saturating_sub(Self::others(machine, requirements));
         let open = Self::open(machine);
         Some(Cap {
-            connections: for_connections / need.sockets_per_connection(),
+            connections: for_connections / requirements.sockets_per_connection(),
             kind: CapKind::Descriptors,
             reason: format!("fs.file-max is {}, of which {open} are open", format::count(limit)),
-            remedy: sysctl("fs.file-max", Self::needed(machine, need)),
+            remedy: sysctl("fs.file-max", Self::needed(machine, requirements)),
         })
     }
 
-    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+    fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
         let present = machine.system_descriptors.system_max.map(|present| [present]);
-        raised("fs.file-max", [files_granted(need)], present, "open files of the whole system")
+        raised(
+            "fs.file-max",
+            [files_granted(requirements)],
+            present,
+            "open files of the whole system",
+        )
     }
 }
 
@@ -199,33 +211,33 @@ pub(super) struct Watches;
 impl Watches {
     const NAME: &str = "fs.epoll.max_user_watches";
 
-    fn needed(need: &Need) -> u64 {
-        need.sockets().saturating_add(need.other_descriptors())
+    fn needed(requirements: &Requirements) -> u64 {
+        requirements.sockets().saturating_add(requirements.other_descriptors())
     }
 }
 
 impl Limit for Watches {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
-        let needed = Self::needed(need);
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
+        let needed = Self::needed(requirements);
         at_least(Self::NAME, needed, machine.epoll_watches_max).with_sysctl(Self::NAME, needed)
     }
 
-    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
+    fn cap(&self, machine: &Machine, requirements: &Requirements) -> Option<Cap> {
         let limit = machine.epoll_watches_max?;
-        let for_connections = limit.saturating_sub(need.other_descriptors());
+        let for_connections = limit.saturating_sub(requirements.other_descriptors());
         Some(Cap {
-            connections: for_connections / need.sockets_per_connection(),
+            connections: for_connections / requirements.sockets_per_connection(),
             kind: CapKind::Watches,
             reason: format!("{} is {}", Self::NAME, format::count(limit)),
-            remedy: sysctl(Self::NAME, Self::needed(need)),
+            remedy: sysctl(Self::NAME, Self::needed(requirements)),
         })
     }
 
-    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+    fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
         let present = machine.epoll_watches_max.map(|present| [present]);
         raised(
             Self::NAME,
-            [files_granted(need)],
+            [files_granted(requirements)],
             present,
             "descriptors that a user's processes may watch",
         )
@@ -240,19 +252,21 @@ impl LockedMemory {
     const NAME: &str = "RLIMIT_MEMLOCK";
 
     /// For all processes on this machine.
-    fn needed_bytes(machine: &Machine, need: &Need) -> u64 {
-        machine.locked_bytes_needed(need).saturating_mul(need.sockets_per_connection())
+    fn needed_bytes(machine: &Machine, requirements: &Requirements) -> u64 {
+        machine
+            .locked_bytes_needed(requirements)
+            .saturating_mul(requirements.sockets_per_connection())
     }
 }
 
 impl Limit for LockedMemory {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
         let present = machine.locked_bytes_max;
         let shown = present.map_or_else(|| "unlimited".to_owned(), format::bytes);
-        if need.file_table == FileTable::Process {
+        if requirements.file_table == FileTable::Process {
             return not_needed(Self::NAME, shown);
         }
-        let needed = Self::needed_bytes(machine, need);
+        let needed = Self::needed_bytes(machine, requirements);
         let status = if present.is_none_or(|present| needed <= present) {
             RowStatus::Pass
         } else {
@@ -274,28 +288,28 @@ impl Limit for LockedMemory {
         })
     }
 
-    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
-        if need.file_table == FileTable::Process {
+    fn cap(&self, machine: &Machine, requirements: &Requirements) -> Option<Cap> {
+        if requirements.file_table == FileTable::Process {
             return None;
         }
         Some(Cap {
-            connections: machine.places_max(need)?,
+            connections: machine.places_max(requirements)?,
             kind: CapKind::Descriptors,
             reason: format!(
                 "a table of registered files has {} places, and takes a descriptor and {} of locked memory; {}",
                 format::count(machine.descriptors_max()?.min(1 << 20)),
                 format::bytes(2 * 4096),
-                machine.tables_bound(need)?
+                machine.tables_bound(requirements)?
             ),
             remedy: format!(
                 "ulimit -Hn {} -l {} as root in the shell that starts it",
-                descriptors_granted(machine, need),
-                Self::needed_bytes(machine, need).div_ceil(1024)
+                descriptors_granted(machine, requirements),
+                Self::needed_bytes(machine, requirements).div_ceil(1024)
             ),
         })
     }
 }
 
-fn tune_script(need: &Need) -> &'static str {
-    if need.role == Role::Client { "scripts/tune-client" } else { "scripts/tune-server" }
+fn tune_script(requirements: &Requirements) -> &'static str {
+    if requirements.role == Role::Client { "scripts/tune-client" } else { "scripts/tune-server" }
 }

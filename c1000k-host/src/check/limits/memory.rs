@@ -2,7 +2,7 @@
 
 use {
     super::{Cap, CapKind, Limit, at_least, compare, raised, unreadable},
-    crate::check::{Machine, Need, Row, RowStatus, Setting, predict},
+    crate::check::{Machine, Requirements, Row, RowStatus, Setting, predict},
     crate::{format, memory::MemoryBound, text},
 };
 
@@ -13,8 +13,8 @@ const BUFFER_DEFAULT_BYTES_MIN: u64 = 4_096;
 pub(super) struct Available;
 
 impl Limit for Available {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
-        let prediction = predict(need);
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
+        let prediction = predict(requirements);
         let needed = prediction.total_bytes();
         let present = machine.memory.as_ref();
         let row = Row {
@@ -44,10 +44,11 @@ impl Limit for Available {
         })
     }
 
-    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
+    fn cap(&self, machine: &Machine, requirements: &Requirements) -> Option<Cap> {
         let room = machine.memory.as_ref()?;
-        let bytes_per_connection = (need.sockets_per_connection() * need.kernel_bytes_per_socket())
-            .saturating_add(need.user_bytes_per_connection);
+        let bytes_per_connection = (requirements.sockets_per_connection()
+            * requirements.kernel_bytes_per_socket())
+        .saturating_add(requirements.user_bytes_per_connection);
         let place = match &room.bound_by {
             MemoryBound::Machine => String::new(),
             MemoryBound::Cgroup(directory) => {
@@ -74,8 +75,9 @@ impl Limit for Available {
 pub(super) struct SocketData;
 
 impl Limit for SocketData {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
-        let needed = need.in_flight.saturating_mul(2 * need.sockets_per_connection());
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
+        let needed =
+            requirements.in_flight.saturating_mul(2 * requirements.sockets_per_connection());
         let present = machine.tcp_mem_pages.map(|[_, pressure, _]| pressure);
         let row = at_least("net.ipv4.tcp_mem, pressure", needed, present).with_remedy(|| {
             format!(
@@ -89,9 +91,9 @@ impl Limit for SocketData {
     }
 
     /// A page per connection, at most half of the memory.
-    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+    fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
         let half_pages = machine.memory_total_bytes? / text::page_bytes() / 2;
-        let third = (need.connections / 2).min(half_pages / 3);
+        let third = (requirements.connections / 2).min(half_pages / 3);
         let needed = [1, 2, 3].map(|thirds| third * thirds);
         let purpose = "pages, not bytes, for queued data";
         raised("net.ipv4.tcp_mem", needed, machine.tcp_mem_pages, purpose)
@@ -102,7 +104,7 @@ impl Limit for SocketData {
 pub(super) struct ReceiveBuffer;
 
 impl Limit for ReceiveBuffer {
-    fn row(&self, machine: &Machine, _need: &Need) -> Row {
+    fn row(&self, machine: &Machine, _need: &Requirements) -> Row {
         buffer("net.ipv4.tcp_rmem", machine.tcp_rmem_bytes, "4096 131072 6291456")
     }
 }
@@ -111,7 +113,7 @@ impl Limit for ReceiveBuffer {
 pub(super) struct SendBuffer;
 
 impl Limit for SendBuffer {
-    fn row(&self, machine: &Machine, _need: &Need) -> Row {
+    fn row(&self, machine: &Machine, _need: &Requirements) -> Row {
         buffer("net.ipv4.tcp_wmem", machine.tcp_wmem_bytes, "4096 16384 4194304")
     }
 }

@@ -5,7 +5,7 @@ mod memory;
 mod network;
 
 use {
-    super::{Machine, Need, Row, RowStatus, Setting},
+    super::{Machine, Requirements, Row, RowStatus, Setting},
     crate::format,
     std::fmt,
 };
@@ -13,16 +13,16 @@ use {
 /// One limit of a machine.
 trait Limit {
     /// The value that the target needs, and the present one.
-    fn row(&self, machine: &Machine, need: &Need) -> Row;
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row;
 
     /// The maximum number of connections that it allows; `None` if it does not bind them, or can't be read.
-    fn cap(&self, _machine: &Machine, _need: &Need) -> Option<Cap> {
+    fn cap(&self, _machine: &Machine, _need: &Requirements) -> Option<Cap> {
         None
     }
 
     /// The permanent setting for it, with room for other programs of the machine; `None` if this machine or this role
     /// does not need it.
-    fn setting(&self, _machine: &Machine, _need: &Need) -> Option<Setting> {
+    fn setting(&self, _machine: &Machine, _need: &Requirements) -> Option<Setting> {
         None
     }
 }
@@ -52,23 +52,23 @@ const LIMITS: &[&dyn Limit] = &[
 ];
 
 /// Compares each limit of the machine with what the target needs.
-pub fn table(machine: &Machine, need: &Need) -> Vec<Row> {
-    LIMITS.iter().map(|limit| limit.row(machine, need)).collect()
+pub fn table(machine: &Machine, requirements: &Requirements) -> Vec<Row> {
+    LIMITS.iter().map(|limit| limit.row(machine, requirements)).collect()
 }
 
 /// The settings for the target, limit by limit. Both ends of the connections may be on the machine, and belong to one
 /// user, whatever the role is.
-pub fn settings(machine: &Machine, need: &Need) -> Vec<Setting> {
-    LIMITS.iter().filter_map(|limit| limit.setting(machine, need)).collect()
+pub fn settings(machine: &Machine, requirements: &Requirements) -> Vec<Setting> {
+    LIMITS.iter().filter_map(|limit| limit.setting(machine, requirements)).collect()
 }
 /// The number that each limit of connections allows; the number of `need` is used only for the remedies.
-pub fn caps(machine: &Machine, need: &Need) -> impl Iterator<Item = Cap> {
-    LIMITS.iter().filter_map(|limit| limit.cap(machine, need))
+pub fn caps(machine: &Machine, requirements: &Requirements) -> impl Iterator<Item = Cap> {
+    LIMITS.iter().filter_map(|limit| limit.cap(machine, requirements))
 }
 
 /// The lowest of the [`caps`]; `None` if no limit can be read.
-pub fn largest_target(machine: &Machine, need: &Need) -> Option<Cap> {
-    caps(machine, need).min_by_key(|cap| cap.connections)
+pub fn largest_target(machine: &Machine, requirements: &Requirements) -> Option<Cap> {
+    caps(machine, requirements).min_by_key(|cap| cap.connections)
 }
 
 /// The limit that binds.

@@ -2,7 +2,7 @@
 
 use {
     super::{Cap, CapKind, Limit, OTHERS, at_least, not_needed, raised, sysctl, unreadable},
-    crate::check::{Machine, Need, Role, Row, RowStatus, Setting},
+    crate::check::{Machine, Requirements, Role, Row, RowStatus, Setting},
     crate::{
         format,
         ports::{LOCAL_PORTS_DEFAULT, port_room},
@@ -23,15 +23,15 @@ impl LocalPorts {
     const NAME: &str = "net.ipv4.ip_local_port_range";
 
     /// Local ports that are needed per source address.
-    fn needed(need: &Need) -> u64 {
-        let lanes = need.sources.unwrap_or(1).saturating_mul(need.ports).max(1);
-        need.connections.div_ceil(lanes)
+    fn needed(requirements: &Requirements) -> u64 {
+        let lanes = requirements.sources.unwrap_or(1).saturating_mul(requirements.ports).max(1);
+        requirements.connections.div_ceil(lanes)
     }
 
     /// The present range, widened to twice the number of ports that are needed: before Linux 6.3, `connect` slows down
     /// when half of a range is in use.
-    fn granted(need: &Need, present: &RangeInclusive<u16>) -> RangeInclusive<u16> {
-        let wanted = Self::needed(need).saturating_mul(2);
+    fn granted(requirements: &Requirements, present: &RangeInclusive<u16>) -> RangeInclusive<u16> {
+        let wanted = Self::needed(requirements).saturating_mul(2);
         let range = if wanted <= LOCAL_PORTS_DEFAULT.len() as u64 {
             LOCAL_PORTS_DEFAULT
         } else {
@@ -44,7 +44,7 @@ impl LocalPorts {
 }
 
 impl Limit for LocalPorts {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
         let present = machine.local_ports.as_ref();
         let reserved = match machine.local_ports_reserved {
             0 => String::new(),
@@ -53,10 +53,10 @@ impl Limit for LocalPorts {
         let shown = present.map_or_else(unreadable, |ports| {
             format!("{}-{}{reserved}", ports.start(), ports.end())
         });
-        if !need.connects_out() {
+        if !requirements.connects_out() {
             return not_needed(Self::NAME, shown);
         }
-        let needed = Self::needed(need);
+        let needed = Self::needed(requirements);
         let row = at_least(Self::NAME, needed, machine.local_ports_free());
         Row { needed: format::counted(needed, "port"), present: shown, ..row }.with_remedy(|| {
             let fewer = match machine.local_ports_reserved {
@@ -67,9 +67,9 @@ impl Limit for LocalPorts {
         })
     }
 
-    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
-        let present = machine.local_ports.as_ref().filter(|_| need.connects_out())?;
-        let granted = Self::granted(need, present);
+    fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
+        let present = machine.local_ports.as_ref().filter(|_| requirements.connects_out())?;
+        let granted = Self::granted(requirements, present);
         Some(Setting::Sysctl {
             name: Self::NAME,
             is_enough: granted == *present,
@@ -83,20 +83,21 @@ impl Limit for LocalPorts {
 pub(super) struct Tuples;
 
 impl Limit for Tuples {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
         const NAME: &str = "5-tuples, sources x ports x local";
         let ports = machine.local_ports_free();
-        let room = ports.map(|ports| port_room(need.sources.unwrap_or(1), need.ports, ports));
-        if !need.connects_out() {
+        let room = ports
+            .map(|ports| port_room(requirements.sources.unwrap_or(1), requirements.ports, ports));
+        if !requirements.connects_out() {
             return not_needed(NAME, room.map_or_else(unreadable, format::count));
         }
-        at_least(NAME, need.connections, room).with_remedy(|| {
+        at_least(NAME, requirements.connections, room).with_remedy(|| {
             "more source addresses (--source), more ports, or a wider range".to_owned()
         })
     }
 
-    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
-        let local = machine.local_ports_free().filter(|_| need.connects_out())?;
+    fn cap(&self, machine: &Machine, requirements: &Requirements) -> Option<Cap> {
+        let local = machine.local_ports_free().filter(|_| requirements.connects_out())?;
         let reserved = match machine.local_ports_reserved {
             0 => String::new(),
             count => {
@@ -106,30 +107,30 @@ impl Limit for Tuples {
                 )
             }
         };
-        let sources = need.sources.unwrap_or(1);
+        let sources = requirements.sources.unwrap_or(1);
         Some(Cap {
-            connections: port_room(sources, need.ports, local),
+            connections: port_room(sources, requirements.ports, local),
             kind: CapKind::Ports,
             reason: format!(
                 "{} x {} x {} is the number of 5-tuples{reserved}",
                 format::counted(sources, "source"),
-                format::counted(need.ports, "destination port"),
+                format::counted(requirements.ports, "destination port"),
                 format::counted(local, "local port")
             ),
             remedy: "give more source addresses (--source) or more ports (--ports)".to_owned(),
         })
     }
 
-    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
-        let present = machine.local_ports.as_ref().filter(|_| need.connects_out())?;
-        let local = LocalPorts::granted(need, present).len() as u64;
-        let sources = need.sources.unwrap_or(1);
-        let are_too_few = port_room(sources, need.ports, local) < need.connections;
+    fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
+        let present = machine.local_ports.as_ref().filter(|_| requirements.connects_out())?;
+        let local = LocalPorts::granted(requirements, present).len() as u64;
+        let sources = requirements.sources.unwrap_or(1);
+        let are_too_few = port_room(sources, requirements.ports, local) < requirements.connections;
         are_too_few.then(|| {
             Setting::Impossible(format!(
                 "the 5-tuples of {} x {} x {} are too few: more source addresses or more ports",
                 format::counted(sources, "source"),
-                format::counted(need.ports, "destination port"),
+                format::counted(requirements.ports, "destination port"),
                 format::counted(local, "local port")
             ))
         })
@@ -140,13 +141,13 @@ impl Limit for Tuples {
 pub(super) struct AcceptBacklog;
 
 impl Limit for AcceptBacklog {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
-        backlog("net.core.somaxconn", machine.somaxconn, need)
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
+        backlog("net.core.somaxconn", machine.somaxconn, requirements)
     }
 
-    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+    fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
         let purpose = "connections that wait to be accepted, for each listening port";
-        backlog_setting("net.core.somaxconn", machine.somaxconn, need, purpose)
+        backlog_setting("net.core.somaxconn", machine.somaxconn, requirements, purpose)
     }
 }
 
@@ -154,14 +155,14 @@ impl Limit for AcceptBacklog {
 pub(super) struct SynBacklog;
 
 impl Limit for SynBacklog {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
-        backlog("net.ipv4.tcp_max_syn_backlog", machine.tcp_max_syn_backlog, need)
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
+        backlog("net.ipv4.tcp_max_syn_backlog", machine.tcp_max_syn_backlog, requirements)
     }
 
-    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+    fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
         let purpose = "connections half open, for each listening port";
         let present = machine.tcp_max_syn_backlog;
-        backlog_setting("net.ipv4.tcp_max_syn_backlog", present, need, purpose)
+        backlog_setting("net.ipv4.tcp_max_syn_backlog", present, requirements, purpose)
     }
 }
 
@@ -171,38 +172,38 @@ const CONNTRACK_MAX: &str = "net.netfilter.nf_conntrack_max";
 pub(super) struct Conntrack;
 
 impl Limit for Conntrack {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
         match machine.conntrack {
             None => not_needed(CONNTRACK_MAX, "not loaded".to_owned()),
             Some(table) if table.count == 0 => Row {
-                remedy: (table.max < need.connections).then(|| {
+                remedy: (table.max < requirements.connections).then(|| {
                     format!(
                         "tracks nothing now; if a firewall starts tracking:\n{}",
-                        sysctl(CONNTRACK_MAX, need.connections)
+                        sysctl(CONNTRACK_MAX, requirements.connections)
                     )
                 }),
                 ..not_needed(CONNTRACK_MAX, format::count(table.max))
             },
             Some(table) => {
-                let needed = need.connections.saturating_add(table.count);
+                let needed = requirements.connections.saturating_add(table.count);
                 at_least(CONNTRACK_MAX, needed, Some(table.max)).with_sysctl(CONNTRACK_MAX, needed)
             }
         }
     }
 
-    fn cap(&self, machine: &Machine, need: &Need) -> Option<Cap> {
+    fn cap(&self, machine: &Machine, requirements: &Requirements) -> Option<Cap> {
         let table = machine.conntrack.filter(|table| table.count > 0)?;
         Some(Cap {
             connections: table.max.saturating_sub(table.count),
             kind: CapKind::Conntrack,
             reason: format!("nf_conntrack_max is {}", format::count(table.max)),
-            remedy: sysctl(CONNTRACK_MAX, need.connections.saturating_add(table.count)),
+            remedy: sysctl(CONNTRACK_MAX, requirements.connections.saturating_add(table.count)),
         })
     }
 
-    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
+    fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
         let table = machine.conntrack.filter(|table| table.count > 0 || table.is_held)?;
-        let needed = need.connections.saturating_add(OTHERS);
+        let needed = requirements.connections.saturating_add(OTHERS);
         raised(CONNTRACK_MAX, [needed], Some([table.max]), "connections that the firewall tracks")
     }
 }
@@ -216,27 +217,28 @@ impl Orphans {
 }
 
 impl Limit for Orphans {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
-        if need.role == Role::Client {
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
+        if requirements.role == Role::Client {
             return not_needed(
                 Self::NAME,
                 machine.tcp_max_orphans.map_or_else(unreadable, format::count),
             );
         }
-        let row = at_least(Self::NAME, need.connections, machine.tcp_max_orphans);
+        let row = at_least(Self::NAME, requirements.connections, machine.tcp_max_orphans);
         let status = if row.status == RowStatus::Fail { RowStatus::Advice } else { row.status };
         Row { status, ..row }.with_remedy(|| {
             format!(
                 "at a shutdown, connections beyond it are reset instead of flushed:\n{}",
-                sysctl(Self::NAME, need.connections)
+                sysctl(Self::NAME, requirements.connections)
             )
         })
     }
 
-    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
-        let present = machine.tcp_max_orphans.filter(|_| need.listens()).map(|present| [present]);
+    fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
+        let present =
+            machine.tcp_max_orphans.filter(|_| requirements.listens()).map(|present| [present]);
         let purpose = "connections that a shutdown flushes at once";
-        raised(Self::NAME, [need.connections], present, purpose)
+        raised(Self::NAME, [requirements.connections], present, purpose)
     }
 }
 
@@ -244,14 +246,14 @@ impl Limit for Orphans {
 pub(super) struct RpFilter;
 
 impl Limit for RpFilter {
-    fn row(&self, machine: &Machine, need: &Need) -> Row {
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
         const NAME: &str = "net.ipv4.conf.*.rp_filter";
         const MEANINGS: [&str; 3] = ["0 (off)", "1 (strict)", "2 (loose)"];
         let present = machine.rp_filter;
         let shown = present
             .and_then(|value| MEANINGS.get(usize::try_from(value).ok()?))
             .map_or_else(unreadable, |meaning| (*meaning).to_owned());
-        if !need.connects_out() || need.sources.is_none() {
+        if !requirements.connects_out() || requirements.sources.is_none() {
             return not_needed(NAME, shown);
         }
         let status = match present {
@@ -268,9 +270,10 @@ impl Limit for RpFilter {
     }
 
     /// If it is already loose, that may be because of this setting.
-    fn setting(&self, machine: &Machine, need: &Need) -> Option<Setting> {
-        let present = machine.rp_filter.filter(|&value| value > 0 && need.connects_out())?;
-        (need.sources > Some(1)).then(|| Setting::Sysctl {
+    fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
+        let present =
+            machine.rp_filter.filter(|&value| value > 0 && requirements.connects_out())?;
+        (requirements.sources > Some(1)).then(|| Setting::Sysctl {
             name: "net.ipv4.conf.all.rp_filter",
             values: vec![2],
             is_enough: present == 2,
@@ -288,21 +291,21 @@ fn wider_ports(needed: u64) -> String {
     }
 }
 
-fn backlog(name: &'static str, present: Option<u64>, need: &Need) -> Row {
-    if !need.listens() {
+fn backlog(name: &'static str, present: Option<u64>, requirements: &Requirements) -> Row {
+    if !requirements.listens() {
         return not_needed(name, present.map_or_else(unreadable, format::count));
     }
-    let needed = need.in_flight.div_ceil(need.ports.max(1));
+    let needed = requirements.in_flight.div_ceil(requirements.ports.max(1));
     at_least(name, needed, present).with_sysctl(name, needed)
 }
 
 fn backlog_setting(
     name: &'static str,
     present: Option<u64>,
-    need: &Need,
+    requirements: &Requirements,
     purpose: &'static str,
 ) -> Option<Setting> {
-    let present = present.filter(|_| need.listens())?;
-    let needed = need.in_flight.div_ceil(need.ports.max(1)).max(DEFAULT_BACKLOG);
+    let present = present.filter(|_| requirements.listens())?;
+    let needed = requirements.in_flight.div_ceil(requirements.ports.max(1)).max(DEFAULT_BACKLOG);
     raised(name, [needed], Some([present]), purpose)
 }

@@ -28,7 +28,7 @@ pub enum Role {
 
 /// A target.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Need {
+pub struct Requirements {
     /// Which end is here.
     pub role: Role,
     /// Connections to hold.
@@ -47,7 +47,7 @@ pub struct Need {
     pub file_table: FileTable,
 }
 
-impl Need {
+impl Requirements {
     /// A target with 100 ports, one source, at most 1,024 connects in flight, and 64 bytes of process memory per
     /// connection.
     pub fn new(role: Role, connections: u64) -> Self {
@@ -102,11 +102,13 @@ impl Need {
 }
 
 /// Predicts the memory of the target on this machine. If a run differs by more than a tenth, the prediction is wrong.
-pub fn predict(need: &Need) -> Prediction {
+pub fn predict(requirements: &Requirements) -> Prediction {
     Prediction {
-        connections: need.connections,
-        process_bytes: need.connections.saturating_mul(need.user_bytes_per_connection),
-        kernel_bytes: need.sockets().saturating_mul(need.kernel_bytes_per_socket()),
+        connections: requirements.connections,
+        process_bytes: requirements
+            .connections
+            .saturating_mul(requirements.user_bytes_per_connection),
+        kernel_bytes: requirements.sockets().saturating_mul(requirements.kernel_bytes_per_socket()),
     }
 }
 
@@ -116,18 +118,18 @@ mod tests {
 
     #[test]
     fn both_ends_cost_the_kernel_twice() {
-        let server = predict(&Need::new(Role::Server, 1_000_000));
+        let server = predict(&Requirements::new(Role::Server, 1_000_000));
         assert_eq!(server.kernel_bytes, 4_036_000_000);
         assert_eq!(server.process_bytes, 64_000_000);
         assert_eq!(server.total_bytes(), 4_100_000_000);
-        let both = predict(&Need::new(Role::Both, 1_000_000));
+        let both = predict(&Requirements::new(Role::Both, 1_000_000));
         assert_eq!(both.kernel_bytes, 2 * server.kernel_bytes);
     }
 
     #[test]
     fn an_absurd_target_saturates() {
-        let need = Need::new(Role::Both, u64::MAX);
-        assert_eq!(predict(&need).total_bytes(), u64::MAX);
-        assert_eq!(need.sockets(), u64::MAX);
+        let requirements = Requirements::new(Role::Both, u64::MAX);
+        assert_eq!(predict(&requirements).total_bytes(), u64::MAX);
+        assert_eq!(requirements.sockets(), u64::MAX);
     }
 }
