@@ -310,6 +310,8 @@ fn record(
         ramp_cpu_seconds: stats.ramp_cpu_seconds,
         in_flight_max: Some(arguments.in_flight_max as u64),
         has_rate: !arguments.stages.is_empty(),
+        connection_bytes: stats.usage.connection_bytes(),
+        process_bytes_per_connection: stats.usage.process_bytes_per_connection(),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::hdr::Interval;
 use crate::latency::Latencies;
 use crate::protocols::ECHO;
 use crate::run::some;
+use crate::usage::Usage;
 
 /// Why no more connections were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +106,8 @@ pub struct RunStats {
     pub(crate) retransmitted: Option<u64>,
     /// Bytes that stateless clients took.
     pub(crate) state_bytes: Option<u64>,
+    /// What the connections take of this machine's memory.
+    pub(crate) usage: Usage,
     series: Series<RampPoint>,
     /// When the series wants its next point, counted from `started`.
     sample_due: Duration,
@@ -143,6 +146,7 @@ impl RunStats {
             ramp_cpu_seconds: None,
             retransmitted: None,
             state_bytes: None,
+            usage: Usage::start(),
             series: Series::new(),
             sample_due: Duration::ZERO,
         })

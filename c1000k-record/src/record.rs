@@ -157,6 +157,29 @@ pub struct ClientRecord {
     /// Whether a rate was asked for (`--rate`, `--stages`).
     #[serde(default)]
     pub has_rate: bool,
+    /// The memory of one connection at the client's end, by layer; null for clients without sockets, and in older
+    /// records.
+    #[serde(default)]
+    pub connection_bytes: Option<ConnectionBytes>,
+    /// Growth of the client's process during the ramp, per connection; null if it could not be read.
+    #[serde(default)]
+    pub process_bytes_per_connection: Option<f64>,
+}
+
+/// The memory of one connection at the client's end, by layer.
+///
+/// The layers of the process are the sizes of their types, so what they allocate is not included: TLS keeps its keys and
+/// buffers on the heap. `process_bytes_per_connection` includes it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ConnectionBytes {
+    /// The kernel: growth of the slabs that connections use, per socket; null if the slabs can't be read.
+    pub kernel: Option<f64>,
+    /// The TLS session; 0 without TLS.
+    pub tls: u64,
+    /// The state of the protocol.
+    pub protocol: u64,
+    /// The reactor's slot, and the client's own state.
+    pub client: u64,
 }
 
 /// Messages sent during the hold, at times that were fixed before.
@@ -688,6 +711,7 @@ mod tests {
         assert_eq!(record.ramp_series, []);
         assert_eq!(record.file_table, None);
         assert_eq!(record.descriptors, None);
+        assert_eq!((record.connection_bytes, record.process_bytes_per_connection), (None, None));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::trend;
 /// A run makes two; of more, as a record might tell, the first are asked for.
 pub(crate) const PASSES_MAX: usize = 16;
 /// With fewer, a page more or less weighs on each of them.
-const CONNECTIONS_TO_WEIGH_MIN: u64 = 1_000;
+pub(crate) const CONNECTIONS_TO_WEIGH_MIN: u64 = 1_000;
 /// Sockets that others on the machine, and the 100 listeners, may open or close meanwhile.
 const SOCKETS_TOLERANCE: u64 = 200;
 /// Slab objects that caches keep aside per processor.

@@ -69,6 +69,23 @@ pub fn server_end_bytes(run: &Run) -> Option<f64> {
     Some(costs.iter().find(|cost| cost.host == run.server_host())?.end_bytes)
 }
 
+/// The bytes of one socket in each slab cache of a connection, by the server's record, the largest first.
+#[must_use]
+pub fn recorded_slabs(run: &Run) -> Vec<(&str, f64)> {
+    let Some(server) = run.server.as_ref().filter(|server| server.peak > 0) else {
+        return Vec::new();
+    };
+    let sockets = float(server.peak) * float(run.ends_in_kernel());
+    let slabs = server.kernel_bytes_by_slab.iter().flatten();
+    let mut slabs: Vec<_> = slabs
+        // The growth of all other caches is not a part of a connection.
+        .filter(|(name, _)| *name != "other")
+        .map(|(name, bytes)| (name.as_str(), float(*bytes) / sockets))
+        .collect();
+    slabs.sort_by(|(_, first), (_, second)| second.total_cmp(first));
+    slabs
+}
+
 fn kernel(run: &Run, host: &str) -> Option<HostCost> {
     let connections = run.connections_of(host)?;
     let before = run.snapshot(host, Moment::Before)?.slabs.as_ref()?;

@@ -10,6 +10,11 @@ pub(crate) fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) ->
     columns(heading, rows, |column| column > 0)
 }
 
+/// A table of text with one column of figures, the last but one.
+pub(crate) fn table_with_notes<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
+    columns(heading, rows, |column| column + 2 == N)
+}
+
 /// A table of which every column is text.
 pub(crate) fn text_table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
     columns(heading, rows, |_| false)

@@ -994,6 +994,47 @@ fn the_figures_are_to_be_had_for_a_spreadsheet() {
     assert_eq!(fixture.read("summary.csv"), text);
 }
 
+#[test]
+fn the_memory_of_a_connection_is_shown_by_layer() {
+    let fixture = Fixture::one_host();
+    assert!(!stdout(&fixture.summarize(&["--format", "markdown"])).contains("By layer"));
+    fixture.set("client.json", "protocol", json!("wss"));
+    let layers = json!({"kernel": 3_850.0, "tls": 1_312, "protocol": 24, "client": 40});
+    fixture.set("client.json", "connection_bytes", layers.clone());
+    fixture.set("client.json", "process_bytes_per_connection", json!(9_876.5));
+    fixture.set("server.json", "kernel_bytes_by_slab", json!({"TCP": 500_000_000, "other": 2}));
+    let row = |page: &str, end: &str, layer: &str| {
+        let cells = |line: &str| line.split('|').map(|cell| cell.trim().to_owned()).collect();
+        let mut rows = page.lines().map(|line| -> Vec<String> { cells(line) });
+        let row = rows.find(|cells| cells.len() == 6 && cells[1] == end && cells[2] == layer);
+        row.map(|cells| cells[3].clone())
+    };
+    let client = |page: &str| {
+        ["kernel", "TLS", "wss", "client", "whole process"].map(|layer| row(page, "client", layer))
+    };
+    let shown = ["3,850 B", "1,312 B", "24.0 B", "40.0 B", "9,877 B"];
+    let shown = shown.map(|text| Some(text.to_owned()));
+    let page = stdout(&fixture.summarize(&["--format", "markdown"]));
+    assert_eq!(client(&page), shown, "{page}");
+    assert_eq!(row(&page, "server", "whole process").unwrap(), "24.6 B");
+    assert_eq!(row(&page, "server", "kernel, TCP"), None, "the snapshots have it");
+    let summary: Value =
+        serde_json::from_str(&stdout(&fixture.summarize(&["--format", "json"]))).unwrap();
+    assert_eq!(summary["clients"][0]["connection_bytes"], layers);
+
+    fixture.remove("snapshots");
+    let page = stdout(&fixture.summarize(&["--format", "markdown"]));
+    assert_eq!(client(&page), shown, "{page}");
+    assert_eq!(row(&page, "server", "kernel").unwrap(), "3,850 B");
+    // Of 100,000 connections with both ends in this kernel.
+    assert_eq!(row(&page, "server", "kernel, TCP").unwrap(), "2,500 B");
+    assert_eq!(row(&page, "server", "kernel, other"), None);
+
+    fixture.set("client.json", "established", json!(999));
+    let page = stdout(&fixture.summarize(&["--format", "markdown"]));
+    assert_eq!(row(&page, "client", "whole process"), None, "too few to weigh one of them");
+}
+
 fn workload(sent: u64, p99: u64) -> Value {
     json!({
         "connections": 100_000, "period_seconds": 60.0, "seconds": 60.0, "sent": sent,

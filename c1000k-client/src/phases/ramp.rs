@@ -55,6 +55,7 @@ impl Ramp {
         run.stats.failures.count_unfinished(run.opening.under_way as u64);
         run.stats.failed += run.end_opening(cx);
         run.stats.sample(Instant::now());
+        run.stats.usage.note_peak(run.stats.held);
         run.stats.verify_seconds =
             run.stats.verified_passes.iter().map(|_| run.stats.ramp.as_secs_f64()).collect();
         if !run.settings.verify && run.stats.turned_away > 0 {

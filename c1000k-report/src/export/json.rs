@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::error::Error;
 
 use c1000k_record::{
-    Churn, ClientRecord, FileTable, LatencyUs, Limit, ServerRecord, Storm, Threshold, Workload,
+    Churn, ClientRecord, ConnectionBytes, FileTable, LatencyUs, Limit, ServerRecord, Storm,
+    Threshold, Workload,
 };
 use serde::Serialize;
 
@@ -121,6 +122,8 @@ struct Client<'a> {
     held_from: Option<&'a str>,
     held_until: Option<&'a str>,
     file_table: Option<FileTable>,
+    connection_bytes: Option<ConnectionBytes>,
+    process_bytes_per_connection: Option<f64>,
     workload: Option<&'a Workload>,
     churn: Option<&'a Churn>,
     storm: Option<&'a Storm>,
@@ -221,6 +224,8 @@ impl<'a> Client<'a> {
             held_from: client.held_from.as_deref(),
             held_until: client.held_until.as_deref(),
             file_table: client.file_table,
+            connection_bytes: client.connection_bytes,
+            process_bytes_per_connection: client.process_bytes_per_connection,
             workload: client.workload.as_ref(),
             churn: client.churn.as_ref(),
             storm: client.storm.as_ref(),

@@ -8,17 +8,23 @@ use c1000k_record::{ClientRecord, LatencyUs, Threshold};
 
 use super::Export;
 use crate::Report;
-use crate::agree::{Check, PASSES_MAX};
+use crate::agree::{CONNECTIONS_TO_WEIGH_MIN, Check, PASSES_MAX};
 use crate::chart::Chart;
 use crate::compare::Comparison;
 use crate::cost::{self, HostCost, float};
 use crate::escape::markdown;
 use crate::run::{Moment, Run, Topology, total};
-use crate::table::{table, text_table};
+use crate::table::{table, table_with_notes, text_table};
 use crate::{trend, verdict};
 
 /// More are not shown.
 const THRESHOLDS_MAX: usize = 100;
+
+/// Of a server's record; more are not shown.
+const SLABS_MAX: usize = 20;
+
+/// How the kernel's part of a connection is measured.
+const SLABS: &str = "growth of its slabs, per socket";
 
 /// `scripts/million` writes some ten.
 const MACHINE_LINES_MAX: usize = 100;
@@ -246,17 +252,62 @@ fn cost_section(run: &Run) -> String {
         seen(memory.peak_bytes.map(format::bytes))
     );
     let kernels = cost::kernels(run);
-    if kernels.is_empty() {
-        text.push_str(&kernel_told(run));
-    }
     if kernels.iter().any(|cost| !cost.caches.is_empty()) {
         text.push_str(
             "A kernel merges caches whose objects have one size, and shows them under the name of \
              one of them.\n\n",
         );
     }
-    let blocks: Vec<String> = kernels.iter().map(kernel_cost).collect();
+    let mut blocks: Vec<String> = kernels.iter().map(kernel_cost).collect();
+    if blocks.is_empty() {
+        blocks.push(kernel_told(run));
+    }
+    blocks.extend(layers(run));
     text + &blocks.join("\n")
+}
+
+/// The memory of a connection by layer, at the client's end and at the server's. `None` without a client's figures.
+fn layers(run: &Run) -> Option<String> {
+    let mut rows = Vec::new();
+    let mut add = |end: &str, layer: &str, bytes: Option<f64>, note: &str| {
+        rows.extend(bytes.map(|bytes| {
+            [end.to_owned(), layer.to_owned(), format::bytes_each(bytes), note.to_owned()]
+        }));
+    };
+    let mut has_layers = false;
+    for (name, client) in &run.clients {
+        // With few connections, the growth of the process is mostly that of its fixed parts.
+        let is_weighed = client.established >= CONNECTIONS_TO_WEIGH_MIN;
+        let process = client.process_bytes_per_connection.filter(|_| is_weighed);
+        let Some(layers) = client.connection_bytes else { continue };
+        has_layers = true;
+        add(name, "kernel", layers.kernel.filter(|_| is_weighed), SLABS);
+        add(
+            name,
+            "TLS",
+            Some(float(layers.tls)).filter(|tls| *tls > 0.0),
+            "session, size of the type",
+        );
+        let protocol = if client.protocol.is_empty() { "protocol" } else { &client.protocol };
+        add(name, protocol, Some(float(layers.protocol)), "state, size of the type");
+        add(name, "client", Some(float(layers.client)), "slot and state, sizes of the types");
+        add(name, "whole process", process, "growth during the ramp, with all that it allocates");
+    }
+    let kernel =
+        cost::server_end_bytes(run).or_else(|| run.server.as_ref()?.kernel_bytes_per_connection);
+    add("server", "kernel", kernel, SLABS);
+    // The snapshots have them in more detail.
+    let is_shown = cost::kernels(run).is_empty()
+        && run.server.as_ref().is_some_and(|server| server.peak >= CONNECTIONS_TO_WEIGH_MIN);
+    let slabs = if is_shown { cost::recorded_slabs(run) } else { Vec::new() };
+    for (name, bytes) in slabs.into_iter().take(SLABS_MAX) {
+        add("server", &format!("kernel, {name}"), Some(bytes), "growth of this slab, per socket");
+    }
+    add("server", "whole process", cost::process(run).bytes_each, "growth from start to peak");
+    has_layers.then(|| {
+        let heading = ["end", "layer", "a connection", "measured as"];
+        format!("By layer, at each end of a connection:\n\n{}", table_with_notes(heading, &rows))
+    })
 }
 
 /// What the server says itself, where no snapshots do.
