@@ -446,6 +446,7 @@ impl<'a, P: Protocol> Client<'a, P> {
     fn tick(&mut self, cx: &mut Cx<P>) {
         self.tick = arm(cx, TICK);
         self.run.publish();
+        self.run.stats.sample_hold(Instant::now());
         let is_stalled = self.run.stall.tick() > self.run.patience();
         self.phase.tick(cx, &mut self.run, is_stalled);
     }

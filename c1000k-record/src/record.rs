@@ -164,6 +164,12 @@ pub struct ClientRecord {
     /// Growth of the client's process during the ramp, per connection; null if it could not be read.
     #[serde(default)]
     pub process_bytes_per_connection: Option<f64>,
+    /// The client over the time after the ramp, until the end; at most 3,600 points.
+    #[serde(default)]
+    pub hold_series: Vec<RampPoint>,
+    /// The processors of its machine; null if they could not be counted.
+    #[serde(default)]
+    pub processors: Option<u64>,
 }
 
 /// The memory of one connection at the client's end, by layer.
@@ -361,6 +367,9 @@ pub struct ServerRecord {
     /// Where its sockets lived; null where it did not say.
     #[serde(default)]
     pub file_table: Option<FileTable>,
+    /// The processors of its machine; null if they could not be counted.
+    #[serde(default)]
+    pub processors: Option<u64>,
 }
 
 /// Where the sockets of a program live.
@@ -475,17 +484,38 @@ pub struct Descriptors {
     pub hard: u64,
 }
 
-/// One point of a client's ramp.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// One point of a client's ramp, or of the time after it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RampPoint {
     /// Since the first connect.
     pub seconds: f64,
     /// Connections held then.
     pub established: u64,
+    /// Attempts that had failed by then: errno name to count; null in older records.
+    #[serde(default)]
+    pub failures: Option<BTreeMap<String, u64>>,
+    /// Connections that were lost by then; null in older records.
+    #[serde(default)]
+    pub lost: Option<u64>,
+    /// The median latency of the connects that completed just before, in microseconds; null if there were none.
+    #[serde(default)]
+    pub connect_p50_us: Option<u64>,
+    /// The latency that 99% of them did not exceed.
+    #[serde(default)]
+    pub connect_p99_us: Option<u64>,
+    /// Processor time spent so far, in the program and in the kernel on its behalf.
+    #[serde(default)]
+    pub cpu_seconds: Option<f64>,
+    /// Time that all processors of the machine together have been busy since it started.
+    #[serde(default)]
+    pub machine_busy_seconds: Option<f64>,
+    /// The part of it in soft interrupts, which handle packets.
+    #[serde(default)]
+    pub machine_softirq_seconds: Option<f64>,
 }
 
 /// One point of a server's life.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServerPoint {
     /// Since the server began.
     pub seconds: f64,
@@ -498,6 +528,15 @@ pub struct ServerPoint {
     /// Processor time spent so far, in the program and in the kernel on its behalf.
     #[serde(default)]
     pub cpu_seconds: Option<f64>,
+    /// Time that all processors of the machine together have been busy since it started.
+    #[serde(default)]
+    pub machine_busy_seconds: Option<f64>,
+    /// The part of it in soft interrupts, which handle packets.
+    #[serde(default)]
+    pub machine_softirq_seconds: Option<f64>,
+    /// Connections that were refused by then: reason to count; null in older records.
+    #[serde(default)]
+    pub refused_by: Option<BTreeMap<String, u64>>,
 }
 
 /// How a server kept from running out of memory.

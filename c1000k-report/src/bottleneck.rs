@@ -187,7 +187,7 @@ fn speed(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding
 }
 
 /// Which share of the time the server's threads were busy while the connections came.
-fn busy_share(server: &ServerRecord) -> Option<f64> {
+pub(crate) fn busy_share(server: &ServerRecord) -> Option<f64> {
     let enough = float(server.peak) * PEAK_SHARE;
     let before = server.series.iter().rposition(|point| point.open == 0 && point.seconds >= 0.0);
     let end = server.series.iter().position(|point| float(point.open) >= enough)?;

@@ -1,8 +1,12 @@
 //! The charts of a run, as SVG that needs no font of the machine it is drawn on.
 
+mod growth;
+mod timeline;
+
 use std::error::Error;
 
 use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -30,8 +34,17 @@ pub struct Chart {
 /// # Errors
 /// A drawing can't be laid out.
 pub fn charts(run: &Run) -> Result<Vec<Chart>, Box<dyn Error>> {
-    let drawn =
-        [connections(run)?, rate(run)?, latency(run)?, cost_per_connection(run)?, memory(run)?];
+    let drawn = [
+        connections(run)?,
+        rate(run)?,
+        growth::connect_latency(run)?,
+        latency(run)?,
+        timeline::errors(run)?,
+        timeline::processors(run)?,
+        cost_per_connection(run)?,
+        growth::memory(run)?,
+        memory(run)?,
+    ];
     Ok(drawn.into_iter().flatten().collect())
 }
 
@@ -95,7 +108,7 @@ fn memory(run: &Run) -> Drawn<Option<Chart>> {
 /// A name and points of seconds and value.
 type Line = (String, Vec<(f64, f64)>);
 
-/// What the upright axis counts.
+/// What an axis counts.
 struct Scale {
     label: &'static str,
     text: fn(f64) -> String,
@@ -131,12 +144,30 @@ fn draw_lines<'a>(
     (seconds, most): (f64, f64),
     lines: impl Iterator<Item = &'a [(f64, f64)]>,
 ) -> Drawn<()> {
+    let mut plot = plot(area, &TIME, scale, (seconds, most))?;
+    for (points, colour) in lines.zip(COLOURS) {
+        plot.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
+    }
+    Ok(())
+}
+
+const TIME: Scale = Scale { label: "time, s", text: |value| format!("{value}") };
+
+type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+/// Axes and grid, from zero up.
+fn plot<'a, 'b>(
+    area: &'a Drawing<'b>,
+    across: &Scale,
+    upright: &Scale,
+    (right, top): (f64, f64),
+) -> Drawn<Plot<'a, 'b>> {
     let mut chart = ChartBuilder::on(area)
         .margin(12)
-        .margin_right(28)
+        .margin_right(40)
         .x_label_area_size(46)
         .y_label_area_size(98)
-        .build_cartesian_2d(0.0..seconds, 0.0..most * 1.08)?;
+        .build_cartesian_2d(0.0..right, 0.0..top * 1.08)?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
@@ -144,15 +175,12 @@ fn draw_lines<'a>(
         .axis_style(TEXT)
         .label_style(text(14))
         .axis_desc_style(text(15))
-        .x_desc("time, s")
-        .y_desc(scale.label)
-        .x_label_formatter(&|value| format!("{value}"))
-        .y_label_formatter(&|value| (scale.text)(*value))
+        .x_desc(across.label)
+        .y_desc(upright.label)
+        .x_label_formatter(&|value| (across.text)(*value))
+        .y_label_formatter(&|value| (upright.text)(*value))
         .draw()?;
-    for (points, colour) in lines.zip(COLOURS) {
-        chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
-    }
-    Ok(())
+    Ok(chart)
 }
 
 /// One of several figures over the same time.

@@ -20,7 +20,8 @@ pub(crate) fn text_table<const N: usize>(heading: [&str; N], rows: &[[String; N]
     columns(heading, rows, |_| false)
 }
 
-fn columns<const N: usize>(
+/// A table with a heading; the columns of figures stand right.
+pub(crate) fn columns<const N: usize>(
     heading: [&str; N],
     rows: &[[String; N]],
     is_right: impl Fn(usize) -> bool,

@@ -44,15 +44,14 @@ fn median(a: f64, b: f64, c: f64) -> f64 {
 
 /// When this many connections stood, on the straight line between two points.
 fn reached_at(ramp: &[RampPoint], connections: f64) -> Option<f64> {
-    let mut before = RampPoint { seconds: 0.0, established: 0 };
+    let (mut seconds, mut established) = (0.0, 0.0);
     for point in ramp {
         if float(point.established) >= connections {
-            let step = float(point.established) - float(before.established);
-            let share =
-                if step > 0.0 { (connections - float(before.established)) / step } else { 1.0 };
-            return Some(before.seconds + share * (point.seconds - before.seconds));
+            let step = float(point.established) - established;
+            let share = if step > 0.0 { (connections - established) / step } else { 1.0 };
+            return Some(seconds + share * (point.seconds - seconds));
         }
-        before = *point;
+        (seconds, established) = (point.seconds, float(point.established));
     }
     None
 }
@@ -66,7 +65,7 @@ mod tests {
         (1..=100)
             .map(|second| {
                 established += rate(second);
-                RampPoint { seconds: f64::from(second), established }
+                RampPoint { seconds: f64::from(second), established, ..RampPoint::default() }
             })
             .collect()
     }
@@ -95,7 +94,7 @@ mod tests {
         assert_eq!(tenths(&[]), None);
         assert_eq!(tenths(&ramp(|_| 1_000)[..9]), None);
         assert_eq!(tenths(&ramp(|_| 0)), None);
-        let frozen = vec![RampPoint { seconds: 0.0, established: 100 }; 20];
+        let frozen = vec![RampPoint { established: 100, ..RampPoint::default() }; 20];
         assert_eq!(tenths(&frozen), None);
     }
 }

@@ -115,7 +115,7 @@ impl<P: Protocol> Phase<P> for Ramp {
         conn: &mut Conn<P::State>,
     ) {
         let Some(latency) = run.note_open(cx, token, conn) else { return };
-        run.stats.connect_latency.record(latency);
+        run.stats.note_connect(latency);
         if run.settings.verify {
             run.open(cx, token, conn);
         } else {

@@ -57,7 +57,11 @@ fn events<'a>(page: &'a str, charts: &'a [Chart]) -> Vec<Event<'a>> {
             }
             Event::End(TagEnd::Image) => {
                 if let Some(chart) = chart.take() {
+                    let title = chart.title;
+                    let label = format!("<figure role=\"img\" aria-label=\"{title}\">");
+                    events.push(Event::Html(label.into()));
                     events.push(Event::Html(CowStr::Borrowed(&chart.svg)));
+                    events.push(Event::Html(CowStr::Borrowed("</figure>\n")));
                 }
             }
             // The title of a chart stands in the chart.

@@ -9,16 +9,20 @@ use c1000k_record::{ClientRecord, LatencyUs, Threshold};
 use super::Export;
 use crate::Report;
 use crate::agree::{CONNECTIONS_TO_WEIGH_MIN, Check, PASSES_MAX};
+use crate::bottleneck::busy_share;
 use crate::chart::Chart;
 use crate::compare::Comparison;
 use crate::cost::{self, HostCost, float};
 use crate::escape::markdown;
 use crate::run::{Moment, Run, Topology, total};
-use crate::table::{table, table_with_notes, text_table};
+use crate::table::{columns, table, table_with_notes, text_table};
 use crate::{trend, verdict};
 
 /// More are not shown.
 const THRESHOLDS_MAX: usize = 100;
+
+/// Of each kind; more are not shown.
+const ERRORS_MAX: usize = 50;
 
 /// Of a server's record; more are not shown.
 const SLABS_MAX: usize = 20;
@@ -56,6 +60,8 @@ fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
         chart_section(charts),
         figures(run),
         clients(run),
+        errors_section(run),
+        processor_section(run),
         workload_section(run),
         reopened_section(run),
         thresholds(run),
@@ -147,6 +153,85 @@ fn clients(run: &Run) -> String {
     let heading =
         ["client", "held", "ramp", "connects", "latency p50", "latency p99", "latency max"];
     if rows.is_empty() { String::new() } else { table(heading, &rows) }
+}
+
+/// Nothing for a run without any.
+fn errors_section(run: &Run) -> String {
+    let mut rows = Vec::new();
+    let mut add = |program: &str, what: &str, count: u64| {
+        if count > 0 {
+            rows.push([program.to_owned(), what.to_owned(), format::count(count)]);
+        }
+    };
+    for (name, client) in &run.clients {
+        for (error, count) in client.failures.iter().take(ERRORS_MAX) {
+            add(name, &format!("attempts failed, {error}"), *count);
+        }
+        add(name, "connections lost", client.lost);
+    }
+    if let Some(server) = &run.server {
+        for (reason, count) in server.refused_by.iter().take(ERRORS_MAX) {
+            add("server", &format!("connections refused, {reason}"), *count);
+        }
+        for (error, count) in server.accept_errors.iter().take(ERRORS_MAX) {
+            add("server", &format!("accepts failed, {error}"), *count);
+        }
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let heading = ["program", "error", "count"];
+    format!("## Errors\n\n{}", columns(heading, &rows, |column| column == 2))
+}
+
+/// Nothing without the client's figures: older records do not have them.
+fn processor_section(run: &Run) -> String {
+    let mut rows = Vec::new();
+    for (name, client) in &run.clients {
+        let (Some(user), Some(system)) = (client.cpu_user_seconds, client.cpu_system_seconds)
+        else {
+            continue;
+        };
+        let seconds = client.ramp_seconds;
+        let busy = client.ramp_cpu_seconds.filter(|_| seconds > 0.0).map(|cpu| cpu / seconds);
+        rows.push(processor_row(name, Some([user, system]), busy));
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    if let Some(server) = &run.server {
+        let total = [server.cpu_user_seconds, server.cpu_system_seconds];
+        rows.push(processor_row("server, each thread", Some(total), busy_share(server)));
+    }
+    for (name, client) in &run.clients {
+        let machine =
+            if run.is_one_kernel() { "machine".into() } else { format!("machine of {name}") };
+        let Some([busy, softirq]) = machine_shares(client) else { continue };
+        rows.push(processor_row(&format!("{machine}, all processors"), None, Some(busy)));
+        rows.push(processor_row(&format!("{machine}, soft interrupts"), None, Some(softirq)));
+        if run.is_one_kernel() {
+            break;
+        }
+    }
+    let heading = ["", "user", "system", "busy during the ramp"];
+    format!("## Processor time\n\n{}", table(heading, &rows))
+}
+
+fn processor_row(name: &str, total: Option<[f64; 2]>, busy: Option<f64>) -> [String; 4] {
+    let [user, system] = match total {
+        Some(total) => total.map(format::duration),
+        None => ["-", "-"].map(str::to_owned),
+    };
+    [name.to_owned(), user, system, seen(busy.map(|share| format::percent(share.clamp(0.0, 1.0))))]
+}
+
+/// The share of the time of all processors that was spent during the ramp, and the part of soft interrupts.
+fn machine_shares(client: &ClientRecord) -> Option<[f64; 2]> {
+    let (first, last) = (client.ramp_series.first()?, client.ramp_series.last()?);
+    let all = (last.seconds - first.seconds) * float(client.processors?);
+    let busy = last.machine_busy_seconds? - first.machine_busy_seconds?;
+    let softirq = last.machine_softirq_seconds? - first.machine_softirq_seconds?;
+    (all > 0.0).then_some([busy / all, softirq / all])
 }
 
 /// Latencies are counted from the time a message was due.
