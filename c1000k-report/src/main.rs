@@ -26,7 +26,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write summary.md, report.html, summary.json and the charts into the folder of a run, and print its verdict.
+    /// Write summary.md, report.html, summary.json, summary.csv, series.csv and the charts into the folder of a run, and
+    /// print its verdict.
     ///
     /// Exits with 0 if the target was reached and no check disagrees, with 1 if the run fell short, if a client's or
     /// the server's record is missing, or if clients, server and kernel disagree. What only the snapshots of the kernel
@@ -43,8 +44,8 @@ enum Command {
     },
     /// Print the figures of two runs side by side.
     ///
-    /// A folder may hold several runs instead, each in a folder of its own: then medians are compared, and the noise stands
-    /// beside each ratio.
+    /// A folder may have several runs instead, each in its own folder. Then medians are compared, each with its minimum
+    /// and maximum, and each difference is within the noise or beyond it.
     Compare {
         /// The folder of the one run
         first: PathBuf,
@@ -155,27 +156,13 @@ fn compare(
     second: &Path,
     format: Option<Format>,
 ) -> Result<ExitCode, Box<dyn Error>> {
-    let names = [first, second].map(|folder| folder.display().to_string());
-    let comparison = Comparison::new(names, [&runs(first)?, &runs(second)?]);
+    let comparison = Comparison::read(first, second)?;
     let text = match format {
         Some(format) => format.exporter().compare(&comparison)?,
         None => comparison.table(),
     };
     deliver(&text)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The run of a folder, or those of the folders in it.
-fn runs(folder: &Path) -> Result<Vec<Run>, RunError> {
-    let read = Run::read(folder);
-    if read.is_ok() {
-        return read.map(|run| vec![run]);
-    }
-    let folders = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
-    let mut folders: Vec<PathBuf> = folders.map(|entry| entry.path()).collect();
-    folders.sort();
-    let runs: Vec<Run> = folders.iter().filter_map(|folder| Run::read(folder).ok()).collect();
-    if runs.is_empty() { read.map(|run| vec![run]) } else { Ok(runs) }
 }
 
 fn print_schema(program: Program) -> Result<ExitCode, Box<dyn Error>> {

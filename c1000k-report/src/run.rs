@@ -484,6 +484,12 @@ fn hosts(folder: &Path) -> BTreeMap<String, BTreeMap<String, Snapshot>> {
     names(folder).unwrap_or_default().into_iter().map(shown_moments).collect()
 }
 
+/// The folders in a folder, sorted; none if it can't be read.
+pub(crate) fn folders_in(folder: &Path) -> Vec<PathBuf> {
+    let paths = names(folder).unwrap_or_default().into_iter().map(|name| folder.join(name));
+    paths.filter(|path| path.is_dir()).collect()
+}
+
 /// The names in a folder, sorted.
 fn names(folder: &Path) -> io::Result<Vec<OsString>> {
     let names: io::Result<Vec<_>> =

@@ -92,7 +92,7 @@ pub fn checks_made_with_snapshots(page: &str) -> Option<usize> {
         .try_fold(0_usize, |sum, count| sum.checked_add(count?))
 }
 
-fn headline(run: &Run) -> String {
+pub(crate) fn headline(run: &Run) -> String {
     let word = match run.verdict() {
         Some(Verdict::Held) => "Held, not verified".to_owned(),
         Some(verdict) => capitalized(&verdict.to_string()),

@@ -981,8 +981,35 @@ fn series_of_runs_are_compared_by_their_medians_with_the_noise_beside() {
     assert!(page.contains("Medians of 3 and 3 runs"), "{page}");
     assert!(compare("markdown").contains(" 20.0% |"), "{}", compare("markdown"));
     let lines = compare("csv");
-    assert!(lines.starts_with("figure,first,second,ratio,noise\n"), "{lines}");
+    assert!(lines.starts_with("figure,first,second,ratio,noise,"), "{lines}");
     assert!(lines.contains("\"server's CPU, user\",1,2,2,0.2"), "{lines}");
+    assert!(lines.contains(",beyond,seconds,0.9,1.1,3,2,2.1,3\n"), "{lines}");
+    assert_eq!(
+        (&cpu["difference"], &cpu["unit"], &cpu["first_min"], &cpu["second_runs"]),
+        (&json!("beyond"), &json!("seconds"), &json!(0.9), &json!(3))
+    );
+    assert_eq!(object["figures"]["held at once"]["difference"], "within");
+    assert!(page.contains("1.00 s (900.0 ms to 1.10 s)"), "{page}");
+    assert!(page.contains("beyond the noise</td>") && page.contains("<h2>Runs</h2>"), "{page}");
+    assert!(page.contains("run-2</td>") && !page.contains("://"), "{page}");
+    let points = compare("series");
+    assert!(points.starts_with("run,program,seconds,connections,"), "{points}");
+    assert_eq!(points.lines().count(), 1 + 6 * (40 + 61), "{points}");
+
+    // With one run on a side nothing is known of its noise.
+    let single = Fixture::one_host();
+    let single = single.path().to_str().unwrap();
+    let text = stdout(&report(&["compare", paths[0], single, "--format", "json"]));
+    let object: Value = serde_json::from_str(&text).unwrap();
+    let figures = object["figures"].as_object().unwrap();
+    assert!(figures.values().all(|figure| figure["difference"] == "unknown"), "{text}");
+    assert!(stdout(&report(&["compare", paths[0], single])).contains("| unknown"), "{text}");
+
+    // A broken record is no run less.
+    fs::write(first.path().join("run-1/client.json"), "{}").unwrap();
+    let output = report(&["compare", paths[0], paths[1]]);
+    assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
+    assert!(stderr(&output).contains("run-1"), "{}", stderr(&output));
 }
 
 #[test]
@@ -992,6 +1019,69 @@ fn the_figures_are_to_be_had_for_a_spreadsheet() {
     assert!(text.starts_with("figure,value\nasked for,100000\n"), "{text}");
     fixture.summarize(&[]);
     assert_eq!(fixture.read("summary.csv"), text);
+}
+
+#[test]
+fn the_figures_over_time_are_a_table_of_their_own() {
+    let fixture = Fixture::one_host();
+    let point = json!({"seconds": 0.5, "established": 7, "failures": {"ETIMEDOUT": 2, "EOF": 1},
+        "lost": 1, "connect_p50_us": 90, "connect_p99_us": 300, "cpu_seconds": 0.25,
+        "machine_busy_seconds": 9.5, "machine_softirq_seconds": null});
+    fixture.set("client.json", "ramp_series", json!([point]));
+    fixture.set("client.json", "hold_series", json!([{"seconds": 9.0, "established": 6}]));
+    fixture.summarize(&[]);
+    let rows = fixture.read("series.csv");
+    let lines: Vec<&str> = rows.lines().collect();
+    assert!(lines[0].ends_with(",machine_softirq_seconds,failed_EOF,failed_ETIMEDOUT"), "{rows}");
+    assert_eq!(lines[1], "client,0.5,7,3,1,,90,300,,,0.25,9.5,,1,2");
+    assert_eq!(lines[2], "client,9,6,,,,,,,,,,,,");
+    assert_eq!(lines[3], "server,0,0,,,,,,1000000,0,,,,,");
+    assert_eq!(lines.len(), 3 + 61);
+    assert_eq!(stdout(&fixture.summarize(&["--format", "series"])), rows);
+}
+
+#[test]
+fn errors_and_processor_time_have_their_tables_and_charts() {
+    let fixture = Fixture::one_host();
+    fixture.summarize(&[]);
+    let page = fixture.read("summary.md");
+    assert!(!page.contains("## Errors") && !page.contains("## Processor time"), "{page}");
+    assert!(!fixture.exists("errors.svg") && !fixture.exists("processors.svg"));
+
+    let point = |at: u64| {
+        json!({"seconds": at, "established": 2_500 * at, "failures": {"ETIMEDOUT": at / 2},
+            "lost": 0, "connect_p50_us": 100 * at, "connect_p99_us": 300 * at,
+            "cpu_seconds": at as f64 * 0.75, "machine_busy_seconds": 100.0 + 1.5 * at as f64,
+            "machine_softirq_seconds": 10.0 + 0.5 * at as f64})
+    };
+    let points = (0..=40).map(point);
+    fixture.set("client.json", "ramp_series", points.collect());
+    for (field, value) in [
+        ("failures", json!({"ETIMEDOUT": 20})),
+        ("processors", json!(2)),
+        ("cpu_user_seconds", json!(10.0)),
+        ("cpu_system_seconds", json!(30.0)),
+        ("ramp_cpu_seconds", json!(30.0)),
+    ] {
+        fixture.set("client.json", field, value);
+    }
+    fixture.summarize(&[]);
+    let page = fixture.read("summary.md");
+    let row = |of: &str| page.lines().find(|line| line.starts_with(of)).unwrap_or_default();
+    assert!(row("| client  | attempts failed, ETIMEDOUT").contains(" 20 |"), "{page}");
+    let of_client = |line: &&str| line.starts_with("| client ") && line.contains("30.00 s");
+    assert!(page.lines().find(of_client).unwrap().ends_with(" 75.0% |"), "{page}");
+    assert!(row("| machine, all processors").ends_with("75.0% |"), "{page}");
+    assert!(row("| machine, soft interrupts").ends_with("25.0% |"), "{page}");
+    for (chart, text) in [
+        ("errors.svg", "client, ETIMEDOUT"),
+        ("processors.svg", "machine, soft interrupts"),
+        ("connect-latency.svg", "client, p99"),
+        ("memory-growth.svg", "queued data"),
+    ] {
+        assert!(fixture.read(chart).contains(text), "{chart}");
+        assert!(page.contains(&format!("]({chart})")), "{page}");
+    }
 }
 
 #[test]

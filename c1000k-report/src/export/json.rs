@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::Export;
 use crate::agree::{Check, CheckOutcome};
 use crate::bottleneck::{self, Finding};
-use crate::compare::Comparison;
+use crate::compare::{Comparison, Row, Spread};
 use crate::cost::{self, HostCost, ProcessMemory};
 use crate::run::{Run, Topology};
 use crate::{Report, escape};
@@ -35,17 +35,13 @@ impl Export for Json {
     }
 
     fn compare(&self, comparison: &Comparison) -> Result<String, Box<dyn Error>> {
-        let [first, second] = &comparison.names;
-        let figures = comparison.rows.iter().map(|row| {
-            let [first, second] = row.values;
-            let ratio = row.ratio();
-            (row.name, Compared { first, second, ratio, noise: row.noise })
-        });
+        let [first, second] = &comparison.sides;
+        let figures = comparison.rows.iter().map(|row| (row.name, Compared::of(row)));
         let object = Compare {
             schema: "c1000k.comparison/1",
-            first,
-            second,
-            runs: comparison.runs,
+            first: &first.name,
+            second: &second.name,
+            runs: [first.runs.len(), second.runs.len()],
             figures: figures.collect(),
         };
         Ok(escape::json(&serde_json::to_string_pretty(&object)?) + "\n")
@@ -68,8 +64,38 @@ struct Compared {
     first: Option<f64>,
     second: Option<f64>,
     ratio: Option<f64>,
-    /// How far the runs of one side lie apart, as a share of their median; null with one run each.
+    /// The range of the runs of one side as a share of their median; null with one run each.
     noise: Option<f64>,
+    /// `unknown`, `within` the noise or `beyond` it.
+    difference: &'static str,
+    unit: &'static str,
+    first_min: Option<f64>,
+    first_max: Option<f64>,
+    first_runs: usize,
+    second_min: Option<f64>,
+    second_max: Option<f64>,
+    second_runs: usize,
+}
+
+impl Compared {
+    fn of(row: &Row) -> Self {
+        let [first, second] = row.values;
+        let runs = |side: Option<Spread>| side.map_or(0, |side| side.runs);
+        Self {
+            first: first.map(|side| side.median),
+            second: second.map(|side| side.median),
+            ratio: row.ratio(),
+            noise: row.noise(),
+            difference: row.difference().name(),
+            unit: row.unit.name(),
+            first_min: first.map(|side| side.min),
+            first_max: first.map(|side| side.max),
+            first_runs: runs(first),
+            second_min: second.map(|side| side.min),
+            second_max: second.map(|side| side.max),
+            second_runs: runs(second),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]

@@ -6,6 +6,7 @@ mod csv;
 mod html;
 mod json;
 mod markdown;
+mod series;
 
 use std::error::Error;
 
@@ -45,6 +46,8 @@ pub enum Format {
     Json,
     /// The figures of summary.csv
     Csv,
+    /// The figures over time of series.csv
+    Series,
 }
 
 impl Format {
@@ -56,6 +59,7 @@ impl Format {
             Self::Html => &html::Html,
             Self::Json => &json::Json,
             Self::Csv => &csv::Csv,
+            Self::Series => &series::Series,
         }
     }
 }
