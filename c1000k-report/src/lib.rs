@@ -2,12 +2,12 @@
 //!
 //! From what the program `c1000k-report` reads to what it writes:
 //! - [`run`] and [`snapshot`] read the folder of a run.
-//! - [`cost`], [`trend`] and [`agree`] draw conclusions, which a [`Report`] has together with the charts.
+//! - [`cost`], [`trend`] and [`checks`] draw conclusions, which a [`Report`] has together with the charts.
 //! - [`verdict`], [`export`], [`chart`] and [`compare`] show them, with all text of others [escaped](escape).
 
-pub mod agree;
 pub mod bottleneck;
 pub mod chart;
+pub mod checks;
 pub mod compare;
 pub mod cost;
 pub mod escape;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use c1000k_host::command_line::{self, SHORT, USAGE, fail};
 use c1000k_record::{Verdict, input, output, schema};
-use c1000k_report::agree::{Check, CheckOutcome};
+use c1000k_report::checks::{Check, CheckOutcome};
 use c1000k_report::compare::Comparison;
 use c1000k_report::escape::visible;
 use c1000k_report::export::Format;
@@ -147,7 +147,7 @@ fn pass(checks: &[Check], is_strict: bool) -> bool {
     checks.iter().filter(|check| !check.is_speed).all(|check| match check.outcome {
         CheckOutcome::Agrees | CheckOutcome::NotJudged => true,
         CheckOutcome::Disagrees => false,
-        CheckOutcome::NotSeen => !is_strict,
+        CheckOutcome::Unknown => !is_strict,
     })
 }
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use c1000k_record::output;
 use clap::ValueEnum;
 
-use crate::agree::{self, Check};
 use crate::chart::{self, Chart};
+use crate::checks::{self, Check};
 use crate::escape::visible;
 use crate::export::Format;
 use crate::run::Run;
@@ -30,7 +30,7 @@ impl Report {
     /// # Errors
     /// A chart can't be laid out.
     pub fn new(run: Run) -> Result<Self, Box<dyn Error>> {
-        let (checks, charts) = (agree::checks(&run), chart::charts(&run)?);
+        let (checks, charts) = (checks::all(&run), chart::charts(&run)?);
         Ok(Self { run, checks, charts })
     }
 

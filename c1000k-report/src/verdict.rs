@@ -5,8 +5,8 @@ use std::fmt::Write;
 use c1000k_host::format;
 use c1000k_record::Verdict;
 
-use crate::agree::{Check, CheckOutcome};
 use crate::bottleneck::{self, Finding};
+use crate::checks::{Check, CheckOutcome};
 use crate::escape::visible;
 use crate::run::{Apart, Run};
 
@@ -41,7 +41,7 @@ pub fn text(run: &Run, checks: &[Check]) -> String {
         "\n{CHECKS}{} agree, {} disagree, {} not seen, {} not judged",
         count(CheckOutcome::Agrees),
         count(CheckOutcome::Disagrees),
-        count(CheckOutcome::NotSeen),
+        count(CheckOutcome::Unknown),
         count(CheckOutcome::NotJudged)
     );
     for check in checks {
@@ -54,7 +54,7 @@ pub fn text(run: &Run, checks: &[Check]) -> String {
             CheckOutcome::NotJudged => {
                 write!(text, "\nNot judged: {name}: expected {expected}, found {found}; {note}")
             }
-            CheckOutcome::Agrees | CheckOutcome::NotSeen => Ok(()),
+            CheckOutcome::Agrees | CheckOutcome::Unknown => Ok(()),
         };
     }
     text
@@ -77,7 +77,7 @@ pub fn missing_snapshots(run: &Run, checks: &[Check]) -> Option<String> {
 /// How many checks were made: those that were seen.
 #[must_use]
 pub fn checks_made(checks: &[Check]) -> usize {
-    checks.iter().filter(|check| check.outcome != CheckOutcome::NotSeen).count()
+    checks.iter().filter(|check| check.outcome != CheckOutcome::Unknown).count()
 }
 
 /// The same as a page tells it that this program has written earlier; `None` where it was made without snapshots, too.

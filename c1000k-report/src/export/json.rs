@@ -10,8 +10,8 @@ use c1000k_record::{
 use serde::Serialize;
 
 use super::Export;
-use crate::agree::{Check, CheckOutcome};
 use crate::bottleneck::{self, Finding};
+use crate::checks::{Check, CheckOutcome};
 use crate::compare::{Comparison, Row, Spread};
 use crate::cost::{self, HostCost, ProcessMemory};
 use crate::run::{Run, Topology};
@@ -301,7 +301,7 @@ impl<'a> CheckRow<'a> {
         let outcome = match check.outcome {
             CheckOutcome::Agrees => "agrees",
             CheckOutcome::Disagrees => "disagrees",
-            CheckOutcome::NotSeen => "not_seen",
+            CheckOutcome::Unknown => "not_seen",
             CheckOutcome::NotJudged => "not_judged",
         };
         let Check { name, expected, found, note, .. } = check;

@@ -8,9 +8,9 @@ use c1000k_record::{ClientRecord, LatencyUs, Threshold};
 
 use super::Export;
 use crate::Report;
-use crate::agree::{CONNECTIONS_TO_WEIGH_MIN, Check, PASSES_MAX};
 use crate::bottleneck::busy_share;
 use crate::chart::Chart;
+use crate::checks::{CONNECTIONS_TO_WEIGH_MIN, Check, PASSES_MAX};
 use crate::compare::Comparison;
 use crate::cost::{self, HostCost, float};
 use crate::escape::markdown;
@@ -67,7 +67,7 @@ fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
         thresholds(run),
         cost_section(run),
         original(run),
-        agreement(checks),
+        checks_section(checks),
         rate_section(run),
         teardown(run),
         machine(run),
@@ -473,7 +473,7 @@ fn end(run: &Run) -> String {
     }
 }
 
-fn agreement(checks: &[Check]) -> String {
+fn checks_section(checks: &[Check]) -> String {
     let rows: Vec<_> = checks
         .iter()
         .map(|check| {

@@ -68,7 +68,7 @@ pub enum CheckOutcome {
     /// Not as expected, for which the run need not be the cause.
     NotJudged,
     /// A record or a snapshot is missing.
-    NotSeen,
+    Unknown,
 }
 
 impl fmt::Display for CheckOutcome {
@@ -77,14 +77,14 @@ impl fmt::Display for CheckOutcome {
             Self::Agrees => "yes",
             Self::Disagrees => "NO",
             Self::NotJudged => "not judged",
-            Self::NotSeen => "not seen",
+            Self::Unknown => "not seen",
         })
     }
 }
 
 /// All checks of a run, in the order in which a sceptic asks.
 #[must_use]
-pub fn checks(run: &Run) -> Vec<Check> {
+pub fn all(run: &Run) -> Vec<Check> {
     let mut checks = vec![held(run), accepted(run), closed(run), refused(run)];
     for (name, client) in &run.clients {
         checks.push(verdict(name, client));
@@ -106,10 +106,10 @@ pub fn checks(run: &Run) -> Vec<Check> {
 fn held(run: &Run) -> Check {
     let check = Question::new("Connections held at once", "the server's peak is the clients' sum");
     let (Some(clients), Some(server)) = (run.sum(|client| client.established), &run.server) else {
-        return check.not_seen(RECORD_MISSING);
+        return check.unknown(RECORD_MISSING);
     };
     if let Some(apart) = run.apart() {
-        return check.not_seen(apart.to_string());
+        return check.unknown(apart.to_string());
     }
     // The server may take a new connection before it knows that the old one has gone.
     if run.clients.iter().any(|(_, client)| client.churn.is_some() || client.storm.is_some()) {
@@ -122,10 +122,10 @@ fn held(run: &Run) -> Check {
 fn accepted(run: &Run) -> Check {
     let check = Question::new("Connections accepted", "all that the clients say they held");
     let (Some(clients), Some(server)) = (run.sum(|client| client.established), &run.server) else {
-        return check.not_seen(RECORD_MISSING);
+        return check.unknown(RECORD_MISSING);
     };
     if run.apart() == Some(Apart::Servers) {
-        return check.not_seen(Apart::Servers.to_string());
+        return check.unknown(Apart::Servers.to_string());
     }
     check.judge(
         format!("at least {}", format::count(clients)),
@@ -136,7 +136,7 @@ fn accepted(run: &Run) -> Check {
 
 fn closed(run: &Run) -> Check {
     let check = Question::new("Connections accounted for", "accepted is closed plus open");
-    let Some(server) = &run.server else { return check.not_seen(RECORD_MISSING) };
+    let Some(server) = &run.server else { return check.unknown(RECORD_MISSING) };
     check.equal(server.accepted, server.closed.saturating_add(server.open))
 }
 
@@ -145,7 +145,7 @@ fn refused(run: &Run) -> Check {
         Question::new("Connections refused", "each refusal of the server reached its client");
     let (Some(clients), Some(server)) = (run.sum(|client| client.refused_by_server), &run.server)
     else {
-        return check.not_seen(RECORD_MISSING);
+        return check.unknown(RECORD_MISSING);
     };
     check.judge(
         format!("at least {}", format::count(server.refused)),
@@ -189,7 +189,7 @@ fn verified(name: &str, client: &ClientRecord) -> Vec<Check> {
     };
     if passes.is_empty() {
         let check = Question::new(format!("Echoes of {name}"), "");
-        return vec![check.not_seen("the run was asked to skip them")];
+        return vec![check.unknown("the run was asked to skip them")];
     }
     let count = passes.len();
     let check = |(pass, verified): (usize, u64)| {
@@ -212,7 +212,7 @@ fn sockets(run: &Run, host: &str) -> Check {
         format!("sockstat rose by {ends} for each connection"),
     );
     let Some(connections) = run.connections_of(host) else {
-        return check.not_seen(RECORD_MISSING);
+        return check.unknown(RECORD_MISSING);
     };
     let inuse = |moment| run.snapshot(host, moment).and_then(|snapshot| snapshot.tcp_inuse);
     let (Some(before), Some(peak)) = (inuse(Moment::Before), inuse(Moment::Peak)) else {
@@ -236,7 +236,7 @@ fn tcp_objects(run: &Run, host: &str) -> Check {
         format!("the TCP caches rose by {ends} for each connection"),
     );
     let Some(connections) = run.connections_of(host) else {
-        return check.not_seen(RECORD_MISSING);
+        return check.unknown(RECORD_MISSING);
     };
     let objects = |moment| run.snapshot(host, moment).and_then(Snapshot::tcp_objects);
     let (Some(before), Some(peak)) = (objects(Moment::Before), objects(Moment::Peak)) else {
@@ -257,7 +257,7 @@ fn kernel_bytes(run: &Run) -> Check {
         "the server's own figure is that of the snapshots, by the slab caches that connections live in",
     );
     let reported = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
-    let Some(reported) = reported else { return check.not_seen("the server's figure is missing") };
+    let Some(reported) = reported else { return check.unknown("the server's figure is missing") };
     let Some(seen) = cost::server_end_bytes(run) else {
         return check.no_snapshot(SLABINFO_MISSING);
     };
@@ -275,7 +275,7 @@ fn process_memory(run: &Run) -> Check {
         "the server's own figure is that of the snapshots",
     );
     let reported = run.server.as_ref().and_then(|server| server.rss_at_peak_bytes);
-    let Some(reported) = reported else { return check.not_seen("the server's figure is missing") };
+    let Some(reported) = reported else { return check.unknown("the server's figure is missing") };
     let Some(seen) = cost::process_seen(run).peak_bytes else {
         return check.no_snapshot("the server's process at the peak is missing");
     };
@@ -346,7 +346,7 @@ fn rate_trend(name: &str, client: &ClientRecord) -> Check {
     )
     .about_speed();
     let Some(tenths) = trend::tenths(&client.ramp_series) else {
-        return check.not_seen("the ramp has too few points to tell ten rates apart");
+        return check.unknown("the ramp has too few points to tell ten rates apart");
     };
     let ratio = trend::ratio(&tenths);
     check.judge(format!("at least {TREND_MIN:.2}"), apart(ratio, TREND_MIN, 2), ratio >= TREND_MIN)
@@ -467,12 +467,12 @@ impl Question {
         self.judge(text, format::count(found), expected.abs_diff(found) <= tolerance)
     }
 
-    fn not_seen(self, why: impl Into<String>) -> Check {
+    fn unknown(self, why: impl Into<String>) -> Check {
         Check {
             name: self.name,
             expected: "-".to_owned(),
             found: "-".to_owned(),
-            outcome: CheckOutcome::NotSeen,
+            outcome: CheckOutcome::Unknown,
             note: why.into(),
             is_speed: self.is_speed,
             lacks_snapshot: false,
@@ -480,7 +480,7 @@ impl Question {
     }
 
     fn no_snapshot(self, why: &str) -> Check {
-        Check { lacks_snapshot: true, ..self.not_seen(why) }
+        Check { lacks_snapshot: true, ..self.unknown(why) }
     }
 }
 
