@@ -1,7 +1,7 @@
-//! What limited a run, and how that is known.
+//! What limited a run, with the evidence.
 //!
-//! A limit that a program met and named comes first. Where the target was reached, what limited the speed of the ramp is
-//! told: a processor, the accept queues, or the connects that may be under way at once.
+//! A limit that a program reached and named comes first. Otherwise it is what limited the rate of the ramp: the accept
+//! queues, a processor, or the maximum of connects in flight.
 
 use std::fmt;
 
@@ -12,39 +12,39 @@ use serde::Serialize;
 use crate::cost::float;
 use crate::run::Run;
 
-/// A thread that is busy for so much of the time has no more to give.
+/// A thread that is busy for this share of the time is saturated.
 const BUSY: f64 = 0.9;
 
-/// Of the connections that were accepted: this many overflows of accept queues are no chance.
+/// Overflows of accept queues, as a share of the accepted connections, from which on they are significant.
 const OVERFLOWS_SHARE: f64 = 0.001;
 
-/// With so much of the connects that may be under way at once, their number times their latency explains the rate.
+/// If this share of the maximum of connects in flight was in use, it explains the rate together with their latency.
 const IN_FLIGHT_SHARE: f64 = 0.7;
 
-/// From here on the ramp counts as over for the server: the last connections come late.
+/// The share of the peak at which the ramp counts as over for the server: the last connections may be late.
 const PEAK_SHARE: f64 = 0.98;
 
 /// What limited a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bottleneck {
-    /// The processor of the client's thread.
+    /// Processor time of the client's thread.
     ClientCpu,
-    /// The processor of the server's threads.
+    /// Processor time of the server's threads.
     ServerCpu,
     /// The server's accept queues.
     Backlog,
     /// 5-tuples.
     Ports,
-    /// Descriptors, of a process or of the system.
+    /// Descriptors of a process or of the system.
     Descriptors,
-    /// Memory, of the kernel or of the server.
+    /// Memory of the kernel or of the server.
     Memory,
-    /// The way between client and server.
+    /// The network between client and server.
     Network,
-    /// A bound that the server was given.
+    /// A bound that was configured for the server.
     ServerBound,
-    /// What was asked for: a rate.
+    /// The requested rate.
     Asked,
 }
 
@@ -58,8 +58,8 @@ impl fmt::Display for Bottleneck {
             Self::Descriptors => "descriptors",
             Self::Memory => "memory",
             Self::Network => "the network",
-            Self::ServerBound => "the server's own bound",
-            Self::Asked => "the rate that was asked for",
+            Self::ServerBound => "a bound of the server",
+            Self::Asked => "the requested rate",
         })
     }
 }
@@ -67,13 +67,13 @@ impl fmt::Display for Bottleneck {
 /// What limited a run, with the evidence in one sentence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What it was.
+    /// The limit.
     pub bottleneck: Bottleneck,
-    /// How that is known.
+    /// The evidence.
     pub evidence: String,
 }
 
-/// What limited the run; `None` where no figure shows it.
+/// What limited the run; `None` if no figure shows it.
 #[must_use]
 pub fn find(run: &Run) -> Option<Finding> {
     let server = run.server.as_ref();
@@ -88,10 +88,11 @@ fn finding(bottleneck: Bottleneck, evidence: impl Into<String>) -> Option<Findin
     Some(Finding { bottleneck, evidence: evidence.into() })
 }
 
-/// A limit that the client has met, or that the server has met where the client saw only its refusals.
+/// A limit that the client reached, or that the server reached if the client saw only its refusals.
 fn met(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding> {
-    let detail = || client.limit_detail.clone().unwrap_or_else(|| "the client says so".to_owned());
-    // What a full queue drops looks like a silent network, or a server that refuses.
+    let detail =
+        || client.limit_detail.clone().unwrap_or_else(|| "by the client's record".to_owned());
+    // For the client, a full queue looks like a network without answers, or like a server that refuses.
     let queues = || overflows(true, server?);
     match client.limit? {
         Limit::Descriptors => finding(Bottleneck::Descriptors, detail()),
@@ -106,7 +107,7 @@ fn met(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding> 
     }
 }
 
-/// Why the server took no more.
+/// Why the server refused connections.
 fn of_server(server: &ServerRecord) -> Option<Finding> {
     if let Some(guard) = server.memory_guard.filter(|guard| guard.closings > 0) {
         let times = format::counted(guard.closings, "time");
@@ -134,11 +135,11 @@ fn of_server(server: &ServerRecord) -> Option<Finding> {
     let bound = format::count(server.connections_max);
     is_full.then(|| Finding {
         bottleneck: Bottleneck::ServerBound,
-        evidence: format!("the server held as many as it was ready to: {bound}"),
+        evidence: format!("the server reached its maximum of connections: {bound}"),
     })
 }
 
-/// Accept queues that were full.
+/// Full accept queues.
 fn overflows(had_retries: bool, server: &ServerRecord) -> Option<Finding> {
     let overflows = *server.counters.get("ListenOverflows")?;
     let share = float(overflows) / float(server.accepted.max(1));
@@ -153,7 +154,7 @@ fn overflows(had_retries: bool, server: &ServerRecord) -> Option<Finding> {
     })
 }
 
-/// What kept the ramp from being faster.
+/// What limited the rate of the ramp.
 fn speed(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding> {
     let client_busy = client.ramp_cpu_seconds.map(|cpu| cpu / client.ramp_seconds.max(1e-9));
     let server_busy = server.and_then(busy_share);
@@ -177,7 +178,7 @@ fn speed(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding
     (explained >= IN_FLIGHT_SHARE).then(|| Finding {
         bottleneck: Bottleneck::Network,
         evidence: format!(
-            "{shares}; {} under way at once, with a median latency of {}, allow {} a second: more --in-flight is \
+            "{shares}; {} in flight with a median latency of {}, allow {} a second; a higher --in-flight is \
              faster",
             format::counted(client.in_flight_max.unwrap_or(0), "connect"),
             format::duration(latency),
@@ -186,7 +187,7 @@ fn speed(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding
     })
 }
 
-/// Which share of the time the server's threads were busy while the connections came.
+/// The share of the time that each of the server's threads was busy during the ramp.
 pub(crate) fn busy_share(server: &ServerRecord) -> Option<f64> {
     let enough = float(server.peak) * PEAK_SHARE;
     let before = server.series.iter().rposition(|point| point.open == 0 && point.seconds >= 0.0);
@@ -234,7 +235,7 @@ mod tests {
         record.extend(more);
     }
 
-    /// A ramp of ten seconds that began after five.
+    /// A ramp of ten seconds that begins after five.
     fn series(cpu: f64) -> Value {
         let point = |seconds: f64, open: u64, cpu: f64| {
             json!({ "seconds": seconds, "open": open, "rss_bytes": null,
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_is_named_by_what_shows_it() {
+    fn each_limit_is_named_with_its_evidence() {
         let plain = || server(json!({}));
         let limited = |limit: &str| client(json!({ "limit": limit, "limit_detail": "so it is" }));
         for (limit, bottleneck) in [
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn why_a_server_took_no_more_is_its_own_record() {
+    fn why_a_server_refused_is_known_from_its_record() {
         let refused = || client(json!({ "limit": "server" }));
         let guard = json!({ "closed": true, "closings": 2, "closed_seconds": 1.0, "looks": 9,
             "reserve_bytes": 1, "room_bytes": 1, "room_min_bytes": 70_000_000, "bytes_per_connection": 1 });
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn full_accept_queues_are_told_by_the_kernels_counter() {
+    fn full_accept_queues_are_known_from_the_kernels_counter() {
         let overflowed = |count: u64| server(json!({ "counters": { "ListenOverflows": count } }));
         let (named, evidence) = found(client(json!({})), overflowed(50)).expect("it overflowed");
         assert!(named == Bottleneck::Backlog && evidence.contains("50 times"), "{evidence}");
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_busier_thread_is_what_kept_the_ramp_from_being_faster() {
+    fn the_busier_thread_limited_the_rate() {
         let busy = |client_cpu: f64, server_cpu: f64| {
             found(client(json!({ "ramp_cpu_seconds": client_cpu })), server(series(server_cpu)))
         };
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn latency_explains_the_rate_or_what_was_asked_for_does() {
+    fn latency_or_the_requested_rate_explains_the_rate() {
         let waiting = json!({ "in_flight_max": 8, "connect_latency_us": { "p50": 76_000 } });
         let (named, evidence) = found(client(waiting), server(series(1.0))).expect("it waited");
         assert!(named == Bottleneck::Network && evidence.contains("8 connects"), "{evidence}");

@@ -1,4 +1,4 @@
-//! The charts of a run, as SVG that needs no font of the machine it is drawn on.
+//! The charts of a run, as SVG. Drawing them needs no fonts.
 
 mod growth;
 mod timeline;
@@ -18,14 +18,14 @@ use crate::escape::visible;
 use crate::run::Run;
 use crate::trend;
 
-/// One drawing.
+/// A chart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chart {
     /// The name of its file.
     pub file_name: &'static str,
-    /// What it shows.
+    /// The title.
     pub title: &'static str,
-    /// The drawing.
+    /// The SVG.
     pub svg: String,
 }
 
@@ -56,7 +56,7 @@ const HEIGHT: u32 = 440;
 const PANEL_HEIGHT: u32 = 200;
 const TEXT: RGBColor = RGBColor(32, 36, 40);
 const GRID: RGBColor = RGBColor(226, 229, 233);
-/// Told apart in print and by most of those who confuse colours (Okabe and Ito).
+/// Distinct in print and to most people with colour blindness (Okabe and Ito).
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
@@ -68,7 +68,7 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(150, 150, 150),
 ];
 
-/// The server's connections over its life, else each client's over its ramp.
+/// The server's connections over its whole run; without its record, those of each client over its ramp.
 fn connections(run: &Run) -> Drawn<Option<Chart>> {
     let server = run.server.iter().map(|server| {
         let points = server.series.iter().map(|point| (point.seconds, float(point.open)));
@@ -88,7 +88,7 @@ fn connections(run: &Run) -> Drawn<Option<Chart>> {
     over_time("connections.svg", "Connections over time", scale, &lines)
 }
 
-/// The memory of the server and of the kernel's sockets over the server's life.
+/// The memory of the server's process and of the kernel's sockets over time.
 fn memory(run: &Run) -> Drawn<Option<Chart>> {
     let Some(server) = &run.server else { return Ok(None) };
     let process = server.series.iter();
@@ -105,10 +105,10 @@ fn memory(run: &Run) -> Drawn<Option<Chart>> {
     over_time("memory.svg", "Memory over time", scale, &lines)
 }
 
-/// A name and points of seconds and value.
+/// A name, and points of seconds and value.
 type Line = (String, Vec<(f64, f64)>);
 
-/// What an axis counts.
+/// The label of an axis, and its values as text.
 struct Scale {
     label: &'static str,
     text: fn(f64) -> String,
@@ -137,7 +137,7 @@ fn over_time(
     })
 }
 
-/// Draws lines over time, from zero up.
+/// Draws lines over time.
 fn draw_lines<'a>(
     area: &Drawing<'_>,
     scale: &Scale,
@@ -155,7 +155,7 @@ const TIME: Scale = Scale { label: "time, s", text: |value| format!("{value}") }
 
 type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// Axes and grid, from zero up.
+/// Draws axes and grid, both from zero.
 fn plot<'a, 'b>(
     area: &'a Drawing<'b>,
     across: &Scale,
@@ -186,16 +186,15 @@ fn plot<'a, 'b>(
 /// One of several figures over the same time.
 #[derive(Debug, Clone)]
 pub struct Panel {
-    /// What it counts.
+    /// The label.
     pub label: &'static str,
-    /// A value of it as text.
+    /// A value as text.
     pub text: fn(f64) -> String,
-    /// Seconds and value.
+    /// Points of seconds and value.
     pub points: Vec<(f64, f64)>,
 }
 
-/// Figures over the same time, each in a panel of its own from zero up; those without points are left out. `None`
-/// where there are none.
+/// Figures over the same time, each in its own panel; those without points are omitted. `None` if all are.
 ///
 /// # Errors
 /// The drawing can't be laid out.
@@ -221,7 +220,7 @@ pub fn panels(
     })
 }
 
-/// Bars of the rate over each tenth of the connections, one group of bars a tenth.
+/// Bars of the rate over each tenth of the connections, with one bar for each client.
 fn rate(run: &Run) -> Drawn<Option<Chart>> {
     let rates: Vec<(&str, [f64; 10])> = run
         .clients
@@ -266,8 +265,8 @@ fn rate(run: &Run) -> Drawn<Option<Chart>> {
     })
 }
 
-/// The latency at each percentile, for connects and messages of each client. Both axes are logarithmic: each step to the
-/// right leaves a tenth of what the one before left.
+/// The latency at each percentile, for connects and messages of each client. Both axes are logarithmic: the distance from
+/// 100% shrinks to a tenth with each step to the right.
 fn latency(run: &Run) -> Drawn<Option<Chart>> {
     let lines: Vec<Line> = run
         .clients
@@ -322,7 +321,7 @@ fn latency(run: &Run) -> Drawn<Option<Chart>> {
 /// For each percentile the number of its nines, and the logarithm of the latency in microseconds.
 fn percentiles(text: &str) -> Option<Vec<(f64, f64)>> {
     let histogram = histogram::decode(text)?;
-    // The longest one stands where only every n-th point is left.
+    // The maximum is at the percentile of one in all latencies.
     let nines_max = float(histogram.len()).log10();
     let point = |share: f64, us: u64| (-(1.0 - share).log10(), float(us.max(1)).log10());
     let steps = (0..).map(|step| f64::from(step) / 10.0).take_while(|nines| *nines < nines_max);
@@ -340,7 +339,7 @@ fn percentile_name(nines: f64) -> String {
     format!("{:.*}%", usize::try_from(places).unwrap_or(0), 100.0 - 100.0 * 10_f64.powf(-nines))
 }
 
-/// One bar a kernel, stacked by slab cache, with the server's process in front of its own kernel.
+/// One bar for each kernel, stacked by slab cache; that of the server's kernel begins with the server's process.
 fn cost_per_connection(run: &Run) -> Drawn<Option<Chart>> {
     let process = cost::process(run).bytes_each;
     let bars: Vec<Bar> = cost::kernels(run)
@@ -366,7 +365,7 @@ fn cost_per_connection(run: &Run) -> Drawn<Option<Chart>> {
 
 const BAR_HEIGHT: u32 = 210;
 
-/// What a connection takes on one kernel.
+/// The memory of a connection in one kernel.
 struct Bar {
     heading: String,
     parts: Vec<Part>,
@@ -437,7 +436,7 @@ fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Drawn<()> {
     Ok(())
 }
 
-/// Draws what each colour means, four to a line, and gives the area that is left.
+/// Draws the legend, four entries in a line, and returns the area below it.
 fn below_keys<'a, 'b>(
     area: &Drawing<'a>,
     keys: impl Iterator<Item = (&'b str, RGBColor)>,
@@ -456,7 +455,7 @@ fn text(size: i32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&TEXT)
 }
 
-/// Draws a chart below its title.
+/// Draws a chart with its title.
 fn draw(
     file_name: &'static str,
     title: &'static str,

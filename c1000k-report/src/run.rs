@@ -1,6 +1,6 @@
-//! A run as it lies in its folder: the records, the machine and what the kernel said meanwhile.
+//! A run, read from its folder: the records, the machine and snapshots of the kernel.
 //!
-//! Everything but one record may be missing; whoever asks for it gets `None` and says so.
+//! Everything but one record may be missing, which is `None` and reported as missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -99,16 +99,16 @@ impl Run {
         }
     }
 
-    /// Where the ends of the connections were; where nothing tells, what holds for one host is supposed.
+    /// Where the ends of the connections were; one host where that is not known.
     #[must_use]
     pub fn topology(&self) -> Topology {
-        self.topology_told().unwrap_or(Topology::OneHost)
+        self.topology_known().unwrap_or(Topology::OneHost)
     }
 
-    /// Where the ends of the connections were, as `machine.txt`, the snapshots or the addresses tell; `None` where
-    /// none does.
+    /// Where the ends of the connections were, by `machine.txt`, the snapshots or the addresses; `None` where
+    /// none has it.
     #[must_use]
-    pub fn topology_told(&self) -> Option<Topology> {
+    pub fn topology_known(&self) -> Option<Topology> {
         let is_loopback = |(_, client): &(String, ClientRecord)| {
             client.destination.parse().is_ok_and(|to: SocketAddr| to.ip().is_loopback())
         };
@@ -221,7 +221,7 @@ impl Run {
         missing
     }
 
-    /// Why the clients did not hold their connections at once, as far as the records tell; `None` where they did.
+    /// Why the clients did not hold their connections at once, by the records; `None` where they did.
     #[must_use]
     pub fn apart(&self) -> Option<Apart> {
         // One that held nothing adds nothing.
@@ -260,17 +260,17 @@ impl Run {
         self.has_all_clients().then(|| total(self.clients.iter().map(|(_, client)| figure(client))))
     }
 
-    /// The connections proven by the last pass of those clients that were to make one; `None` where none was, or a
+    /// The connections verified by the last pass of those clients that were to make one; `None` where none was, or a
     /// record is missing.
     #[must_use]
     pub fn verified(&self) -> Option<u64> {
         let each: Vec<u64> =
             self.clients.iter().filter_map(|(_, client)| client.verified).collect();
-        let is_told = self.has_all_clients() && !each.is_empty();
-        is_told.then(|| total(each.into_iter()))
+        let is_known = self.has_all_clients() && !each.is_empty();
+        is_known.then(|| total(each.into_iter()))
     }
 
-    /// The connections of those clients that were told to prove none.
+    /// The connections of those clients that were not to verify any.
     #[must_use]
     pub fn unverified(&self) -> u64 {
         let skipped = self.clients.iter().filter(|(_, client)| client.verified.is_none());
@@ -406,7 +406,7 @@ impl fmt::Display for Apart {
             Self::Servers => {
                 "the clients name different servers, and no server's record has all of them"
             }
-            Self::TimesUnknown => "a client's record does not tell when it held",
+            Self::TimesUnknown => "a client's record does not say when it held",
         })
     }
 }

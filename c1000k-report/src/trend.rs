@@ -1,10 +1,10 @@
-//! Whether the last connections came as fast as the first ones.
+//! Whether the last connections were opened as fast as the first ones.
 
 use c1000k_record::RampPoint;
 
 use crate::cost::float;
 
-/// Fewer points can't tell ten rates apart.
+/// Fewer points are not enough for ten rates.
 const POINTS_MIN: usize = 10;
 
 /// The rate over each tenth of the connections, per second.
@@ -22,7 +22,7 @@ pub fn tenths(ramp: &[RampPoint]) -> Option<[f64; 10]> {
     for (rate, tenth) in rates.iter_mut().zip(1_u32..) {
         let ended = reached_at(ramp, share * f64::from(tenth))?;
         *rate = share / (ended - began);
-        // Points that share one moment tell no rate.
+        // Points of one moment give no rate.
         if !rate.is_finite() || *rate <= 0.0 {
             return None;
         }
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ramp_that_slows_down_is_seen() {
+    fn a_ramp_that_slows_down_has_a_trend() {
         let slowing = ramp(|second| if second <= 50 { 2_000 } else { 1_000 });
         assert!((ratio(&tenths(&slowing).unwrap()) - 0.5).abs() < 1e-6);
     }
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn too_few_points_tell_nothing() {
+    fn too_few_points_give_no_trend() {
         assert_eq!(tenths(&[]), None);
         assert_eq!(tenths(&ramp(|_| 1_000)[..9]), None);
         assert_eq!(tenths(&ramp(|_| 0)), None);

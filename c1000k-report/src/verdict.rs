@@ -74,13 +74,13 @@ pub fn missing_snapshots(run: &Run, checks: &[Check]) -> Option<String> {
     })
 }
 
-/// How many checks were made: those that were seen.
+/// How many checks were made: those whose outcome is known.
 #[must_use]
 pub fn checks_made(checks: &[Check]) -> usize {
     checks.iter().filter(|check| check.outcome != CheckOutcome::Unknown).count()
 }
 
-/// The same as a page tells it that this program has written earlier; `None` where it was made without snapshots, too.
+/// The same by a page that this program wrote earlier; `None` where that was made without snapshots, too.
 #[must_use]
 pub fn checks_made_with_snapshots(page: &str) -> Option<usize> {
     if page.lines().any(|line| line.starts_with("Missing: snapshots,")) {

@@ -61,20 +61,25 @@ pub(super) fn processors(run: &Run) -> Drawn<Option<Chart>> {
     if let Some(record) = &run.server {
         lines.push(("server".to_owned(), server(record, |point| point.cpu_seconds)));
     }
-    let [busy, softirq] = match (&run.server, run.clients.first()) {
-        (Some(record), _) => [
-            server(record, |point| point.machine_busy_seconds),
-            server(record, |point| point.machine_softirq_seconds),
-        ],
-        (None, Some((_, record))) => [
-            client(record, |point| point.machine_busy_seconds),
-            client(record, |point| point.machine_softirq_seconds),
-        ],
-        (None, None) => [Vec::new(), Vec::new()],
-    };
-    let machine = if run.is_one_kernel() { "machine" } else { "server's machine" };
-    lines.push((format!("{machine}, busy"), busy));
-    lines.push((format!("{machine}, soft interrupts"), softirq));
+    // A server's record of an older version does not have the machine's figures.
+    let of_server = run.server.as_ref().map(|record| {
+        let busy = server(record, |point| point.machine_busy_seconds);
+        ("server", busy, server(record, |point| point.machine_softirq_seconds))
+    });
+    let of_client = run.clients.first().map(|(name, record)| {
+        let busy = client(record, |point| point.machine_busy_seconds);
+        (name.as_str(), busy, client(record, |point| point.machine_softirq_seconds))
+    });
+    let machine = of_server.filter(|(_, busy, _)| !busy.is_empty()).or(of_client);
+    if let Some((program, busy, softirq)) = machine {
+        let machine = if run.is_one_kernel() {
+            "machine".to_owned()
+        } else {
+            format!("machine of {program}")
+        };
+        lines.push((format!("{machine}, busy"), busy));
+        lines.push((format!("{machine}, soft interrupts"), softirq));
+    }
     lines.retain(|line| line.1.len() > 1);
     let scale = Scale { label: "processors", text: |value| format!("{value:.2}") };
     over_time("processors.svg", "Processors in use over time", scale, &lines)

@@ -208,7 +208,7 @@ fn summary<'a>(run: &'a Run, checks: &'a [Check]) -> Summary<'a> {
         bottleneck: bottleneck::find(run),
         missing: run.missing(),
         missing_snapshots: run.missing_snapshots(),
-        topology: run.topology_told().map(Topology::name),
+        topology: run.topology_known().map(Topology::name),
         memory_warmed: run.machine.memory_warmed(),
         target: sum(|client| client.target),
         held_at_once: run.connections(),

@@ -1,4 +1,4 @@
-//! The page that tells a run: the verdict first, then what backs it.
+//! The page of a run: the verdict first, then the figures behind it.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -53,7 +53,7 @@ impl Export for Markdown {
 
 fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
     let held = run.connections().map_or_else(|| "No".to_owned(), format::count);
-    let topology = run.topology_told().map(|topology| format!(", {}", topology.name()));
+    let topology = run.topology_known().map(|topology| format!(", {}", topology.name()));
     let topology = topology.unwrap_or_default();
     let sections = [
         format!("# {held} connections{topology}\n\n{}\n", paragraphs(run, checks)),
@@ -345,7 +345,7 @@ fn cost_section(run: &Run) -> String {
     }
     let mut blocks: Vec<String> = kernels.iter().map(kernel_cost).collect();
     if blocks.is_empty() {
-        blocks.push(kernel_told(run));
+        blocks.push(kernel_reported(run));
     }
     blocks.extend(layers(run));
     text + &blocks.join("\n")
@@ -396,7 +396,7 @@ fn layers(run: &Run) -> Option<String> {
 }
 
 /// What the server says itself, where no snapshots do.
-fn kernel_told(run: &Run) -> String {
+fn kernel_reported(run: &Run) -> String {
     let told = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
     let found = seen(told.map(|bytes| {
         format!("{} for one end of a connection, by the server", format::bytes_each(bytes))
