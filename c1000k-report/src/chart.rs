@@ -54,9 +54,11 @@ type Drawn<T> = Result<T, Box<dyn Error>>;
 const WIDTH: u32 = 860;
 const HEIGHT: u32 = 440;
 const PANEL_HEIGHT: u32 = 200;
+const LABEL_SIZE: i32 = 16;
 const TEXT: RGBColor = RGBColor(32, 36, 40);
 const GRID: RGBColor = RGBColor(226, 229, 233);
-/// Distinct in print and to most people with colour blindness (Okabe and Ito).
+/// Distinct in print and to most people with colour blindness (Okabe and Ito; with a darker yellow, which is visible on
+/// white). `report.html` replaces them in a dark colour scheme.
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
@@ -64,7 +66,7 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(204, 121, 167),
     RGBColor(86, 180, 233),
     RGBColor(213, 94, 0),
-    RGBColor(240, 228, 66),
+    RGBColor(138, 123, 0),
     RGBColor(150, 150, 150),
 ];
 
@@ -81,11 +83,13 @@ fn connections(run: &Run) -> Drawn<Option<Chart>> {
         run.clients.iter().map(|(name, client)| (name.clone(), ramp(&client.ramp_series)));
     let is_drawable = |line: &Line| line.1.len() > 1;
     let mut lines: Vec<Line> = server.filter(is_drawable).collect();
+    let mut time = SERVER_TIME;
     if lines.is_empty() {
         lines = clients.filter(is_drawable).collect();
+        time = CLIENT_TIME;
     }
     let scale = Scale { label: "connections", text: |value| format::count(format::rounded(value)) };
-    over_time("connections.svg", "Connections over time", scale, &lines)
+    over_time("connections.svg", "Connections over time", (time, scale), &lines)
 }
 
 /// The memory of the server's process and of the kernel's sockets over time.
@@ -102,7 +106,7 @@ fn memory(run: &Run) -> Drawn<Option<Chart>> {
     ];
     lines.retain(|line| line.1.len() > 1);
     let scale = Scale { label: "memory", text: |value| format::bytes(format::rounded(value)) };
-    over_time("memory.svg", "Memory over time", scale, &lines)
+    over_time("memory.svg", "Memory over time", (SERVER_TIME, scale), &lines)
 }
 
 /// A name, and points of seconds and value.
@@ -117,7 +121,7 @@ struct Scale {
 fn over_time(
     file_name: &'static str,
     title: &'static str,
-    scale: Scale,
+    (time, scale): (Scale, Scale),
     lines: &[Line],
 ) -> Drawn<Option<Chart>> {
     let points = || lines.iter().flat_map(|(_, points)| points);
@@ -130,7 +134,7 @@ fn over_time(
         let area = below_keys(area, lines.iter().map(|(name, _)| name.as_str()).zip(COLOURS))?;
         draw_lines(
             &area,
-            &scale,
+            (&time, &scale),
             (seconds, most),
             lines.iter().map(|(_, points)| points.as_slice()),
         )
@@ -140,11 +144,11 @@ fn over_time(
 /// Draws lines over time.
 fn draw_lines<'a>(
     area: &Drawing<'_>,
-    scale: &Scale,
+    (time, scale): (&Scale, &Scale),
     (seconds, most): (f64, f64),
     lines: impl Iterator<Item = &'a [(f64, f64)]>,
 ) -> Drawn<()> {
-    let mut plot = plot(area, &TIME, scale, (seconds, most))?;
+    let mut plot = plot(area, time, scale, (seconds, most))?;
     for (points, colour) in lines.zip(COLOURS) {
         plot.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
     }
@@ -152,6 +156,8 @@ fn draw_lines<'a>(
 }
 
 const TIME: Scale = Scale { label: "time, s", text: |value| format!("{value}") };
+const SERVER_TIME: Scale = Scale { label: "time since the start of the server, s", ..TIME };
+const CLIENT_TIME: Scale = Scale { label: "time since the first connect, s", ..TIME };
 
 type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
@@ -173,8 +179,9 @@ fn plot<'a, 'b>(
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
         .axis_style(TEXT)
-        .label_style(text(14))
-        .axis_desc_style(text(15))
+        .label_style(text(LABEL_SIZE))
+        .axis_desc_style(text(LABEL_SIZE + 1))
+        .x_labels(9)
         .x_desc(across.label)
         .y_desc(upright.label)
         .x_label_formatter(&|value| (across.text)(*value))
@@ -214,7 +221,7 @@ pub fn panels(
         for (area, panel) in area.split_evenly((shown.len(), 1)).iter().zip(&shown) {
             let scale = Scale { label: panel.label, text: panel.text };
             let line = panel.points.as_slice();
-            draw_lines(area, &scale, (seconds, highest(panel)), std::iter::once(line))?;
+            draw_lines(area, (&TIME, &scale), (seconds, highest(panel)), std::iter::once(line))?;
         }
         Ok(())
     })
@@ -245,8 +252,8 @@ fn rate(run: &Run) -> Drawn<Option<Chart>> {
             .light_line_style(TRANSPARENT)
             .bold_line_style(GRID)
             .axis_style(TEXT)
-            .label_style(text(14))
-            .axis_desc_style(text(15))
+            .label_style(text(LABEL_SIZE))
+            .axis_desc_style(text(LABEL_SIZE + 1))
             .x_labels(10)
             .x_desc("tenth of the connections")
             .y_desc("connects per second")
@@ -298,14 +305,14 @@ fn latency(run: &Run) -> Drawn<Option<Chart>> {
             .margin_right(40)
             .x_label_area_size(46)
             .y_label_area_size(98)
-            .build_cartesian_2d((0.0..most).step(1.0), (low..high).step(1.0))?;
+            .build_cartesian_2d((0.0..most).step(1.0), (low..high + 0.05).step(1.0))?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
             .bold_line_style(GRID)
             .axis_style(TEXT)
-            .label_style(text(14))
-            .axis_desc_style(text(15))
+            .label_style(text(LABEL_SIZE))
+            .axis_desc_style(text(LABEL_SIZE + 1))
             .x_desc("percentile")
             .y_desc("latency")
             .x_label_formatter(&|nines| percentile_name(*nines))
@@ -402,7 +409,7 @@ impl Bar {
 }
 
 fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Drawn<()> {
-    area.draw(&Text::new(visible(&bar.heading), (16, 8), text(15)))?;
+    area.draw(&Text::new(visible(&bar.heading), (16, 8), text(LABEL_SIZE + 1)))?;
     let (_, below) = area.split_vertically(30);
     let keys: Vec<_> = bar
         .parts
@@ -422,8 +429,8 @@ fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Drawn<()> {
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
         .axis_style(TEXT)
-        .label_style(text(14))
-        .axis_desc_style(text(15))
+        .label_style(text(LABEL_SIZE))
+        .axis_desc_style(text(LABEL_SIZE + 1))
         .x_desc("bytes per connection")
         .x_label_formatter(&|value| format::count(format::rounded(*value)))
         .draw()?;
@@ -436,19 +443,27 @@ fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Drawn<()> {
     Ok(())
 }
 
-/// Draws the legend, four entries in a line, and returns the area below it.
+/// Draws the legend and returns the area below it.
 fn below_keys<'a, 'b>(
     area: &Drawing<'a>,
     keys: impl Iterator<Item = (&'b str, RGBColor)>,
 ) -> Drawn<Drawing<'a>> {
-    let mut lines = 0;
-    for (index, (name, colour)) in (0_i32..).zip(keys) {
-        let (x, y) = (16 + index % 4 * 208, 4 + index / 4 * 24);
+    const LEFT: i32 = 16;
+    const LINE: i32 = 24;
+    let right = i32::try_from(WIDTH)? - LEFT;
+    let (mut x, mut y) = (LEFT, 4);
+    for (name, colour) in keys {
+        let name = visible(name);
+        // The text is measured when it is shown; these are the width of a letter, and the space between entries.
+        let width = 20 + 7 * i32::try_from(name.chars().count())? + 20;
+        if x > LEFT && x + width > right {
+            (x, y) = (LEFT, y + LINE);
+        }
         area.draw(&Rectangle::new([(x, y), (x + 14, y + 14)], colour.filled()))?;
-        area.draw(&Text::new(visible(name), (x + 20, y + 2), text(14)))?;
-        lines = index / 4 + 1;
+        area.draw(&Text::new(name, (x + 20, y + 1), text(LABEL_SIZE)))?;
+        x += width;
     }
-    Ok(area.split_vertically(lines * 24).1)
+    Ok(area.split_vertically(y + LINE).1)
 }
 
 fn text(size: i32) -> TextStyle<'static> {
@@ -466,7 +481,7 @@ fn draw(
     {
         let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
         area.fill(&WHITE)?;
-        let heading = text(19).pos(Pos::new(HPos::Left, VPos::Top));
+        let heading = text(21).pos(Pos::new(HPos::Left, VPos::Top));
         area.draw(&Text::new(title, (16, 14), heading))?;
         let (_, below) = area.split_vertically(40);
         content(&below)?;
@@ -482,6 +497,41 @@ mod tests {
     fn panel(label: &'static str, points: &[(f64, f64)]) -> Panel {
         let text = |value| format::count(format::rounded(value));
         Panel { label, text, points: points.to_vec() }
+    }
+
+    #[test]
+    fn the_page_replaces_colours_of_the_charts_in_a_dark_scheme() {
+        let sheet = include_str!("export/html/style.css");
+        let name =
+            |colour: &RGBColor| format!("\"#{:02X}{:02X}{:02X}\"", colour.0, colour.1, colour.2);
+        let used: Vec<String> = [TEXT, GRID, WHITE].iter().chain(&COLOURS).map(name).collect();
+        for colour in &used[..3] {
+            assert!(sheet.contains(colour), "{colour}");
+        }
+        let replaced = sheet.split('[').skip(1).filter_map(|selector| selector.split_once('='));
+        let replaced: Vec<_> = replaced.filter(|(name, _)| *name != "style*").collect();
+        assert!(replaced.len() > used.len());
+        for (_, value) in replaced {
+            let colour = value.split(']').next().unwrap();
+            assert!(used.iter().any(|used| used == colour), "{colour} is not in a chart");
+        }
+    }
+
+    #[test]
+    fn a_legend_that_is_too_long_continues_on_the_next_line() {
+        let lines = |names: &[&str]| {
+            let mut svg = String::new();
+            let area = SVGBackend::with_string(&mut svg, (WIDTH, HEIGHT)).into_drawing_area();
+            let keys = names.iter().copied().zip(COLOURS);
+            let below = below_keys(&area, keys).unwrap();
+            (HEIGHT - below.dim_in_pixel().1) / 24
+        };
+        assert_eq!(lines(&["client"]), 1);
+        assert_eq!(lines(&["client, p50", "client, p99", "server", "machine, busy"]), 1);
+        let long = "machine of client-1, soft interrupts";
+        assert_eq!(lines(&[long, long]), 1);
+        assert_eq!(lines(&[long, long, long, long]), 2);
+        assert_eq!(lines(&[&"x".repeat(500), "server"]), 2);
     }
 
     #[test]

@@ -86,7 +86,7 @@ pub enum Unit {
     BytesEach,
     /// A fraction of 1.
     Share,
-    /// A quotient.
+    /// The quotient of two figures.
     Ratio,
 }
 
@@ -107,7 +107,7 @@ impl Comparison {
         self.sides.iter().any(|side| side.runs.len() > 1)
     }
 
-    /// As a table of text or Markdown.
+    /// A table in Markdown.
     #[must_use]
     pub fn table(&self) -> String {
         self.table_of(&self.sides.each_ref().map(|side| side.name.clone()))
@@ -124,7 +124,7 @@ impl Comparison {
         table(["", first, second, "ratio"], &rows)
     }
 
-    /// As a page.
+    /// A page in Markdown.
     #[must_use]
     pub(crate) fn page(&self) -> String {
         let [first, second] = self.sides.each_ref().map(|side| side.runs.len());
@@ -263,7 +263,7 @@ impl Unit {
         }
     }
 
-    /// A value for people.
+    /// A value with its unit.
     #[must_use]
     pub fn text(self, value: f64) -> String {
         match self {
@@ -391,18 +391,18 @@ fn ramp_seconds(run: &Run) -> Option<f64> {
     run.clients.iter().map(|(_, client)| client.ramp_seconds).reduce(f64::max)
 }
 
-/// Of all clients together, as if they had begun at once.
+/// The sum over the clients, as if they had started at the same time.
 fn connects_per_second(run: &Run) -> Option<f64> {
     run.clients.iter().map(|(_, client)| client.connects_per_second).reduce(|a, b| a + b)
 }
 
-/// That of the client that slowed down the most.
+/// The ratio of the client that slowed down the most.
 fn trend_ratio(run: &Run) -> Option<f64> {
     let tenths = run.clients.iter().filter_map(|(_, client)| trend::tenths(&client.ramp_series));
     tenths.map(|tenths| trend::ratio(&tenths)).reduce(f64::min)
 }
 
-/// That of the client with the longest.
+/// The maximum over the clients.
 fn latency(run: &Run, figure: fn(&LatencyUs) -> Option<u64>) -> Option<f64> {
     run.clients
         .iter()
@@ -411,13 +411,13 @@ fn latency(run: &Run, figure: fn(&LatencyUs) -> Option<u64>) -> Option<f64> {
         .map(cost::float)
 }
 
-/// Of all clients together; nothing where none of them sent messages.
+/// The sum over the clients; `None` if none of them sent messages.
 fn workload(run: &Run, figure: fn(&Workload) -> u64) -> Option<f64> {
     let workloads = run.clients.iter().filter_map(|(_, client)| client.workload.as_ref());
     workloads.map(figure).reduce(u64::saturating_add).map(cost::float)
 }
 
-/// That of the client with the longest.
+/// The maximum over the clients.
 fn echo(run: &Run, figure: fn(&LatencyUs) -> Option<u64>) -> Option<f64> {
     let workloads = run.clients.iter().filter_map(|(_, client)| client.workload.as_ref());
     workloads.filter_map(|workload| figure(&workload.latency_us)).max().map(cost::float)
@@ -431,7 +431,7 @@ fn process_cost(run: &Run) -> Option<f64> {
     cost::process(run).bytes_each
 }
 
-/// Of one end, so that runs on one host and on three compare.
+/// The memory of one end, so that runs on one host and on three can be compared.
 fn kernel_cost(run: &Run) -> Option<f64> {
     let reported = || run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
     cost::server_end_bytes(run).or_else(reported)

@@ -13,7 +13,7 @@ use crate::snapshot::Snapshot;
 pub struct HostCost {
     /// The host.
     pub host: String,
-    /// The ends of each connection that lie in this kernel: 1 or 2.
+    /// The ends of each connection that are in this kernel: 1 or 2.
     pub ends: u64,
     /// The number of connections.
     pub connections: u64,

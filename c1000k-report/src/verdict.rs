@@ -1,4 +1,4 @@
-//! How a run ended, in a few lines for people.
+//! The verdict on a run, in a few lines of text.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use crate::checks::{Check, CheckOutcome};
 use crate::escape::visible;
 use crate::run::{Apart, Run};
 
-/// What the line of the counts of checks begins with.
+/// The prefix of the line with the counts of checks.
 const CHECKS: &str = "Checks: ";
 
 /// The verdict in a few lines.
@@ -60,7 +60,7 @@ pub fn text(run: &Run, checks: &[Check]) -> String {
     text
 }
 
-/// Which snapshots are missing, and which checks were not made for want of them; `None` where none is missing.
+/// The missing snapshots, and the checks that were not made because of them; `None` if none is missing.
 #[must_use]
 pub fn missing_snapshots(run: &Run, checks: &[Check]) -> Option<String> {
     let missing = run.missing_snapshots();
@@ -74,13 +74,13 @@ pub fn missing_snapshots(run: &Run, checks: &[Check]) -> Option<String> {
     })
 }
 
-/// How many checks were made: those whose outcome is known.
+/// The number of checks that were made: those whose outcome is known.
 #[must_use]
 pub fn checks_made(checks: &[Check]) -> usize {
     checks.iter().filter(|check| check.outcome != CheckOutcome::Unknown).count()
 }
 
-/// The same by a page that this program wrote earlier; `None` where that was made without snapshots, too.
+/// The same number in a page that this program wrote earlier; `None` if there were no snapshots then either.
 #[must_use]
 pub fn checks_made_with_snapshots(page: &str) -> Option<usize> {
     if page.lines().any(|line| line.starts_with("Missing: snapshots,")) {

@@ -719,6 +719,8 @@ fn the_html_page_needs_nothing_beside_it() {
         assert!(page.contains(title), "{title}");
     }
     assert_eq!(page.matches("<svg").count(), 6);
+    assert!(!page.contains("<p><figure") && !page.contains("</figure>\n</p>"), "{page}");
+    assert_eq!(page.matches("<p>").count(), page.matches("</p>").count(), "{page}");
     assert!(page.contains("prefers-color-scheme: dark") && page.contains("@media print"));
     let outside = page.replace("http://www.w3.org/2000/svg", "");
     assert!(!outside.contains("://") && !outside.contains("src="), "{outside}");
@@ -1081,7 +1083,7 @@ fn errors_and_processor_time_have_their_tables_and_charts() {
         ("errors.svg", "client, ETIMEDOUT"),
         ("processors.svg", "machine, soft interrupts"),
         ("connect-latency.svg", "client, p99"),
-        ("memory-growth.svg", "queued data"),
+        ("memory-growth.svg", "kernel, sockets"),
     ] {
         assert!(fixture.read(chart).contains(text), "{chart}");
         assert!(page.contains(&format!("]({chart})")), "{page}");
@@ -1123,6 +1125,9 @@ fn the_memory_of_a_connection_is_shown_by_layer() {
     // Of 100,000 connections with both ends in this kernel.
     assert_eq!(row(&page, "server", "kernel, TCP").unwrap(), "2,500 B");
     assert_eq!(row(&page, "server", "kernel, other"), None);
+    fixture.set("server.json", "kernel_bytes_by_slab", json!({"TCP": 5_000_000_000_u64}));
+    let page = stdout(&fixture.summarize(&["--format", "markdown"]));
+    assert_eq!(row(&page, "server", "kernel, TCP"), None, "other processes have grown it");
 
     fixture.set("client.json", "established", json!(999));
     let page = stdout(&fixture.summarize(&["--format", "markdown"]));

@@ -88,11 +88,12 @@ struct Growth {
     kernel: f64,
 }
 
-/// The server's samples while its connections increased, until their maximum.
+/// The server's samples while its connections increased: from the last one before them until their maximum.
 fn rising(server: &ServerRecord) -> Vec<Growth> {
     let most = server.series.iter().map(|point| point.open).max().unwrap_or(0);
     let mut line: Vec<Growth> = Vec::new();
-    for point in &server.series {
+    let first = server.series.iter().position(|point| point.open > 0).unwrap_or(0);
+    for point in server.series.iter().skip(first.saturating_sub(1)) {
         let Some(process) = point.rss_bytes else { continue };
         let connections = float(point.open);
         if line.last().is_none_or(|last| last.connections < connections) {
@@ -135,15 +136,13 @@ fn layers(run: &Run) -> Vec<Layer> {
     let slabs = cost::recorded_slabs(run);
     let all: f64 = slabs.iter().map(|(_, bytes)| bytes).sum();
     if all <= 0.0 {
-        layers.push(kernel("kernel, queued data only", last, 1.0));
+        layers.push(kernel("kernel, sockets", last, 1.0));
         return layers;
     }
-    // The last of these colours is too close to white.
-    let shown = colours.len() - 1;
-    for ((name, bytes), colour) in slabs.iter().take(shown).zip(colours) {
+    for ((name, bytes), colour) in slabs.iter().zip(colours) {
         layers.push(kernel(name, colour, bytes / all));
     }
-    let rest: f64 = slabs.iter().skip(shown).map(|(_, bytes)| bytes).sum();
+    let rest: f64 = slabs.iter().skip(colours.len()).map(|(_, bytes)| bytes).sum();
     if rest > 0.0 {
         layers.push(kernel("other slabs", last, rest / all));
     }
@@ -177,7 +176,8 @@ mod tests {
 
     #[test]
     fn memory_is_shown_while_the_connections_increase() {
-        let points = [(0, 1, 0), (5, 2, 50), (4, 3, 60), (9, 4, 90), (9, 5, 95), (0, 6, 10)];
+        let points =
+            [(0, 1, 999), (0, 1, 0), (5, 2, 50), (4, 3, 60), (9, 4, 90), (9, 5, 95), (0, 6, 10)];
         let line = rising(&server(&points));
         let shown: Vec<_> =
             line.iter().map(|point| (point.connections, point.process, point.kernel)).collect();
@@ -192,7 +192,7 @@ mod tests {
         let mut run = Run::default();
         run.server = Some(record);
         let bands = layers(&run);
-        assert_eq!(bands.len(), COLOURS.len() - 1);
+        assert_eq!(bands.len(), COLOURS.len());
         assert_eq!(
             (bands[0].name.as_str(), bands[1].name.as_str()),
             ("server's process", "slab-9")
@@ -201,6 +201,6 @@ mod tests {
         let point = Growth { connections: 9.0, process: 100.0, kernel: 900.0 };
         let sum: f64 = bands.iter().map(|band| band.bytes(&point)).sum();
         assert!((sum - 1_000.0).abs() < 1e-6, "{sum}");
-        assert!(layers(&Run::default())[1].name.contains("queued data"));
+        assert!(layers(&Run::default())[1].name.contains("sockets"));
     }
 }

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use c1000k_host::format;
 use c1000k_record::{ClientRecord, RampPoint, ServerPoint, ServerRecord};
 
-use super::{COLOURS, Chart, Drawn, Line, Scale, over_time};
+use super::{CLIENT_TIME, COLOURS, Chart, Drawn, Line, Scale, over_time};
 use crate::cost::float;
 use crate::run::Run;
 
-/// A share of processor time is taken over this part of the time shown; a shorter one shows the kernel's ticks.
+/// Shares of processor time are averages over this fraction of the time shown; over less, the resolution of the
+/// kernel's clock would be visible.
 const STEPS: f64 = 60.0;
-/// And over no less than this.
+/// The minimum time of an average.
 const STEP_SECONDS_MIN: f64 = 0.1;
 
 /// Failed attempts and lost connections of each client, and what the server refused, by name: totals until each moment.
@@ -34,11 +35,11 @@ pub(super) fn errors(run: &Run) -> Drawn<Option<Chart>> {
         });
         lines.extend(by_name("server", counts));
     }
-    // There are more names than colours only where few have most of the errors.
+    // The names with most errors, if there are more names than colours.
     lines.sort_by(|first, second| last(second).total_cmp(&last(first)));
     lines.truncate(COLOURS.len());
     let scale = Scale { label: "total", text: |value| format::count(format::rounded(value)) };
-    over_time("errors.svg", "Errors over time, by name", scale, &lines)
+    over_time("errors.svg", "Errors over time, by name", (CLIENT_TIME, scale), &lines)
 }
 
 /// How many processors each program, and the machine, kept busy.
@@ -82,18 +83,26 @@ pub(super) fn processors(run: &Run) -> Drawn<Option<Chart>> {
     }
     lines.retain(|line| line.1.len() > 1);
     let scale = Scale { label: "processors", text: |value| format!("{value:.2}") };
-    over_time("processors.svg", "Processors in use over time", scale, &lines)
+    over_time("processors.svg", "Processors in use over time", (CLIENT_TIME, scale), &lines)
 }
 
-/// Of the ramp and of the time after it.
+/// The points of the ramp and of the time after it.
 fn points(client: &ClientRecord) -> impl Iterator<Item = &RampPoint> {
     client.ramp_series.iter().chain(&client.hold_series)
 }
 
-/// The server's last sample before its first connection, which is where a client's time begins.
+/// The time of a server's first connection, with which a client's time begins. Until then samples are far apart, so it
+/// is calculated from the rate after the first sample with connections.
 fn begin(server: &ServerRecord) -> f64 {
-    let first = server.series.iter().position(|point| point.open > 0).unwrap_or(0);
-    server.series.get(first.saturating_sub(1)).map_or(0.0, |point| point.seconds)
+    let points = &server.series;
+    let Some(first) = points.iter().position(|point| point.open > 0) else { return 0.0 };
+    let (at, before) = (&points[first], &points[first.saturating_sub(1)]);
+    let rate = points
+        .get(first + 1)
+        .map_or(0.0, |next| float(next.open.saturating_sub(at.open)) / (next.seconds - at.seconds));
+    // With no rate the connections count as opened just after the sample before.
+    let begin = at.seconds - float(at.open) / rate;
+    if begin.is_finite() { begin.max(before.seconds) } else { before.seconds }
 }
 
 /// A line for each name that was counted.
@@ -143,6 +152,8 @@ fn shares(points: impl Iterator<Item = (f64, f64)>) -> Vec<(f64, f64)> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -152,6 +163,31 @@ mod tests {
         assert!(shares(std::iter::empty()).is_empty());
         let broken = [(0.0, 1.0), (1.0, 0.0), (f64::NAN, 1.0), (2.0, f64::INFINITY)];
         assert!(shares(broken.into_iter()).iter().all(|point| point.1.is_finite()));
+    }
+
+    #[test]
+    fn the_time_begins_with_the_first_connection() {
+        let begin_of = |points: &[(f64, u64)]| {
+            let points = points.iter().map(|&(seconds, open)| {
+                json!({"seconds": seconds,
+                "open": open, "rss_bytes": null, "kernel_socket_bytes": null})
+            });
+            let record = json!({
+                "schema": "c1000k.server/1", "accepted": 9, "peak": 9, "open": 0, "refused": 0,
+                "closed": 9, "stale_events": 0, "accept_errors": {}, "bytes_in": 0, "bytes_out": 0,
+                "user_bytes_per_connection": null, "kernel_bytes_per_connection": null,
+                "rss_peak_bytes": null, "cpu_user_seconds": 1.0, "cpu_system_seconds": 1.0,
+                "series": points.collect::<Vec<_>>()
+            });
+            begin(&serde_json::from_value(record).expect("a record"))
+        };
+        assert_eq!(begin_of(&[(0.0, 0), (1.0, 0), (2.0, 50), (2.5, 150), (3.0, 150)]), 1.75);
+        assert_eq!(begin_of(&[(0.0, 0), (1.0, 0), (2.0, 50), (3.0, 60)]), 1.0, "not before it");
+        for points in [&[(0.0, 0), (1.0, 0), (2.0, 50)][..], &[(1.0, 0), (2.0, 50), (3.0, 50)]] {
+            assert_eq!(begin_of(points), 1.0, "no rate is known");
+        }
+        assert_eq!(begin_of(&[(4.0, 7)]), 4.0);
+        assert_eq!((begin_of(&[]), begin_of(&[(1.0, 0)])), (0.0, 0.0));
     }
 
     #[test]

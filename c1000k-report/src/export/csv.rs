@@ -1,4 +1,4 @@
-//! The figures for spreadsheets: a line each, the name first, with the bare number in seconds, bytes or pieces.
+//! The figures for spreadsheets: one per line, its name first, then its value without a unit.
 
 use std::error::Error;
 
@@ -6,11 +6,11 @@ use super::Export;
 use crate::Report;
 use crate::compare::{Comparison, Spread, figures};
 
-/// Comma-separated values, as RFC 4180 has them.
+/// Comma-separated values (RFC 4180).
 #[derive(Debug)]
 pub(super) struct Csv;
 
-/// The columns of a comparison: medians, then what is known of their spread.
+/// The columns of a comparison: medians, and the ranges of the runs.
 const COMPARISON: [&str; 13] = [
     "figure",
     "first",
@@ -71,7 +71,7 @@ fn ends(side: Option<Spread>) -> [String; 3] {
     [number(side.map(|side| side.min)), number(side.map(|side| side.max)), runs.to_string()]
 }
 
-/// Empty where there is none.
+/// Empty if it is unknown.
 fn number(value: Option<f64>) -> String {
     value.map_or_else(String::new, |value| value.to_string())
 }

@@ -1,4 +1,4 @@
-//! The summary for programs: one JSON object with stable names, to which fields may be added.
+//! The summary for programs: one JSON object. Its names are stable; fields may be added.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -17,10 +17,10 @@ use crate::cost::{self, HostCost, ProcessMemory};
 use crate::run::{Run, Topology};
 use crate::{Report, escape};
 
-/// What `schema` says.
+/// The value of `schema`.
 pub const SUMMARY_SCHEMA: &str = "c1000k.summary/1";
 
-/// The object, with a line break at its end. A figure that could not be had is null.
+/// The object, followed by a newline. A figure that is not known is null.
 #[derive(Debug)]
 pub(super) struct Json;
 
@@ -48,13 +48,13 @@ impl Export for Json {
     }
 }
 
-/// Two runs side by side; all figures in seconds, bytes or pieces.
+/// Two runs side by side. The unit of each figure is given.
 #[derive(Debug, Serialize)]
 struct Compare<'a> {
     schema: &'static str,
     first: &'a str,
     second: &'a str,
-    /// How many runs each side has; figures are their medians.
+    /// The number of runs on each side; figures are their medians.
     runs: [usize; 2],
     figures: BTreeMap<&'static str, Compared>,
 }
@@ -103,9 +103,9 @@ struct Summary<'a> {
     schema: &'static str,
     /// `reached`, `short` or another verdict of the clients'; `apart` or `unknown`.
     verdict: String,
-    /// Why it is `apart`.
+    /// The reason if it is `apart`.
     verdict_detail: Option<String>,
-    /// What limited the run, and how that is known; null where no figure shows it.
+    /// What limited the run, with the evidence; null if no figure shows it.
     bottleneck: Option<Finding>,
     missing: Vec<&'static str>,
     missing_snapshots: Vec<String>,

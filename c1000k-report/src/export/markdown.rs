@@ -18,22 +18,25 @@ use crate::run::{Moment, Run, Topology, total};
 use crate::table::{columns, table, table_with_notes, text_table};
 use crate::{trend, verdict};
 
-/// More are not shown.
+/// The maximum shown for each client.
 const THRESHOLDS_MAX: usize = 100;
 
-/// Of each kind; more are not shown.
+/// The maximum shown of each kind.
 const ERRORS_MAX: usize = 50;
 
-/// Of a server's record; more are not shown.
+/// The maximum shown of a server's record.
 const SLABS_MAX: usize = 20;
 
-/// How the kernel's part of a connection is measured.
+/// If the slabs grew by more than this multiple of a connection's memory, other processes caused it.
+const SLABS_SHARE_MAX: f64 = 1.25;
+
+/// How the kernel's memory of a connection is measured.
 const SLABS: &str = "growth of its slabs, per socket";
 
-/// `scripts/million` writes some ten.
+/// `scripts/million` writes about ten; more are not shown.
 const MACHINE_LINES_MAX: usize = 100;
 
-/// The page, with links to the charts that lie beside it.
+/// The page, with links to the charts in the same folder.
 #[derive(Debug)]
 pub(super) struct Markdown;
 
@@ -57,6 +60,7 @@ fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
     let topology = topology.unwrap_or_default();
     let sections = [
         format!("# {held} connections{topology}\n\n{}\n", paragraphs(run, checks)),
+        machine(run),
         chart_section(charts),
         figures(run),
         clients(run),
@@ -70,7 +74,6 @@ fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
         checks_section(checks),
         rate_section(run),
         teardown(run),
-        machine(run),
     ];
     sections.into_iter().filter(|section| !section.is_empty()).collect::<Vec<_>>().join("\n")
 }
@@ -119,7 +122,7 @@ fn figures(run: &Run) -> String {
         rows.push(row("ramp", format::duration(longest(|client| client.ramp_seconds))));
         rows.push(row("hold", format::duration(longest(|client| client.hold_seconds))));
     }
-    format!("## What was asked and held\n\n{}", table(["", "count"], &rows))
+    format!("## Requested and held\n\n{}", table(["", "count"], &rows))
 }
 
 fn passes(run: &Run) -> Vec<[String; 2]> {
@@ -155,7 +158,7 @@ fn clients(run: &Run) -> String {
     if rows.is_empty() { String::new() } else { table(heading, &rows) }
 }
 
-/// Nothing for a run without any.
+/// Empty for a run without errors.
 fn errors_section(run: &Run) -> String {
     let mut rows = Vec::new();
     let mut add = |program: &str, what: &str, count: u64| {
@@ -184,7 +187,7 @@ fn errors_section(run: &Run) -> String {
     format!("## Errors\n\n{}", columns(heading, &rows, |column| column == 2))
 }
 
-/// Nothing without the client's figures: older records do not have them.
+/// Empty without the client's figures, which older records do not have.
 fn processor_section(run: &Run) -> String {
     let mut rows = Vec::new();
     for (name, client) in &run.clients {
@@ -225,7 +228,7 @@ fn processor_row(name: &str, total: Option<[f64; 2]>, busy: Option<f64>) -> [Str
     [name.to_owned(), user, system, seen(busy.map(|share| format::percent(share.clamp(0.0, 1.0))))]
 }
 
-/// The share of the time of all processors that was spent during the ramp, and the part of soft interrupts.
+/// The share of the time of all processors during the ramp in which they were busy, and in soft interrupts.
 fn machine_shares(client: &ClientRecord) -> Option<[f64; 2]> {
     let (first, last) = (client.ramp_series.first()?, client.ramp_series.last()?);
     let all = (last.seconds - first.seconds) * float(client.processors?);
@@ -234,7 +237,7 @@ fn machine_shares(client: &ClientRecord) -> Option<[f64; 2]> {
     (all > 0.0).then_some([busy / all, softirq / all])
 }
 
-/// Latencies are counted from the time a message was due.
+/// The messages during the hold. Latencies are counted from the time a message was due.
 fn workload_section(run: &Run) -> String {
     let of = |(name, client): &(String, ClientRecord)| {
         let workload = client.workload.as_ref()?;
@@ -269,7 +272,7 @@ fn workload_section(run: &Run) -> String {
         ["client", "senders", "every", "sent", "answered", "p50", "p99", "p99.9", "p99.99", "max"];
     format!(
         "## Messages during the hold\n\nEach latency is counted from the time the message was due, \
-         whether it could be sent then or not.\n\n{}\n{}",
+         even if it was sent later.\n\n{}\n{}",
         table(heading, &rows),
         table(fault_heading, &fault_rows)
     )
@@ -306,7 +309,7 @@ fn reopened_section(run: &Run) -> String {
     }
     let heading =
         ["client", "", "closed", "back", "in", "connect p50", "connect p99", "connect max"];
-    format!("## Closed and opened anew\n\n{}", table(heading, &rows))
+    format!("## Closed and reopened\n\n{}", table(heading, &rows))
 }
 
 fn thresholds(run: &Run) -> String {
@@ -339,8 +342,8 @@ fn cost_section(run: &Run) -> String {
     let kernels = cost::kernels(run);
     if kernels.iter().any(|cost| !cost.caches.is_empty()) {
         text.push_str(
-            "A kernel merges caches whose objects have one size, and shows them under the name of \
-             one of them.\n\n",
+            "The kernel merges caches whose objects have the same size, and shows them under the name \
+             of one of them.\n\n",
         );
     }
     let mut blocks: Vec<String> = kernels.iter().map(kernel_cost).collect();
@@ -382,26 +385,29 @@ fn layers(run: &Run) -> Option<String> {
         cost::server_end_bytes(run).or_else(|| run.server.as_ref()?.kernel_bytes_per_connection);
     add("server", "kernel", kernel, SLABS);
     // The snapshots have them in more detail.
+    let mut slabs = cost::recorded_slabs(run);
+    let total: f64 = slabs.iter().map(|(_, bytes)| bytes).sum();
     let is_shown = cost::kernels(run).is_empty()
-        && run.server.as_ref().is_some_and(|server| server.peak >= CONNECTIONS_TO_WEIGH_MIN);
-    let slabs = if is_shown { cost::recorded_slabs(run) } else { Vec::new() };
+        && run.server.as_ref().is_some_and(|server| server.peak >= CONNECTIONS_TO_WEIGH_MIN)
+        && kernel.is_none_or(|kernel| total <= kernel * SLABS_SHARE_MAX);
+    slabs.retain(|_| is_shown);
     for (name, bytes) in slabs.into_iter().take(SLABS_MAX) {
         add("server", &format!("kernel, {name}"), Some(bytes), "growth of this slab, per socket");
     }
     add("server", "whole process", cost::process(run).bytes_each, "growth from start to peak");
     has_layers.then(|| {
-        let heading = ["end", "layer", "a connection", "measured as"];
+        let heading = ["end", "layer", "per connection", "measured as"];
         format!("By layer, at each end of a connection:\n\n{}", table_with_notes(heading, &rows))
     })
 }
 
-/// What the server says itself, where no snapshots do.
+/// The kernel's memory as the server measured it, if there are no snapshots of the slabs.
 fn kernel_reported(run: &Run) -> String {
-    let told = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
-    let found = seen(told.map(|bytes| {
-        format!("{} for one end of a connection, by the server", format::bytes_each(bytes))
+    let reported = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
+    let found = seen(reported.map(|bytes| {
+        format!("{} for one end of a connection, by the server's record", format::bytes_each(bytes))
     }));
-    format!("The kernel: {found}; the slabs of the host are not in the snapshots.\n")
+    format!("The kernel: {found}; there are no snapshots of the host's slabs.\n")
 }
 
 fn kernel_cost(cost: &HostCost) -> String {
@@ -421,26 +427,26 @@ fn kernel_cost(cost: &HostCost) -> String {
         [name.to_owned(), String::new(), String::new(), format::bytes_each(bytes)]
     };
     rows.push(last("all other caches", cost.rest_bytes));
-    rows.push(last("together", cost.bytes()));
+    rows.push(last("total", cost.bytes()));
     let mut text = format!(
         "The {}, by slab cache, pages included ({} connections):\n\n{}",
         markdown(&cost.name()),
         format::count(cost.connections),
-        table(["cache", "objects", "size of one", "a connection"], &rows)
+        table(["cache", "objects", "object size", "per connection"], &rows)
     );
     if cost.ends == 2 {
         let _ = writeln!(text, "\nThat is {} an end.", format::bytes_each(cost.bytes() / 2.0));
     }
     let _ = writeln!(
         text,
-        "\nOther processes move slabs too. By the caches that connections live in, of those shared \
-         with all files one object each, an end takes {}.",
+        "\nOther processes change slabs too. By the caches that connections use, with one object of each cache \
+         that all files share, one end takes {}.",
         format::bytes_each(cost.end_bytes)
     );
     text
 }
 
-/// The test that this software repeats, beside its own figures, where the hosts are the same.
+/// The figures of the test that this software repeats beside those of this run, if its hosts are the same.
 fn original(run: &Run) -> String {
     if run.topology() != Topology::ThreeHosts || run.is_one_kernel() {
         return String::new();
@@ -456,18 +462,18 @@ fn original(run: &Run) -> String {
         ["memory in use, server".into(), "2.6 GB".into(), memory("server")],
         ["memory in use, client 1".into(), "1.2 GB".into(), memory("client-1")],
         ["memory in use, client 2".into(), "1.2 GB".into(), memory("client-2")],
-        ["the end".into(), "server killed for want of memory at 1,150,000 (6 GB)".into(), end(run)],
+        ["the end".into(), "server killed, out of memory, at 1,150,000 (6 GB)".into(), end(run)],
     ];
     format!(
-        "## Beside the original test\n\n{}\nMemory in use is the whole host's: what is neither \
-         free nor cache.\n",
+        "## Compared with the original test\n\n{}\nMemory in use is that of the whole host, without \
+         free memory and caches.\n",
         table(["", "original", "this run"], &rows)
     )
 }
 
 fn end(run: &Run) -> String {
     match (&run.server, run.snapshot("server", Moment::After)) {
-        (Some(_), Some(_)) => "server outlived the teardown".to_owned(),
+        (Some(_), Some(_)) => "server still running after the teardown".to_owned(),
         (Some(_), None) => "server wrote its record".to_owned(),
         (None, _) => "not seen".to_owned(),
     }
@@ -481,7 +487,7 @@ fn checks_section(checks: &[Check]) -> String {
             [name.clone(), expected.clone(), found.clone(), outcome.to_string(), note.clone()]
         })
         .collect();
-    let heading = ["check", "expected", "found", "agrees", "what it means"];
+    let heading = ["check", "expected", "found", "agrees", "what is checked"];
     format!("## Checks: client, server and kernel\n\n{}", text_table(heading, &rows))
 }
 
@@ -512,16 +518,16 @@ fn rate_section(run: &Run) -> String {
 
 fn teardown(run: &Run) -> String {
     let mut rows = vec![row(
-        "the server's process",
+        "server's process",
         seen(cost::process(run).share_returned().map(format::percent)),
     )];
     for cost in cost::kernels(run) {
         rows.push(row(
-            &format!("slabs that connections have to themselves, host {}", cost.host),
+            &format!("slabs that only connections use, host {}", cost.host),
             seen(cost::slab_share_returned(run, &cost.host).map(format::percent)),
         ));
     }
-    let heading = ["memory that came back, of what was grown", "share"];
+    let heading = ["memory returned, as a share of its growth", "share"];
     format!("## After the teardown\n\n{}", table(heading, &rows))
 }
 

@@ -1,6 +1,6 @@
-//! What is made of a report for others to read: a file for each format.
+//! Writes a report in several formats.
 //!
-//! A format is a file of this folder with an implementation of [`Export`], and its lines in [`Format`].
+//! A format is a file in this folder with an implementation of [`Export`], and a variant of [`Format`].
 
 mod csv;
 mod html;
@@ -17,7 +17,7 @@ use crate::compare::Comparison;
 
 pub use json::SUMMARY_SCHEMA;
 
-/// How a report is written down.
+/// A format of a report.
 pub trait Export {
     /// The name of the file in the folder of the run.
     fn file_name(&self) -> &'static str;
@@ -51,7 +51,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// What writes this format.
+    /// The implementation of this format.
     #[must_use]
     pub fn exporter(self) -> &'static dyn Export {
         match self {

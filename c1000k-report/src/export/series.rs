@@ -1,4 +1,4 @@
-//! The figures over time for spreadsheets and plots: a line for each point of each program.
+//! The figures over time for spreadsheets and plots: one line for each point of each program.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -32,7 +32,7 @@ const COLUMNS: [&str; 13] = [
     "machine_softirq_seconds",
 ];
 
-/// Names of errors with a column of their own; more are only in the totals.
+/// The maximum of errors with their own column; others are only in the totals.
 const NAMES_MAX: usize = 50;
 
 impl Export for Series {
