@@ -6,7 +6,7 @@
 use std::fmt;
 
 use c1000k_host::format;
-use c1000k_record::{ClientRecord, Limit, ServerRecord};
+use c1000k_record::{ClientRecord, Limit, ServerPoint, ServerRecord};
 use serde::Serialize;
 
 use crate::cost::float;
@@ -14,6 +14,15 @@ use crate::run::Run;
 
 /// A thread that is busy for this share of the time is saturated.
 const BUSY: f64 = 0.9;
+
+/// The same for all processors of a machine.
+const MACHINE_BUSY: f64 = 0.95;
+
+/// If other processes took more than this share of a busy machine, they are the limit.
+const OTHERS_SHARE: f64 = 0.5;
+
+/// Over a shorter ramp, the resolution of the kernel's processor times is too low.
+const RAMP_SECONDS_MIN: f64 = 0.1;
 
 /// Overflows of accept queues, as a share of the accepted connections, from which on they are significant.
 const OVERFLOWS_SHARE: f64 = 0.001;
@@ -32,6 +41,8 @@ pub enum Bottleneck {
     ClientCpu,
     /// Processor time of the server's threads.
     ServerCpu,
+    /// Processor time of other processes on a machine of the run.
+    OtherCpu,
     /// The server's accept queues.
     Backlog,
     /// 5-tuples.
@@ -53,6 +64,7 @@ impl fmt::Display for Bottleneck {
         f.pad(match self {
             Self::ClientCpu => "the client's CPU",
             Self::ServerCpu => "the server's CPU",
+            Self::OtherCpu => "other processes on the machine",
             Self::Backlog => "the server's accept queues",
             Self::Ports => "ports",
             Self::Descriptors => "descriptors",
@@ -81,7 +93,7 @@ pub fn find(run: &Run) -> Option<Finding> {
     clients()
         .find_map(|client| met(client, server))
         .or_else(|| overflows(clients().any(|client| client.retried > 0), server?))
-        .or_else(|| clients().find_map(|client| speed(client, server)))
+        .or_else(|| clients().find_map(|client| speed(client, server, run.is_one_kernel())))
 }
 
 fn finding(bottleneck: Bottleneck, evidence: impl Into<String>) -> Option<Finding> {
@@ -155,7 +167,11 @@ fn overflows(had_retries: bool, server: &ServerRecord) -> Option<Finding> {
 }
 
 /// What limited the rate of the ramp.
-fn speed(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding> {
+fn speed(
+    client: &ClientRecord,
+    server: Option<&ServerRecord>,
+    is_one_machine: bool,
+) -> Option<Finding> {
     let client_busy = client.ramp_cpu_seconds.map(|cpu| cpu / client.ramp_seconds.max(1e-9));
     let server_busy = server.and_then(busy_share);
     let [client_busy, server_busy] = [client_busy, server_busy].map(|busy| busy.unwrap_or(0.0));
@@ -173,6 +189,11 @@ fn speed(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding
     if client.has_rate {
         return finding(Bottleneck::Asked, shares);
     }
+    let threads = server.map_or(0.0, |server| float(server.threads.max(1)));
+    let used = [client_busy, server_busy * threads];
+    if let Some(found) = busy_machine(client, server, is_one_machine, used, &shares) {
+        return Some(found);
+    }
     let latency = float(client.connect_latency_us.p50?) / 1e6;
     let explained = latency * client.connects_per_second / float(client.in_flight_max?.max(1));
     (explained >= IN_FLIGHT_SHARE).then(|| Finding {
@@ -187,18 +208,87 @@ fn speed(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding
     })
 }
 
+/// A machine whose processors were all busy, by the processors that client and server used.
+fn busy_machine(
+    client: &ClientRecord,
+    server: Option<&ServerRecord>,
+    is_one_machine: bool,
+    [client_used, server_used]: [f64; 2],
+    shares: &str,
+) -> Option<Finding> {
+    let of_client = machine_shares(client).zip(client.processors);
+    let of_server = server.and_then(|server| server_machine_shares(server).zip(server.processors));
+    let used = client_used + server_used;
+    let (machine, ([busy, softirq], processors), used) = if is_one_machine {
+        ("the machine", of_client.or(of_server)?, used)
+    } else {
+        let client = of_client.map(|shares| ("the client's machine", shares, client_used));
+        let server = of_server.map(|shares| ("the server's machine", shares, server_used));
+        [client, server].into_iter().flatten().max_by(|a, b| a.1.0[0].total_cmp(&b.1.0[0]))?
+    };
+    if busy < MACHINE_BUSY {
+        return None;
+    }
+    // Soft interrupts handle the packets of the run.
+    let others = (1.0 - (used / float(processors) + softirq) / busy).clamp(0.0, 1.0);
+    let bottleneck = if others > OTHERS_SHARE {
+        Bottleneck::OtherCpu
+    } else if server_used > client_used && (is_one_machine || machine == "the server's machine") {
+        Bottleneck::ServerCpu
+    } else {
+        Bottleneck::ClientCpu
+    };
+    finding(
+        bottleneck,
+        format!(
+            "{shares}; all processors of {machine} were busy for {}, with {} of that for other processes",
+            format::percent(busy.min(1.0)),
+            format::percent(others)
+        ),
+    )
+}
+
+/// The share of the time of all processors of the client's machine that they were busy during the ramp, and in soft
+/// interrupts.
+pub(crate) fn machine_shares(client: &ClientRecord) -> Option<[f64; 2]> {
+    let (first, last) = (client.ramp_series.first()?, client.ramp_series.last()?);
+    let seconds = last.seconds - first.seconds;
+    let busy = last.machine_busy_seconds? - first.machine_busy_seconds?;
+    let softirq = last.machine_softirq_seconds? - first.machine_softirq_seconds?;
+    shares_of(client.processors?, seconds, [busy, softirq])
+}
+
+/// The same for the server's machine.
+fn server_machine_shares(server: &ServerRecord) -> Option<[f64; 2]> {
+    let (first, last) = ramp_points(server)?;
+    let busy = last.machine_busy_seconds? - first.machine_busy_seconds?;
+    let softirq = last.machine_softirq_seconds? - first.machine_softirq_seconds?;
+    shares_of(server.processors?, last.seconds - first.seconds, [busy, softirq])
+}
+
+fn shares_of(processors: u64, seconds: f64, times: [f64; 2]) -> Option<[f64; 2]> {
+    let shares = times.map(|time| time / (seconds * float(processors)));
+    let is_known = seconds >= RAMP_SECONDS_MIN && shares.iter().all(|share| share.is_finite());
+    is_known.then_some(shares)
+}
+
 /// The share of the time that each of the server's threads was busy during the ramp.
 pub(crate) fn busy_share(server: &ServerRecord) -> Option<f64> {
+    let (first, last) = ramp_points(server)?;
+    let cpu = last.cpu_seconds? - first.cpu_seconds?;
+    let seconds = (last.seconds - first.seconds).max(1e-9);
+    Some(cpu / seconds / float(server.threads.max(1)))
+}
+
+/// The server's samples before its first connection and at the end of the ramp.
+fn ramp_points(server: &ServerRecord) -> Option<(&ServerPoint, &ServerPoint)> {
     let enough = float(server.peak) * PEAK_SHARE;
     let before = server.series.iter().rposition(|point| point.open == 0 && point.seconds >= 0.0);
     let end = server.series.iter().position(|point| float(point.open) >= enough)?;
     let before = before
         .filter(|&before| before < end)
         .or_else(|| server.series[..end].iter().rposition(|point| point.open == 0))?;
-    let (first, last) = (&server.series[before], &server.series[end]);
-    let cpu = last.cpu_seconds? - first.cpu_seconds?;
-    let seconds = (last.seconds - first.seconds).max(1e-9);
-    Some(cpu / seconds / float(server.threads.max(1)))
+    Some((&server.series[before], &server.series[end]))
 }
 
 #[cfg(test)]
@@ -311,6 +401,58 @@ mod tests {
         let mut two = series(9.7);
         merge(&mut two, threads);
         assert_eq!(found(client(json!({ "ramp_cpu_seconds": 1.0 })), server(two)), None);
+    }
+
+    #[test]
+    fn a_busy_machine_is_a_limit_by_what_used_most_of_it() {
+        // Of two processors over ten seconds.
+        let on_machine = |busy: f64, softirq: f64, cpu: f64| {
+            let point = |seconds: f64, established: u64| {
+                let share = seconds / 10.0;
+                json!({ "seconds": seconds, "established": established,
+                    "machine_busy_seconds": 7.0 + busy * share,
+                    "machine_softirq_seconds": 3.0 + softirq * share })
+            };
+            client(json!({ "ramp_cpu_seconds": cpu, "processors": 2,
+                "ramp_series": [point(0.0, 0), point(10.0, 1000)] }))
+        };
+        let (named, evidence) = found(on_machine(20.0, 2.0, 2.0), server(series(1.0))).unwrap();
+        assert_eq!(named, Bottleneck::OtherCpu, "{evidence}");
+        assert!(
+            evidence.contains("the machine were busy for 100.0%")
+                && evidence.contains("75.0% of that for other"),
+            "{evidence}"
+        );
+        for (busy, softirq, client, server_cpu, named) in [
+            (20.0, 2.0, 8.0, 5.0, Some(Bottleneck::ClientCpu)),
+            (20.0, 2.0, 5.0, 8.0, Some(Bottleneck::ServerCpu)),
+            (20.0, 12.0, 2.0, 1.0, Some(Bottleneck::ClientCpu)),
+            (18.9, 2.0, 2.0, 1.0, None),
+            (20.0, 2.0, 9.5, 1.0, Some(Bottleneck::ClientCpu)),
+        ] {
+            let outcome = found(on_machine(busy, softirq, client), server(series(server_cpu)));
+            assert_eq!(outcome.map(|found| found.0), named, "{busy} {softirq} {client}");
+        }
+        let unknown = client(json!({ "ramp_cpu_seconds": 1.0, "processors": 2,
+            "ramp_series": [{ "seconds": 0.0, "established": 0 }] }));
+        assert_eq!(found(unknown, server(series(1.0))), None);
+    }
+
+    #[test]
+    fn a_busy_machine_of_the_server_is_named_as_such() {
+        let mut run = Run::default();
+        run.machine.0 = vec![("topology".to_owned(), "three-hosts".to_owned())];
+        run.clients = vec![("client-1".to_owned(), client(json!({ "ramp_cpu_seconds": 1.0 })))];
+        let mut record = server(series(8.0));
+        record.processors = Some(1);
+        for point in &mut record.series {
+            point.machine_busy_seconds = Some(point.seconds);
+            point.machine_softirq_seconds = Some(0.0);
+        }
+        run.server = Some(record);
+        let found = find(&run).expect("its machine is busy");
+        assert_eq!(found.bottleneck, Bottleneck::ServerCpu);
+        assert!(found.evidence.contains("processors of the server's machine"), "{found:?}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use c1000k_record::{ClientRecord, LatencyUs, Threshold};
 
 use super::Export;
 use crate::Report;
-use crate::bottleneck::busy_share;
+use crate::bottleneck::{busy_share, machine_shares};
 use crate::chart::Chart;
 use crate::checks::{CONNECTIONS_TO_WEIGH_MIN, Check, PASSES_MAX};
 use crate::compare::Comparison;
@@ -226,15 +226,6 @@ fn processor_row(name: &str, total: Option<[f64; 2]>, busy: Option<f64>) -> [Str
         None => ["-", "-"].map(str::to_owned),
     };
     [name.to_owned(), user, system, seen(busy.map(|share| format::percent(share.clamp(0.0, 1.0))))]
-}
-
-/// The share of the time of all processors during the ramp in which they were busy, and in soft interrupts.
-fn machine_shares(client: &ClientRecord) -> Option<[f64; 2]> {
-    let (first, last) = (client.ramp_series.first()?, client.ramp_series.last()?);
-    let all = (last.seconds - first.seconds) * float(client.processors?);
-    let busy = last.machine_busy_seconds? - first.machine_busy_seconds?;
-    let softirq = last.machine_softirq_seconds? - first.machine_softirq_seconds?;
-    (all > 0.0).then_some([busy / all, softirq / all])
 }
 
 /// The messages during the hold. Latencies are counted from the time a message was due.
