@@ -174,12 +174,8 @@ fn speed(
 ) -> Option<Finding> {
     let client_busy = client.ramp_cpu_seconds.map(|cpu| cpu / client.ramp_seconds.max(1e-9));
     let server_busy = server.and_then(busy_share);
+    let shares = busy_text(client_busy, server_busy);
     let [client_busy, server_busy] = [client_busy, server_busy].map(|busy| busy.unwrap_or(0.0));
-    let shares = format!(
-        "during the ramp the client was busy for {} of the time, the server for {}",
-        format::percent(client_busy.min(1.0)),
-        format::percent(server_busy.min(1.0))
-    );
     if client_busy >= BUSY && client_busy >= server_busy {
         return finding(Bottleneck::ClientCpu, shares);
     }
@@ -206,6 +202,24 @@ fn speed(
             format::count(format::rounded(float(client.in_flight_max.unwrap_or(0)) / latency))
         ),
     })
+}
+
+/// How busy client and server were, as a clause.
+fn busy_text(client: Option<f64>, server: Option<f64>) -> String {
+    let [client, server] =
+        [client, server].map(|busy| busy.map(|busy| format::percent(busy.min(1.0))));
+    match (client, server) {
+        (Some(client), Some(server)) => format!(
+            "during the ramp the client was busy for {client} of the time, the server for {server}"
+        ),
+        (Some(client), None) => format!(
+            "during the ramp the client was busy for {client} of the time; the server's share is unknown"
+        ),
+        (None, Some(server)) => format!(
+            "during the ramp the server was busy for {server} of the time; the client's share is unknown"
+        ),
+        (None, None) => "how busy client and server were is unknown".to_owned(),
+    }
 }
 
 /// A machine whose processors were all busy, by the processors that client and server used.
@@ -436,6 +450,21 @@ mod tests {
         let unknown = client(json!({ "ramp_cpu_seconds": 1.0, "processors": 2,
             "ramp_series": [{ "seconds": 0.0, "established": 0 }] }));
         assert_eq!(found(unknown, server(series(1.0))), None);
+    }
+
+    #[test]
+    fn a_share_that_is_not_known_is_not_zero() {
+        let rate = json!({ "has_rate": true });
+        let (_, evidence) = found(client(rate.clone()), server(json!({}))).unwrap();
+        assert!(evidence.ends_with("is unknown") && !evidence.contains('%'), "{evidence}");
+        let (_, evidence) = found(client(rate), server(series(2.0))).unwrap();
+        assert!(
+            evidence.contains("server was busy for 20.0% of the time; the client's"),
+            "{evidence}"
+        );
+        let alone = client(json!({ "ramp_cpu_seconds": 9.5 }));
+        let evidence = speed(&alone, None, true).unwrap().evidence;
+        assert!(evidence.contains("busy for 95.0% of the time; the server's"), "{evidence}");
     }
 
     #[test]

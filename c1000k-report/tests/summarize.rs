@@ -348,6 +348,15 @@ fn a_missing_server_record_leaves_checks_unknown() {
     let fixture = Fixture::one_host();
     fixture.remove("server.json");
     assert_record_missing(&fixture, "server.json");
+    let process = |page: &str| {
+        let line = page.lines().find(|line| line.starts_with("The server's process: "));
+        line.unwrap().to_owned()
+    };
+    let page = fixture.read("summary.md");
+    assert!(process(&page).contains(" B a connection; resident 1.0 MB before, "), "{page}");
+    fixture.remove("snapshots");
+    let page = stdout(&fixture.summarize(&["--format", "markdown"]));
+    assert_eq!(process(&page), "The server's process: not seen.");
 }
 
 #[test]

@@ -323,13 +323,15 @@ fn thresholds(run: &Run) -> String {
 fn cost_section(run: &Run) -> String {
     let mut text = "## What a connection costs\n\n".to_owned();
     let memory = cost::process(run);
-    let _ = writeln!(
-        text,
-        "The server's process: {} a connection; resident {} before, {} at the peak.\n",
-        seen(memory.bytes_each.map(format::bytes_each)),
-        seen(memory.before_bytes.map(format::bytes)),
-        seen(memory.peak_bytes.map(format::bytes))
-    );
+    let resident = [("before", memory.before_bytes), ("at the peak", memory.peak_bytes)];
+    let resident = resident
+        .map(|(moment, bytes)| bytes.map(|bytes| format!("{} {moment}", format::bytes(bytes))));
+    let resident: Vec<_> = resident.into_iter().flatten().collect();
+    let each = memory.bytes_each.map(|bytes| format!("{} a connection", format::bytes_each(bytes)));
+    let resident = (!resident.is_empty()).then(|| format!("resident {}", resident.join(", ")));
+    let known: Vec<_> = [each, resident].into_iter().flatten().collect();
+    let known = seen((!known.is_empty()).then(|| known.join("; ")));
+    let _ = writeln!(text, "The server's process: {known}.\n");
     let kernels = cost::kernels(run);
     if kernels.iter().any(|cost| !cost.caches.is_empty()) {
         text.push_str(
