@@ -1,6 +1,7 @@
 //! The charts of a run, as SVG. Drawing them needs no fonts.
 
 mod growth;
+mod sides;
 mod timeline;
 
 use std::error::Error;
@@ -17,6 +18,8 @@ use crate::cost::{self, HostCost, float};
 use crate::escape::visible;
 use crate::run::Run;
 use crate::trend;
+
+pub use sides::{Sides, compare};
 
 /// A chart.
 #[derive(Debug, Clone, PartialEq, Eq)]

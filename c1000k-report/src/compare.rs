@@ -3,12 +3,14 @@
 //! The runs of a series differ although nothing was changed: that is the noise. If both sides have several runs, each
 //! difference is within the noise or beyond it; otherwise that is unknown.
 
+use std::error::Error;
 use std::path::Path;
 
 use c1000k_host::format;
 use c1000k_record::{ClientRecord, LatencyUs, ServerRecord, Workload};
 
 use crate::bottleneck;
+use crate::chart::{self, Chart};
 use crate::cost;
 use crate::escape::markdown;
 use crate::run::{Moment, Run, RunError, folders_in};
@@ -149,6 +151,16 @@ impl Comparison {
         let runs = text_table(["run", "verdict", "limited by"], &runs);
         let [first, second] = names.each_ref().map(|name| markdown(name));
         format!("# {first} and {second}\n\n{noise}\n\n{table}\n## Runs\n\n{runs}")
+    }
+
+    /// The charts of both sides.
+    ///
+    /// # Errors
+    /// A drawing can't be laid out.
+    pub fn charts(&self) -> Result<Vec<Chart>, Box<dyn Error>> {
+        let [first, second] = self.short_names();
+        let [one, two] = self.sides.each_ref().map(|side| side.runs.as_slice());
+        chart::compare(&[(&first, one), (&second, two)])
     }
 
     /// The last parts of the folders' names, if they differ.

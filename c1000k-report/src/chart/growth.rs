@@ -8,7 +8,7 @@ use super::{COLOURS, Chart, Drawn, HEIGHT, Line, Scale, below_keys, draw, plot};
 use crate::cost::{self, float};
 use crate::run::Run;
 
-const CONNECTIONS: Scale =
+pub(super) const CONNECTIONS: Scale =
     Scale { label: "connections", text: |value| format::count(format::rounded(value)) };
 
 /// The median and the 99th percentile of each client's connect latency.
@@ -82,14 +82,14 @@ pub(super) fn memory(run: &Run) -> Drawn<Option<Chart>> {
 
 /// Memory at a number of connections, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Growth {
-    connections: f64,
-    process: f64,
-    kernel: f64,
+pub(super) struct Growth {
+    pub(super) connections: f64,
+    pub(super) process: f64,
+    pub(super) kernel: f64,
 }
 
 /// The server's samples while its connections increased: from the last one before them until their maximum.
-fn rising(server: &ServerRecord) -> Vec<Growth> {
+pub(super) fn rising(server: &ServerRecord) -> Vec<Growth> {
     let most = server.series.iter().map(|point| point.open).max().unwrap_or(0);
     let mut line: Vec<Growth> = Vec::new();
     let first = server.series.iter().position(|point| point.open > 0).unwrap_or(0);

@@ -93,7 +93,7 @@ fn points(client: &ClientRecord) -> impl Iterator<Item = &RampPoint> {
 
 /// The time of a server's first connection, with which a client's time begins. Until then samples are far apart, so it
 /// is calculated from the rate after the first sample with connections.
-fn begin(server: &ServerRecord) -> f64 {
+pub(super) fn begin(server: &ServerRecord) -> f64 {
     let points = &server.series;
     let Some(first) = points.iter().position(|point| point.open > 0) else { return 0.0 };
     let (at, before) = (&points[first], &points[first.saturating_sub(1)]);

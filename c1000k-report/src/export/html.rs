@@ -5,7 +5,7 @@ use std::error::Error;
 use pulldown_cmark::{CowStr, Event, Options, Parser, Tag, TagEnd};
 
 use super::Export;
-use super::markdown::Markdown;
+use super::markdown::{Markdown, chart_section};
 use crate::Report;
 use crate::chart::Chart;
 use crate::compare::Comparison;
@@ -29,7 +29,8 @@ impl Export for Html {
     }
 
     fn compare(&self, comparison: &Comparison) -> Result<String, Box<dyn Error>> {
-        Ok(html(&Markdown.compare(comparison)?, &[]))
+        let charts = comparison.charts()?;
+        Ok(html(&(Markdown.compare(comparison)? + "\n" + &chart_section(&charts)), &charts))
     }
 }
 

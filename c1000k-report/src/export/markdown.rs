@@ -524,7 +524,8 @@ fn teardown(run: &Run) -> String {
     format!("## After the teardown\n\n{}", table(heading, &rows))
 }
 
-fn chart_section(charts: &[Chart]) -> String {
+/// Links to the charts in the same folder.
+pub(super) fn chart_section(charts: &[Chart]) -> String {
     let links: String =
         charts.iter().map(|chart| format!("\n![{}]({})\n", chart.title, chart.file_name)).collect();
     if links.is_empty() { links } else { format!("## Charts\n{links}") }
