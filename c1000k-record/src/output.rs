@@ -219,8 +219,8 @@ pub fn check_stdout() -> io::Result<()> {
 }
 
 /// Whether standard output is `/dev/null`, open for reading and writing. A Rust program that is started without a
-/// standard output gets that instead, and can't distinguish it from what its parent chose, such as Python's `DEVNULL`. A
-/// shell's `>/dev/null` is open for writing only.
+/// standard output gets that instead, and can't distinguish it from what its parent chose, such as Python's `DEVNULL`.
+/// A shell's `>/dev/null` is open for writing only.
 #[must_use]
 pub fn stdout_may_be_closed() -> bool {
     let is_null = |(mode, file): (OFlag, File)| {
@@ -290,8 +290,8 @@ fn text_of<T: Serialize>(record: &T) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Replaces a file atomically: a reader finds the old one or the new one. A link or a pipe is replaced, and not followed
-/// or written to.
+/// Replaces a file atomically: a reader finds the old one or the new one. A link or a pipe is replaced, and not
+/// followed or written to.
 ///
 /// # Errors
 /// The file can't be created, written or renamed; the old one is unchanged.

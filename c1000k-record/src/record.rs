@@ -173,8 +173,8 @@ pub struct ClientRecord {
 
 /// The memory of one connection at the client's end, by layer.
 ///
-/// The layers of the process are the sizes of their types, so what they allocate is not included: TLS keeps its keys and
-/// buffers on the heap. `process_bytes_per_connection` includes it.
+/// The layers of the process are the sizes of their types, so what they allocate is not included: TLS keeps its keys
+/// and buffers on the heap. `process_bytes_per_connection` includes it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ConnectionBytes {
     /// The kernel: growth of the slabs that connections use, per socket; null if the slabs can't be read.

@@ -275,8 +275,8 @@ fn rate(run: &Run) -> Drawn<Option<Chart>> {
     })
 }
 
-/// The latency at each percentile, for connects and messages of each client. Both axes are logarithmic: the distance from
-/// 100% shrinks to a tenth with each step to the right.
+/// The latency at each percentile, for connects and messages of each client. Both axes are logarithmic: the distance
+/// from 100% shrinks to a tenth with each step to the right.
 fn latency(run: &Run) -> Drawn<Option<Chart>> {
     let lines: Vec<Line> = run
         .clients

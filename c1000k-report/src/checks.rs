@@ -1,9 +1,9 @@
 //! Whether the clients, the server and the kernel agree.
 //!
 //! Each of them counts independently, so a connection that only one of them has is a disagreement. What could not be
-//! checked is unknown: it neither agrees nor disagrees. Many of the kernel's figures are for the whole system, and speed
-//! depends on it. So a figure that other processes may have changed is shown and not judged, unless they can't be the
-//! cause.
+//! checked is unknown: it neither agrees nor disagrees. Many of the kernel's figures are for the whole system, and
+//! speed depends on it. So a figure that other processes may have changed is shown and not judged, unless they can't be
+//! the cause.
 
 use std::fmt;
 

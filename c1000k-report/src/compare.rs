@@ -214,8 +214,8 @@ impl Row {
         }
     }
 
-    /// The range of the runs of one side as a share of their median, the larger of the two sides; `None` if neither side
-    /// has several runs.
+    /// The range of the runs of one side as a share of their median, the larger of the two sides; `None` if neither
+    /// side has several runs.
     #[must_use]
     pub fn noise(&self) -> Option<f64> {
         self.values.iter().flatten().filter_map(Spread::share).reduce(f64::max)

@@ -131,8 +131,8 @@ pub struct ProcessMemory {
     pub bytes_each: Option<f64>,
 }
 
-/// The server's memory by its record, or else by the snapshots. All figures are from one of the two, because they are of
-/// different moments.
+/// The server's memory by its record, or else by the snapshots. All figures are from one of the two, because they are
+/// of different moments.
 #[must_use]
 pub fn process(run: &Run) -> ProcessMemory {
     let recorded = run.server.as_ref().map(ProcessMemory::recorded);

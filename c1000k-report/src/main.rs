@@ -25,12 +25,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write summary.md, report.html, summary.json, summary.csv, series.csv and the charts into the folder of a run, and
-    /// print its verdict.
+    /// Write summary.md, report.html, summary.json, summary.csv, series.csv and the charts into the folder of a run,
+    /// and print its verdict.
     ///
     /// Exits with 0 if the target was reached and no check disagrees, with 1 if the run fell short, if a client's or
-    /// the server's record is missing, or if clients, server and kernel disagree. Snapshots of the kernel may be missing,
-    /// which is reported; if all of them are, an existing summary.md with more checks is kept.
+    /// the server's record is missing, or if clients, server and kernel disagree. Snapshots of the kernel may be
+    /// missing, which is reported; if all of them are, an existing summary.md with more checks is kept.
     Summarize {
         /// The folder of the run
         folder: PathBuf,

@@ -241,8 +241,8 @@ impl Run {
         (last_begin >= first_end).then_some(Apart::Times)
     }
 
-    /// Whether the server had at least as many connections at once, and none of other clients. Then it had those of these
-    /// clients, whatever their clocks and addresses say.
+    /// Whether the server had at least as many connections at once, and none of other clients. Then it had those of
+    /// these clients, whatever their clocks and addresses say.
     fn is_seen_by_server(&self) -> bool {
         let sum = |figure: fn(&ClientRecord) -> u64| {
             total(self.clients.iter().map(|(_, client)| figure(client)))
@@ -355,8 +355,8 @@ impl MachineFile {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
-    /// Whether memory was touched before the run, so that the host of a virtual machine had already allocated it; `None`
-    /// if it is not known.
+    /// Whether memory was touched before the run, so that the host of a virtual machine had already allocated it;
+    /// `None` if it is not known.
     #[must_use]
     pub fn memory_warmed(&self) -> Option<bool> {
         match self.value("memory touched before the run")? {

@@ -1,5 +1,5 @@
-//! What the kernel reported at one moment, read from the copies of `/proc` files that a run has saved, by the same parsers
-//! that read the live files.
+//! What the kernel reported at one moment, read from the copies of `/proc` files that a run has saved, by the same
+//! parsers that read the live files.
 //!
 //! Each file may be missing (`slabinfo` needs root): its figures are then `None`.
 

@@ -43,8 +43,8 @@ pub(super) fn connect_latency(run: &Run) -> Drawn<Option<Chart>> {
     })
 }
 
-/// The server's process and the kernel's memory for sockets, stacked. The record has each slab cache only at the peak, so
-/// the kernel's memory is divided in that proportion throughout.
+/// The server's process and the kernel's memory for sockets, stacked. The record has each slab cache only at the peak,
+/// so the kernel's memory is divided in that proportion throughout.
 pub(super) fn memory(run: &Run) -> Drawn<Option<Chart>> {
     let points = run.server.as_ref().map(rising).unwrap_or_default();
     let most = points.last().map_or(0.0, |point| point.connections);

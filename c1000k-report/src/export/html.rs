@@ -1,4 +1,5 @@
-//! The same page as one self-contained HTML file, for light and dark colour schemes, wide and narrow screens, and print.
+//! The same page as one self-contained HTML file, for light and dark colour schemes, wide and narrow screens, and
+//! print.
 
 use std::error::Error;
 
@@ -69,8 +70,7 @@ fn events<'a>(page: &'a str, charts: &'a [Chart]) -> Vec<Event<'a>> {
                     events.push(Event::Html(CowStr::Borrowed(FIGURE_END)));
                 }
             }
-            Event::End(TagEnd::Paragraph) if matches!(events.last(), Some(Event::Html(html)) if **html == *FIGURE_END) =>
-                {}
+            Event::End(TagEnd::Paragraph) if ends_figure(events.last()) => {}
             // The chart has its title already.
             Event::Text(_) if chart.is_some() => {}
             Event::Html(text) | Event::InlineHtml(text) => events.push(Event::Text(text)),
@@ -86,6 +86,10 @@ fn events<'a>(page: &'a str, charts: &'a [Chart]) -> Vec<Event<'a>> {
         }
     }
     events
+}
+
+fn ends_figure(event: Option<&Event<'_>>) -> bool {
+    matches!(event, Some(Event::Html(html)) if **html == *FIGURE_END)
 }
 
 /// The first heading as text.
