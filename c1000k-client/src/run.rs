@@ -517,7 +517,7 @@ impl<P: Protocol> Handler for Client<'_, P> {
     }
 }
 
-/// What a connection takes in this process, by the sizes of its parts.
+/// The memory of a connection in this process, by the sizes of its parts.
 fn layers<P: Protocol>() -> ConnectionBytes {
     let own = size_of::<Conn<P::State>>() - size_of::<P::State>();
     ConnectionBytes { client: SLOT_BYTES + own as u64, ..P::connection_bytes() }

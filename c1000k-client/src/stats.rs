@@ -107,7 +107,7 @@ pub struct RunStats {
     pub(crate) retransmitted: Option<u64>,
     /// Bytes that stateless clients took.
     pub(crate) state_bytes: Option<u64>,
-    /// What the connections take of this machine's memory.
+    /// The memory of the connections at this end.
     pub(crate) usage: Usage,
     /// Latencies of the connects since the last point of a series.
     recent_latency: Latencies,

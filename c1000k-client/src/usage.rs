@@ -1,4 +1,4 @@
-//! What the connections take of this machine's memory.
+//! The memory of the connections at this end.
 
 use c1000k_host::usage::{KernelMeter, ProcessUsage};
 use c1000k_record::ConnectionBytes;
@@ -8,14 +8,14 @@ use c1000k_record::ConnectionBytes;
 pub(crate) struct Usage {
     kernel: KernelMeter,
     rss_at_start_bytes: Option<u64>,
-    /// What a connection takes in this process, by the sizes of its parts; `None` without sockets.
+    /// The memory of a connection in this process, by the sizes of its parts; `None` without sockets.
     pub(crate) layers: Option<ConnectionBytes>,
     kernel_bytes: Option<f64>,
     process_bytes: Option<f64>,
 }
 
 impl Usage {
-    /// Takes the baseline.
+    /// Measures the memory before the first connect.
     pub(crate) fn start() -> Self {
         Self {
             kernel: KernelMeter::start(),
@@ -26,7 +26,7 @@ impl Usage {
         }
     }
 
-    /// The ramp has ended with this many connections.
+    /// The ramp has ended with this number of connections.
     pub(crate) fn note_peak(&mut self, held: u64) {
         if held == 0 {
             return;
