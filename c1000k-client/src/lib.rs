@@ -28,6 +28,7 @@ mod stats;
 mod summary;
 mod target;
 mod threshold;
+mod usage;
 mod verdict;
 
 pub use command::run_command;
