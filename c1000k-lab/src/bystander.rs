@@ -16,8 +16,8 @@ use anyhow::{Result, anyhow};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::crowd::name_of;
 use crate::namespace::Namespace;
-use crate::peers::name_of;
 use crate::sockets::{connect, echo};
 
 const PAUSE: Duration = Duration::from_millis(2);

@@ -9,7 +9,6 @@ mod guest;
 mod million;
 mod namespace;
 mod patience;
-mod peers;
 mod process;
 mod programs;
 mod record;

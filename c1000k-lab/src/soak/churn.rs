@@ -16,7 +16,7 @@ use c1000k_host::limits::raise_descriptor_limit;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use crate::peers::{Event, Peers, State};
+use crate::crowd::{Crowd, Event, State};
 use crate::sockets::Ports;
 
 const PERMANENT_EVERY: usize = 10;
@@ -148,8 +148,7 @@ struct Slot {
 
 #[derive(Debug)]
 struct Churn {
-    peers: Peers,
-    ports: Ports,
+    peers: Crowd,
     slots: Vec<Slot>,
     began: Instant,
     sampled_at: Instant,
@@ -163,10 +162,10 @@ struct Churn {
 impl Churn {
     fn new(arguments: &Arguments) -> Result<Self> {
         let now = Instant::now();
+        let ports = Ports { ip: arguments.ip, first: arguments.first_port, count: arguments.ports };
         let slot = Slot { life: 0, asked_at: now, is_silent: false };
         Ok(Self {
-            peers: Peers::new()?,
-            ports: Ports { ip: arguments.ip, first: arguments.first_port, count: arguments.ports },
+            peers: Crowd::new(ports)?,
             slots: vec![slot; arguments.connections as usize],
             began: now,
             sampled_at: now,
@@ -215,7 +214,7 @@ impl Churn {
     fn start(&mut self, slot: usize) -> Result<()> {
         let known = &mut self.slots[slot];
         *known = Slot { life: known.life + 1, asked_at: Instant::now(), is_silent: false };
-        match self.peers.connect(slot, self.ports.address(slot))? {
+        match self.peers.connect(slot)? {
             Ok(()) => self.in_flight += 1,
             Err(why) => self.lose(slot, &why),
         }
@@ -235,7 +234,7 @@ impl Churn {
         known.asked_at = Instant::now();
         let message = format!("life {} of connection {slot}, still there?", known.life);
         self.in_flight += usize::from(state == State::Open);
-        match self.peers.say(slot, message.into_bytes()) {
+        match self.peers.send(slot, message.into_bytes()) {
             Ok(()) => Ok(()),
             Err(why) => self.gone(slot, State::Waiting, &why),
         }

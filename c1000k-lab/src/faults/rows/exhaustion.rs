@@ -41,7 +41,7 @@ pub(super) fn descriptors(run: &mut Run<'_>) -> Result<()> {
     run.seconds("room_again_seconds", took);
     run.figure("held_again", crowd.open());
     run.check("new ones are taken within a second", took < Duration::from_secs(1));
-    run.check("all held ones still echo", crowd.prove()? == held - 50 + 40);
+    run.check("all held ones still echo", crowd.verify()? == held - 50 + 40);
     crowd.close_all();
     let record = run.ends(server)?;
     let counted = record.refused_by.get("max_connections").copied().unwrap_or(0);
@@ -72,7 +72,7 @@ pub(super) fn registered_files(run: &mut Run<'_>) -> Result<()> {
     crowd.add(many(PEERS)?)?;
     run.figure("held", crowd.open());
     run.check("all are held", crowd.open() == PEERS);
-    run.check("all of them echo", crowd.prove()? == PEERS);
+    run.check("all of them echo", crowd.verify()? == PEERS);
     run.check("none is a descriptor", server.registered_sockets()? == before + PEERS);
     crowd.reset_all();
     let is_empty = || Ok(server.registered_sockets()? == before);
@@ -101,7 +101,7 @@ pub(super) fn descriptors_lowered(run: &mut Run<'_>) -> Result<()> {
     let percent = (server.cpu_seconds()? - cpu_before) / 5.0 * 100.0;
     run.figure("cpu_percent", (percent * 10.0).round() / 10.0);
     run.check("it wakes a few times a second, not thousands", wakes < 50.0);
-    run.check("all held ones still echo", crowd.prove()? >= held);
+    run.check("all held ones still echo", crowd.verify()? >= held);
     let held = crowd.open();
     crowd.close_open(100);
     let took = crowd.step_until(Duration::from_secs(10), |crowd| crowd.open() + 10 >= held)?;
@@ -169,7 +169,7 @@ fn refuse(
     server.bystander()?.resume();
     run.check(format!("{name}: it wakes a few times a second"), wakes < 50);
     run.check(format!("{name}: none gets in"), crowd.open() == held);
-    run.check(format!("{name}: all held ones echo"), crowd.prove()? == held);
+    run.check(format!("{name}: all held ones echo"), crowd.verify()? == held);
     tracer.fail_none()?;
     let took = crowd.step_until(Duration::from_secs(10), |crowd| crowd.waiting() == 0)?;
     let (got_in, reset) = (crowd.open() - held, crowd.gone() - gone);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use nix::sys::signal::Signal;
 
-use crate::crowd::Crowd;
+use crate::crowd::{Crowd, State};
 use crate::faults::run::{Run, many};
 use crate::patience::{sleep, wait_until};
 use crate::process::{Place, Process, inside};
@@ -92,7 +92,7 @@ pub(super) fn reset_before_accept(run: &mut Run<'_>) -> Result<()> {
     server.process.signal(Signal::SIGSTOP)?;
     crowd.start_many(2_000)?;
     crowd.settle(Duration::from_secs(1))?;
-    let connected = crowd.connected_and_waiting();
+    let connected = crowd.count(State::Waiting);
     run.figure("connected", connected);
     run.check("all completed in the backlogs", connected == 2_000);
     crowd.reset_all();

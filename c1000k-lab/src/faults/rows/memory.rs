@@ -32,7 +32,7 @@ pub(super) fn cgroup(run: &mut Run<'_>) -> Result<()> {
     run.check("not killed", server.process.is_running() && cgroup.kills()? == 0);
     run.check("many are held", held > 3_000);
     run.check("all others were reset", held + refused == PEERS);
-    run.check("each one admitted echoes", crowd.prove()? == held);
+    run.check("each one admitted echoes", crowd.verify()? == held);
     server.await_log("| refusing: memory", Duration::from_secs(10))?;
     crowd.close(held / 2);
     let is_let_in = || Ok(is_admitted(server.address(0)));
@@ -41,7 +41,7 @@ pub(super) fn cgroup(run: &mut Run<'_>) -> Result<()> {
     run.seconds("room_again_seconds", took);
     run.figure("held_again", crowd.open());
     run.check("it admits again", crowd.open() > held - held / 2 + held / 8);
-    run.check("all of them echo", crowd.prove()? == crowd.open());
+    run.check("all of them echo", crowd.verify()? == crowd.open());
     drop(crowd);
     let record = run.ends(server)?;
     run.figure("guard", serde_json::to_string(&record.memory_guard)?);
@@ -69,7 +69,7 @@ pub(super) fn pause(run: &mut Run<'_>) -> Result<()> {
     run.figure("reset", crowd.reset());
     run.check("not killed", server.process.is_running() && cgroup.kills()? == 0);
     run.check("none is reset", crowd.gone() == 0);
-    run.check("each one admitted echoes", held > 3_000 && crowd.prove()? == held);
+    run.check("each one admitted echoes", held > 3_000 && crowd.verify()? == held);
     crowd.close_open(held / 2);
     let wanted = held - held / 4;
     crowd.step_until(Duration::from_secs(30), |crowd| crowd.open() >= wanted)?;

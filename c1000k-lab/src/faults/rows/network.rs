@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow, bail};
 use nix::sys::signal::Signal;
 
 use super::many::start_client;
-use crate::crowd::Crowd;
+use crate::crowd::{Crowd, State};
 use crate::faults::run::{Run, many};
 use crate::namespace::Namespace;
 use crate::patience::sleep;
@@ -87,7 +87,7 @@ pub(super) fn link_down(run: &mut Run<'_>) -> Result<()> {
     namespace.link_down()?;
     let asked = crowd.ask()?;
     crowd.settle(Duration::from_secs(5))?;
-    let is_silent = asked.len() == 500 && crowd.connected_and_waiting() == 500;
+    let is_silent = asked.len() == 500 && crowd.count(State::Waiting) == 500;
     run.check("nothing comes back while it is down", is_silent);
     namespace.link_up()?;
     let started = Instant::now();

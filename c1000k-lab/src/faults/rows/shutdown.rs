@@ -14,7 +14,6 @@ use super::many::start_client;
 use crate::crowd::{Crowd, greeting};
 use crate::faults::run::{Run, many};
 use crate::patience::{sleep, wait_until};
-use crate::peers::Peers;
 use crate::record::{Limit, Verdict, client as client_record, server as server_record};
 use crate::server::{Server, Setup};
 use crate::sockets::{block, connect, is_admitted};
@@ -33,7 +32,7 @@ pub(super) fn sigterm_under_load(run: &mut Run<'_>) -> Result<()> {
     }
     let is_over = AtomicBool::new(false);
     let (code, took, talked, heard) = thread::scope(|scope| -> Result<_> {
-        let talker = scope.spawn(|| talk(crowd.into_peers(), &is_over));
+        let talker = scope.spawn(|| talk(crowd, &is_over));
         let outcome = end_under_load(&mut server, slow);
         is_over.store(true, Ordering::Relaxed);
         let talked = talker.join().map_err(|_| anyhow!("the talkers failed"))??;
@@ -111,22 +110,22 @@ fn drain(mut stream: &TcpStream) -> u64 {
 
 /// Each one says something as soon as it has heard the last, until all have been closed; returns what they have heard,
 /// their greetings included. Once the server has ended there is nothing more to wait for.
-fn talk(mut peers: Peers, is_over: &AtomicBool) -> Result<u64> {
+fn talk(mut crowd: Crowd, is_over: &AtomicBool) -> Result<u64> {
     let mut left = BTreeSet::new();
     let mut talked = 0;
-    for (slot, peer) in peers.iter() {
+    for (slot, peer) in crowd.iter() {
         talked += greeting(slot).len() as u64;
         (&peer.stream).write_all(TALK)?;
         left.insert(slot);
     }
     let mut buffer = vec![0; 1 << 16];
     while !left.is_empty() {
-        let ready = peers.wait(Duration::from_millis(100))?;
+        let ready = crowd.wait(Duration::from_millis(100))?;
         if ready.is_empty() && is_over.load(Ordering::Relaxed) {
             break;
         }
         for slot in ready {
-            let Some(peer) = peers.get(slot) else { continue };
+            let Some(peer) = crowd.get(slot) else { continue };
             match (&peer.stream).read(&mut buffer) {
                 Ok(count @ 1..) => {
                     talked += count as u64;
@@ -136,7 +135,7 @@ fn talk(mut peers: Peers, is_over: &AtomicBool) -> Result<u64> {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 _ => {
                     left.remove(&slot);
-                    peers.remove(slot, false);
+                    crowd.remove(slot, false);
                 }
             }
         }
