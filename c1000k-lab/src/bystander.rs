@@ -1,8 +1,8 @@
-//! A connection that has nothing to do with the fault and echoes all along.
+//! A connection that is no part of the fault and sends one message after the other, all the time.
 //!
-//! It measures how long its echoes take. What of a delay is the machine's and not the server's is measured beside it:
-//! how long the server and this thread waited for a processor while they could have run, and how much too long this
-//! thread slept.
+//! It measures how long its echoes take, and how much of a delay is the machine's and not the server's: how long the
+//! server and this thread waited for a processor while they were runnable, and how much longer than asked this thread
+//! slept.
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpStream};
@@ -23,7 +23,7 @@ use crate::sockets::{connect, echo};
 const PAUSE: Duration = Duration::from_millis(2);
 const MESSAGE: &[u8] = b"bystanderbystanderbystanderbystanderbystanderbystanderbystander";
 
-/// What a bystander has seen.
+/// What a bystander has measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Seen {
     pub(crate) echoes: usize,
@@ -35,15 +35,15 @@ pub(crate) struct Seen {
     pub(crate) lost: Option<String>,
 }
 
-/// A bystander at work, on a thread of its own.
+/// A running bystander, on a thread of its own.
 #[derive(Debug)]
 pub(crate) struct Bystander {
     thread: JoinHandle<Seen>,
-    orders: Arc<Orders>,
+    switches: Arc<Switches>,
 }
 
 #[derive(Debug, Default)]
-struct Orders {
+struct Switches {
     is_silent: AtomicBool,
     is_over: AtomicBool,
 }
@@ -64,34 +64,34 @@ impl Bystander {
             Some(namespace) => namespace.there.run(first)?,
             None => first()?,
         };
-        let orders = Arc::<Orders>::default();
-        let given = Arc::clone(&orders);
-        Ok(Self { thread: thread::spawn(move || watch(&stream, server, &given)), orders })
+        let switches = Arc::<Switches>::default();
+        let given = Arc::clone(&switches);
+        Ok(Self { thread: thread::spawn(move || watch(&stream, server, &given)), switches })
     }
 
-    /// Its echoes wake the server too.
+    /// Its messages wake the server too.
     pub(crate) fn pause(&self) {
-        self.orders.is_silent.store(true, Ordering::Relaxed);
+        self.switches.is_silent.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn resume(&self) {
-        self.orders.is_silent.store(false, Ordering::Relaxed);
+        self.switches.is_silent.store(false, Ordering::Relaxed);
     }
 
     /// Waits for its last echo, half a minute at most.
     pub(crate) fn end(self) -> Result<Seen> {
-        self.orders.is_over.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow!("the bystander failed"))
+        self.switches.is_over.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("the bystander panicked"))
     }
 }
 
-fn watch(stream: &TcpStream, server: Pid, orders: &Orders) -> Seen {
+fn watch(stream: &TcpStream, server: Pid, switches: &Switches) -> Seen {
     let schedules = ["/proc/thread-self/schedstat".to_owned(), format!("/proc/{server}/schedstat")];
     let schedules: Vec<File> = schedules.iter().filter_map(|path| File::open(path).ok()).collect();
     let mut echoes = Vec::new();
     let (mut oversleep, mut unexplained, mut lost) = (Duration::ZERO, Duration::ZERO, None);
-    while !orders.is_over.load(Ordering::Relaxed) {
-        if orders.is_silent.load(Ordering::Relaxed) {
+    while !switches.is_over.load(Ordering::Relaxed) {
+        if switches.is_silent.load(Ordering::Relaxed) {
             thread::sleep(Duration::from_millis(50));
             continue;
         }
@@ -125,7 +125,7 @@ fn watch(stream: &TcpStream, server: Pid, orders: &Orders) -> Seen {
     }
 }
 
-/// So far; nothing where the kernel does not count them.
+/// The sum so far; zero where the kernel does not count them.
 fn waits_for_a_processor(schedules: &[File]) -> Duration {
     let waits = schedules.iter().map(|schedule| {
         let mut buffer = [0; 128];
@@ -136,7 +136,7 @@ fn waits_for_a_processor(schedules: &[File]) -> Duration {
     Duration::from_nanos(waits.sum())
 }
 
-/// To a hundredth.
+/// Rounded to a hundredth.
 fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
 }

@@ -1,6 +1,6 @@
-//! Does to a real server what networks, peers and machines do to it, and checks that it holds.
+//! Runs the faults of networks, peers and machines against a real server, and checks that it holds.
 //!
-//! A row is a function that plays one fault and notes what it sees; [`rows`] has the table of them.
+//! A row is a function that runs one fault and records what it measures; [`rows`] has the table of them.
 
 mod report;
 mod rows;
@@ -20,12 +20,12 @@ use crate::patience;
 use crate::programs::Programs;
 use crate::server::Lab;
 
-pub(crate) use report::Check;
+pub(crate) use report::{Check, Skipped};
 
-/// Does to a real server what networks, peers and machines do to it, and checks that it holds
+/// Runs the faults of networks, peers and machines against a real server, and checks that it holds
 ///
-/// Each row of docs/reliability.md that this machine can show is played against the programs on loopback or in network
-/// namespaces of its own; a bystander connection echoes all along. For each row a record goes to DIR. Exits 1 if a row
+/// Each row of docs/reliability.md that this machine allows is run against the programs on loopback or in network
+/// namespaces of its own; a bystander connection sends and reads echoes all the time. For each row a record goes to DIR. Exits 1 if a row
 /// does not hold, and 2 for wrong usage.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
     /// Where the records go
     #[arg(long, value_name = "DIR", default_value = "out/faults")]
     out: PathBuf,
-    /// Where the server's sockets live, but in rows that are about one of them
+    /// Where the server's sockets are held, in rows that do not set it
     #[arg(long, value_name = "TABLE", value_enum, default_value = "auto")]
     file_table: FileTableChoice,
     /// Print the names of the rows
@@ -66,8 +66,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     patience::take_interrupts()?;
     raise_descriptor_limit()?;
     fs::create_dir_all(&arguments.out)?;
-    let lab = Lab { programs: Programs::find()?, file_table: arguments.file_table.as_str() };
-    let states = run::play_all(&lab, &chosen, &arguments.out)?;
+    let lab = Lab {
+        programs: Programs::find("FAULTS_BINARIES")?,
+        file_table: arguments.file_table.as_str(),
+    };
+    let states = run::run_all(&lab, &chosen, &arguments.out)?;
     Ok(if states.contains(&report::State::Fails) {
         ExitCode::from(SHORT)
     } else {

@@ -1,5 +1,5 @@
-//! Runs the programs on real sockets: a million connections, faults, soaks, and counts of system calls; and tries the
-//! tune scripts.
+//! Runs the programs on real sockets: a million connections, faults, soaks, and counts of system calls; and tests the tune
+//! scripts.
 
 mod bystander;
 mod cgroup;
@@ -12,10 +12,8 @@ mod patience;
 mod process;
 mod programs;
 mod record;
-mod say;
 mod scenarios;
 mod server;
-mod skipped;
 mod snapshot;
 mod soak;
 mod sockets;
@@ -24,14 +22,16 @@ mod syscalls;
 mod trace;
 mod tune_test;
 
+use std::fmt::Display;
 use std::hint::black_box;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use c1000k_host::command_line::{self, SHORT, USAGE};
 use clap::{Parser, Subcommand};
 
-/// Runs the programs on real sockets, and checks what comes of it
+/// Runs the programs on real sockets, and checks the outcome
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Arguments {
@@ -53,7 +53,7 @@ enum Command {
     Guest(guest::init::Arguments),
     #[command(hide = true)]
     Inside(process::Inside),
-    /// Writes so much memory, and ends
+    /// Writes that much memory, and ends
     #[command(hide = true)]
     Touch {
         bytes: usize,
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What is wrong, in clap's words, without its tips and the usage.
+/// The error alone, without clap's tips and the usage.
 fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let what = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
@@ -102,4 +102,9 @@ fn run(command: &Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Prints a line on standard output; a run does not end because nothing reads it any more.
+fn say(line: impl Display) {
+    let _ = writeln!(io::stdout(), "{line}");
 }

@@ -1,5 +1,5 @@
-//! From one command to the proof: runs server and clients against each other, natively where this machine allows it and
-//! else in guests, and keeps the records.
+//! Runs server and clients against each other, natively where this machine allows it and else in guests, and keeps the
+//! records.
 
 mod capacity;
 mod hosts;
@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use c1000k_host::check::{Requirements, predict};
@@ -27,11 +27,11 @@ use crate::guest::million as guest;
 use crate::namespace::Maker;
 use crate::patience;
 use crate::process::{Place, Process, inside};
-use crate::programs::{Programs, revision, root};
-use crate::say::say;
+use crate::programs::{Programs, date, date_for_name, revision, root};
+use crate::say;
 use plan::Plan;
 
-/// As slow as a machine may be that has never touched its memory before, for each GB.
+/// For each GB, on a machine that has never touched its memory before.
 const TOUCHED_WITHIN_PER_GB: u64 = 60;
 
 /// Holds N TCP connections with one single-threaded reactor, and proves it
@@ -46,7 +46,7 @@ pub(crate) struct Arguments {
     /// On this machine itself
     #[arg(long, conflicts_with = "vm")]
     native: bool,
-    /// In a virtual machine that this boots; neither: natively where N fits, else so
+    /// In a virtual machine that this boots; by default natively where N fits, and else so
     #[arg(long)]
     vm: bool,
     /// Which ends are on which host
@@ -108,7 +108,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     make_folder(&plan.out)?;
     let programs = match place {
-        Where::Native(_) => Programs::named_by("MILLION_BINARIES")?,
+        Where::Native(_) => Programs::find("MILLION_BINARIES")?,
         Where::Guests => Programs::for_guests()?,
     };
     fs::write(plan.out.join("machine.txt"), machine(&plan, arguments.warm, place)?)?;
@@ -142,8 +142,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-/// Short of descriptors, files or watches a run that was asked for is tried as far as it goes; short of memory it would
-/// be the machine that pays, and with the ports taken there is nothing to try.
+/// With too few descriptors, files or watches a native run that was asked for is tried as far as it goes; with too little
+/// memory, or its ports in use, it is not.
 fn decide(arguments: &Arguments, plan: &Plan) -> Result<Where> {
     if arguments.vm {
         return Ok(Where::Guests);
@@ -187,7 +187,7 @@ fn decide(arguments: &Arguments, plan: &Plan) -> Result<Where> {
     Ok(Where::Native(maker))
 }
 
-/// The words that have the run in guests.
+/// The options for the same run in guests.
 fn words(arguments: &Arguments, plan: &Plan) -> Vec<String> {
     let mut words = vec![plan.connections.to_string(), "--vm".to_owned()];
     if plan.topology == Topology::ThreeHosts {
@@ -209,14 +209,7 @@ fn out_default(connections: u64) -> PathBuf {
         thousands if thousands.is_multiple_of(1_000) => format!("{}k", thousands / 1_000),
         single => single.to_string(),
     };
-    root().join(format!(
-        "out/million-{name}-{}",
-        date().replace(['-', ':', 'Z'], "").replace('T', "-")
-    ))
-}
-
-fn date() -> String {
-    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+    root().join(format!("out/million-{name}-{}", date_for_name()))
 }
 
 fn make_folder(out: &Path) -> Result<()> {
@@ -256,7 +249,7 @@ fn machine(plan: &Plan, is_warm: bool, place: Where) -> Result<String> {
     Ok(lines.join("\n") + "\n")
 }
 
-/// A process writes as much memory as the run will need, and ends.
+/// Has a process write as much memory as the run will need, and end.
 fn touch_first(plan: &Plan) -> Result<()> {
     let bytes = plan.memory_mb.map_or_else(
         || predict(&Requirements::new(plan.role(), plan.connections)).total_bytes(),

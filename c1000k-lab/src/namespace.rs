@@ -1,4 +1,4 @@
-//! Network namespaces, which have no names and end with what is in them.
+//! Network namespaces, which have no names and end with the processes in them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,18 +12,18 @@ use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{getgid, getpid, getuid};
 
+use crate::faults::Skipped;
 use crate::process::tool;
-use crate::skipped::Skipped;
 
 static NUMBERS: AtomicU32 = AtomicU32::new(0);
 
-/// How many of them can have addresses of their own, in all processes together.
+/// How many can have their own addresses, in all processes together.
 const NUMBERS_MAX: u32 = 4_000;
 
 /// The name of the link's end in the namespace.
 const INSIDE: &str = "inside";
 
-/// A card that is not there.
+/// The address of no card.
 const NO_CARD: &str = "02:c1:00:00:00:01";
 
 /// Where network namespaces can be made.
@@ -44,7 +44,7 @@ impl Maker {
         here.or_else(|_| tool("unshare", &user).map(|()| Self::OwnUser)).ok()
     }
 
-    /// From here on this process can make them. Belongs before any other thread.
+    /// Lets this process make them. Call it before any thread is started.
     pub(crate) fn prepare(self) -> Result<()> {
         if self == Self::OwnUser {
             let (user, group) = (getuid(), getgid());
@@ -68,7 +68,7 @@ impl Network {
             unshare(CloneFlags::CLONE_NEWNET)?;
             Ok(Self(File::open("/proc/thread-self/ns/net")?))
         });
-        made.join().map_err(|_| anyhow!("the thread that makes it failed"))?
+        made.join().map_err(|_| anyhow!("the thread that makes it panicked"))?
     }
 
     /// Its file, for other processes: as long as this one lives.
@@ -81,11 +81,11 @@ impl Network {
         Ok(setns(&self.0, CloneFlags::CLONE_NEWNET)?)
     }
 
-    /// Does something there, on a thread of its own.
+    /// Runs a function there, on a thread of its own.
     pub(crate) fn run<T: Send>(&self, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {
             let there = scope.spawn(|| self.enter().and_then(|()| what()));
-            there.join().map_err(|_| anyhow!("what ran in the namespace failed"))?
+            there.join().map_err(|_| anyhow!("the thread in the namespace panicked"))?
         })
     }
 
@@ -93,7 +93,7 @@ impl Network {
         self.run(|| tool("ip", arguments))
     }
 
-    /// Sets what is the namespace's own, as in `net/ipv4/tcp_rmem`.
+    /// Writes a setting of the namespace, as in `net/ipv4/tcp_rmem`.
     pub(crate) fn set(&self, setting: &str, value: &str) -> Result<()> {
         self.run(|| {
             fs::write(format!("/proc/sys/{setting}"), value).with_context(|| setting.to_owned())
@@ -151,7 +151,7 @@ impl Namespace {
         Ok(space)
     }
 
-    /// Takes the link down: the far end, so that this one keeps its route, and nothing leaves by another way meanwhile.
+    /// Takes the far end of the link down, so that this end keeps its route and nothing is sent by another.
     pub(crate) fn link_down(&self) -> Result<()> {
         self.there.ip(&["link", "set", INSIDE, "down"])
     }
@@ -162,7 +162,7 @@ impl Namespace {
         self.there.ip(&["route", "replace", "default", "via", &self.outer.to_string()])
     }
 
-    /// This end answers no more, and no error is reported to the other: frames go to a card that is not there.
+    /// This end no longer answers, and the other sees no error: its frames go to the address of no card.
     pub(crate) fn vanish(&self) -> Result<()> {
         let card = fs::read_to_string(format!("/sys/class/net/{}/address", self.device))?;
         let outer = self.outer.to_string();

@@ -1,4 +1,4 @@
-//! A bounded time for everything: waits end at their own limit, at that of the row, and when a person interrupts.
+//! Waits with a time-out: their own, that of the row, or an interrupt.
 
 use std::process;
 use std::sync::Mutex;
@@ -13,12 +13,12 @@ const POLL: Duration = Duration::from_millis(10);
 const SLICE: Duration = Duration::from_millis(100);
 
 static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
-/// Interrupts that only ask for an early end.
+/// How many interrupts only ask for an early end.
 static GENTLE: AtomicU32 = AtomicU32::new(0);
 static LIMIT: Mutex<Option<(Instant, Duration)>> = Mutex::new(None);
 
-/// From here on the first SIGINT or SIGTERM makes every wait fail, so that what was made is removed; the second one
-/// ends the process at once. Belongs before any other thread.
+/// Makes every wait fail on the first SIGINT or SIGTERM, so that what was made is removed; the second one ends the
+/// process at once. Call it before any thread is started.
 pub(crate) fn take_interrupts() -> Result<()> {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
     signals.thread_block()?;
@@ -32,13 +32,12 @@ pub(crate) fn take_interrupts() -> Result<()> {
     Ok(())
 }
 
-/// From here on the first interrupt makes no wait fail: it [asks for an early end](is_asked_to_end_early), and it is the
-/// next one that ends everything.
+/// Lets the first interrupt [ask for an early end](is_asked_to_end_early) instead; the second one makes waits fail.
 pub(crate) fn be_gentle_once() {
     GENTLE.store(1, Ordering::Relaxed);
 }
 
-/// Whether a person wants what runs to come to its end.
+/// Whether there was an interrupt.
 pub(crate) fn is_asked_to_end_early() -> bool {
     INTERRUPTS.load(Ordering::Relaxed) > 0
 }
@@ -66,12 +65,12 @@ fn set_limit(limit: Option<(Instant, Duration)>) {
     }
 }
 
-/// Whether a person has asked for the end.
+/// Whether there was an interrupt that ends everything.
 pub(crate) fn is_interrupted() -> bool {
     INTERRUPTS.load(Ordering::Relaxed) > GENTLE.load(Ordering::Relaxed)
 }
 
-/// Fails when there is no more time; every loop that waits asks this.
+/// Fails when there is no more time; every loop that waits calls this.
 pub(crate) fn go_on() -> Result<()> {
     if is_interrupted() {
         bail!("interrupted");
@@ -96,7 +95,7 @@ pub(crate) fn sleep(duration: Duration) -> Result<()> {
     }
 }
 
-/// Waits until it holds, and says how long that took; `what` is the complaint where it never does.
+/// Waits until the condition holds, and returns how long that took; `what` is for the error.
 pub(crate) fn wait_until(
     what: &str,
     within: Duration,

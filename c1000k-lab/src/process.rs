@@ -156,12 +156,17 @@ pub(crate) fn run_inside(arguments: &Inside) -> Result<()> {
     Err(failure).with_context(|| Path::new(program).display().to_string())
 }
 
-/// Runs a tool of the system to its end; its complaint is the error.
-pub(crate) fn tool(name: &str, arguments: &[&str]) -> Result<()> {
-    let output = Command::new(name).args(arguments).output().with_context(|| name.to_owned())?;
+/// Runs a command to its end and returns what it prints; an error if it fails, with what it prints on standard error.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let name = command.get_program().display().to_string();
+    let output = command.stdin(Stdio::null()).output().context(name)?;
+    let printed = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        bail!("{name} {}: {}", arguments.join(" "), complaint.trim());
+        bail!("{command:?}: {printed}{}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    Ok(())
+    Ok(printed.trim().to_owned())
+}
+
+pub(crate) fn tool(name: &str, arguments: &[&str]) -> Result<()> {
+    output(Command::new(name).args(arguments)).map(drop)
 }

@@ -1,4 +1,4 @@
-//! The records of the programs under test: the only place that knows where their types live.
+//! The records of the programs under test.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ pub(crate) use c1000k_record::{ClientRecord, Limit, ServerRecord, Verdict};
 pub(crate) fn server(path: &Path) -> Result<ServerRecord> {
     let mut record = ServerRecord::read(path)?;
     is_whole(path, &record)?;
-    // It names paths of this machine, and is long.
+    // Arguments name paths of this machine, and the series is long.
     record.head.argv.clear();
     record.series.clear();
     Ok(record)
@@ -26,8 +26,8 @@ pub(crate) fn client(path: &Path) -> Result<ClientRecord> {
     Ok(record)
 }
 
-/// The types read records of older versions too, with a default for what these lack. A program under test is of this
-/// version, so that a field which its record lacks is an error and no default.
+/// The types read records of older versions too, with a default for missing fields. The programs under test are of this
+/// version, so there a missing field is an error.
 fn is_whole(path: &Path, record: &impl Serialize) -> Result<()> {
     let written: Value = serde_json::from_slice(&fs::read(path)?)?;
     let known = serde_json::to_value(record)?;

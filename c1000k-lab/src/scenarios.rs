@@ -1,7 +1,7 @@
-//! Faults that want a kernel of their own: a guest whose memory, file table, epoll watches or tracked connections run
+//! Faults that need a kernel of their own: a guest whose memory, file table, epoll watches or tracked connections run
 //! out under load, or whose network loses packets.
 //!
-//! A scenario boots guests, plays, and compares what was counted with what must be.
+//! A scenario boots guests, runs programs in them, and compares what was counted with what must be.
 
 mod check;
 mod full;
@@ -11,12 +11,10 @@ mod scene;
 pub(crate) mod soak;
 mod tune;
 
-use std::env;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -28,20 +26,20 @@ use crate::guest::packages::Packages;
 use crate::guest::qemu::{Kit, Spec};
 use crate::million::plan::parse_mebibytes;
 use crate::patience;
-use crate::programs::Programs;
-use crate::say::say;
+use crate::programs::{Programs, date, date_for_name, revision, root};
+use crate::say;
 use check::Checks;
 use scene::Scene;
 
 const SMALL_MB: u64 = 512;
 
-/// Plays faults that want a kernel of their own, in guests
+/// Runs faults that need a kernel of their own, in guests
 ///
 /// Each scenario boots guests, runs server and clients in them while something runs out, and compares what was counted
 /// with what must be; its records go to DIR/guest-NAME. Exits 1 if one does not hold, and 2 for wrong usage.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// All but soak if left out, which `scripts/soak --vm` plays
+    /// All if left out, but for soak, which `scripts/soak --vm` runs
     #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(SCENARIOS.iter().map(|scenario| scenario.name)))]
     names: Vec<String>,
     /// Of the server's guest in 'memory', as in 2G or 900M; the client's is somewhat larger
@@ -52,54 +50,54 @@ pub(crate) struct Arguments {
     out: Option<PathBuf>,
 }
 
-/// What a scenario may be asked for.
+/// The parameters of the scenarios.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) memory_mb: u64,
     pub(crate) soak: soak::Soak,
 }
 
-/// A scenario: its guests, and what is played in them.
+/// A scenario: its guests, and the function that runs it.
 #[derive(Debug)]
 struct Scenario {
     name: &'static str,
     guests: fn(&Settings) -> Vec<Spec>,
     /// A tool of this machine that it needs, and its package.
     tool: Option<(&'static str, &'static str)>,
-    play: fn(&mut Scene<'_>) -> Result<()>,
+    run: fn(&mut Scene<'_>) -> Result<()>,
 }
 
 const SCENARIOS: [Scenario; 9] = [
-    Scenario { name: "memory", guests: memory::pair, tool: None, play: memory::memory },
-    Scenario { name: "cgroup", guests: |_| alone(30_000), tool: None, play: memory::cgroup },
-    Scenario { name: "watches", guests: |_| alone(10_000), tool: None, play: full::watches },
-    Scenario { name: "files", guests: |_| alone(10_000), tool: None, play: full::files },
+    Scenario { name: "memory", guests: memory::pair, tool: None, run: memory::memory },
+    Scenario { name: "cgroup", guests: |_| alone(30_000), tool: None, run: memory::cgroup },
+    Scenario { name: "watches", guests: |_| alone(10_000), tool: None, run: full::watches },
+    Scenario { name: "files", guests: |_| alone(10_000), tool: None, run: full::files },
     Scenario {
         name: "loss",
         guests: |_| alone(10_000),
-        // busybox' own knows no netem.
+        // That of busybox has no netem.
         tool: Some(("tc", "iproute2")),
-        play: network::loss,
+        run: network::loss,
     },
     Scenario {
         name: "stateless",
         guests: |_| alone(10_000),
-        // busybox' own knows no netem.
+        // That of busybox has no netem.
         tool: Some(("tc", "iproute2")),
-        play: network::stateless,
+        run: network::stateless,
     },
-    Scenario { name: "conntrack", guests: |_| alone(10_000), tool: None, play: network::conntrack },
+    Scenario { name: "conntrack", guests: |_| alone(10_000), tool: None, run: network::conntrack },
     Scenario {
         name: tune::NAME,
         guests: |_| alone(10_000),
-        // busybox' own does not know it.
+        // busybox has none.
         tool: Some(("flock", "util-linux")),
-        play: tune::tune,
+        run: tune::tune,
     },
-    Scenario { name: soak::NAME, guests: soak::guests, tool: None, play: soak::soak },
+    Scenario { name: soak::NAME, guests: soak::guests, tool: None, run: soak::soak },
 ];
 
-/// Beside those of every guest.
+/// In addition to those of every guest.
 const MODULES: [&str; 6] = [
     "drivers/net/tun",
     "lib/libcrc32c",
@@ -122,14 +120,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if chosen.is_empty() {
         chosen.extend(SCENARIOS.iter().filter(|scenario| scenario.name != soak::NAME));
     }
-    let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    let date = date.replace(['-', ':', 'Z'], "").replace('T', "-");
-    let out = arguments.out.clone().unwrap_or_else(|| format!("out/scenarios-{date}").into());
+    let out = arguments
+        .out
+        .clone()
+        .unwrap_or_else(|| format!("out/scenarios-{}", date_for_name()).into());
     let settings = Settings { memory_mb: arguments.memory, soak: soak::Soak::default() };
     let stage = Stage::new(&out, settings)?;
     let mut broken = Vec::new();
     for scenario in &chosen {
-        let holds = match stage.play(scenario) {
+        let holds = match stage.run(scenario) {
             Ok(holds) => holds,
             Err(why) => {
                 patience::go_on()?;
@@ -149,12 +148,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     bail!("not held: {}; records: {}", broken.join(" "), out.display());
 }
 
-/// Plays the soak alone, with its records in `OUT/guest-soak`, and says whether the scenario held.
-pub(crate) fn play_soak(out: &Path, soak: soak::Soak) -> Result<bool> {
+/// Runs the soak alone, with its records in `OUT/guest-soak`; whether the scenario held.
+pub(crate) fn run_soak(out: &Path, soak: soak::Soak) -> Result<bool> {
     patience::take_interrupts()?;
     let stage = Stage::new(out, Settings { memory_mb: 0, soak })?;
     let scenario = SCENARIOS.iter().find(|scenario| scenario.name == soak::NAME);
-    stage.play(scenario.context("the soak is one of them")?)
+    stage.run(scenario.context("the soak is one of them")?)
 }
 
 /// What all scenarios of a run have in common.
@@ -174,8 +173,8 @@ impl Stage {
         Ok(Self { out: out.canonicalize()?, settings, kit })
     }
 
-    /// Whether all that must hold does. What fails before its end leaves what there is.
-    fn play(&self, scenario: &Scenario) -> Result<bool> {
+    /// Whether all checks hold. A scenario that fails before its end leaves the files that there are.
+    fn run(&self, scenario: &Scenario) -> Result<bool> {
         let name = scenario.name;
         let out = self.out.join(format!("guest-{name}"));
         if out.exists() {
@@ -185,13 +184,13 @@ impl Stage {
         say(format!("== {name}: {}", out.display()));
         self.write_machine(name, &out)?;
         let tools = scenario.tool.map(|(tool, package)| find_tool(tool, package)).transpose()?;
-        let scripts = (name == tune::NAME).then(scripts_folder).transpose()?;
+        let scripts = (name == tune::NAME).then(|| root().join("scripts"));
         let more = More { modules: &MODULES, tools: tools.into_iter().collect(), scripts };
         let machine = self.kit.machine(&out, &more)?;
         let specs = (scenario.guests)(&self.settings);
         let guests = Guests::boot(machine, &out, &specs, scene::shown)?;
         let mut scene = Scene::new(&out, &self.settings, guests, Checks::create(&out)?);
-        if let Err(why) = (scenario.play)(&mut scene) {
+        if let Err(why) = (scenario.run)(&mut scene) {
             patience::go_on()?;
             scene.checks.fail(&format!("{why:#}"))?;
             scene.save();
@@ -206,17 +205,9 @@ impl Stage {
         }
         let mut file = File::create(out.join("machine.txt"))?;
         writeln!(file, "command: {command}")?;
-        writeln!(file, "date: {}", humantime::format_rfc3339_seconds(SystemTime::now()))?;
-        writeln!(file, "git: {}", crate::programs::revision())?;
+        writeln!(file, "date: {}\ngit: {}", date(), revision())?;
         Ok(writeln!(file, "accel: {}", self.kit.accelerator.name())?)
     }
-}
-
-/// Of the checkout that cargo runs this from.
-fn scripts_folder() -> Result<PathBuf> {
-    let package =
-        env::var_os("CARGO_MANIFEST_DIR").context("the scripts want cargo to run this")?;
-    Ok(Path::new(&package).join("../scripts"))
 }
 
 /// Ordinary users may not have it in their PATH.

@@ -160,7 +160,7 @@ impl Server {
         self.rings()?.iter().map(|ring| sockets_listed(ring)).sum()
     }
 
-    /// What the kernel says of each of its rings is in these files.
+    /// The kernel's description of each of its rings.
     fn rings(&self) -> Result<Vec<PathBuf>> {
         let info = PathBuf::from(format!("/proc/{}/fdinfo", self.process.pid()));
         // One that is gone by now is none of them.
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_of_a_ring_are_told_from_its_other_lines() {
+    fn sockets_of_a_ring_are_distinguished_from_its_other_lines() {
         assert!(is_socket("   12: socket:[4711]"));
         assert!(is_socket("0: socket:[1]"));
         for other in ["UserFiles:\t16", "    3: anon_inode:[eventfd]", "PollList:", "SqMask: 0x3"] {

@@ -1,4 +1,4 @@
-//! Holds connections for a long time while many leave and come, and looks for what grows.
+//! Holds connections for a long time while many close and open, and looks for what grows.
 
 pub(crate) mod churn;
 mod judge;
@@ -24,14 +24,14 @@ use crate::record::{self, ServerRecord};
 use crate::scenarios::{self, soak::Soak};
 use crate::server::{Lab, Server, Setup};
 
-/// Holds connections for a long time while many leave and come, and looks for what grows
+/// Holds connections for a long time while many close and open, and looks for what grows
 ///
 /// Each second some connections close (every other one by a reset), as many open, twice as many messages are echoed,
-/// and the idle timeout takes those that have fallen silent. At the end descriptors, slots and memory must be flat and
-/// all counts agree to the last connection. The record, the series and a chart of it go to DIR.
+/// and the idle timeout closes those that have fallen silent. At the end descriptors, slots and memory must be flat and
+/// all counts agree exactly. The record, the series and a chart of it go to DIR.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// How long they come and go
+    /// How long they close and open
     #[arg(long, default_value_t = 30.0)]
     minutes: f64,
     #[arg(long, default_value_t = 15_000, value_parser = clap::value_parser!(u32).range(2..))]
@@ -39,7 +39,7 @@ pub(crate) struct Arguments {
     /// Closes and opens a second
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     churn: u32,
-    /// Where the server's sockets live
+    /// Where the server's sockets are held
     #[arg(long, value_name = "TABLE", value_enum, default_value = "auto", conflicts_with = "vm")]
     file_table: FileTableChoice,
     /// Server and peers run in a guest, where many more fit
@@ -54,13 +54,13 @@ impl Arguments {
         self.minutes * 60.0
     }
 
-    /// Four times as long as a connection waits for its turn to speak, for the machine may be slow.
+    /// Four times as long as a connection waits for its turn to send, for the machine may be slow.
     fn idle_seconds(&self) -> u32 {
         (2 * self.connections / self.churn).max(2)
     }
 }
 
-/// What was seen of a soak.
+/// What was measured in a soak.
 #[derive(Debug)]
 struct Observed {
     /// What the peers printed.
@@ -70,11 +70,11 @@ struct Observed {
     bystander: Option<Seen>,
 }
 
-/// What the server has of the system at one moment.
+/// What the server uses at one moment.
 #[derive(Debug, Clone, Serialize)]
 struct ServerSample {
     seconds: f64,
-    /// In a guest the files that are open there, of both ends.
+    /// In a guest all files that are open there, of both ends.
     descriptors: u64,
     rss_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,7 +97,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn natively(arguments: &Arguments) -> Result<Observed> {
     patience::take_interrupts()?;
     raise_descriptor_limit()?;
-    let lab = Lab { programs: Programs::find()?, file_table: arguments.file_table.as_str() };
+    let lab = Lab {
+        programs: Programs::find("FAULTS_BINARIES")?,
+        file_table: arguments.file_table.as_str(),
+    };
     let idle = format!("{}s", arguments.idle_seconds());
     let setup = Setup { arguments: &["--idle-timeout", &idle], ..Setup::default() };
     let server = Server::start(&lab, &setup)?;
@@ -122,7 +125,7 @@ fn natively(arguments: &Arguments) -> Result<Observed> {
     })
 }
 
-/// Once a second for as long as the peers are there.
+/// Samples once a second until the peers have ended.
 fn watch(server: &Server, peers: &Process, within: Duration) -> Result<Vec<ServerSample>> {
     let started = Instant::now();
     let mut samples = Vec::new();
@@ -138,11 +141,10 @@ fn watch(server: &Server, peers: &Process, within: Duration) -> Result<Vec<Serve
     Ok(samples)
 }
 
-/// As one of the scenarios; whether it held is judged here, by the same measure as natively.
+/// As one of the scenarios; it is judged by the same checks as natively.
 fn in_guest(arguments: &Arguments) -> Result<Observed> {
     let folder = arguments.out.canonicalize()?;
-    // Whether it held is said there; what is left is judged here in any case.
-    scenarios::play_soak(
+    scenarios::run_soak(
         &folder,
         Soak {
             seconds: arguments.seconds().round() as u64,
@@ -166,7 +168,7 @@ fn guest_samples(log: &str) -> Result<Vec<ServerSample>> {
     let mut first = None;
     for line in log.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
-        // The last one is cut where the server was leaving.
+        // The last one may be cut off at the server's end.
         let [seconds, files, rss_kb, slab_kb] = words[..] else { break };
         let seconds: f64 = seconds.parse()?;
         let began = *first.get_or_insert(seconds);

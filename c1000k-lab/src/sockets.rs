@@ -1,4 +1,4 @@
-//! Single connections, which wait for what they want, for a bounded time.
+//! Single connections, with a time-out for each call.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow};
 /// For each read and each write.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Ports in a row on one address.
+/// Consecutive ports of one address.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ports {
     pub(crate) ip: Ipv4Addr,
@@ -37,7 +37,7 @@ fn connect_within(to: SocketAddr, timeout: Duration) -> std::io::Result<TcpStrea
     Ok(stream)
 }
 
-/// From here on its reads and writes wait, and at most for so long.
+/// Makes its reads and writes block, with a time-out.
 pub(crate) fn block(stream: &TcpStream, timeout: Duration) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(timeout))?;
@@ -51,7 +51,7 @@ pub(crate) fn receive(stream: &TcpStream, count: usize) -> std::io::Result<Vec<u
     Ok(received)
 }
 
-/// An echo, which has to be right.
+/// Sends a message and reads its echo, which must be the same.
 pub(crate) fn echo(mut stream: &TcpStream, message: &[u8]) -> std::io::Result<()> {
     stream.write_all(message)?;
     let mut received = vec![0; message.len()];
@@ -65,10 +65,10 @@ pub(crate) fn echo(mut stream: &TcpStream, message: &[u8]) -> std::io::Result<()
 /// Whether a new connection gets its echo.
 pub(crate) fn is_admitted(to: SocketAddr) -> bool {
     let connected = connect_within(to, Duration::from_secs(5));
-    connected.and_then(|stream| echo(&stream, b"anybody there?")).is_ok()
+    connected.and_then(|stream| echo(&stream, b"are you there?")).is_ok()
 }
 
-/// Sends a block again and again, and reads at the same time; whether the same came back.
+/// Sends a block again and again while it reads; whether the same comes back.
 pub(crate) fn pump(stream: &TcpStream, block: &[u8], times: usize) -> Result<bool> {
     thread::scope(|scope| {
         let sender = scope.spawn(|| {
@@ -89,12 +89,12 @@ pub(crate) fn pump(stream: &TcpStream, block: &[u8], times: usize) -> Result<boo
     })
 }
 
-/// The first of `count` ports in a row that nothing listens on.
+/// The first of `count` consecutive ports on which nothing listens.
 pub(crate) fn free_ports(count: u16) -> Result<u16> {
     let start = 21_000 + (std::process::id() % 100) as u16 * 40;
     let is_free = |port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
     let mut firsts = (start..32_000).step_by(usize::from(count));
     firsts
         .find(|&first| (first..first + count).all(is_free))
-        .with_context(|| format!("no {count} free ports in a row"))
+        .with_context(|| format!("no {count} consecutive free ports"))
 }

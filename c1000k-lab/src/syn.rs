@@ -1,4 +1,4 @@
-//! SYNs of peers that do not exist.
+//! SYNs from forged addresses.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -9,7 +9,7 @@ use anyhow::Result;
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// A header of its own stands before what is sent (`IPPROTO_RAW`).
+/// What is sent includes the IP header (`IPPROTO_RAW`).
 const RAW: i32 = 255;
 const TCP: u8 = 6;
 const HEADER: usize = 20;
@@ -19,7 +19,7 @@ pub(crate) fn flood(to: SocketAddrV4, count: usize) -> Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(RAW)))?;
     let mut random = fastrand::Rng::with_seed(1);
     for _ in 0..count {
-        // 198.19/16 is for benchmarks too, and nothing has these addresses.
+        // 198.19/16 is for benchmarks too, and no host has these addresses.
         let from = SocketAddrV4::new(
             Ipv4Addr::new(198, 19, random.u8(..), random.u8(1..255)),
             random.u16(1024..),
@@ -57,7 +57,7 @@ fn syn(from: SocketAddrV4, to: SocketAddrV4) -> [u8; 2 * HEADER] {
     packet
 }
 
-/// Of the internet protocols; the length of `data` is even.
+/// That of RFC 1071; the length of `data` is even.
 fn checksum(data: &[u8]) -> u16 {
     let words = data.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
     let mut total: u32 = words.sum();

@@ -1,4 +1,4 @@
-//! Counts the system calls of server and client: the budget of docs/architecture.md, shown on a run.
+//! Counts the system calls of server and client, for the budget in docs/architecture.md.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         bail!("strace is missing: install it (Debian, Ubuntu: sudo apt-get install strace)");
     }
     patience::take_interrupts()?;
-    let programs = Programs::find()?;
+    let programs = Programs::find("FAULTS_BINARIES")?;
     fs::create_dir_all(folder)?;
     let words = ["--bind", "127.0.0.1", "--first-port", FIRST_PORT, "--interval", "1h"];
     let mut server = trace("server", &programs, folder, &words)?;

@@ -1,4 +1,4 @@
-//! Applies tune-server and tune-client and takes them back, and compares every value on the way.
+//! Applies and reverts tune-server and tune-client, and compares every value before and after.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ use crate::patience;
 use crate::process::Process;
 use crate::programs::Programs;
 
-/// What the scripts may change, as far as a kernel has it.
+/// The settings that the scripts may change, as far as a kernel has them.
 const KEYS: &[&str] = &[
     "fs.nr_open",
     "fs.file-max",
@@ -38,10 +38,10 @@ const CONNECTIONS_WORD: &str = "3M";
 /// What a process needs with 100 listening ports.
 const DESCRIPTORS: u64 = CONNECTIONS + 132;
 
-/// Far above what the scripts take; they wait for each other for half a minute.
+/// The scripts wait for each other for at most half a minute.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Applies the settings of scripts/tune-* and takes them back, and checks that each value is as it was
+/// Applies and reverts the settings of scripts/tune-*, and checks that each value is as it was
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("where").required(true)))]
 pub(crate) struct Arguments {
@@ -238,7 +238,7 @@ impl Test {
         Ok(())
     }
 
-    /// Some kernels (Debian's 6.1.192) refuse a `tcp_rmem` below 4096; then that has to be said.
+    /// Some kernels (Debian's 6.1.192) refuse a `tcp_rmem` below 4096; then that must be reported.
     fn the_original_is_applied_or_its_refusal_is_reported(&self) -> Result<()> {
         let tiny = "512 512 1024";
         let Ended { text, .. } = self.start("server", "--original --apply")?.end()?;
@@ -288,7 +288,7 @@ impl Test {
         self.expect_as_before("a reverse path that was loose")
     }
 
-    /// A file where a folder should be is as good as a file system that can't be written, and works for root too.
+    /// A file in place of a folder can't be written into, not even by root.
     fn nothing_changes_before_the_old_values_are_kept(&self, root: &Path) -> Result<()> {
         let state = root.join("var/lib/c1000k");
         fs::create_dir_all(root.join("var/lib"))?;
@@ -358,7 +358,7 @@ impl Test {
         Ok(text)
     }
 
-    /// Starts a script for the connections that this is about, unless the words have others.
+    /// Starts a script for `CONNECTIONS`, unless the words have another number.
     fn start(&self, role: &str, words: &str) -> Result<Running> {
         let words_file = tempfile::tempfile()?;
         let mut command = Command::new(self.scripts.join(format!("tune-{role}")));
@@ -384,7 +384,7 @@ impl Test {
         fs::read_to_string(self.root().join(file)).unwrap_or_default()
     }
 
-    /// All that the scripts have left in files.
+    /// All files that the scripts may leave.
     fn drop_ins(&self) -> String {
         let files =
             ["sysctl.d", "security/limits.d", "modules-load.d"].into_iter().flat_map(|folder| {
@@ -397,7 +397,7 @@ impl Test {
         KEYS.iter().filter_map(|key| Some((*key, self.value(key).ok()?))).collect()
     }
 
-    /// Its numbers, one space apart.
+    /// Its numbers, separated by one space.
     fn value(&self, key: &str) -> Result<String> {
         let text = fs::read_to_string(path(self.root(), key)).with_context(|| key.to_owned())?;
         Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))

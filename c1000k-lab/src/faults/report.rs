@@ -1,13 +1,15 @@
-//! What is written down of a row.
+//! The record of a row.
 
-use std::fs;
 use std::path::Path;
+use std::{fmt, fs, thread};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::rows::Row;
 use crate::bystander::Seen;
+use crate::programs::date;
 use crate::record::ServerRecord;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +31,18 @@ impl State {
         }
     }
 }
+
+/// This machine can't show the fault; the text is why.
+#[derive(Debug)]
+pub(crate) struct Skipped(pub(crate) String);
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
 
 /// One thing that must hold, and whether it does.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -63,12 +77,33 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// Of a row that begins now, and has shown nothing yet.
+    pub(crate) fn new(row: &Row) -> Result<Self> {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        Ok(Self {
+            row: row.name.to_owned(),
+            fault: row.fault.to_owned(),
+            must_hold: row.must_hold.to_owned(),
+            state: State::Fails,
+            reproduce: format!("scripts/faults {}", row.name),
+            date: date(),
+            machine: format!("{} cpus, Linux {}", thread::available_parallelism()?, release.trim()),
+            load_average: 0.0,
+            seconds: 0.0,
+            figures: Map::new(),
+            checks: Vec::new(),
+            bystander: None,
+            server_arguments: None,
+            server: None,
+        })
+    }
+
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self)? + "\n";
         Ok(fs::write(folder.join(format!("{}.json", self.row)), text)?)
     }
 
-    /// What a person wants to see at once: the figures that fit into a line.
+    /// The figures that fit into a line.
     pub(crate) fn line(&self) -> String {
         let simple = self.figures.iter().filter_map(|(name, value)| match value {
             Value::Array(_) | Value::Object(_) => None,

@@ -10,14 +10,14 @@ use anyhow::Result;
 
 use super::run::Run;
 
-/// A fault, and how it is played.
+/// A fault, and the function that runs it.
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) name: &'static str,
     pub(crate) fault: &'static str,
     pub(crate) must_hold: &'static str,
-    pub(crate) play: fn(&mut Run<'_>) -> Result<()>,
-    /// It takes minutes, and is not played unless it is asked for.
+    pub(crate) run: fn(&mut Run<'_>) -> Result<()>,
+    /// It takes minutes, and runs only if it is named.
     pub(crate) is_long: bool,
 }
 
@@ -26,9 +26,9 @@ impl Row {
         name: &'static str,
         fault: &'static str,
         must_hold: &'static str,
-        play: fn(&mut Run<'_>) -> Result<()>,
+        run: fn(&mut Run<'_>) -> Result<()>,
     ) -> Self {
-        Self { name, fault, must_hold, play, is_long: false }
+        Self { name, fault, must_hold, run, is_long: false }
     }
 }
 

@@ -1,51 +1,50 @@
-//! Plays rows one after the other, and writes down what comes of each.
+//! Runs rows one after the other, and records the outcome of each.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use c1000k_host::format;
 use procfs::Current;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::report::{Check, Report, State, write_table};
 use super::rows::Row;
 use crate::bystander::Seen;
+use crate::crowd::Crowd;
+use crate::faults::Skipped;
 use crate::patience::{self, Limit, wait_until};
 use crate::record::ServerRecord;
-use crate::server::{Ended, Lab, Server, Setup};
-use crate::skipped::Skipped;
+use crate::server::{Lab, Server, Setup};
 
 const ROW_WITHIN: Duration = Duration::from_secs(240);
 
-/// What a bystander's echo may take, beside what the machine makes of it.
+/// What a bystander's echo may take, beside the time that the machine adds.
 pub(crate) const STALL_MS_MAX: f64 = 100.0;
 
 /// Lines of the log that a record keeps.
 const LOG_LINES_MAX: usize = 20;
 
-/// What is found out while a row is played.
+/// A row that is being run, and its record so far.
 #[derive(Debug)]
 pub(crate) struct Run<'a> {
     pub(crate) lab: &'a Lab,
-    pub(crate) figures: Map<String, Value>,
-    checks: Vec<Check>,
-    arguments: Option<Vec<String>>,
-    ended: Option<Ended>,
+    report: Report,
 }
 
-impl<'a> Run<'a> {
-    pub(crate) fn new(lab: &'a Lab) -> Self {
-        Self { lab, figures: Map::new(), checks: Vec::new(), arguments: None, ended: None }
-    }
-
+impl Run<'_> {
     /// Notes a figure; one of the same name is replaced.
     pub(crate) fn figure(&mut self, name: &str, value: impl Into<Value>) {
-        self.figures.insert(name.to_owned(), value.into());
+        self.report.figures.insert(name.to_owned(), value.into());
+    }
+
+    /// Notes each field of an object.
+    pub(crate) fn figures(&mut self, figures: Value) {
+        if let Value::Object(figures) = figures {
+            self.report.figures.extend(figures);
+        }
     }
 
     /// Notes a time, to a hundredth of a second.
@@ -61,7 +60,7 @@ impl<'a> Run<'a> {
     }
 
     pub(crate) fn check(&mut self, what: impl Into<String>, holds: bool) {
-        self.checks.push(Check::new(what, holds));
+        self.report.checks.push(Check::new(what, holds));
     }
 
     /// A server with these arguments, on loopback.
@@ -73,7 +72,16 @@ impl<'a> Run<'a> {
         Server::start(self.lab, setup)
     }
 
-    /// All descriptors but those from before are closed.
+    /// Connects `count` clients, all of which the server must hold.
+    pub(crate) fn crowd(&mut self, server: &Server, count: usize) -> Result<Crowd> {
+        let mut crowd = Crowd::new(server.ports())?;
+        crowd.add(many(count)?)?;
+        self.figure("held", crowd.open());
+        self.check("all are held", crowd.open() == count);
+        Ok(crowd)
+    }
+
+    /// Waits until no more descriptors are open than before.
     pub(crate) fn gone_again(&mut self, server: &Server, before: usize) -> Result<()> {
         let all_closed = || Ok(server.descriptors()? <= before);
         let took = wait_until("no descriptor leaked", Duration::from_secs(20), all_closed)?;
@@ -82,18 +90,18 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Ends the server, which must leave nothing behind; the bystander must not have noticed anything.
+    /// Ends the server, which must leave nothing behind; the bystander must not have been delayed.
     pub(crate) fn ends(&mut self, server: Server) -> Result<ServerRecord> {
         self.ends_with(server, Some(STALL_MS_MAX))
     }
 
-    /// The same where the server was suspended, or traced, so that the bystander had to wait.
+    /// The same where the server was suspended, or traced, so the bystander had to wait.
     pub(crate) fn ends_suspended(&mut self, server: Server) -> Result<ServerRecord> {
         self.ends_with(server, None)
     }
 
     fn ends_with(&mut self, server: Server, stall_ms_max: Option<f64>) -> Result<ServerRecord> {
-        self.arguments = Some(server.arguments.clone());
+        self.report.server_arguments = Some(server.arguments.clone());
         let log = server.log()?;
         let warnings = log.lines().filter(|line| line.contains(" WARN "));
         let texts = warnings.map(|line| line.split_once("] ").map_or(line, |(_, text)| text));
@@ -109,15 +117,15 @@ impl<'a> Run<'a> {
         if let Some(seen) = &ended.bystander {
             self.check_bystander(seen, stall_ms_max);
         }
-        let record = ended.record.clone();
-        self.ended = Some(ended);
-        record.context("the server left no record")
+        self.report.bystander = ended.bystander;
+        self.report.server = ended.record.clone();
+        ended.record.context("the server left no record")
     }
 
     fn check_bystander(&mut self, seen: &Seen, stall_ms_max: Option<f64>) {
         self.check("the bystander was served to the end", seen.lost.is_none() && seen.echoes > 0);
         if let (Some(stall), Some(_)) = (stall_ms_max, seen.max_ms) {
-            // The kernel's own work for an echo is late as well when the machine is: once on each way.
+            // A machine that is late is so for the kernel's own work as well: once on each way.
             let most = stall + 2.0 * seen.oversleep_max_ms;
             self.check(
                 format!("the bystander never waited {stall} ms longer than the machine made it"),
@@ -126,49 +134,32 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn report(self, row: &Row, outcome: Result<()>, seconds: f64) -> Result<Report> {
-        let mut figures = self.figures;
-        let state = match outcome {
-            Ok(()) if !self.checks.is_empty() && self.checks.iter().all(|check| check.holds) => {
-                State::Holds
-            }
+    fn finish(mut self, outcome: Result<()>, took: Duration) -> Result<Report> {
+        let checks = &self.report.checks;
+        let all_hold = !checks.is_empty() && checks.iter().all(|check| check.holds);
+        self.report.load_average = procfs::LoadAverage::current()?.one;
+        self.report.seconds = (took.as_secs_f64() * 10.0).round() / 10.0;
+        self.report.state = match outcome {
+            Ok(()) if all_hold => State::Holds,
             Ok(()) => State::Fails,
             Err(why) if why.is::<Skipped>() => {
-                figures.insert("skipped".to_owned(), why.to_string().into());
+                self.figure("skipped", why.to_string());
                 State::Skipped
             }
             Err(why) => {
-                figures.insert("error".to_owned(), format!("{why:#}").into());
+                self.figure("error", format!("{why:#}"));
                 State::Fails
             }
         };
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-        let (record, bystander) =
-            self.ended.map_or((None, None), |ended| (ended.record, ended.bystander));
-        Ok(Report {
-            row: row.name.to_owned(),
-            fault: row.fault.to_owned(),
-            must_hold: row.must_hold.to_owned(),
-            state,
-            reproduce: format!("scripts/faults {}", row.name),
-            date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-            machine: format!("{} cpus, Linux {}", thread::available_parallelism()?, release.trim()),
-            load_average: procfs::LoadAverage::current()?.one,
-            seconds,
-            figures,
-            checks: self.checks,
-            bystander,
-            server_arguments: self.arguments,
-            server: record,
-        })
+        Ok(self.report)
     }
 }
 
-/// Plays them all, and says of each how it went.
-pub(crate) fn play_all(lab: &Lab, rows: &[&Row], out: &Path) -> Result<Vec<State>> {
+/// Runs them all, and prints the outcome of each.
+pub(crate) fn run_all(lab: &Lab, rows: &[&Row], out: &Path) -> Result<Vec<State>> {
     let mut states = Vec::new();
     for row in rows {
-        states.push(play(lab, row, out)?);
+        states.push(run_row(lab, row, out)?);
         if patience::is_interrupted() {
             bail!("interrupted");
         }
@@ -185,23 +176,23 @@ pub(crate) fn play_all(lab: &Lab, rows: &[&Row], out: &Path) -> Result<Vec<State
     Ok(states)
 }
 
-fn play(lab: &Lab, row: &Row, out: &Path) -> Result<State> {
-    let (mut run, started) = (Run::new(lab), Instant::now());
+fn run_row(lab: &Lab, row: &Row, out: &Path) -> Result<State> {
+    let (mut run, started) = (Run { lab, report: Report::new(row)? }, Instant::now());
     let limit = Limit::new(ROW_WITHIN);
-    let outcome = catch_unwind(AssertUnwindSafe(|| (row.play)(&mut run)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| (row.run)(&mut run)));
     drop(limit);
     let outcome = outcome.unwrap_or_else(|_| Err(anyhow!("the row panicked")));
-    let seconds = (started.elapsed().as_secs_f64() * 10.0).round() / 10.0;
-    let report = run.report(row, outcome, seconds)?;
+    let report = run.finish(outcome, started.elapsed())?;
     report.write(out)?;
-    println!("{:8} {:18} {seconds:6} s  {}", report.state.name(), row.name, report.line());
+    let (state, seconds, line) = (report.state.name(), report.seconds, report.line());
+    println!("{state:8} {:18} {seconds:6} s  {line}", row.name);
     for check in report.checks.iter().filter(|check| !check.holds) {
         println!("         does not hold: {}", check.what);
     }
     Ok(report.state)
 }
 
-/// The size of a crowd.
+/// Returns `count`.
 ///
 /// # Errors
 /// [`Skipped`] where this process may not have as many descriptors.
@@ -210,7 +201,7 @@ pub(crate) fn many(count: usize) -> Result<usize> {
     if allowed < count as u64 + 200 {
         let (wanted, allowed) = (format::count(count as u64), format::count(allowed));
         let why = format!(
-            "{wanted} clients want as many descriptors, and RLIMIT_NOFILE allows {allowed}"
+            "{wanted} clients need as many descriptors, and RLIMIT_NOFILE allows {allowed}"
         );
         return Err(Skipped(why).into());
     }
@@ -219,14 +210,17 @@ pub(crate) fn many(count: usize) -> Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::programs::Programs;
 
     fn state_of(play: fn(&mut Run<'_>) -> Result<()>) -> (State, Report) {
         let out = tempfile::tempdir().unwrap();
         let lab = Lab { programs: Programs("nowhere".into()), file_table: "auto" };
-        let row = Row { name: "row", fault: "a fault", must_hold: "all", play, is_long: false };
-        let state = super::play(&lab, &row, out.path()).unwrap();
+        let row =
+            Row { name: "row", fault: "a fault", must_hold: "all", run: play, is_long: false };
+        let state = super::run_row(&lab, &row, out.path()).unwrap();
         write_table(out.path()).unwrap();
         let table = fs::read_to_string(out.path().join("README.md")).unwrap();
         assert!(table.contains(&format!("| a fault | all | **{}**:", state.name())), "{table}");

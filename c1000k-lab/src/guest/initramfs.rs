@@ -32,10 +32,10 @@ const MODULES: [&str; 9] = [
     "drivers/net/virtio_net",
 ];
 
-/// What some guests have beside the rest.
+/// What some guests have in addition.
 #[derive(Debug, Default)]
 pub(crate) struct More {
-    /// Modules that an order loads: they lie in `/lib`.
+    /// Modules that a command loads: they go to `/lib`.
     pub(crate) modules: &'static [&'static str],
     /// Programs of this machine, which go to `/bin`.
     pub(crate) tools: Vec<PathBuf>,
@@ -59,7 +59,7 @@ pub(super) fn build(
         tree.copy(&programs.path(name), &format!("/bin/{name}"))?;
     }
     let this = env::current_exe()?;
-    // What a debugger reads would take of the guest's memory.
+    // Debug information would take of the guest's memory.
     tool("strip", &["--strip-debug", "-o", &text(&tree.path(INIT)), &text(&this)])?;
     tree.copy_libraries(&this)?;
     for tool in &more.tools {

@@ -17,12 +17,12 @@ use crate::namespace::Network;
 use crate::patience::wait_until;
 use crate::process::{Place, Process, inside};
 use crate::programs::Programs;
-use crate::say::say;
+use crate::say;
 
 const KVM: &str = "/dev/kvm";
 const KVM_BOOTS_WITHIN: Duration = Duration::from_secs(10);
 
-/// What a guest can ship.
+/// For a guest's files.
 const DISK_BYTES: u64 = 256 << 20;
 
 /// One for the server, one for the client.
@@ -53,7 +53,7 @@ impl Accelerator {
     }
 }
 
-/// What machines are made of.
+/// What guests are made of.
 #[derive(Debug)]
 pub(crate) struct Kit {
     packages: Packages,
@@ -62,7 +62,7 @@ pub(crate) struct Kit {
 }
 
 impl Kit {
-    /// With KVM, if that really boots this kernel: a /dev/kvm that opens does not say so.
+    /// With KVM, if that boots this kernel: a /dev/kvm that opens does not mean so.
     pub(crate) fn new(programs: Programs) -> Result<Self> {
         let packages = Packages::fetch()?;
         let mut kit = Self { packages, programs, accelerator: Accelerator::Tcg };
@@ -87,7 +87,7 @@ impl Kit {
         Ok(wait_until("it boots", KVM_BOOTS_WITHIN, has_booted).is_ok())
     }
 
-    /// A machine in a folder of its own in that one.
+    /// A machine with its own folder in `out`.
     pub(crate) fn machine(&self, out: &Path, more: &More) -> Result<Machine<'_>> {
         let folder = tempfile::Builder::new().prefix("machine-").tempdir_in(out)?;
         let initramfs = folder.path().join("initramfs");
@@ -176,8 +176,8 @@ fn cable_options(cable: u8, end: u8) -> [String; 4] {
     ]
 }
 
-/// The room of a unix socket belongs to the network namespace: root gives qemu one of its own, and the host's stays as
-/// it is.
+/// The queue length of unix sockets belongs to the network namespace: root gives qemu one of its own, and that of this
+/// machine stays as it is.
 fn roomy_network() -> Result<Network> {
     let network = Network::new()?;
     network.set("net/unix/max_dgram_qlen", CABLE_DATAGRAMS)?;

@@ -1,4 +1,4 @@
-//! What a run is to be: natively and in guests.
+//! What a run is meant to be, natively or in guests.
 
 use std::path::PathBuf;
 

@@ -1,6 +1,5 @@
-//! What was counted, held against what must be.
+//! What was counted, compared with what must be.
 
-use std::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -16,27 +15,17 @@ pub(super) enum Must {
     Exceed(u64),
 }
 
-use crate::say::say;
+use crate::say;
 use Must::{BeAtLeast, BeAtMost, Equal, Exceed};
 
 impl Must {
-    fn holds(self, found: u64) -> bool {
+    /// Whether it holds, and how that is written.
+    fn holds(self, found: u64) -> (bool, String) {
         match self {
-            Equal(wanted) => found == wanted,
-            BeAtLeast(wanted) => found >= wanted,
-            BeAtMost(wanted) => found <= wanted,
-            Exceed(wanted) => found > wanted,
-        }
-    }
-}
-
-impl fmt::Display for Must {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Equal(wanted) => write!(f, "== {wanted}"),
-            BeAtLeast(wanted) => write!(f, ">= {wanted}"),
-            BeAtMost(wanted) => write!(f, "<= {wanted}"),
-            Exceed(wanted) => write!(f, "> {wanted}"),
+            Equal(wanted) => (found == wanted, format!("== {wanted}")),
+            BeAtLeast(wanted) => (found >= wanted, format!(">= {wanted}")),
+            BeAtMost(wanted) => (found <= wanted, format!("<= {wanted}")),
+            Exceed(wanted) => (found > wanted, format!("> {wanted}")),
         }
     }
 }
@@ -54,10 +43,11 @@ impl Checks {
     }
 
     pub(super) fn expect(&mut self, what: &str, found: u64, must: Must) -> Result<()> {
-        self.note(must.holds(found), &format!("{what}: {found} (must be {must})"))
+        let (holds, must) = must.holds(found);
+        self.note(holds, &format!("{what}: {found} (must be {must})"))
     }
 
-    /// The scenario could not be played to its end.
+    /// The scenario ended before its checks.
     pub(super) fn fail(&mut self, why: &str) -> Result<()> {
         self.note(false, why)
     }
@@ -88,6 +78,6 @@ mod tests {
         let text = std::fs::read_to_string(folder.path().join("checks.txt")).unwrap();
         assert!(text.starts_with("holds  lost: 0 (must be == 0)\n"), "{text}");
         assert!(text.contains("FAILS  held: 5 (must be > 5)\n"), "{text}");
-        assert!(!Equal(1).holds(0) && !BeAtLeast(1).holds(0) && !BeAtMost(1).holds(2));
+        assert!(!Equal(1).holds(0).0 && !BeAtLeast(1).holds(0).0 && !BeAtMost(1).holds(2).0);
     }
 }

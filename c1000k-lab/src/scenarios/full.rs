@@ -13,15 +13,15 @@ pub(super) fn watches(scene: &mut Scene<'_>) -> Result<()> {
     judge(scene, "ENOSPC", wakes)
 }
 
-/// fs.file-max, which does not bind root: the clients are root, so that it is the server that meets it.
+/// fs.file-max, which does not bind root: the clients are root, so only the server meets it.
 pub(super) fn files(scene: &mut Scene<'_>) -> Result<()> {
     let lower = "echo $(($(cut -f 1 /proc/sys/fs/file-nr) + 100)) >/proc/sys/fs/file-max";
     let wakes = lower_under_load(scene, lower, [ROOT; 3])?;
     judge(scene, "ENFILE", wakes)
 }
 
-/// Two clients hold what they want, a third is under way when the command takes the server's room away, and a fourth
-/// comes when all have left. Returns how often a second the server woke up.
+/// Two clients hold their connections, a third is connecting when the command takes the server's room away, and a fourth
+/// connects when all are closed. Returns how often a second the server woke up.
 fn lower_under_load(scene: &mut Scene<'_>, command: &str, users: [u32; 3]) -> Result<u64> {
     scene.start_server(None, "")?;
     for (name, user) in [("first", users[0]), ("second", users[1])] {
@@ -54,9 +54,9 @@ fn judge(scene: &mut Scene<'_>, errno: &str, wakes: u64) -> Result<()> {
     let held = scene.client("third")?.established;
     scene.checks.expect("third: held", held, BeAtMost(2_000))?;
     scene.expect_all("fourth")?;
-    // Errors that did not come are not in the table.
+    // Errors that did not occur are not in the table.
     let failed = scene.server()?.accept_errors.get(errno).copied().unwrap_or(0);
     let what = format!("server: accepts that failed with {errno}");
     scene.checks.expect(&what, failed, BeAtLeast(1))?;
-    scene.expect_few_wakes("peers knocked", wakes)
+    scene.expect_few_wakes("peers waited to connect", wakes)
 }

@@ -8,7 +8,7 @@ use super::scene::{PATIENT, SERVER, Scene, USER_2, USER_3};
 use crate::guest::order::Condition;
 use crate::guest::qemu::Spec;
 
-/// More than fit: a connection takes more memory than that.
+/// A connection takes more memory than that, so more are asked for than fit.
 const BYTES_PER_CONNECTION_ASKED: u64 = 3_000;
 
 fn asked(settings: &Settings) -> u64 {
@@ -24,7 +24,7 @@ pub(super) fn pair(settings: &Settings) -> Vec<Spec> {
     ]
 }
 
-/// The original's death: clients push past the memory of the server's machine.
+/// Clients push past the memory of the server's machine, of which the original died.
 pub(super) fn memory(scene: &mut Scene<'_>) -> Result<()> {
     let asked = asked(scene.settings);
     scene.start_server(None, "")?;
@@ -35,8 +35,8 @@ pub(super) fn memory(scene: &mut Scene<'_>) -> Result<()> {
     judge_admission(scene, wakes)
 }
 
-/// Memory cgroups of version 2, one in the other. The inner one binds first; when all have left, its limit is raised and
-/// the outer one binds.
+/// Nested memory cgroups of version 2. The limit of the inner one is reached first; when all connections are closed, it is
+/// raised, and that of the outer one is reached.
 pub(super) fn cgroup(scene: &mut Scene<'_>) -> Result<()> {
     const OUTER: &str = "/sys/fs/cgroup/outer";
     const INNER: &str = "/sys/fs/cgroup/outer/inner";
@@ -65,15 +65,15 @@ pub(super) fn cgroup(scene: &mut Scene<'_>) -> Result<()> {
     scene.checks.expect(what, fourth.established, Exceed(first.established))
 }
 
-/// The sum of those of each group.
+/// The sum of all groups.
 fn kills(events: &str) -> Result<u64> {
     let counts = events.lines().filter_map(|line| line.strip_prefix("oom_kill "));
     let counts: Vec<u64> = counts.map(|count| Ok(count.parse()?)).collect::<Result<_>>()?;
     (!counts.is_empty()).then(|| counts.iter().sum()).context("the groups count no kills")
 }
 
-/// More than fit, and more while those that do fit are held; when all have left, a tenth of what fitted must be let in.
-/// Returns how often a second the server woke up while it was full.
+/// More connect than fit, and more still while those that fit are held; when all are closed, a tenth of them must be
+/// admitted. Returns how often a second the server woke up while it was full.
 fn push_past_memory(scene: &mut Scene<'_>, asked: u64) -> Result<u64> {
     // An emulated guest opens, proves and closes some thousands a second.
     let patience = 600 + asked / 200;
@@ -103,13 +103,13 @@ fn judge_admission(scene: &mut Scene<'_>, wakes: u64) -> Result<()> {
     scene.expect_all("third")?;
     let (server, first) = (scene.server()?, scene.client("first")?);
     let guard = server.memory_guard.context("the server watched no memory")?;
-    // Reasons that did not come are not in the table.
+    // Reasons that did not occur are not in the table.
     let refused = server.refused_by.get("memory").copied().unwrap_or(0);
     let checks = &mut scene.checks;
-    checks.expect("server: times that memory closed the door", guard.closings, BeAtLeast(1))?;
+    checks.expect("server: times that it refused for memory", guard.closings, BeAtLeast(1))?;
     checks.expect("server: refused for memory", refused, BeAtLeast(200))?;
-    // The reserve is there for what is under way when the door closes, and for data.
-    let what = "server: least memory left, kB, half of the reserve at least";
+    // The reserve is for connects that are under way when it starts to refuse, and for data.
+    let what = "server: least memory left, kB, at least half of the reserve";
     checks.expect(what, guard.room_min_bytes >> 10, BeAtLeast(guard.reserve_bytes >> 11))?;
     checks.expect("server: held at the peak", server.peak, BeAtLeast(first.established))?;
     scene.expect_few_wakes("it was full", wakes)

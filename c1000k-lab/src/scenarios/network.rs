@@ -1,4 +1,4 @@
-//! The network loses packets, or forgets connections.
+//! The network loses packets, or no longer tracks connections.
 
 use std::time::Instant;
 
@@ -39,7 +39,7 @@ pub(super) fn loss(scene: &mut Scene<'_>) -> Result<()> {
     checks.expect("first: held", held, BeAtLeast(1))?;
     checks.expect("first: held and given up", held + first.failed, Equal(2_000))?;
     checks.expect("first: proven again and lost", again + first.lost, Equal(held))?;
-    let what = "first: attempts, 4 for each connection at most";
+    let what = "first: attempts, at most 4 for each connection";
     checks.expect(what, first.attempted, BeAtMost(8_000))?;
     checks.expect("first: attempts that timed out", timed_out, BeAtLeast(1))?;
     checks.expect("first: seconds it took", took, BeAtMost(300))?;
@@ -73,7 +73,7 @@ pub(super) fn stateless(scene: &mut Scene<'_>) -> Result<()> {
     checks.expect("first: messages answered", workload.answered, Equal(workload.sent))
 }
 
-/// The table of tracked connections is full: what comes then is dropped without a word to anyone.
+/// The table of tracked connections is full: new packets are dropped without an answer.
 pub(super) fn conntrack(scene: &mut Scene<'_>) -> Result<()> {
     scene.start_server(None, "")?;
     scene.run(
@@ -96,9 +96,9 @@ pub(super) fn conntrack(scene: &mut Scene<'_>) -> Result<()> {
     scene.checks.expect("first: held", first.established, BeAtLeast(1_900))?;
     scene.expect_alive("first")?;
     scene.expect_limit("first", Limit::Network)?;
-    let what = "first: attempts, 4 for each connection at most";
+    let what = "first: attempts, at most 4 for each connection";
     scene.checks.expect(what, first.attempted, BeAtMost(20_000))?;
     let lines = scene.kernel_lines(&["table full"])?;
-    scene.checks.expect("kernel: said that the table is full", lines, BeAtLeast(1))?;
+    scene.checks.expect("kernel: messages that the table is full", lines, BeAtLeast(1))?;
     scene.expect_all("second")
 }

@@ -1,4 +1,4 @@
-//! What a scenario does with its guests, and what is expected of those that ran in them.
+//! What a scenario does in its guests, and what it expects of their programs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,15 +15,15 @@ use crate::guest::guests::{Guests, wait_for};
 use crate::guest::order::{Condition, Message, Order, Start};
 use crate::million::plan::{FIRST_PORT, address};
 use crate::record::{self, ClientRecord, Limit, ServerRecord};
-use crate::say::say;
+use crate::say;
 
-/// A client waits so long for each connect where the machine is meant to be slow and nothing else.
+/// For a client on a machine that is meant to be slow.
 pub(super) const PATIENT: &str = "--connect-timeout 60s";
 
 /// The name of the program under test, and of its files.
 pub(super) const SERVER: &str = "server";
 
-/// Listeners, and what a kernel keeps for a moment.
+/// Listeners, and sockets that a kernel keeps for a moment.
 const IDLE_SOCKETS_MAX: u64 = 150;
 
 /// Users of the guests.
@@ -33,7 +33,7 @@ pub(super) const USER_2: u32 = 1002;
 pub(super) const USER_3: u32 = 1003;
 pub(super) const USER_4: u32 = 1004;
 
-/// A scenario that is being played.
+/// A scenario that is running.
 #[derive(Debug)]
 pub(super) struct Scene<'a> {
     pub(super) settings: &'a Settings,
@@ -47,7 +47,7 @@ pub(super) struct Scene<'a> {
     codes: BTreeMap<String, u64>,
 }
 
-/// While something is waited for: how it goes.
+/// The progress of the programs.
 pub(super) fn shown(message: &Message) -> Option<String> {
     match message {
         Message::Progress { name, line } => Some(format!("{name}: {line}")),
@@ -68,7 +68,7 @@ impl<'a> Scene<'a> {
         Self { settings, checks, out, guests, server, clients, codes }
     }
 
-    /// A command for the shell of the server's guest; the answer is what it prints.
+    /// Runs a command in a shell of the server's guest, and returns its output.
     pub(super) fn run(&mut self, command: &str) -> Result<String> {
         self.order(Order::Run(command.to_owned()))
     }
@@ -130,7 +130,7 @@ impl<'a> Scene<'a> {
         Ok(())
     }
 
-    /// Waits until a client holds, and stops it, so that others may be played against it for as long as they take.
+    /// Waits until a client holds its connections, and stops it, so that it holds them until it is resumed.
     pub(super) fn freeze(&mut self, name: &str, within_seconds: u64) -> Result<()> {
         let holds = wait_for(Condition::Holds(name.to_owned()), within_seconds);
         self.guests.ask(self.guest_of(name), holds).map(drop)
@@ -175,7 +175,7 @@ impl<'a> Scene<'a> {
         self.guests.names().into_iter().try_for_each(|name| self.guests.collect(name))
     }
 
-    /// What a failed scenario leaves, as far as it can be had.
+    /// Collects what a failed scenario has left.
     pub(super) fn save(&mut self) {
         for name in self.guests.names() {
             let _ = self.guests.ask(name, Order::Snapshot("failure".to_owned()));
@@ -184,7 +184,7 @@ impl<'a> Scene<'a> {
         }
     }
 
-    // -- once all files are here
+    // After `collect`.
 
     pub(super) fn client(&self, name: &str) -> Result<ClientRecord> {
         record::client(&self.out.join(format!("{name}.json")))
@@ -217,7 +217,7 @@ impl<'a> Scene<'a> {
         self.checks.expect(&format!("{name}: exit code"), self.code(name)?, Equal(code))
     }
 
-    /// What was admitted stays alive: nothing lost, and every echo once more.
+    /// Connections that were admitted stay up: none is lost, and each echoes once more.
     pub(super) fn expect_alive(&mut self, name: &str) -> Result<()> {
         let record = self.client(name)?;
         self.checks.expect(&format!("{name}: lost"), record.lost, Equal(0))?;

@@ -1,4 +1,4 @@
-//! Connections that leave and come for a long time, for `scripts/soak --vm`.
+//! Connections that close and open for a long time, for `scripts/soak --vm`.
 
 use anyhow::Result;
 
@@ -13,7 +13,7 @@ pub(super) const NAME: &str = "soak";
 
 const MEMORY_MB: u64 = 4_096;
 
-/// What `scripts/soak` was asked for.
+/// The parameters of `scripts/soak`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Soak {
     pub(crate) seconds: u64,

@@ -1,4 +1,4 @@
-//! The tune scripts on a real kernel, whose settings they raise and take back.
+//! The tune scripts on a real kernel, whose settings they raise and restore.
 
 use anyhow::Result;
 

@@ -1,7 +1,7 @@
-//! The crowd of a soak: it holds connections, and each second many of them leave and others come.
+//! The crowd of a soak: it holds connections, and each second many of them close and others open.
 //!
-//! Each connection says something when it opens and again at half of its life. One slot in ten is never closed; one in
-//! fifty falls silent after its first echo, and the server's idle timeout must take it. Every other one leaves by a
+//! Each connection sends a message when it opens and again at half of its life. One slot in ten is never closed; one in
+//! fifty falls silent after its first echo, and the server's idle timeout must close it. Every other one is closed by a
 //! reset. In the end each must echo once more, and then all are reset.
 
 use std::io::{self, Write};
@@ -31,7 +31,7 @@ const COMPLAINTS_MAX: u64 = 20;
 /// A reset is sent once, and the kernel's queue of loopback packets holds a thousand.
 const RESETS_MAX: usize = 64;
 
-/// Holds connections that come and go
+/// Holds connections, and closes and opens many of them each second
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The server's address
@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     /// Connections
     #[arg(value_parser = clap::value_parser!(u32).range(2..))]
     connections: u32,
-    /// For how long they come and go
+    /// For how long they close and open
     seconds: f64,
     /// The server's ports
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
@@ -79,7 +79,7 @@ pub(crate) struct Summary {
     pub(crate) seconds: f64,
     pub(crate) opened_per_second: f64,
     pub(crate) closed_per_second: f64,
-    /// When the coming and going ended.
+    /// When the churn ended.
     pub(crate) held: usize,
     /// Those whose last echo came back.
     pub(crate) proven: usize,
@@ -92,33 +92,33 @@ pub(crate) struct Counts {
     pub(crate) opened: u64,
     /// By this side.
     pub(crate) closed: u64,
-    /// By the server, as they were silent.
+    /// By the server, for they were silent.
     pub(crate) timed_out: u64,
     pub(crate) lost: u64,
-    /// Echoes that were not what was said.
+    /// Echoes that differ from the message.
     pub(crate) wrong: u64,
     pub(crate) echoes: u64,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     raise_descriptor_limit()?;
-    let summary = play(arguments)?;
+    let summary = churn(arguments)?;
     let Counts { lost, wrong, .. } = summary.counts;
     let is_right = lost == 0 && wrong == 0 && summary.proven == summary.connections;
-    say(&Line::Summary(summary))?;
+    print(&Line::Summary(summary))?;
     Ok(if is_right { ExitCode::SUCCESS } else { ExitCode::from(SHORT) })
 }
 
-fn play(arguments: &Arguments) -> Result<Summary> {
+fn churn(arguments: &Arguments) -> Result<Summary> {
     let mut churn = Churn::new(arguments)?;
     churn.ramp(arguments.rate)?;
     let ramp_seconds = churn.seconds();
-    churn.come_and_go(arguments.churn, Duration::from_secs_f64(arguments.seconds))?;
+    churn.close_and_open(arguments.churn, Duration::from_secs_f64(arguments.seconds))?;
     let seconds = churn.seconds() - ramp_seconds;
     let (held, connections) = (churn.connected, churn.slots.len());
     let Counts { opened, closed, timed_out, .. } = churn.counts;
     let proven = churn.prove()?;
-    churn.leave();
+    churn.reset_all();
     Ok(Summary {
         connections,
         ramp_seconds,
@@ -131,16 +131,16 @@ fn play(arguments: &Arguments) -> Result<Summary> {
     })
 }
 
-fn say(line: &Line) -> Result<()> {
+fn print(line: &Line) -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{}", serde_json::to_string(line)?)?;
     Ok(out.flush()?)
 }
 
-/// What is known of a slot beside its peer.
+/// A slot's connection, beside what the crowd knows of it.
 #[derive(Debug, Clone)]
 struct Slot {
-    /// Stands in each message, so that an echo of another life is wrong.
+    /// Its number, which is in each message: an echo to an earlier connection of the slot is wrong.
     life: u32,
     asked_at: Instant,
     is_silent: bool,
@@ -148,7 +148,7 @@ struct Slot {
 
 #[derive(Debug)]
 struct Churn {
-    peers: Crowd,
+    crowd: Crowd,
     slots: Vec<Slot>,
     began: Instant,
     sampled_at: Instant,
@@ -165,7 +165,7 @@ impl Churn {
         let ports = Ports { ip: arguments.ip, first: arguments.first_port, count: arguments.ports };
         let slot = Slot { life: 0, asked_at: now, is_silent: false };
         Ok(Self {
-            peers: Crowd::new(ports)?,
+            crowd: Crowd::new(ports)?,
             slots: vec![slot; arguments.connections as usize],
             began: now,
             sampled_at: now,
@@ -185,7 +185,7 @@ impl Churn {
         while next < self.slots.len() || self.in_flight > 0 {
             let due = self.seconds() * per_second;
             while next < self.slots.len() && (next as f64) < due && self.in_flight < IN_FLIGHT_MAX {
-                self.start(next)?;
+                self.open(next)?;
                 next += 1;
             }
             self.take_events()?;
@@ -193,17 +193,17 @@ impl Churn {
         Ok(())
     }
 
-    fn come_and_go(&mut self, per_second: f64, duration: Duration) -> Result<()> {
+    fn close_and_open(&mut self, per_second: f64, duration: Duration) -> Result<()> {
         let (started, count) = (Instant::now(), self.slots.len());
-        let (mut place, mut turned) = (0, 0.0);
+        let (mut place, mut replaced) = (0, 0.0);
         while started.elapsed() < duration {
             let due = started.elapsed().as_secs_f64() * per_second;
             for _ in 0..TURNS_MAX {
-                if turned >= due || self.in_flight >= IN_FLIGHT_MAX {
+                if replaced >= due || self.in_flight >= IN_FLIGHT_MAX {
                     break;
                 }
-                turned += f64::from(u8::from(self.turn(place)?));
-                self.half((place + count / 2) % count)?;
+                replaced += f64::from(u8::from(self.replace(place)?));
+                self.half_of_life((place + count / 2) % count)?;
                 place = (place + 1) % count;
             }
             self.take_events()?;
@@ -211,10 +211,10 @@ impl Churn {
         Ok(())
     }
 
-    fn start(&mut self, slot: usize) -> Result<()> {
-        let known = &mut self.slots[slot];
-        *known = Slot { life: known.life + 1, asked_at: Instant::now(), is_silent: false };
-        match self.peers.connect(slot)? {
+    fn open(&mut self, slot: usize) -> Result<()> {
+        let life = self.slots[slot].life + 1;
+        self.slots[slot] = Slot { life, asked_at: Instant::now(), is_silent: false };
+        match self.crowd.connect(slot)? {
             Ok(()) => self.in_flight += 1,
             Err(why) => self.lose(slot, &why),
         }
@@ -228,19 +228,18 @@ impl Churn {
         self.counts.lost += 1;
     }
 
-    /// It has something to say, and is connected.
-    fn ask(&mut self, slot: usize, state: State) -> Result<()> {
+    fn send(&mut self, slot: usize, state: State) -> Result<()> {
         let known = &mut self.slots[slot];
         known.asked_at = Instant::now();
         let message = format!("life {} of connection {slot}, still there?", known.life);
         self.in_flight += usize::from(state == State::Open);
-        match self.peers.send(slot, message.into_bytes()) {
+        match self.crowd.send(slot, message.into_bytes()) {
             Ok(()) => Ok(()),
             Err(why) => self.gone(slot, State::Waiting, &why),
         }
     }
 
-    /// The server has closed it: as it must where nothing was said for long.
+    /// The server has closed it, as it must where nothing was sent for long.
     fn gone(&mut self, slot: usize, state: State, why: &str) -> Result<()> {
         self.forget(state);
         if !self.slots[slot].is_silent {
@@ -248,7 +247,7 @@ impl Churn {
             return Ok(());
         }
         self.counts.timed_out += 1;
-        self.start(slot)
+        self.open(slot)
     }
 
     fn forget(&mut self, state: State) {
@@ -257,12 +256,12 @@ impl Churn {
     }
 
     fn take_events(&mut self) -> Result<()> {
-        for (slot, event) in self.peers.poll(Duration::from_millis(1))? {
+        for (slot, event) in self.crowd.poll(Duration::from_millis(1))? {
             match event {
                 Event::Connected => {
                     self.counts.opened += 1;
                     self.connected += 1;
-                    self.ask(slot, State::Waiting)?;
+                    self.send(slot, State::Waiting)?;
                 }
                 Event::Echoed => {
                     self.in_flight -= 1;
@@ -275,46 +274,38 @@ impl Churn {
                 }
             }
         }
-        self.sample()
-    }
-
-    fn sample(&mut self) -> Result<()> {
         if self.sampled_at.elapsed() < Duration::from_secs(1) {
             return Ok(());
         }
         self.sampled_at = Instant::now();
         let echo_max_ms = std::mem::take(&mut self.echo_max).as_secs_f64() * 1e3;
-        say(&Line::Sample(Sample {
-            seconds: self.seconds(),
-            open: self.connected,
-            counts: self.counts,
-            echo_max_ms,
-        }))
+        let (seconds, open, counts) = (self.seconds(), self.connected, self.counts);
+        print(&Line::Sample(Sample { seconds, open, counts, echo_max_ms }))
     }
 
     fn is_open(&self, slot: usize) -> bool {
-        self.peers.get(slot).is_some_and(|peer| peer.state == State::Open)
+        self.crowd.get(slot).is_some_and(|peer| peer.state == State::Open)
     }
 
-    /// The slot's turn: what was in it leaves, and another comes. Whether that happened.
-    fn turn(&mut self, slot: usize) -> Result<bool> {
+    /// The slot's turn: its connection closes, and another opens. Whether that happened.
+    fn replace(&mut self, slot: usize) -> Result<bool> {
         if !self.is_open(slot) || self.slots[slot].is_silent {
             return Ok(false);
         }
         if slot.is_multiple_of(PERMANENT_EVERY) {
-            self.ask(slot, State::Open)?;
+            self.send(slot, State::Open)?;
             return Ok(false);
         }
         let is_reset = !self.counts.closed.is_multiple_of(2);
         self.counts.closed += 1;
-        self.peers.remove(slot, is_reset);
+        self.crowd.remove(slot, is_reset);
         self.forget(State::Open);
-        self.start(slot)?;
+        self.open(slot)?;
         Ok(true)
     }
 
-    /// At half of its life: it speaks, or falls silent until the end.
-    fn half(&mut self, slot: usize) -> Result<()> {
+    /// It sends a message, or falls silent.
+    fn half_of_life(&mut self, slot: usize) -> Result<()> {
         if !self.is_open(slot) || self.slots[slot].is_silent {
             return Ok(());
         }
@@ -322,19 +313,19 @@ impl Churn {
             self.slots[slot].is_silent = true;
             return Ok(());
         }
-        self.ask(slot, State::Open)
+        self.send(slot, State::Open)
     }
 
-    /// Each one speaks once more, also those that fell silent and are not closed yet; how many were heard.
+    /// How many of all echo once more, those included that fell silent and are not closed yet.
     fn prove(&mut self) -> Result<usize> {
         for slot in 0..self.slots.len() {
             if self.is_open(slot) {
-                self.ask(slot, State::Open)?;
+                self.send(slot, State::Open)?;
             }
             self.await_in_flight(IN_FLIGHT_MAX - 1)?;
         }
         self.await_in_flight(0)?;
-        Ok(self.peers.count(State::Open))
+        Ok(self.crowd.open())
     }
 
     fn await_in_flight(&mut self, most: usize) -> Result<()> {
@@ -345,9 +336,9 @@ impl Churn {
         Ok(())
     }
 
-    fn leave(&mut self) {
+    fn reset_all(&mut self) {
         for slot in 0..self.slots.len() {
-            self.peers.remove(slot, true);
+            self.crowd.remove(slot, true);
             if slot.is_multiple_of(RESETS_MAX) {
                 thread::sleep(Duration::from_millis(1));
             }
@@ -373,8 +364,8 @@ mod tests {
         }
     }
 
-    /// Twenty connections, fifty of which come and go each second, with a server that echoes so.
-    fn play_against(change: u8) -> Summary {
+    /// Twenty connections, fifty of which close and open each second, with a server that echoes in that way.
+    fn churn_against(change: u8) -> Summary {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let first_port = listener.local_addr().unwrap().port();
         thread::spawn(move || {
@@ -383,13 +374,14 @@ mod tests {
             }
         });
         let ip = Ipv4Addr::LOCALHOST;
-        let (connections, seconds, ports, churn, rate) = (20, 0.6, 1, 50.0, 10_000.0);
-        play(&Arguments { ip, first_port, connections, seconds, ports, churn, rate }).unwrap()
+        let (connections, seconds, ports, per_second, rate) = (20, 0.6, 1, 50.0, 10_000.0);
+        churn(&Arguments { ip, first_port, connections, seconds, ports, churn: per_second, rate })
+            .unwrap()
     }
 
     #[test]
-    fn connections_come_and_go_and_all_of_them_echo() {
-        let Summary { held, proven, counts, .. } = play_against(0);
+    fn connections_close_and_open_and_all_of_them_echo() {
+        let Summary { held, proven, counts, .. } = churn_against(0);
         assert_eq!((held, proven), (20, 20));
         assert_eq!((counts.lost, counts.wrong, counts.timed_out), (0, 0, 0));
         assert!(counts.closed > 10 && counts.opened == 20 + counts.closed, "{counts:?}");
@@ -397,7 +389,7 @@ mod tests {
 
     #[test]
     fn wrong_echoes_are_counted_and_their_connections_lost() {
-        let Summary { held, proven, counts, .. } = play_against(1);
+        let Summary { held, proven, counts, .. } = churn_against(1);
         assert_eq!((held, proven, counts.lost, counts.wrong), (0, 0, 20, 20));
     }
 }

@@ -1,4 +1,4 @@
-//! What must hold of a soak, its record and its chart.
+//! The checks of a soak, its record and its chart.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use crate::bystander::Seen;
 use crate::faults::Check;
 use crate::record::ServerRecord;
 
-/// What an allocator may still come to hold once each connection has been replaced several times.
+/// What an allocator may still add after each connection has been replaced several times.
 const GROWTH_BYTES_MAX: u64 = 512 * 1024;
 const POINTS_MAX: usize = 300;
 
@@ -80,14 +80,14 @@ pub(super) fn judge(arguments: &Arguments, observed: Observed) -> Result<Record>
 /// The samples, and the summary, which comes last.
 fn read_peers(said: &str) -> Result<(Vec<Sample>, Summary)> {
     let mut samples = Vec::new();
-    // What they complain of stands between.
+    // Complaints may be between them.
     for line in said.lines().filter(|line| line.starts_with('{')) {
         match serde_json::from_str(line)? {
             Line::Sample(sample) => samples.push(sample),
             Line::Summary(summary) => return Ok((samples, summary)),
         }
     }
-    Err(anyhow!("the crowd did not end by itself"))
+    Err(anyhow!("the crowd printed no summary"))
 }
 
 fn checks(
@@ -110,7 +110,7 @@ fn checks(
         .max()
         .context("it was too short to be judged")?;
     let least = steady.iter().map(|sample| sample.descriptors).min().unwrap_or(most);
-    // In a guest what is counted is the files that are open there, of both ends.
+    // In a guest the count is of all files that are open there, of both ends.
     let ends = if arguments.vm { 2.0 } else { 1.0 };
     let half = &steady[steady.len() / 2..];
     let [first, .., last] = half else { return Err(anyhow!("it was too short to be judged")) };
@@ -137,7 +137,7 @@ fn checks(
         ),
         Check::new(
             format!(
-                "the idle timeout took those that fell silent, and no other ({})",
+                "the idle timeout closed those that fell silent, and no other ({})",
                 count(counts.timed_out)
             ),
             idle_closes == counts.timed_out && (counts.timed_out > 0 || !is_due),
@@ -161,7 +161,7 @@ fn checks(
     Ok(checks)
 }
 
-/// Of the line of least squares.
+/// The slope of the line of least squares.
 fn slope_of(points: &[(f64, f64)]) -> f64 {
     let count = points.len() as f64;
     let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
@@ -182,8 +182,8 @@ impl Record {
     }
 
     pub(super) fn draw(&self, folder: &Path) -> Result<()> {
-        let bytes = |value| format::bytes(format::rounded(value));
-        let count = |value| format::count(format::rounded(value));
+        let bytes: fn(f64) -> String = |value| format::bytes(format::rounded(value));
+        let count: fn(f64) -> String = |value| format::count(format::rounded(value));
         let server = |value: fn(&ServerSample) -> Option<u64>| {
             let points = self.series.server.iter();
             points.filter_map(|sample| Some((sample.seconds, value(sample)? as f64))).collect()
@@ -191,28 +191,13 @@ impl Record {
         let peers = |value: fn(&Sample) -> u64| {
             self.series.peers.iter().map(|sample| (sample.seconds, value(sample) as f64)).collect()
         };
+        let panel = |label, text, points| Panel { label, text, points };
         let panels = [
-            Panel {
-                label: "process's memory",
-                text: bytes,
-                points: server(|sample| Some(sample.rss_bytes)),
-            },
-            Panel {
-                label: "descriptors",
-                text: count,
-                points: server(|sample| Some(sample.descriptors)),
-            },
-            Panel { label: "open", text: count, points: peers(|sample| sample.open as u64) },
-            Panel {
-                label: "opened in all",
-                text: count,
-                points: peers(|sample| sample.counts.opened),
-            },
-            Panel {
-                label: "kernel's slabs",
-                text: bytes,
-                points: server(|sample| sample.kernel_slab_bytes),
-            },
+            panel("process's memory", bytes, server(|sample| Some(sample.rss_bytes))),
+            panel("descriptors", count, server(|sample| Some(sample.descriptors))),
+            panel("open", count, peers(|sample| sample.open as u64)),
+            panel("opened in all", count, peers(|sample| sample.counts.opened)),
+            panel("kernel's slabs", bytes, server(|sample| sample.kernel_slab_bytes)),
         ];
         let drawn = chart::panels("soak.svg", "A soak over time", &panels)
             .map_err(|why| anyhow!("{why}"))?;

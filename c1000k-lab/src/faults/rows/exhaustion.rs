@@ -1,16 +1,17 @@
-//! Descriptors run out, and what else the kernel refuses.
+//! Descriptors run out, and other calls that the kernel refuses.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use nix::errno::Errno;
+use serde_json::json;
 
 use crate::crowd::{Arrival, Crowd};
+use crate::faults::Skipped;
 use crate::faults::run::{Run, many};
 use crate::patience::wait_until;
 use crate::process::tool;
 use crate::server::{PORTS, Server, Setup};
-use crate::skipped::Skipped;
 use crate::sockets::is_admitted;
 use crate::trace::{Call, Tracer};
 
@@ -26,8 +27,7 @@ pub(super) fn descriptors(run: &mut Run<'_>) -> Result<()> {
     let mut crowd = Crowd::new(server.ports())?;
     crowd.add(many(PEERS)?)?;
     let (held, refused) = (crowd.open(), crowd.reset());
-    run.figure("held", held);
-    run.figure("refused", refused);
+    run.figures(json!({"held": held, "refused": refused}));
     // Beside the listeners, the reserve, and the bystander.
     run.check("as many as fit are held", held == DESCRIPTORS - usize::from(PORTS) - 32 - 1);
     run.check("all others were reset", refused == PEERS - held);
@@ -49,7 +49,7 @@ pub(super) fn descriptors(run: &mut Run<'_>) -> Result<()> {
     Ok(())
 }
 
-/// How often it wakes while nothing but the crowd is there.
+/// How often a second it wakes while the bystander pauses.
 fn idle_wakes(server: &Server, crowd: &mut Crowd, duration: Duration) -> Result<f64> {
     server.bystander()?.pause();
     let wakes = server.wakes_per_second(|| crowd.settle(duration))?;
@@ -58,20 +58,17 @@ fn idle_wakes(server: &Server, crowd: &mut Crowd, duration: Duration) -> Result<
 }
 
 pub(super) fn registered_files(run: &mut Run<'_>) -> Result<()> {
-    // It chooses them by itself.
+    // It chooses registered files by itself.
     let server = run.serve_as(&Setup {
         arguments: &["--file-table", "auto"],
         descriptors: Some(DESCRIPTORS as u64),
         ..Setup::default()
     })?;
     if !server.log()?.contains("registered files") {
-        return Err(Skipped("io_uring is not to be had here".to_owned()).into());
+        return Err(Skipped("io_uring is not available here".to_owned()).into());
     }
-    let mut crowd = Crowd::new(server.ports())?;
     let before = server.registered_sockets()?;
-    crowd.add(many(PEERS)?)?;
-    run.figure("held", crowd.open());
-    run.check("all are held", crowd.open() == PEERS);
+    let mut crowd = run.crowd(&server, PEERS)?;
     run.check("all of them echo", crowd.verify()? == PEERS);
     run.check("none is a descriptor", server.registered_sockets()? == before + PEERS);
     crowd.reset_all();
@@ -90,9 +87,7 @@ pub(super) fn descriptors_lowered(run: &mut Run<'_>) -> Result<()> {
     let within = Duration::from_secs(5);
     crowd.add_as(many(PEERS)?, Arrival { in_flight_max: PEERS, within, ..Arrival::default() })?;
     let held = crowd.open();
-    run.figure("held", held);
-    run.figure("waiting", crowd.waiting());
-    run.figure("reset", crowd.reset());
+    run.figures(json!({"held": held, "waiting": crowd.waiting(), "reset": crowd.reset()}));
     let fits = DESCRIPTORS - usize::from(PORTS) - 10..DESCRIPTORS;
     run.check("as many as fit are held", fits.contains(&held));
     let cpu_before = server.cpu_seconds()?;
@@ -145,7 +140,7 @@ pub(super) fn exhausted(run: &mut Run<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A call fails while 200 more come, and then works again.
+/// A call fails while 200 more connect, and then works again.
 fn refuse(
     run: &mut Run<'_>,
     server: &Server,

@@ -1,13 +1,14 @@
-//! Many peers do the same at once, and a few do what is odd.
+//! Many peers do the same at once, and a few send unusual data.
 
 use std::io::Write;
 use std::net::Shutdown;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
+use serde_json::json;
+use tempfile::TempDir;
 
 use crate::crowd::{Crowd, State};
 use crate::faults::run::{Run, many};
@@ -19,7 +20,7 @@ use crate::sockets::{block, connect, is_admitted, pump, receive};
 const MANY: usize = 15_000;
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Linux takes as much again for what holds it, and has a window of so much.
+/// Linux doubles it for its overhead, and offers a window of this size.
 const TINY_WINDOW_BYTES: usize = 4096;
 
 pub(super) fn killed_clients(run: &mut Run<'_>) -> Result<()> {
@@ -35,27 +36,26 @@ pub(super) fn killed_clients(run: &mut Run<'_>) -> Result<()> {
     run.ends(server).map(drop)
 }
 
-/// The client, at all ports but the bystander's.
+/// Starts the client, with all ports but the bystander's.
 pub(super) fn start_client(run: &Run<'_>, server: &Server, arguments: &[&str]) -> Result<Process> {
     let ports = server.ports();
     let mut command = inside(&Place::default(), run.lab.programs.path("c1000k-client"))?;
     command.args([ports.ip.to_string(), ports.first.to_string()]);
     command.args(["--ports", &ports.count.to_string()]).args(arguments);
-    quiet(&mut command);
-    Process::spawn("client", &mut command)
+    Process::spawn_logged("client", &mut command, "/dev/null".into())
 }
 
-fn quiet(command: &mut Command) {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+/// For a client's record, in a folder that is removed when dropped.
+pub(super) fn record_path() -> Result<(TempDir, String)> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("client.json").to_string_lossy().into_owned();
+    Ok((folder, path))
 }
 
 pub(super) fn rst_burst(run: &mut Run<'_>) -> Result<()> {
     let server = run.serve(&[])?;
-    let mut crowd = Crowd::new(server.ports())?;
     let before = server.descriptors()?;
-    crowd.add(many(MANY)?)?;
-    run.figure("held", crowd.open());
-    run.check("all are held", crowd.open() == MANY);
+    let mut crowd = run.crowd(&server, MANY)?;
     let started = Instant::now();
     crowd.reset_all();
     run.seconds("burst_seconds", started.elapsed());
@@ -67,9 +67,8 @@ pub(super) fn rst_burst(run: &mut Run<'_>) -> Result<()> {
 pub(super) fn half_closes(run: &mut Run<'_>) -> Result<()> {
     const WORDS: &[u8] = b"last words";
     let server = run.serve(&[])?;
-    let mut crowd = Crowd::new(server.ports())?;
     let before = server.descriptors()?;
-    crowd.add(many(5_000)?)?;
+    let crowd = run.crowd(&server, 5_000)?;
     for mut stream in crowd.streams() {
         stream.write_all(WORDS)?;
         stream.shutdown(Shutdown::Write)?;
@@ -108,8 +107,7 @@ pub(super) fn reset_before_accept(run: &mut Run<'_>) -> Result<()> {
 pub(super) fn slowloris(run: &mut Run<'_>) -> Result<()> {
     const ROUNDS: usize = 8;
     let server = run.serve(&[])?;
-    let mut crowd = Crowd::new(server.ports())?;
-    crowd.add(many(MANY)?)?;
+    let crowd = run.crowd(&server, MANY)?;
     let rss = server.rss_bytes()?;
     let mut sent = 0;
     for _ in 0..ROUNDS {
@@ -128,9 +126,7 @@ pub(super) fn slowloris(run: &mut Run<'_>) -> Result<()> {
         heard += receive(stream, ROUNDS)?.len();
     }
     let grown = server.rss_bytes()?.saturating_sub(rss);
-    run.figure("sent", sent);
-    run.figure("heard", heard);
-    run.figure("process_grew_bytes", grown);
+    run.figures(json!({"sent": sent, "heard": heard, "process_grew_bytes": grown}));
     run.check("each byte came back", heard == sent && sent == ROUNDS * MANY);
     run.check("the process grew by less than 1 MB", grown < 1 << 20);
     run.ends(server).map(drop)
@@ -139,16 +135,16 @@ pub(super) fn slowloris(run: &mut Run<'_>) -> Result<()> {
 pub(super) fn messages_at_once(run: &mut Run<'_>) -> Result<()> {
     let server = run.serve(&[])?;
     let crowd = Crowd::new(server.ports())?;
-    play_messages_at_once(run, server, crowd)
+    send_at_once(run, server, crowd)
 }
 
 pub(super) fn tiny_windows(run: &mut Run<'_>) -> Result<()> {
     let server = run.serve(&[])?;
     let crowd = Crowd::with_receive_buffers(server.ports(), TINY_WINDOW_BYTES)?;
-    play_messages_at_once(run, server, crowd)
+    send_at_once(run, server, crowd)
 }
 
-fn play_messages_at_once(run: &mut Run<'_>, server: Server, mut crowd: Crowd) -> Result<()> {
+fn send_at_once(run: &mut Run<'_>, server: Server, mut crowd: Crowd) -> Result<()> {
     const ROUNDS: usize = 3;
     let messages: Vec<Arc<[u8]>> =
         (1..=4).map(|number| random_bytes(number, number as usize * (8 << 10)).into()).collect();
@@ -162,8 +158,7 @@ fn play_messages_at_once(run: &mut Run<'_>, server: Server, mut crowd: Crowd) ->
         echoed += crowd.echoes_of(&asked, Duration::from_secs(60))?;
     }
     run.seconds("rounds_seconds", started.elapsed());
-    run.figure("echoed", echoed);
-    run.figure("process_grew_bytes", grown);
+    run.figures(json!({"echoed": echoed, "process_grew_bytes": grown}));
     run.check("each got the whole echo each time", echoed == ROUNDS * MANY);
     run.ends(server).map(drop)
 }

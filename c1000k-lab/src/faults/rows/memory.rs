@@ -1,4 +1,4 @@
-//! Memory runs out: that of a cgroup, and that of queues which are not read.
+//! Memory runs out in a cgroup, or queues grow because peers do not read.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
 use crate::cgroup::MemoryCgroup;
@@ -25,10 +26,8 @@ pub(super) fn cgroup(run: &mut Run<'_>) -> Result<()> {
     let mut crowd = Crowd::new(server.ports())?;
     crowd.add(many(PEERS)?)?;
     let (held, refused) = (crowd.open(), crowd.reset());
-    run.figure("held", held);
-    run.figure("refused", refused);
-    run.figure("peak_bytes", cgroup.peak_bytes());
-    run.figure("kills", cgroup.kills()?);
+    run.figures(json!({"held": held, "refused": refused}));
+    run.figures(json!({"peak_bytes": cgroup.peak_bytes(), "kills": cgroup.kills()?}));
     run.check("not killed", server.process.is_running() && cgroup.kills()? == 0);
     run.check("many are held", held > 3_000);
     run.check("all others were reset", held + refused == PEERS);
@@ -63,10 +62,8 @@ pub(super) fn pause(run: &mut Run<'_>) -> Result<()> {
     };
     crowd.add_as(many(PEERS)?, arrival)?;
     let held = crowd.open();
-    run.figure("held", held);
-    run.figure("waiting", crowd.waiting());
-    run.figure("kills", cgroup.kills()?);
-    run.figure("reset", crowd.reset());
+    run.figures(json!({"held": held, "waiting": crowd.waiting()}));
+    run.figures(json!({"kills": cgroup.kills()?, "reset": crowd.reset()}));
     run.check("not killed", server.process.is_running() && cgroup.kills()? == 0);
     run.check("none is reset", crowd.gone() == 0);
     run.check("each one admitted echoes", held > 3_000 && crowd.verify()? == held);
@@ -84,24 +81,24 @@ fn serve_in(run: &Run<'_>, cgroup: &MemoryCgroup, arguments: &[&str]) -> Result<
 }
 
 pub(super) fn never_reading(run: &mut Run<'_>) -> Result<()> {
-    // At most 128 KiB and its overhead of the process each.
-    let closed_by = play_never_reading(run, 500, 64 << 10, 500 * (160 << 10))?;
+    // At most 128 KiB and its overhead for each.
+    let closed_by = send_without_reading(run, 500, 64 << 10, 500 * (160 << 10))?;
     run.check("the record counts each of them", closed_by.get("slow_reader") == Some(&500));
     Ok(())
 }
 
 pub(super) fn never_reading_many(run: &mut Run<'_>) -> Result<()> {
     let count = many(15_000)?;
-    // 256 MiB of queues at most, and as much again for what holds them.
-    let closed_by = play_never_reading(run, count, 16 << 10, 512 << 20)?;
+    // 256 MiB of queues at most, and as much again for their overhead.
+    let closed_by = send_without_reading(run, count, 16 << 10, 512 << 20)?;
     let reasons = ["slow_reader", "queues_full", "tcp_mem"];
     let dropped: u64 = reasons.iter().filter_map(|&reason| closed_by.get(reason)).sum();
     run.check("the record counts each of them", dropped == count as u64);
     Ok(())
 }
 
-/// What the record says of how they were dropped.
-fn play_never_reading(
+/// Returns the record's counts by reason of how they were closed.
+fn send_without_reading(
     run: &mut Run<'_>,
     count: usize,
     kernel_bytes: usize,
@@ -113,7 +110,7 @@ fn play_never_reading(
         namespace: Some(&namespace),
         ..Setup::default()
     })?;
-    // Else the kernel takes megabytes for each of them before anything waits in the server.
+    // By default the kernel would take megabytes for each of them before anything is queued in the server.
     for setting in ["tcp_rmem", "tcp_wmem"] {
         let sizes = format!("4096 {kernel_bytes} {kernel_bytes}");
         namespace.there.set(&format!("net/ipv4/{setting}"), &sizes)?;
@@ -121,24 +118,21 @@ fn play_never_reading(
     let (before, rss) = (server.descriptors()?, server.rss_bytes()?);
     let mut peers = Vec::with_capacity(count);
     for number in 0..count {
-        peers.push((deaf_peer(&server, number, kernel_bytes)?, 0));
+        peers.push((peer_without_window(&server, number, kernel_bytes)?, 0));
     }
     let mut peak = 0;
     let started = Instant::now();
     for _ in 0..12 {
         for (number, (stream, sent)) in peers.iter_mut().enumerate() {
-            // All at once they would fill the kernel's memory for TCP, and each wait be one for a lost packet.
-            let due = Duration::from_millis(number as u64).saturating_sub(started.elapsed());
-            if !due.is_zero() {
-                sleep(due)?;
-            }
+            // All at once they would fill the kernel's memory for TCP, and wait for retransmissions.
+            sleep(Duration::from_millis(number as u64).saturating_sub(started.elapsed()))?;
             *sent += send_up_to(stream, (1 << 20) - *sent);
         }
         peak = peak.max(server.rss_bytes()?.saturating_sub(rss));
         sleep(Duration::from_millis(100))?;
     }
-    run.figure("sent_bytes", peers.iter().map(|(_, sent)| *sent).sum::<usize>());
-    run.figure("process_grew_bytes", peak);
+    let sent: usize = peers.iter().map(|(_, sent)| *sent).sum();
+    run.figures(json!({"sent_bytes": sent, "process_grew_bytes": peak}));
     run.check("the process stays within its bounds", peak < process_bytes_max);
     let are_dropped = || Ok(server.descriptors()? <= before);
     let took = wait_until("they are dropped", Duration::from_secs(60), are_dropped)?;
@@ -149,7 +143,7 @@ fn play_never_reading(
     Ok(record.closed_by)
 }
 
-fn deaf_peer(server: &Server, number: usize, kernel_bytes: usize) -> Result<TcpStream> {
+fn peer_without_window(server: &Server, number: usize, kernel_bytes: usize) -> Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_recv_buffer_size(4096)?;
     socket.set_send_buffer_size(kernel_bytes)?;
@@ -158,7 +152,7 @@ fn deaf_peer(server: &Server, number: usize, kernel_bytes: usize) -> Result<TcpS
     Ok(socket.into())
 }
 
-/// As much as is taken just now.
+/// As much as the kernel takes now.
 fn send_up_to(stream: &mut TcpStream, most: usize) -> usize {
     let mut sent = 0;
     while sent < most {

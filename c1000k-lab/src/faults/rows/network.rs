@@ -1,4 +1,4 @@
-//! The network, and the machines at its other end.
+//! The network fails, or the machines at its other end.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use nix::sys::signal::Signal;
+use serde_json::json;
 
-use super::many::start_client;
+use super::many::{record_path, start_client};
 use crate::crowd::{Crowd, State};
 use crate::faults::run::{Run, many};
 use crate::namespace::Namespace;
 use crate::patience::sleep;
-use crate::record::{Verdict, client as client_record};
+use crate::record::{ClientRecord, Verdict, client as client_record};
 use crate::server::{Server, Setup};
 use crate::sockets::is_admitted;
 use crate::syn;
@@ -34,9 +35,9 @@ pub(super) fn full_accept_queue(run: &mut Run<'_>) -> Result<()> {
     drop(crowd);
     let record = run.ends_suspended(server)?;
     let counter = |name: &str| record.counters.get(name).copied();
-    run.figure("listen_overflows", counter("ListenOverflows"));
-    run.figure("listen_drops", counter("ListenDrops"));
-    let is_counted = counter("ListenOverflows").is_some_and(|count| count > 0);
+    let (overflows, drops) = (counter("ListenOverflows"), counter("ListenDrops"));
+    run.figures(json!({"listen_overflows": overflows, "listen_drops": drops}));
+    let is_counted = overflows.is_some_and(|count| count > 0);
     run.check("the overflow is in the record", is_counted);
     Ok(())
 }
@@ -60,8 +61,7 @@ pub(super) fn syn_flood(run: &mut Run<'_>) -> Result<()> {
     }
     flood.join().map_err(|_| anyhow!("the flood failed"))??;
     run.seconds("flood_seconds", started.elapsed());
-    run.figure("got_in", got_in);
-    run.figure("tried", tried);
+    run.figures(json!({"got_in": got_in, "tried": tried}));
     run.check("others get in during the flood", tried > 0 && got_in as f64 >= 0.9 * tried as f64);
     run.check("and after it", is_admitted(server.address(0)));
     run.gone_again(&server, before)?;
@@ -78,10 +78,8 @@ pub(super) fn link_down(run: &mut Run<'_>) -> Result<()> {
     let server = serve_in(run, &namespace, &[])?;
     let mut crowd = Crowd::new(server.ports())?;
     crowd.add(500)?;
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("client.json");
-    let json = path.to_string_lossy();
-    let words = ["-c", "2000", "--rate", "500", "--hold", "2s", "--json", &json];
+    let (_folder, path) = record_path()?;
+    let words = ["-c", "2000", "--rate", "500", "--hold", "2s", "--json", &path];
     let mut client = start_client(run, &server, &words)?;
     sleep(Duration::from_millis(1_500))?;
     namespace.link_down()?;
@@ -94,23 +92,19 @@ pub(super) fn link_down(run: &mut Run<'_>) -> Result<()> {
     run.check("all echo again", crowd.echoes_of(&asked, Duration::from_secs(60))? == 500);
     run.seconds("echoing_again_seconds", started.elapsed());
     let code = client.wait(Duration::from_secs(90))?.code();
-    let record = client_record(&path)?;
-    run.figure("client_exit", code);
-    run.figure("established", record.established);
-    run.figure("verified", record.verified);
-    run.figure("failed", record.failed);
-    run.figure("retried", record.retried);
+    let record = client_record(path.as_ref())?;
+    let ClientRecord { established, verified, failed, retried, verdict, .. } = record;
+    run.figures(json!({"client_exit": code, "established": established, "verified": verified}));
+    run.figures(json!({"failed": failed, "retried": retried}));
     run.counts("failures", &record.failures);
-    run.figure("verdict", record.verdict.to_string());
+    run.figure("verdict", verdict.to_string());
     let is_reached = code == Some(0);
-    run.check(
-        "the client's exit code is its verdict",
-        is_reached == (record.verdict == Verdict::Reached),
-    );
+    let is_verdict = is_reached == (verdict == Verdict::Reached);
+    run.check("the client's exit code is its verdict", is_verdict);
     // A connect that meets the dead link is tried again, or ends the ramp where the kernel says EHOSTUNREACH.
     let adds_up = match is_reached {
-        true => record.established == 2_000 && record.verified == Some(2_000),
-        false => record.failed > 0 && record.failures.values().sum::<u64>() == record.failed,
+        true => established == 2_000 && verified == Some(2_000),
+        false => failed > 0 && record.failures.values().sum::<u64>() == failed,
     };
     run.check("the client's figures add up", adds_up);
     drop(crowd);
@@ -170,6 +164,6 @@ fn machine_vanishes(
     let is_between = |took: Duration, least| (least..=10.0).contains(&took.as_secs_f64());
     run.check("three unanswered probes, a second apart, end it", is_between(probed, 2.0));
     run.check("an answer that is not taken ends it after 3 s", is_between(answered, 2.9));
-    run.check("only their machine knows nothing of it", silent.open() == 500);
+    run.check("the peers have seen nothing of it", silent.open() == 500);
     Ok(())
 }

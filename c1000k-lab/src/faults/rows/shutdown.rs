@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use nix::sys::signal::Signal;
+use serde_json::json;
 
-use super::many::start_client;
+use super::many::{record_path, start_client};
 use crate::crowd::{Crowd, greeting};
 use crate::faults::run::{Run, many};
 use crate::patience::{sleep, wait_until};
@@ -35,23 +36,20 @@ pub(super) fn sigterm_under_load(run: &mut Run<'_>) -> Result<()> {
         let talker = scope.spawn(|| talk(crowd, &is_over));
         let outcome = end_under_load(&mut server, slow);
         is_over.store(true, Ordering::Relaxed);
-        let talked = talker.join().map_err(|_| anyhow!("the talkers failed"))??;
+        let talked = talker.join().map_err(|_| anyhow!("the busy peers failed"))??;
         let (code, took, heard) = outcome?;
         Ok((code, took, talked, heard))
     })?;
     run.figure("exit_code", code);
     run.seconds("seconds", took);
     let record = server_record(&server.record_path)?;
-    run.figure("queued_senders", 50);
-    run.figure("sent_bytes", sent);
-    run.figure("heard_bytes", heard);
-    run.figure("talked_bytes", talked);
-    run.figure("bytes_in", record.bytes_in);
-    run.figure("bytes_out", record.bytes_out);
+    run.figures(json!({"queued_senders": 50, "sent_bytes": sent, "heard_bytes": heard}));
+    let (bytes_in, bytes_out) = (record.bytes_in, record.bytes_out);
+    run.figures(json!({"talked_bytes": talked, "bytes_in": bytes_in, "bytes_out": bytes_out}));
     run.check("exit code 0", code == Some(0));
-    run.check("all that was read was sent back", record.bytes_in == record.bytes_out);
+    run.check("all that was read was sent back", bytes_in == bytes_out);
     run.check("nothing was left open", record.open == 0 && record.accepted == record.closed);
-    run.check("and all of it arrived", heard + talked == record.bytes_out);
+    run.check("and all of it arrived", heard + talked == bytes_out);
     Ok(())
 }
 
@@ -59,8 +57,8 @@ fn serve_without_bystander(run: &Run<'_>, arguments: &[&str]) -> Result<Server> 
     run.serve_as(&Setup { arguments, has_no_bystander: true, ..Setup::default() })
 }
 
-/// SIGTERM, and half a second later the slow ones read what waits for them: exit code, how long it took, and what they
-/// have got.
+/// SIGTERM, and half a second later the slow ones read what is queued for them. Returns the exit code, how long it took,
+/// and how many bytes they have read.
 fn end_under_load(
     server: &mut Server,
     slow: Vec<TcpStream>,
@@ -98,7 +96,7 @@ fn fill(mut stream: &TcpStream, most: usize) -> Result<usize> {
     Ok(sent)
 }
 
-/// Reads to the end, whatever that is.
+/// Reads until the end or an error.
 fn drain(mut stream: &TcpStream) -> u64 {
     let mut buffer = vec![0; 1 << 20];
     let mut heard = 0;
@@ -108,8 +106,8 @@ fn drain(mut stream: &TcpStream) -> u64 {
     heard
 }
 
-/// Each one says something as soon as it has heard the last, until all have been closed; returns what they have heard,
-/// their greetings included. Once the server has ended there is nothing more to wait for.
+/// Each one sends again as soon as it has read, until all have been closed; returns how many bytes they have read, their
+/// greetings included. Once the server has ended there is nothing more to wait for.
 fn talk(mut crowd: Crowd, is_over: &AtomicBool) -> Result<u64> {
     let mut left = BTreeSet::new();
     let mut talked = 0;
@@ -129,7 +127,7 @@ fn talk(mut crowd: Crowd, is_over: &AtomicBool) -> Result<u64> {
             match (&peer.stream).read(&mut buffer) {
                 Ok(count @ 1..) => {
                     talked += count as u64;
-                    // A server that is leaving need not take it.
+                    // A server that is ending need not take it.
                     let _ = (&peer.stream).write(TALK);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -145,9 +143,7 @@ fn talk(mut crowd: Crowd, is_over: &AtomicBool) -> Result<u64> {
 
 pub(super) fn sigkill_restart(run: &mut Run<'_>) -> Result<()> {
     let mut server = serve_without_bystander(run, &[])?;
-    let mut crowd = Crowd::new(server.ports())?;
-    crowd.add(many(10_000)?)?;
-    run.check("10,000 are held", crowd.open() == 10_000);
+    let _crowd = run.crowd(&server, 10_000)?;
     server.process.kill()?;
     let started = Instant::now();
     let again =
@@ -162,10 +158,8 @@ pub(super) fn server_killed(run: &mut Run<'_>) -> Result<()> {
     let mut server = serve_without_bystander(run, &[])?;
     let count = many(10_000)?;
     let before = server.descriptors()?;
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("client.json");
-    let json = path.to_string_lossy();
-    let words = ["-c", &count.to_string(), "--hold", "1h", "--json", &json];
+    let (_folder, path) = record_path()?;
+    let words = ["-c", &count.to_string(), "--hold", "1h", "--json", &path];
     let mut client = start_client(run, &server, &words)?;
     let all_held = || Ok(server.descriptors()? >= before + count);
     wait_until("all are held", Duration::from_secs(60), all_held)?;
@@ -173,12 +167,12 @@ pub(super) fn server_killed(run: &mut Run<'_>) -> Result<()> {
     server.process.kill()?;
     let started = Instant::now();
     let code = client.wait(Duration::from_secs(30))?.code();
-    let record = client_record(&path)?;
+    let record = client_record(path.as_ref())?;
     run.figure("client_exit", code);
     run.seconds("seconds", started.elapsed());
-    run.figure("lost", record.lost);
-    run.figure("limit", record.limit.map(|limit| limit.to_string()));
-    run.figure("verdict", record.verdict.to_string());
+    let (limit, verdict) =
+        (record.limit.map(|limit| limit.to_string()), record.verdict.to_string());
+    run.figures(json!({"lost": record.lost, "limit": limit, "verdict": verdict}));
     run.check("exit code 1, verdict short", code == Some(1) && record.verdict == Verdict::Short);
     run.check("all are reported as lost", record.lost == count as u64);
     run.check("the server is named", record.limit == Some(Limit::Server));
@@ -195,10 +189,8 @@ pub(super) fn suspended_minutes(run: &mut Run<'_>) -> Result<()> {
 
 fn suspend(run: &mut Run<'_>, duration: Duration) -> Result<()> {
     let server = serve_without_bystander(run, &["--idle-timeout", "5s"])?;
-    let mut crowd = Crowd::new(server.ports())?;
     let before = server.descriptors()?;
-    crowd.add(many(5_000)?)?;
-    run.check("all are held", crowd.open() == 5_000);
+    let _crowd = run.crowd(&server, 5_000)?;
     server.process.signal(Signal::SIGSTOP)?;
     sleep(duration)?;
     let cpu = server.cpu_seconds()?;
