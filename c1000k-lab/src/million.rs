@@ -152,7 +152,7 @@ fn decide(arguments: &Arguments, plan: &Plan) -> Result<Where> {
     let has_hosts = plan.topology == Topology::OneHost && !plan.stateless;
     let maker = if has_hosts { None } else { Maker::find() };
     let no_hosts = (!has_hosts && maker.is_none()).then_some(
-        "hosts that are network namespaces want ip and unshare (Debian: apt-get install iproute2 util-linux), and \
+        "hosts that are network namespaces need ip and unshare (Debian: apt-get install iproute2 util-linux), and \
          root or user namespaces",
     );
     if !arguments.native && !plan.stateless {

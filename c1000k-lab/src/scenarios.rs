@@ -67,34 +67,33 @@ struct Scenario {
     run: fn(&mut Scene<'_>) -> Result<()>,
 }
 
+impl Scenario {
+    const fn new(
+        name: &'static str,
+        guests: fn(&Settings) -> Vec<Spec>,
+        run: fn(&mut Scene<'_>) -> Result<()>,
+    ) -> Self {
+        Self { name, guests, tool: None, run }
+    }
+
+    /// With a tool of this machine.
+    const fn with(self, tool: &'static str, package: &'static str) -> Self {
+        Self { tool: Some((tool, package)), ..self }
+    }
+}
+
 const SCENARIOS: [Scenario; 9] = [
-    Scenario { name: "memory", guests: memory::pair, tool: None, run: memory::memory },
-    Scenario { name: "cgroup", guests: |_| alone(30_000), tool: None, run: memory::cgroup },
-    Scenario { name: "watches", guests: |_| alone(10_000), tool: None, run: full::watches },
-    Scenario { name: "files", guests: |_| alone(10_000), tool: None, run: full::files },
-    Scenario {
-        name: "loss",
-        guests: |_| alone(10_000),
-        // That of busybox has no netem.
-        tool: Some(("tc", "iproute2")),
-        run: network::loss,
-    },
-    Scenario {
-        name: "stateless",
-        guests: |_| alone(10_000),
-        // That of busybox has no netem.
-        tool: Some(("tc", "iproute2")),
-        run: network::stateless,
-    },
-    Scenario { name: "conntrack", guests: |_| alone(10_000), tool: None, run: network::conntrack },
-    Scenario {
-        name: tune::NAME,
-        guests: |_| alone(10_000),
-        // busybox has none.
-        tool: Some(("flock", "util-linux")),
-        run: tune::tune,
-    },
-    Scenario { name: soak::NAME, guests: soak::guests, tool: None, run: soak::soak },
+    Scenario::new("memory", memory::pair, memory::memory),
+    Scenario::new("cgroup", |_| alone(30_000), memory::cgroup),
+    Scenario::new("watches", |_| alone(10_000), full::watches),
+    Scenario::new("files", |_| alone(10_000), full::files),
+    // That of busybox has no netem.
+    Scenario::new("loss", |_| alone(10_000), network::loss).with("tc", "iproute2"),
+    Scenario::new("stateless", |_| alone(10_000), network::stateless).with("tc", "iproute2"),
+    Scenario::new("conntrack", |_| alone(10_000), network::conntrack),
+    // busybox has none.
+    Scenario::new(tune::NAME, |_| alone(10_000), tune::tune).with("flock", "util-linux"),
+    Scenario::new(soak::NAME, soak::guests, soak::soak),
 ];
 
 /// In addition to those of every guest.

@@ -1,4 +1,4 @@
-//! The server under test: started, looked at from outside, ended; never left behind.
+//! The server under test: started, measured from outside, and ended.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -31,7 +31,7 @@ const LISTED_WITHIN: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Lab {
     pub(crate) programs: Programs,
-    /// `--file-table` of each server that says nothing else.
+    /// `--file-table` of each server whose arguments have none.
     pub(crate) file_table: &'static str,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) namespace: Option<&'a Namespace>,
     pub(crate) cgroup: Option<&'a MemoryCgroup>,
     pub(crate) descriptors: Option<u64>,
-    /// Ports that are free, where none is given.
+    /// By default the first of some free ones.
     pub(crate) first_port: Option<u16>,
     pub(crate) has_no_bystander: bool,
 }
@@ -163,7 +163,7 @@ impl Server {
     /// The kernel's description of each of its rings.
     fn rings(&self) -> Result<Vec<PathBuf>> {
         let info = PathBuf::from(format!("/proc/{}/fdinfo", self.process.pid()));
-        // One that is gone by now is none of them.
+        // One may be closed by now.
         let files = self.proc()?.fd()?.filter_map(Result::ok);
         let is_ring = |target: &FDTarget| matches!(target, FDTarget::AnonInode(kind) if kind.contains("io_uring"));
         let rings = files.filter(|file| is_ring(&file.target));
@@ -179,7 +179,7 @@ impl Server {
         Ok((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
     }
 
-    /// How often it goes to sleep, a second, while `meanwhile` goes on.
+    /// How often a second it goes to sleep while `meanwhile` runs.
     pub(crate) fn wakes_per_second(&self, meanwhile: impl FnOnce() -> Result<()>) -> Result<f64> {
         let wakes =
             || self.proc()?.status()?.voluntary_ctxt_switches.context("no count of switches");

@@ -1,4 +1,4 @@
-//! What the kernel says of itself at one moment.
+//! Copies of the kernel's own figures at one moment.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ const KERNEL: [(&str, &str); 7] = [
 
 const SERVER: [&str; 2] = ["smaps_rollup", "status"];
 
-/// Of the calling thread's network namespace. What can't be read here (slabinfo wants root) is left out.
+/// Of the calling thread's network namespace. What can't be read here (slabinfo needs root) is left out.
 pub(crate) fn take(folder: &Path, server: Option<Pid>) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let keep = |from: String, to: &str| match fs::read(Path::new("/proc").join(from)) {

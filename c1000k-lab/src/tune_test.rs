@@ -182,8 +182,7 @@ impl Test {
         let line = format!("\nroot hard nofile {DESCRIPTORS}\n");
         let limits = self.text("etc/security/limits.d/90-c1000k-server.conf");
         ensure!(limits.contains(&line), "no drop-in has{line}");
-        self.server("--revert")?;
-        self.expect_as_before("reverting the server")
+        self.revert("server", "reverting the server")
     }
 
     fn applying_twice_is_applying_once(&self) -> Result<()> {
@@ -196,8 +195,7 @@ impl Test {
         let once = (self.settings(), self.drop_ins());
         self.client(apply)?;
         ensure!((self.settings(), self.drop_ins()) == once, "applying twice differs from once");
-        self.client("--revert")?;
-        self.expect_as_before("reverting the client")
+        self.revert("client", "reverting the client")
     }
 
     fn a_smaller_target_takes_back_what_it_does_not_need(&self) -> Result<()> {
@@ -205,8 +203,7 @@ impl Test {
         self.server("-c 1 --ports 1 --apply")?;
         let is_back = self.settings()["fs.nr_open"] == self.before["fs.nr_open"];
         ensure!(is_back, "a smaller target leaves fs.nr_open raised");
-        self.server("--revert")?;
-        self.expect_as_before("reverting a smaller target")
+        self.revert("server", "reverting a smaller target")
     }
 
     fn either_order_of_reverting_restores(&self) -> Result<()> {
@@ -214,10 +211,9 @@ impl Test {
             self.server("--apply")?;
             self.client("-c 2M --apply")?;
             self.at_least("fs.nr_open", DESCRIPTORS)?;
-            self.start(first, "--revert")?.succeed()?;
+            self.run(first, "--revert")?;
             self.at_least("fs.nr_open", 2_000_032)?;
-            self.start(second, "--revert")?.succeed()?;
-            self.expect_as_before(&format!("reverting the {first} first"))?;
+            self.revert(second, &format!("reverting the {first} first"))?;
         }
         Ok(())
     }
@@ -252,8 +248,7 @@ impl Test {
         ensure!(self.value("net.ipv4.tcp_wmem")? == tiny, "tcp_wmem is not the original: {text}");
         self.at_least("fs.nr_open", 2_000_000)?;
         self.at_least("net.ipv4.tcp_mem", 524_288)?;
-        self.server("--revert")?;
-        self.expect_as_before("reverting the original")
+        self.revert("server", "reverting the original")
     }
 
     fn wrong_usage_is_refused(&self) -> Result<()> {
@@ -315,8 +310,7 @@ impl Test {
             "an apply that can not write its drop-in changes the kernel"
         );
         fs::remove_file(drop_ins)?;
-        self.server("--revert")?;
-        self.expect_as_before("an apply that can not write its drop-in")
+        self.revert("server", "an apply that can not write its drop-in")
     }
 
     /// A setting that even root may not write stands in for a /proc/sys that is read-only.
@@ -330,8 +324,7 @@ impl Test {
         let is_kept = state.lines().any(|line| line.starts_with("fs.nr_open "));
         ensure!(is_kept, "the value of a refused revert is forgotten: {state}");
         fs::rename(aside, file)?;
-        self.server("--revert")?;
-        self.expect_as_before("a revert that was refused at first")
+        self.revert("server", "a revert that was refused at first")
     }
 
     fn a_state_that_is_gone_is_reported(&self, root: &Path) -> Result<()> {
@@ -340,16 +333,24 @@ impl Test {
         fs::rename(&state, &aside)?;
         self.fails("server", "--revert", "previous is gone")?;
         fs::rename(aside, state)?;
-        self.server("--revert")?;
-        self.expect_as_before("a state that was gone")
+        self.revert("server", "a state that was gone")
     }
 
     fn server(&self, words: &str) -> Result<String> {
-        self.start("server", words)?.succeed().with_context(|| format!("tune-server {words}"))
+        self.run("server", words)
     }
 
     fn client(&self, words: &str) -> Result<String> {
-        self.start("client", words)?.succeed().with_context(|| format!("tune-client {words}"))
+        self.run("client", words)
+    }
+
+    fn run(&self, role: &str, words: &str) -> Result<String> {
+        self.start(role, words)?.succeed().with_context(|| format!("tune-{role} {words}"))
+    }
+
+    fn revert(&self, role: &str, what: &str) -> Result<()> {
+        self.run(role, "--revert")?;
+        self.expect_as_before(what)
     }
 
     fn fails(&self, role: &str, words: &str, part: &str) -> Result<String> {

@@ -1,4 +1,4 @@
-//! What keeps a run from being held natively.
+//! The limits that keep a run from being held natively.
 
 use std::net::{Ipv4Addr, TcpListener};
 
@@ -16,12 +16,12 @@ use super::plan::{FIRST_PORT, PORTS, Plan};
 #[derive(Debug)]
 pub(crate) struct Obstacle {
     pub(crate) line: String,
-    /// Why nothing is to be tried.
+    /// Why the run is not tried.
     pub(crate) stops: Option<&'static str>,
 }
 
-/// What keeps the connections from being held here; from here on this process and its children may have as many
-/// descriptors as they need, or as there are.
+/// What keeps the connections from being held here. Raises the limit of descriptors to as many as are needed, or as the
+/// user may have.
 pub(crate) fn obstacles(plan: &Plan) -> Result<Vec<Obstacle>> {
     let needed = descriptors_for(plan.connections, PORTS.into());
     if raise_descriptor_limit()?.limit.hard < needed {
@@ -87,7 +87,7 @@ fn of_limits(
     binding.map(obstacle).collect()
 }
 
-/// The first of the server's ports that it can't have.
+/// The first of the server's ports that is in use.
 fn taken_port() -> Option<u16> {
     (FIRST_PORT..FIRST_PORT + PORTS)
         .find(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err())
