@@ -1,31 +1,29 @@
-//! A connection that is no part of the fault and sends one message after the other, all the time.
+//! The bystander: a connection that takes no part in the fault, and sends one message after the other.
 //!
-//! It measures how long its echoes take, and how much of a delay is the machine's and not the server's: how long the
-//! server and this thread waited for a processor while they were runnable, and how much longer than asked this thread
-//! slept.
+//! It measures the latency of its echoes, and how much of it the machine caused: how long the server and this thread were
+//! runnable and had no processor, and how much too late this thread was woken.
 
-use std::fs::File;
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, gettid};
+use procfs::process::{Process, Schedstat};
 use serde::{Deserialize, Serialize};
 
-use crate::crowd::name_of;
+use crate::load::name_of;
 use crate::namespace::Namespace;
 use crate::sockets::{connect, echo};
 
 const PAUSE: Duration = Duration::from_millis(2);
 const MESSAGE: &[u8] = b"bystanderbystanderbystanderbystanderbystanderbystanderbystander";
 
-/// What a bystander has measured.
+/// What a bystander measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Seen {
+pub(crate) struct Latencies {
     pub(crate) echoes: usize,
     pub(crate) p50_ms: Option<f64>,
     pub(crate) p99_ms: Option<f64>,
@@ -35,21 +33,21 @@ pub(crate) struct Seen {
     pub(crate) lost: Option<String>,
 }
 
-/// A running bystander, on a thread of its own.
+/// A running bystander, on its own thread.
 #[derive(Debug)]
 pub(crate) struct Bystander {
-    thread: JoinHandle<Seen>,
-    switches: Arc<Switches>,
+    thread: JoinHandle<Latencies>,
+    control: Arc<Control>,
 }
 
 #[derive(Debug, Default)]
-struct Switches {
-    is_silent: AtomicBool,
+struct Control {
+    is_paused: AtomicBool,
     is_over: AtomicBool,
 }
 
 impl Bystander {
-    /// Connects, and begins once the first echo has come back.
+    /// Connects, and starts after its first echo.
     pub(crate) fn start(
         to: SocketAddr,
         server: Pid,
@@ -61,41 +59,48 @@ impl Bystander {
             Ok(stream)
         };
         let stream = match namespace {
-            Some(namespace) => namespace.there.run(first)?,
+            Some(namespace) => namespace.network.run(first)?,
             None => first()?,
         };
-        let switches = Arc::<Switches>::default();
-        let given = Arc::clone(&switches);
-        Ok(Self { thread: thread::spawn(move || watch(&stream, server, &given)), switches })
+        let control = Arc::<Control>::default();
+        let shared = Arc::clone(&control);
+        Ok(Self { thread: thread::spawn(move || measure(&stream, server, &shared)), control })
     }
 
-    /// Its messages wake the server too.
+    /// While wake-ups of the server are counted, which its messages cause too.
     pub(crate) fn pause(&self) {
-        self.switches.is_silent.store(true, Ordering::Relaxed);
+        self.control.is_paused.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn resume(&self) {
-        self.switches.is_silent.store(false, Ordering::Relaxed);
+        self.control.is_paused.store(false, Ordering::Relaxed);
     }
 
-    /// Waits for its last echo, half a minute at most.
-    pub(crate) fn end(self) -> Result<Seen> {
-        self.switches.is_over.store(true, Ordering::Relaxed);
+    /// Waits for its last echo, for at most 30 s.
+    pub(crate) fn end(self) -> Result<Latencies> {
+        self.control.is_over.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the bystander panicked"))
     }
 }
 
-fn watch(stream: &TcpStream, server: Pid, switches: &Switches) -> Seen {
-    let schedules = ["/proc/thread-self/schedstat".to_owned(), format!("/proc/{server}/schedstat")];
-    let schedules: Vec<File> = schedules.iter().filter_map(|path| File::open(path).ok()).collect();
+fn measure(stream: &TcpStream, server: Pid, control: &Control) -> Latencies {
+    let own = Process::myself().and_then(|own| own.task_from_tid(gettid().as_raw())).ok();
+    let server = Process::new(server.as_raw()).ok();
+    // The sum so far; zero if the kernel does not count it.
+    let waits_for_a_processor = || {
+        let own = own.as_ref().and_then(|task| task.schedstat().ok());
+        let server = server.as_ref().and_then(|process| process.schedstat().ok());
+        let delays = [own, server].into_iter().flatten();
+        Duration::from_nanos(delays.map(|Schedstat { run_delay, .. }| run_delay).sum())
+    };
     let mut echoes = Vec::new();
     let (mut oversleep, mut unexplained, mut lost) = (Duration::ZERO, Duration::ZERO, None);
-    while !switches.is_over.load(Ordering::Relaxed) {
-        if switches.is_silent.load(Ordering::Relaxed) {
+    while !control.is_over.load(Ordering::Relaxed) {
+        if control.is_paused.load(Ordering::Relaxed) {
             thread::sleep(Duration::from_millis(50));
             continue;
         }
-        let waited = waits_for_a_processor(&schedules);
+        let waited = waits_for_a_processor();
         let started = Instant::now();
         if let Err(error) = echo(stream, MESSAGE) {
             lost = Some(name_of(&error));
@@ -103,7 +108,7 @@ fn watch(stream: &TcpStream, server: Pid, switches: &Switches) -> Seen {
         }
         let took = started.elapsed();
         echoes.push(took);
-        let waited = waits_for_a_processor(&schedules).saturating_sub(waited);
+        let waited = waits_for_a_processor().saturating_sub(waited);
         unexplained = unexplained.max(took.saturating_sub(waited));
         let started = Instant::now();
         thread::sleep(PAUSE);
@@ -114,7 +119,7 @@ fn watch(stream: &TcpStream, server: Pid, switches: &Switches) -> Seen {
         let last = echoes.len().checked_sub(1)?;
         Some(milliseconds(echoes[percent * last / 100]))
     };
-    Seen {
+    Latencies {
         echoes: echoes.len(),
         p50_ms: at(50),
         p99_ms: at(99),
@@ -125,18 +130,7 @@ fn watch(stream: &TcpStream, server: Pid, switches: &Switches) -> Seen {
     }
 }
 
-/// The sum so far; zero where the kernel does not count them.
-fn waits_for_a_processor(schedules: &[File]) -> Duration {
-    let waits = schedules.iter().map(|schedule| {
-        let mut buffer = [0; 128];
-        let count = schedule.read_at(&mut buffer, 0).unwrap_or(0);
-        let text = String::from_utf8_lossy(&buffer[..count]);
-        text.split_whitespace().nth(1).and_then(|waited| waited.parse().ok()).unwrap_or(0)
-    });
-    Duration::from_nanos(waits.sum())
-}
-
-/// Rounded to a hundredth.
+/// Rounded to hundredths.
 fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
 }

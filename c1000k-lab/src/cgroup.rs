@@ -1,4 +1,4 @@
-//! A memory cgroup for a row, version 1 or 2.
+//! A memory cgroup of version 1 or 2.
 
 use std::fs;
 use std::io;
@@ -13,20 +13,20 @@ use crate::faults::Skipped;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// A process that has ended leaves its group a moment later.
+/// A process leaves its group a moment after its end.
 const REMOVALS_MAX: u32 = 100;
 
 /// A memory cgroup; removed when dropped.
 #[derive(Debug)]
 pub(crate) struct MemoryCgroup {
     path: PathBuf,
-    /// The names of its limit, its peak, and its count of kills.
+    /// The files of its limit, its peak, and its number of kills.
     files: [&'static str; 3],
 }
 
 impl MemoryCgroup {
     /// # Errors
-    /// [`Skipped`] where none can be made.
+    /// [`Skipped`] if none can be created.
     pub(crate) fn new(limit_bytes: u64) -> Result<Self> {
         let version_1 = Path::new(CGROUPS).join("memory");
         let (root, files) = match version_1.is_dir() {
@@ -40,7 +40,7 @@ impl MemoryCgroup {
         let cgroup = Self { path: root.join(format!("c1000k-faults-{}", getpid())), files };
         fs::create_dir(&cgroup.path)
             .and_then(|()| fs::write(cgroup.path.join(files[0]), limit_bytes.to_string()))
-            .map_err(|why| Skipped(format!("no memory cgroup can be made here: {why}")))?;
+            .map_err(|why| Skipped(format!("no memory cgroup can be created here: {why}")))?;
         Ok(cgroup)
     }
 
@@ -48,14 +48,14 @@ impl MemoryCgroup {
         &self.path
     }
 
-    /// How many of its processes were killed because memory ran out.
+    /// How many of its processes the OOM killer killed.
     pub(crate) fn kills(&self) -> Result<u64> {
         let text = fs::read_to_string(self.path.join(self.files[2]))?;
         let value = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-        value.context("the cgroup does not count its kills")?.trim().parse().context("oom_kill")
+        value.context("the cgroup does not count OOM kills")?.trim().parse().context("oom_kill")
     }
 
-    /// `None` where the kernel does not keep it.
+    /// `None` if the kernel does not record it.
     pub(crate) fn peak_bytes(&self) -> Option<u64> {
         fs::read_to_string(self.path.join(self.files[1])).ok()?.trim().parse().ok()
     }

@@ -1,6 +1,6 @@
-//! Runs the faults of networks, peers and machines against a real server, and checks that it holds.
+//! Injects faults of networks, peers and machines into a real server, and checks the result.
 //!
-//! A row is a function that runs one fault and records what it measures; [`rows`] has the table of them.
+//! A row is a function that injects one fault and records what it measures; [`rows`] has the table of them.
 
 mod report;
 mod rows;
@@ -13,32 +13,29 @@ use std::process::ExitCode;
 use anyhow::Result;
 use c1000k_host::check::FileTableChoice;
 use c1000k_host::command_line::{self, REACHED, SHORT, USAGE};
-use c1000k_host::limits::raise_descriptor_limit;
 use clap::Args;
 
-use crate::patience;
-use crate::programs::Programs;
 use crate::server::Lab;
 
 pub(crate) use report::{Check, Skipped};
 
-/// Runs the faults of networks, peers and machines against a real server, and checks that it holds
+/// Injects faults of networks, peers and machines into a real server, and checks the result
 ///
-/// Each row of docs/reliability.md that this machine allows is run against the programs on loopback or in network
-/// namespaces of its own; a bystander connection sends and reads echoes all the time. For each row a record goes to DIR. Exits 1 if a row
-/// does not hold, and 2 for wrong usage.
+/// Each row of docs/reliability.md that this machine allows runs against the programs on loopback or in separate network
+/// namespaces, while a bystander connection continuously sends and reads echoes. Each row writes a record to DIR. Exits
+/// with 1 if a row fails, and with 2 for wrong usage.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// All that do not take minutes if left out
+    /// By default all that do not take minutes
     #[arg(value_name = "ROW")]
     rows: Vec<String>,
     /// Where the records go
     #[arg(long, value_name = "DIR", default_value = "out/faults")]
     out: PathBuf,
-    /// Where the server's sockets are held, in rows that do not set it
+    /// The table that holds the server's sockets, in rows that do not set it
     #[arg(long, value_name = "TABLE", value_enum, default_value = "auto")]
     file_table: FileTableChoice,
-    /// Print the names of the rows
+    /// Print the names of the rows and exit
     #[arg(long)]
     list: bool,
 }
@@ -50,30 +47,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let mut chosen = Vec::new();
     for name in &arguments.rows {
-        match rows::ROWS.iter().find(|row| row.name == name) {
-            Some(row) => chosen.push(row),
-            None => {
-                return Ok(command_line::fail(
-                    USAGE,
-                    &format!("no row is called '{name}'; --list prints them"),
-                ));
-            }
-        }
+        let Some(row) = rows::ROWS.iter().find(|row| row.name == name) else {
+            let line = format!("no row is called '{name}'; --list prints them");
+            return Ok(command_line::fail(USAGE, &line));
+        };
+        chosen.push(row);
     }
     if chosen.is_empty() {
         chosen.extend(rows::ROWS.iter().filter(|row| !row.is_long));
     }
-    patience::take_interrupts()?;
-    raise_descriptor_limit()?;
     fs::create_dir_all(&arguments.out)?;
-    let lab = Lab {
-        programs: Programs::find("FAULTS_BINARIES")?,
-        file_table: arguments.file_table.as_str(),
-    };
-    let states = run::run_all(&lab, &chosen, &arguments.out)?;
-    Ok(if states.contains(&report::State::Fails) {
-        ExitCode::from(SHORT)
-    } else {
-        ExitCode::SUCCESS
-    })
+    let states = run::run_all(&Lab::new(arguments.file_table)?, &chosen, &arguments.out)?;
+    let has_failed = states.contains(&report::State::Fails);
+    Ok(ExitCode::from(if has_failed { SHORT } else { REACHED }))
 }

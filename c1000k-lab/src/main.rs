@@ -1,14 +1,13 @@
-//! Runs the programs on real sockets: a million connections, faults, soaks, and counts of system calls; and tests the tune
-//! scripts.
+//! Runs the programs on real sockets: a million connections, faults, soak tests, and counts of system calls; and tests
+//! the tune scripts.
 
 mod bystander;
 mod cgroup;
-mod crowd;
 mod faults;
 mod guest;
+mod load;
 mod million;
 mod namespace;
-mod patience;
 mod process;
 mod programs;
 mod record;
@@ -21,6 +20,7 @@ mod syn;
 mod syscalls;
 mod trace;
 mod tune_test;
+mod wait;
 
 use std::fmt::Display;
 use std::hint::black_box;
@@ -52,8 +52,8 @@ enum Command {
     #[command(hide = true)]
     Guest(guest::init::Arguments),
     #[command(hide = true)]
-    Inside(process::Inside),
-    /// Writes that much memory, and ends
+    Isolated(process::Isolated),
+    /// Writes this many bytes of memory, and ends
     #[command(hide = true)]
     Touch {
         bytes: usize,
@@ -75,20 +75,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error alone, without clap's tips and the usage.
+/// The error without clap's tips and usage.
 fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let what = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
-    let words: Vec<&str> = what.split_whitespace().collect();
-    format!("{}; see --help", words.join(" "))
+    format!("{}; see --help", what.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 fn run(command: &Command) -> Result<ExitCode> {
     match command {
-        Command::Inside(arguments) => {
-            process::run_inside(arguments)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Isolated(arguments) => process::run_isolated(arguments),
         Command::Churn(arguments) => soak::churn::run(arguments),
         Command::Faults(arguments) => faults::run(arguments),
         Command::Million(arguments) => million::run(arguments),
@@ -104,7 +100,7 @@ fn run(command: &Command) -> Result<ExitCode> {
     }
 }
 
-/// Prints a line on standard output; a run does not end because nothing reads it any more.
-fn say(line: impl Display) {
+/// Prints a line on standard output, and ignores a closed pipe: a run does not end because its reader has.
+fn print_line(line: impl Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }

@@ -15,42 +15,39 @@ use crate::process::output;
 pub(crate) struct Programs(pub(crate) PathBuf);
 
 impl Programs {
-    /// The variable names their folder; without it cargo builds them, where it runs this, and else they are beside this
-    /// program.
+    /// In the folder that the variable names; else those that cargo builds, if it runs this program; else those beside
+    /// this program.
     pub(crate) fn find(variable: &str) -> Result<Self> {
         match (env::var_os(variable), env::var_os("CARGO_MANIFEST_DIR")) {
-            (Some(folder), _) => Self::within(Path::new(&folder)),
             (None, Some(package)) => Self::within(&build(Path::new(&package), &[], None)?),
-            (None, None) => Self::within(env::current_exe()?.parent().context("no folder")?),
+            _ => Self::find_built(variable),
         }
     }
 
-    /// The same by `FAULTS_BINARIES`, without building any.
-    pub(crate) fn beside() -> Result<Self> {
-        match env::var_os("FAULTS_BINARIES") {
+    /// The same without building any.
+    pub(crate) fn find_built(variable: &str) -> Result<Self> {
+        match env::var_os(variable) {
             Some(folder) => Self::within(Path::new(&folder)),
             None => Self::within(env::current_exe()?.parent().context("no folder")?),
         }
     }
 
-    /// Those for a guest, which has no libraries for them. `MILLION_BINARIES` names their folder; without it cargo
-    /// builds them.
+    /// For a guest, which has no libraries: linked statically.
     pub(crate) fn for_guests() -> Result<Self> {
-        match (env::var_os("MILLION_BINARIES"), env::var_os("CARGO_MANIFEST_DIR")) {
-            (Some(folder), _) => Self::within(Path::new(&folder)),
+        let variable = "MILLION_BINARIES";
+        match (env::var_os(variable), env::var_os("CARGO_MANIFEST_DIR")) {
+            (Some(_), _) => Self::find_built(variable),
             (None, Some(package)) => {
                 let target = ["--target", "x86_64-unknown-linux-gnu"];
                 let flags = Some("-C target-feature=+crt-static");
                 Self::within(&build(Path::new(&package), &target, flags)?)
             }
-            (None, None) => {
-                bail!("programs for a guest need cargo to run this, or MILLION_BINARIES")
-            }
+            (None, None) => bail!("for guests run this by cargo, or set {variable}"),
         }
     }
 
     fn within(folder: &Path) -> Result<Self> {
-        // A relative path would be looked up in PATH.
+        // A bare name would be looked up in PATH.
         let programs = Self(folder.canonicalize().with_context(|| folder.display().to_string())?);
         for name in ["c1000k-server", "c1000k-client"] {
             if !programs.path(name).is_file() {
@@ -65,13 +62,13 @@ impl Programs {
     }
 }
 
-/// What cargo prints of each artifact.
+/// cargo's message about an artifact.
 #[derive(Debug, Deserialize)]
 struct Message {
     executable: Option<PathBuf>,
 }
 
-/// Builds both; returns the folder that cargo puts them into, whatever target folder or triple is set.
+/// Builds both, and returns their folder, whatever target folder or triple is configured.
 fn build(package: &Path, options: &[&str], flags: Option<&str>) -> Result<PathBuf> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     if let Some(flags) = flags {
@@ -91,20 +88,20 @@ fn build(package: &Path, options: &[&str], flags: Option<&str>) -> Result<PathBu
     folder_of("c1000k-server", &String::from_utf8_lossy(&output.stdout))
 }
 
-/// The checkout, where cargo runs this, and else the current folder.
+/// The checkout if cargo runs this program, else the current folder.
 pub(crate) fn root() -> PathBuf {
     let package = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     package.as_deref().and_then(Path::parent).map_or_else(|| ".".into(), Path::to_owned)
 }
 
-/// The revision of the code, as git describes it.
+/// As `git describe` prints it.
 pub(crate) fn revision() -> String {
     let mut git = Command::new("git");
     output(git.args(["describe", "--always", "--dirty"]).current_dir(root()))
         .unwrap_or_else(|_| "unknown".to_owned())
 }
 
-/// Now, as people and files have it: `2026-11-27T22:14:43Z`.
+/// Now, as in `2026-11-27T22:14:43Z`.
 pub(crate) fn date() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
@@ -114,8 +111,8 @@ pub(crate) fn date_for_name() -> String {
     date().replace(['-', ':', 'Z'], "").replace('T', "-")
 }
 
-fn folder_of(program: &str, said: &str) -> Result<PathBuf> {
-    for line in said.lines() {
+fn folder_of(program: &str, messages: &str) -> Result<PathBuf> {
+    for line in messages.lines() {
         let message: Message = serde_json::from_str(line).context("cargo's message")?;
         if let Some(path) = message.executable.filter(|path| path.ends_with(program)) {
             return Ok(path.parent().context("no folder")?.to_owned());
@@ -129,11 +126,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_folder_is_the_one_that_cargo_names() {
-        let said = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
+    fn the_folder_is_that_of_cargos_messages() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
                     {\"reason\":\"compiler-artifact\",\"executable\":\"/a folder/c1000k-server\"}\n\
                     {\"reason\":\"build-finished\",\"success\":true}";
-        assert_eq!(folder_of("c1000k-server", said).unwrap(), Path::new("/a folder"));
-        assert!(folder_of("c1000k-client", said).is_err());
+        assert_eq!(folder_of("c1000k-server", messages).unwrap(), Path::new("/a folder"));
+        assert!(folder_of("c1000k-client", messages).is_err());
     }
 }

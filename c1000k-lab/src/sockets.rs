@@ -1,4 +1,4 @@
-//! Single connections, with a time-out for each call.
+//! Blocking connections, with a time-out for each call.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
-/// For each read and each write.
+use crate::load::WRONG_ECHO;
+
+/// For each connect, read and write.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Consecutive ports of one address.
@@ -19,7 +21,7 @@ pub(crate) struct Ports {
 }
 
 impl Ports {
-    /// Each in turn.
+    /// Round robin.
     pub(crate) fn address(self, number: usize) -> SocketAddr {
         let offset = number % usize::from(self.count);
         SocketAddr::from((self.ip, self.first + offset as u16))
@@ -37,27 +39,27 @@ fn connect_within(to: SocketAddr, timeout: Duration) -> std::io::Result<TcpStrea
     Ok(stream)
 }
 
-/// Makes its reads and writes block, with a time-out.
+/// Makes reads and writes block, with a time-out.
 pub(crate) fn block(stream: &TcpStream, timeout: Duration) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))
 }
 
-/// Reads as much as there is, up to `count`, until the peer's end.
+/// Reads up to `count` bytes, or until the end of the stream.
 pub(crate) fn receive(stream: &TcpStream, count: usize) -> std::io::Result<Vec<u8>> {
     let mut received = Vec::with_capacity(count);
     stream.take(count as u64).read_to_end(&mut received)?;
     Ok(received)
 }
 
-/// Sends a message and reads its echo, which must be the same.
+/// Sends a message, and reads and verifies its echo.
 pub(crate) fn echo(mut stream: &TcpStream, message: &[u8]) -> std::io::Result<()> {
     stream.write_all(message)?;
     let mut received = vec![0; message.len()];
     stream.read_exact(&mut received)?;
     if received != message {
-        return Err(std::io::Error::new(ErrorKind::InvalidData, "a wrong echo"));
+        return Err(std::io::Error::new(ErrorKind::InvalidData, WRONG_ECHO));
     }
     Ok(())
 }
@@ -68,7 +70,7 @@ pub(crate) fn is_admitted(to: SocketAddr) -> bool {
     connected.and_then(|stream| echo(&stream, b"are you there?")).is_ok()
 }
 
-/// Sends a block again and again while it reads; whether the same comes back.
+/// Sends a block repeatedly and reads at the same time; returns whether each echo was correct.
 pub(crate) fn pump(stream: &TcpStream, block: &[u8], times: usize) -> Result<bool> {
     thread::scope(|scope| {
         let sender = scope.spawn(|| {
@@ -77,15 +79,10 @@ pub(crate) fn pump(stream: &TcpStream, block: &[u8], times: usize) -> Result<boo
         });
         let mut received = vec![0; block.len()];
         let mut stream = stream;
-        let mut is_right = true;
-        for _ in 0..times {
-            is_right &= stream.read_exact(&mut received).is_ok() && received == block;
-            if !is_right {
-                break;
-            }
-        }
-        let sent = sender.join().map_err(|_| anyhow!("the sender failed"))?;
-        Ok(is_right && sent.is_ok())
+        let mut reads_block = || stream.read_exact(&mut received).is_ok() && received == block;
+        let is_correct = (0..times).all(|_| reads_block());
+        let sent = sender.join().map_err(|_| anyhow!("the sender panicked"))?;
+        Ok(is_correct && sent.is_ok())
     })
 }
 

@@ -1,4 +1,4 @@
-//! SYNs from forged addresses.
+//! A flood of SYNs from forged addresses.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -9,17 +9,17 @@ use anyhow::Result;
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// What is sent includes the IP header (`IPPROTO_RAW`).
+/// `IPPROTO_RAW`: what is sent includes the IP header.
 const RAW: i32 = 255;
 const TCP: u8 = 6;
 const HEADER: usize = 20;
 
-/// Sends `count` of them, as fast as they can be sent.
+/// Sends `count` SYNs, as fast as possible.
 pub(crate) fn flood(to: SocketAddrV4, count: usize) -> Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(RAW)))?;
     let mut random = fastrand::Rng::with_seed(1);
     for _ in 0..count {
-        // 198.19/16 is for benchmarks too, and no host has these addresses.
+        // 198.18.0.0/15 is reserved for benchmarks, and no host has an address in this half.
         let from = SocketAddrV4::new(
             Ipv4Addr::new(198, 19, random.u8(..), random.u8(1..255)),
             random.u16(1024..),
@@ -41,13 +41,13 @@ pub(crate) fn flood(to: SocketAddrV4, count: usize) -> Result<()> {
 fn syn(from: SocketAddrV4, to: SocketAddrV4) -> [u8; 2 * HEADER] {
     let mut packet = [0; 2 * HEADER];
     let (ip, tcp) = packet.split_at_mut(HEADER);
-    // Version 4 and five words of header; the length; the time to live.
+    // Version 4 and a header of five words; the length; the TTL; the protocol.
     (ip[0], ip[3], ip[8], ip[9]) = (0x45, 2 * HEADER as u8, 64, TCP);
     ip[12..16].copy_from_slice(&from.ip().octets());
     ip[16..].copy_from_slice(&to.ip().octets());
     tcp[..2].copy_from_slice(&from.port().to_be_bytes());
     tcp[2..4].copy_from_slice(&to.port().to_be_bytes());
-    // Sequence number 1; five words of header; the flag SYN.
+    // Sequence number 1; a header of five words; the flag SYN.
     (tcp[7], tcp[12], tcp[13]) = (1, 5 << 4, 2);
     tcp[14..16].copy_from_slice(&64_000_u16.to_be_bytes());
     let mut summed = Vec::from(&ip[12..]);
@@ -57,7 +57,7 @@ fn syn(from: SocketAddrV4, to: SocketAddrV4) -> [u8; 2 * HEADER] {
     packet
 }
 
-/// That of RFC 1071; the length of `data` is even.
+/// As in RFC 1071; the length of `data` is even.
 fn checksum(data: &[u8]) -> u16 {
     let words = data.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
     let mut total: u32 = words.sum();
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_syn_sums_up_to_nothing_with_its_checksum() {
+    fn a_syn_sums_up_to_zero_with_its_checksum() {
         let from = SocketAddrV4::new(Ipv4Addr::new(198, 19, 3, 4), 4711);
         let to = SocketAddrV4::new(Ipv4Addr::new(198, 18, 0, 2), 9900);
         let packet = syn(from, to);
@@ -85,6 +85,6 @@ mod tests {
         summed.extend([0, TCP, 0, HEADER as u8]);
         summed.extend(&packet[20..]);
         assert_eq!(checksum(&summed), 0);
-        assert_eq!(packet[33], 2, "the flags are SYN alone");
+        assert_eq!(packet[33], 2, "SYN is the only flag");
     }
 }

@@ -1,4 +1,4 @@
-//! System calls that fail: the server is traced, and a chosen call does nothing but return an error.
+//! Injects errors into system calls: the server is traced, and a chosen call only returns an error.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use crate::faults::Skipped;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A call that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,19 +41,19 @@ struct Shared {
 
 impl Tracer {
     /// # Errors
-    /// [`Skipped`] where no process may be traced.
+    /// [`Skipped`] if processes can't be traced.
     pub(crate) fn start(pid: Pid) -> Result<Self> {
         let shared = Arc::<Shared>::default();
         let (sender, events) = channel();
-        let given = Arc::clone(&shared);
-        // The kernel takes requests from the thread that attached alone.
+        let shared_with_thread = Arc::clone(&shared);
+        // The kernel accepts requests only from the thread that attached.
         thread::spawn(move || {
-            let begun = begin(pid)
+            let attached = attach(pid)
                 .map_err(|why| Skipped(format!("no process can be traced here: {why:#}")).into());
-            let is_begun = begun.is_ok();
-            let _ = sender.send(begun);
-            if is_begun {
-                let _ = sender.send(follow(pid, &given));
+            let is_attached = attached.is_ok();
+            let _ = sender.send(attached);
+            if is_attached {
+                let _ = sender.send(follow(pid, &shared_with_thread));
             }
         });
         let tracer = Self { shared, events };
@@ -62,11 +62,11 @@ impl Tracer {
     }
 
     /// Makes this call, and no other, fail with this error.
-    pub(crate) fn fail(&self, call: Call, with: Errno) -> Result<()> {
-        self.set(Some((call, with)))
+    pub(crate) fn fail(&self, call: Call, errno: Errno) -> Result<()> {
+        self.set(Some((call, errno)))
     }
 
-    /// Lets all calls work again.
+    /// Lets all calls succeed again.
     pub(crate) fn fail_none(&self) -> Result<()> {
         self.set(None)
     }
@@ -76,20 +76,20 @@ impl Tracer {
         Ok(())
     }
 
-    /// How often it has begun to wait for events so far. The kernel's count is of no use, for the tracing itself puts it to
-    /// sleep at each call.
+    /// How often the process has waited for events so far. Its context switches can't tell: tracing causes some at each
+    /// call.
     pub(crate) fn waits(&self) -> u64 {
         self.shared.waits.load(Ordering::Relaxed)
     }
 
-    /// Detaches from the process.
+    /// Detaches.
     pub(crate) fn end(self) -> Result<()> {
         self.shared.is_over.store(true, Ordering::Relaxed);
         self.next_event()
     }
 
     fn next_event(&self) -> Result<()> {
-        match self.events.recv_timeout(PATIENCE) {
+        match self.events.recv_timeout(EVENT_TIMEOUT) {
             Ok(event) => event,
             Err(RecvTimeoutError::Timeout) => bail!("the traced process makes no call"),
             Err(RecvTimeoutError::Disconnected) => bail!("the tracer panicked"),
@@ -103,7 +103,7 @@ impl Drop for Tracer {
     }
 }
 
-fn begin(pid: Pid) -> Result<()> {
+fn attach(pid: Pid) -> Result<()> {
     ptrace::seize(pid, Options::PTRACE_O_TRACESYSGOOD)?;
     ptrace::interrupt(pid)?;
     waitpid(pid, Some(WaitPidFlag::__WALL))?;
@@ -111,7 +111,7 @@ fn begin(pid: Pid) -> Result<()> {
     Ok(())
 }
 
-/// Handles each stop: a call stops when it is made and when it returns.
+/// Handles the stops: the process stops when it makes a call and when the call returns.
 fn follow(pid: Pid, shared: &Shared) -> Result<()> {
     let mut is_made = false;
     let mut failing = None;
@@ -134,7 +134,7 @@ fn follow(pid: Pid, shared: &Shared) -> Result<()> {
             }
             _ => {}
         }
-        // Between two calls no register is changed.
+        // Not during a call whose registers have to be restored.
         if !is_made && shared.is_over.load(Ordering::Relaxed) {
             return Ok(ptrace::detach(pid, signal)?);
         }
@@ -142,7 +142,7 @@ fn follow(pid: Pid, shared: &Shared) -> Result<()> {
     }
 }
 
-/// A call is being made: the error if it is to fail, and the argument that was replaced.
+/// Handles the start of a call. Returns the error if the call is to fail, and its replaced argument.
 fn on_call(pid: Pid, shared: &Shared) -> Result<Option<(Errno, u64)>> {
     let mut registers = ptrace::getregs(pid)?;
     let number = registers::number(&registers);
@@ -161,7 +161,7 @@ fn on_call(pid: Pid, shared: &Shared) -> Result<Option<(Errno, u64)>> {
     if !is_meant {
         return Ok(None);
     }
-    // With no valid descriptor it does nothing.
+    // With an invalid descriptor the call has no effect.
     let argument = registers::set_argument_1(&mut registers, u64::MAX);
     ptrace::setregs(pid, registers).context("the call can't be changed")?;
     Ok(Some((errno, argument)))

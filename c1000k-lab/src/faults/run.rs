@@ -1,4 +1,4 @@
-//! Runs rows one after the other, and records the outcome of each.
+//! Runs rows, and records the outcome of each.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,22 +12,22 @@ use serde_json::Value;
 
 use super::report::{Check, Report, State, write_table};
 use super::rows::Row;
-use crate::bystander::Seen;
-use crate::crowd::Crowd;
+use crate::bystander::Latencies;
 use crate::faults::Skipped;
-use crate::patience::{self, Limit, wait_until};
+use crate::load::Load;
 use crate::record::ServerRecord;
 use crate::server::{Lab, Server, Setup};
+use crate::wait::{self, Deadline, wait_until};
 
-const ROW_WITHIN: Duration = Duration::from_secs(240);
+const ROW_TIMEOUT: Duration = Duration::from_secs(240);
 
-/// What a bystander's echo may take, beside the time that the machine adds.
-pub(crate) const STALL_MS_MAX: f64 = 100.0;
+/// The bystander's latency, without the time that the machine adds.
+const LATENCY_MS_MAX: f64 = 100.0;
 
-/// Lines of the log that a record keeps.
+/// Of the server's log in a record.
 const LOG_LINES_MAX: usize = 20;
 
-/// A row that is being run, and its record so far.
+/// A running row, and its record so far.
 #[derive(Debug)]
 pub(crate) struct Run<'a> {
     pub(crate) lab: &'a Lab,
@@ -35,28 +35,28 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Notes a figure; one of the same name is replaced.
+    /// Records a figure, and replaces one of the same name.
     pub(crate) fn figure(&mut self, name: &str, value: impl Into<Value>) {
         self.report.figures.insert(name.to_owned(), value.into());
     }
 
-    /// Notes each field of an object.
+    /// Records each field of an object.
     pub(crate) fn figures(&mut self, figures: Value) {
         if let Value::Object(figures) = figures {
             self.report.figures.extend(figures);
         }
     }
 
-    /// Notes a time, to a hundredth of a second.
+    /// Records a time in seconds, to hundredths.
     pub(crate) fn seconds(&mut self, name: &str, duration: Duration) {
         self.figure(name, (duration.as_secs_f64() * 100.0).round() / 100.0);
     }
 
-    /// Notes counts by name.
+    /// Records counts by name.
     pub(crate) fn counts(&mut self, name: &str, counts: &BTreeMap<String, u64>) {
-        let texts: Vec<String> =
-            counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
-        self.figure(name, if texts.is_empty() { "none".to_owned() } else { texts.join(", ") });
+        let texts = counts.iter().map(|(name, count)| format!("{name} {count}"));
+        let text = texts.collect::<Vec<_>>().join(", ");
+        self.figure(name, if text.is_empty() { "none".to_owned() } else { text });
     }
 
     pub(crate) fn check(&mut self, what: impl Into<String>, holds: bool) {
@@ -72,64 +72,67 @@ impl Run<'_> {
         Server::start(self.lab, setup)
     }
 
-    /// Connects `count` clients, all of which the server must hold.
-    pub(crate) fn crowd(&mut self, server: &Server, count: usize) -> Result<Crowd> {
-        let mut crowd = Crowd::new(server.ports())?;
-        crowd.add(many(count)?)?;
-        self.figure("held", crowd.open());
-        self.check("all are held", crowd.open() == count);
-        Ok(crowd)
+    /// Opens `count` connections, all of which the server must hold.
+    pub(crate) fn load(&mut self, server: &Server, count: usize) -> Result<Load> {
+        let mut load = Load::new(server.ports())?;
+        load.add(require_descriptors(count)?)?;
+        self.figure("held", load.open());
+        self.check("all are held", load.open() == count);
+        Ok(load)
     }
 
     /// Waits until no more descriptors are open than before.
-    pub(crate) fn gone_again(&mut self, server: &Server, before: usize) -> Result<()> {
-        let all_closed = || Ok(server.descriptors()? <= before);
-        let took = wait_until("no descriptor leaked", Duration::from_secs(20), all_closed)?;
+    pub(crate) fn check_all_closed(&mut self, server: &Server, before: usize) -> Result<()> {
+        let are_closed = || Ok(server.descriptors()? <= before);
+        let took = wait_until("no descriptor leaked", Duration::from_secs(20), are_closed)?;
         self.seconds("cleared_seconds", took);
         self.check("no descriptor leaked", true);
         Ok(())
     }
 
-    /// Ends the server, which must leave nothing behind; the bystander must not have been delayed.
-    pub(crate) fn ends(&mut self, server: Server) -> Result<ServerRecord> {
-        self.ends_with(server, Some(STALL_MS_MAX))
+    /// Ends the server, which must not leak anything, nor have delayed the bystander.
+    pub(crate) fn end(&mut self, server: Server) -> Result<ServerRecord> {
+        self.end_with(server, true)
     }
 
-    /// The same where the server was suspended, or traced, so the bystander had to wait.
-    pub(crate) fn ends_suspended(&mut self, server: Server) -> Result<ServerRecord> {
-        self.ends_with(server, None)
+    /// The same without a bound on the bystander's latency, for rows that stop or trace the server.
+    pub(crate) fn end_delayed(&mut self, server: Server) -> Result<ServerRecord> {
+        self.end_with(server, false)
     }
 
-    fn ends_with(&mut self, server: Server, stall_ms_max: Option<f64>) -> Result<ServerRecord> {
+    fn end_with(&mut self, server: Server, has_latency_max: bool) -> Result<ServerRecord> {
         self.report.server_arguments = Some(server.arguments.clone());
-        let log = server.log()?;
+        let log = server.process.log()?;
         let warnings = log.lines().filter(|line| line.contains(" WARN "));
         let texts = warnings.map(|line| line.split_once("] ").map_or(line, |(_, text)| text));
         self.figure("log", texts.take(LOG_LINES_MAX).collect::<Vec<_>>());
         let ended = server.end()?;
-        self.check("exit code 0 and a record", ended.code == Some(0) && ended.record.is_some());
+        self.check("exit code 0 and a record", ended.code == 0 && ended.record.is_some());
         if let Some(record) = &ended.record {
             let is_closed = record.accepted == record.closed && record.open == 0;
             self.check("no slot leaked: accepted = closed", is_closed);
             let by_reason: u64 = record.refused_by.values().sum();
             self.check("each refusal has a reason", record.refused == by_reason);
         }
-        if let Some(seen) = &ended.bystander {
-            self.check_bystander(seen, stall_ms_max);
+        if let Some(latencies) = &ended.bystander {
+            self.check_bystander(latencies, has_latency_max);
         }
         self.report.bystander = ended.bystander;
         self.report.server = ended.record.clone();
-        ended.record.context("the server left no record")
+        ended.record.context("the server wrote no record")
     }
 
-    fn check_bystander(&mut self, seen: &Seen, stall_ms_max: Option<f64>) {
-        self.check("the bystander was served to the end", seen.lost.is_none() && seen.echoes > 0);
-        if let (Some(stall), Some(_)) = (stall_ms_max, seen.max_ms) {
-            // A machine that is late is so for the kernel's own work as well: once on each way.
-            let most = stall + 2.0 * seen.oversleep_max_ms;
+    fn check_bystander(&mut self, latencies: &Latencies, has_latency_max: bool) {
+        let was_served = latencies.lost.is_none() && latencies.echoes > 0;
+        self.check("the bystander was served to the end", was_served);
+        if has_latency_max && latencies.max_ms.is_some() {
+            // A slow machine delays the kernel's own work too, once in each direction.
+            let max = LATENCY_MS_MAX + 2.0 * latencies.oversleep_max_ms;
             self.check(
-                format!("the bystander never waited {stall} ms longer than the machine made it"),
-                seen.max_ms_without_waits_for_a_processor <= most,
+                format!(
+                    "the bystander never waited {LATENCY_MS_MAX} ms longer than the machine made it"
+                ),
+                latencies.max_ms_without_waits_for_a_processor <= max,
             );
         }
     }
@@ -155,12 +158,12 @@ impl Run<'_> {
     }
 }
 
-/// Runs them all, and prints the outcome of each.
+/// Runs rows, and prints the outcome of each.
 pub(crate) fn run_all(lab: &Lab, rows: &[&Row], out: &Path) -> Result<Vec<State>> {
     let mut states = Vec::new();
     for row in rows {
         states.push(run_row(lab, row, out)?);
-        if patience::is_interrupted() {
+        if wait::is_interrupted() {
             bail!("interrupted");
         }
     }
@@ -178,9 +181,9 @@ pub(crate) fn run_all(lab: &Lab, rows: &[&Row], out: &Path) -> Result<Vec<State>
 
 fn run_row(lab: &Lab, row: &Row, out: &Path) -> Result<State> {
     let (mut run, started) = (Run { lab, report: Report::new(row)? }, Instant::now());
-    let limit = Limit::new(ROW_WITHIN);
+    let deadline = Deadline::new(ROW_TIMEOUT);
     let outcome = catch_unwind(AssertUnwindSafe(|| (row.run)(&mut run)));
-    drop(limit);
+    drop(deadline);
     let outcome = outcome.unwrap_or_else(|_| Err(anyhow!("the row panicked")));
     let report = run.finish(outcome, started.elapsed())?;
     report.write(out)?;
@@ -195,15 +198,15 @@ fn run_row(lab: &Lab, row: &Row, out: &Path) -> Result<State> {
 /// Returns `count`.
 ///
 /// # Errors
-/// [`Skipped`] where this process may not have as many descriptors.
-pub(crate) fn many(count: usize) -> Result<usize> {
+/// [`Skipped`] if this process can't have that many descriptors.
+pub(crate) fn require_descriptors(count: usize) -> Result<usize> {
     let allowed = c1000k_host::limits::descriptor_limit()?.soft;
     if allowed < count as u64 + 200 {
-        let (wanted, allowed) = (format::count(count as u64), format::count(allowed));
-        let why = format!(
-            "{wanted} clients need as many descriptors, and RLIMIT_NOFILE allows {allowed}"
+        let (needed, allowed) = (format::count(count as u64), format::count(allowed));
+        let reason = format!(
+            "{needed} connections need as many descriptors, and RLIMIT_NOFILE allows {allowed}"
         );
-        return Err(Skipped(why).into());
+        return Err(Skipped(reason).into());
     }
     Ok(count)
 }
@@ -215,11 +218,10 @@ mod tests {
     use super::*;
     use crate::programs::Programs;
 
-    fn state_of(play: fn(&mut Run<'_>) -> Result<()>) -> (State, Report) {
+    fn state_of(run: fn(&mut Run<'_>) -> Result<()>) -> (State, Report) {
         let out = tempfile::tempdir().unwrap();
         let lab = Lab { programs: Programs("nowhere".into()), file_table: "auto" };
-        let row =
-            Row { name: "row", fault: "a fault", must_hold: "all", run: play, is_long: false };
+        let row = Row { name: "row", fault: "a fault", must_hold: "all", run, is_long: false };
         let state = super::run_row(&lab, &row, out.path()).unwrap();
         write_table(out.path()).unwrap();
         let table = fs::read_to_string(out.path().join("README.md")).unwrap();
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_holds_only_where_it_checks_something_and_all_of_it_holds() {
+    fn a_row_holds_only_if_it_has_checks_and_all_of_them_hold() {
         let holds = |run: &mut Run<'_>| {
             run.check("one", true);
             run.figure("zeal", 2);
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_fails_before_its_end_says_why_and_one_that_is_skipped_too() {
+    fn a_row_that_fails_or_is_skipped_records_the_reason() {
         let (state, report) = state_of(|run| {
             run.check("one", true);
             Err(anyhow!("no luck").context("it broke"))

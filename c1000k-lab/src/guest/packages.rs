@@ -1,5 +1,5 @@
-//! What a guest is made of: a kernel, busybox, and qemu where the machine has none. They are unpacked into cargo's
-//! target folder and not installed, so that nothing of the machine's own changes, and any user may do it.
+//! Debian packages of a kernel, busybox, and qemu if the machine has none. They are unpacked into cargo's target folder
+//! and not installed, so the machine does not change, and any user can do it.
 
 use std::env;
 use std::fs;
@@ -9,29 +9,29 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::print_line;
 use crate::process::output;
 use crate::programs::root;
-use crate::say;
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// Starts the unpacked qemu with the libraries that were unpacked with it.
+/// Starts the unpacked qemu with its unpacked libraries.
 const QEMU_STARTER: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 LD_LIBRARY_PATH=$here/usr/lib/x86_64-linux-gnu:$here/lib/x86_64-linux-gnu exec "$here/usr/bin/qemu-system-x86_64" "$@"
 "#;
 
-/// A folder with all of it.
+/// The unpacked packages.
 #[derive(Debug)]
 pub(crate) struct Packages {
     folder: PathBuf,
     kernel: String,
-    /// Its program.
+    /// The program.
     pub(crate) qemu: PathBuf,
 }
 
 impl Packages {
-    /// Those of the folder; fetches them where it has none.
+    /// Downloads and unpacks those that are missing.
     pub(crate) fn fetch() -> Result<Self> {
         let machine = env::consts::ARCH;
         if machine != "x86_64" {
@@ -66,17 +66,17 @@ impl Packages {
     }
 }
 
-/// Cargo's, for what is kept between runs.
+/// Cargo's target folder, in which the packages are kept.
 fn target_folder() -> PathBuf {
     let set = ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR"].into_iter().find_map(env::var_os);
     set.map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// Beside the folder first: a run that is ended in between leaves nothing there that a later one would take for complete.
+/// Unpacks to another folder first, so that an interrupted run leaves no incomplete folder.
 fn unpack(lab: &Path, folder: &Path, with_qemu: bool) -> Result<()> {
     let mut packages = vec!["busybox-static".to_owned(), kernel_package()?];
     if with_qemu {
-        // With all that it needs and that is not installed here.
+        // With its dependencies that are not installed.
         let install = ["install", "--simulate", "--no-install-recommends", "qemu-system-x86"];
         let added = packages_added(&apt("apt-get", &install)?);
         if added.is_empty() {
@@ -85,7 +85,7 @@ fn unpack(lab: &Path, folder: &Path, with_qemu: bool) -> Result<()> {
         packages.extend(added);
     }
     let (count, shown) = (packages.len(), folder.display());
-    say(format!(
+    print_line(format!(
         "unpacking {count} packages into {shown}, without installing them: kernel, busybox, qemu"
     ));
     let download = tempfile::Builder::new().prefix("download.").tempdir_in(lab)?;
@@ -107,16 +107,16 @@ fn unpack(lab: &Path, folder: &Path, with_qemu: bool) -> Result<()> {
     Ok(fs::rename(tree, folder)?)
 }
 
-/// Of a simulated installation: `Inst NAME (VERSION ...)`.
+/// The packages of a simulated installation: `Inst NAME (VERSION ...)`.
 fn packages_added(simulated: &str) -> Vec<String> {
     let lines = simulated.lines().filter_map(|line| line.strip_prefix("Inst "));
     lines.filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
 }
 
-/// The package that Debian's cloud kernel of today is.
+/// The current package of Debian's cloud kernel.
 fn kernel_package() -> Result<String> {
-    let known = apt("apt-cache", &["depends", "linux-image-cloud-amd64"])?;
-    let name = known.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
+    let output = apt("apt-cache", &["depends", "linux-image-cloud-amd64"])?;
+    let name = output.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
     Ok(name.context("apt knows no linux-image-cloud-amd64: run apt-get update")?.to_owned())
 }
 
@@ -126,8 +126,8 @@ fn apt(tool: &str, arguments: &[&str]) -> Result<String> {
 
 fn run(command: &mut Command) -> Result<String> {
     output(command).context(
-        "if its package lists are old: apt-get update; elsewhere than on Debian, unpack its linux-image-cloud-amd64 and \
-         busybox-static into target/lab/packages by hand",
+        "if the package lists are old, run apt-get update; on another system than Debian, unpack Debian's \
+         linux-image-cloud-amd64 and busybox-static into target/lab/packages by hand",
     )
 }
 
@@ -136,10 +136,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_packages_of_a_simulated_installation_are_those_that_it_adds() {
-        let said =
+    fn packages_of_a_simulated_installation_are_parsed() {
+        let output =
             "Reading lists...\nInst libfoo (1 Debian:12 [amd64])\nInst foo (2)\nConf foo (2)\n";
-        assert_eq!(packages_added(said), ["libfoo", "foo"]);
+        assert_eq!(packages_added(output), ["libfoo", "foo"]);
         assert!(packages_added("").is_empty());
     }
 }

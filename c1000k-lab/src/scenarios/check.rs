@@ -1,4 +1,4 @@
-//! What was counted, compared with what must be.
+//! Comparisons of counters with expected values.
 
 use std::fs::File;
 use std::io::Write;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-/// What a figure must be.
+/// The expected value of a counter.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Must {
     Equal(u64),
@@ -15,11 +15,11 @@ pub(super) enum Must {
     Exceed(u64),
 }
 
-use crate::say;
+use crate::print_line;
 use Must::{BeAtLeast, BeAtMost, Equal, Exceed};
 
 impl Must {
-    /// Whether it holds, and how that is written.
+    /// Returns whether it holds, and its text.
     fn holds(self, found: u64) -> (bool, String) {
         match self {
             Equal(wanted) => (found == wanted, format!("== {wanted}")),
@@ -47,7 +47,7 @@ impl Checks {
         self.note(holds, &format!("{what}: {found} (must be {must})"))
     }
 
-    /// The scenario ended before its checks.
+    /// Records that the scenario failed before its checks.
     pub(super) fn fail(&mut self, why: &str) -> Result<()> {
         self.note(false, why)
     }
@@ -55,7 +55,7 @@ impl Checks {
     fn note(&mut self, holds: bool, what: &str) -> Result<()> {
         self.all_hold &= holds;
         let line = format!("{}  {what}", if holds { "holds" } else { "FAILS" });
-        say(&line);
+        print_line(&line);
         Ok(writeln!(self.file, "{line}")?)
     }
 }
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_comparison_is_written_down_and_one_that_fails_stays() {
+    fn each_comparison_is_recorded_and_a_failure_persists() {
         let folder = tempfile::tempdir().unwrap();
         let mut checks = Checks::create(folder.path()).unwrap();
         checks.expect("lost", 0, Equal(0)).unwrap();

@@ -1,8 +1,8 @@
-//! The crowd of a soak: it holds connections, and each second many of them close and others open.
+//! The load of the soak test: it holds connections, and closes and opens many of them each second.
 //!
-//! Each connection sends a message when it opens and again at half of its life. One slot in ten is never closed; one in
-//! fifty falls silent after its first echo, and the server's idle timeout must close it. Every other one is closed by a
-//! reset. In the end each must echo once more, and then all are reset.
+//! A connection sends a message when it opens, and another at half of its life. One slot in ten is never closed. One in
+//! fifty becomes silent after its first echo, and the server's idle timeout must close it. Every other close is a reset.
+//! At the end each connection must echo once more, and then all are reset.
 
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -16,19 +16,19 @@ use c1000k_host::limits::raise_descriptor_limit;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use crate::crowd::{Crowd, Event, State};
+use crate::load::{Event, Load, State, WRONG_ECHO};
 use crate::sockets::Ports;
 
 const PERMANENT_EVERY: usize = 10;
 const SILENT_EVERY: usize = 50;
 const IN_FLIGHT_MAX: usize = 4_000;
-/// Turns between two looks at the events.
-const TURNS_MAX: usize = 100;
+/// Slots that are handled between two polls.
+const SLOTS_MAX: usize = 100;
 /// For the last echoes.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Lost connections that are reported one by one.
-const COMPLAINTS_MAX: u64 = 20;
-/// A reset is sent once, and the kernel's queue of loopback packets holds a thousand.
+const LAST_ECHOES_TIMEOUT: Duration = Duration::from_secs(120);
+/// Lost connections that are reported.
+const REPORTS_MAX: u64 = 20;
+/// At once: a reset is sent only once, and the kernel's queue of loopback packets holds a thousand.
 const RESETS_MAX: usize = 64;
 
 /// Holds connections, and closes and opens many of them each second
@@ -41,20 +41,20 @@ pub(crate) struct Arguments {
     /// Connections
     #[arg(value_parser = clap::value_parser!(u32).range(2..))]
     connections: u32,
-    /// For how long they close and open
+    /// How long connections close and open
     seconds: f64,
     /// The server's ports
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
     ports: u16,
-    /// Closes and opens a second
+    /// Connections that close and open per second
     #[arg(long, default_value_t = 1_000.0)]
     churn: f64,
-    /// Opens a second at the beginning
+    /// Connections that open per second at the start
     #[arg(long, default_value_t = 10_000.0)]
     rate: f64,
 }
 
-/// What is printed, one a line: a sample each second, and the summary at the end.
+/// A line of the output: a sample each second, and finally the summary.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Line {
@@ -62,7 +62,7 @@ pub(crate) enum Line {
     Summary(Summary),
 }
 
-/// The counts so far, and the longest wait for an echo since the last sample.
+/// The counts so far, and the longest latency since the last sample.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) seconds: f64,
@@ -79,9 +79,9 @@ pub(crate) struct Summary {
     pub(crate) seconds: f64,
     pub(crate) opened_per_second: f64,
     pub(crate) closed_per_second: f64,
-    /// When the churn ended.
+    /// At the end of the churn.
     pub(crate) held: usize,
-    /// Those whose last echo came back.
+    /// Those that echoed once more at the end.
     pub(crate) proven: usize,
     #[serde(flatten)]
     pub(crate) counts: Counts,
@@ -90,9 +90,9 @@ pub(crate) struct Summary {
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Counts {
     pub(crate) opened: u64,
-    /// By this side.
+    /// By this program.
     pub(crate) closed: u64,
-    /// By the server, for they were silent.
+    /// By the server's idle timeout.
     pub(crate) timed_out: u64,
     pub(crate) lost: u64,
     /// Echoes that differ from the message.
@@ -104,9 +104,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     raise_descriptor_limit()?;
     let summary = churn(arguments)?;
     let Counts { lost, wrong, .. } = summary.counts;
-    let is_right = lost == 0 && wrong == 0 && summary.proven == summary.connections;
+    let is_correct = lost == 0 && wrong == 0 && summary.proven == summary.connections;
     print(&Line::Summary(summary))?;
-    Ok(if is_right { ExitCode::SUCCESS } else { ExitCode::from(SHORT) })
+    Ok(if is_correct { ExitCode::SUCCESS } else { ExitCode::from(SHORT) })
 }
 
 fn churn(arguments: &Arguments) -> Result<Summary> {
@@ -117,7 +117,7 @@ fn churn(arguments: &Arguments) -> Result<Summary> {
     let seconds = churn.seconds() - ramp_seconds;
     let (held, connections) = (churn.connected, churn.slots.len());
     let Counts { opened, closed, timed_out, .. } = churn.counts;
-    let proven = churn.prove()?;
+    let proven = churn.verify()?;
     churn.reset_all();
     Ok(Summary {
         connections,
@@ -137,18 +137,18 @@ fn print(line: &Line) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// A slot's connection, beside what the crowd knows of it.
+/// A slot's connection, in addition to its state in the load.
 #[derive(Debug, Clone)]
 struct Slot {
-    /// Its number, which is in each message: an echo to an earlier connection of the slot is wrong.
-    life: u32,
-    asked_at: Instant,
+    /// The number of the slot's connections so far. Each message contains it, so an echo of an earlier connection is wrong.
+    generation: u32,
+    sent_at: Instant,
     is_silent: bool,
 }
 
 #[derive(Debug)]
 struct Churn {
-    crowd: Crowd,
+    load: Load,
     slots: Vec<Slot>,
     began: Instant,
     sampled_at: Instant,
@@ -163,9 +163,9 @@ impl Churn {
     fn new(arguments: &Arguments) -> Result<Self> {
         let now = Instant::now();
         let ports = Ports { ip: arguments.ip, first: arguments.first_port, count: arguments.ports };
-        let slot = Slot { life: 0, asked_at: now, is_silent: false };
+        let slot = Slot { generation: 0, sent_at: now, is_silent: false };
         Ok(Self {
-            crowd: Crowd::new(ports)?,
+            load: Load::new(ports)?,
             slots: vec![slot; arguments.connections as usize],
             began: now,
             sampled_at: now,
@@ -188,7 +188,7 @@ impl Churn {
                 self.open(next)?;
                 next += 1;
             }
-            self.take_events()?;
+            self.handle_events()?;
         }
         Ok(())
     }
@@ -198,7 +198,7 @@ impl Churn {
         let (mut place, mut replaced) = (0, 0.0);
         while started.elapsed() < duration {
             let due = started.elapsed().as_secs_f64() * per_second;
-            for _ in 0..TURNS_MAX {
+            for _ in 0..SLOTS_MAX {
                 if replaced >= due || self.in_flight >= IN_FLIGHT_MAX {
                     break;
                 }
@@ -206,57 +206,57 @@ impl Churn {
                 self.half_of_life((place + count / 2) % count)?;
                 place = (place + 1) % count;
             }
-            self.take_events()?;
+            self.handle_events()?;
         }
         Ok(())
     }
 
     fn open(&mut self, slot: usize) -> Result<()> {
-        let life = self.slots[slot].life + 1;
-        self.slots[slot] = Slot { life, asked_at: Instant::now(), is_silent: false };
-        match self.crowd.connect(slot)? {
+        let generation = self.slots[slot].generation + 1;
+        self.slots[slot] = Slot { generation, sent_at: Instant::now(), is_silent: false };
+        match self.load.connect(slot)? {
             Ok(()) => self.in_flight += 1,
-            Err(why) => self.lose(slot, &why),
+            Err(reason) => self.count_lost(slot, &reason),
         }
         Ok(())
     }
 
-    fn lose(&mut self, slot: usize, why: &str) {
-        if self.counts.lost < COMPLAINTS_MAX {
-            eprintln!("lost connection {slot} at {:.1} s: {why}", self.seconds());
+    fn count_lost(&mut self, slot: usize, reason: &str) {
+        if self.counts.lost < REPORTS_MAX {
+            eprintln!("lost connection {slot} at {:.1} s: {reason}", self.seconds());
         }
         self.counts.lost += 1;
     }
 
     fn send(&mut self, slot: usize, state: State) -> Result<()> {
-        let known = &mut self.slots[slot];
-        known.asked_at = Instant::now();
-        let message = format!("life {} of connection {slot}, still there?", known.life);
+        let connection = &mut self.slots[slot];
+        connection.sent_at = Instant::now();
+        let message = format!("connection {} of slot {slot}, still there?", connection.generation);
         self.in_flight += usize::from(state == State::Open);
-        match self.crowd.send(slot, message.into_bytes()) {
+        match self.load.send(slot, message.into_bytes()) {
             Ok(()) => Ok(()),
-            Err(why) => self.gone(slot, State::Waiting, &why),
+            Err(reason) => self.on_closed(slot, State::Waiting, &reason),
         }
     }
 
-    /// The server has closed it, as it must where nothing was sent for long.
-    fn gone(&mut self, slot: usize, state: State, why: &str) -> Result<()> {
-        self.forget(state);
+    /// The server must close silent connections, and no others.
+    fn on_closed(&mut self, slot: usize, state: State, reason: &str) -> Result<()> {
+        self.uncount(state);
         if !self.slots[slot].is_silent {
-            self.lose(slot, why);
+            self.count_lost(slot, reason);
             return Ok(());
         }
         self.counts.timed_out += 1;
         self.open(slot)
     }
 
-    fn forget(&mut self, state: State) {
+    fn uncount(&mut self, state: State) {
         self.in_flight -= usize::from(state != State::Open);
         self.connected -= usize::from(state != State::Connecting);
     }
 
-    fn take_events(&mut self) -> Result<()> {
-        for (slot, event) in self.crowd.poll(Duration::from_millis(1))? {
+    fn handle_events(&mut self) -> Result<()> {
+        for (slot, event) in self.load.poll(Duration::from_millis(1))? {
             match event {
                 Event::Connected => {
                     self.counts.opened += 1;
@@ -266,11 +266,11 @@ impl Churn {
                 Event::Echoed => {
                     self.in_flight -= 1;
                     self.counts.echoes += 1;
-                    self.echo_max = self.echo_max.max(self.slots[slot].asked_at.elapsed());
+                    self.echo_max = self.echo_max.max(self.slots[slot].sent_at.elapsed());
                 }
-                Event::Gone(state, why) => {
-                    self.counts.wrong += u64::from(why == "a wrong echo");
-                    self.gone(slot, state, &why)?;
+                Event::Closed(state, reason) => {
+                    self.counts.wrong += u64::from(reason == WRONG_ECHO);
+                    self.on_closed(slot, state, &reason)?;
                 }
             }
         }
@@ -284,10 +284,10 @@ impl Churn {
     }
 
     fn is_open(&self, slot: usize) -> bool {
-        self.crowd.get(slot).is_some_and(|peer| peer.state == State::Open)
+        self.load.get(slot).is_some_and(|connection| connection.state == State::Open)
     }
 
-    /// The slot's turn: its connection closes, and another opens. Whether that happened.
+    /// Closes the slot's connection and opens another, unless it is permanent or silent; returns whether it did.
     fn replace(&mut self, slot: usize) -> Result<bool> {
         if !self.is_open(slot) || self.slots[slot].is_silent {
             return Ok(false);
@@ -298,13 +298,13 @@ impl Churn {
         }
         let is_reset = !self.counts.closed.is_multiple_of(2);
         self.counts.closed += 1;
-        self.crowd.remove(slot, is_reset);
-        self.forget(State::Open);
+        self.load.remove(slot, is_reset);
+        self.uncount(State::Open);
         self.open(slot)?;
         Ok(true)
     }
 
-    /// It sends a message, or falls silent.
+    /// Sends a message, or becomes silent.
     fn half_of_life(&mut self, slot: usize) -> Result<()> {
         if !self.is_open(slot) || self.slots[slot].is_silent {
             return Ok(());
@@ -316,8 +316,8 @@ impl Churn {
         self.send(slot, State::Open)
     }
 
-    /// How many of all echo once more, those included that fell silent and are not closed yet.
-    fn prove(&mut self) -> Result<usize> {
+    /// Returns how many echo once more, including silent ones that are not closed yet.
+    fn verify(&mut self) -> Result<usize> {
         for slot in 0..self.slots.len() {
             if self.is_open(slot) {
                 self.send(slot, State::Open)?;
@@ -325,20 +325,20 @@ impl Churn {
             self.await_in_flight(IN_FLIGHT_MAX - 1)?;
         }
         self.await_in_flight(0)?;
-        Ok(self.crowd.open())
+        Ok(self.load.open())
     }
 
-    fn await_in_flight(&mut self, most: usize) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while self.in_flight > most && Instant::now() < deadline {
-            self.take_events()?;
+    fn await_in_flight(&mut self, max: usize) -> Result<()> {
+        let deadline = Instant::now() + LAST_ECHOES_TIMEOUT;
+        while self.in_flight > max && Instant::now() < deadline {
+            self.handle_events()?;
         }
         Ok(())
     }
 
     fn reset_all(&mut self) {
         for slot in 0..self.slots.len() {
-            self.crowd.remove(slot, true);
+            self.load.remove(slot, true);
             if slot.is_multiple_of(RESETS_MAX) {
                 thread::sleep(Duration::from_millis(1));
             }
@@ -353,7 +353,7 @@ mod tests {
 
     use super::*;
 
-    /// Echoes until its peer's end, each byte changed by `change`.
+    /// Echoes until the end of the stream, with each byte XORed with `change`.
     fn echo(mut stream: TcpStream, change: u8) {
         let mut buffer = [0; 256];
         while let Ok(count @ 1..) = stream.read(&mut buffer) {
@@ -364,7 +364,7 @@ mod tests {
         }
     }
 
-    /// Twenty connections, fifty of which close and open each second, with a server that echoes in that way.
+    /// Twenty connections to such a server, fifty of which close and open per second.
     fn churn_against(change: u8) -> Summary {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let first_port = listener.local_addr().unwrap().port();

@@ -10,39 +10,39 @@ use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
 use crate::cgroup::MemoryCgroup;
-use crate::crowd::{Arrival, Crowd};
-use crate::faults::run::{Run, many};
+use crate::faults::run::{Run, require_descriptors};
+use crate::load::{Load, Ramp};
 use crate::namespace::Namespace;
-use crate::patience::{sleep, wait_until};
 use crate::server::{Server, Setup};
 use crate::sockets::is_admitted;
+use crate::wait::{sleep, wait_until};
 
 const CGROUP_BYTES: u64 = 12 << 20;
 const PEERS: usize = 18_000;
 
 pub(super) fn cgroup(run: &mut Run<'_>) -> Result<()> {
     let cgroup = MemoryCgroup::new(CGROUP_BYTES)?;
-    let server = serve_in(run, &cgroup, &["--max-connections", "19000"])?;
-    let mut crowd = Crowd::new(server.ports())?;
-    crowd.add(many(PEERS)?)?;
-    let (held, refused) = (crowd.open(), crowd.reset());
+    let mut server = serve_in(run, &cgroup, &["--max-connections", "19000"])?;
+    let mut load = Load::new(server.ports())?;
+    load.add(require_descriptors(PEERS)?)?;
+    let (held, refused) = (load.open(), load.reset());
     run.figures(json!({"held": held, "refused": refused}));
     run.figures(json!({"peak_bytes": cgroup.peak_bytes(), "kills": cgroup.kills()?}));
     run.check("not killed", server.process.is_running() && cgroup.kills()? == 0);
     run.check("many are held", held > 3_000);
     run.check("all others were reset", held + refused == PEERS);
-    run.check("each one admitted echoes", crowd.verify()? == held);
-    server.await_log("| refusing: memory", Duration::from_secs(10))?;
-    crowd.close(held / 2);
-    let is_let_in = || Ok(is_admitted(server.address(0)));
-    let took = wait_until("it admits again", Duration::from_secs(15), is_let_in)?;
-    crowd.add(held / 4)?;
+    run.check("each admitted connection echoes", load.verify()? == held);
+    server.process.await_log("| refusing: memory", Duration::from_secs(10))?;
+    load.close(held / 2);
+    let is_admitted_again = || Ok(is_admitted(server.address(0)));
+    let took = wait_until("it admits again", Duration::from_secs(15), is_admitted_again)?;
+    load.add(held / 4)?;
     run.seconds("room_again_seconds", took);
-    run.figure("held_again", crowd.open());
-    run.check("it admits again", crowd.open() > held - held / 2 + held / 8);
-    run.check("all of them echo", crowd.verify()? == crowd.open());
-    drop(crowd);
-    let record = run.ends(server)?;
+    run.figure("held_again", load.open());
+    run.check("it admits again", load.open() > held - held / 2 + held / 8);
+    run.check("all of them echo", load.verify()? == load.open());
+    drop(load);
+    let record = run.end(server)?;
     run.figure("guard", serde_json::to_string(&record.memory_guard)?);
     run.figure("kills_at_end", cgroup.kills()?);
     let counted = record.refused_by.get("memory").copied().unwrap_or(0);
@@ -54,26 +54,23 @@ pub(super) fn cgroup(run: &mut Run<'_>) -> Result<()> {
 pub(super) fn pause(run: &mut Run<'_>) -> Result<()> {
     let cgroup = MemoryCgroup::new(CGROUP_BYTES)?;
     let server = serve_in(run, &cgroup, &["--max-connections", "19000", "--overload", "pause"])?;
-    let mut crowd = Crowd::new(server.ports())?;
-    let arrival = Arrival {
-        patience: Duration::from_millis(1_500),
-        in_flight_max: 2_000,
-        ..Arrival::default()
-    };
-    crowd.add_as(many(PEERS)?, arrival)?;
-    let held = crowd.open();
-    run.figures(json!({"held": held, "waiting": crowd.waiting()}));
-    run.figures(json!({"kills": cgroup.kills()?, "reset": crowd.reset()}));
+    let mut load = Load::new(server.ports())?;
+    let stall_timeout = Duration::from_millis(1_500);
+    let ramp = Ramp { in_flight_max: 2_000, stall_timeout, ..Ramp::default() };
+    load.ramp(require_descriptors(PEERS)?, ramp)?;
+    let held = load.open();
+    run.figures(json!({"held": held, "waiting": load.waiting()}));
+    run.figures(json!({"kills": cgroup.kills()?, "reset": load.reset()}));
     run.check("not killed", server.process.is_running() && cgroup.kills()? == 0);
-    run.check("none is reset", crowd.gone() == 0);
-    run.check("each one admitted echoes", held > 3_000 && crowd.verify()? == held);
-    crowd.close_open(held / 2);
+    run.check("none is reset", load.failed() == 0);
+    run.check("each admitted connection echoes", held > 3_000 && load.verify()? == held);
+    load.close_open(held / 2);
     let wanted = held - held / 4;
-    crowd.step_until(Duration::from_secs(30), |crowd| crowd.open() >= wanted)?;
-    run.figure("held_again", crowd.open());
-    run.check("those that waited get in", crowd.open() >= wanted);
-    drop(crowd);
-    run.ends(server).map(drop)
+    load.run_until(Duration::from_secs(30), |load| load.open() >= wanted)?;
+    run.figure("held_again", load.open());
+    run.check("those that waited are admitted", load.open() >= wanted);
+    drop(load);
+    run.end(server).map(drop)
 }
 
 fn serve_in(run: &Run<'_>, cgroup: &MemoryCgroup, arguments: &[&str]) -> Result<Server> {
@@ -81,15 +78,15 @@ fn serve_in(run: &Run<'_>, cgroup: &MemoryCgroup, arguments: &[&str]) -> Result<
 }
 
 pub(super) fn never_reading(run: &mut Run<'_>) -> Result<()> {
-    // At most 128 KiB and its overhead for each.
+    // At most 128 KiB per peer, and its overhead.
     let closed_by = send_without_reading(run, 500, 64 << 10, 500 * (160 << 10))?;
     run.check("the record counts each of them", closed_by.get("slow_reader") == Some(&500));
     Ok(())
 }
 
 pub(super) fn never_reading_many(run: &mut Run<'_>) -> Result<()> {
-    let count = many(15_000)?;
-    // 256 MiB of queues at most, and as much again for their overhead.
+    let count = require_descriptors(15_000)?;
+    // At most 256 MiB of queues, and as much for their overhead.
     let closed_by = send_without_reading(run, count, 16 << 10, 512 << 20)?;
     let reasons = ["slow_reader", "queues_full", "tcp_mem"];
     let dropped: u64 = reasons.iter().filter_map(|&reason| closed_by.get(reason)).sum();
@@ -97,7 +94,7 @@ pub(super) fn never_reading_many(run: &mut Run<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Returns the record's counts by reason of how they were closed.
+/// Returns the record's `closed_by`.
 fn send_without_reading(
     run: &mut Run<'_>,
     count: usize,
@@ -110,10 +107,10 @@ fn send_without_reading(
         namespace: Some(&namespace),
         ..Setup::default()
     })?;
-    // By default the kernel would take megabytes for each of them before anything is queued in the server.
+    // With its defaults the kernel would buffer megabytes per peer before the server has to queue anything.
     for setting in ["tcp_rmem", "tcp_wmem"] {
         let sizes = format!("4096 {kernel_bytes} {kernel_bytes}");
-        namespace.there.set(&format!("net/ipv4/{setting}"), &sizes)?;
+        namespace.network.set(&format!("net/ipv4/{setting}"), &sizes)?;
     }
     let (before, rss) = (server.descriptors()?, server.rss_bytes()?);
     let mut peers = Vec::with_capacity(count);
@@ -124,7 +121,7 @@ fn send_without_reading(
     let started = Instant::now();
     for _ in 0..12 {
         for (number, (stream, sent)) in peers.iter_mut().enumerate() {
-            // All at once they would fill the kernel's memory for TCP, and wait for retransmissions.
+            // All at once would fill the kernel's memory for TCP, and then wait for retransmissions.
             sleep(Duration::from_millis(number as u64).saturating_sub(started.elapsed()))?;
             *sent += send_up_to(stream, (1 << 20) - *sent);
         }
@@ -138,7 +135,7 @@ fn send_without_reading(
     let took = wait_until("they are dropped", Duration::from_secs(60), are_dropped)?;
     run.seconds("dropped_seconds", took);
     drop(peers);
-    let record = run.ends(server)?;
+    let record = run.end(server)?;
     run.counts("closed_by", &record.closed_by);
     Ok(record.closed_by)
 }
@@ -152,13 +149,13 @@ fn peer_without_window(server: &Server, number: usize, kernel_bytes: usize) -> R
     Ok(socket.into())
 }
 
-/// As much as the kernel takes now.
-fn send_up_to(stream: &mut TcpStream, most: usize) -> usize {
+/// Sends as much as the kernel accepts now.
+fn send_up_to(stream: &mut TcpStream, max: usize) -> usize {
     let mut sent = 0;
-    while sent < most {
+    while sent < max {
         match stream.write(&[b'x'; 1 << 16]) {
             Ok(count) => sent += count,
-            // Full, or dropped already.
+            // The send buffer is full, or the connection was dropped.
             Err(_) => break,
         }
     }
