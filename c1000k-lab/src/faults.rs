@@ -12,8 +12,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use c1000k_host::check::FileTableChoice;
-use c1000k_host::command_line::{self, REACHED, SHORT, USAGE};
+use c1000k_host::command_line::{self, REACHED, SHORT};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 
 use crate::server::Lab;
 
@@ -26,10 +27,10 @@ pub(crate) use report::{Check, Skipped};
 /// with 1 if a row fails, and with 2 for wrong usage.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// By default all that do not take minutes
-    #[arg(value_name = "ROW")]
+    /// By default all rows that do not take minutes
+    #[arg(value_name = "ROW", hide_possible_values = true, value_parser = PossibleValuesParser::new(rows::ROWS.iter().map(|row| row.name)))]
     rows: Vec<String>,
-    /// Where the records go
+    /// The folder for the records
     #[arg(long, value_name = "DIR", default_value = "out/faults")]
     out: PathBuf,
     /// The table that holds the server's sockets, in rows that do not set it
@@ -45,17 +46,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         let lines = rows::ROWS.iter().map(|row| format!("{:20} {}\n", row.name, row.fault));
         return Ok(command_line::deliver(REACHED, &lines.collect::<String>()));
     }
-    let mut chosen = Vec::new();
-    for name in &arguments.rows {
-        let Some(row) = rows::ROWS.iter().find(|row| row.name == name) else {
-            let line = format!("no row is called '{name}'; --list prints them");
-            return Ok(command_line::fail(USAGE, &line));
-        };
-        chosen.push(row);
-    }
-    if chosen.is_empty() {
-        chosen.extend(rows::ROWS.iter().filter(|row| !row.is_long));
-    }
+    let is_chosen = |row: &&rows::Row| match arguments.rows.is_empty() {
+        true => !row.is_long,
+        false => arguments.rows.iter().any(|name| name == row.name),
+    };
+    let chosen: Vec<_> = rows::ROWS.iter().filter(is_chosen).collect();
     fs::create_dir_all(&arguments.out)?;
     let states = run::run_all(&Lab::new(arguments.file_table)?, &chosen, &arguments.out)?;
     let has_failed = states.contains(&report::State::Fails);

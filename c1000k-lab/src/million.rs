@@ -161,13 +161,7 @@ fn decide(arguments: &Arguments, plan: &Plan) -> Result<Where> {
         print_line(format!("in a virtual machine, because natively {reason}"));
         return Ok(Where::Guests);
     }
-    let alternative = match plan.stateless {
-        true => String::new(),
-        false => format!(
-            "; or without changing this machine: scripts/million {}",
-            guest_arguments(arguments, plan).join(" ")
-        ),
-    };
+    let alternative = if plan.stateless { "" } else { "; or run with --vm instead of --native" };
     for obstacle in &obstacles {
         print_line(format!("capped: {}{alternative}", obstacle.line));
     }
@@ -175,28 +169,12 @@ fn decide(arguments: &Arguments, plan: &Plan) -> Result<Where> {
         bail!("not started: {reason}");
     }
     if let Some(reason) = no_namespaces {
-        bail!("{reason}{}", if plan.stateless { "" } else { "; or run with --vm" });
+        bail!("{reason}{alternative}");
     }
     if !obstacles.is_empty() {
-        print_line("trying as far as it goes");
+        print_line("opening as many as fit");
     }
     Ok(Where::Native(privilege))
-}
-
-/// The arguments for the same run in guests.
-fn guest_arguments(arguments: &Arguments, plan: &Plan) -> Vec<String> {
-    let mut words = vec![plan.connections.to_string(), "--vm".to_owned()];
-    if plan.topology == Topology::ThreeHosts {
-        words.extend(["--topology", plan.topology.name()].map(str::to_owned));
-    }
-    let sizes = [("--memory", plan.memory_mb), ("--server-memory", plan.server_memory_mb)];
-    for (name, mebibytes) in sizes {
-        words.extend(mebibytes.iter().flat_map(|size| [name.to_owned(), format!("{size}M")]));
-    }
-    if arguments.warm {
-        words.push("--warm".to_owned());
-    }
-    words
 }
 
 fn out_default(connections: u64) -> PathBuf {

@@ -51,6 +51,17 @@ impl Process {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
+    /// Its files in /proc.
+    pub(crate) fn proc(&self) -> Result<procfs::process::Process> {
+        Ok(procfs::process::Process::new(self.pid().as_raw())?)
+    }
+
+    /// How often it has gone to sleep so far.
+    pub(crate) fn wakes(&self) -> Result<u64> {
+        let wakes = self.proc()?.status()?.voluntary_ctxt_switches;
+        wakes.context("the kernel does not count context switches")
+    }
+
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         kill(self.pid(), signal).with_context(|| format!("{signal} for the {}", self.name))
     }

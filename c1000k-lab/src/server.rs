@@ -23,9 +23,9 @@ use crate::wait::{handle_interrupts, sleep, wait_until};
 
 pub(crate) const PORTS: u16 = 10;
 
-const READY_WITHIN: Duration = Duration::from_secs(30);
-const END_WITHIN: Duration = Duration::from_secs(60);
-const LISTED_WITHIN: Duration = Duration::from_secs(60);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+const END_TIMEOUT: Duration = Duration::from_secs(60);
+const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What all servers under test have in common.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) namespace: Option<&'a Namespace>,
     pub(crate) cgroup: Option<&'a MemoryCgroup>,
     pub(crate) descriptors: Option<u64>,
-    /// By default free ones are chosen.
+    /// By default the first of free ports.
     pub(crate) first_port: Option<u16>,
     pub(crate) has_no_bystander: bool,
 }
@@ -104,7 +104,7 @@ impl Server {
             record_path,
             _folder: folder,
         };
-        server.process.await_log("ready", READY_WITHIN)?;
+        server.process.await_log("ready", READY_TIMEOUT)?;
         if !setup.has_no_bystander {
             let last = server.all_ports.address(usize::from(PORTS) - 1);
             server.bystander = Some(Bystander::start(last, server.process.pid(), setup.namespace)?);
@@ -125,17 +125,13 @@ impl Server {
         self.bystander.as_ref().context("this server has no bystander")
     }
 
-    fn proc(&self) -> Result<procfs::process::Process> {
-        Ok(procfs::process::Process::new(self.process.pid().as_raw())?)
-    }
-
     /// Its open files, including registered ones. Not counted are its rings, which it creates as needed, and the files of
     /// /proc, which it opens only briefly.
     pub(crate) fn descriptors(&self) -> Result<usize> {
-        let mut open = self.proc()?.fd_count()?;
+        let mut open = self.process.proc()?.fd_count()?;
         for _ in 0..4 {
             sleep(Duration::from_millis(1))?;
-            open = open.min(self.proc()?.fd_count()?);
+            open = open.min(self.process.proc()?.fd_count()?);
         }
         Ok(open.saturating_sub(self.rings()?.len()) + self.registered_sockets()?)
     }
@@ -149,29 +145,26 @@ impl Server {
     fn rings(&self) -> Result<Vec<PathBuf>> {
         let info = PathBuf::from(format!("/proc/{}/fdinfo", self.process.pid()));
         // A descriptor may have been closed since it was listed.
-        let files = self.proc()?.fd()?.filter_map(Result::ok);
+        let files = self.process.proc()?.fd()?.filter_map(Result::ok);
         let is_ring = |target: &FDTarget| matches!(target, FDTarget::AnonInode(kind) if kind.contains("io_uring"));
         let rings = files.filter(|file| is_ring(&file.target));
         Ok(rings.map(|file| info.join(file.fd.to_string())).collect())
     }
 
     pub(crate) fn rss_bytes(&self) -> Result<u64> {
-        Ok(self.proc()?.statm()?.resident * procfs::page_size())
+        Ok(self.process.proc()?.statm()?.resident * procfs::page_size())
     }
 
     pub(crate) fn cpu_seconds(&self) -> Result<f64> {
-        let stat = self.proc()?.stat()?;
+        let stat = self.process.proc()?.stat()?;
         Ok((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
     }
 
     /// How often per second it goes to sleep while `meanwhile` runs.
     pub(crate) fn wakes_per_second(&self, meanwhile: impl FnOnce() -> Result<()>) -> Result<f64> {
-        let wakes = || {
-            self.proc()?.status()?.voluntary_ctxt_switches.context("no count of context switches")
-        };
-        let (before, started) = (wakes()?, Instant::now());
+        let (before, started) = (self.process.wakes()?, Instant::now());
         meanwhile()?;
-        let count = (wakes()? - before) as f64;
+        let count = (self.process.wakes()? - before) as f64;
         Ok(((count / started.elapsed().as_secs_f64()) * 10.0).round() / 10.0)
     }
 
@@ -179,7 +172,7 @@ impl Server {
     pub(crate) fn end(mut self) -> Result<Ended> {
         let bystander = self.bystander.take().map(Bystander::end).transpose()?;
         self.process.signal(Signal::SIGTERM)?;
-        let code = self.process.wait(END_WITHIN)?;
+        let code = self.process.wait(END_TIMEOUT)?;
         let is_written = self.record_path.exists();
         let record = is_written.then(|| record::server(&self.record_path)).transpose()?;
         Ok(Ended { code, record, bystander })
@@ -199,7 +192,7 @@ impl Drop for Server {
 /// The kernel lists the files of a ring only while no system call uses it, so this is repeated for a busy server.
 fn sockets_listed(ring: &Path) -> Result<usize> {
     let mut sockets = 0;
-    wait_until("the kernel lists the files of a ring", LISTED_WITHIN, || {
+    wait_until("the kernel lists the files of a ring", LIST_TIMEOUT, || {
         let text = fs::read_to_string(ring)?;
         sockets = text.lines().filter(|line| is_socket(line)).count();
         Ok(text.contains("UserFiles:"))

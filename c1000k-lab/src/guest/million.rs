@@ -74,10 +74,7 @@ fn start_client(share: &Share) -> Request {
 /// than needed if the host has it.
 pub(crate) fn prepare(plan: &Plan) -> Result<u64> {
     let connections = format::count(plan.connections);
-    let kernels = match plan.topology {
-        Topology::OneHost => 1,
-        Topology::ThreeHosts => 3,
-    };
+    let kernels = if plan.topology == Topology::OneHost { 1 } else { 3 };
     let needed = predict(&Requirements::new(Role::Both, plan.connections)).total_bytes() / MB
         + kernels * KERNEL_MB;
     let room = memory_available().map_or(0, |room| room.bytes >> 20);

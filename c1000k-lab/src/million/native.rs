@@ -22,7 +22,7 @@ const HOLD: &str = "5s";
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Without a socket less, in the teardown.
+/// The teardown ends if no socket has been closed for this long.
 const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Lets the clients open, hold, verify and close the connections; returns the worst exit code of the clients.

@@ -11,12 +11,12 @@ use nix::unistd::Pid;
 use procfs::{Current, Meminfo};
 
 use super::OUT;
-use super::programs::{Program, Programs};
+use super::programs::Programs;
 use crate::guest::request::Condition;
 use crate::million::teardown::Teardown;
 use crate::soak::ServerSample;
 
-/// Without a socket less, in the teardown.
+/// The teardown ends if no socket has been closed for this long.
 const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A client prints it when it has opened all connections that it could.
@@ -58,13 +58,13 @@ pub(super) fn poll_for(condition: Condition, programs: &mut Programs) -> Result<
             Ok((count <= connections_max).then(|| count.to_string()))
         }),
         Condition::Wakes { name, seconds } => {
-            let (before, started) = (wakes(programs.named(&name)?)?, Instant::now());
+            let (before, started) = (programs.named(&name)?.process.wakes()?, Instant::now());
             Box::new(move |programs| {
                 let passed = started.elapsed().as_secs();
                 if passed < seconds {
                     return Ok(None);
                 }
-                let count = wakes(programs.named(&name)?)? - before;
+                let count = programs.named(&name)?.process.wakes()? - before;
                 Ok(Some((count / passed.max(1)).to_string()))
             })
         }
@@ -74,12 +74,6 @@ pub(super) fn poll_for(condition: Condition, programs: &mut Programs) -> Result<
 /// In this network namespace.
 fn sockets_in_use() -> Result<u64> {
     Ok(SocketUsage::read().context("no count of sockets")?.tcp_inuse)
-}
-
-/// How often a program has gone to sleep so far.
-fn wakes(program: &Program) -> Result<u64> {
-    let status = procfs::process::Process::new(program.process.pid().as_raw())?.status()?;
-    status.voluntary_ctxt_switches.context("no count of context switches")
 }
 
 /// Writes a sample to `samples.log` periodically until the process has ended. Counts the open files of the whole guest,
