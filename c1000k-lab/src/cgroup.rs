@@ -13,14 +13,14 @@ use crate::faults::Skipped;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// A process leaves its group a moment after its end.
+/// Attempts to remove it: a process leaves its cgroup a moment after its end.
 const REMOVALS_MAX: u32 = 100;
 
 /// A memory cgroup; removed when dropped.
 #[derive(Debug)]
 pub(crate) struct MemoryCgroup {
     path: PathBuf,
-    /// The files of its limit, its peak, and its number of kills.
+    /// The names of the files with its limit, its peak and its number of kills.
     files: [&'static str; 3],
 }
 

@@ -15,7 +15,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use crate::sockets::Ports;
 use crate::wait::check_deadline;
 
-/// Of one `epoll_wait`.
+/// Events of one `epoll_wait`.
 const EVENTS_MAX: usize = 1_000;
 
 const STEP: Duration = Duration::from_millis(50);
@@ -37,7 +37,7 @@ pub(crate) struct Connection {
     pub(crate) stream: TcpStream,
     pub(crate) state: State,
     message: Arc<[u8]>,
-    /// Bytes of its echo.
+    /// Bytes of its echo so far.
     received: usize,
 }
 
@@ -56,7 +56,7 @@ pub(crate) enum Event {
 pub(crate) struct Ramp {
     /// Connects and first echoes under way at a time.
     pub(crate) in_flight_max: usize,
-    /// It ends if nothing has happened for this long.
+    /// It ends if there has been no event for this long.
     pub(crate) stall_timeout: Duration,
     pub(crate) timeout: Duration,
 }
@@ -221,7 +221,7 @@ fn advance(
     Ok(Some(Event::Echoed))
 }
 
-/// As the kernel names it, if it is the kernel's.
+/// The kernel's name of the error, if it has one.
 pub(crate) fn name_of(error: &std::io::Error) -> String {
     error.raw_os_error().map_or_else(|| error.to_string(), errno_name)
 }
@@ -232,12 +232,12 @@ impl Load {
         self.count(State::Open)
     }
 
-    /// Those whose echo is not complete: not accepted yet, or not connected.
+    /// Connections without a complete echo: not accepted yet, or not connected.
     pub(crate) fn waiting(&self) -> usize {
         self.count(State::Waiting) + self.count(State::Connecting)
     }
 
-    /// Those that were reset before their first echo.
+    /// Connections that were reset before their first echo.
     pub(crate) fn reset(&self) -> usize {
         self.failures.get("ECONNRESET").copied().unwrap_or(0)
     }
@@ -254,7 +254,7 @@ impl Load {
         self.ramp(count, Ramp::default())
     }
 
-    /// Opens `count` more; returns when each has its echo or has failed, or when the ramp's time is over.
+    /// Opens `count` more; returns when each has its echo or has failed, or after the ramp's time-out.
     pub(crate) fn ramp(&mut self, count: usize, ramp: Ramp) -> Result<()> {
         let deadline = Instant::now() + ramp.timeout;
         let (mut left, mut in_flight) = (count, 0_usize);

@@ -1,5 +1,5 @@
-//! Runs server and clients against each other, natively if this machine allows it and else in guests, and collects the
-//! records.
+//! Runs server and clients against each other, natively if this machine allows it, otherwise in guests, and collects
+//! the records.
 
 mod capacity;
 mod hosts;
@@ -60,8 +60,8 @@ pub(crate) struct Arguments {
     /// The server's part of it (three-hosts), by default half
     #[arg(long, value_name = "SIZE", requires = "memory", value_parser = plan::parse_mebibytes)]
     server_memory: Option<u64>,
-    /// First touch as much memory as the run will need: in a virtual machine the first touch may be slow, and would slow
-    /// down the ramp
+    /// Before the run, write as much memory as it will need: in a virtual machine the first touch may be slow, and would
+    /// slow down the ramp
     #[arg(long)]
     warm: bool,
     /// A new folder, by default out/million-N-DATE
@@ -72,7 +72,7 @@ pub(crate) struct Arguments {
 /// Where the connections are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Where {
-    /// With the privilege by which network namespaces are created, if the run needs any.
+    /// With the privilege to create network namespaces, if the run needs some.
     Native(Option<Privilege>),
     Guests,
 }
@@ -210,7 +210,7 @@ fn machine(plan: &Plan, is_warm: bool, place: Where) -> Result<String> {
         format!("target: {}", plan.connections),
         format!("memory touched before the run: {}\n", if is_warm { "yes" } else { "no" }),
     ];
-    // Guests add theirs when they have booted.
+    // A guest's description is added when it has booted.
     let machine = match place {
         Where::Native(_) => format!("accel: none\n{}", describe_machine()?),
         Where::Guests => String::new(),
@@ -218,7 +218,7 @@ fn machine(plan: &Plan, is_warm: bool, place: Where) -> Result<String> {
     Ok(lines.join("\n") + &machine)
 }
 
-/// Lets a process write as much memory as the run will need, and end.
+/// Starts a process that writes as much memory as the run will need, and ends.
 fn touch_first(plan: &Plan) -> Result<()> {
     let bytes = plan.memory_mb.map_or_else(
         || predict(&Requirements::new(plan.role(), plan.connections)).total_bytes(),
@@ -235,7 +235,7 @@ fn touch_first(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Writes the summary of the run, and returns its verdict, which does not change the exit code.
+/// Writes the summary of the run, and returns its verdict, which does not affect the exit code.
 fn summarize(out: &Path) -> Result<String, Box<dyn std::error::Error>> {
     let report = Report::new(Run::read(out)?)?;
     report.write(out)?;

@@ -62,7 +62,7 @@ pub(crate) struct Settings {
 struct Scenario {
     name: &'static str,
     guests: fn(&Settings) -> Vec<Spec>,
-    /// A tool of this machine that it needs, and the tool's package.
+    /// A tool of this machine that it needs, and the Debian package of the tool.
     tool: Option<(&'static str, &'static str)>,
     run: fn(&mut Run<'_>) -> Result<()>,
 }
@@ -155,7 +155,7 @@ pub(crate) fn run_soak(out: &Path, soak: soak::Soak) -> Result<bool> {
     runner.run(scenario.context("there is no scenario for it")?)
 }
 
-/// What the scenarios have in common.
+/// Runs scenarios with the same programs, settings and folder.
 #[derive(Debug)]
 struct Runner {
     out: PathBuf,
@@ -209,7 +209,7 @@ impl Runner {
     }
 }
 
-/// Not by PATH, which lacks sbin for ordinary users.
+/// Finds a tool without PATH, which lacks sbin for ordinary users.
 fn find_tool(name: &str, package: &str) -> Result<PathBuf> {
     let folders = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
     let mut paths = folders.iter().map(|folder| Path::new(folder).join(name));
@@ -230,9 +230,9 @@ mod tests {
         arguments: Arguments,
     }
 
-    fn parse(words: &[&str]) -> Option<Arguments> {
-        let words = [&["scenarios"], words].concat();
-        Probe::try_parse_from(words).ok().map(|probe| probe.arguments)
+    fn parse(arguments: &[&str]) -> Option<Arguments> {
+        let arguments = [&["scenarios"], arguments].concat();
+        Probe::try_parse_from(arguments).ok().map(|probe| probe.arguments)
     }
 
     #[test]
@@ -245,8 +245,8 @@ mod tests {
         for size in ["", "14", "M", "ten", "0G", "00M"] {
             assert!(parse(&["--memory", size]).is_none(), "{size:?}");
         }
-        for words in [&["flood"][..], &["--memory"], &["--out"], &["--bogus"]] {
-            assert!(parse(words).is_none(), "{words:?}");
+        for arguments in [&["flood"][..], &["--memory"], &["--out"], &["--bogus"]] {
+            assert!(parse(arguments).is_none(), "{arguments:?}");
         }
     }
 }

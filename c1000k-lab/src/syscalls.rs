@@ -41,7 +41,7 @@ pub(crate) fn run(Arguments { connections, folder }: &Arguments) -> Result<ExitC
     let arguments = ["127.0.0.1", FIRST_PORT, "-c", &count, "--hold", "1s"];
     let mut client = trace("client", &programs, folder, &arguments)?;
     if client.wait(Duration::from_secs(60 + connections / 50))? != 0 {
-        bail!("the client fell short: see {}", folder.join("client.log").display());
+        bail!("the client did not reach its target: see {}", folder.join("client.log").display());
     }
     kill(child_of(server.pid())?, Signal::SIGTERM)?;
     server.wait(Duration::from_secs(60))?;

@@ -76,8 +76,8 @@ impl Tracer {
         Ok(())
     }
 
-    /// How often the process has waited for events so far. Its context switches can't tell: tracing causes some at each
-    /// call.
+    /// How often the process has waited for events so far. Context switches are no measure, because tracing causes
+    /// some at each call.
     pub(crate) fn waits(&self) -> u64 {
         self.shared.waits.load(Ordering::Relaxed)
     }

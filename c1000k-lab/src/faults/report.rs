@@ -45,7 +45,7 @@ impl fmt::Display for Skipped {
 
 impl std::error::Error for Skipped {}
 
-/// One thing that must hold, and whether it does.
+/// A condition, and whether it holds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Check {
     pub(crate) what: String,
@@ -78,7 +78,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Of a row that starts now.
+    /// Creates the record of a row that starts now.
     pub(crate) fn new(row: &Row) -> Result<Self> {
         let (release, cpus) = (kernel_release()?, thread::available_parallelism()?);
         Ok(Self {

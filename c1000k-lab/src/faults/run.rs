@@ -24,7 +24,7 @@ const ROW_TIMEOUT: Duration = Duration::from_secs(240);
 /// The bystander's latency, without the time that the machine adds.
 const LATENCY_MS_MAX: f64 = 100.0;
 
-/// Of the server's log in a record.
+/// Lines of the server's log in a record.
 const LOG_LINES_MAX: usize = 20;
 
 /// A running row, and its record so far.
@@ -35,7 +35,7 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Records a figure, and replaces one of the same name.
+    /// Records a figure; it replaces one of the same name.
     pub(crate) fn figure(&mut self, name: &str, value: impl Into<Value>) {
         self.report.figures.insert(name.to_owned(), value.into());
     }
@@ -63,7 +63,7 @@ impl Run<'_> {
         self.report.checks.push(Check::new(what, holds));
     }
 
-    /// A server with these arguments, on loopback.
+    /// Starts a server with these arguments, on loopback.
     pub(crate) fn serve(&self, arguments: &[&str]) -> Result<Server> {
         self.serve_as(&Setup { arguments, ..Setup::default() })
     }
@@ -168,7 +168,7 @@ pub(crate) fn run_all(lab: &Lab, rows: &[&Row], out: &Path) -> Result<Vec<State>
         }
     }
     write_table(out)?;
-    let count = |wanted| states.iter().filter(|&&state| state == wanted).count();
+    let count = |state| states.iter().filter(|&&outcome| outcome == state).count();
     println!(
         "{} hold, {} fail, {} skipped: records in {}",
         count(State::Holds),

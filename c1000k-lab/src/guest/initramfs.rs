@@ -120,8 +120,8 @@ fn name_of(path: impl AsRef<Path>) -> String {
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().context("ldd")?;
     let output = String::from_utf8_lossy(&output.stdout).into_owned();
-    let words = output.split_whitespace().filter(|word| word.starts_with('/'));
-    Ok(words.map(PathBuf::from).filter(|path| path.is_file()).collect())
+    let paths = output.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(paths.map(PathBuf::from).filter(|path| path.is_file()).collect())
 }
 
 #[cfg(test)]

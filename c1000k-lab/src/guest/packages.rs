@@ -80,7 +80,7 @@ fn unpack(lab: &Path, folder: &Path, with_qemu: bool) -> Result<()> {
         let install = ["install", "--simulate", "--no-install-recommends", "qemu-system-x86"];
         let added = packages_added(&apt("apt-get", &install)?);
         if added.is_empty() {
-            bail!("apt knows no qemu-system-x86: run apt-get update, or install qemu");
+            bail!("apt finds no qemu-system-x86: run apt-get update, or install qemu");
         }
         packages.extend(added);
     }
@@ -117,7 +117,7 @@ fn packages_added(simulated: &str) -> Vec<String> {
 fn kernel_package() -> Result<String> {
     let output = apt("apt-cache", &["depends", "linux-image-cloud-amd64"])?;
     let name = output.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
-    Ok(name.context("apt knows no linux-image-cloud-amd64: run apt-get update")?.to_owned())
+    Ok(name.context("apt finds no linux-image-cloud-amd64: run apt-get update")?.to_owned())
 }
 
 fn apt(tool: &str, arguments: &[&str]) -> Result<String> {

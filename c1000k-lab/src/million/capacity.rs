@@ -127,8 +127,8 @@ mod tests {
             ..SystemDescriptorLimits::default()
         };
         let machine = Machine { system_descriptors, ..Machine::default() };
-        let words = lines(machine.clone(), FileTable::Process, None);
-        assert!(words.len() == 1 && words[0].contains("fs.file-max is 100,000"), "{words:?}");
+        let found = lines(machine.clone(), FileTable::Process, None);
+        assert!(found.len() == 1 && found[0].contains("fs.file-max is 100,000"), "{found:?}");
         let root = Machine { exceeds_file_max: true, ..machine };
         assert!(lines(root, FileTable::Process, None).is_empty());
     }

@@ -72,9 +72,10 @@ fn three(connections: u64) -> Result<Hosts> {
     let host = || host(&parent);
     let (server, clients) = (host()?, [host()?, host()?]);
     for (link, client) in (1..).zip(&clients) {
-        let (here, there) = (format!("eth{link}"), client.path().display().to_string());
-        server.ip(&format!("link add {here} type veth peer name eth0 netns {there}"))?;
-        for (host, end, device) in [(&server, 1, here.as_str()), (client, 2, "eth0")] {
+        let device = format!("eth{link}");
+        let namespace = client.path().display().to_string();
+        server.ip(&format!("link add {device} type veth peer name eth0 netns {namespace}"))?;
+        for (host, end, device) in [(&server, 1, device.as_str()), (client, 2, "eth0")] {
             host.ip(&format!("address add {}/24 dev {device}", address(link, end)))?;
             host.ip(&format!("link set {device} up"))?;
         }

@@ -19,13 +19,13 @@ use crate::print_line;
 use Must::{BeAtLeast, BeAtMost, Equal, Exceed};
 
 impl Must {
-    /// Returns whether it holds, and its text.
+    /// Returns whether it holds, and its description.
     fn holds(self, found: u64) -> (bool, String) {
         match self {
-            Equal(wanted) => (found == wanted, format!("== {wanted}")),
-            BeAtLeast(wanted) => (found >= wanted, format!(">= {wanted}")),
-            BeAtMost(wanted) => (found <= wanted, format!("<= {wanted}")),
-            Exceed(wanted) => (found > wanted, format!("> {wanted}")),
+            Equal(expected) => (found == expected, format!("== {expected}")),
+            BeAtLeast(expected) => (found >= expected, format!(">= {expected}")),
+            BeAtMost(expected) => (found <= expected, format!("<= {expected}")),
+            Exceed(expected) => (found > expected, format!("> {expected}")),
         }
     }
 }

@@ -24,11 +24,11 @@ const SILENT_EVERY: usize = 50;
 const IN_FLIGHT_MAX: usize = 4_000;
 /// Slots that are handled between two polls.
 const SLOTS_MAX: usize = 100;
-/// For the last echoes.
+/// For the echoes at the end.
 const LAST_ECHOES_TIMEOUT: Duration = Duration::from_secs(120);
 /// Lost connections that are reported.
 const REPORTS_MAX: u64 = 20;
-/// At once: a reset is sent only once, and the kernel's queue of loopback packets holds a thousand.
+/// Without a pause: a reset is sent only once, and the kernel's queue of loopback packets holds a thousand.
 const RESETS_MAX: usize = 64;
 
 /// Holds connections, and closes and opens many of them each second
@@ -195,16 +195,16 @@ impl Churn {
 
     fn close_and_open(&mut self, per_second: f64, duration: Duration) -> Result<()> {
         let (started, count) = (Instant::now(), self.slots.len());
-        let (mut place, mut replaced) = (0, 0.0);
+        let (mut slot, mut replaced) = (0, 0.0);
         while started.elapsed() < duration {
             let due = started.elapsed().as_secs_f64() * per_second;
             for _ in 0..SLOTS_MAX {
                 if replaced >= due || self.in_flight >= IN_FLIGHT_MAX {
                     break;
                 }
-                replaced += f64::from(u8::from(self.replace(place)?));
-                self.half_of_life((place + count / 2) % count)?;
-                place = (place + 1) % count;
+                replaced += f64::from(u8::from(self.replace(slot)?));
+                self.half_of_life((slot + count / 2) % count)?;
+                slot = (slot + 1) % count;
             }
             self.handle_events()?;
         }

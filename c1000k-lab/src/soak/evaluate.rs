@@ -16,7 +16,7 @@ use crate::bystander::Latencies;
 use crate::faults::Check;
 use crate::record::ServerRecord;
 
-/// Of the process, by its allocator, after each connection has been replaced several times.
+/// Growth of the process by its allocator, after each connection has been replaced several times.
 const GROWTH_BYTES_MAX: u64 = 512 * 1024;
 const POINTS_MAX: usize = 300;
 
@@ -77,7 +77,7 @@ pub(super) fn evaluate(arguments: &Arguments, measurements: Measurements) -> Res
     })
 }
 
-/// Returns the samples and the summary, which is last.
+/// Returns the samples, and the summary that follows them.
 fn read_peers(output: &str) -> Result<(Vec<Sample>, Summary)> {
     let mut samples = Vec::new();
     // Lost connections are reported in between.

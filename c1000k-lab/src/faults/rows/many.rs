@@ -65,7 +65,7 @@ pub(super) fn rst_burst(run: &mut Run<'_>) -> Result<()> {
 }
 
 pub(super) fn half_closes(run: &mut Run<'_>) -> Result<()> {
-    const MESSAGE: &[u8] = b"last words";
+    const MESSAGE: &[u8] = b"last message";
     let server = run.serve(&[])?;
     let before = server.descriptors()?;
     let load = run.load(&server, 5_000)?;

@@ -65,10 +65,10 @@ pub(super) fn pause(run: &mut Run<'_>) -> Result<()> {
     run.check("none is reset", load.failed() == 0);
     run.check("each admitted connection echoes", held > 3_000 && load.verify()? == held);
     load.close_open(held / 2);
-    let wanted = held - held / 4;
-    load.run_until(Duration::from_secs(30), |load| load.open() >= wanted)?;
+    let expected = held - held / 4;
+    load.run_until(Duration::from_secs(30), |load| load.open() >= expected)?;
     run.figure("held_again", load.open());
-    run.check("those that waited are admitted", load.open() >= wanted);
+    run.check("those that waited are admitted", load.open() >= expected);
     drop(load);
     run.end(server).map(drop)
 }
@@ -86,7 +86,7 @@ pub(super) fn never_reading(run: &mut Run<'_>) -> Result<()> {
 
 pub(super) fn never_reading_many(run: &mut Run<'_>) -> Result<()> {
     let count = require_descriptors(15_000)?;
-    // At most 256 MiB of queues, and as much for their overhead.
+    // At most 256 MiB of queues, and the same for their overhead.
     let closed_by = send_without_reading(run, count, 16 << 10, 512 << 20)?;
     let reasons = ["slow_reader", "queues_full", "tcp_mem"];
     let dropped: u64 = reasons.iter().filter_map(|&reason| closed_by.get(reason)).sum();
@@ -94,7 +94,7 @@ pub(super) fn never_reading_many(run: &mut Run<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Returns the record's `closed_by`.
+/// Runs peers that send and never read; returns the record's `closed_by`.
 fn send_without_reading(
     run: &mut Run<'_>,
     count: usize,
@@ -121,7 +121,7 @@ fn send_without_reading(
     let started = Instant::now();
     for _ in 0..12 {
         for (number, (stream, sent)) in peers.iter_mut().enumerate() {
-            // All at once would fill the kernel's memory for TCP, and then wait for retransmissions.
+            // Without pauses the kernel's memory for TCP would be full, and the peers would wait for retransmissions.
             sleep(Duration::from_millis(number as u64).saturating_sub(started.elapsed()))?;
             *sent += send_up_to(stream, (1 << 20) - *sent);
         }

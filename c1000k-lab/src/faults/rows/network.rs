@@ -1,4 +1,4 @@
-//! The network fails, or the machines at its other end do.
+//! The network fails, or the machines of the peers do.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -128,7 +128,10 @@ pub(super) fn peer_machine_gone(run: &mut Run<'_>) -> Result<()> {
     run.check("the kernel counts each of them", aborted == 1_000);
     let record = run.end(probing)?;
     run.counts("closed_by", &record.closed_by);
-    run.check("so does the record", record.closed_by.get("tcp_timeout") == Some(&500));
+    run.check(
+        "the record counts each of the silent peers",
+        record.closed_by.get("tcp_timeout") == Some(&500),
+    );
     Ok(())
 }
 
@@ -165,6 +168,6 @@ fn machine_vanishes(
     let is_between = |took: Duration, least| (least..=10.0).contains(&took.as_secs_f64());
     run.check("three unanswered probes, one per second, close it", is_between(probed, 2.0));
     run.check("an unacknowledged answer closes it after 3 s", is_between(answered, 2.9));
-    run.check("the silent peers notice nothing", silent.open() == 500);
+    run.check("the silent peers see no error", silent.open() == 500);
     Ok(())
 }
