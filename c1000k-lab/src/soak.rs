@@ -30,12 +30,13 @@ use crate::wait::sleep;
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// How long connections close and open
-    #[arg(long, default_value_t = 30.0)]
+    #[arg(long, value_name = "N", default_value_t = 30.0)]
     minutes: f64,
-    #[arg(long, default_value_t = 15_000, value_parser = clap::value_parser!(u32).range(2..))]
+    /// Connections that are held
+    #[arg(long, value_name = "N", default_value_t = 15_000, value_parser = clap::value_parser!(u32).range(2..))]
     connections: u32,
     /// Connections that close and open per second
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     churn: u32,
     /// The table that holds the server's sockets
     #[arg(long, value_name = "TABLE", value_enum, default_value = "auto", conflicts_with = "vm")]
@@ -43,6 +44,7 @@ pub(crate) struct Arguments {
     /// Run server and peers in a guest, which can hold many more
     #[arg(long)]
     vm: bool,
+    /// The folder for the record and the chart
     #[arg(long, value_name = "DIR", default_value = "out/soak")]
     out: PathBuf,
 }
