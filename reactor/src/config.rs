@@ -55,6 +55,9 @@ pub struct Config {
     pub accept_pause_max: Duration,
     /// Where connections' sockets are held. Default: [`FileTable::Auto`].
     pub file_table: FileTable,
+    /// Time each callback, for [`Stats::callback_longest`](crate::Stats::callback_longest). That takes two readings of
+    /// the clock for a callback, more than the reactor itself spends on a message. Default: no.
+    pub times_callbacks: bool,
 }
 
 /// Where the kernel keeps the files of connections' sockets. A handler sees no difference but the time of its sends: see
@@ -103,6 +106,7 @@ impl Default for Config {
             accept_pause_min: Duration::from_millis(10),
             accept_pause_max: Duration::from_secs(1),
             file_table: FileTable::Auto,
+            times_callbacks: false,
         }
     }
 }

@@ -81,6 +81,7 @@ compile_error!("reactor is built on epoll, signalfd and eventfd: it runs on Linu
 pub mod guide {}
 
 mod address;
+mod callback;
 mod config;
 mod connection;
 mod context;
@@ -103,6 +104,7 @@ mod waker;
 mod wheel;
 
 pub use address::Address;
+pub use callback::{Callback, CallbackTime};
 pub use config::{Config, ConnectOptions, FileTable, Keepalive, ListenOptions};
 pub use context::{Context, SweepId};
 pub use error::{ChunkRefused, CloseReason, Detached, Error, Refused, WriteError, Written};

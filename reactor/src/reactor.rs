@@ -11,6 +11,7 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use crate::callback::Timed;
 use crate::config::Config;
 use crate::connection::{ConnHeader, Flags};
 use crate::context::{Context, Due, Received, receives};
@@ -129,7 +130,12 @@ impl<C> Reactor<C> {
             return Err(Error::Invalid("a callback has panicked in this reactor: drop it"));
         }
         self.cx.set_in_turn(true);
-        let status = self.turn_whole(handler, max_wait);
+        let status = if self.cx.config().times_callbacks {
+            let timed: &mut dyn Handler<Conn = C> = &mut Timed(handler);
+            self.turn_whole(timed, max_wait)
+        } else {
+            self.turn_whole(handler, max_wait)
+        };
         if status.is_ok() {
             self.cx.end_turn();
         }

@@ -63,6 +63,7 @@ fn small_config() -> Config {
         accept_pause_max: Duration::from_millis(sys::below(40).into()),
         file_table: [FileTable::Auto, FileTable::Process, FileTable::Registered]
             [sys::below(3) as usize],
+        times_callbacks: sys::percent(20),
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::AddAssign;
 use std::time::Duration;
 
+use crate::callback::CallbackTime;
+
 /// Counters of one reactor; see [`Context::stats`](crate::Context::stats).
 ///
 /// At any time `accepted + connected == opened`, `opened - closed` connections are open, and each accept that the
@@ -36,10 +38,11 @@ pub struct Stats {
     pub accept_pauses: u64,
     /// Returns from the kernel's wait.
     pub wakeups: u64,
-    /// The longest turn, from the return of its wait to its end: so long a connection may have waited for all others. Single
-    /// callbacks are not timed, as two readings of the clock for each would cost more than the reactor spends on a
-    /// message; a handler that looks for a slow one reads the clock in it.
+    /// The longest turn, from the return of its wait to its end: so long a connection may have waited for all others.
     pub turn_longest: Duration,
+    /// The longest callback, and which one it was. `None` without
+    /// [`Config::times_callbacks`](crate::Config::times_callbacks).
+    pub callback_longest: Option<CallbackTime>,
     /// All turns together, without their waits. Over a time, its share is the reactor's utilization.
     pub busy: Duration,
     /// Events that the kernel reported.
@@ -71,7 +74,8 @@ impl Stats {
 
 /// Adds what another reactor has counted, so that several can be shown as one.
 ///
-/// `open_max` stays as it is: peaks of different moments have no sum. The longest turn is the longest of all.
+/// `open_max` stays as it is: peaks of different moments have no sum. The longest turn is the longest of all, and so is
+/// the longest callback.
 impl AddAssign<&Self> for Stats {
     fn add_assign(&mut self, other: &Self) {
         // By name, so that a counter that is added later can't be forgotten here.
@@ -89,6 +93,7 @@ impl AddAssign<&Self> for Stats {
             accept_pauses,
             wakeups,
             turn_longest,
+            callback_longest,
             busy,
             events,
             bytes_in,
@@ -107,6 +112,7 @@ impl AddAssign<&Self> for Stats {
         self.accept_pauses += accept_pauses;
         self.wakeups += wakeups;
         self.turn_longest = self.turn_longest.max(*turn_longest);
+        self.callback_longest = CallbackTime::longer(self.callback_longest, *callback_longest);
         self.busy += *busy;
         self.events += events;
         self.bytes_in += bytes_in;
@@ -122,9 +128,11 @@ impl AddAssign<&Self> for Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::callback::Callback;
 
     #[test]
     fn the_counts_of_two_reactors_add_up_and_their_peaks_do_not() {
+        let slow = CallbackTime { callback: Callback::Open, time: Duration::from_secs(20) };
         let one = Stats {
             accepted: 1,
             refused: 2,
@@ -139,6 +147,7 @@ mod tests {
             accept_pauses: 11,
             wakeups: 12,
             turn_longest: Duration::from_secs(18),
+            callback_longest: Some(slow),
             busy: Duration::from_secs(19),
             events: 13,
             bytes_in: 14,
@@ -164,6 +173,7 @@ mod tests {
             accept_pauses: 22,
             wakeups: 24,
             turn_longest: Duration::from_secs(18),
+            callback_longest: Some(slow),
             busy: Duration::from_secs(38),
             events: 26,
             bytes_in: 28,

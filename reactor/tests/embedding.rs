@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use common::descriptors::Descriptors;
 use common::{Event, Why, World, echo, peer};
+use reactor::{Callback, Config};
 
 /// Whether the reactor's descriptor becomes readable within this time.
 fn is_readable(world: &World, within: Duration) -> bool {
@@ -104,4 +105,34 @@ fn the_longest_turn_is_told_and_waits_are_not_counted() {
     common::echo_once(&mut world, &mut peer, b"slow");
     let after = world.cx().stats();
     assert!(after.turn_longest >= SLOW && after.busy >= before.busy + SLOW, "{after:?}");
+}
+
+/// As long as no other callback takes, however busy the machine is.
+const VERY_SLOW: Duration = Duration::from_secs(1);
+
+#[test]
+fn the_longest_callback_is_named_where_that_is_asked_for() {
+    let _descriptors = Descriptors::counted();
+    for times_callbacks in [false, true] {
+        let mut world = World::with(Config { times_callbacks, ..Config::default() });
+        let address = world.listen();
+        world.script(|cx, event| match event {
+            Event::Eof(token) => cx.abort(*token),
+            Event::Close(..) => std::thread::sleep(VERY_SLOW),
+            _ => {}
+        });
+        let (peer, token) = world.pair(address);
+        let before = world.cx().stats().callback_longest;
+        assert_eq!(before.is_some(), times_callbacks, "{before:?}");
+        drop(peer);
+        assert_eq!(world.until_closed(token), Why::Aborted);
+        let stats = world.cx().stats();
+        assert!(stats.turn_longest >= VERY_SLOW);
+        let Some(longest) = stats.callback_longest else {
+            assert!(!times_callbacks);
+            continue;
+        };
+        assert_eq!((longest.callback, longest.callback.name()), (Callback::Close, "on_close"));
+        assert!(longest.time >= VERY_SLOW && longest.time <= stats.turn_longest, "{stats:?}");
+    }
 }

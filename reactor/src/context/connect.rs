@@ -71,7 +71,7 @@ impl<C> Context<C> {
     }
 
     /// Gives a connection its place in epoll and its slot, its state lent from the beginning.
-    #[inline]
+    #[inline(always)] // Otherwise the compiler makes a call of it for every accept.
     pub(crate) fn insert(
         &mut self,
         socket: Descriptor,
