@@ -16,9 +16,11 @@ pub struct Config {
     /// Connections held at once at most. Address space for all of them is reserved at the start; pages that are
     /// never used cost nothing. Default: 1,048,576.
     pub connections_max: usize,
-    /// Of these, how many accepted connections leave free, so that there is always room for outbound connects and
-    /// adopted sockets; less than `connections_max`. In the process's descriptor table they are descriptors too, where
-    /// `connections_max` is what its limit allows. Default: 0.
+    /// Of these, how many accepted connections never take: at most `connections_max - connects_reserved` of them are
+    /// held at once, however many connects there are, so that many outbound connects and adopted sockets always find a
+    /// slot. They may take any other free slot too, and then accepts have to wait for one. A proxy with one connect for
+    /// each client reserves half. Less than `connections_max`. In the process's descriptor table it keeps
+    /// descriptors too, if `connections_max` is what its limit allows. Default: 0.
     pub connects_reserved: usize,
     /// Listeners at once at most. Default: 1,024.
     pub listeners_max: usize,

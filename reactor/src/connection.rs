@@ -4,7 +4,7 @@
 //!   connect            accept
 //!      |                  |
 //!      v                  |
-//!  CONNECTING --on_open---+--> OPENED ---- the peer ends: EOF, on_eof -----+
+//!  CONNECTING --on_open---+--> open ------ the peer ends: EOF, on_eof -----+
 //!      |                         |  \                                      |
 //!      | connect fails           |   finish: FINISHING, then FINISHED -----+-- both ends: closed
 //!      |                         |           once the queue is out (FIN)   |
@@ -22,7 +22,7 @@
 //! ```
 //!
 //! Beside these, QUEUED, SENDING and UNSENT say what waits to go out, and READS_PAUSED, UNREAD, READ_TO_END, LISTED and
-//! HELD what waits to be read.
+//! HELD what waits to be read. A connection that was not accepted is OUTBOUND throughout.
 
 use std::mem;
 
@@ -89,6 +89,11 @@ impl ConnHeader {
         self.queue = queue.unwrap_or(0);
     }
 
+    /// `on_open` was called.
+    pub(crate) fn has_opened(&self) -> bool {
+        !self.flags.any(Flags::CONNECTING)
+    }
+
     /// What arrives is for the service.
     pub(crate) fn reads(&self) -> bool {
         !self.flags.any(Flags::UNREADABLE | Flags::READS_PAUSED | Flags::CLOSING)
@@ -131,10 +136,10 @@ pub(crate) struct Flags(u16);
 
 impl Flags {
     pub(crate) const NONE: Flags = Flags(0);
-    /// An outbound connect is under way.
+    /// An outbound connect is under way; without this, `on_open` was called.
     pub(crate) const CONNECTING: Flags = Flags(1);
-    /// `on_open` was called.
-    pub(crate) const OPENED: Flags = Flags(1 << 1);
+    /// It was not accepted: an outbound connect, or an adopted socket.
+    pub(crate) const OUTBOUND: Flags = Flags(1 << 1);
     /// The service does not want to read now.
     pub(crate) const READS_PAUSED: Flags = Flags(1 << 2);
     /// The peer has finished writing.

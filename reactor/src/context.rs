@@ -98,8 +98,10 @@ pub struct Context<C> {
     accepted_by: AcceptedBy,
     /// Turns in a row in which they were not accepted from because ended connections may have been about to make room.
     turns_without_room: usize,
-    /// Connections that accepts may fill slots up to: those that are reserved for connects are beyond.
+    /// Accepted connections that may be held at once; the slots of the others are reserved for connects.
     accepts_max: usize,
+    /// Connections that were not accepted.
+    outbound: usize,
     throttled: AcceptBackoff,
     /// Connections that have gone since throttled listeners were last looked at.
     freed: usize,
@@ -185,6 +187,7 @@ impl<C> Context<C> {
             draining: Vec::new(),
             accepted_by: AcceptedBy::default(),
             turns_without_room: 0,
+            outbound: 0,
             throttled: AcceptBackoff::default(),
             freed: 0,
             spare: Some(sys::spare()?),

@@ -368,6 +368,86 @@ fn accepts_leave_the_slots_that_are_reserved_for_connects() {
 }
 
 #[test]
+fn a_proxy_that_reserves_half_fills_all_slots_with_pairs() {
+    let _descriptors = Descriptors::counted();
+    // No pause ends within the test: a listener that goes on does so because a connection has gone.
+    let (accept_pause_min, accept_pause_max) = (2 * common::DEADLINE, 2 * common::DEADLINE);
+    let mut world = World::with(Config {
+        connections_max: 6,
+        connects_reserved: 3,
+        accept_pause_min,
+        accept_pause_max,
+        ..Config::default()
+    });
+    let address = world.listen();
+    let upstream = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
+    let upstream_address = upstream.local_addr().unwrap();
+    let a_connect = move |cx: &mut Cx| {
+        let slots = 0..cx.slots();
+        let is_one = |&token: &_| cx.peer_addr(token).is_ok_and(|peer| peer == upstream_address);
+        cx.tokens(slots).find(is_one).unwrap()
+    };
+    // Each client has its connect before the next one comes, and they end together.
+    world.script(move |cx, event| match event {
+        Event::Open(token) if cx.local_addr(*token).unwrap() == address => {
+            cx.connect(upstream_address, &ConnectOptions::default(), Conn::Connecting).unwrap();
+        }
+        Event::Eof(token) => {
+            cx.abort(*token);
+            let connect = a_connect(cx);
+            cx.abort(connect);
+        }
+        _ => {}
+    });
+    let mut peers: Vec<_> = (0..5).map(|_| peer(address)).collect();
+    let full = "accepted connections is at its bound of 3";
+    let is_full = |event: &Event| matches!(event, Event::AcceptError(_, why) if why == full);
+    world.until("the pairs", |world| {
+        world.cx().stats().connected == 3 && world.service.count(is_full) == 1
+    });
+    assert_eq!((world.cx().connections(), world.cx().stats().accepted), (6, 3));
+
+    // A connect that ends makes no room for a client, and its listener is left alone.
+    let outbound = a_connect(world.cx());
+    world.cx().abort(outbound);
+    world.until_closed(outbound);
+    world.run_for(Duration::from_millis(20));
+    assert_eq!((world.cx().connections(), world.cx().stats().accepted), (5, 3));
+    assert_eq!((world.service.count(is_full), world.cx().stats().accept_pauses), (1, 1));
+    world.cx().connect(upstream_address, &ConnectOptions::default(), Conn::Connecting).unwrap();
+    world.until("the connect", |world| world.cx().stats().connected == 4);
+
+    // A client that ends does, and the next one has its pair.
+    drop(peers.remove(0));
+    world.until("the next pair", |world| {
+        let stats = world.cx().stats();
+        (stats.accepted, stats.connected) == (4, 5)
+    });
+}
+
+#[test]
+fn connects_beyond_those_that_are_reserved_take_what_accepts_leave() {
+    let _descriptors = Descriptors::counted();
+    let config = Config { connections_max: 4, connects_reserved: 1, ..Config::default() };
+    let mut world = World::with(config);
+    let address = world.listen();
+    let elsewhere = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
+    let elsewhere_address = elsewhere.local_addr().unwrap();
+    let connect = |world: &mut World| {
+        world.cx().connect(elsewhere_address, &ConnectOptions::default(), Conn::Connecting)
+    };
+    let connected: Vec<_> = (0..3).map(|_| connect(&mut world).unwrap()).collect();
+    let _peers = [peer(address), peer(address)];
+    let full = "connections is at its bound of 4";
+    let is_full = |event: &Event| matches!(event, Event::AcceptError(_, why) if why == full);
+    world.until("the error", |world| world.service.count(is_full) > 0);
+    assert_eq!((world.cx().stats().accepted, world.cx().connections()), (1, 4));
+    world.cx().abort(connected[0]);
+    world.until("another accept", |world| world.cx().stats().accepted == 2);
+    assert!(matches!(connect(&mut world).unwrap_err().error, Error::Full { limit: 4, .. }));
+}
+
+#[test]
 fn not_all_slots_can_be_reserved() {
     let _descriptors = Descriptors::counted();
     let config = Config { connections_max: 5, connects_reserved: 5, ..Config::default() };

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::config::ListenOptions;
 use crate::connection::{ConnHeader, Flags};
 use crate::context::Context;
-use crate::context::connect::input_flags;
 use crate::context::set_tcp_options;
 use crate::error::{CloseReason, Detached, Error, Refused};
 use crate::sys::{self, Adopted, Descriptor, LentFd};
@@ -55,7 +54,7 @@ impl<C> Context<C> {
             None => sys::adopt(&socket, Adopted::Connection),
         });
         match prepared {
-            Ok(is_tcp) => self.insert(socket, Flags::CONNECTING | input_flags(is_tcp)),
+            Ok(is_tcp) => self.insert_outbound(socket, is_tcp),
             Err(error) => Err(Refused { error, given: socket }),
         }
     }

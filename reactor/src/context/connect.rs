@@ -67,7 +67,7 @@ impl<C> Context<C> {
             }
             connected => connected?,
         }
-        Ok(self.insert(socket, Flags::CONNECTING | input_flags(address.is_tcp()))?)
+        Ok(self.insert_outbound(socket, address.is_tcp())?)
     }
 
     /// Gives a connection its place in epoll and its slot, its state lent from the beginning.
@@ -94,6 +94,18 @@ impl<C> Context<C> {
         Ok(token)
     }
 
+    /// The same for one that was not accepted.
+    pub(super) fn insert_outbound(
+        &mut self,
+        socket: Descriptor,
+        is_tcp: bool,
+    ) -> Result<Token, Refused<Descriptor>> {
+        let flags = Flags::CONNECTING | Flags::OUTBOUND | input_flags(is_tcp);
+        let token = self.insert(socket, flags)?;
+        self.outbound += 1;
+        Ok(token)
+    }
+
     /// The connect is decided; says how.
     pub(crate) fn finish_connect(&mut self, token: Token, ready: Readiness) -> Result<(), Error> {
         let header = self.connections.head_mut(token.key()).ok_or(Error::Stale)?;
@@ -103,7 +115,6 @@ impl<C> Context<C> {
             return Err(error);
         }
         header.flags.set(Flags::CONNECTING, false);
-        header.flags.set(Flags::OPENED, true);
         let finishes = header.flags.any(Flags::FINISHING) && !header.has_queue();
         self.clear_timeout(token);
         if finishes {

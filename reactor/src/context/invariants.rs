@@ -114,10 +114,12 @@ impl<C> Context<C> {
 
     fn check_stats(&self) {
         let stats = &self.stats;
-        let open =
-            self.headers().filter(|(_, header)| header.flags.any(Flags::OPENED)).count() as u64;
+        let open = self.headers().filter(|(_, header)| header.has_opened()).count() as u64;
         assert_eq!(stats.opened - stats.closed, open, "{stats:?}");
         assert_eq!(stats.accepted + stats.connected, stats.opened, "{stats:?}");
+        let outbound = self.headers().filter(|(_, header)| header.flags.any(Flags::OUTBOUND));
+        assert_eq!(self.outbound, outbound.count(), "connects are counted wrongly");
+        assert!(self.accepted() <= self.accepts_max, "accepts have taken slots of connects");
         assert!(stats.open_max >= open && stats.open_max <= stats.opened, "{stats:?}");
     }
 }

@@ -168,7 +168,7 @@ impl<C> Context<C> {
         }
         let listener = Listener {
             socket,
-            conn_flags: Flags::OPENED | input_flags(is_tcp),
+            conn_flags: input_flags(is_tcp),
             paused: false,
             throttled: false,
             full: options.connections_max == Some(0),
@@ -426,11 +426,20 @@ impl<C> Context<C> {
         self.connections.is_full().then_some(Error::Full { what: "connections", limit })
     }
 
-    /// The same of one that is accepted, which leaves those that are reserved.
+    /// The same of one that is accepted, where some are reserved for others.
     #[inline]
     pub(crate) fn lacks_slot_to_accept(&self) -> Option<Error> {
         let limit = self.accepts_max;
-        (self.connections.len() >= limit).then_some(Error::Full { what: "connections", limit })
+        if self.config.connects_reserved > 0 && self.accepted() >= limit {
+            return Some(Error::Full { what: "accepted connections", limit });
+        }
+        self.lacks_slot()
+    }
+
+    /// How many of the connections were accepted.
+    #[inline]
+    pub(super) fn accepted(&self) -> usize {
+        self.connections.len() - self.outbound
     }
 
     /// Something to accept with ran out: the listener waits.
@@ -481,9 +490,13 @@ impl<C> Context<C> {
         self.freed > 0 && !self.throttled.waiting.is_empty()
     }
 
-    /// For each connection that has gone, one throttled listener comes back, the longest waiting first.
+    /// For each connection that has gone, one throttled listener comes back, the longest waiting first; none where they
+    /// were connects and have left their slots to other connects.
     pub(crate) fn resume_accepting(&mut self) {
         let freed = mem::take(&mut self.freed);
+        if freed == 0 || self.lacks_slot_to_accept().is_some() {
+            return;
+        }
         for _ in 0..freed {
             let Some(&id) = self.throttled.waiting.front() else { return };
             self.reset_backoff(id);

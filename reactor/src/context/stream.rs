@@ -347,12 +347,13 @@ impl<C> Context<C> {
             if header.flags.any(Flags::HELD) {
                 self.held.retain(|(held, _)| *held != token);
             }
-            if header.flags.any(Flags::OPENED) {
+            if header.has_opened() {
                 self.stats.closed += 1;
             } else {
                 self.stats.connects_failed += 1;
             }
             self.freed += 1;
+            self.outbound -= usize::from(header.flags.any(Flags::OUTBOUND));
             self.release_place(token);
             self.leaving = Some((token, header.socket, header.flags.any(Flags::RESET)));
             return Some((token, conn, reason));

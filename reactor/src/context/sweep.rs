@@ -96,7 +96,7 @@ impl<C> Context<C> {
     /// Whether `on_open` has been called and the connection is not on its way out.
     pub(crate) fn is_open(&self, token: Token) -> bool {
         self.header(token).is_some_and(|header| {
-            header.flags.any(Flags::OPENED) && !header.flags.any(Flags::CLOSING | Flags::CLOSED)
+            header.has_opened() && !header.flags.any(Flags::CLOSING | Flags::CLOSED)
         })
     }
 

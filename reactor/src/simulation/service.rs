@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use crate::config::Config;
 use crate::context::{Context, SweepId};
 use crate::error::{CloseReason, Detached, Error};
 use crate::handler::{Handler, Incoming};
@@ -274,7 +275,11 @@ impl Service {
     fn make_room(&mut self, cx: &mut Cx, listener: ListenerId, error: &Error) {
         let Error::Full { what, .. } = error else { panic!("{error}") };
         let is_one = |record: &&mut Record| {
-            let helps = *what == "connections" || record.listener == Some(listener);
+            let helps = match *what {
+                "connections" => true,
+                "accepted connections" => record.listener.is_some(),
+                _ => record.listener == Some(listener),
+            };
             record.is_held() && !record.aborted && helps
         };
         let first = self.records.iter_mut().find(is_one);
@@ -355,8 +360,11 @@ impl Handler for Service {
         let heard = self.listeners.get(&incoming.listener()) == Some(&false);
         let drained = self.draining.contains(&incoming.listener());
         assert!(heard || drained, "an accept of a listener that is paused or gone");
-        let reserved = cx.config().connects_reserved;
-        assert!(cx.connections() + reserved < cx.config().connections_max, "no slot is reserved");
+        let Config { connections_max, connects_reserved, .. } = *cx.config();
+        let accepted = |record: &&Record| record.is_held() && record.listener.is_some();
+        let accepted = self.records.iter().filter(accepted).count();
+        assert!(accepted + connects_reserved < connections_max, "no slot is reserved");
+        assert!(cx.connections() < connections_max, "no slot is free");
         let _ = incoming.peer_addr();
         let conn = if sys::percent(85) { Some(self.new_conn(Phase::Offered)) } else { None };
         if let Some(conn) = &conn {
