@@ -32,6 +32,8 @@ pub enum Callback {
     Close,
     /// [`Handler::on_accept_error`]
     AcceptError,
+    /// [`Handler::on_listener_drained`]
+    ListenerDrained,
     /// [`Handler::on_timer`]
     Timer,
     /// [`Handler::on_deferred`]
@@ -64,6 +66,7 @@ impl Callback {
             Callback::TaggedTimeout => "on_tagged_timeout",
             Callback::Close => "on_close",
             Callback::AcceptError => "on_accept_error",
+            Callback::ListenerDrained => "on_listener_drained",
             Callback::Timer => "on_timer",
             Callback::Deferred => "on_deferred",
             Callback::Visit => "on_visit",
@@ -151,6 +154,7 @@ timed! {
     TaggedTimeout on_tagged_timeout(token: Token, conn: &mut H::Conn, tag: u64);
     Close on_close(token: Token, conn: H::Conn, reason: CloseReason);
     AcceptError on_accept_error(listener: ListenerId, error: &Error);
+    ListenerDrained on_listener_drained(listener: ListenerId);
     Timer on_timer(timer: TimerId);
     Deferred on_deferred(token: Token, conn: &mut H::Conn);
     Visit on_visit(sweep: SweepId, token: Token, conn: &mut H::Conn);

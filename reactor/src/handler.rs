@@ -104,6 +104,11 @@ pub trait Handler {
     ) {
     }
 
+    /// A listener of [`Context::drain_listener`] has accepted all that waited, and is gone; its name is stale now. It is
+    /// not called for a listener that [`unlisten`](Context::unlisten), [`detach_listener`](Context::detach_listener) or a
+    /// [`shutdown`](Context::shutdown) ends before that.
+    fn on_listener_drained(&mut self, _cx: &mut Context<Self::Conn>, _listener: ListenerId) {}
+
     /// A timer of [`Context::add_timer`] has fired; its name is stale now.
     fn on_timer(&mut self, _cx: &mut Context<Self::Conn>, _timer: TimerId) {}
 

@@ -580,7 +580,12 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
                     return;
                 }
             }
-            Accepted::Empty => return cx.end_draining(listener),
+            Accepted::Empty => {
+                if cx.end_draining(listener) {
+                    handler.on_listener_drained(cx, listener);
+                }
+                return;
+            }
             Accepted::Lost(error) => {
                 lost += 1;
                 count_accept_error(cx, handler, listener, &error);

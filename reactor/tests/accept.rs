@@ -469,7 +469,64 @@ fn a_drained_listener_accepts_all_that_wait_before_it_ends() {
         assert_eq!(world.service.opened().len(), 20);
         assert!(matches!(world.cx().listener_addr(listener), Err(Error::Stale)));
         assert!(TcpStream::connect(address).is_err(), "nobody listens there");
+        assert_eq!(world.service.log.last(), Some(&Event::ListenerDrained(listener)));
         world.cx().drain_listener(listener);
+        let _ = world.turn(Duration::ZERO);
+        assert_eq!(world.service.count(is_drained), 1);
+    }
+}
+
+fn is_drained(event: &Event) -> bool {
+    matches!(event, Event::ListenerDrained(_))
+}
+
+#[test]
+fn no_end_is_reported_of_a_listener_that_something_else_ends() {
+    let _descriptors = Descriptors::counted();
+    let ends: [fn(&mut World, ListenerId); 3] = [
+        |world, listener| world.cx().unlisten(listener),
+        |world, listener| drop(world.cx().detach_listener(listener).unwrap()),
+        |world, _| world.cx().shutdown(Duration::ZERO),
+    ];
+    for end in ends {
+        let mut world = World::new();
+        let (listener, address) = world.listener();
+        let _peer = peer(address);
+        world.cx().drain_listener(listener);
+        end(&mut world, listener);
+        world.run_for(Duration::from_millis(20));
+        assert_eq!(world.service.log, []);
+    }
+}
+
+/// epoll reports a file for as long as it is open anywhere.
+#[test]
+fn a_listener_that_is_open_elsewhere_is_reported_no_more_once_it_has_ended() {
+    let _descriptors = Descriptors::counted();
+    let ends: [fn(&mut World, ListenerId); 2] = [
+        |world, listener| world.cx().unlisten(listener),
+        |world, listener| {
+            world.cx().drain_listener(listener);
+            let ended = Event::ListenerDrained(listener);
+            world.until("the end", |world| world.service.saw(&ended));
+        },
+    ];
+    for end in ends {
+        let mut world = World::new();
+        let elsewhere = std::net::TcpListener::bind(LOOPBACK).unwrap();
+        let address = elsewhere.local_addr().unwrap();
+        let ours = elsewhere.try_clone().unwrap();
+        let listener = world.cx().adopt_listener(ours, &ListenOptions::default()).unwrap();
+        end(&mut world, listener);
+        let mut peer = peer(address);
+        let wakeups = world.run_for(Duration::from_millis(50));
+        assert!(wakeups <= 2, "it spins: {wakeups}");
+        assert_eq!(world.cx().stats().stale_events, 0);
+        // The peer waits for whoever has the socket now.
+        elsewhere.set_nonblocking(false).unwrap();
+        let (mut accepted, _) = elsewhere.accept().unwrap();
+        peer.write_all(b"!").unwrap();
+        std::io::Read::read_exact(&mut accepted, &mut [0]).unwrap();
     }
 }
 
@@ -481,6 +538,7 @@ fn an_empty_listener_is_drained_at_once() {
     world.cx().drain_listener(listener);
     let _ = world.turn(common::DEADLINE);
     assert_eq!(world.cx().listeners().count(), 0);
+    assert_eq!(world.service.log, [Event::ListenerDrained(listener)]);
 }
 
 #[test]
@@ -496,6 +554,7 @@ fn a_drained_listener_waits_for_slots() {
         assert!(wakeups < 20, "it spins: {wakeups}");
         if accepted < 5 {
             assert_eq!(world.cx().listeners().count(), 1);
+            assert_eq!(world.service.count(is_drained), 0);
             let first = world.service.opened()[accepted as usize - 2];
             world.cx().abort(first);
             world.until_closed(first);
@@ -505,6 +564,7 @@ fn a_drained_listener_waits_for_slots() {
     let last = world.service.opened()[4];
     world.cx().abort(last);
     world.until("the end", |world| world.cx().listeners().count() == 0);
+    assert_eq!(world.service.count(is_drained), 1);
     assert_eq!(world.cx().stats().dropped, 0);
 }
 

@@ -95,6 +95,11 @@ impl Handler for Service {
         self.log.push(format!("tagged timeout {conn} {tag}"));
     }
 
+    fn on_listener_drained(&mut self, cx: &mut Cx, listener: ListenerId) {
+        assert!(cx.listeners().all(|other| other != listener));
+        self.log.push("drained".to_owned());
+    }
+
     fn on_ready(&mut self, cx: &mut Cx, watch: WatchId, readiness: Readiness) {
         let mut reader =
             std::fs::File::from(cx.watched(watch).unwrap().try_clone_to_owned().unwrap());
@@ -192,6 +197,30 @@ fn the_ways_to_end_look_to_the_peer_as_they_are() {
     let waiting = accept(&mut harness, listener, 7);
     harness.context().unlisten(listener);
     assert_eq!(harness.state(waiting), State::Reset);
+}
+
+#[test]
+fn a_drained_listener_takes_those_that_wait_and_says_when_it_is_gone() {
+    let _descriptors = Descriptors::counted();
+    let config = Config { connections_max: 2, ..Config::default() };
+    let (mut harness, listener) = harness_with(&config);
+    let peers = [5, 6, 7].map(|port| accept(&mut harness, listener, port));
+    harness.context().drain_listener(listener);
+    harness.run();
+    let first = ["accept 5 at true", "open 5 5", "accept 6 at true", "open 6 6"];
+    assert_eq!(log(&mut harness), first);
+    assert_eq!(harness.state(peers[2]), State::Waiting);
+
+    harness.send(peers[0], b"a");
+    harness.run();
+    let then = ["data 5 a", "close 5 aborted", "accept 7 at true", "open 7 7"];
+    assert_eq!(log(&mut harness), then);
+
+    // That no other waits is seen when there is room for one.
+    harness.send(peers[1], b"a");
+    harness.run();
+    assert_eq!(log(&mut harness), ["data 6 a", "close 6 aborted", "drained"]);
+    assert_eq!(harness.context().listeners().count(), 0);
 }
 
 #[test]

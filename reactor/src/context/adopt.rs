@@ -160,11 +160,7 @@ impl<C> Context<C> {
     /// Ends a listener without closing its socket, for another process or reactor: what waits in its backlog waits on.
     /// `None` for a stale name.
     pub fn detach_listener(&mut self, listener: ListenerId) -> Option<OwnedFd> {
-        let socket = self.remove_listener(listener)?;
-        if let Err(error) = self.poller.delete(&socket) {
-            log::debug!("{listener:?} could not be taken out of epoll: {error}");
-        }
-        Some(socket.into())
+        self.remove_listener(listener).map(OwnedFd::from)
     }
 
     /// The descriptor of a connection's socket, to ask for an option or to set one. Where the socket is a registered

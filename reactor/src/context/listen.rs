@@ -26,6 +26,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(super) struct Listener {
     socket: Descriptor,
+    /// epoll knows it; one that is drained is accepted from in each turn without a report.
+    watched: bool,
     /// What its connections begin with.
     conn_flags: Flags,
     /// By the service.
@@ -168,6 +170,7 @@ impl<C> Context<C> {
         }
         let listener = Listener {
             socket,
+            watched: false,
             conn_flags: input_flags(is_tcp),
             paused: false,
             throttled: false,
@@ -184,12 +187,14 @@ impl<C> Context<C> {
             let data = EventSource::Listener(id).to_bits();
             cx.poller.add(&listener.socket, listener.interest(), data)
         });
-        match added {
-            Some(Err(error)) => {
-                Err(Refused { error, given: self.remove_listener(id).expect("it was inserted") })
-            }
-            _ => Ok(id),
+        if let Some(Err(error)) = added {
+            let given = self.remove_listener(id).expect("it was inserted");
+            return Err(Refused { error, given });
         }
+        if let Some(listener) = self.listeners.head_mut(id.key()) {
+            listener.watched = true;
+        }
+        Ok(id)
     }
 
     /// The socket of a listener.
@@ -211,7 +216,8 @@ impl<C> Context<C> {
         }
     }
 
-    /// Stops listening; connections that waited to be accepted are reset by the kernel. Nothing for a stale name.
+    /// Stops listening; connections that waited to be accepted are reset by the kernel, unless the socket is open
+    /// elsewhere too, as after [`adopt_listener`](Self::adopt_listener) of a duplicate. Nothing for a stale name.
     pub fn unlisten(&mut self, listener: ListenerId) {
         drop(self.remove_listener(listener));
     }
@@ -219,21 +225,37 @@ impl<C> Context<C> {
     pub(super) fn remove_listener(&mut self, listener: ListenerId) -> Option<Descriptor> {
         self.reset_backoff(listener);
         self.draining.retain(|&other| other != listener);
+        self.unwatch_listener(listener);
         self.listeners.remove(listener.key()).map(|(listener, ())| listener.socket)
+    }
+
+    /// Takes a listener out of epoll, which would go on reporting one whose socket is open elsewhere too.
+    fn unwatch_listener(&mut self, id: ListenerId) {
+        if let Some(listener) = self.listeners.head_mut(id.key())
+            && mem::replace(&mut listener.watched, false)
+            && let Err(error) = self.poller.delete(&listener.socket)
+        {
+            log::debug!("{id:?} could not be taken out of epoll: {error}");
+        }
     }
 
     /// Accepts what waits in the listener's backlog, also if accepts were paused, and then stops listening: the way to
     /// end a service beside its successor (`reuse_port`) without resetting the peers that wait.
+    /// [`on_listener_drained`](crate::Handler::on_listener_drained) follows when it is gone. Where slots or descriptors
+    /// run out meanwhile, it goes on when there are some. Nothing for a stale name.
     ///
-    /// A peer whose handshake is completed between the last accept and the close is still reset, microseconds in which
-    /// few arrive; with `net.ipv4.tcp_migrate_req` (Linux 5.14) the kernel moves these to another socket of the port.
-    /// When the listener is gone, its name is stale. Where slots or descriptors run out meanwhile, it goes on when there are
-    /// some. Nothing for a stale name.
+    /// Peers whose handshake is still under way when the socket is closed are reset all the same: those that wait for
+    /// its last segment, and those that complete it between the last accept and the close. With
+    /// `net.ipv4.tcp_migrate_req` (Linux 5.14) the kernel moves both to another socket of the port. A successor that
+    /// has the same socket ([`adopt_listener`](Self::adopt_listener)) loses none, and there is nothing to be drained:
+    /// [`unlisten`](Self::unlisten) leaves it the backlog.
     pub fn drain_listener(&mut self, listener: ListenerId) {
         let Some(head) = self.listeners.head_mut(listener.key()) else { return };
         head.paused = false;
         if !self.draining.contains(&listener) {
             self.draining.push(listener);
+            // Now rather than at the end, where it would come between the last accept and the close.
+            self.unwatch_listener(listener);
         }
     }
 
@@ -242,19 +264,19 @@ impl<C> Context<C> {
         self.draining.iter().any(|&listener| self.is_accepting(listener))
     }
 
-    /// No peer waits at the listener: the end of one that is drained.
+    /// No peer waits at the listener: the end of one that is drained. Says whether it is.
     #[inline]
-    pub(crate) fn end_draining(&mut self, listener: ListenerId) {
-        if !self.draining.is_empty() {
-            self.end_if_drained(listener);
-        }
+    pub(crate) fn end_draining(&mut self, listener: ListenerId) -> bool {
+        !self.draining.is_empty() && self.end_if_drained(listener)
     }
 
     #[cold]
-    fn end_if_drained(&mut self, listener: ListenerId) {
-        if self.draining.contains(&listener) && self.is_accepting(listener) {
+    fn end_if_drained(&mut self, listener: ListenerId) -> bool {
+        let is_drained = self.draining.contains(&listener) && self.is_accepting(listener);
+        if is_drained {
             self.unlisten(listener);
         }
+        is_drained
     }
 
     /// The address of a TCP listener.
@@ -302,6 +324,9 @@ impl<C> Context<C> {
     /// Makes epoll report the listener, or not.
     fn sync_interest(&mut self, id: ListenerId) -> Result<(), Error> {
         let synced = self.with_listener(id, |cx, listener| {
+            if !listener.watched {
+                return Ok(());
+            }
             let data = EventSource::Listener(id).to_bits();
             cx.poller.modify(&listener.socket, listener.interest(), data)
         });

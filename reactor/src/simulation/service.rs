@@ -322,6 +322,7 @@ impl Service {
             assert!(record.deadlines.is_empty(), "a timeout does not come: {record:?}");
         }
         assert_eq!(cx.listeners().count(), self.listeners.len(), "a listener is not drained");
+        assert!(self.draining.is_empty(), "the end is not reported: {:?}", self.draining);
         assert_eq!(sys::peers_waiting(), 0, "peers wait and are not accepted");
         assert!(self.timers.is_empty(), "timers do not fire: {:?}", self.timers);
         assert!(self.sweeps.is_empty(), "sweeps do not end: {:?}", self.sweeps);
@@ -472,6 +473,15 @@ impl Handler for Service {
         if self.calm {
             self.make_room(cx, listener, error);
         }
+        self.leave(cx, None);
+    }
+
+    fn on_listener_drained(&mut self, cx: &mut Cx, listener: ListenerId) {
+        self.enter("on_listener_drained");
+        let index = self.draining.iter().position(|&draining| draining == listener);
+        self.draining.swap_remove(index.expect("it was to be drained, and ends once"));
+        assert!(matches!(cx.listener_addr(listener), Err(Error::Stale)), "its name is stale now");
+        self.listeners_gone.push(listener);
         self.leave(cx, None);
     }
 

@@ -62,6 +62,7 @@ pub(crate) enum Event {
     Deferred(Token),
     Close(Token, Why),
     AcceptError(ListenerId, String),
+    ListenerDrained(ListenerId),
     Timer(TimerId),
     Wake,
     Signal(Signal),
@@ -272,6 +273,11 @@ impl Handler for Service {
 
     fn on_accept_error(&mut self, cx: &mut Cx, listener: ListenerId, error: &Error) {
         self.tell(cx, Event::AcceptError(listener, error.to_string()));
+    }
+
+    fn on_listener_drained(&mut self, cx: &mut Cx, listener: ListenerId) {
+        assert!(cx.listener_fd(listener).is_none(), "the name is stale in on_listener_drained");
+        self.tell(cx, Event::ListenerDrained(listener));
     }
 
     fn on_timer(&mut self, cx: &mut Cx, timer: TimerId) {
