@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
 mod common;
+#[path = "examples/rolling_restart.rs"]
+mod rolling_restart;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -33,12 +35,11 @@ impl Example {
     }
 
     fn start_with(name: &str, args: &[&str], errors: Stdio) -> Self {
-        let mut process = Command::new(binary(name))
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(errors)
-            .spawn()
-            .unwrap();
+        Self::spawn(Command::new(binary(name)).args(args).stderr(errors))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(process.stdout.take().unwrap());
         let (sender, lines) = channel();
         thread::spawn(move || {
@@ -63,8 +64,16 @@ impl Example {
     }
 
     /// Asks it to end by SIGTERM, and sees that it does so in good order.
-    fn terminate(mut self) {
+    fn terminate(self) {
+        self.ask_to_end();
+        self.expect_end();
+    }
+
+    fn ask_to_end(&self) {
         kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM).unwrap();
+    }
+
+    fn expect_end(mut self) {
         let status = self.end();
         assert!(status.success(), "{status}");
     }
@@ -186,6 +195,7 @@ fn each_example_says_in_one_line_what_it_can_not_use() {
         "in_mio",
         "in_tokio",
         "mqtt_broker",
+        "rolling_restart",
         "tcp_proxy",
         "udp_echo",
         "wss_push",

@@ -1,0 +1,150 @@
+//! An HTTP service that is replaced while it serves, without the loss of a request. SIGTERM or Ctrl-C ends an instance when
+//! its successor serves. There are two ways to share the port with it:
+//!
+//! - `cargo run --example rolling_restart -- 127.0.0.1:8080`: each instance has a socket of its own (`SO_REUSEPORT`), and the
+//!   kernel spreads connections over them. The old one drains its listener.
+//! - `cargo run --example rolling_restart -- -`: all instances have the same socket, as standard input, from a supervisor that
+//!   keeps it. The old one just lets go of it. Nothing can be lost here; with `SO_REUSEPORT`, handshakes under way can.
+//!
+//! Connections that the old instance has go on: the answer to the next request asks the client to end the connection
+//! (`Connection: close`). To close one that is idle could cross with a request, so that is left for the end.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use reactor::{
+    CloseReason, Config, Context, Handler, Incoming, ListenOptions, ListenerId, Reactor, Signal,
+    TimerId, Token, Written,
+};
+
+use common::{Failure, address};
+
+mod common;
+
+const HEAD_BYTES_MAX: usize = 8 * 1024;
+const HEADERS_MAX: usize = 64;
+/// For the next request of a connection that is kept when the signal comes.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// For the peers to take what has been answered.
+const GRACE: Duration = Duration::from_secs(5);
+
+const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n";
+const LAST_ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n";
+
+struct Http {
+    listener: ListenerId,
+    /// Other instances have the same socket.
+    is_shared: bool,
+    /// The signal has come.
+    is_ending: bool,
+}
+
+/// How many requests there are at the beginning of the bytes, and their length; `None` where they are no requests that
+/// are answered here, which have no bodies.
+fn parse(bytes: &[u8]) -> Option<(usize, usize)> {
+    let (mut count, mut used) = (0, 0);
+    loop {
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut request = httparse::Request::new(&mut headers);
+        match request.parse(&bytes[used..]) {
+            Ok(httparse::Status::Complete(length)) if request.method == Some("GET") => {
+                (count, used) = (count + 1, used + length);
+            }
+            Ok(httparse::Status::Partial) if bytes.len() - used <= HEAD_BYTES_MAX => {
+                return Some((count, used));
+            }
+            _ => return None,
+        }
+    }
+}
+
+impl Http {
+    /// No peer waits or can come, and none is left.
+    fn stop_if_done(&self, cx: &mut Context<Vec<u8>>) {
+        if self.is_ending && cx.listeners().next().is_none() && cx.connections() == 0 {
+            cx.stop();
+        }
+    }
+}
+
+impl Handler for Http {
+    type Conn = Vec<u8>; // the beginning of a request
+
+    fn on_accept(&mut self, _cx: &mut Context<Vec<u8>>, _: &Incoming<'_>) -> Option<Vec<u8>> {
+        Some(Vec::new())
+    }
+
+    fn on_data(
+        &mut self,
+        cx: &mut Context<Vec<u8>>,
+        token: Token,
+        input: &mut Vec<u8>,
+        bytes: &mut [u8],
+    ) {
+        input.extend_from_slice(bytes);
+        let Some((count, used)) = parse(input) else { return cx.abort(token) };
+        if count == 0 {
+            return;
+        }
+        input.drain(..used);
+        let answers = match self.is_ending {
+            false => ANSWER.repeat(count),
+            true => ANSWER.repeat(count - 1) + LAST_ANSWER,
+        };
+        match cx.write_chunk(token, answers.into_bytes()) {
+            Ok(Written::Sent) => {}
+            Ok(Written::Queued) => cx.pause_reads(token),
+            Err(_) => return cx.abort(token),
+        }
+        if self.is_ending {
+            cx.close(token);
+        }
+    }
+
+    fn on_drain(&mut self, cx: &mut Context<Vec<u8>>, token: Token, _input: &mut Vec<u8>) {
+        cx.resume_reads(token);
+    }
+
+    fn on_signal(&mut self, cx: &mut Context<Vec<u8>>, _signal: Signal) {
+        if self.is_ending || cx.add_timer(PATIENCE).is_err() {
+            return cx.shutdown(GRACE); // a second signal waits for no request
+        }
+        self.is_ending = true;
+        if self.is_shared {
+            cx.unlisten(self.listener); // the peers that wait are the successor's
+        } else {
+            cx.drain_listener(self.listener);
+        }
+        self.stop_if_done(cx);
+    }
+
+    fn on_listener_drained(&mut self, cx: &mut Context<Vec<u8>>, _listener: ListenerId) {
+        self.stop_if_done(cx);
+    }
+
+    fn on_close(&mut self, cx: &mut Context<Vec<u8>>, _: Token, _: Vec<u8>, _: CloseReason) {
+        self.stop_if_done(cx);
+    }
+
+    fn on_timer(&mut self, cx: &mut Context<Vec<u8>>, _timer: TimerId) {
+        cx.shutdown(GRACE); // a client that sends a request just now has to send it again
+    }
+}
+
+fn main() -> Result<(), Failure> {
+    let argument = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8080".to_owned());
+    let is_shared = argument == "-";
+    let mut reactor = Reactor::new(&Config::default())?;
+    let cx = reactor.context();
+    let listener = if is_shared {
+        let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+        cx.adopt_listener(socket, &ListenOptions::default())?
+    } else {
+        let options = ListenOptions { reuse_port: true, ..ListenOptions::default() };
+        cx.listen(address(&argument), &options)?
+    };
+    cx.watch_signals(&[Signal::Interrupt, Signal::Terminate])?;
+    println!("listening on {}", cx.listener_addr(listener)?);
+    reactor.run(&mut Http { listener, is_shared, is_ending: false })?;
+    Ok(())
+}
