@@ -61,8 +61,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-
 use crate::address::Address;
 use crate::config::Config;
 use crate::context::Context;
@@ -180,12 +178,12 @@ impl<H: Handler> Harness<H> {
 
     /// The connect to this peer works.
     pub fn answer(&mut self, peer: Peer) {
-        fake::answer(peer.0, Ok(()));
+        fake::answer(peer.0, true);
     }
 
     /// The connect to this peer is refused (`ECONNREFUSED`).
     pub fn refuse(&mut self, peer: Peer) {
-        fake::answer(peer.0, Err(Errno::ECONNREFUSED));
+        fake::answer(peer.0, false);
     }
 
     /// A connected socket for [`Context::adopt`], and its other end. It stands for a socket and is none.
@@ -206,7 +204,7 @@ impl<H: Handler> Harness<H> {
 
     /// The peer resets the connection; what it has sent and was not read is lost.
     pub fn reset(&mut self, peer: Peer) {
-        fake::fail_peer(peer.0, Errno::ECONNRESET);
+        fake::reset_peer(peer.0);
     }
 
     /// How many bytes the peer takes from here on; what is more waits in the write queue. At first there is no bound.

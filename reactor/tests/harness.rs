@@ -292,6 +292,21 @@ fn connects_wait_for_their_answer() {
 }
 
 #[test]
+fn a_connect_that_is_reset_has_failed() {
+    let _descriptors = Descriptors::counted();
+    let (mut harness, _) = harness();
+    let to = SocketAddr::from(([192, 0, 2, 9], 80));
+    harness.context().connect(to, &ConnectOptions::default(), 1).unwrap();
+    harness.run();
+    let connects = harness.connects();
+    harness.reset(connects[0].0);
+    harness.run();
+    let log = log(&mut harness);
+    assert!(log.len() == 1 && log[0].starts_with("close 1 connect failed: "), "{log:?}");
+    assert_eq!(harness.context().connections(), 0);
+}
+
+#[test]
 fn sockets_come_in_and_go_out() {
     let _descriptors = Descriptors::counted();
     let (mut harness, listener) = harness();

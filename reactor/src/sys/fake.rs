@@ -350,13 +350,11 @@ fn act_on(serial: u32, reports: bool, act: impl FnOnce(&mut FakeSocket)) -> bool
     })
 }
 
-/// The connect of this peer has worked, or failed with this errno.
-pub(crate) fn answer(serial: u32, answer: Result<(), Errno>) -> bool {
+/// The connect to this peer has worked, or was refused.
+pub(crate) fn answer(serial: u32, works: bool) -> bool {
     act_as_peer(serial, |socket| {
-        if std::mem::take(&mut socket.wire.connecting)
-            && let Err(errno) = answer
-        {
-            socket.error = Some(errno);
+        if std::mem::take(&mut socket.wire.connecting) && !works {
+            socket.error = Some(Errno::ECONNREFUSED);
             socket.wire.gone = true;
         }
     })
@@ -372,11 +370,12 @@ pub(crate) fn finish_peer(serial: u32) -> bool {
     act_as_peer(serial, |socket| socket.wire.fin = true)
 }
 
-/// The peer is gone with this errno; what it had sent and was not read is lost.
-pub(crate) fn fail_peer(serial: u32, errno: Errno) -> bool {
+/// The peer has reset the connection; what it had sent and was not read is lost.
+pub(crate) fn reset_peer(serial: u32) -> bool {
     act_as_peer(serial, |socket| {
         socket.incoming.clear();
-        socket.error = Some(errno);
+        socket.error = Some(Errno::ECONNRESET);
+        socket.wire.connecting = false;
         socket.wire.gone = true;
     })
 }
