@@ -99,7 +99,11 @@ impl<C> Context<C> {
             assert!(self.timers.head(timer.key()).is_some(), "{token:?} {tag} is not armed");
         }
         let owned = timeouts + self.timers.len() + single;
-        assert_eq!(self.wheel.len(), owned, "a timer without an owner, or an owner without a timer");
+        assert_eq!(
+            self.wheel.len(),
+            owned,
+            "a timer without an owner, or an owner without a timer"
+        );
     }
 
     fn check_epoll(&self) {
