@@ -1,7 +1,8 @@
 //! A chat with rooms: `cargo run --example chat -- 127.0.0.1:7007`, then `nc 127.0.0.1 7007`.
 //!
-//! `/nick NAME` and `/join ROOM` change who and where you are, `/all TEXT` speaks to everyone, any other line to your
-//! room. A message is one allocation however many receive it. A reader whose queue is full is dropped: no one waits.
+//! `/nick NAME` and `/join ROOM` change the name and the room, `/all TEXT` sends to everyone, any other line goes to the
+//! room. A message is allocated once for all recipients. A peer whose queue is full is dropped, so that it delays
+//! no other.
 
 use std::collections::{HashMap, HashSet};
 use std::mem;
@@ -17,23 +18,23 @@ mod common;
 
 const LOBBY: &str = "lobby";
 const LINE_BYTES_MAX: usize = 1024;
-/// Bounds what one callback may cost: a number of lines to a number of members.
+/// With `MEMBERS_MAX`, this bounds the work of one callback.
 const LINES_PER_READ_MAX: usize = 64;
 const MEMBERS_MAX: usize = 1000;
-/// A reader that is so far behind is dropped.
+/// A peer with more queued bytes is dropped.
 const BEHIND_BYTES_MAX: usize = 64 * 1024;
 
 #[derive(Default)]
 struct Chat {
     rooms: HashMap<String, HashSet<Token>>,
-    /// What is being said to everyone.
+    /// The text of each sweep.
     announcements: HashMap<SweepId, Arc<[u8]>>,
 }
 
 struct Guest {
     name: String,
     room: String,
-    /// The beginning of a line whose end has not arrived yet.
+    /// An incomplete line.
     line: Vec<u8>,
 }
 
@@ -72,7 +73,7 @@ impl Chat {
         }
     }
 
-    /// To the members of a room, of whom there are few enough for one callback.
+    /// Sends to the members of a room, of which there are few enough for one callback.
     fn tell_room(&self, cx: &mut Context<Guest>, room: &str, text: &str) {
         let message = message(text);
         for &member in self.rooms.get(room).into_iter().flatten() {
@@ -80,13 +81,13 @@ impl Chat {
         }
     }
 
-    /// To everyone, who may be a million: a sweep goes from one to the next, and the loop goes on in between.
+    /// Sends to everyone: a sweep, because a loop over a million connections would block the reactor.
     fn announce(&mut self, cx: &mut Context<Guest>, token: Token, text: &str) {
         match cx.sweep() {
             Ok(sweep) => {
                 self.announcements.insert(sweep, message(text));
             }
-            Err(_) => tell(cx, token, "* too much is being announced, try later"),
+            Err(_) => tell(cx, token, "* too many announcements, try again later"),
         }
     }
 }

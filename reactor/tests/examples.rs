@@ -176,7 +176,8 @@ fn each_example_says_in_one_line_what_it_can_not_use() {
     let _descriptors = Descriptors::counted();
     let taken = TcpListener::bind(ANY_PORT).unwrap();
     let taken = taken.local_addr().unwrap().to_string();
-    let no_address = "\"localhost:7007\" is no address; give IP:PORT, for example 127.0.0.1:7007";
+    let no_address =
+        "\"localhost:7007\" is not an address; expected IP:PORT, for example 127.0.0.1:7007";
     for name in [
         "chat",
         "connect_proxy",
@@ -200,7 +201,7 @@ fn each_example_says_in_one_line_what_it_can_not_use() {
         assert_eq!(code, Some(1), "{name}");
     }
     let (said, code) = refusal("idle_push", &[ANY_PORT, ANY_PORT, "-1"]);
-    assert_eq!((said.as_str(), code), ("Error: \"-1\" is no number of seconds\n", Some(2)));
+    assert_eq!((said.as_str(), code), ("Error: \"-1\" is not a number of seconds\n", Some(2)));
     let (said, code) = refusal("tcp_proxy", &[ANY_PORT]);
     assert!(said.contains("tcp_proxy LISTEN UPSTREAM"), "{said}");
     assert_eq!((said.lines().count(), code), (1, Some(2)));
