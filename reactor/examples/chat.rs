@@ -39,27 +39,29 @@ struct Guest {
 }
 
 impl Chat {
-    fn obey(&mut self, cx: &mut Context<Guest>, token: Token, guest: &mut Guest, line: &str) {
+    fn execute(&mut self, cx: &mut Context<Guest>, token: Token, guest: &mut Guest, line: &str) {
         match line.split_once(' ').unwrap_or((line, "")) {
             ("/nick", name) if !name.is_empty() => {
                 let old = mem::replace(&mut guest.name, name.to_owned());
-                self.tell_room(cx, &guest.room, &format!("* {old} is {name} now"));
+                self.send_to_room(cx, &guest.room, &format!("* {old} is {name} now"));
             }
             ("/join", room) if !room.is_empty() => self.join(cx, token, guest, room),
             ("/all", text) => self.announce(cx, token, &format!("{} to all: {text}", guest.name)),
-            _ if line.starts_with('/') => tell(cx, token, "* /nick NAME, /join ROOM, /all TEXT"),
-            _ => self.tell_room(cx, &guest.room, &format!("{}: {line}", guest.name)),
+            _ if line.starts_with('/') => {
+                send_text(cx, token, "* /nick NAME, /join ROOM, /all TEXT")
+            }
+            _ => self.send_to_room(cx, &guest.room, &format!("{}: {line}", guest.name)),
         }
     }
 
     fn join(&mut self, cx: &mut Context<Guest>, token: Token, guest: &mut Guest, room: &str) {
         if self.rooms.get(room).is_some_and(|members| members.len() >= MEMBERS_MAX) {
-            return tell(cx, token, "* that room is full");
+            return send_text(cx, token, "* that room is full");
         }
         self.leave(cx, token, guest);
         guest.room = room.to_owned();
         self.rooms.entry(guest.room.clone()).or_default().insert(token);
-        self.tell_room(cx, room, &format!("* {} joined {room}", guest.name));
+        self.send_to_room(cx, room, &format!("* {} joined {room}", guest.name));
     }
 
     fn leave(&mut self, cx: &mut Context<Guest>, token: Token, guest: &Guest) {
@@ -69,15 +71,15 @@ impl Chat {
             if members.is_empty() {
                 self.rooms.remove(&guest.room);
             }
-            self.tell_room(cx, &guest.room, &format!("* {} left", guest.name));
+            self.send_to_room(cx, &guest.room, &format!("* {} left", guest.name));
         }
     }
 
     /// Sends to the members of a room, of which there are few enough for one callback.
-    fn tell_room(&self, cx: &mut Context<Guest>, room: &str, text: &str) {
+    fn send_to_room(&self, cx: &mut Context<Guest>, room: &str, text: &str) {
         let message = message(text);
         for &member in self.rooms.get(room).into_iter().flatten() {
-            give(cx, member, &message);
+            send(cx, member, &message);
         }
     }
 
@@ -87,7 +89,7 @@ impl Chat {
             Ok(sweep) => {
                 self.announcements.insert(sweep, message(text));
             }
-            Err(_) => tell(cx, token, "* too many announcements, try again later"),
+            Err(_) => send_text(cx, token, "* too many announcements, try again later"),
         }
     }
 }
@@ -96,14 +98,14 @@ fn message(text: &str) -> Arc<[u8]> {
     format!("{text}\n").into_bytes().into()
 }
 
-fn give(cx: &mut Context<Guest>, token: Token, message: &Arc<[u8]>) {
+fn send(cx: &mut Context<Guest>, token: Token, message: &Arc<[u8]>) {
     if cx.write_chunk(token, Arc::clone(message)).is_err() {
         cx.abort(token);
     }
 }
 
-fn tell(cx: &mut Context<Guest>, token: Token, text: &str) {
-    give(cx, token, &message(text));
+fn send_text(cx: &mut Context<Guest>, token: Token, text: &str) {
+    send(cx, token, &message(text));
 }
 
 impl Handler for Chat {
@@ -134,7 +136,7 @@ impl Handler for Chat {
             match line.strip_suffix(b"\n") {
                 Some(line) => {
                     let line = String::from_utf8_lossy(line);
-                    self.obey(cx, token, guest, line.trim());
+                    self.execute(cx, token, guest, line.trim());
                 }
                 None => guest.line = line.to_vec(),
             }
@@ -149,7 +151,7 @@ impl Handler for Chat {
         _guest: &mut Guest,
     ) {
         if let Some(message) = self.announcements.get(&sweep) {
-            give(cx, token, message);
+            send(cx, token, message);
         }
     }
 

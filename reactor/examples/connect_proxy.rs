@@ -20,7 +20,7 @@ use reactor::{
     Mailbox, Reactor, Signal, Token, Written,
 };
 
-use common::{Failure, address, misused};
+use common::{Failure, address, usage_error};
 
 mod common;
 
@@ -197,7 +197,7 @@ fn main() -> Result<(), Failure> {
         None => CONNECTIONS_MAX,
         Some(Ok(most @ 2..)) => most,
         Some(_) => {
-            misused("expected an address and at least 2 connections: connect_proxy LISTEN MAX")
+            usage_error("expected an address and at least 2 connections: connect_proxy LISTEN MAX")
         }
     };
     let config =

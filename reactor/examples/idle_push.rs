@@ -17,7 +17,7 @@ use reactor::{
     SweepId, Token, WriteError,
 };
 
-use common::{Failure, address, misused};
+use common::{Failure, address, usage_error};
 
 mod common;
 
@@ -41,14 +41,20 @@ enum Conn {
 #[derive(Default)]
 struct Operator {
     /// An incomplete command.
-    begun: Vec<u8>,
+    partial: Vec<u8>,
 }
 
 const _: () = assert!(size_of::<Conn>() <= 16, "a million devices have this state");
 
 impl Gateway {
     /// Parses a device's number digit by digit, without a buffer.
-    fn hear(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn, bytes: &[u8]) {
+    fn on_device_data(
+        &mut self,
+        cx: &mut Context<Conn>,
+        token: Token,
+        conn: &mut Conn,
+        bytes: &[u8],
+    ) {
         cx.set_timeout(token, self.heartbeat_max);
         for byte in bytes {
             let Conn::Unnamed(number) = conn else { return };
@@ -74,7 +80,7 @@ impl Gateway {
         }
     }
 
-    fn obey(&mut self, cx: &mut Context<Conn>, command: &str) -> String {
+    fn execute(&mut self, cx: &mut Context<Conn>, command: &str) -> String {
         match command.split_once(' ').unwrap_or((command, "")) {
             ("push", rest) => self.push(cx, rest).to_owned(),
             ("all", text) => self.announce(cx, text).to_owned(),
@@ -121,20 +127,22 @@ impl Handler for Gateway {
     }
 
     fn on_data(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn, bytes: &mut [u8]) {
-        let Conn::Operator(operator) = conn else { return self.hear(cx, token, conn, bytes) };
-        let mut input = mem::take(&mut operator.begun);
+        let Conn::Operator(operator) = conn else {
+            return self.on_device_data(cx, token, conn, bytes);
+        };
+        let mut input = mem::take(&mut operator.partial);
         input.extend_from_slice(bytes);
         for line in input.split_inclusive(|&byte| byte == b'\n') {
             let Some(command) = line.strip_suffix(b"\n") else {
-                operator.begun = line.to_vec();
+                operator.partial = line.to_vec();
                 break;
             };
-            let answer = self.obey(cx, String::from_utf8_lossy(command).trim());
+            let answer = self.execute(cx, String::from_utf8_lossy(command).trim());
             if cx.write_chunk(token, format!("{answer}\n").into_bytes()).is_err() {
                 return cx.abort(token);
             }
         }
-        if operator.begun.len() > COMMAND_BYTES_MAX {
+        if operator.partial.len() > COMMAND_BYTES_MAX {
             cx.abort(token);
         }
     }
@@ -166,7 +174,7 @@ impl Handler for Gateway {
 fn seconds(argument: &str) -> Duration {
     let seconds =
         argument.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds.unwrap_or_else(|| misused(&format!("{argument:?} is not a number of seconds")))
+    seconds.unwrap_or_else(|| usage_error(&format!("{argument:?} is not a number of seconds")))
 }
 
 fn main() -> Result<(), Failure> {

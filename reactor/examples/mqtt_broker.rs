@@ -61,7 +61,7 @@ struct Client {
 }
 
 /// The client has disconnected, or has violated the protocol.
-struct Over;
+struct Disconnect;
 
 impl Broker {
     fn on_packet(
@@ -70,9 +70,9 @@ impl Broker {
         token: Token,
         conn: &mut Conn,
         packet: Packet,
-    ) -> Result<(), Over> {
+    ) -> Result<(), Disconnect> {
         let Some(client) = &mut conn.client else {
-            let Packet::Connect(connect) = packet else { return Err(Over) };
+            let Packet::Connect(connect) = packet else { return Err(Disconnect) };
             // A new connection with the same client identifier ends the old one.
             let known = (!connect.client_id.is_empty())
                 .then(|| self.clients.insert(connect.client_id.clone(), token));
@@ -91,7 +91,7 @@ impl Broker {
         match packet {
             Packet::Publish(publish) if publish.qos != QoS::ExactlyOnce => {
                 if has_wildcards(&publish.topic) {
-                    return Err(Over);
+                    return Err(Disconnect);
                 }
                 if publish.qos == QoS::AtLeastOnce {
                     written(PubAck::new(publish.pkid).write(&mut self.out))?;
@@ -109,7 +109,7 @@ impl Broker {
             }
             Packet::PingReq => written(PingResp.write(&mut self.out)),
             Packet::PubAck(_) => Ok(()),
-            _ => Err(Over),
+            _ => Err(Disconnect),
         }
     }
 
@@ -118,7 +118,7 @@ impl Broker {
         token: Token,
         client: &mut Client,
         subscribe: &Subscribe,
-    ) -> Result<(), Over> {
+    ) -> Result<(), Disconnect> {
         let mut codes = Vec::new();
         let mut granted = Vec::new();
         for wish in &subscribe.filters {
@@ -207,7 +207,7 @@ impl Handler for Broker {
             served = match read(&mut input, PACKET_BYTES_MAX) {
                 Ok(packet) => self.on_packet(cx, token, conn, packet),
                 Err(MqttError::InsufficientBytes(_)) => break,
-                Err(_) => Err(Over),
+                Err(_) => Err(Disconnect),
             };
         }
         if !input.is_empty() {
@@ -215,7 +215,7 @@ impl Handler for Broker {
         }
         self.flush(cx, token);
         match (served, conn.client.as_ref().map(|client| client.keep_alive)) {
-            (Err(Over), _) => cx.close(token),
+            (Err(Disconnect), _) => cx.close(token),
             (Ok(()), Some(Some(keep_alive))) => cx.set_timeout(token, keep_alive),
             (Ok(()), Some(None)) => cx.clear_timeout(token),
             (Ok(()), None) => {}
@@ -267,8 +267,8 @@ fn deliver(
     publish.write(out)
 }
 
-fn written(written: Result<usize, MqttError>) -> Result<(), Over> {
-    written.map(|_| ()).map_err(|_| Over)
+fn written(written: Result<usize, MqttError>) -> Result<(), Disconnect> {
+    written.map(|_| ()).map_err(|_| Disconnect)
 }
 
 fn main() -> Result<(), Failure> {

@@ -11,7 +11,7 @@ use reactor::{
     Reactor, Signal, Token, Written,
 };
 
-use common::{Failure, address, misused};
+use common::{Failure, address, usage_error};
 
 mod common;
 
@@ -93,7 +93,7 @@ impl Handler for Proxy {
 fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
     let (Some(listen), Some(upstream)) = (args.next(), args.next()) else {
-        misused(
+        usage_error(
             "expected the address to listen on and the upstream address: tcp_proxy LISTEN UPSTREAM",
         );
     };

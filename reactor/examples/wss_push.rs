@@ -24,8 +24,8 @@ use tungstenite::handshake::derive_accept_key;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::frame::{Frame, FrameHeader};
 
-use common::{Failure, address, misused};
-use tls::{Heard, Session};
+use common::{Failure, address, usage_error};
+use tls::{Session, SessionState};
 
 mod common;
 #[path = "common/tls.rs"]
@@ -55,11 +55,11 @@ struct Conn {
 }
 
 /// The peer has closed, or has violated the protocol.
-struct Over;
+struct Disconnect;
 
 impl Push {
     /// Processes the decrypted input of a peer.
-    fn serve(&mut self, cx: &mut Context<Conn>, conn: &mut Conn) -> Result<(), Over> {
+    fn serve(&mut self, cx: &mut Context<Conn>, conn: &mut Conn) -> Result<(), Disconnect> {
         if !conn.is_websocket && !self.upgrade(conn)? {
             return Ok(());
         }
@@ -68,7 +68,8 @@ impl Push {
         while let Some((header, length)) = parse(&frames[used..])? {
             let begin = used + header.len(length as u64);
             let Some(payload) = frames.get_mut(begin..begin + length) else { break };
-            for (byte, mask) in payload.iter_mut().zip(header.mask.ok_or(Over)?.into_iter().cycle())
+            for (byte, mask) in
+                payload.iter_mut().zip(header.mask.ok_or(Disconnect)?.into_iter().cycle())
             {
                 *byte ^= mask;
             }
@@ -83,16 +84,16 @@ impl Push {
     }
 
     /// Answers the request when it is complete; returns whether it is.
-    fn upgrade(&mut self, conn: &mut Conn) -> Result<bool, Over> {
+    fn upgrade(&mut self, conn: &mut Conn) -> Result<bool, Disconnect> {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
         let mut request = httparse::Request::new(&mut fields);
-        let parsed = request.parse(&conn.input).map_err(|_| Over)?;
+        let parsed = request.parse(&conn.input).map_err(|_| Disconnect)?;
         let httparse::Status::Complete(length) = parsed else {
-            return if conn.input.len() < REQUEST_BYTES_MAX { Ok(false) } else { Err(Over) };
+            return if conn.input.len() < REQUEST_BYTES_MAX { Ok(false) } else { Err(Disconnect) };
         };
         let named =
             |name: &str| request.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name));
-        let key = named("Sec-WebSocket-Key").ok_or(Over)?.value;
+        let key = named("Sec-WebSocket-Key").ok_or(Disconnect)?.value;
         let response = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Accept: {}\r\n\r\n",
@@ -110,7 +111,7 @@ impl Push {
         conn: &mut Conn,
         opcode: OpCode,
         payload: &[u8],
-    ) -> Result<(), Over> {
+    ) -> Result<(), Disconnect> {
         conn.waits_for_pong = false;
         match opcode {
             OpCode::Data(Data::Text | Data::Binary) => {
@@ -125,10 +126,10 @@ impl Push {
             OpCode::Control(Control::Pong) => {}
             OpCode::Control(Control::Close) => {
                 conn.tls.send(&frame(Frame::close(None)), &mut self.out);
-                return Err(Over);
+                return Err(Disconnect);
             }
             // Fragmented messages are not supported.
-            _ => return Err(Over),
+            _ => return Err(Disconnect),
         }
         Ok(())
     }
@@ -165,10 +166,10 @@ impl Handler for Push {
     fn on_data(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn, bytes: &mut [u8]) {
         cx.set_timeout(token, SILENCE_MAX);
         self.plain.clear();
-        let heard = conn.tls.receive(bytes, &mut self.plain, &mut self.out);
+        let session = conn.tls.receive(bytes, &mut self.plain, &mut self.out);
         conn.input.extend_from_slice(&self.plain);
         let served = self.serve(cx, conn);
-        if heard == Ok(Heard::More) && served.is_ok() {
+        if session == Ok(SessionState::Open) && served.is_ok() {
             self.flush(cx, token);
         } else {
             self.goodbye(cx, token, conn);
@@ -209,13 +210,13 @@ impl Handler for Push {
 }
 
 /// Parses the header of the next frame; returns it with the length of the payload, or `None` if it is incomplete.
-fn parse(bytes: &[u8]) -> Result<Option<(FrameHeader, usize)>, Over> {
+fn parse(bytes: &[u8]) -> Result<Option<(FrameHeader, usize)>, Disconnect> {
     match FrameHeader::parse(&mut Cursor::new(bytes)) {
         Ok(Some((header, length))) if length <= MESSAGE_BYTES_MAX as u64 && header.is_final => {
             Ok(Some((header, length as usize)))
         }
         Ok(None) => Ok(None),
-        _ => Err(Over),
+        _ => Err(Disconnect),
     }
 }
 
@@ -230,7 +231,9 @@ fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
     let listen: SocketAddr = address(&args.next().unwrap_or_else(|| "127.0.0.1:7443".to_owned()));
     let (Some(certificates), Some(key)) = (args.next(), args.next()) else {
-        misused("expected an address, a certificate and its key: wss_push LISTEN CERT.pem KEY.pem");
+        usage_error(
+            "expected an address, a certificate and its key: wss_push LISTEN CERT.pem KEY.pem",
+        );
     };
     let certificates = CertificateDer::pem_file_iter(certificates)?.collect::<Result<_, _>>()?;
     let config =

@@ -7,14 +7,14 @@ use std::process;
 /// Parses an address; ends the program if it is invalid.
 pub(crate) fn address(argument: &str) -> SocketAddr {
     argument.parse().unwrap_or_else(|_| {
-        misused(&format!(
+        usage_error(&format!(
             "{argument:?} is not an address; expected IP:PORT, for example 127.0.0.1:7007"
         ))
     })
 }
 
 /// Ends a program that was called with invalid arguments.
-pub(crate) fn misused(why: &str) -> ! {
+pub(crate) fn usage_error(why: &str) -> ! {
     eprintln!("Error: {why}");
     process::exit(2)
 }

@@ -7,9 +7,9 @@ use rustls::unbuffered::{
 
 /// The state of a session after input was processed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Heard {
+pub(crate) enum SessionState {
     /// The session is open.
-    More,
+    Open,
     /// The peer has closed the session (close_notify); its TCP stream may still be open.
     Closed,
 }
@@ -31,7 +31,7 @@ impl Session {
         bytes: &mut [u8],
         plain: &mut Vec<u8>,
         out: &mut Vec<u8>,
-    ) -> Result<Heard, rustls::Error> {
+    ) -> Result<SessionState, rustls::Error> {
         if self.partial.is_empty() {
             // Input is usually complete records, which are decrypted in the reactor's read buffer.
             let used = self.process(bytes, plain, out)?;
@@ -40,12 +40,12 @@ impl Session {
         }
         self.partial.extend_from_slice(bytes);
         let mut partial = std::mem::take(&mut self.partial);
-        let (used, heard) = self.process(&mut partial, plain, out)?;
+        let (used, after) = self.process(&mut partial, plain, out)?;
         if used < partial.len() {
             partial.drain(..used);
             self.partial = partial;
         }
-        Ok(heard)
+        Ok(after)
     }
 
     fn process(
@@ -53,8 +53,8 @@ impl Session {
         bytes: &mut [u8],
         plain: &mut Vec<u8>,
         out: &mut Vec<u8>,
-    ) -> Result<(usize, Heard), rustls::Error> {
-        let (mut used, mut heard) = (0, Heard::More);
+    ) -> Result<(usize, SessionState), rustls::Error> {
+        let (mut used, mut after) = (0, SessionState::Open);
         loop {
             let UnbufferedStatus { mut discard, state, .. } =
                 self.tls.process_tls_records(&mut bytes[used..]);
@@ -71,14 +71,14 @@ impl Session {
                         plain.extend_from_slice(record.payload);
                     }
                 }
-                ConnectionState::PeerClosed => heard = Heard::Closed,
-                ConnectionState::Closed => (heard, is_over) = (Heard::Closed, true),
+                ConnectionState::PeerClosed => after = SessionState::Closed,
+                ConnectionState::Closed => (after, is_over) = (SessionState::Closed, true),
                 // Early data is not enabled.
                 _ => is_over = true,
             }
             used += discard;
             if is_over {
-                return Ok((used, heard));
+                return Ok((used, after));
             }
         }
     }
