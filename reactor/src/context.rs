@@ -313,7 +313,7 @@ impl<C> Context<C> {
     /// A system error, or [`Error::Invalid`] if signals are already watched.
     pub fn watch_signals(&mut self, signals: &[Signal]) -> Result<(), Error> {
         if self.signals.is_some() {
-            return Err(Error::Invalid("signals are watched already"));
+            return Err(Error::Invalid("signals are already watched"));
         }
         let data = EventSource::Inner(Inner::Signal).to_bits();
         self.signals = Some(SignalReader::watched(signals, &self.poller, data)?);

@@ -53,7 +53,7 @@ fn zeroes(bytes: usize) -> Result<Vec<u8>, Error> {
     let mut buffer = Vec::new();
     buffer
         .try_reserve_exact(bytes)
-        .map_err(|_| Error::Invalid("there is no memory for so large a read buffer"))?;
+        .map_err(|_| Error::Invalid("there is not enough memory for the read buffer"))?;
     buffer.resize(bytes, 0);
     Ok(buffer)
 }

@@ -120,7 +120,7 @@ impl<C> Context<C> {
             return Err(Error::Invalid("only a connection that is open can be detached"));
         }
         if header.queue().is_some_and(|queue| self.queues[queue as usize].files() > 0) {
-            return Err(Error::Invalid("a part of a file waits to be sent"));
+            return Err(Error::Invalid("a part of a file is still queued"));
         }
         let descriptor = self.sockets.detach(&mut header.socket)?;
         if let Err(error) =

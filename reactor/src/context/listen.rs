@@ -72,7 +72,9 @@ pub(super) struct AcceptedBy(Vec<Option<ListenerId>>);
 impl AcceptedBy {
     /// Reserves address space for all slots, so that growing copies nothing.
     fn reserve(&mut self, slots: usize) -> Result<(), Error> {
-        let no_memory = |_| Error::Invalid("there is no address space for a bound of a listener");
+        let no_memory = |_| {
+            Error::Invalid("there is no address space to count the connections of each listener")
+        };
         self.0.try_reserve_exact(slots.saturating_sub(self.0.len())).map_err(no_memory)
     }
 

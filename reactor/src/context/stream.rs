@@ -503,7 +503,7 @@ impl<C> Context<C> {
         let mut goes_on = true;
         match self.sockets.send_file(&header.socket, file, range.start, offered) {
             IoResult::Bytes(0) => {
-                let error = Error::Invalid("a file has ended before the part that was to be sent");
+                let error = Error::Invalid("the file ended before all of the part was sent");
                 self.cut_off(token, CloseReason::Failed(error));
                 return false;
             }
