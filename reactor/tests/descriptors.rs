@@ -1,9 +1,9 @@
-//! No descriptor is left behind, whatever way a connection, a listener, a watch or a reactor ends.
+//! No descriptor leaks, whatever way a connection, a listener, a watch or a reactor ends.
 //!
-//! That no test of any binary leaves one behind is checked by each of them; here is every way to end, and that no test
-//! forgets to count. (That none leaks when calls fail is shown by the simulation among the unit tests.)
+//! Each test of each binary checks that it leaks no descriptor. This file contains all ways to end, and checks that no
+//! test omits the check. (The simulation among the unit tests checks for leaks when calls fail.)
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 

@@ -1,7 +1,7 @@
-//! The harness of the feature `testing`: a handler sees there what it would see of sockets.
+//! The harness of the feature `testing`: a handler gets the same callbacks as with real sockets.
 
 #![cfg(feature = "testing")]
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -19,7 +19,7 @@ use reactor::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Records what happens, and does what the first byte of a message says.
+/// Records the callbacks; the first byte of a message selects an action.
 #[derive(Default)]
 struct Service {
     log: Vec<String>,
@@ -127,7 +127,7 @@ fn harness_with(config: &Config) -> (Harness<Service>, ListenerId) {
     (harness, listener)
 }
 
-/// What was logged since this was last called.
+/// Takes the log since the last call.
 fn log(harness: &mut Harness<Service>) -> Vec<String> {
     std::mem::take(&mut harness.handler_mut().log)
 }
@@ -372,12 +372,12 @@ fn harnesses_and_a_real_reactor_live_beside_each_other() {
     two.send(second, b"2nd");
     one.run();
     assert_eq!(one.received(first), b"1st");
-    assert_eq!(two.received(second), b"", "it has not run yet");
+    assert_eq!(two.received(second), b"", "the other harness has run");
     two.run();
     assert_eq!(two.received(second), b"2nd");
 
     drop(one);
-    assert_eq!(two.state(first), State::Closed, "a reactor that is dropped closes what it holds");
+    assert_eq!(two.state(first), State::Closed, "a dropped reactor has not closed its connections");
     two.send(second, b"more");
     two.run();
     assert_eq!(two.received(second), b"more");
@@ -402,7 +402,7 @@ fn a_connection_has_a_timeout_for_each_tag() {
     assert!(matches!(cx.add_timer(SECOND), Err(Error::Full { limit: 3, .. })));
     assert_eq!(cx.stats().timers_armed, 4);
 
-    // The first is moved, the second is cleared; the timeout without a tag is another.
+    // The first is moved, the second is cleared; the timeout without a tag is independent.
     harness.send(peer, b"h1");
     harness.run();
     harness.send(peer, b"n2");
@@ -413,7 +413,7 @@ fn a_connection_has_a_timeout_for_each_tag() {
     let due = [third, first].map(|tag| format!("tagged timeout 5 {tag}"));
     assert_eq!(log(&mut harness), due);
 
-    // What has ended has none.
+    // A removed connection has no timeouts.
     harness.send(peer, b"h1");
     harness.run();
     harness.send(peer, b"a");

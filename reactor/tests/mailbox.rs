@@ -1,6 +1,6 @@
 //! Messages from other threads, and several reactors side by side.
 
-#![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
+#![expect(clippy::unwrap_used, reason = "a test reports errors by panicking")]
 
 mod common;
 
@@ -19,7 +19,7 @@ use common::descriptors::Descriptors;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Notes messages and how many came with each wake-up.
+/// Records messages, and the number of them per wake-up.
 struct Post {
     mailbox: Mailbox<u64>,
     messages: Vec<u64>,
@@ -69,7 +69,7 @@ fn many_messages_make_one_wake_up() {
     assert_eq!(post.wakes, [100]);
     assert_eq!(post.messages, Vec::from_iter(0..100));
     turn(&mut reactor, &mut post, Duration::ZERO);
-    assert_eq!(post.wakes, [100], "nothing more, no call");
+    assert_eq!(post.wakes, [100], "a wake-up without a message");
 
     sender.send(100).unwrap();
     turn(&mut reactor, &mut post, DEADLINE);
@@ -132,7 +132,7 @@ fn no_message_of_several_threads_is_lost_or_out_of_its_senders_order() {
         }
         let deadline = Instant::now() + DEADLINE;
         while (post.messages.len() as u64) < THREADS * EACH {
-            assert!(Instant::now() < deadline, "only {} messages came", post.messages.len());
+            assert!(Instant::now() < deadline, "only {} messages arrived", post.messages.len());
             turn(&mut reactor, &mut post, Duration::from_secs(1));
         }
     });
@@ -142,15 +142,15 @@ fn no_message_of_several_threads_is_lost_or_out_of_its_senders_order() {
     }
 }
 
-/// What the thread of a reactor can be told.
-enum Order {
+/// A command to the thread of a reactor.
+enum Command {
     Stop,
 }
 
-/// Tells each peer by which reactor it is served.
+/// Sends each peer the number of its reactor.
 struct Shard {
     number: u8,
-    mailbox: Mailbox<Order>,
+    mailbox: Mailbox<Command>,
 }
 
 impl Handler for Shard {
@@ -165,14 +165,14 @@ impl Handler for Shard {
     }
 
     fn on_wake(&mut self, cx: &mut Context<()>) {
-        while let Some(Order::Stop) = self.mailbox.receive() {
+        while let Some(Command::Stop) = self.mailbox.receive() {
             cx.shutdown(DEADLINE);
         }
     }
 }
 
 /// A reactor with its own listener on the shared address.
-fn shard(number: u8, address: SocketAddr) -> (Reactor<()>, SocketAddr, Sender<Order>, Shard) {
+fn shard(number: u8, address: SocketAddr) -> (Reactor<()>, SocketAddr, Sender<Command>, Shard) {
     let mut reactor = Reactor::new(&small()).unwrap();
     let cx = reactor.context();
     let options = ListenOptions { reuse_port: true, ..ListenOptions::default() };
@@ -210,16 +210,16 @@ fn reactors_of_several_threads_share_a_port_and_stop_when_told() {
         }));
     }
 
-    // The kernel spreads by a hash of the 5-tuple: 3 * (2/3)^200 is no chance at all.
+    // The kernel distributes by a hash of the 5-tuple: a reactor gets none with a probability of 3 * (2/3)^200.
     const PEERS: u64 = 200;
     let answers: BTreeSet<u8> = (0..PEERS).map(|_| ask(address)).collect();
     assert_eq!(answers, BTreeSet::from_iter(0..SHARDS));
 
     for sender in &senders {
-        sender.send(Order::Stop).unwrap();
+        sender.send(Command::Stop).unwrap();
     }
     let accepted: u64 =
-        (0..SHARDS).map(|_| all_done.recv_timeout(DEADLINE).expect("each stops")).sum();
+        (0..SHARDS).map(|_| all_done.recv_timeout(DEADLINE).expect("each reactor stops")).sum();
     assert_eq!(accepted, PEERS);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }

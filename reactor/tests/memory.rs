@@ -1,8 +1,8 @@
-//! What a connection costs: no heap block while idle, no allocation per message, and the bytes of the promise.
+//! Memory: no heap block per idle connection, no allocation per message, and the documented number of bytes.
 //!
-//! Allocations are counted per thread, so peers and reactor share the thread and neither may allocate.
+//! Allocations are counted per thread. Peers and reactor share the thread, so neither may allocate.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -165,11 +165,11 @@ fn a_queue_gives_its_memory_back_when_it_has_run_empty() {
     };
     fill_and_drain();
     let info = measure(fill_and_drain);
-    assert!(info.count_total > 0, "the queue was never used");
+    assert!(info.count_total > 0, "the queue was not used");
     assert_eq!((info.count_current, info.bytes_current), (0, 0), "{info:?}");
 }
 
-/// Bytes that the reactor reserves for each connection of this state, the node of its timeout included.
+/// The bytes that the reactor reserves per connection with this state, including the node of its timeout.
 fn reserved_bytes_per_connection<C>() -> f64 {
     const CONNECTIONS: usize = 1 << 16;
     let reserved = |connections_max| {

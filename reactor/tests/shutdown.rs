@@ -1,6 +1,6 @@
-//! `stop`, `shutdown` and turns by hand: when `run` returns, and what has become of the connections then.
+//! `stop`, `shutdown` and single turns: when `run` returns, and the state of the connections then.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -15,7 +15,7 @@ use reactor::{
 use common::descriptors::Descriptors;
 use common::{Conn, DEADLINE, Event, LOOPBACK, Why, World, echo, echo_once, pattern, read_to_end};
 
-/// What `Reactor::run` does, with a deadline on each wait.
+/// Like `Reactor::run`, with a deadline on each wait.
 fn run(world: &mut World) {
     while world.turn(DEADLINE) == Status::Running {}
 }
@@ -46,7 +46,7 @@ fn stop_before_run_makes_it_return_at_once() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.listen();
-    // Without the stop, this timer would be the first thing to end the wait.
+    // Without the stop, this timer would end the wait.
     world.cx().add_timer(DEADLINE * 10).unwrap();
     let before = Instant::now();
     world.cx().stop();
@@ -61,7 +61,7 @@ fn a_turn_says_whether_another_is_wanted() {
     assert_eq!(world.turn(Duration::ZERO), Status::Running);
     world.cx().stop();
     assert_eq!(world.turn(Duration::ZERO), Status::Stopped);
-    assert_eq!(world.turn(Duration::ZERO), Status::Running, "a stop is used up");
+    assert_eq!(world.turn(Duration::ZERO), Status::Running, "a stop ends one run only");
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn one_reactor_serves_two_handlers_in_turn() {
     let mut world = World::new();
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
-    // The first handler records; the second one is another type altogether.
+    // The first handler records; the second one is of another type.
     struct Shouting;
     impl reactor::Handler for Shouting {
         type Conn = Conn;
@@ -95,7 +95,7 @@ fn one_reactor_serves_two_handlers_in_turn() {
             conn: &mut Conn,
             bytes: &mut [u8],
         ) {
-            assert_eq!(*conn, Conn::Accepted, "the state stays from one handler to the next");
+            assert_eq!(*conn, Conn::Accepted, "the state is lost between the handlers");
             cx.write(token, &bytes.to_ascii_uppercase()).unwrap();
             cx.stop();
         }
@@ -179,7 +179,7 @@ fn shutdown_cuts_off_what_is_left_after_the_grace() {
     assert_eq!(read_to_end(&mut idle), (Vec::new(), false));
 }
 
-/// Says goodbye, and waits for the peer to say it too.
+/// Sends a closing message, and waits for that of the peer.
 struct Polite;
 
 impl Handler for Polite {
@@ -225,10 +225,10 @@ fn each_connection_has_the_grace_for_a_goodbye() {
     let before = Instant::now();
     reactor.context().shutdown(grace);
     reactor.run(&mut Polite).unwrap();
-    assert!(before.elapsed() >= grace, "the other one has had its time");
+    assert!(before.elapsed() >= grace, "the other connection had less than the grace period");
     let (polite, rude) = peers.join().unwrap();
     assert_eq!(polite, (Vec::new(), false));
-    assert!(rude.1, "it is reset");
+    assert!(rude.1, "the connection was not reset");
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn nothing_new_starts_during_a_shutdown() {
     assert!(world.cx().connect(address, &options, Conn::Connecting).is_err());
     assert!(world.cx().listen(LOOPBACK, &ListenOptions::default()).is_err());
     run(&mut world);
-    // After it, the reactor can be used again.
+    // After the shutdown the reactor can be used again.
     assert!(!world.cx().is_shutting_down());
     let address = world.listen();
     world.pair(address);

@@ -1,6 +1,6 @@
 //! Unix-domain stream listeners and connects.
 
-#![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
+#![expect(clippy::unwrap_used, reason = "a test reports errors by panicking")]
 
 use std::io::{Read, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -63,7 +63,7 @@ fn an_abstract_name_is_connected_to_by_the_reactor_itself() {
     let server = world.service.opened().into_iter().find(|&token| token != client).unwrap();
     world.until("the bytes", |world| world.service.data(server) == b"early");
 
-    // Someone who is no part of the reactor sees it too.
+    // A client outside of the reactor can connect too.
     let outsider = UnixAddr::from_abstract_name(name.as_bytes()).unwrap();
     UnixStream::connect_addr(&outsider).unwrap();
     world.until("the outsider", |world| world.service.opened().len() == 3);
@@ -98,7 +98,7 @@ fn a_file_left_behind_is_in_the_way_until_the_caller_removes_it() {
     let mut world = World::new();
     let first = listen(&mut world, path.clone()).unwrap();
     world.cx().unlisten(first);
-    assert!(path.exists(), "the reactor removes no file");
+    assert!(path.exists(), "the reactor has removed the file");
 
     let refused = listen(&mut world, path.clone()).unwrap_err();
     assert_eq!(refused.errno(), Some(libc::EADDRINUSE), "{refused}");
@@ -161,7 +161,7 @@ fn a_full_backlog_is_told_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("full.socket");
     let mut world = World::new();
-    // One that never accepts; the kernel lets backlog + 1 wait.
+    // A listener that never accepts; the kernel queues backlog + 1 peers.
     let options = ListenOptions { backlog: Some(0), ..Default::default() };
     let listener = world.cx().listen(path.clone(), &options).unwrap();
     world.cx().pause_accepts(listener).unwrap();

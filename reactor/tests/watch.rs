@@ -1,6 +1,6 @@
-//! Descriptors that are no connections.
+//! Watched descriptors.
 
-#![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
+#![expect(clippy::unwrap_used, reason = "a test reports errors by panicking")]
 
 mod common;
 
@@ -27,7 +27,7 @@ use common::descriptors::Descriptors;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Notes what it is told of each watch, and reads nothing unless asked to.
+/// Records the readiness of each watch, and reads only if `reads` is set.
 #[derive(Default)]
 struct Notes {
     seen: HashMap<WatchId, Vec<Readiness>>,
@@ -78,12 +78,12 @@ fn reactor() -> Reactor<()> {
 fn turn_until(reactor: &mut Reactor<()>, notes: &mut Notes, mut done: impl FnMut(&Notes) -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !done(notes) {
-        assert!(Instant::now() < deadline, "it did not happen in time");
+        assert!(Instant::now() < deadline, "the condition did not become true in time");
         let _ = reactor.turn(notes, Some(Duration::from_millis(10))).unwrap();
     }
 }
 
-/// One turn that waits for nothing.
+/// Makes one turn without waiting.
 fn glance(reactor: &mut Reactor<()>, notes: &mut Notes) {
     let _ = reactor.turn(notes, Some(Duration::ZERO)).unwrap();
 }
@@ -150,7 +150,7 @@ fn no_interest_means_no_hang_up_either() {
     reactor.context().set_interest(watch, Interest::Nothing).unwrap();
     drop(writer);
     glance(&mut reactor, &mut notes);
-    assert_eq!(reactor.context().stats().events, 0, "the kernel was not even asked");
+    assert_eq!(reactor.context().stats().events, 0, "the kernel has reported an event");
 
     reactor.context().set_interest(watch, Interest::Readable).unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 1);
@@ -167,7 +167,7 @@ fn a_duplicate_does_not_keep_a_watch_alive() {
     drop(given_back);
     writer.write_all(b"x").unwrap();
     glance(&mut reactor, &mut notes);
-    assert_eq!(reactor.context().stats().events, 0, "epoll still knows the open file");
+    assert_eq!(reactor.context().stats().events, 0, "epoll still watches the open file");
     drop(duplicate);
 }
 
@@ -193,7 +193,7 @@ fn a_watch_that_a_callback_ends_is_not_heard_of_again_in_the_same_turn() {
     one_writer.write_all(b"x").unwrap();
     two_writer.write_all(b"x").unwrap();
 
-    // Both are ready in the same turn; whichever comes first ends the second one.
+    // Both are ready in the same turn; the first one that is served ends the other.
     notes.unwatch_also = Some(two);
     turn_until(&mut reactor, &mut notes, |notes| notes.times(one) > 0);
     let heard = notes.times(two) as u64;
@@ -230,7 +230,10 @@ fn the_bound_holds_and_a_plain_file_is_refused() {
     let refused = reactor.context().watch(file, Interest::Readable).unwrap_err().error;
     assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied, "{refused}");
     let (reader, _writer) = pipe().unwrap();
-    reactor.context().watch(reader, Interest::Readable).expect("the refused one left no slot");
+    reactor
+        .context()
+        .watch(reader, Interest::Readable)
+        .expect("the refused watch has not taken a slot");
 }
 
 #[test]
@@ -260,25 +263,25 @@ fn a_watched_descriptor_is_used_through_the_context() {
     assert!(reactor.context().watched(watch).unwrap().as_fd().try_clone_to_owned().is_ok());
 }
 
-// Descriptors of each kind: who closes them, and that interest is what it is for a pipe.
+// Descriptors of each kind: which owner closes them, and that interest works as for a pipe.
 
-/// Interest is taken away from a watch that is ready, and given back.
+/// Removes the interest of a ready watch, and restores it.
 fn interest_is_minded(reactor: &mut Reactor<()>, notes: &mut Notes, watch: WatchId) {
     reactor.context().set_interest(watch, Interest::Nothing).unwrap();
     let (times, events) = (notes.times(watch), reactor.context().stats().events);
     glance(reactor, notes);
     assert_eq!(notes.times(watch), times);
-    assert_eq!(reactor.context().stats().events, events, "the kernel was not even asked");
+    assert_eq!(reactor.context().stats().events, events, "the kernel has reported an event");
     reactor.context().set_interest(watch, Interest::Readable).unwrap();
     turn_until(reactor, notes, |notes| notes.times(watch) > times);
     assert!(notes.seen[&watch].last().unwrap().is_readable());
 }
 
-/// What was read is reported no more.
+/// Checks that a watch is not reported after the read.
 fn falls_silent(reactor: &mut Reactor<()>, notes: &mut Notes, watch: WatchId) {
     let times = notes.times(watch);
     glance(reactor, notes);
-    assert_eq!(notes.times(watch), times, "what was read is not ready");
+    assert_eq!(notes.times(watch), times, "the watch is ready after the read");
 }
 
 #[test]
@@ -299,12 +302,12 @@ fn a_timerfd_is_watched_and_its_owner_may_keep_the_other_end() {
     timer.wait().unwrap();
     falls_silent(&mut reactor, &mut notes, watch);
 
-    // The reactor's part is given back and closed; the timer itself lives on in the part that was kept.
+    // The reactor's descriptor is returned and closed; the timer remains open through the descriptor that was kept.
     drop(reactor.context().unwatch(watch).unwrap());
     timer.set(soon(), TimerSetTimeFlags::empty()).unwrap();
     let given_up = reactor.context().watch(timer, Interest::Readable).unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.times(given_up) > 0);
-    // This one was not kept: it ends with the reactor.
+    // This timer has no other descriptor: it is closed with the reactor.
 }
 
 #[test]
@@ -322,11 +325,11 @@ fn inotify_tells_of_files_while_it_is_watched() {
     drop(File::create(folder.path().join("new")).unwrap());
     turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 2);
     interest_is_minded(&mut reactor, &mut notes, watch);
-    let told = inotify.read_events().unwrap();
-    assert_eq!(told[0].name.as_deref(), Some("new".as_ref()));
+    let events = inotify.read_events().unwrap();
+    assert_eq!(events[0].name.as_deref(), Some("new".as_ref()));
     falls_silent(&mut reactor, &mut notes, watch);
 
-    // The library's part is dropped; the reactor's keeps the watch alive until it is given back.
+    // The library's descriptor is dropped; the reactor's keeps the inotify instance open until it is returned.
     drop(inotify);
     drop(File::create(folder.path().join("newer")).unwrap());
     turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) > 3);
@@ -361,11 +364,11 @@ fn another_library_s_socket_is_watched_and_closed_by_whom_it_was_given_to() {
     let last = *notes.seen[&watch].last().unwrap();
     assert!(last.is_writable() && !last.is_readable(), "{last:?}");
 
-    // The library's own part is closed. The reactor's is open: a datagram is still taken.
+    // The library's own descriptor is closed. The reactor's is open, so a datagram is still accepted.
     drop(socket);
     sender.send(b"more").unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.seen[&watch].last().unwrap().is_readable());
-    // The last part is closed by the one it was given back to, and only then is no one there.
+    // The last descriptor is closed by the test, and only then the port is closed.
     let given_back = reactor.context().unwatch(watch).unwrap();
     sender.send(b"even more").unwrap();
     assert!(sender.take_error().unwrap().is_none());
@@ -378,10 +381,10 @@ fn another_library_s_socket_is_watched_and_closed_by_whom_it_was_given_to() {
 #[test]
 fn a_tun_device_is_watched_in_both_directions_and_goes_with_its_last_owner() {
     let _descriptors = Descriptors::counted();
-    // In a thread of its own, which gets a network of its own, so that the machine's stays as it is.
+    // In a thread with its own network namespace, so that the network of the machine is not changed.
     let done = std::thread::spawn(|| match own_network_with_tun() {
         Ok(tun) => echo_packets(tun),
-        // Past the capture of the test harness: who reads a green test is to know that this one was not played.
+        // Written directly, because the test harness captures `eprintln!`, and a skipped test must be visible.
         Err(why) => {
             writeln!(std::io::stderr(), "the test of a tun device is skipped: {why}").unwrap()
         }
@@ -397,7 +400,7 @@ fn own_network_with_tun() -> Result<Tun, String> {
         return Err("there is no /dev/net/tun".to_owned());
     }
     unshare(CloneFlags::CLONE_NEWNET)
-        .map_err(|errno| format!("a network namespace takes privilege: {errno}"))?;
+        .map_err(|errno| format!("a network namespace needs privileges: {errno}"))?;
     let mut tun = Tun::new().map_err(|error| format!("/dev/net/tun: {error}"))?;
     let mut ours = AddAddressV4::new(OURS);
     ours.set_netmask(30);
@@ -418,11 +421,11 @@ fn echo_packets(tun: Tun) {
     turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 2);
     interest_is_minded(&mut reactor, &mut notes, watch);
 
-    // The kernel may have sent packets of its own, of IPv6, before or after ours.
+    // The kernel may have sent IPv6 packets before or after this one.
     let mut packet = read_udp_packet(&tun);
     reactor.context().set_interest(watch, Interest::Writable).unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.seen[&watch].last().unwrap().is_writable());
-    // With both addresses and both ports exchanged, it is the answer, and its checksums stay right.
+    // Exchanging both addresses and both ports makes it the answer, and the checksums remain correct.
     for (one, other, bytes) in [(12, 16, 4), (20, 22, 2)] {
         for byte in 0..bytes {
             packet.swap(one + byte, other + byte);
@@ -433,7 +436,7 @@ fn echo_packets(tun: Tun) {
     let (received, from) = socket.recv_from(&mut buffer).unwrap();
     assert_eq!((&buffer[..received], from), (&b"hello"[..], BEYOND.into()));
 
-    // The device is there for as long as someone holds it, and that is the reactor now.
+    // The device exists as long as a descriptor is open, and the only one left is the reactor's.
     drop(tun);
     assert!(if_nametoindex(name.as_str()).is_ok());
     drop(reactor);
@@ -452,6 +455,6 @@ fn read_udp_packet(tun: &Tun) -> Vec<u8> {
         {
             return buffer[..read].to_vec();
         }
-        assert!(Instant::now() < deadline, "the packet did not come");
+        assert!(Instant::now() < deadline, "the packet did not arrive");
     }
 }
