@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn each_promise_holds_on_a_kernel_that_does_its_worst() {
+    fn each_guarantee_holds_on_a_faulty_kernel() {
         if let Some(seed) = number("REACTOR_SEED") {
             return play(Choices::seeded(seed));
         }

@@ -416,7 +416,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_what_a_map_does(steps in prop::collection::vec(step(), 1..STEPS_MAX)) {
+        fn it_behaves_like_a_map(steps in prop::collection::vec(step(), 1..STEPS_MAX)) {
             let mut pair = Pair::new(CAPACITY);
             for step in steps {
                 pair.take(step);
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_million_entries_keep_their_names_through_churn() {
+    fn a_million_entries_keep_their_keys_through_churn() {
         const ENTRIES: usize = 1_000_000;
         let mut slab = Slab::with_capacity(ENTRIES).unwrap();
         let mut number = numbers(42);
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn names_from_before_a_release_stay_stale_after_it() {
+    fn keys_from_before_a_release_stay_stale_after_it() {
         let mut slab = Slab::with_capacity(KEEP_ENTRIES_MAX * 2).unwrap();
         let mut stale = Vec::new();
         for _ in 0..3 {
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_stays_once_generations_have_begun_again() {
+    fn memory_is_kept_after_generations_have_wrapped_around() {
         let mut slab = Slab::with_capacity(KEEP_ENTRIES_MAX + 1).unwrap();
         slab.generation_floor = GENERATION_MAX;
         let mut recent = Vec::new();
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_was_never_used_names_nothing() {
+    fn an_unused_index_matches_nothing() {
         let mut slab: Slab<u8, u8> = Slab::with_capacity(4).unwrap();
         for index in [0, 3, 4, u32::MAX] {
             let key = SlotKey::new(index, 1);
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slab_without_room_takes_nothing() {
+    fn a_slab_without_capacity_accepts_nothing() {
         let mut slab = Slab::with_capacity(0).unwrap();
         assert!(slab.is_full());
         assert_eq!(slab.insert(1, 2), Err((1, 2)));

@@ -385,7 +385,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_what_a_sorted_map_does(steps in prop::collection::vec(step(), 1..STEPS_MAX)) {
+        fn it_behaves_like_a_sorted_map(steps in prop::collection::vec(step(), 1..STEPS_MAX)) {
             let mut pair = Pair::new();
             for step in steps {
                 pair.take(step);
@@ -396,7 +396,7 @@ mod tests {
         }
 
         #[test]
-        fn timers_come_in_the_order_of_their_deadlines(
+        fn timers_fire_in_the_order_of_their_deadlines(
             deadlines in prop::collection::vec(span(), 1..STEPS_MAX),
             late in span(),
         ) {
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_million_timers_come_once_each_and_on_time() {
+    fn a_million_timers_fire_once_each_and_on_time() {
         const TIMERS: u64 = 1_000_000;
         const SPAN: Tick = 120_000;
         let mut number = numbers(7);
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_tick_there_is_can_be_a_deadline() {
+    fn the_last_tick_can_be_a_deadline() {
         let mut wheel = Wheel::with_capacity(1).unwrap();
         let id = wheel.insert(Tick::MAX, 1);
         assert_eq!(wheel.poll(REACH_TICKS * 100, &mut u32::MAX.clone()), None);
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn no_budget_is_no_progress_and_no_harm() {
+    fn without_budget_nothing_changes() {
         let mut wheel = Wheel::with_capacity(1).unwrap();
         wheel.insert(10, 1);
         assert_eq!(wheel.poll(1 << 40, &mut 0), None);

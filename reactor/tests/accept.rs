@@ -56,7 +56,7 @@ fn ipv4_and_ipv6_listeners_serve_side_by_side() {
 }
 
 #[test]
-fn an_ipv6_wildcard_takes_ipv4_too_unless_told_otherwise() {
+fn an_ipv6_wildcard_accepts_ipv4_unless_disabled() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let wildcard = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
@@ -171,7 +171,7 @@ fn listeners_have_a_bound() {
 }
 
 #[test]
-fn more_than_one_wake_takes_are_all_accepted() {
+fn more_peers_than_one_wake_accepts_are_all_accepted() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { accepts_per_wake: 3, ..Default::default() });
     let address = world.listen();
@@ -182,7 +182,7 @@ fn more_than_one_wake_takes_are_all_accepted() {
 }
 
 #[test]
-fn a_paused_listener_lets_peers_wait_and_does_not_wake() {
+fn a_paused_listener_queues_peers_without_wake_ups() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (listener, address) = world.listener();
@@ -216,7 +216,7 @@ fn pausing_within_a_callback_stops_the_batch() {
 }
 
 #[test]
-fn unlistening_within_a_callback_resets_those_who_wait() {
+fn unlistening_within_a_callback_resets_waiting_peers() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (listener, address) = world.listener();
@@ -235,7 +235,7 @@ fn unlistening_within_a_callback_resets_those_who_wait() {
 }
 
 #[test]
-fn a_smaller_backlog_lets_fewer_wait() {
+fn a_smaller_backlog_queues_fewer_peers() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (listener, address) = world.listener();
@@ -253,7 +253,7 @@ fn a_smaller_backlog_lets_fewer_wait() {
 }
 
 #[test]
-fn a_stale_listener_reaches_nothing() {
+fn a_stale_listener_id_matches_nothing() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (old, _) = world.listener();
@@ -269,7 +269,7 @@ fn a_stale_listener_reaches_nothing() {
 }
 
 #[test]
-fn a_peer_that_resets_before_it_is_accepted_disturbs_nobody() {
+fn a_peer_that_resets_before_it_is_accepted_does_not_affect_others() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(echo);
@@ -292,7 +292,7 @@ fn a_peer_that_resets_before_it_is_accepted_disturbs_nobody() {
 type End = fn(TcpStream);
 
 #[test]
-fn ended_connections_make_room_before_newcomers_are_accepted() {
+fn ended_connections_free_their_slots_before_accepts() {
     let _descriptors = Descriptors::counted();
     const SLOTS: usize = 64;
     let finish: End = drop;
@@ -320,7 +320,7 @@ fn ended_connections_make_room_before_newcomers_are_accepted() {
 }
 
 #[test]
-fn a_full_reactor_says_so_also_where_one_connection_is_always_to_be_served() {
+fn a_full_reactor_reports_it_even_if_a_connection_is_always_ready() {
     let _descriptors = Descriptors::counted();
     let config = Config {
         connections_max: 1,
@@ -375,7 +375,7 @@ fn not_all_slots_can_be_reserved() {
 }
 
 #[test]
-fn a_drained_listener_accepts_all_that_wait_before_it_ends() {
+fn a_drained_listener_accepts_all_waiting_peers_before_it_ends() {
     let _descriptors = Descriptors::counted();
     for paused in [false, true] {
         let mut world = World::with(Config { accepts_per_wake: 3, ..Config::default() });
@@ -429,7 +429,7 @@ fn a_drained_listener_waits_for_slots() {
 }
 
 #[test]
-fn slots_without_address_space_are_refused_with_their_bytes() {
+fn slots_without_address_space_are_refused_with_their_size() {
     let _descriptors = Descriptors::counted();
     let config = Config { connections_max: u32::MAX as usize, ..Config::default() };
     let refused = Reactor::<[u64; 8192]>::new(&config).unwrap_err();
@@ -478,7 +478,7 @@ fn a_listener_has_no_more_connections_than_its_own_bound() {
 }
 
 #[test]
-fn connections_of_a_listener_that_is_gone_do_not_count_for_the_next() {
+fn connections_of_a_removed_listener_do_not_count_for_the_next() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let options = ListenOptions { connections_max: Some(1), ..ListenOptions::default() };

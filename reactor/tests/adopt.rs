@@ -91,7 +91,7 @@ fn both_ends_of_a_socket_pair_can_be_adopted() {
 }
 
 #[test]
-fn what_has_arrived_before_the_adoption_is_read() {
+fn bytes_that_arrived_before_the_adoption_are_read() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (inside, mut outside) = tcp_pair();
@@ -105,7 +105,7 @@ fn what_has_arrived_before_the_adoption_is_read() {
 }
 
 #[test]
-fn a_socket_that_epoll_has_nothing_to_say_of_opens_too() {
+fn an_adopted_socket_without_events_opens_too() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (inside, mut outside) = tcp_pair();
@@ -130,7 +130,7 @@ fn a_socket_that_epoll_has_nothing_to_say_of_opens_too() {
 }
 
 #[test]
-fn what_can_not_be_adopted_comes_back() {
+fn a_socket_that_cannot_be_adopted_is_returned() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 1, ..Config::default() });
     let mut refuse = |what: OwnedFd| {
@@ -164,7 +164,7 @@ fn what_can_not_be_adopted_comes_back() {
 }
 
 #[test]
-fn a_refused_connect_and_a_refused_watch_come_back() {
+fn a_refused_connect_and_a_refused_watch_return_their_argument() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let options = ConnectOptions { source: Some(([0; 16], 0).into()), ..Default::default() };
@@ -250,7 +250,7 @@ fn stale_events_of_a_detached<T>(disturb: impl FnOnce(File) -> T) -> u64 {
 }
 
 #[test]
-fn a_detached_connection_goes_on_elsewhere_and_the_reactor_hears_no_more_of_it() {
+fn a_detached_connection_stays_open_without_stale_events() {
     let _descriptors = Descriptors::counted();
     // Its original descriptor number is free and the lowest; then it is free but not the lowest.
     assert_eq!(stale_events_of_a_detached(|lower| lower), 0);
@@ -258,7 +258,7 @@ fn a_detached_connection_goes_on_elsewhere_and_the_reactor_hears_no_more_of_it()
 }
 
 #[test]
-fn a_detached_connection_whose_number_is_taken_goes_on_elsewhere_too() {
+fn a_detached_connection_whose_number_was_reused_stays_open() {
     let _descriptors = Descriptors::counted();
     let taken = |lower: File| [lower, File::open("/dev/null").unwrap()];
     let in_vain = stale_events_of_a_detached(taken);
@@ -299,7 +299,7 @@ fn a_connection_that_is_detached_within_its_own_callback_loses_no_byte() {
 
 /// One callback detaches both connections; bytes already received for the other one are returned.
 #[test]
-fn a_connection_that_another_detaches_loses_no_byte() {
+fn a_connection_detached_by_another_callback_loses_no_byte() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -331,7 +331,7 @@ fn a_connection_that_another_detaches_loses_no_byte() {
 }
 
 #[test]
-fn what_the_kernel_has_not_taken_comes_out_of_a_detached_connection() {
+fn unsent_bytes_of_a_detached_connection_are_returned() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -360,7 +360,7 @@ fn what_the_kernel_has_not_taken_comes_out_of_a_detached_connection() {
 }
 
 #[test]
-fn a_connection_goes_from_reactor_to_reactor_and_back() {
+fn a_connection_moves_between_reactors_and_back() {
     let _descriptors = Descriptors::counted();
     let (mut world, mut other) = (World::new(), World::new());
     world.script(echo);
@@ -381,7 +381,7 @@ fn a_connection_goes_from_reactor_to_reactor_and_back() {
 }
 
 #[test]
-fn what_is_connecting_closing_or_gone_can_not_be_detached() {
+fn a_connecting_closing_or_removed_connection_cannot_be_detached() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -397,7 +397,7 @@ fn what_is_connecting_closing_or_gone_can_not_be_detached() {
 }
 
 #[test]
-fn a_connections_descriptor_is_lent_and_taken_back() {
+fn a_connections_descriptor_is_lent_and_closed() {
     let descriptors = Descriptors::counted();
     let mut world = World::new();
     let (listener, address) = world.listener();
@@ -438,7 +438,7 @@ impl Handler for Setting {
 }
 
 #[test]
-fn an_option_can_be_set_before_a_connection_is_kept() {
+fn an_option_can_be_set_in_on_accept() {
     let _descriptors = Descriptors::counted();
     let config = Config { file_table: common::file_table(), ..Config::default() };
     let mut reactor = Reactor::new(&config).unwrap();

@@ -146,7 +146,7 @@ fn raise_descriptor_limit() {
 }
 
 /// Fills the kernel's buffers towards a peer that does not read, and 8 KiB of its queue.
-fn stuff(world: &mut World, token: Token) {
+fn fill_buffers(world: &mut World, token: Token) {
     let filler = vec![b'-'; 8 * 1024];
     let mut turns_stuck = 0;
     // The kernel enlarges its buffers for a while, so they are full only after several refusals in a row.
@@ -163,7 +163,7 @@ fn stuff(world: &mut World, token: Token) {
 }
 
 #[test]
-fn a_broadcast_to_5000_reaches_everybody_in_slices_while_a_bystander_is_served() {
+fn a_broadcast_to_5000_reaches_all_in_slices_while_a_bystander_is_served() {
     let _descriptors = Descriptors::counted();
     const PEERS: usize = 5_000;
     const SLOW: usize = 10;
@@ -172,7 +172,7 @@ fn a_broadcast_to_5000_reaches_everybody_in_slices_while_a_bystander_is_served()
     let mut peers = world.peers(PEERS);
     let slow: Vec<Token> = world.station.opened[..SLOW].to_vec();
     for token in &slow {
-        stuff(&mut world, *token);
+        fill_buffers(&mut world, *token);
     }
 
     let message: Arc<[u8]> = vec![b'm'; 4 * 1024].into();
@@ -235,7 +235,7 @@ fn two_broadcasts_arrive_in_order_and_wait_for_each_other() {
 }
 
 #[test]
-fn those_who_leave_or_come_during_a_sweep_disturb_nobody() {
+fn connections_that_open_or_close_during_a_sweep_do_not_affect_others() {
     let _descriptors = Descriptors::counted();
     let count = VISITS_PER_TURN * 2;
     let mut world = World::new(count + 1);
@@ -260,7 +260,7 @@ fn those_who_leave_or_come_during_a_sweep_disturb_nobody() {
 }
 
 #[test]
-fn a_sweep_of_nobody_ends_at_once() {
+fn a_sweep_without_connections_ends_at_once() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new(4);
     let sweep = world.reactor.context().sweep().unwrap();
@@ -274,7 +274,7 @@ fn a_reader_that_catches_up_gets_every_byte_in_order() {
     let mut world = World::new(2);
     let mut peers = world.peers(1);
     let token = world.station.opened[0];
-    stuff(&mut world, token);
+    fill_buffers(&mut world, token);
     let message: Arc<[u8]> = b"the news".as_slice().into();
     world.broadcast(&message);
     world.until("the sweep", |world| world.station.swept.len() == 1);
@@ -298,7 +298,7 @@ fn a_reader_that_catches_up_gets_every_byte_in_order() {
 }
 
 #[test]
-fn a_sweep_of_chosen_connections_visits_those_and_in_their_order() {
+fn a_sweep_of_chosen_connections_visits_only_these_in_order() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new(600);
     let _peers = world.peers(600);

@@ -56,7 +56,7 @@ fn both_ends_of_a_connection_can_be_in_one_reactor() {
 }
 
 #[test]
-fn a_closed_port_gives_only_on_close() {
+fn a_closed_port_leads_only_to_on_close() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (_held, address) = closed_port(LOOPBACK.ip());
@@ -70,7 +70,7 @@ fn a_closed_port_gives_only_on_close() {
 }
 
 #[test]
-fn a_closed_port_gives_only_on_close_also_over_ipv6() {
+fn a_closed_port_leads_only_to_on_close_also_over_ipv6() {
     let _descriptors = Descriptors::counted();
     let (_held, address) = closed_port(Ipv6Addr::LOCALHOST.into());
     let mut world = World::new();
@@ -79,7 +79,7 @@ fn a_closed_port_gives_only_on_close_also_over_ipv6() {
 }
 
 #[test]
-fn a_failed_connect_drops_what_was_written_and_its_timeout() {
+fn a_failed_connect_drops_its_queue_and_its_timeout() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let options = ConnectOptions { timeout: Some(common::DEADLINE), ..Default::default() };
@@ -109,7 +109,7 @@ fn a_black_hole_times_out() {
 }
 
 #[test]
-fn a_connect_can_be_given_up() {
+fn a_connect_can_be_cancelled() {
     let _descriptors = Descriptors::counted();
     let (_hole, address, _waiting) = black_hole();
     let mut world = World::new();
@@ -124,7 +124,7 @@ fn a_connect_can_be_given_up() {
 }
 
 #[test]
-fn a_timeout_of_the_connect_is_gone_once_it_is_open() {
+fn a_timeout_of_the_connect_is_cancelled_when_it_opens() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -200,7 +200,7 @@ fn knows_port_ranges() -> bool {
 }
 
 #[test]
-fn a_port_range_is_kept_to_and_runs_out() {
+fn a_port_range_is_respected_and_runs_out() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -229,7 +229,7 @@ fn a_port_range_is_kept_to_and_runs_out() {
 }
 
 #[test]
-fn a_port_range_that_is_none_is_an_error_at_once() {
+fn an_empty_port_range_is_an_error_at_once() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();

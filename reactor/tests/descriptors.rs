@@ -45,7 +45,7 @@ fn refused_in_on_accept(world: &mut World) {
     world.until("the refusal", |world| world.cx().stats().refused == 1);
 }
 
-fn connected_to_nobody(world: &mut World) {
+fn connected_to_a_closed_port(world: &mut World) {
     let (_bound, address) = closed_port([127, 0, 0, 1].into());
     let token = world.cx().connect(address, &ConnectOptions::default(), Conn::Connecting).unwrap();
     assert!(matches!(world.until_closed(token), Why::ConnectFailed(_)));
@@ -57,7 +57,7 @@ fn connected_from_an_impossible_source(world: &mut World) {
     world.cx().connect(([127, 0, 0, 1], 9), &options, Conn::Connecting).unwrap_err();
 }
 
-fn let_go_with_bytes_unread_and_unsent(world: &mut World) {
+fn dropped_with_unread_and_unsent_bytes(world: &mut World) {
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
     world.cx().pause_reads(token);
@@ -104,7 +104,7 @@ fn closed_in_on_open(world: &mut World) {
 }
 
 #[test]
-fn nothing_is_left_open_whatever_way_it_ends() {
+fn no_descriptor_leaks_whatever_way_it_ends() {
     let descriptors = Descriptors::counted();
     type Ending = (&'static str, fn(&mut World));
     let endings: [Ending; 12] = [
@@ -112,9 +112,9 @@ fn nothing_is_left_open_whatever_way_it_ends() {
         ("aborted", aborted),
         ("reset by its peer", reset_by_its_peer),
         ("refused in on_accept", refused_in_on_accept),
-        ("connected to nobody", connected_to_nobody),
+        ("connected to a closed port", connected_to_a_closed_port),
         ("connected from an impossible source", connected_from_an_impossible_source),
-        ("let go with bytes unread and unsent", let_go_with_bytes_unread_and_unsent),
+        ("dropped with unread and unsent bytes", dropped_with_unread_and_unsent_bytes),
         ("unlistened with a peer in the backlog", unlistened_with_a_peer_in_the_backlog),
         ("watched and given back", watched_and_given_back),
         ("watched to the end", watched_to_the_end),

@@ -24,7 +24,7 @@ fn is_due(world: &World) -> bool {
 }
 
 #[test]
-fn the_descriptor_is_readable_while_something_has_happened() {
+fn the_descriptor_is_readable_while_events_are_pending() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -61,7 +61,7 @@ fn the_next_deadline_is_that_of_the_next_timer() {
 }
 
 #[test]
-fn what_is_asked_for_between_two_turns_makes_a_turn_due() {
+fn requests_between_two_turns_make_a_turn_due() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -87,7 +87,7 @@ fn what_is_asked_for_between_two_turns_makes_a_turn_due() {
 const SLOW: Duration = Duration::from_millis(60);
 
 #[test]
-fn the_longest_turn_is_told_and_waits_are_not_counted() {
+fn the_longest_turn_is_recorded_without_waits() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(|cx, event| {

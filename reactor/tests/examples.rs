@@ -172,7 +172,7 @@ fn refusal(name: &str, args: &[&str]) -> (String, Option<i32>) {
 }
 
 #[test]
-fn each_example_says_in_one_line_what_it_can_not_use() {
+fn each_example_reports_invalid_arguments_in_one_line() {
     let _descriptors = Descriptors::counted();
     let taken = TcpListener::bind(ANY_PORT).unwrap();
     let taken = taken.local_addr().unwrap().to_string();
@@ -208,7 +208,7 @@ fn each_example_says_in_one_line_what_it_can_not_use() {
 }
 
 #[test]
-fn echo_sends_everything_back_and_ends_when_told() {
+fn echo_sends_everything_back_and_ends_on_sigterm() {
     let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("echo");
     let mut peer = peer(address);
@@ -231,7 +231,7 @@ fn echo_sends_everything_back_and_ends_when_told() {
 }
 
 #[test]
-fn echo_slows_a_peer_that_does_not_read_and_nobody_else() {
+fn echo_slows_only_a_peer_that_does_not_read() {
     let _descriptors = Descriptors::counted();
     let (_example, address) = Example::listening("echo");
     let mut slow = peer(address);
@@ -248,7 +248,7 @@ fn echo_slows_a_peer_that_does_not_read_and_nobody_else() {
 }
 
 #[test]
-fn udp_echo_sends_each_datagram_back_to_where_it_came_from() {
+fn udp_echo_returns_each_datagram_to_its_sender() {
     let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("udp_echo");
     let sockets = [ANY_PORT, ANY_PORT].map(|any| UdpSocket::bind(any).unwrap());
@@ -269,7 +269,7 @@ fn udp_echo_sends_each_datagram_back_to_where_it_came_from() {
 const CROWD: usize = 1100;
 
 /// Many peers send a line each at the same time; the example answers each.
-fn speak_in_a_crowd(address: SocketAddr, answer: impl Fn(&str) -> String) {
+fn echo_lines_of_many_peers(address: SocketAddr, answer: impl Fn(&str) -> String) {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let mut peers: Vec<_> = (0..CROWD).map(|_| peer(address)).collect();
@@ -288,7 +288,7 @@ fn speak_in_a_crowd(address: SocketAddr, answer: impl Fn(&str) -> String) {
 fn in_tokio_tasks_answer_what_the_reactor_reads() {
     let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("in_tokio");
-    speak_in_a_crowd(address, str::to_ascii_uppercase);
+    echo_lines_of_many_peers(address, str::to_ascii_uppercase);
     let mut last = peer(address);
     last.write_all(b"the last").unwrap();
     expect(&mut last, b"THE LAST");
@@ -303,7 +303,7 @@ fn in_mio_the_reactor_and_the_programs_own_socket_are_served() {
     let datagrams = UdpSocket::bind(ANY_PORT).unwrap();
     datagrams.set_read_timeout(Some(DEADLINE)).unwrap();
     datagrams.send_to(b"a datagram", address).unwrap();
-    speak_in_a_crowd(address, str::to_owned);
+    echo_lines_of_many_peers(address, str::to_owned);
     let mut answer = [0; 64];
     let received = datagrams.recv(&mut answer).unwrap();
     assert_eq!(&answer[..received], b"a datagram");
@@ -327,7 +327,7 @@ fn accept(upstream: &TcpListener) -> TcpStream {
 }
 
 #[test]
-fn tcp_proxy_passes_bytes_and_half_closes_on_both_ways() {
+fn tcp_proxy_forwards_bytes_and_half_closes_in_both_directions() {
     let _descriptors = Descriptors::counted();
     let (example, address, upstream) = proxied();
     let mut client = peer(address);
@@ -346,7 +346,7 @@ fn tcp_proxy_passes_bytes_and_half_closes_on_both_ways() {
 }
 
 #[test]
-fn tcp_proxy_slows_either_side_down_to_the_other() {
+fn tcp_proxy_slows_each_side_down_to_the_other() {
     let _descriptors = Descriptors::counted();
     let (_example, address, upstream) = proxied();
     let bytes = pattern(TOO_MUCH_BYTES);
@@ -365,7 +365,7 @@ fn push_through(from: &mut TcpStream, to: &mut TcpStream, bytes: &[u8]) {
 }
 
 #[test]
-fn tcp_proxy_passes_a_reset_on_and_survives_a_dead_upstream() {
+fn tcp_proxy_forwards_a_reset_and_survives_a_dead_upstream() {
     let _descriptors = Descriptors::counted();
     let (example, address, upstream) = proxied();
     let mut client = peer(address);
@@ -399,7 +399,7 @@ const HELLO: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Leng
                      Connection: keep-alive\r\n\r\nhello\n";
 
 #[test]
-fn http_keepalive_answers_what_is_pipelined_in_order() {
+fn http_keepalive_answers_pipelined_requests_in_order() {
     let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("http_keepalive");
     let mut peer = peer(address);
@@ -416,7 +416,7 @@ fn http_keepalive_answers_what_is_pipelined_in_order() {
 }
 
 #[test]
-fn http_keepalive_answers_many_thousands_pipelined_to_a_reader_that_starts_late() {
+fn http_keepalive_answers_thousands_of_pipelined_requests_to_a_late_reader() {
     let _descriptors = Descriptors::counted();
     const REQUESTS: usize = 100_000;
     let (_example, address) = Example::listening("http_keepalive");
@@ -518,7 +518,7 @@ fn wrk(address: SocketAddr, script: Option<&Path>) -> Option<String> {
 }
 
 #[test]
-fn http_keepalive_answers_all_of_a_load_generator_right() {
+fn http_keepalive_answers_all_requests_of_a_load_generator() {
     let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("http_keepalive");
     let folder = tempfile::tempdir().unwrap();
@@ -551,9 +551,9 @@ impl Guest {
         let stream = peer(address);
         let lines = BufReader::new(stream.try_clone().unwrap());
         let mut guest = Self { stream, lines };
-        assert!(guest.hears().ends_with("joined lobby"));
+        assert!(guest.next_line().ends_with("joined lobby"));
         guest.says(&format!("/nick {name}"));
-        assert!(guest.hears().ends_with(&format!("is {name} now")));
+        assert!(guest.next_line().ends_with(&format!("is {name} now")));
         guest
     }
 
@@ -561,16 +561,16 @@ impl Guest {
         writeln!(self.stream, "{line}").unwrap();
     }
 
-    fn hears(&mut self) -> String {
+    fn next_line(&mut self) -> String {
         let mut line = String::new();
         self.lines.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
     }
 
     /// Reads lines until this one.
-    fn hears_at_last(&mut self, expected: &str) {
+    fn read_until(&mut self, expected: &str) {
         loop {
-            let line = self.hears();
+            let line = self.next_line();
             assert!(!line.is_empty(), "the connection ended before: {expected}");
             if line == expected {
                 return;
@@ -580,7 +580,7 @@ impl Guest {
 }
 
 #[test]
-fn chat_keeps_rooms_apart_and_tells_all_what_is_for_all() {
+fn chat_separates_rooms_and_sends_announcements_to_all() {
     let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("chat");
     let mut ada = Guest::enter(address, "ada");
@@ -589,23 +589,23 @@ fn chat_keeps_rooms_apart_and_tells_all_what_is_for_all() {
     for guest in [&mut ada, &mut bob] {
         guest.says("/join attic");
     }
-    bob.hears_at_last("* bob joined attic");
-    ada.hears_at_last("* bob joined attic");
-    cy.hears_at_last("* bob left");
+    bob.read_until("* bob joined attic");
+    ada.read_until("* bob joined attic");
+    cy.read_until("* bob left");
 
     ada.says("just us two");
     cy.says("anybody?");
     for guest in [&mut ada, &mut bob] {
-        assert_eq!(guest.hears(), "ada: just us two");
+        assert_eq!(guest.next_line(), "ada: just us two");
     }
-    assert_eq!(cy.hears(), "cy: anybody?");
+    assert_eq!(cy.next_line(), "cy: anybody?");
 
     cy.says("/all dinner!");
     for guest in [&mut ada, &mut bob, &mut cy] {
-        assert_eq!(guest.hears(), "cy to all: dinner!");
+        assert_eq!(guest.next_line(), "cy to all: dinner!");
     }
     drop(bob);
-    assert_eq!(ada.hears(), "* bob left");
+    assert_eq!(ada.next_line(), "* bob left");
     example.terminate();
 }
 
@@ -615,27 +615,27 @@ fn chat_drops_a_reader_that_is_too_slow_and_a_guest_that_floods() {
     let (_example, address) = Example::listening("chat");
     let mut ada = Guest::enter(address, "ada");
     let mut slow = Guest::enter(address, "slow");
-    ada.hears_at_last("* guest-1 is slow now");
+    ada.read_until("* guest-1 is slow now");
     let line = "x".repeat(1000);
     let started = Instant::now();
     // The slow guest never reads: its kernel buffers fill up, then its queue.
     loop {
         assert!(started.elapsed() < DEADLINE, "the slow guest is not dropped");
         ada.says(&line);
-        if ada.hears() == "* slow left" {
+        if ada.next_line() == "* slow left" {
             break;
         }
     }
     ada.says("gone");
-    ada.hears_at_last("ada: gone");
+    ada.read_until("ada: gone");
     expect_gone(&mut slow.stream);
 
     let mut flood = Guest::enter(address, "flood");
     flood.stream.write_all("\n".repeat(10_000).as_bytes()).unwrap();
-    ada.hears_at_last("* flood left");
+    ada.read_until("* flood left");
     let mut endless = Guest::enter(address, "endless");
     endless.stream.write_all("x".repeat(2_000).as_bytes()).unwrap();
-    ada.hears_at_last("* endless left");
+    ada.read_until("* endless left");
 }
 
 /// A gateway with this heartbeat, and its addresses for devices and for operators.
@@ -667,7 +667,7 @@ fn device(address: SocketAddr, operator: &mut TcpStream, number: u64) -> TcpStre
 }
 
 #[test]
-fn idle_push_reaches_the_chosen_one_or_all() {
+fn idle_push_sends_to_one_device_or_to_all() {
     let _descriptors = Descriptors::counted();
     let (example, devices, operators) = gateway("60");
     let mut operator = peer(operators);
@@ -696,7 +696,7 @@ fn idle_push_reaches_the_chosen_one_or_all() {
 }
 
 #[test]
-fn idle_push_closes_the_silent_and_keeps_those_with_a_heartbeat() {
+fn idle_push_closes_only_devices_without_a_heartbeat() {
     let _descriptors = Descriptors::counted();
     let (_example, devices, operators) = gateway("2.5");
     let mut operator = peer(operators);

@@ -21,7 +21,7 @@ use common::descriptors::Descriptors;
 use common::{DEADLINE, Event, World, echo, echo_once, peer};
 
 #[test]
-fn as_many_as_there_are_slots_is_no_exhaustion() {
+fn using_all_slots_is_not_exhaustion() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 10, ..Default::default() });
     let address = world.listen();
@@ -89,7 +89,7 @@ fn a_slot_freed_between_turns_is_used_at_once() {
 }
 
 #[test]
-fn every_throttled_listener_gets_its_turn() {
+fn every_throttled_listener_is_resumed() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 3, ..Default::default() });
     let addresses: Vec<_> = (0..3).map(|_| world.listen()).collect();
@@ -104,7 +104,7 @@ fn every_throttled_listener_gets_its_turn() {
 }
 
 #[test]
-fn a_paused_or_forgotten_listener_stays_so_when_slots_are_freed() {
+fn a_paused_or_removed_listener_stays_so_when_slots_are_freed() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 1, ..Default::default() });
     let (paused, paused_address) = world.listener();
@@ -166,9 +166,9 @@ fn a_hundred_throttled_listeners_share_one_pause() {
 }
 
 #[test]
-fn a_hundred_listeners_without_descriptors_wake_a_handful_of_times_a_second() {
+fn a_hundred_listeners_without_descriptors_wake_a_few_times_a_second() {
     let _descriptors = Descriptors::counted();
-    const NAME: &str = "a_hundred_listeners_without_descriptors_wake_a_handful_of_times_a_second";
+    const NAME: &str = "a_hundred_listeners_without_descriptors_wake_a_few_times_a_second";
     const DESCRIPTORS: u64 = LISTENERS as u64 + 64;
     if common::child::is_child() {
         return serve_on_demand(LISTENERS, DESCRIPTORS, FileTable::Process);
@@ -210,9 +210,9 @@ fn a_hundred_listeners_without_descriptors_wake_a_handful_of_times_a_second() {
 }
 
 #[test]
-fn with_registered_files_far_more_are_held_than_there_are_descriptors() {
+fn registered_files_hold_far_more_connections_than_descriptors() {
     let _descriptors = Descriptors::counted();
-    const NAME: &str = "with_registered_files_far_more_are_held_than_there_are_descriptors";
+    const NAME: &str = "registered_files_hold_far_more_connections_than_descriptors";
     const PEERS: usize = 5 * DESCRIPTORS as usize;
     if common::child::is_child() {
         return serve_on_demand(1, DESCRIPTORS, FileTable::Registered);
@@ -251,9 +251,10 @@ const DESCRIPTORS: u64 = 64;
 const FULL: Duration = Duration::from_secs(2);
 
 #[test]
-fn without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave() {
+fn without_descriptors_the_reactor_keeps_its_connections_and_accepts_when_some_close() {
     let _descriptors = Descriptors::counted();
-    const NAME: &str = "without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave";
+    const NAME: &str =
+        "without_descriptors_the_reactor_keeps_its_connections_and_accepts_when_some_close";
     if common::child::is_child() {
         return serve_on_demand(1, DESCRIPTORS, FileTable::Process);
     }
@@ -387,7 +388,7 @@ fn room(descriptors: u64) -> u64 {
 }
 
 #[test]
-fn a_reactor_needs_no_file_not_even_the_null_device() {
+fn a_reactor_opens_no_file_of_the_file_system() {
     let _descriptors = Descriptors::counted();
     let served = std::thread::spawn(|| {
         // The root directory of this thread alone is an empty folder.

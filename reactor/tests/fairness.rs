@@ -133,7 +133,7 @@ fn one_turn_reads_a_bounded_amount_and_a_fair_share_of_each_connection() {
 }
 
 #[test]
-fn a_bystander_is_served_in_the_next_turn_though_others_have_much_to_read() {
+fn a_bystander_is_served_in_the_next_turn_although_others_have_much_to_read() {
     let _descriptors = Descriptors::counted();
     let mut crowd = Crowd::new();
     let _ = crowd.turn();
@@ -147,7 +147,7 @@ fn a_bystander_is_served_in_the_next_turn_though_others_have_much_to_read() {
 }
 
 #[test]
-fn however_many_events_are_asked_for_the_reads_of_a_round_are_bounded() {
+fn the_reads_of_a_round_are_bounded_for_any_number_of_events() {
     let _descriptors = Descriptors::counted();
     let bound = ROUND_BYTES / READ_BYTES_MIN;
     let connections = bound + bound / 4;

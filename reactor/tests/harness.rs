@@ -167,7 +167,7 @@ fn a_peer_is_accepted_answered_and_closed() {
 }
 
 #[test]
-fn the_ways_to_end_look_to_the_peer_as_they_are() {
+fn the_peer_sees_each_way_to_end() {
     let _descriptors = Descriptors::counted();
     let (mut harness, listener) = harness();
     let ends = [(b"c", State::Closed), (b"a", State::Reset), (b"f", State::Finished)];
@@ -219,7 +219,7 @@ fn a_peer_without_room_fills_the_queue_and_drains_it() {
 }
 
 #[test]
-fn time_passes_when_the_test_says_so() {
+fn the_test_controls_the_time() {
     let _descriptors = Descriptors::counted();
     let (mut harness, listener) = harness();
     let started = harness.context().now();
@@ -263,7 +263,7 @@ fn connects_wait_for_their_answer() {
 }
 
 #[test]
-fn sockets_come_in_and_go_out() {
+fn sockets_are_adopted_and_detached() {
     let _descriptors = Descriptors::counted();
     let (mut harness, listener) = harness();
     let (socket, peer) = harness.socket();
@@ -285,7 +285,7 @@ fn sockets_come_in_and_go_out() {
 }
 
 #[test]
-fn a_watch_is_ready_when_the_test_says_so() {
+fn the_test_controls_the_readiness_of_a_watch() {
     let _descriptors = Descriptors::counted();
     let (mut harness, _) = harness();
     let (reader, mut writer) = std::io::pipe().unwrap();
@@ -337,7 +337,7 @@ fn bounds_hold_as_with_sockets() {
 }
 
 #[test]
-fn the_same_test_does_the_same_each_time() {
+fn the_same_test_has_the_same_result_each_time() {
     let _descriptors = Descriptors::counted();
     let run = || {
         let (mut harness, listener) = harness();
@@ -356,7 +356,7 @@ fn the_same_test_does_the_same_each_time() {
 }
 
 #[test]
-fn harnesses_and_a_real_reactor_live_beside_each_other() {
+fn harnesses_and_a_real_reactor_can_coexist() {
     let _descriptors = Descriptors::counted();
     let (mut one, one_listener) = harness();
     let (mut two, two_listener) = harness();
@@ -428,7 +428,7 @@ fn a_connection_has_a_timeout_for_each_tag() {
 }
 
 #[test]
-fn a_file_is_sent_as_far_as_there_is_room_and_must_be_as_long_as_promised() {
+fn a_file_is_sent_up_to_the_room_and_must_have_the_full_length() {
     let _descriptors = Descriptors::counted();
     let text = std::fs::read("Cargo.toml").unwrap();
     let (mut harness, listener) = harness();

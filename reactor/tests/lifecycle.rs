@@ -153,7 +153,7 @@ fn a_reset_by_the_peer_ends_in_on_close_with_its_errno() {
 }
 
 #[test]
-fn a_reset_that_comes_with_data_loses_the_connection_and_nothing_else() {
+fn a_reset_with_data_ends_only_its_connection() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -167,7 +167,7 @@ fn a_reset_that_comes_with_data_loses_the_connection_and_nothing_else() {
 }
 
 #[test]
-fn a_peer_that_finishes_is_told_once_and_what_it_sent_before_comes_first() {
+fn the_end_of_input_is_reported_once_after_all_data() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -240,7 +240,7 @@ fn on_close_can_open_and_close_others() {
 }
 
 #[test]
-fn closing_between_turns_is_told_in_the_next_one() {
+fn closing_between_turns_is_reported_in_the_next_one() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -274,7 +274,7 @@ fn use_stale(cx: &mut Cx, stale: Token) {
 }
 
 #[test]
-fn a_stale_token_reaches_nothing_even_when_its_slot_is_used_again() {
+fn a_stale_token_matches_nothing_even_if_its_slot_is_reused() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(echo);
@@ -298,7 +298,7 @@ fn a_stale_token_reaches_nothing_even_when_its_slot_is_used_again() {
 }
 
 #[test]
-fn a_stale_token_reaches_nothing_within_callbacks() {
+fn a_stale_token_matches_nothing_within_callbacks() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -316,7 +316,7 @@ fn a_stale_token_reaches_nothing_within_callbacks() {
 }
 
 #[test]
-fn tokens_survive_their_64_bits() {
+fn tokens_can_be_converted_to_64_bits_and_back() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -343,7 +343,7 @@ fn all_connections_can_be_visited_in_slices() {
 }
 
 #[test]
-fn random_ends_of_many_connections_keep_every_promise() {
+fn random_ends_of_many_connections_keep_every_guarantee() {
     let _descriptors = Descriptors::counted();
     const CONNECTIONS: usize = 300;
     let mut world = World::with(Config { events_per_wait: 7, ..Default::default() });
@@ -407,7 +407,7 @@ impl Handler for Panics {
 }
 
 #[test]
-fn after_a_panic_in_a_callback_a_reactor_only_says_so() {
+fn after_a_panic_in_a_callback_each_turn_returns_an_error() {
     let _descriptors = Descriptors::counted();
     let mut reactor =
         Reactor::new(&Config { file_table: file_table(), ..Config::default() }).unwrap();
@@ -424,7 +424,7 @@ fn after_a_panic_in_a_callback_a_reactor_only_says_so() {
 }
 
 #[test]
-fn the_addresses_of_a_connection_can_be_asked_for_in_its_on_close() {
+fn the_addresses_of_a_connection_are_available_in_its_on_close() {
     let _descriptors = Descriptors::counted();
     type End = fn(&mut World, TcpStream, Token);
     let ends: [End; 4] = [
@@ -456,9 +456,9 @@ fn the_addresses_of_a_connection_can_be_asked_for_in_its_on_close() {
 }
 
 #[test]
-fn a_connect_in_on_close_has_the_descriptor_of_what_has_gone() {
+fn a_connect_in_on_close_can_reuse_the_closed_descriptor() {
     let _descriptors = Descriptors::counted();
-    const NAME: &str = "a_connect_in_on_close_has_the_descriptor_of_what_has_gone";
+    const NAME: &str = "a_connect_in_on_close_can_reuse_the_closed_descriptor";
     if !common::child::is_child() {
         // In a separate process, because the limit applies to the whole process.
         return common::child::run_alone(NAME, 200);
@@ -483,7 +483,7 @@ fn a_connect_in_on_close_has_the_descriptor_of_what_has_gone() {
 }
 
 #[test]
-fn a_deferred_call_comes_when_the_others_have_been_served_and_waits_for_nothing() {
+fn a_deferred_call_follows_after_the_other_events_without_a_wait() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -523,7 +523,7 @@ fn a_deferred_call_comes_when_the_others_have_been_served_and_waits_for_nothing(
 }
 
 #[test]
-fn a_chunk_that_is_not_taken_comes_back() {
+fn a_refused_chunk_is_returned() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { write_queue_bytes_max: 1000, ..Config::default() });
     let address = world.listen();

@@ -77,7 +77,7 @@ fn many_messages_make_one_wake_up() {
 }
 
 #[test]
-fn a_full_mailbox_gives_the_message_back_and_takes_more_once_it_is_emptied() {
+fn a_full_mailbox_returns_the_message_and_accepts_more_after_it_is_emptied() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, sender, mut post) = post(2);
     sender.send(1).unwrap();
@@ -90,7 +90,7 @@ fn a_full_mailbox_gives_the_message_back_and_takes_more_once_it_is_emptied() {
 }
 
 #[test]
-fn a_mailbox_that_is_gone_gives_the_message_back() {
+fn a_send_to_a_dropped_mailbox_returns_the_message() {
     let _descriptors = Descriptors::counted();
     let (reactor, sender, post) = post(2);
     drop((reactor, post));
@@ -98,7 +98,7 @@ fn a_mailbox_that_is_gone_gives_the_message_back() {
 }
 
 #[test]
-fn one_wake_up_hands_out_a_bounded_number_and_the_rest_follows() {
+fn one_wake_up_delivers_a_bounded_number_and_the_rest_follows() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, sender, mut post) = post(3000);
     for message in 0..3000 {
@@ -112,7 +112,7 @@ fn one_wake_up_hands_out_a_bounded_number_and_the_rest_follows() {
 }
 
 #[test]
-fn no_message_of_several_threads_is_lost_or_out_of_its_senders_order() {
+fn no_message_of_several_threads_is_lost_or_reordered() {
     let _descriptors = Descriptors::counted();
     const THREADS: u64 = 4;
     const EACH: u64 = 20_000;
@@ -192,7 +192,7 @@ fn ask(address: SocketAddr) -> u8 {
 }
 
 #[test]
-fn reactors_of_several_threads_share_a_port_and_stop_when_told() {
+fn reactors_of_several_threads_share_a_port_and_stop_on_a_message() {
     let _descriptors = Descriptors::counted();
     const SHARDS: u8 = 3;
     let mut address = "127.0.0.1:0".parse().unwrap();

@@ -143,7 +143,7 @@ fn churn_allocates_nothing_once_warm() {
 }
 
 #[test]
-fn a_queue_gives_its_memory_back_when_it_has_run_empty() {
+fn an_empty_queue_returns_its_memory() {
     let _descriptors = Descriptors::counted();
     let mut server = Server::new();
     let mut peer = peer(server.address);
@@ -183,7 +183,7 @@ fn reserved_bytes_per_connection<C>() -> f64 {
 }
 
 #[test]
-fn a_connection_costs_at_most_48_bytes_and_its_state() {
+fn a_connection_takes_at_most_48_bytes_and_its_state() {
     let _descriptors = Descriptors::counted();
     let without_state = reserved_bytes_per_connection::<()>();
     assert!((24.0..=48.0).contains(&without_state), "{without_state}");
@@ -192,7 +192,7 @@ fn a_connection_costs_at_most_48_bytes_and_its_state() {
 }
 
 #[test]
-fn all_timers_there_may_be_fit_into_what_was_reserved() {
+fn the_maximum_number_of_timers_fits_into_the_reserved_memory() {
     let _descriptors = Descriptors::counted();
     let config = Config { connections_max: 10, timers_max: 5000, ..Default::default() };
     let mut reactor = Reactor::<()>::new(&config).unwrap();

@@ -25,7 +25,7 @@ const HEAD: &str = "\
 ";
 
 #[test]
-fn the_public_surface_is_as_recorded() {
+fn the_public_interface_is_as_recorded() {
     let _descriptors = Descriptors::counted();
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let recorded = package.join("public-api.txt");
@@ -116,19 +116,22 @@ fn public_part(item: Item, types: &BTreeSet<String>) -> Option<Item> {
         Item::Use(item) if is_for_the_fuzzer(&item.attrs) => None,
         Item::Use(item) if is_public(&item.vis) => Some(Item::Use(item)),
         Item::Mod(mut item) if is_public(&item.vis) => {
-            keep_telling(&mut item.attrs);
+            keep_relevant_attributes(&mut item.attrs);
             Some(Item::Mod(item))
         }
         Item::Struct(mut item) if is_public(&item.vis) => {
-            keep_telling(&mut item.attrs);
+            keep_relevant_attributes(&mut item.attrs);
             keep_public_fields(&mut item.fields);
             Some(Item::Struct(item))
         }
         Item::Enum(mut item) if is_public(&item.vis) => {
-            keep_telling(&mut item.attrs);
+            keep_relevant_attributes(&mut item.attrs);
             for variant in &mut item.variants {
-                keep_telling(&mut variant.attrs);
-                variant.fields.iter_mut().for_each(|field| keep_telling(&mut field.attrs));
+                keep_relevant_attributes(&mut variant.attrs);
+                variant
+                    .fields
+                    .iter_mut()
+                    .for_each(|field| keep_relevant_attributes(&mut field.attrs));
             }
             Some(Item::Enum(item))
         }
@@ -150,7 +153,7 @@ fn is_for_the_fuzzer(attributes: &[Attribute]) -> bool {
 }
 
 /// Removes documentation and keeps the attributes that are part of the interface.
-fn keep_telling(attributes: &mut Vec<Attribute>) {
+fn keep_relevant_attributes(attributes: &mut Vec<Attribute>) {
     let telling = ["derive", "non_exhaustive", "must_use"];
     attributes.retain(|attribute| telling.iter().any(|name| attribute.path().is_ident(name)));
 }
@@ -167,18 +170,18 @@ fn keep_public_fields(fields: &mut Fields) {
         }
         Fields::Unit => {}
     }
-    fields.iter_mut().for_each(|field| keep_telling(&mut field.attrs));
+    fields.iter_mut().for_each(|field| keep_relevant_attributes(&mut field.attrs));
 }
 
 fn without_bodies(mut item: ItemTrait) -> ItemTrait {
-    keep_telling(&mut item.attrs);
+    keep_relevant_attributes(&mut item.attrs);
     for part in &mut item.items {
         match part {
             TraitItem::Fn(method) => {
-                keep_telling(&mut method.attrs);
+                keep_relevant_attributes(&mut method.attrs);
                 method.default = method.default.as_ref().map(|_| empty());
             }
-            TraitItem::Type(part) => keep_telling(&mut part.attrs),
+            TraitItem::Type(part) => keep_relevant_attributes(&mut part.attrs),
             _ => {}
         }
     }
@@ -191,7 +194,7 @@ fn public_impl(mut item: ItemImpl, types: &BTreeSet<String>) -> Option<ItemImpl>
     if !types.contains(&path.path.segments.last()?.ident.to_string()) {
         return None;
     }
-    keep_telling(&mut item.attrs);
+    keep_relevant_attributes(&mut item.attrs);
     if item.trait_.is_some() {
         item.items.clear();
         return Some(item);
@@ -203,12 +206,12 @@ fn public_impl(mut item: ItemImpl, types: &BTreeSet<String>) -> Option<ItemImpl>
 fn public_member(member: ImplItem) -> Option<ImplItem> {
     match member {
         ImplItem::Fn(mut method) if is_public(&method.vis) => {
-            keep_telling(&mut method.attrs);
+            keep_relevant_attributes(&mut method.attrs);
             method.block = empty();
             Some(ImplItem::Fn(method))
         }
         ImplItem::Const(mut constant) if is_public(&constant.vis) => {
-            keep_telling(&mut constant.attrs);
+            keep_relevant_attributes(&mut constant.attrs);
             Some(ImplItem::Const(constant))
         }
         _ => None,

@@ -25,9 +25,9 @@ const LISTENERS: usize = 4;
 const DESCRIPTORS_BESIDE: usize = 100;
 
 #[test]
-fn ten_thousand_connections_echo_and_end_and_both_sides_agree() {
+fn ten_thousand_connections_echo_and_end_and_the_counts_agree() {
     let _descriptors = Descriptors::counted();
-    const NAME: &str = "ten_thousand_connections_echo_and_end_and_both_sides_agree";
+    const NAME: &str = "ten_thousand_connections_echo_and_end_and_the_counts_agree";
     if common::child::is_child() {
         return serve();
     }

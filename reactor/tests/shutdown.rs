@@ -21,7 +21,7 @@ fn run(world: &mut World) {
 }
 
 #[test]
-fn stop_ends_run_and_leaves_the_connections_alone() {
+fn stop_ends_run_and_keeps_the_connections() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -55,7 +55,7 @@ fn stop_before_run_makes_it_return_at_once() {
 }
 
 #[test]
-fn a_turn_says_whether_another_is_wanted() {
+fn a_turn_returns_whether_the_reactor_continues() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     assert_eq!(world.turn(Duration::ZERO), Status::Running);
@@ -65,7 +65,7 @@ fn a_turn_says_whether_another_is_wanted() {
 }
 
 #[test]
-fn a_turn_waits_no_longer_than_it_is_told() {
+fn a_turn_waits_no_longer_than_its_limit() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.listen();
@@ -133,7 +133,7 @@ fn shutdown_with_nothing_to_close_completes_at_once() {
 }
 
 #[test]
-fn shutdown_hands_over_what_is_queued_within_the_grace() {
+fn shutdown_sends_queued_bytes_within_the_grace_period() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { write_queue_bytes_max: 32 << 20, ..Default::default() });
     let address = world.listen();
@@ -161,7 +161,7 @@ fn shutdown_hands_over_what_is_queued_within_the_grace() {
 }
 
 #[test]
-fn shutdown_cuts_off_what_is_left_after_the_grace() {
+fn shutdown_resets_connections_after_the_grace_period() {
     let _descriptors = Descriptors::counted();
     let grace = Duration::from_millis(100);
     let mut world = World::with(Config { write_queue_bytes_max: 32 << 20, ..Default::default() });
@@ -180,9 +180,9 @@ fn shutdown_cuts_off_what_is_left_after_the_grace() {
 }
 
 /// Sends a closing message, and waits for that of the peer.
-struct Polite;
+struct ClosingMessage;
 
-impl Handler for Polite {
+impl Handler for ClosingMessage {
     type Conn = ();
 
     fn on_accept(&mut self, _cx: &mut Context<()>, _incoming: &Incoming<'_>) -> Option<()> {
@@ -203,7 +203,7 @@ impl Handler for Polite {
 }
 
 #[test]
-fn each_connection_has_the_grace_for_a_goodbye() {
+fn each_connection_has_the_grace_period_for_a_closing_message() {
     let _descriptors = Descriptors::counted();
     let grace = Duration::from_millis(300);
     let config = Config { file_table: common::file_table(), ..Config::default() };
@@ -214,7 +214,7 @@ fn each_connection_has_the_grace_for_a_goodbye() {
     let deadline = Instant::now() + DEADLINE;
     while reactor.context().stats().opened < 2 {
         assert!(Instant::now() < deadline);
-        let _ = reactor.turn(&mut Polite, Some(Duration::from_millis(20))).unwrap();
+        let _ = reactor.turn(&mut ClosingMessage, Some(Duration::from_millis(20))).unwrap();
     }
     let peers = std::thread::spawn(move || {
         let mut said = [0; 7];
@@ -224,7 +224,7 @@ fn each_connection_has_the_grace_for_a_goodbye() {
     });
     let before = Instant::now();
     reactor.context().shutdown(grace);
-    reactor.run(&mut Polite).unwrap();
+    reactor.run(&mut ClosingMessage).unwrap();
     assert!(before.elapsed() >= grace, "the other connection had less than the grace period");
     let (polite, rude) = peers.join().unwrap();
     assert_eq!(polite, (Vec::new(), false));
@@ -232,7 +232,7 @@ fn each_connection_has_the_grace_for_a_goodbye() {
 }
 
 #[test]
-fn shutdown_closes_in_slices_and_leaves_none_out() {
+fn shutdown_closes_all_connections_in_slices() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { closes_per_turn: 7, ..Default::default() });
     let address = world.listen();
@@ -246,7 +246,7 @@ fn shutdown_closes_in_slices_and_leaves_none_out() {
 }
 
 #[test]
-fn shutdown_within_each_callback_keeps_the_promises() {
+fn shutdown_within_each_callback_keeps_the_guarantees() {
     let _descriptors = Descriptors::counted();
     let callbacks: [fn(&Event) -> bool; 5] = [
         |event| matches!(event, Event::Open(_)),
@@ -295,7 +295,7 @@ fn nothing_new_starts_during_a_shutdown() {
 }
 
 #[test]
-fn a_connect_under_way_is_given_up_by_a_shutdown() {
+fn a_pending_connect_is_cancelled_by_a_shutdown() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -324,7 +324,7 @@ fn a_second_shutdown_changes_nothing() {
 }
 
 #[test]
-fn a_second_shutdown_can_only_shorten_the_grace() {
+fn a_second_shutdown_can_only_shorten_the_grace_period() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();

@@ -62,7 +62,7 @@ fn timers_that_are_late_fire_in_order_too() {
 }
 
 #[test]
-fn a_timer_set_between_turns_counts_from_when_it_is_set() {
+fn a_timer_set_between_turns_starts_when_it_is_set() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let before = Instant::now();
@@ -76,7 +76,7 @@ fn a_timer_set_between_turns_counts_from_when_it_is_set() {
 }
 
 #[test]
-fn a_cancelled_timer_does_not_fire_and_its_name_is_stale() {
+fn a_cancelled_timer_does_not_fire_and_its_id_is_stale() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let cancelled = world.cx().add_timer(MS(1)).unwrap();
@@ -160,7 +160,7 @@ fn a_far_deadline_costs_few_wake_ups() {
 }
 
 #[test]
-fn a_timeout_comes_once_and_does_not_close_by_itself() {
+fn a_timeout_fires_once_and_does_not_close_by_itself() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -201,7 +201,7 @@ fn a_timeout_can_be_moved_both_ways_and_cleared() {
 }
 
 #[test]
-fn a_connection_that_goes_takes_its_timeout_with_it() {
+fn a_removed_connection_has_no_timeout() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -218,7 +218,7 @@ fn a_connection_that_goes_takes_its_timeout_with_it() {
 }
 
 #[test]
-fn an_idle_timeout_spares_the_busy_and_finds_the_silent() {
+fn an_idle_timeout_closes_only_idle_connections() {
     let _descriptors = Descriptors::counted();
     const IDLE: Duration = Duration::from_secs(1);
     let mut world = World::new();
@@ -251,7 +251,7 @@ fn an_idle_timeout_spares_the_busy_and_finds_the_silent() {
 }
 
 #[test]
-fn the_tagged_timeouts_of_a_connection_come_beside_its_timeout_and_end_with_it() {
+fn tagged_timeouts_are_independent_of_the_timeout_and_end_with_the_connection() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();

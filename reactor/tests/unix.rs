@@ -50,7 +50,7 @@ fn a_path_is_served_like_a_port() {
 }
 
 #[test]
-fn an_abstract_name_is_connected_to_by_the_reactor_itself() {
+fn the_reactor_connects_to_an_abstract_name() {
     let _descriptors = Descriptors::counted();
     let name = unique_name("abstract");
     let mut world = World::new();
@@ -70,7 +70,7 @@ fn an_abstract_name_is_connected_to_by_the_reactor_itself() {
 }
 
 #[test]
-fn its_ends_say_that_they_have_no_ip_address() {
+fn a_unix_connection_has_no_ip_address() {
     let _descriptors = Descriptors::counted();
     let address = Address::unix_abstract(unique_name("address"));
     let mut world = World::new();
@@ -91,7 +91,7 @@ fn its_ends_say_that_they_have_no_ip_address() {
 }
 
 #[test]
-fn a_file_left_behind_is_in_the_way_until_the_caller_removes_it() {
+fn a_stale_socket_file_prevents_listening_until_the_caller_removes_it() {
     let _descriptors = Descriptors::counted();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("stale.socket");
@@ -110,7 +110,7 @@ fn a_file_left_behind_is_in_the_way_until_the_caller_removes_it() {
 }
 
 #[test]
-fn what_can_not_be_is_refused_at_once_and_leaves_nothing() {
+fn impossible_addresses_are_refused_at_once_without_leaks() {
     let _descriptors = Descriptors::counted();
     let folder = tempfile::tempdir().unwrap();
     let mut world = World::new();
@@ -131,7 +131,7 @@ fn what_can_not_be_is_refused_at_once_and_leaves_nothing() {
 }
 
 #[test]
-fn options_of_tcp_do_not_disturb_it() {
+fn options_of_tcp_are_ignored() {
     let _descriptors = Descriptors::counted();
     let address = Address::unix_abstract(unique_name("options"));
     let mut world = World::new();
@@ -156,7 +156,7 @@ fn options_of_tcp_do_not_disturb_it() {
 }
 
 #[test]
-fn a_full_backlog_is_told_at_once() {
+fn a_full_backlog_is_reported_at_once() {
     let _descriptors = Descriptors::counted();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("full.socket");

@@ -144,7 +144,7 @@ fn signals_arrive_as_callbacks() {
 }
 
 #[test]
-fn signals_that_would_be_ignored_arrive_too() {
+fn signals_that_are_ignored_by_default_arrive_too() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.cx().watch_signals(&[Signal::Child, Signal::WindowChange]).unwrap();
@@ -155,7 +155,7 @@ fn signals_that_would_be_ignored_arrive_too() {
 }
 
 #[test]
-fn signals_that_arrive_together_are_each_told() {
+fn signals_that_arrive_together_are_all_delivered() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.cx().watch_signals(&[Signal::User1, Signal::User2, Signal::Hangup]).unwrap();
@@ -177,7 +177,7 @@ fn signals_are_watched_once() {
 }
 
 #[test]
-fn the_default_for_a_signal_is_an_orderly_end() {
+fn the_default_for_a_signal_is_a_shutdown() {
     let _descriptors = Descriptors::counted();
     struct Plain;
     impl reactor::Handler for Plain {

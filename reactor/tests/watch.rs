@@ -84,7 +84,7 @@ fn turn_until(reactor: &mut Reactor<()>, notes: &mut Notes, mut done: impl FnMut
 }
 
 /// Makes one turn without waiting.
-fn glance(reactor: &mut Reactor<()>, notes: &mut Notes) {
+fn turn_without_wait(reactor: &mut Reactor<()>, notes: &mut Notes) {
     let _ = reactor.turn(notes, Some(Duration::ZERO)).unwrap();
 }
 
@@ -98,7 +98,7 @@ fn a_pipe_is_reported_until_it_is_read() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let (watch, mut writer) = watched_pipe(&mut reactor);
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(watch), 0, "an empty pipe is not ready");
 
     writer.write_all(b"hello").unwrap();
@@ -106,7 +106,7 @@ fn a_pipe_is_reported_until_it_is_read() {
     notes.reads = true;
     turn_until(&mut reactor, &mut notes, |notes| notes.read == b"hello");
     let times = notes.times(watch);
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(watch), times, "a pipe that was read is not ready");
 
     drop(writer);
@@ -116,14 +116,14 @@ fn a_pipe_is_reported_until_it_is_read() {
 }
 
 #[test]
-fn interest_decides_what_is_reported() {
+fn interest_selects_the_reported_events() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_nonblocking(true).unwrap();
     let address = socket.local_addr().unwrap();
     let watch = reactor.context().watch(socket.try_clone().unwrap(), Interest::Readable).unwrap();
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(watch), 0);
 
     reactor.context().set_interest(watch, Interest::Writable).unwrap();
@@ -138,18 +138,18 @@ fn interest_decides_what_is_reported() {
 
     reactor.context().set_interest(watch, Interest::Nothing).unwrap();
     let times = notes.times(watch);
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(watch), times);
 }
 
 #[test]
-fn no_interest_means_no_hang_up_either() {
+fn without_interest_no_hang_up_is_reported() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let (watch, writer) = watched_pipe(&mut reactor);
     reactor.context().set_interest(watch, Interest::Nothing).unwrap();
     drop(writer);
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(reactor.context().stats().events, 0, "the kernel has reported an event");
 
     reactor.context().set_interest(watch, Interest::Readable).unwrap();
@@ -166,13 +166,13 @@ fn a_duplicate_does_not_keep_a_watch_alive() {
     let given_back = reactor.context().unwatch(watch).unwrap();
     drop(given_back);
     writer.write_all(b"x").unwrap();
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(reactor.context().stats().events, 0, "epoll still watches the open file");
     drop(duplicate);
 }
 
 #[test]
-fn what_is_given_back_is_the_open_file_itself() {
+fn unwatch_returns_the_open_file_itself() {
     let _descriptors = Descriptors::counted();
     let mut reactor = reactor();
     let (watch, mut writer) = watched_pipe(&mut reactor);
@@ -185,7 +185,7 @@ fn what_is_given_back_is_the_open_file_itself() {
 }
 
 #[test]
-fn a_watch_that_a_callback_ends_is_not_heard_of_again_in_the_same_turn() {
+fn a_watch_that_a_callback_ends_is_not_reported_in_the_same_turn() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let (one, mut one_writer) = watched_pipe(&mut reactor);
@@ -198,7 +198,7 @@ fn a_watch_that_a_callback_ends_is_not_heard_of_again_in_the_same_turn() {
     turn_until(&mut reactor, &mut notes, |notes| notes.times(one) > 0);
     let heard = notes.times(two) as u64;
     assert_eq!(reactor.context().stats().stale_events, 1 - heard);
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(two) as u64, heard);
     assert!(reactor.context().watched(two).is_none());
 }
@@ -237,7 +237,7 @@ fn the_bound_holds_and_a_plain_file_is_refused() {
 }
 
 #[test]
-fn a_service_that_minds_no_watch_does_not_spin() {
+fn a_service_without_on_ready_does_not_spin() {
     let _descriptors = Descriptors::counted();
     struct Indifferent;
     impl Handler for Indifferent {
@@ -266,10 +266,10 @@ fn a_watched_descriptor_is_used_through_the_context() {
 // Descriptors of each kind: which owner closes them, and that interest works as for a pipe.
 
 /// Removes the interest of a ready watch, and restores it.
-fn interest_is_minded(reactor: &mut Reactor<()>, notes: &mut Notes, watch: WatchId) {
+fn check_interest(reactor: &mut Reactor<()>, notes: &mut Notes, watch: WatchId) {
     reactor.context().set_interest(watch, Interest::Nothing).unwrap();
     let (times, events) = (notes.times(watch), reactor.context().stats().events);
-    glance(reactor, notes);
+    turn_without_wait(reactor, notes);
     assert_eq!(notes.times(watch), times);
     assert_eq!(reactor.context().stats().events, events, "the kernel has reported an event");
     reactor.context().set_interest(watch, Interest::Readable).unwrap();
@@ -278,9 +278,9 @@ fn interest_is_minded(reactor: &mut Reactor<()>, notes: &mut Notes, watch: Watch
 }
 
 /// Checks that a watch is not reported after the read.
-fn falls_silent(reactor: &mut Reactor<()>, notes: &mut Notes, watch: WatchId) {
+fn check_not_ready_after_read(reactor: &mut Reactor<()>, notes: &mut Notes, watch: WatchId) {
     let times = notes.times(watch);
-    glance(reactor, notes);
+    turn_without_wait(reactor, notes);
     assert_eq!(notes.times(watch), times, "the watch is ready after the read");
 }
 
@@ -292,15 +292,15 @@ fn a_timerfd_is_watched_and_its_owner_may_keep_the_other_end() {
     let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).unwrap();
     let same = timer.as_fd().try_clone_to_owned().unwrap();
     let watch = reactor.context().watch(same, Interest::Readable).unwrap();
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(watch), 0, "a timer that is not armed is not ready");
 
     let soon = || Expiration::OneShot(TimeSpec::new(0, 1_000_000));
     timer.set(soon(), TimerSetTimeFlags::empty()).unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 2);
-    interest_is_minded(&mut reactor, &mut notes, watch);
+    check_interest(&mut reactor, &mut notes, watch);
     timer.wait().unwrap();
-    falls_silent(&mut reactor, &mut notes, watch);
+    check_not_ready_after_read(&mut reactor, &mut notes, watch);
 
     // The reactor's descriptor is returned and closed; the timer remains open through the descriptor that was kept.
     drop(reactor.context().unwatch(watch).unwrap());
@@ -311,7 +311,7 @@ fn a_timerfd_is_watched_and_its_owner_may_keep_the_other_end() {
 }
 
 #[test]
-fn inotify_tells_of_files_while_it_is_watched() {
+fn inotify_reports_files_while_it_is_watched() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let folder = tempfile::tempdir().unwrap();
@@ -319,15 +319,15 @@ fn inotify_tells_of_files_while_it_is_watched() {
     inotify.add_watch(folder.path(), AddWatchFlags::IN_CREATE).unwrap();
     let same = inotify.as_fd().try_clone_to_owned().unwrap();
     let watch = reactor.context().watch(same, Interest::Readable).unwrap();
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(watch), 0, "nothing has happened");
 
     drop(File::create(folder.path().join("new")).unwrap());
     turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 2);
-    interest_is_minded(&mut reactor, &mut notes, watch);
+    check_interest(&mut reactor, &mut notes, watch);
     let events = inotify.read_events().unwrap();
     assert_eq!(events[0].name.as_deref(), Some("new".as_ref()));
-    falls_silent(&mut reactor, &mut notes, watch);
+    check_not_ready_after_read(&mut reactor, &mut notes, watch);
 
     // The library's descriptor is dropped; the reactor's keeps the inotify instance open until it is returned.
     drop(inotify);
@@ -337,7 +337,7 @@ fn inotify_tells_of_files_while_it_is_watched() {
 }
 
 #[test]
-fn another_library_s_socket_is_watched_and_closed_by_whom_it_was_given_to() {
+fn another_library_s_socket_is_watched_and_closed_by_its_last_owner() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
@@ -347,16 +347,16 @@ fn another_library_s_socket_is_watched_and_closed_by_whom_it_was_given_to() {
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect(address).unwrap();
     let watch = reactor.context().watch(socket.try_clone().unwrap(), Interest::Readable).unwrap();
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(watch), 0, "nothing was sent");
 
     sender.send(b"hello").unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 2);
-    interest_is_minded(&mut reactor, &mut notes, watch);
+    check_interest(&mut reactor, &mut notes, watch);
     let mut buffer = [0; 16];
     let received = (&socket).read(&mut buffer).unwrap();
     assert_eq!(&buffer[..received], b"hello");
-    falls_silent(&mut reactor, &mut notes, watch);
+    check_not_ready_after_read(&mut reactor, &mut notes, watch);
 
     reactor.context().set_interest(watch, Interest::Both).unwrap();
     let times = notes.times(watch);
@@ -379,10 +379,10 @@ fn another_library_s_socket_is_watched_and_closed_by_whom_it_was_given_to() {
 }
 
 #[test]
-fn a_tun_device_is_watched_in_both_directions_and_goes_with_its_last_owner() {
+fn a_tun_device_is_watched_in_both_directions_and_closed_with_its_last_owner() {
     let _descriptors = Descriptors::counted();
     // In a thread with its own network namespace, so that the network of the machine is not changed.
-    let done = std::thread::spawn(|| match own_network_with_tun() {
+    let done = std::thread::spawn(|| match new_network_with_tun() {
         Ok(tun) => echo_packets(tun),
         // Written directly, because the test harness captures `eprintln!`, and a skipped test must be visible.
         Err(why) => {
@@ -395,7 +395,7 @@ fn a_tun_device_is_watched_in_both_directions_and_goes_with_its_last_owner() {
 const OURS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const BEYOND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 18, 0, 2), 4242);
 
-fn own_network_with_tun() -> Result<Tun, String> {
+fn new_network_with_tun() -> Result<Tun, String> {
     if !Path::new("/dev/net/tun").exists() {
         return Err("there is no /dev/net/tun".to_owned());
     }
@@ -419,7 +419,7 @@ fn echo_packets(tun: Tun) {
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
     socket.send_to(b"hello", BEYOND).unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 2);
-    interest_is_minded(&mut reactor, &mut notes, watch);
+    check_interest(&mut reactor, &mut notes, watch);
 
     // The kernel may have sent IPv6 packets before or after this one.
     let mut packet = read_udp_packet(&tun);

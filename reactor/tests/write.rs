@@ -59,7 +59,7 @@ fn drain(world: &mut World, peer: &mut TcpStream, expected: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_the_peer_has_not_taken_of_the_kernels_bytes_is_told() {
+fn unacknowledged_bytes_are_reported() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -108,7 +108,7 @@ fn held_by_the_kernel(listening: &ListenOptions, connecting: &ConnectOptions) ->
 const BOUND: usize = 16 * 1024;
 
 #[test]
-fn options_bound_what_the_kernel_takes_from_a_peer_that_never_reads() {
+fn options_limit_the_bytes_in_the_kernel_for_a_peer_that_never_reads() {
     let _descriptors = Descriptors::counted();
     let usual = held_by_the_kernel(&ListenOptions::default(), &ConnectOptions::default());
     let by_buffer = held_by_the_kernel(
@@ -127,7 +127,7 @@ fn options_bound_what_the_kernel_takes_from_a_peer_that_never_reads() {
 }
 
 #[test]
-fn a_queue_fills_is_refused_whole_and_drains_in_order() {
+fn a_full_queue_refuses_whole_writes_and_drains_in_order() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -160,7 +160,7 @@ fn a_queue_fills_is_refused_whole_and_drains_in_order() {
 }
 
 #[test]
-fn a_refused_write_lets_no_byte_leave_even_when_the_kernel_has_room() {
+fn a_refused_write_sends_no_byte_even_if_the_kernel_has_room() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -173,7 +173,7 @@ fn a_refused_write_lets_no_byte_leave_even_when_the_kernel_has_room() {
 }
 
 #[test]
-fn the_room_for_a_write_is_what_a_write_takes() {
+fn write_room_is_what_a_write_accepts() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -238,7 +238,7 @@ fn fill_until_refused(world: &mut World, token: Token) -> WriteError {
 }
 
 #[test]
-fn closing_delivers_what_the_kernel_has_though_input_lies_unread() {
+fn closing_delivers_the_bytes_in_the_kernel_in_spite_of_unread_input() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -315,7 +315,7 @@ fn parts_of_shared_bytes_are_queued_without_a_copy() {
 }
 
 #[test]
-fn vectored_writes_reach_the_peer_directly_when_few() {
+fn few_vectored_slices_are_sent_directly() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -327,7 +327,7 @@ fn vectored_writes_reach_the_peer_directly_when_few() {
 }
 
 #[test]
-fn bytes_written_before_the_connect_is_finished_follow_it() {
+fn bytes_written_during_a_connect_are_sent_when_it_opens() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -345,7 +345,7 @@ fn bytes_written_before_the_connect_is_finished_follow_it() {
 }
 
 #[test]
-fn closing_before_the_connect_is_finished_still_sends_what_was_written() {
+fn closing_a_pending_connect_still_sends_queued_bytes() {
     let _descriptors = Descriptors::counted();
     let listener = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
     let mut world = World::new();
@@ -365,7 +365,7 @@ fn closing_before_the_connect_is_finished_still_sends_what_was_written() {
 }
 
 #[test]
-fn closing_before_the_connect_is_finished_with_nothing_written_gives_up_at_once() {
+fn closing_a_pending_connect_without_queued_bytes_cancels_it() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -377,7 +377,7 @@ fn closing_before_the_connect_is_finished_with_nothing_written_gives_up_at_once(
 }
 
 #[test]
-fn finishing_before_the_connect_is_finished_sends_the_fin() {
+fn finishing_a_pending_connect_sends_the_fin() {
     let _descriptors = Descriptors::counted();
     for message in [&b""[..], b"request"] {
         let listener = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
@@ -402,7 +402,7 @@ fn finishing_before_the_connect_is_finished_sends_the_fin() {
 }
 
 #[test]
-fn close_hands_over_the_queue_first() {
+fn close_sends_the_queue_first() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -422,7 +422,7 @@ fn close_hands_over_the_queue_first() {
 }
 
 #[test]
-fn close_gives_up_on_a_peer_that_takes_nothing() {
+fn close_times_out_if_the_peer_does_not_read() {
     let _descriptors = Descriptors::counted();
     let flush_timeout = Duration::from_millis(80);
     let mut world = World::with(Config { flush_timeout, ..bounded() });
@@ -466,7 +466,7 @@ fn a_peer_that_resets_while_bytes_are_queued_ends_the_connection() {
 }
 
 #[test]
-fn a_write_that_shows_the_peer_gone_is_followed_by_on_close() {
+fn a_write_that_fails_is_followed_by_on_close() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -534,7 +534,7 @@ fn finish_waits_for_the_queue() {
 }
 
 #[test]
-fn paused_reads_leave_the_bytes_with_the_kernel_and_wake_nobody() {
+fn paused_reads_leave_the_bytes_in_the_kernel_without_wake_ups() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -551,7 +551,7 @@ fn paused_reads_leave_the_bytes_with_the_kernel_and_wake_nobody() {
 }
 
 #[test]
-fn reads_paused_within_on_open_see_nothing() {
+fn reads_paused_within_on_open_get_no_data() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(|cx, event| {
@@ -584,7 +584,7 @@ fn a_reset_while_reads_are_paused_ends_the_connection_and_does_not_spin() {
 }
 
 #[test]
-fn a_hang_up_while_reads_are_paused_does_not_spin_and_is_found_later() {
+fn a_hang_up_while_reads_are_paused_does_not_spin_and_is_reported_later() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -724,7 +724,7 @@ fn a_file_of_100_mb_goes_to_a_slow_reader_in_bounded_memory() {
 }
 
 #[test]
-fn a_file_that_sendfile_does_not_take_is_sent_all_the_same() {
+fn a_file_without_sendfile_support_is_sent_too() {
     let _descriptors = Descriptors::counted();
     let text = std::fs::read("/proc/version").unwrap();
     let mut world = World::new();
@@ -736,7 +736,7 @@ fn a_file_that_sendfile_does_not_take_is_sent_all_the_same() {
 }
 
 #[test]
-fn a_file_is_sent_where_no_descriptor_is_left_for_its_socket() {
+fn a_file_is_sent_without_a_free_descriptor_for_its_socket() {
     let _descriptors = Descriptors::counted();
     let block = pattern(1 << 20);
     let mut file = tempfile::tempfile().unwrap();
@@ -758,7 +758,7 @@ fn a_file_is_sent_where_no_descriptor_is_left_for_its_socket() {
 }
 
 #[test]
-fn files_are_bounded_closed_with_their_connection_and_not_detached() {
+fn queued_files_are_bounded_closed_with_their_connection_and_not_detached() {
     let _descriptors = Descriptors::counted();
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&[7; 100_000]).unwrap();

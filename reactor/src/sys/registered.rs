@@ -362,7 +362,7 @@ impl<R: Ring> Table<R> {
                 Ok(_) if self.queued < queued_before => tries = 0,
                 // Most operations complete during the submission; the others are waited for in the next round.
                 Ok(_) if want == 0 => {}
-                Err(error) if !is_passing(&error) || tries == SUBMIT_TRIES_MAX => {
+                Err(error) if !is_temporary(&error) || tries == SUBMIT_TRIES_MAX => {
                     return Err(error);
                 }
                 Ok(_) if tries == SUBMIT_TRIES_MAX => return Err(Errno::EAGAIN.into()),
@@ -462,7 +462,7 @@ pub(super) enum ClosingStep {
 static UNSPECIFIED: libc::sockaddr =
     libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
 
-fn is_passing(error: &io::Error) -> bool {
+fn is_temporary(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EAGAIN | Errno::EBUSY | Errno::EINTR | Errno::ENOMEM))
 }

@@ -151,7 +151,7 @@ fn a_short_submission_is_followed_by_another() {
 }
 
 #[test]
-fn a_passing_refusal_is_tried_again() {
+fn a_temporary_error_is_retried() {
     let mut tables = tables(1);
     for errno in [Errno::EAGAIN, Errno::EBUSY, Errno::EINTR, Errno::ENOMEM] {
         script([Step::Fail(errno); 5]);
@@ -163,7 +163,7 @@ fn a_passing_refusal_is_tried_again() {
 }
 
 #[test]
-fn a_ring_that_is_refused_for_good_is_given_up_and_its_places_are_named() {
+fn a_ring_with_a_permanent_error_is_given_up_and_its_places_are_reported() {
     let steps: [Vec<Step>; 3] = [
         vec![Step::Fail(Errno::EBADF)],
         vec![Step::Fail(Errno::ENOMEM); SUBMIT_TRIES_MAX as usize + 1],
@@ -188,7 +188,7 @@ fn a_ring_that_is_refused_for_good_is_given_up_and_its_places_are_named() {
 }
 
 #[test]
-fn what_was_done_before_a_ring_is_lost_keeps_its_result() {
+fn operations_completed_before_a_ring_is_lost_keep_their_result() {
     let mut tables = tables(1);
     script([Step::Take(1), Step::Fail(Errno::EBADF)]);
     // The fifth operation would have been part of the next submission.
@@ -197,7 +197,7 @@ fn what_was_done_before_a_ring_is_lost_keeps_its_result() {
 }
 
 #[test]
-fn results_may_come_late_and_in_any_order() {
+fn results_may_arrive_late_and_in_any_order() {
     let mut tables = tables(1);
     for steps in [&[Step::Backwards][..], &[Step::Hold, Step::Backwards], &[Step::Hold, Step::Hold]]
     {
@@ -221,7 +221,7 @@ fn more_operations_than_entries_go_in_several_submissions() {
 }
 
 #[test]
-fn what_a_table_does_not_take_keeps_its_descriptor() {
+fn a_file_that_a_table_refuses_keeps_its_descriptor() {
     let mut tables = tables(1);
     UPDATE_MAX.set(2);
     let mut moving: Vec<_> = [3, 1, 2, 9].map(|place| (place, socket::spare().unwrap())).into();
@@ -246,7 +246,7 @@ impl log::Log for Log {
 }
 
 #[test]
-fn where_no_ring_can_be_had_auto_falls_back_aloud_and_registered_is_an_error() {
+fn without_a_ring_auto_falls_back_with_a_warning_and_registered_is_an_error() {
     log::set_logger(&Log).unwrap();
     log::set_max_level(log::LevelFilter::Warn);
     let choose = |wanted| choose_tables::<ScriptedRing>(wanted, 1 << 30, 0);
