@@ -60,7 +60,7 @@ fn zeroes(bytes: usize) -> Result<Vec<u8>, Error> {
 
 /// The result of a turn: whether the reactor continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "the loop must end when the reactor has stopped"]
+#[must_use = "a reactor that has stopped wants no further turn"]
 pub enum Status {
     /// Call [`turn`](Reactor::turn) again.
     Running,

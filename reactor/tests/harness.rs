@@ -446,6 +446,6 @@ fn a_file_is_sent_up_to_the_room_and_must_have_the_full_length() {
     harness.run();
     assert_eq!(harness.received(peer), text);
     assert_eq!(harness.state(peer), State::Reset);
-    let expected = "close 5 failed: a file has ended before the part that was to be sent";
+    let expected = "close 5 failed: the file ended before all of the part was sent";
     assert_eq!(log(&mut harness)[1..], [expected]);
 }
