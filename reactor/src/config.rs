@@ -22,7 +22,7 @@ pub struct Config {
     pub connects_reserved: usize,
     /// Maximum number of listeners. Default: 1,024.
     pub listeners_max: usize,
-    /// Maximum number of free timers and tagged timeouts together. Default: 4,096.
+    /// Maximum number of timers and tagged timeouts together. Default: 4,096.
     pub timers_max: usize,
     /// Maximum number of watched descriptors. Default: 1,024.
     pub watches_max: usize,

@@ -1,7 +1,7 @@
 //! The operations of a service, in each callback and during setup.
 //!
-//! Each concern has its own file: [`listen`], [`connect`], [`stream`] (write, pause, close), [`adopt`] (sockets made
-//! elsewhere, and detaching them), [`batch`] (operations that go to the kernel together), [`sweep`] (visiting all
+//! Each concern has its own file: [`listen`], [`connect`], [`stream`] (write, pause, close), [`adopt`] (sockets from
+//! outside, and detaching them), [`batch`] (operations that go to the kernel together), [`sweep`] (visiting all
 //! connections), [`time`] and [`watch`] (any other descriptor).
 
 mod adopt;
@@ -50,7 +50,7 @@ pub struct Context<C> {
     poller: Poller,
     connections: Slab<ConnHeader, C>,
     listeners: Slab<Listener, ()>,
-    /// Free timers and tagged timeouts.
+    /// Timers of the service and tagged timeouts.
     timers: Slab<Timer, ()>,
     /// The tagged timeouts of connections, by token and tag.
     tagged: BTreeMap<(Token, u64), TimerId>,
@@ -116,7 +116,7 @@ pub struct Context<C> {
     shutdown: Option<Shutdown>,
 }
 
-/// One per connection and per free timer, and one each for the pause of throttled listeners, the grace period of a
+/// One per connection and per timer of the service, and one each for the pause of throttled listeners, the grace period of a
 /// shutdown, and the retry of queues.
 fn timers_in_wheel_max(config: &Config) -> usize {
     config.connections_max.saturating_add(config.timers_max).saturating_add(3)

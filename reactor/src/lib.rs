@@ -65,8 +65,8 @@
 //! # Features
 //! - `bytes`, off by default: a [`Chunk`] can hold a `Bytes` of the `bytes` crate.
 //! - `testing`, off by default: the module `testing`, a harness that simulates peers, their bytes and the clock without
-//!   sockets. It is meant for dev-dependencies. A reactor with real sockets works in such a build too, and makes one
-//!   comparison more per system call.
+//!   sockets. It is meant for dev-dependencies. A reactor with real sockets works in such a build too, and takes one more
+//!   comparison per system call.
 //!
 //! # Stability
 //! The crate follows semantic versioning; before 1.0, a minor version may contain breaking changes. The public API is

@@ -2,7 +2,7 @@
 //!
 //! Each key is a slot index in the low 32 bits, a generation of 29 bits above it, and a kind in the top three bits.
 //! The same 64 bits are the epoll user data of the descriptor, so the index of an event gives its slot, and the
-//! generation tells whether the slot is still used by what the event was registered for. Each use of a slot increments
+//! generation shows whether the slot is still used by the object for which the event was registered. Each use of a slot increments
 //! the generation; after 2^29 - 1 it starts again at 1.
 
 use std::fmt;
@@ -22,7 +22,7 @@ pub struct Token(SlotKey);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerId(SlotKey);
 
-/// Identifies a free timer; returned by [`Context::add_timer`](crate::Context::add_timer).
+/// Identifies a timer; returned by [`Context::add_timer`](crate::Context::add_timer).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimerId(SlotKey);
 

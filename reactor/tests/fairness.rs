@@ -127,7 +127,7 @@ fn one_turn_reads_a_bounded_amount_and_a_fair_share_of_each_connection() {
     while crowd.counts.total < crowd.sent {
         let (_, read) = crowd.turn();
         assert!(read <= TURN_BYTES_MAX, "{read} bytes in one turn");
-        assert!(Instant::now() < end, "{} of {} bytes came", crowd.counts.total, crowd.sent);
+        assert!(Instant::now() < end, "{} of {} bytes arrived", crowd.counts.total, crowd.sent);
     }
     assert_eq!((crowd.counts.total, crowd.peers.len()), (crowd.sent, CONNECTIONS));
 }
@@ -166,6 +166,6 @@ fn the_reads_of_a_round_are_bounded_for_any_number_of_events() {
     let end = Instant::now() + DEADLINE;
     while crowd.counts.total < crowd.sent {
         let _ = crowd.turn();
-        assert!(Instant::now() < end, "{} of {} bytes came", crowd.counts.total, crowd.sent);
+        assert!(Instant::now() < end, "{} of {} bytes arrived", crowd.counts.total, crowd.sent);
     }
 }

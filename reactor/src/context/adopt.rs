@@ -1,4 +1,4 @@
-//! Adopting sockets made elsewhere, detaching sockets, and lending their descriptors.
+//! Adopting sockets from outside, detaching sockets, and lending their descriptors.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -12,7 +12,7 @@ use crate::sys::{self, Adopted, Descriptor, LentFd};
 use crate::token::{ListenerId, Token};
 
 impl<C> Context<C> {
-    /// Adds a connected stream socket that was made elsewhere: by the standard library or `socket2`, as one end of a
+    /// Adds a connected stream socket that was created outside of the reactor: by the standard library or `socket2`, as one end of a
     /// socket pair, or by another process or reactor. `conn` is its state.
     ///
     /// The socket becomes a connection like one of [`connect`](Self::connect) whose connect has completed:
@@ -70,7 +70,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// Listens on a socket that was made elsewhere: passed by a service manager, handed over by an earlier process, or
+    /// Listens on a socket from outside: passed by a service manager, handed over by an earlier process, or
     /// created with options that [`ListenOptions`] does not have. It must be bound, and may already be listening.
     ///
     /// The backlog, `connections_max` and the socket options that are set are applied to it. `reuse_port` and `only_v6`

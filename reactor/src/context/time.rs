@@ -1,4 +1,4 @@
-//! Timeouts of connections, with and without a tag, and free timers. All are rounded up to a millisecond and never
+//! Timeouts of connections, with and without a tag, and timers of the service. All are rounded up to a millisecond and never
 //! early.
 
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::token::{EventSource, Inner, TimerId, Token};
 use crate::wheel::{NodeId, Tick};
 
-/// A free timer, or a tagged timeout of a connection.
+/// A timer of the service, or a tagged timeout of a connection.
 #[derive(Debug)]
 pub(super) struct Timer {
     node: NodeId,
@@ -107,7 +107,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// Arms a free timer, which belongs to no connection; [`on_timer`](crate::Handler::on_timer) is called once.
+    /// Arms a timer that belongs to no connection; [`on_timer`](crate::Handler::on_timer) is called once.
     ///
     /// # Errors
     /// [`Error::Full`] at [`Config::timers_max`](crate::Config::timers_max).

@@ -734,7 +734,7 @@ impl Kernel {
             return;
         }
         if self.percent(2) {
-            self.clock += Duration::from_secs(self.choices.below(100).into()); // The machine slept.
+            self.clock += Duration::from_secs(self.choices.below(100).into()); // The machine was suspended.
         }
         for _ in 0..self.choices.below(6) {
             let Some(&number) = nth(&self.files, &mut self.choices) else { return };
@@ -1714,8 +1714,8 @@ impl Sockets {
         if self.enter(socket).is_err() {
             return 0;
         }
-        let tells = |kernel: &mut Kernel| !SCRIPTED && kernel.percent(50);
-        kernel(|kernel| if tells(kernel) { kernel.socket(socket.0).wire.sent.len() } else { 0 })
+        let reports = |kernel: &mut Kernel| !SCRIPTED && kernel.percent(50);
+        kernel(|kernel| if reports(kernel) { kernel.socket(socket.0).wire.sent.len() } else { 0 })
     }
 
     pub(crate) fn take_error(&self, socket: &Socket, call: &'static str) -> Option<Error> {
