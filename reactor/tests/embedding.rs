@@ -1,6 +1,6 @@
-//! What another event loop needs to drive a reactor, and what a turn has cost.
+//! Driving a reactor from another event loop, and the statistics of turns.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -19,13 +19,13 @@ fn is_readable(world: &World, within: Duration) -> bool {
     poll(&mut descriptors, PollTimeout::try_from(within).unwrap()).unwrap() == 1
 }
 
-/// Whether a turn is due whatever the descriptor says.
+/// Whether a turn is due, independently of the descriptor.
 fn is_due(world: &World) -> bool {
     world.reactor.next_deadline().is_some_and(|due| due <= Instant::now())
 }
 
 #[test]
-fn the_descriptor_is_readable_while_something_has_happened() {
+fn the_descriptor_is_readable_while_events_are_pending() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -37,7 +37,7 @@ fn the_descriptor_is_readable_while_something_has_happened() {
     }
     assert_eq!(world.service.opened().len(), 1);
     world.cx().waker().wake();
-    assert!(is_readable(&world, Duration::ZERO), "another thread wakes it");
+    assert!(is_readable(&world, Duration::ZERO), "a wake-up makes the descriptor readable");
     let _ = world.turn(Duration::ZERO);
     assert!(world.service.saw(&Event::Wake));
 }
@@ -56,13 +56,13 @@ fn the_next_deadline_is_that_of_the_next_timer() {
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         let _ = world.turn(Duration::ZERO);
     }
-    assert!(begun.elapsed() >= Duration::from_millis(20), "it comes too early");
+    assert!(begun.elapsed() >= Duration::from_millis(20), "the timer fired early");
     world.cx().cancel_timer(timer);
     assert_eq!(world.reactor.next_deadline(), None);
 }
 
 #[test]
-fn what_is_asked_for_between_two_turns_makes_a_turn_due() {
+fn requests_between_two_turns_make_a_turn_due() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -76,7 +76,7 @@ fn what_is_asked_for_between_two_turns_makes_a_turn_due() {
     let _ = world.turn(Duration::ZERO);
     assert!(!is_due(&world));
     world.cx().abort(token);
-    assert!(is_due(&world), "an end");
+    assert!(is_due(&world), "a close");
     let _ = world.turn(Duration::ZERO);
     assert_eq!(world.service.why(token), Some(Why::Aborted));
     world.cx().shutdown(common::DEADLINE);
@@ -84,11 +84,11 @@ fn what_is_asked_for_between_two_turns_makes_a_turn_due() {
     world.until_closed(other);
 }
 
-/// What a callback takes.
+/// The duration of a slow callback.
 const SLOW: Duration = Duration::from_millis(60);
 
 #[test]
-fn the_longest_turn_is_told_and_waits_are_not_counted() {
+fn the_longest_turn_is_recorded_without_waits() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(|cx, event| {
@@ -101,7 +101,7 @@ fn the_longest_turn_is_told_and_waits_are_not_counted() {
     let (mut peer, _) = world.pair(address);
     world.run_for(2 * SLOW);
     let before = world.cx().stats();
-    assert!(before.busy < SLOW, "a wait is counted: {before:?}");
+    assert!(before.busy < SLOW, "the wait is counted: {before:?}");
     common::echo_once(&mut world, &mut peer, b"slow");
     let after = world.cx().stats();
     assert!(after.turn_longest >= SLOW && after.busy >= before.busy + SLOW, "{after:?}");

@@ -1,6 +1,6 @@
-//! Writing: directly, through the queue, up to its bounds; and the ways to stop: `finish`, `close`, `abort`.
+//! Writing: directly, through the queue, up to its bounds; and the ways to end: `finish`, `close`, `abort`.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -22,12 +22,12 @@ use common::{
     Conn, DEADLINE, Event, Why, World, echo, echo_once, pattern, peer, read_to_end, reset,
 };
 
-/// Small bounds, so that a queue fills in no time.
+/// Small bounds, so that a queue fills up quickly.
 fn bounded() -> Config {
     Config { write_queue_bytes_max: 100_000, write_queues_bytes_max: 250_000, ..Default::default() }
 }
 
-/// Writes until the kernel takes no more and the queue holds something; says what was written in all.
+/// Writes until the kernel accepts no more and bytes are queued; returns the number of written bytes.
 fn fill_kernel(world: &mut World, token: Token, stream: &[u8]) -> usize {
     let mut written = 0;
     for piece in stream.chunks(50_000) {
@@ -39,10 +39,10 @@ fn fill_kernel(world: &mut World, token: Token, stream: &[u8]) -> usize {
         }
         assert_eq!(world.cx().queued_bytes(token), 0);
     }
-    panic!("the kernel took {written} bytes");
+    panic!("the kernel has accepted {written} bytes");
 }
 
-/// Reads in this thread while the world turns, until `expected` bytes have come.
+/// Reads in this thread, with turns of the world in between, until `expected` bytes have arrived.
 fn drain(world: &mut World, peer: &mut TcpStream, expected: usize) -> Vec<u8> {
     let mut all = Vec::new();
     let mut buffer = vec![0; 1 << 18];
@@ -59,7 +59,7 @@ fn drain(world: &mut World, peer: &mut TcpStream, expected: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_the_peer_has_not_taken_of_the_kernels_bytes_is_told() {
+fn unacknowledged_bytes_are_reported() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -74,8 +74,8 @@ fn what_the_peer_has_not_taken_of_the_kernels_bytes_is_told() {
     assert_eq!(world.cx().unacknowledged_bytes(token), 0, "a stale token");
 }
 
-/// What the kernel holds of a stream whose peer reads nothing, for a connection of each way round; then the peer reads
-/// all of it.
+/// Returns how many bytes of a stream the kernel buffers if the peer does not read, for an accepted and for an outbound
+/// connection; then the peer reads all of it.
 fn held_by_the_kernel(listening: &ListenOptions, connecting: &ConnectOptions) -> [usize; 2] {
     let mut world = World::with(bounded());
     let listener = world.cx().listen(common::LOOPBACK, listening).unwrap();
@@ -96,7 +96,7 @@ fn held_by_the_kernel(listening: &ListenOptions, connecting: &ConnectOptions) ->
             written += piece.len();
             let _ = world.turn(Duration::from_millis(1));
         }
-        assert!(world.cx().queued_bytes(token) > 0, "the kernel took {written} bytes");
+        assert!(world.cx().queued_bytes(token) > 0, "the kernel has accepted {written} bytes");
         let held = world.cx().unacknowledged_bytes(token);
         let arrived = drain(&mut world, &mut peer, written);
         assert!(arrived == stream[..written], "bytes are lost or out of order");
@@ -104,11 +104,11 @@ fn held_by_the_kernel(listening: &ListenOptions, connecting: &ConnectOptions) ->
     })
 }
 
-/// What the options below ask for.
+/// The limit that the options below set.
 const BOUND: usize = 16 * 1024;
 
 #[test]
-fn options_bound_what_the_kernel_takes_from_a_peer_that_never_reads() {
+fn options_limit_the_bytes_in_the_kernel_for_a_peer_that_never_reads() {
     let _descriptors = Descriptors::counted();
     let usual = held_by_the_kernel(&ListenOptions::default(), &ConnectOptions::default());
     let by_buffer = held_by_the_kernel(
@@ -120,14 +120,14 @@ fn options_bound_what_the_kernel_takes_from_a_peer_that_never_reads() {
         &ListenOptions { notsent_lowat_bytes: lowat, ..Default::default() },
         &ConnectOptions { notsent_lowat_bytes: lowat, ..Default::default() },
     );
-    // It goes by whole segments of up to 64 KiB, so no bound is exact.
+    // The kernel accepts whole segments of up to 64 KiB, so the limits are not exact.
     for (&bounded, usual) in by_buffer.iter().chain(&by_lowat).zip(usual.iter().cycle()) {
         assert!(bounded < 10 * BOUND && 8 * bounded < *usual, "{bounded}, and without: {usual}");
     }
 }
 
 #[test]
-fn a_queue_fills_is_refused_whole_and_drains_in_order() {
+fn a_full_queue_refuses_whole_writes_and_drains_in_order() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -135,7 +135,7 @@ fn a_queue_fills_is_refused_whole_and_drains_in_order() {
     let stream = pattern(16 << 20);
     let mut written = fill_kernel(&mut world, token, &stream);
     let room = 100_000 - world.cx().queued_bytes(token);
-    // One byte too many is refused whole; exactly as many as fit are taken.
+    // A write that is one byte too long is refused as a whole; one that fits exactly is accepted.
     let refused = world.cx().write(token, &stream[written..written + room + 1]);
     assert_eq!(refused, Err(WriteError::Full));
     assert_eq!(world.cx().queued_bytes(token), 100_000 - room);
@@ -152,7 +152,7 @@ fn a_queue_fills_is_refused_whole_and_drains_in_order() {
     world.until("on_drain", |world| world.service.saw(&Event::Drain(token)));
     assert_eq!(world.cx().stats().bytes_out, written as u64);
     assert_eq!(world.cx().stats().queued_bytes, 0);
-    // After that it is as if nothing had been.
+    // After that, writes are sent directly again.
     assert_eq!(world.cx().write(token, b"again"), Ok(Written::Sent));
     assert_eq!(drain(&mut world, &mut peer, 5), b"again");
     world.run_for(Duration::from_millis(10));
@@ -160,7 +160,7 @@ fn a_queue_fills_is_refused_whole_and_drains_in_order() {
 }
 
 #[test]
-fn a_refused_write_lets_no_byte_leave_even_when_the_kernel_has_room() {
+fn a_refused_write_sends_no_byte_even_if_the_kernel_has_room() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -173,7 +173,7 @@ fn a_refused_write_lets_no_byte_leave_even_when_the_kernel_has_room() {
 }
 
 #[test]
-fn the_room_for_a_write_is_what_a_write_takes() {
+fn write_room_is_what_a_write_accepts() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -214,36 +214,36 @@ fn all_queues_together_have_a_bound() {
         world.cx().write(*token, &stream[..room]).unwrap();
     }
     let (_, last) = pairs[2];
-    // Who reads what it is sent suffers nothing from those that do not.
+    // A peer that reads is not affected by those that do not.
     assert_eq!(world.cx().write(last, &[0; 50_001]), Ok(Written::Sent));
-    // Who doesn't gets no more than what is left.
+    // A peer that does not read gets no more than what is left.
     let refused = fill_until_refused(&mut world, last);
     assert!(matches!(refused, WriteError::FullInTotal | WriteError::Closed), "{refused:?}");
     assert!(world.cx().stats().queued_bytes <= 250_000);
-    // A connection that goes gives its part back.
+    // A connection that is removed frees its part.
     world.cx().abort(pairs[0].1);
     world.cx().abort(last);
     world.until_closed(pairs[0].1);
     assert_eq!(world.cx().stats().queued_bytes, 100_000);
 }
 
-/// Writes until it is not taken any more; says why.
+/// Writes until a write is refused; returns the error.
 fn fill_until_refused(world: &mut World, token: Token) -> WriteError {
     for _ in 0..10_000 {
         if let Err(refused) = world.cx().write(token, &[0; 60_000]) {
             return refused;
         }
     }
-    panic!("600 MB were taken");
+    panic!("600 MB were accepted");
 }
 
 #[test]
-fn closing_delivers_what_the_kernel_has_though_input_lies_unread() {
+fn closing_delivers_the_bytes_in_the_kernel_in_spite_of_unread_input() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
-    // Input that the service never reads makes TCP reset the connection when its socket is closed.
+    // If a socket with unread input is closed, TCP resets the connection.
     world.cx().pause_reads(token);
     peer.write_all(&[1; 1000]).unwrap();
     let stream = pattern(200_000);
@@ -266,7 +266,7 @@ fn the_three_ways_to_write_send_the_same() {
     let shared: Arc<[u8]> = stream[..0].into();
     assert_eq!(world.cx().write_chunk(token, shared), Ok(Written::Sent));
     while !rest.is_empty() {
-        // Sizes that are no multiple of anything, and more slices than one send takes.
+        // Odd sizes, and more slices than one send accepts.
         let (piece, left) = rest.split_at(rest.len().min(40_009 + turn));
         rest = left;
         turn += 1;
@@ -282,12 +282,12 @@ fn the_three_ways_to_write_send_the_same() {
         };
         assert!(answer.is_ok());
     }
-    assert!(world.cx().queued_bytes(token) > 0, "it was to go through the queue");
+    assert!(world.cx().queued_bytes(token) > 0, "nothing was queued");
     assert!(drain(&mut world, &mut peer, stream.len()) == stream);
     world.until("on_drain", |world| world.service.saw(&Event::Drain(token)));
 }
 
-/// Each reaches the peer whole where it has to wait.
+/// Each part reaches the peer completely if it is queued.
 #[test]
 fn parts_of_shared_bytes_are_queued_without_a_copy() {
     let _descriptors = Descriptors::counted();
@@ -300,7 +300,7 @@ fn parts_of_shared_bytes_are_queued_without_a_copy() {
     let middle = SharedPart::new(Arc::clone(&shared), 6..12).unwrap();
     assert_eq!(Chunk::from(middle.clone()).as_bytes(), b"middle");
     assert_eq!(world.cx().write_chunk(token, middle), Ok(Written::Queued));
-    assert_eq!(Arc::strong_count(&shared), 2, "the queue has it too");
+    assert_eq!(Arc::strong_count(&shared), 2, "the queue does not share the allocation");
     let nothing = SharedPart::new(Arc::clone(&shared), 19..19).unwrap();
     assert!(world.cx().write_chunk(token, nothing).is_ok());
     for outside in [0..20, 20..20, usize::MAX..usize::MAX] {
@@ -315,7 +315,7 @@ fn parts_of_shared_bytes_are_queued_without_a_copy() {
 }
 
 #[test]
-fn vectored_writes_reach_the_peer_directly_when_few() {
+fn few_vectored_slices_are_sent_directly() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -327,7 +327,7 @@ fn vectored_writes_reach_the_peer_directly_when_few() {
 }
 
 #[test]
-fn bytes_written_before_the_connect_is_finished_follow_it() {
+fn bytes_written_during_a_connect_are_sent_when_it_opens() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -345,7 +345,7 @@ fn bytes_written_before_the_connect_is_finished_follow_it() {
 }
 
 #[test]
-fn closing_before_the_connect_is_finished_still_sends_what_was_written() {
+fn closing_a_pending_connect_still_sends_queued_bytes() {
     let _descriptors = Descriptors::counted();
     let listener = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
     let mut world = World::new();
@@ -354,7 +354,7 @@ fn closing_before_the_connect_is_finished_still_sends_what_was_written() {
     let token = world.cx().connect(address, &options, Conn::Connecting).unwrap();
     world.cx().write(token, b"fire and forget").unwrap();
     world.cx().close(token);
-    // It ends when the peer has ended too, so the peer has to do its part meanwhile.
+    // The connection ends when the peer has closed too, so the peer runs in a thread.
     let peer = thread::spawn(move || {
         let (mut peer, _) = listener.accept().unwrap();
         peer.set_read_timeout(Some(common::DEADLINE)).unwrap();
@@ -365,7 +365,7 @@ fn closing_before_the_connect_is_finished_still_sends_what_was_written() {
 }
 
 #[test]
-fn closing_before_the_connect_is_finished_with_nothing_written_gives_up_at_once() {
+fn closing_a_pending_connect_without_queued_bytes_cancels_it() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -377,7 +377,7 @@ fn closing_before_the_connect_is_finished_with_nothing_written_gives_up_at_once(
 }
 
 #[test]
-fn finishing_before_the_connect_is_finished_sends_the_fin() {
+fn finishing_a_pending_connect_sends_the_fin() {
     let _descriptors = Descriptors::counted();
     for message in [&b""[..], b"request"] {
         let listener = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
@@ -402,7 +402,7 @@ fn finishing_before_the_connect_is_finished_sends_the_fin() {
 }
 
 #[test]
-fn close_hands_over_the_queue_first() {
+fn close_sends_the_queue_first() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -413,23 +413,23 @@ fn close_hands_over_the_queue_first() {
     world.cx().close(token);
     assert_eq!(world.cx().write(token, b"late"), Err(WriteError::Closed));
     world.run_for(Duration::from_millis(20));
-    assert!(world.cx().holds(token), "the peer has not taken it yet");
+    assert!(world.cx().holds(token), "the connection ended before the peer has read");
     let reader = std::thread::spawn(move || read_to_end(&mut peer));
     assert_eq!(world.until_closed(token), Why::Closed);
     let (bytes, by_reset) = reader.join().unwrap();
     assert!(bytes == stream[..written] && !by_reset);
-    assert!(!world.service.saw(&Event::Drain(token)), "the service has closed it");
+    assert!(!world.service.saw(&Event::Drain(token)), "on_drain after a close");
 }
 
 #[test]
-fn close_gives_up_on_a_peer_that_takes_nothing() {
+fn close_times_out_if_the_peer_does_not_read() {
     let _descriptors = Descriptors::counted();
     let flush_timeout = Duration::from_millis(80);
     let mut world = World::with(Config { flush_timeout, ..bounded() });
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
     fill_kernel(&mut world, token, &pattern(16 << 20));
-    // A timeout of the service does not stand in the way, and can't be moved or cleared any more.
+    // A timeout of the service has no effect, and can't be moved or cleared any more.
     world.cx().set_timeout(token, Duration::from_millis(1));
     let before = Instant::now();
     world.cx().close(token);
@@ -466,7 +466,7 @@ fn a_peer_that_resets_while_bytes_are_queued_ends_the_connection() {
 }
 
 #[test]
-fn a_write_that_shows_the_peer_gone_is_followed_by_on_close() {
+fn a_write_that_fails_is_followed_by_on_close() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -493,7 +493,7 @@ fn half_close_works_from_this_side_first() {
     world.until("the data", |world| world.service.data(token) == b"I go on");
     peer.shutdown(Shutdown::Write).unwrap();
     assert_eq!(world.until_closed(token), Why::Finished);
-    assert!(world.service.saw(&Event::Eof(token)), "it is told of the end first");
+    assert!(world.service.saw(&Event::Eof(token)), "no on_eof before the end");
 }
 
 #[test]
@@ -534,7 +534,7 @@ fn finish_waits_for_the_queue() {
 }
 
 #[test]
-fn paused_reads_leave_the_bytes_with_the_kernel_and_wake_nobody() {
+fn paused_reads_leave_the_bytes_in_the_kernel_without_wake_ups() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -551,7 +551,7 @@ fn paused_reads_leave_the_bytes_with_the_kernel_and_wake_nobody() {
 }
 
 #[test]
-fn reads_paused_within_on_open_see_nothing() {
+fn reads_paused_within_on_open_get_no_data() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(|cx, event| {
@@ -584,7 +584,7 @@ fn a_reset_while_reads_are_paused_ends_the_connection_and_does_not_spin() {
 }
 
 #[test]
-fn a_hang_up_while_reads_are_paused_does_not_spin_and_is_found_later() {
+fn a_hang_up_while_reads_are_paused_does_not_spin_and_is_reported_later() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -593,10 +593,10 @@ fn a_hang_up_while_reads_are_paused_does_not_spin_and_is_found_later() {
     world.cx().finish(token);
     peer.write_all(b"kept").unwrap();
     peer.shutdown(Shutdown::Write).unwrap();
-    // Both sides have finished: EPOLLHUP, which no interest can switch off.
+    // Both sides have finished: EPOLLHUP, which is always reported.
     let wakeups = world.run_for(Duration::from_millis(200));
     assert!(wakeups <= 4, "{wakeups} wake-ups while nothing was wanted");
-    assert!(world.cx().holds(token), "its data has not been read");
+    assert!(world.cx().holds(token), "the connection ended before its data was read");
     world.cx().resume_reads(token);
     assert_eq!(world.until_closed(token), Why::Finished);
     assert_eq!(world.service.data(token), b"kept");
@@ -627,7 +627,7 @@ fn echo_with_back_pressure_passes_a_stream_far_larger_than_the_bounds() {
         sender.write_all(&sent).unwrap();
         sender.shutdown(Shutdown::Write).unwrap();
     });
-    // The peer reads nothing until the reactor has stopped reading, too.
+    // The peer reads nothing until the reactor has stopped reading as well.
     world.until("the back-pressure", |world| world.cx().queued_bytes(token) > 0);
     let reading = std::thread::spawn(move || read_to_end(&mut peer));
     assert_eq!(world.until_closed(token), Why::PeerClosed);
@@ -652,10 +652,11 @@ fn a_slow_reader_does_not_slow_others_down() {
         echo_once(&mut world, &mut quick, b"quick");
     }
     let wakeups = world.run_for(Duration::from_millis(100));
-    assert!(wakeups <= 2, "a full queue wakes nobody: {wakeups}");
+    assert!(wakeups <= 2, "{wakeups} wake-ups with a full queue");
 }
 
-/// Reads a bit, and the world turns, until a connection has brought all of these parts; says what they took of memory.
+/// Reads slowly, with turns of the world in between, until all of these parts have arrived; returns the maximum of the
+/// allocated bytes.
 fn read_slowly(world: &mut World, peer: &mut TcpStream, parts: &[(&[u8], usize)]) -> u64 {
     peer.set_nonblocking(true).unwrap();
     let mut buffer = vec![0; 256 * 1024];
@@ -664,7 +665,7 @@ fn read_slowly(world: &mut World, peer: &mut TcpStream, parts: &[(&[u8], usize)]
         for &(part, times) in parts {
             let (mut place, end) = (0, part.len() * times);
             while place < end {
-                assert!(Instant::now() < deadline, "{place} of {end} bytes came");
+                assert!(Instant::now() < deadline, "{place} of {end} bytes arrived");
                 let _ = world.turn(Duration::ZERO);
                 let most = buffer.len().min(end - place);
                 let read = match peer.read(&mut buffer[..most]) {
@@ -672,7 +673,7 @@ fn read_slowly(world: &mut World, peer: &mut TcpStream, parts: &[(&[u8], usize)]
                     Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
                     Err(error) => panic!("{error}"),
                 };
-                assert!(read > 0, "the end came after {place} of {end} bytes");
+                assert!(read > 0, "the stream ended after {place} of {end} bytes");
                 let mut bytes = &buffer[..read];
                 while !bytes.is_empty() {
                     let offset = place % part.len();
@@ -706,7 +707,7 @@ fn a_file_of_100_mb_goes_to_a_slow_reader_in_bounded_memory() {
         Written::Queued
     );
     assert_eq!(world.cx().queued_bytes(token), 100 << 20);
-    assert_eq!(world.cx().stats().queued_bytes, 0, "none of it is in memory");
+    assert_eq!(world.cx().stats().queued_bytes, 0, "a part of the file is in memory");
     world.cx().write(token, b"middle").unwrap();
     world.cx().write_file(token, file, 1..1 << 20).unwrap();
     let parts: [(&[u8], usize); 4] =
@@ -723,7 +724,7 @@ fn a_file_of_100_mb_goes_to_a_slow_reader_in_bounded_memory() {
 }
 
 #[test]
-fn a_file_that_sendfile_does_not_take_is_sent_all_the_same() {
+fn a_file_without_sendfile_support_is_sent_too() {
     let _descriptors = Descriptors::counted();
     let text = std::fs::read("/proc/version").unwrap();
     let mut world = World::new();
@@ -735,7 +736,7 @@ fn a_file_that_sendfile_does_not_take_is_sent_all_the_same() {
 }
 
 #[test]
-fn a_file_is_sent_where_no_descriptor_is_left_for_its_socket() {
+fn a_file_is_sent_without_a_free_descriptor_for_its_socket() {
     let _descriptors = Descriptors::counted();
     let block = pattern(1 << 20);
     let mut file = tempfile::tempfile().unwrap();
@@ -757,7 +758,7 @@ fn a_file_is_sent_where_no_descriptor_is_left_for_its_socket() {
 }
 
 #[test]
-fn files_are_bounded_closed_with_their_connection_and_not_detached() {
+fn queued_files_are_bounded_closed_with_their_connection_and_not_detached() {
     let _descriptors = Descriptors::counted();
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&[7; 100_000]).unwrap();
