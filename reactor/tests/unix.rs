@@ -66,7 +66,7 @@ fn the_reactor_connects_to_an_abstract_name() {
     // A client outside of the reactor can connect too.
     let outsider = UnixAddr::from_abstract_name(name.as_bytes()).unwrap();
     UnixStream::connect_addr(&outsider).unwrap();
-    world.until("the outsider", |world| world.service.opened().len() == 3);
+    world.until("the outside client", |world| world.service.opened().len() == 3);
 }
 
 #[test]
