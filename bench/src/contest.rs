@@ -188,7 +188,7 @@ pub(crate) fn run(
         measured.push(measure(&server, &mut load, "ramp", &format!("open {}", size.connections))?);
         if ramp + 1 < size.ramps {
             load.command("close")?;
-            server.settle()?;
+            server.wait_until_idle()?;
         }
     }
     for (name, active, each) in [
@@ -207,11 +207,11 @@ pub(crate) fn run(
 }
 
 fn measure(server: &Server, load: &mut Load, name: &str, command: &str) -> io::Result<Measured> {
-    server.settle()?;
+    server.wait_until_idle()?;
     let from_ns = sampler::now_ns()?;
     let (cpu_before, ticks_before) = (server.cpu_ns()?, server.ticks()?);
     let (operations, time) = load.command(command)?;
-    server.settle()?;
+    server.wait_until_idle()?;
     let (cpu_after, ticks_after) = (server.cpu_ns()?, server.ticks()?);
     let phase = Phase {
         name: name.to_owned(),

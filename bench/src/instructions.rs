@@ -62,13 +62,13 @@ fn count(
     ];
     let server = setting.server(&wrapper, contestant)?;
     let mut load = setting.load()?;
-    server.settle()?;
+    server.wait_until_idle()?;
     at_once(&server, || load.command(&format!("open {connections}")).map(drop))?;
-    server.settle()?;
+    server.wait_until_idle()?;
     for _ in 0..echoes {
         at_once(&server, || load.command(&format!("send {connections}")).map(drop))?;
         load.command(&format!("receive {connections}"))?;
-        server.settle()?;
+        server.wait_until_idle()?;
     }
     server.terminate()?;
     collected(&fs::read_to_string(log)?)

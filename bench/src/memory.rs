@@ -29,10 +29,10 @@ pub(crate) fn run(setting: &Setting, connections: usize) -> io::Result<Vec<Memor
 fn measure(setting: &Setting, contestant: &Contestant, connections: usize) -> io::Result<Memory> {
     let server = setting.server(&[], contestant)?;
     let mut load = setting.load()?;
-    server.settle()?;
+    server.wait_until_idle()?;
     let before = server.anonymous_bytes()?;
     load.command(&format!("open {connections}"))?;
-    server.settle()?;
+    server.wait_until_idle()?;
     let bytes = server.anonymous_bytes()?;
     Ok(Memory {
         contestant: contestant.name.clone(),

@@ -77,7 +77,7 @@ impl Server {
     }
 
     /// Waits until the server is idle.
-    pub(crate) fn settle(&self) -> io::Result<()> {
+    pub(crate) fn wait_until_idle(&self) -> io::Result<()> {
         let mut quiet = 0;
         let mut before = self.cpu_ns()?;
         wait_until("the server does not become idle", || {

@@ -60,7 +60,7 @@ fn count(
     command: &str,
     scratch: &Path,
 ) -> io::Result<BTreeMap<String, u64>> {
-    server.settle()?;
+    server.wait_until_idle()?;
     let report = scratch.join("strace");
     let mut strace = Command::new("strace")
         .args(["-c", "-f", "-p", &server.id().to_string(), "-o"])
@@ -72,7 +72,7 @@ fn count(
         BufReader::new(stderr).read_line(&mut String::new())?;
     }
     load.command(command)?;
-    server.settle()?;
+    server.wait_until_idle()?;
     kill(Pid::from_raw(strace.id() as i32), Signal::SIGINT)?;
     strace.wait()?;
     Ok(fs::read_to_string(report)?.lines().filter_map(row).collect())

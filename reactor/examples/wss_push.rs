@@ -143,7 +143,7 @@ impl Push {
         self.out.clear();
     }
 
-    fn goodbye(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn) {
+    fn close_session(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn) {
         conn.tls.close(&mut self.out);
         self.flush(cx, token);
         cx.close(token);
@@ -172,14 +172,14 @@ impl Handler for Push {
         if session == Ok(SessionState::Open) && served.is_ok() {
             self.flush(cx, token);
         } else {
-            self.goodbye(cx, token, conn);
+            self.close_session(cx, token, conn);
         }
     }
 
     /// Sends a ping to a silent peer, or closes if the last ping was not answered.
     fn on_timeout(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn) {
         if conn.waits_for_pong || !conn.is_websocket {
-            return self.goodbye(cx, token, conn);
+            return self.close_session(cx, token, conn);
         }
         conn.waits_for_pong = true;
         conn.tls.send(&frame(Frame::ping(Vec::new())), &mut self.out);
@@ -200,12 +200,12 @@ impl Handler for Push {
     }
 
     fn on_eof(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn) {
-        self.goodbye(cx, token, conn);
+        self.close_session(cx, token, conn);
     }
 
     fn on_shutdown(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn) {
         conn.tls.send(&frame(Frame::close(None)), &mut self.out);
-        self.goodbye(cx, token, conn);
+        self.close_session(cx, token, conn);
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Each key is a slot index in the low 32 bits, a generation of 29 bits above it, and a kind in the top three bits.
 //! The same 64 bits are the epoll user data of the descriptor, so the index of an event gives its slot, and the
-//! generation shows whether the slot is still used by the object for which the event was registered. Each use of a slot increments
-//! the generation; after 2^29 - 1 it starts again at 1.
+//! generation shows whether the slot is still used by the object for which the event was registered. Each use of a slot
+//! increments the generation; after 2^29 - 1 it starts again at 1.
 
 use std::fmt;
 use std::num::NonZeroU64;

@@ -344,14 +344,14 @@ fn accepts_leave_the_slots_that_are_reserved_for_connects() {
     let config = Config { connections_max: 5, connects_reserved: 2, ..Config::default() };
     let mut world = World::with(config);
     let address = world.listen();
-    let elsewhere = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
-    let elsewhere_address = elsewhere.local_addr().unwrap();
+    let other = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
+    let other_address = other.local_addr().unwrap();
     let _peers: Vec<_> = (0..5).map(|_| peer(address)).collect();
     let is_full = |event: &Event| matches!(event, Event::AcceptError(..));
     world.until("the error", |world| world.service.count(is_full) > 0);
     assert_eq!(world.cx().connections(), 3);
     let mut connect =
-        || world.cx().connect(elsewhere_address, &ConnectOptions::default(), Conn::Connecting);
+        || world.cx().connect(other_address, &ConnectOptions::default(), Conn::Connecting);
     let connected = [connect().unwrap(), connect().unwrap()];
     assert!(matches!(connect().unwrap_err().error, Error::Full { limit: 5, .. }));
 

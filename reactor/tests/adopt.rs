@@ -218,9 +218,9 @@ fn a_detached_listener_keeps_its_backlog() {
     assert!(world.cx().listener_fd(listener).is_none());
     world.run_for(Duration::from_millis(10));
     assert!(world.service.opened().is_empty());
-    let elsewhere = TcpListener::from(socket);
-    elsewhere.set_nonblocking(false).unwrap();
-    elsewhere.accept().unwrap().0.write_all(b"from elsewhere").unwrap();
+    let listener = TcpListener::from(socket);
+    listener.set_nonblocking(false).unwrap();
+    listener.accept().unwrap().0.write_all(b"from elsewhere").unwrap();
     let mut text = String::new();
     waiting.read_to_string(&mut text).unwrap();
     assert_eq!(text, "from elsewhere");

@@ -223,8 +223,8 @@ fn a_port_range_is_respected_and_runs_out() {
     let error = world.cx().connect(address, &options, Conn::Connecting).unwrap_err().error;
     assert_eq!(error.errno(), Some(EADDRNOTAVAIL), "{error}");
     // With another destination, the same port gives another 5-tuple.
-    let elsewhere = world.listen();
-    let token = connect(&mut world, elsewhere, &options);
+    let other = world.listen();
+    let token = connect(&mut world, other, &options);
     world.until("the open", |world| world.service.saw(&Event::Open(token)));
 }
 

@@ -55,7 +55,7 @@ fn peers_wait_for_a_slot_and_get_it_as_soon_as_one_is_free() {
         let expected = world.service.opened().len() + usize::from(peers.len() > held);
         let freed = Instant::now();
         drop(peers.remove(0));
-        world.until("the next in line", |world| world.service.opened().len() >= expected);
+        world.until("the next waiting peer", |world| world.service.opened().len() >= expected);
         assert!(
             freed.elapsed() < Duration::from_secs(1),
             "the slot was not used until the end of the pause"
@@ -119,7 +119,7 @@ fn a_paused_or_removed_listener_stays_so_when_slots_are_freed() {
     world.run_for(Duration::from_millis(50));
     assert_eq!(world.service.opened().len(), 1);
     world.cx().resume_accepts(paused).unwrap();
-    world.until("the one who waits", |world| world.service.opened().len() == 2);
+    world.until("the waiting peer", |world| world.service.opened().len() == 2);
     assert_eq!(world.cx().stats().timers_armed, 0);
 }
 

@@ -187,7 +187,7 @@ fn a_timeout_can_be_moved_both_ways_and_cleared() {
     let (_peer, token) = world.pair(address);
     world.cx().set_timeout(token, DEADLINE * 10);
     world.cx().set_timeout(token, MS(1));
-    world.until("the sooner one", |world| world.service.saw(&Event::Timeout(token)));
+    world.until("the earlier timeout", |world| world.service.saw(&Event::Timeout(token)));
     world.cx().set_timeout(token, MS(1));
     world.cx().set_timeout(token, DEADLINE * 10);
     world.run_for(MS(30));
@@ -246,7 +246,7 @@ fn an_idle_timeout_closes_only_idle_connections() {
     assert_eq!(world.service.why(silent_token), Some(Why::Closed));
     assert!(world.cx().holds(busy_token));
     busy.write_all(b"and out").unwrap();
-    world.until("the busy one falls silent", |world| world.service.why(busy_token).is_some());
+    world.until("the timeout of the other peer", |world| world.service.why(busy_token).is_some());
     assert!(last_echo.elapsed() >= IDLE);
 }
 

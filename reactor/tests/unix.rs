@@ -66,7 +66,7 @@ fn the_reactor_connects_to_an_abstract_name() {
     // A client outside of the reactor can connect too.
     let outsider = UnixAddr::from_abstract_name(name.as_bytes()).unwrap();
     UnixStream::connect_addr(&outsider).unwrap();
-    world.until("the outsider", |world| world.service.opened().len() == 3);
+    world.until("the outside client", |world| world.service.opened().len() == 3);
 }
 
 #[test]
@@ -102,8 +102,8 @@ fn a_stale_socket_file_prevents_listening_until_the_caller_removes_it() {
 
     let refused = listen(&mut world, path.clone()).unwrap_err();
     assert_eq!(refused.errno(), Some(libc::EADDRINUSE), "{refused}");
-    let nobody = world.cx().connect(path.clone(), &ConnectOptions::default(), Conn::Connecting);
-    assert_eq!(nobody.unwrap_err().error.errno(), Some(libc::ECONNREFUSED));
+    let refused = world.cx().connect(path.clone(), &ConnectOptions::default(), Conn::Connecting);
+    assert_eq!(refused.unwrap_err().error.errno(), Some(libc::ECONNREFUSED));
 
     std::fs::remove_file(&path).unwrap();
     listen(&mut world, path).unwrap();

@@ -196,10 +196,10 @@ fn a_watch_that_a_callback_ends_is_not_reported_in_the_same_turn() {
     // Both are ready in the same turn; the first one that is served ends the other.
     notes.unwatch_also = Some(two);
     turn_until(&mut reactor, &mut notes, |notes| notes.times(one) > 0);
-    let heard = notes.times(two) as u64;
-    assert_eq!(reactor.context().stats().stale_events, 1 - heard);
+    let before = notes.times(two) as u64;
+    assert_eq!(reactor.context().stats().stale_events, 1 - before);
     turn_without_wait(&mut reactor, &mut notes);
-    assert_eq!(notes.times(two) as u64, heard);
+    assert_eq!(notes.times(two) as u64, before);
     assert!(reactor.context().watched(two).is_none());
 }
 

@@ -11,8 +11,8 @@ use crate::sys::{self, Adopted, Descriptor, LentFd};
 use crate::token::{ListenerId, Token};
 
 impl<C> Context<C> {
-    /// Adds a connected stream socket that was created outside of the reactor: by the standard library or `socket2`, as one end of a
-    /// socket pair, or by another process or reactor. `conn` is its state.
+    /// Adds a connected stream socket from outside: created by the standard library or `socket2`, one end of a socket
+    /// pair, or received from another process or reactor. `conn` is its state.
     ///
     /// The socket becomes a connection like one of [`connect`](Self::connect) whose connect has completed:
     /// [`on_open`](crate::Handler::on_open) is called in the next turn, and bytes may be written at once. The socket is

@@ -133,7 +133,7 @@ impl Service {
         }
     }
 
-    fn tell(&mut self, cx: &mut Cx, event: Event) {
+    fn record(&mut self, cx: &mut Cx, event: Event) {
         assert!(!self.inside, "a callback was called during another one: {event:?}");
         self.check(&event);
         self.inside = true;
@@ -228,33 +228,33 @@ impl Handler for Service {
         if *conn == Conn::Connecting {
             *conn = Conn::Connected;
         }
-        self.tell(cx, Event::Open(token));
+        self.record(cx, Event::Open(token));
     }
 
     fn on_data(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn, bytes: &mut [u8]) {
         assert_ne!(*conn, Conn::Connecting);
-        self.tell(cx, Event::Data(token, bytes.to_vec()));
+        self.record(cx, Event::Data(token, bytes.to_vec()));
     }
 
     fn on_eof(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
-        self.tell(cx, Event::Eof(token));
+        self.record(cx, Event::Eof(token));
     }
 
     fn on_drain(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
         assert_eq!(cx.queued_bytes(token), 0);
-        self.tell(cx, Event::Drain(token));
+        self.record(cx, Event::Drain(token));
     }
 
     fn on_timeout(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
-        self.tell(cx, Event::Timeout(token));
+        self.record(cx, Event::Timeout(token));
     }
 
     fn on_tagged_timeout(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn, tag: u64) {
-        self.tell(cx, Event::TaggedTimeout(token, tag));
+        self.record(cx, Event::TaggedTimeout(token, tag));
     }
 
     fn on_deferred(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
-        self.tell(cx, Event::Deferred(token));
+        self.record(cx, Event::Deferred(token));
     }
 
     fn on_close(&mut self, cx: &mut Cx, token: Token, conn: Conn, reason: CloseReason) {
@@ -268,28 +268,28 @@ impl Handler for Service {
             }
             other => other.into(),
         };
-        self.tell(cx, Event::Close(token, why));
+        self.record(cx, Event::Close(token, why));
     }
 
     fn on_accept_error(&mut self, cx: &mut Cx, listener: ListenerId, error: &Error) {
-        self.tell(cx, Event::AcceptError(listener, error.to_string()));
+        self.record(cx, Event::AcceptError(listener, error.to_string()));
     }
 
     fn on_listener_drained(&mut self, cx: &mut Cx, listener: ListenerId) {
         assert!(cx.listener_fd(listener).is_none(), "the name is stale in on_listener_drained");
-        self.tell(cx, Event::ListenerDrained(listener));
+        self.record(cx, Event::ListenerDrained(listener));
     }
 
     fn on_timer(&mut self, cx: &mut Cx, timer: TimerId) {
-        self.tell(cx, Event::Timer(timer));
+        self.record(cx, Event::Timer(timer));
     }
 
     fn on_wake(&mut self, cx: &mut Cx) {
-        self.tell(cx, Event::Wake);
+        self.record(cx, Event::Wake);
     }
 
     fn on_signal(&mut self, cx: &mut Cx, signal: Signal) {
-        self.tell(cx, Event::Signal(signal));
+        self.record(cx, Event::Signal(signal));
     }
 }
 
