@@ -1,5 +1,5 @@
-//! An HTTP service that is replaced while it serves, without the loss of a request. SIGTERM or Ctrl-C ends an instance when
-//! its successor serves. There are two ways to share the port with it:
+//! An HTTP service that can be replaced while it serves. SIGTERM or Ctrl-C ends an instance when its successor serves. There
+//! are two ways to share the port with it:
 //!
 //! - `cargo run --example rolling_restart -- 127.0.0.1:8080`: each instance has a socket of its own (`SO_REUSEPORT`), and the
 //!   kernel spreads connections over them. The old one drains its listener.
