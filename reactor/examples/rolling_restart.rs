@@ -1,13 +1,14 @@
-//! An HTTP service that can be replaced while it serves. SIGTERM or Ctrl-C ends an instance when its successor serves. There
-//! are two ways to share the port with it:
+//! An HTTP service that can be replaced while it serves. After its successor has started, SIGTERM or Ctrl-C ends the
+//! old instance. There are two ways to share the port:
 //!
-//! - `cargo run --example rolling_restart -- 127.0.0.1:8080`: each instance has a socket of its own (`SO_REUSEPORT`), and the
-//!   kernel spreads connections over them. The old one drains its listener.
-//! - `cargo run --example rolling_restart -- -`: all instances have the same socket, as standard input, from a supervisor that
-//!   keeps it. The old one just lets go of it. Nothing can be lost here; with `SO_REUSEPORT`, handshakes under way can.
+//! - `cargo run --example rolling_restart -- 127.0.0.1:8080`: each instance has a socket of its own (`SO_REUSEPORT`),
+//!   and the kernel distributes connections among them. The old instance drains its listener.
+//! - `cargo run --example rolling_restart -- -`: all instances share one socket, which a supervisor keeps and passes to
+//!   them as standard input. The old instance only closes it. Nothing is lost; with `SO_REUSEPORT`, handshakes in
+//!   progress can be.
 //!
-//! Connections that the old instance has go on: the answer to the next request asks the client to end the connection
-//! (`Connection: close`). To close one that is idle could cross with a request, so that is left for the end.
+//! The old instance keeps its connections: the answer to the next request asks the client to close the connection
+//! (`Connection: close`). Closing an idle connection could cross with a request, so that is done only at the end.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -23,9 +24,9 @@ mod common;
 
 const HEAD_BYTES_MAX: usize = 8 * 1024;
 const HEADERS_MAX: usize = 64;
-/// For the next request of a connection that is kept when the signal comes.
+/// How long the old instance waits for the next request of its connections.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// For the peers to take what has been answered.
+/// How long peers have to receive the last answers.
 const GRACE: Duration = Duration::from_secs(5);
 
 const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n";
@@ -33,14 +34,14 @@ const LAST_ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: c
 
 struct Http {
     listener: ListenerId,
-    /// Other instances have the same socket.
+    /// Other instances share the socket.
     is_shared: bool,
-    /// The signal has come.
+    /// The signal was received.
     is_ending: bool,
 }
 
-/// How many requests there are at the beginning of the bytes, and their length; `None` where they are no requests that
-/// are answered here, which have no bodies.
+/// Returns the number of complete requests at the start of the bytes, and their length; `None` if there is anything
+/// but GET requests, or a head is too large.
 fn parse(bytes: &[u8]) -> Option<(usize, usize)> {
     let (mut count, mut used) = (0, 0);
     loop {
@@ -59,7 +60,7 @@ fn parse(bytes: &[u8]) -> Option<(usize, usize)> {
 }
 
 impl Http {
-    /// No peer waits or can come, and none is left.
+    /// Stops if the listener and all connections have ended.
     fn stop_if_done(&self, cx: &mut Context<Vec<u8>>) {
         if self.is_ending && cx.listeners().next().is_none() && cx.connections() == 0 {
             cx.stop();
@@ -68,7 +69,7 @@ impl Http {
 }
 
 impl Handler for Http {
-    type Conn = Vec<u8>; // the beginning of a request
+    type Conn = Vec<u8>; // an incomplete request
 
     fn on_accept(&mut self, _cx: &mut Context<Vec<u8>>, _: &Incoming<'_>) -> Option<Vec<u8>> {
         Some(Vec::new())
@@ -107,11 +108,11 @@ impl Handler for Http {
 
     fn on_signal(&mut self, cx: &mut Context<Vec<u8>>, _signal: Signal) {
         if self.is_ending || cx.add_timer(PATIENCE).is_err() {
-            return cx.shutdown(GRACE); // a second signal waits for no request
+            return cx.shutdown(GRACE); // a second signal ends it without waiting for requests
         }
         self.is_ending = true;
         if self.is_shared {
-            cx.unlisten(self.listener); // the peers that wait are the successor's
+            cx.unlisten(self.listener); // the backlog stays for the successor
         } else {
             cx.drain_listener(self.listener);
         }
@@ -127,7 +128,7 @@ impl Handler for Http {
     }
 
     fn on_timer(&mut self, cx: &mut Context<Vec<u8>>, _timer: TimerId) {
-        cx.shutdown(GRACE); // a client that sends a request just now has to send it again
+        cx.shutdown(GRACE); // a client that sends a request at this moment has to retry
     }
 }
 

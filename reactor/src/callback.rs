@@ -1,4 +1,4 @@
-//! The callbacks of a handler by name, and a handler that times those of another.
+//! The names of the callbacks, and a wrapper that times the callbacks of a handler.
 
 use std::fmt;
 use std::time::Duration;
@@ -53,7 +53,7 @@ pub enum Callback {
 }
 
 impl Callback {
-    /// The name of the method.
+    /// Returns the name of the method.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -79,32 +79,32 @@ impl Callback {
     }
 }
 
-/// The name of the method.
+/// Writes the name of the method.
 impl fmt::Display for Callback {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-/// How long a callback took; see [`Stats::callback_longest`](crate::Stats::callback_longest).
+/// The duration of a callback; see [`Stats::callback_longest`](crate::Stats::callback_longest).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CallbackTime {
-    /// Which one.
+    /// The callback.
     pub callback: Callback,
-    /// From its call to its return.
+    /// The time from its call to its return.
     pub time: Duration,
 }
 
 impl CallbackTime {
-    /// The longer one of two.
+    /// Returns the longer of two.
     pub(crate) fn longer(one: Option<Self>, other: Option<Self>) -> Option<Self> {
         if other.map(|other| other.time) > one.map(|one| one.time) { other } else { one }
     }
 }
 
-/// A handler each of whose callbacks is timed. A reactor that times none calls the handler itself, so that this costs
-/// one comparison for a turn.
+/// Times each callback of a handler. Without timing, the reactor calls the handler directly, so that the option costs
+/// one comparison per turn.
 pub(crate) struct Timed<'a, H: ?Sized>(pub(crate) &'a mut H);
 
 impl<H: Handler + ?Sized> Timed<'_, H> {
@@ -169,9 +169,9 @@ timed! {
 mod tests {
     use super::*;
 
-    /// One that is not would have its default, whatever the handler says.
+    /// A missing callback would silently have its default instead of calling the handler.
     #[test]
-    fn each_callback_of_a_handler_is_passed_on_and_named() {
+    fn each_callback_is_forwarded_and_named() {
         let methods = include_str!("handler.rs").lines();
         let callbacks: Vec<&str> = methods
             .filter_map(|line| line.strip_prefix("    fn "))
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longer_of_two_is_kept() {
+    fn the_longer_of_two_times_is_kept() {
         let of =
             |callback, millis| Some(CallbackTime { callback, time: Duration::from_millis(millis) });
         let (short, long) = (of(Callback::Open, 1), of(Callback::Data, 2));

@@ -18,8 +18,8 @@ pub struct Config {
     pub connections_max: usize,
     /// The number of these slots that accepted connections never take: at most `connections_max - connects_reserved`
     /// accepted connections are held at once, whatever the number of connects, so that this number of outbound connects
-    /// and adopted sockets always finds a slot. Connects may also take any other free slot; accepts then wait for one. A
-    /// proxy with one connect per client reserves half. Less than `connections_max`. With the process's descriptor
+    /// and adopted sockets always finds a slot. Connects may also take any other free slot; accepts then wait for one.
+    /// A proxy with one connect per client reserves half. Less than `connections_max`. With the process's descriptor
     /// table, and `connections_max` at the descriptor limit, this reserves descriptors too. Default: 0.
     pub connects_reserved: usize,
     /// Maximum number of listeners. Default: 1,024.
@@ -57,8 +57,8 @@ pub struct Config {
     pub accept_pause_max: Duration,
     /// Where connections' sockets are held. Default: [`FileTable::Auto`].
     pub file_table: FileTable,
-    /// Time each callback, for [`Stats::callback_longest`](crate::Stats::callback_longest). That takes two readings of
-    /// the clock for a callback, more than the reactor itself spends on a message. Default: no.
+    /// Time each callback, for [`Stats::callback_longest`](crate::Stats::callback_longest). This reads the clock twice
+    /// per callback, which takes longer than the reactor itself spends on a message. Default: no.
     pub times_callbacks: bool,
 }
 

@@ -106,7 +106,8 @@ pub trait Handler {
 
     /// A listener drained with [`Context::drain_listener`] has accepted all connections in its backlog and is removed;
     /// its id is now stale. Not called if [`unlisten`](Context::unlisten),
-    /// [`detach_listener`](Context::detach_listener) or a [`shutdown`](Context::shutdown) ends the listener before that.
+    /// [`detach_listener`](Context::detach_listener) or a [`shutdown`](Context::shutdown) ends the listener before
+    /// that.
     fn on_listener_drained(&mut self, _cx: &mut Context<Self::Conn>, _listener: ListenerId) {}
 
     /// A timer set with [`Context::add_timer`] has fired; its id is now stale.

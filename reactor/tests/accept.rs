@@ -368,9 +368,9 @@ fn accepts_leave_the_slots_that_are_reserved_for_connects() {
 }
 
 #[test]
-fn a_proxy_that_reserves_half_fills_all_slots_with_pairs() {
+fn a_proxy_that_reserves_half_of_the_slots_fills_all_with_pairs() {
     let _descriptors = Descriptors::counted();
-    // No pause ends within the test: a listener that goes on does so because a connection has gone.
+    // No pause ends within the test: a listener resumes only because a connection was removed.
     let (accept_pause_min, accept_pause_max) = (2 * common::DEADLINE, 2 * common::DEADLINE);
     let mut world = World::with(Config {
         connections_max: 6,
@@ -387,7 +387,7 @@ fn a_proxy_that_reserves_half_fills_all_slots_with_pairs() {
         let is_one = |&token: &_| cx.peer_addr(token).is_ok_and(|peer| peer == upstream_address);
         cx.tokens(slots).find(is_one).unwrap()
     };
-    // Each client has its connect before the next one comes, and they end together.
+    // Each client has its connect before the next client is accepted, and both end together.
     world.script(move |cx, event| match event {
         Event::Open(token) if cx.local_addr(*token).unwrap() == address => {
             cx.connect(upstream_address, &ConnectOptions::default(), Conn::Connecting).unwrap();
@@ -407,7 +407,7 @@ fn a_proxy_that_reserves_half_fills_all_slots_with_pairs() {
     });
     assert_eq!((world.cx().connections(), world.cx().stats().accepted), (6, 3));
 
-    // A connect that ends makes no room for a client, and its listener is left alone.
+    // A connect that ends makes no room for a client, and the listener is not resumed.
     let outbound = a_connect(world.cx());
     world.cx().abort(outbound);
     world.until_closed(outbound);
@@ -417,7 +417,7 @@ fn a_proxy_that_reserves_half_fills_all_slots_with_pairs() {
     world.cx().connect(upstream_address, &ConnectOptions::default(), Conn::Connecting).unwrap();
     world.until("the connect", |world| world.cx().stats().connected == 4);
 
-    // A client that ends does, and the next one has its pair.
+    // A client that ends does, and the next client is accepted and gets its connect.
     drop(peers.remove(0));
     world.until("the next pair", |world| {
         let stats = world.cx().stats();
@@ -426,7 +426,7 @@ fn a_proxy_that_reserves_half_fills_all_slots_with_pairs() {
 }
 
 #[test]
-fn connects_beyond_those_that_are_reserved_take_what_accepts_leave() {
+fn connects_beyond_the_reserved_slots_take_free_ones() {
     let _descriptors = Descriptors::counted();
     let config = Config { connections_max: 4, connects_reserved: 1, ..Config::default() };
     let mut world = World::with(config);
@@ -481,7 +481,7 @@ fn is_drained(event: &Event) -> bool {
 }
 
 #[test]
-fn no_end_is_reported_of_a_listener_that_something_else_ends() {
+fn the_end_of_a_draining_listener_by_another_call_is_not_reported() {
     let _descriptors = Descriptors::counted();
     let ends: [fn(&mut World, ListenerId); 3] = [
         |world, listener| world.cx().unlisten(listener),
@@ -499,9 +499,9 @@ fn no_end_is_reported_of_a_listener_that_something_else_ends() {
     }
 }
 
-/// epoll reports a file for as long as it is open anywhere.
+/// epoll reports a file as long as it is open anywhere.
 #[test]
-fn a_listener_that_is_open_elsewhere_is_reported_no_more_once_it_has_ended() {
+fn a_removed_listener_that_is_open_elsewhere_is_not_reported() {
     let _descriptors = Descriptors::counted();
     let ends: [fn(&mut World, ListenerId); 2] = [
         |world, listener| world.cx().unlisten(listener),
@@ -520,9 +520,9 @@ fn a_listener_that_is_open_elsewhere_is_reported_no_more_once_it_has_ended() {
         end(&mut world, listener);
         let mut peer = peer(address);
         let wakeups = world.run_for(Duration::from_millis(50));
-        assert!(wakeups <= 2, "it spins: {wakeups}");
+        assert!(wakeups <= 2, "the reactor spins: {wakeups} wake-ups");
         assert_eq!(world.cx().stats().stale_events, 0);
-        // The peer waits for whoever has the socket now.
+        // The peer waits in the backlog for the other owner of the socket.
         elsewhere.set_nonblocking(false).unwrap();
         let (mut accepted, _) = elsewhere.accept().unwrap();
         peer.write_all(b"!").unwrap();

@@ -107,11 +107,11 @@ fn the_longest_turn_is_recorded_without_waits() {
     assert!(after.turn_longest >= SLOW && after.busy >= before.busy + SLOW, "{after:?}");
 }
 
-/// As long as no other callback takes, however busy the machine is.
+/// Longer than any other callback takes, even on a busy machine.
 const VERY_SLOW: Duration = Duration::from_secs(1);
 
 #[test]
-fn the_longest_callback_is_named_where_that_is_asked_for() {
+fn the_longest_callback_is_named_if_callbacks_are_timed() {
     let _descriptors = Descriptors::counted();
     for times_callbacks in [false, true] {
         let mut world = World::with(Config { times_callbacks, ..Config::default() });

@@ -200,7 +200,7 @@ fn the_peer_sees_each_way_to_end() {
 }
 
 #[test]
-fn a_drained_listener_takes_those_that_wait_and_says_when_it_is_gone() {
+fn a_drained_listener_accepts_waiting_peers_and_reports_its_end() {
     let _descriptors = Descriptors::counted();
     let config = Config { connections_max: 2, ..Config::default() };
     let (mut harness, listener) = harness_with(&config);
@@ -216,7 +216,7 @@ fn a_drained_listener_takes_those_that_wait_and_says_when_it_is_gone() {
     let then = ["data 5 a", "close 5 aborted", "accept 7 at true", "open 7 7"];
     assert_eq!(log(&mut harness), then);
 
-    // That no other waits is seen when there is room for one.
+    // The reactor sees that the backlog is empty only when it has a slot to accept.
     harness.send(peers[1], b"a");
     harness.run();
     assert_eq!(log(&mut harness), ["data 6 a", "close 6 aborted", "drained"]);

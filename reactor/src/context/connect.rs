@@ -71,7 +71,7 @@ impl<C> Context<C> {
     }
 
     /// Registers a connection with epoll and gives it a slot, with its state lent from the start.
-    #[inline(always)] // Otherwise the compiler makes a call of it for every accept.
+    #[inline(always)] // Otherwise it is not inlined, and costs a call per accept.
     pub(crate) fn insert(
         &mut self,
         socket: Descriptor,

@@ -122,8 +122,8 @@ impl<C> Context<C> {
         assert_eq!(stats.opened - stats.closed, open, "{stats:?}");
         assert_eq!(stats.accepted + stats.connected, stats.opened, "{stats:?}");
         let outbound = self.headers().filter(|(_, header)| header.flags.any(Flags::OUTBOUND));
-        assert_eq!(self.outbound, outbound.count(), "connects are counted wrongly");
-        assert!(self.accepted() <= self.accepts_max, "accepts have taken slots of connects");
+        assert_eq!(self.outbound, outbound.count(), "the count of outbound connections is wrong");
+        assert!(self.accepted() <= self.accepts_max, "accepted connections hold reserved slots");
         assert!(stats.open_max >= open && stats.open_max <= stats.opened, "{stats:?}");
     }
 }

@@ -220,8 +220,8 @@ impl<C> Context<C> {
         }
     }
 
-    /// Stops listening. The kernel resets connections that wait to be accepted, unless the socket is open elsewhere too,
-    /// for example after [`adopt_listener`](Self::adopt_listener) of a duplicate. Does nothing if the id is stale.
+    /// Stops listening. The kernel resets connections that wait to be accepted, unless the socket is open elsewhere
+    /// too, for example after [`adopt_listener`](Self::adopt_listener) of a duplicate. Does nothing if the id is stale.
     pub fn unlisten(&mut self, listener: ListenerId) {
         drop(self.remove_listener(listener));
     }
@@ -248,17 +248,17 @@ impl<C> Context<C> {
     /// [`on_listener_drained`](crate::Handler::on_listener_drained) is called once the listener is removed. If slots or
     /// descriptors run out meanwhile, draining continues when some are free. Does nothing if the id is stale.
     ///
-    /// Peers whose handshake is in progress when the socket is closed are still reset: those that have not sent its last
-    /// segment, and those whose handshake completes between the last accept and the close. With
-    /// `net.ipv4.tcp_migrate_req` (Linux 5.14) the kernel moves both to another socket of the port. If the other process
-    /// has the same socket ([`adopt_listener`](Self::adopt_listener)), none are lost and draining is not needed:
-    /// [`unlisten`](Self::unlisten) leaves the backlog to that process.
+    /// Peers whose handshake is in progress when the socket is closed are still reset: those that have not sent its
+    /// last segment, and those whose handshake completes between the last accept and the close. With
+    /// `net.ipv4.tcp_migrate_req` (Linux 5.14) the kernel moves both to another socket of the port. If the other
+    /// process has the same socket ([`adopt_listener`](Self::adopt_listener)), none are lost and draining is not
+    /// needed: [`unlisten`](Self::unlisten) leaves the backlog to that process.
     pub fn drain_listener(&mut self, listener: ListenerId) {
         let Some(head) = self.listeners.head_mut(listener.key()) else { return };
         head.paused = false;
         if !self.draining.contains(&listener) {
             self.draining.push(listener);
-            // Now rather than at the end, where it would come between the last accept and the close.
+            // Now, to keep the time between the last accept and the close short.
             self.unwatch_listener(listener);
         }
     }

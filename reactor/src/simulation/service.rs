@@ -332,7 +332,11 @@ impl Service {
             assert!(record.deadlines.is_empty(), "a tagged timeout does not fire: {record:?}");
         }
         assert_eq!(cx.listeners().count(), self.listeners.len(), "a listener is not drained");
-        assert!(self.draining.is_empty(), "the end is not reported: {:?}", self.draining);
+        assert!(
+            self.draining.is_empty(),
+            "a drained listener is not reported: {:?}",
+            self.draining
+        );
         assert_eq!(sys::peers_waiting(), 0, "waiting peers are not accepted");
         assert!(self.timers.is_empty(), "timers do not fire: {:?}", self.timers);
         assert!(self.sweeps.is_empty(), "sweeps do not end: {:?}", self.sweeps);
@@ -509,8 +513,8 @@ impl Handler for Service {
     fn on_listener_drained(&mut self, cx: &mut Cx, listener: ListenerId) {
         self.enter("on_listener_drained");
         let index = self.draining.iter().position(|&draining| draining == listener);
-        self.draining.swap_remove(index.expect("it was to be drained, and ends once"));
-        assert!(matches!(cx.listener_addr(listener), Err(Error::Stale)), "its name is stale now");
+        self.draining.swap_remove(index.expect("the listener is being drained, and ends once"));
+        assert!(matches!(cx.listener_addr(listener), Err(Error::Stale)), "the id is stale");
         self.listeners_gone.push(listener);
         self.leave(cx, None);
     }

@@ -1,4 +1,4 @@
-//! Restarts under load: a successor starts, its predecessor is asked to end, and the clients go on all the time.
+//! Restarts under load: a successor starts, its predecessor is terminated, and the clients continue throughout.
 //!
 //! `ROLLING_RESTARTS=30 cargo test -p c1000k-reactor --test examples rolling_restart -- --nocapture` prints the figures of
 //! the guide.
@@ -17,15 +17,15 @@ use socket2::{Domain, Socket, Type};
 use crate::common::descriptors::Descriptors;
 use crate::{ANY_PORT, DEADLINE, Example, binary, peer};
 
-/// Unless `ROLLING_RESTARTS` says otherwise.
+/// The number of restarts, unless `ROLLING_RESTARTS` sets it.
 const RESTARTS: usize = 3;
-/// Answered from one restart to the next.
+/// The number of answers from one restart to the next.
 const ANSWERS_BETWEEN: usize = 1000;
-/// Half of them make a connection for each request, half keep theirs until they are asked to end it.
+/// Half of the clients make a connection per request; the others keep theirs until the service asks them to close it.
 const CLIENTS: usize = 8;
-/// Handshakes under way when an instance is asked to end, at each restart.
+/// Handshakes in progress when an instance is terminated, per restart.
 const HANDSHAKES: usize = 10;
-/// With more the load ends: something is wrong.
+/// With more lost requests the load ends.
 const LOST_MAX: usize = 1000;
 
 /// How an instance gets its listener.
@@ -35,21 +35,21 @@ enum Sharing {
     HandOver,
 }
 
-/// What the clients have seen.
+/// The counts of the clients.
 #[derive(Debug, Default)]
 struct Load {
     is_over: AtomicBool,
     answered: AtomicUsize,
     connections: AtomicUsize,
-    /// Connections that the service asked to end.
+    /// Connections that the service asked the client to close.
     ended: AtomicUsize,
-    /// Requests that were not answered: whether the connection had answered one before, and why.
+    /// Requests without an answer: whether an earlier one on the connection was answered, and the error.
     lost: Mutex<Vec<(bool, ErrorKind)>>,
-    /// Those of connections whose handshake was under way.
+    /// Requests without an answer on connections whose handshake was in progress.
     handshakes_lost: usize,
 }
 
-/// Ends the load, also where the test fails in the middle of it: its threads are waited for.
+/// Ends the load on drop, also if the test fails meanwhile, because the scope waits for its threads.
 struct Ending<'a>(&'a Load);
 
 impl Drop for Ending<'_> {
@@ -59,7 +59,7 @@ impl Drop for Ending<'_> {
 }
 
 impl Load {
-    /// Makes connections, and at most this number of requests on each, until it is over.
+    /// Makes connections, with at most this number of requests on each, until the load is over.
     fn run(&self, address: SocketAddr, requests_max: usize) {
         while !self.is_over.load(Relaxed) {
             let mut answered = 0;
@@ -101,14 +101,14 @@ impl Load {
     fn until(&self, answered: usize) {
         let deadline = Instant::now() + DEADLINE;
         while self.answered.load(Relaxed) < answered && !self.is_over.load(Relaxed) {
-            assert!(Instant::now() < deadline, "{self:?} and no more");
+            assert!(Instant::now() < deadline, "too few answers: {self:?}");
             thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
-/// A connection whose last segment of the handshake has not been sent, as if it were on a long way: the kernel waits up
-/// to 200 ms for data to go with it.
+/// Makes a connection without sending the last segment of its handshake, as if the network delayed it: the kernel waits
+/// up to 200 ms for data to send with it.
 fn begin_handshake(address: SocketAddr) -> BufReader<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_tcp_quickack(false).unwrap();
@@ -118,7 +118,7 @@ fn begin_handshake(address: SocketAddr) -> BufReader<TcpStream> {
     BufReader::new(socket.into())
 }
 
-/// Whether the connection may be used again.
+/// Sends a request and reads the answer; returns whether the connection may be used again.
 fn request(stream: &mut BufReader<TcpStream>) -> io::Result<bool> {
     stream.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
     let (mut head, mut body) = (String::new(), [0; 3]);
@@ -134,13 +134,13 @@ fn request(stream: &mut BufReader<TcpStream>) -> io::Result<bool> {
 
 /// Starts instances that share a port.
 struct Port {
-    /// The socket of all instances, where they have the same.
+    /// The socket that all instances share, if they do.
     socket: Option<TcpListener>,
     address: SocketAddr,
 }
 
 impl Port {
-    /// With the first instance.
+    /// Starts the first instance.
     fn new(sharing: Sharing) -> (Self, Example) {
         match sharing {
             Sharing::ReusePort => {
@@ -172,7 +172,7 @@ impl Port {
     }
 }
 
-/// Replaces the service again and again, and says what became of the requests.
+/// Replaces the service repeatedly under load; returns the counts of the clients.
 fn restart_under_load(sharing: Sharing) -> Load {
     let restarts = match std::env::var("ROLLING_RESTARTS") {
         Ok(restarts) => restarts.parse().unwrap(),
@@ -189,14 +189,14 @@ fn restart_under_load(sharing: Sharing) -> Load {
             scope.spawn(move || load.run(address, requests_max));
         }
         for restart in 1..=restarts {
-            // One that is idle when the signal comes.
+            // This connection is idle when the signal is received.
             let mut kept = BufReader::new(peer(port.address));
-            assert!(request(&mut kept).unwrap(), "it is not the last answer");
+            assert!(request(&mut kept).unwrap(), "not the last answer");
             let successor = port.start();
             let under_way: Vec<_> =
                 (0..HANDSHAKES).map(|_| begin_handshake(port.address)).collect();
             serving.ask_to_end();
-            assert!(!request(&mut kept).unwrap(), "it is the last answer of this instance");
+            assert!(!request(&mut kept).unwrap(), "the last answer of this instance");
             drop(kept);
             std::mem::replace(&mut serving, successor).expect_end();
             handshakes += under_way.len();
@@ -223,7 +223,7 @@ fn restart_under_load(sharing: Sharing) -> Load {
     load
 }
 
-/// Whether the kernel moves handshakes from a listener that is closed to another one of its port.
+/// Whether the kernel moves handshakes from a closed listener to another one of its port.
 fn migrates() -> bool {
     std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req")
         .is_ok_and(|value| value.trim() == "1")
@@ -237,7 +237,8 @@ fn rolling_restart_with_a_socket_that_is_handed_over_loses_no_request() {
     assert_eq!(load.lost.into_inner().unwrap(), []);
 }
 
-/// What was accepted is answered. Handshakes that end after the last accept can be lost, unless the kernel moves them.
+/// Accepted requests are answered. Handshakes that complete after the last accept can be lost, unless the kernel moves
+/// them.
 #[test]
 fn rolling_restart_with_reuse_port_loses_no_request_that_was_accepted() {
     let _descriptors = Descriptors::counted();
