@@ -514,7 +514,10 @@ impl Handler for Service {
         self.enter("on_listener_drained");
         let index = self.draining.iter().position(|&draining| draining == listener);
         self.draining.swap_remove(index.expect("the listener is being drained, and ends once"));
-        assert!(matches!(cx.listener_addr(listener), Err(Error::Stale)), "the id is stale");
+        assert!(
+            matches!(cx.listener_addr(listener), Err(Error::Stale)),
+            "the id of a drained listener is not stale"
+        );
         self.listeners_gone.push(listener);
         self.leave(cx, None);
     }

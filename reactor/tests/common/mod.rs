@@ -276,7 +276,7 @@ impl Handler for Service {
     }
 
     fn on_listener_drained(&mut self, cx: &mut Cx, listener: ListenerId) {
-        assert!(cx.listener_fd(listener).is_none(), "the id is stale in on_listener_drained");
+        assert!(cx.listener_fd(listener).is_none(), "the id is not stale in on_listener_drained");
         self.record(cx, Event::ListenerDrained(listener));
     }
 

@@ -191,12 +191,18 @@ fn restart_under_load(sharing: Sharing) -> Load {
         for restart in 1..=restarts {
             // This connection is idle when the signal is received.
             let mut kept = BufReader::new(peer(port.address));
-            assert!(request(&mut kept).unwrap(), "not the last answer");
+            assert!(
+                request(&mut kept).unwrap(),
+                "an answer before the signal closes the connection"
+            );
             let successor = port.start();
             let under_way: Vec<_> =
                 (0..HANDSHAKES).map(|_| begin_handshake(port.address)).collect();
             serving.ask_to_end();
-            assert!(!request(&mut kept).unwrap(), "the last answer of this instance");
+            assert!(
+                !request(&mut kept).unwrap(),
+                "an answer after the signal does not close the connection"
+            );
             drop(kept);
             std::mem::replace(&mut serving, successor).expect_end();
             handshakes += under_way.len();
