@@ -9,7 +9,9 @@ mod batch;
 mod connect;
 #[cfg(any(test, fuzzing))]
 mod invariants;
+mod linger;
 mod listen;
+mod room;
 mod stream;
 mod sweep;
 mod time;
@@ -34,7 +36,9 @@ use crate::token::{EventSource, Inner, ListenerId, TimerId, Token};
 use crate::waker::Waker;
 use crate::wheel::{NodeId, Tick, Wheel};
 
+use linger::Lingering;
 use listen::{AcceptBackoff, AcceptedBy, Listener};
+use room::RoomWaiters;
 use sweep::Sweep;
 use time::Timer;
 use watch::Watch;
@@ -68,6 +72,8 @@ pub struct Context<C> {
     /// The timer that retries queues, armed while a queue exists, and the queue that was retried last.
     retry: Option<NodeId>,
     retry_next: usize,
+    room_waiters: RoomWaiters,
+    lingering: Lingering,
     sockets: Sockets,
     /// The batched writes of this turn; used only with registered files.
     sends: SendBatch,
@@ -119,9 +125,9 @@ pub struct Context<C> {
 }
 
 /// One per connection and per timer of the service, and one each for the pause of throttled listeners, the grace period of a
-/// shutdown, and the retry of queues.
+/// shutdown, the retry of queues, and the check of lingering connections.
 fn timers_in_wheel_max(config: &Config) -> usize {
-    config.connections_max.saturating_add(config.timers_max).saturating_add(3)
+    config.connections_max.saturating_add(config.timers_max).saturating_add(4)
 }
 
 /// Slots are reserved at the start, so with a large state the default bound can exceed the address space.
@@ -172,6 +178,8 @@ impl<C> Context<C> {
             queues_free: Vec::new(),
             retry: None,
             retry_next: 0,
+            room_waiters: RoomWaiters::default(),
+            lingering: Lingering::default(),
             sockets,
             sends,
             in_turn: false,
@@ -214,8 +222,9 @@ impl<C> Context<C> {
     /// Returns a copy of the counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        // The retry of queues is internal.
-        let timers_armed = self.wheel.len() - usize::from(self.retry.is_some());
+        // The reactor's own timers are not counted.
+        let own = usize::from(self.retry.is_some()) + usize::from(self.lingering.has_check());
+        let timers_armed = self.wheel.len() - own;
         Stats { timers_armed, ..self.stats.clone() }
     }
 
@@ -381,6 +390,7 @@ impl<C> Context<C> {
             || self.has_freed()
             || self.is_draining()
             || self.has_more_to_notify()
+            || self.has_room_for_waiters()
             || self.has_sweeps()
             || self.wants_stop()
     }

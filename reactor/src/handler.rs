@@ -61,7 +61,9 @@ pub trait Handler {
         cx.close(token);
     }
 
-    /// The connection's write queue has become empty.
+    /// The connection's write queue has become empty. It is also called for a connection without a queue
+    /// when all queues together have room again, after [`WriteError::FullInTotal`](crate::WriteError::FullInTotal) or after
+    /// [`write_room`](Context::write_room) returned less for that reason.
     fn on_drain(&mut self, _cx: &mut Context<Self::Conn>, _token: Token, _conn: &mut Self::Conn) {}
 
     /// The timeout set with [`Context::set_timeout`] has expired and is disarmed. The default closes the connection.

@@ -17,6 +17,10 @@ pub(crate) const CHUNKS_PER_SEND: usize = 16;
 /// would never be freed on a connection whose queue never becomes empty.
 const COPY_CHUNK_BYTES_MAX: usize = 64 * 1024;
 
+/// A chunk up to this size is copied if others are queued before it: a separate entry would take about as much memory, and
+/// would keep shared bytes alive.
+const SMALL_CHUNK_BYTES_MAX: usize = 128;
+
 /// A buffer for [`Context::write_chunk`](crate::Context::write_chunk), which queues it without a copy.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -186,7 +190,7 @@ impl WriteQueue {
             self.offset = sent;
             self.bytes = left;
             self.entries.push_back(Entry::Chunk(chunk));
-        } else if sent == 0 {
+        } else if sent == 0 && left > SMALL_CHUNK_BYTES_MAX {
             self.bytes += left;
             self.entries.push_back(Entry::Chunk(chunk));
         } else {
@@ -323,6 +327,19 @@ mod tests {
         let held: usize = queue.entries.iter().map(|entry| entry.as_bytes().len()).sum();
         assert_eq!(queue.len_bytes(), 1000);
         assert!(held <= 2 * COPY_CHUNK_BYTES_MAX, "{held} bytes are held for 1,000");
+    }
+
+    #[test]
+    fn small_chunks_behind_others_are_copied() {
+        let shared: Arc<[u8]> = vec![0; 1 << 20].into();
+        let part = |bytes| Chunk::Part(SharedPart::new(Arc::clone(&shared), 0..bytes).unwrap());
+        let mut queue = WriteQueue::default();
+        for _ in 0..10_000 {
+            queue.append(part(1), 0);
+        }
+        assert_eq!((queue.bytes, queue.entries.len(), Arc::strong_count(&shared)), (10_000, 2, 2));
+        queue.append(part(SMALL_CHUNK_BYTES_MAX + 1), 0);
+        assert_eq!((queue.entries.len(), Arc::strong_count(&shared)), (3, 3));
     }
 
     #[test]

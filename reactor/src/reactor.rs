@@ -40,6 +40,9 @@ impl<C> fmt::Debug for Reactor<C> {
     }
 }
 
+/// How many times per turn `on_close` may lead to further closed connections before the rest waits for the next turn.
+const CLOSING_ROUNDS_MAX: usize = 32;
+
 /// The maximum that the reads after one wait return together: with many readable connections, each read is smaller.
 const ROUND_BYTES: usize = 4 << 20;
 /// The minimum size of a read.
@@ -156,6 +159,7 @@ impl<C> Reactor<C> {
         wait(cx, events, max_wait)?;
         dispatch_all(cx, handler, read_buffer, receives.as_mut(), events);
         serve_listed(cx, handler, read_buffer);
+        report_room(cx, handler);
         open_adopted(cx, handler);
         accept_all(cx, handler, events);
         call_deferred(cx, handler);
@@ -180,9 +184,10 @@ fn wait<C>(
     Ok(())
 }
 
-/// Removes closed connections and submits the batches, until no more connections are closed.
+/// Removes closed connections and submits the batches, until no more connections are closed. If `on_close` closes
+/// others without end, the rest waits for the next turn.
 fn finish_round<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
-    loop {
+    for _ in 0..CLOSING_ROUNDS_MAX {
         reap_closed(cx, handler);
         cx.flush();
         if !cx.has_closed() {
@@ -468,6 +473,15 @@ fn serve_listed<H: Handler + ?Sized>(
     }
 }
 
+/// All queues together have room again: calls some of the connections that waited for it.
+fn report_room<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
+    for _ in 0..cx.served_again_max() {
+        let Some(token) = cx.next_with_room() else { return };
+        lend(cx, token, |cx, conn| handler.on_drain(cx, token, conn));
+        reap_closed(cx, handler);
+    }
+}
+
 fn serve_again<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -512,6 +526,9 @@ fn open_connected<H: Handler + ?Sized>(
     token: Token,
     ready: Readiness,
 ) {
+    if cx.is_to_be_removed(token) {
+        return;
+    }
     match cx.finish_connect(token, ready) {
         Ok(()) => {
             cx.stats_mut().connected += 1;
@@ -671,6 +688,7 @@ fn fire_timers<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
             Due::Timer(timer) => handler.on_timer(cx, timer),
             Due::Inner(Inner::Pause) => cx.end_pause(),
             Due::Inner(Inner::Retry) => cx.retry_queues(),
+            Due::Inner(Inner::Linger) => cx.check_lingering(),
             Due::Inner(_) => cx.harden_shutdown(),
         }
         reap_closed(cx, handler);
@@ -729,8 +747,11 @@ fn time_out<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, tok
     }
 }
 
-/// Moves the connection's state out of its slot for the duration of a callback.
+/// Moves the connection's state out of its slot for the duration of a callback. Does nothing for a closed connection.
 fn lend<C>(cx: &mut Context<C>, token: Token, callback: impl FnOnce(&mut Context<C>, &mut C)) {
+    if cx.is_to_be_removed(token) {
+        return;
+    }
     if let Some(mut conn) = cx.lend(token) {
         callback(cx, &mut conn);
         cx.give_back(token, conn);
@@ -747,8 +768,11 @@ fn reap_closed<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
 
 #[inline(never)]
 fn reap_all<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
-    while let Some((token, conn, reason)) = cx.reap() {
-        handler.on_close(cx, token, conn, reason);
-        cx.close_leaving();
+    for _ in 0..CLOSING_ROUNDS_MAX {
+        for _ in 0..cx.closed() {
+            let Some((token, conn, reason)) = cx.reap() else { return };
+            handler.on_close(cx, token, conn, reason);
+            cx.close_leaving();
+        }
     }
 }

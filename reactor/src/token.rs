@@ -153,6 +153,7 @@ pub(crate) enum Inner {
     Grace = 3,
     Pause = 4,
     Retry = 5,
+    Linger = 6,
 }
 
 impl EventSource {
@@ -178,6 +179,7 @@ impl EventSource {
                 3 => Inner::Grace,
                 4 => Inner::Pause,
                 5 => Inner::Retry,
+                6 => Inner::Linger,
                 _ => return None,
             }),
             4 => EventSource::Watch(WatchId(key)),

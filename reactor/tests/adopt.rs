@@ -205,6 +205,12 @@ fn a_socket_that_is_bound_listens_when_it_is_adopted() {
     let id = world.cx().adopt_listener(socket, &ListenOptions::default()).unwrap();
     let address = world.cx().listener_addr(id).unwrap();
     world.pair(address);
+
+    for domain in [Domain::IPV4, Domain::IPV6, Domain::UNIX] {
+        let unbound = Socket::new(domain, Type::STREAM, None).unwrap();
+        let refused = world.cx().adopt_listener(unbound, &ListenOptions::default()).unwrap_err();
+        assert!(matches!(refused.error, Error::Invalid(_)), "{domain:?}: {refused}");
+    }
 }
 
 #[test]

@@ -513,6 +513,7 @@ fn a_deferred_call_follows_after_the_other_events_without_a_wait() {
     let (_, token) = pairs[0];
     world.cx().defer(token).unwrap();
     world.cx().abort(token);
+    assert!(matches!(world.cx().defer(token), Err(Error::Stale)), "it is being closed");
     world.until_closed(token);
     world.run_for(Duration::from_millis(5));
     assert!(
@@ -520,6 +521,28 @@ fn a_deferred_call_follows_after_the_other_events_without_a_wait() {
         "a deferred call of a removed connection"
     );
     assert!(matches!(world.cx().defer(token), Err(Error::Stale)));
+}
+
+/// Each connection that ends is replaced by one that is ended at once.
+#[test]
+fn closing_without_an_end_leaves_time_for_others() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    let mut is_over = false;
+    world.script(move |cx, event| match event {
+        Event::Timer(_) => is_over = true,
+        Event::Close(..) if !is_over => {
+            let next = cx.connect(address, &ConnectOptions::default(), Conn::Connecting).unwrap();
+            cx.abort(next);
+        }
+        _ => {}
+    });
+    let timer = world.cx().add_timer(Duration::from_millis(5)).unwrap();
+    world.cx().abort(token);
+    world.until("the timer", |world| world.service.saw(&Event::Timer(timer)));
+    world.until("the end", |world| world.cx().connections() == 0);
 }
 
 #[test]

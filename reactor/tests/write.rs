@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use allocation_counter::measure;
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use reactor::{
     Chunk, Config, ConnectOptions, Error, ListenOptions, SharedPart, Token, WriteError, Written,
@@ -227,6 +228,53 @@ fn all_queues_together_have_a_bound() {
     assert_eq!(world.cx().stats().queued_bytes, 100_000);
 }
 
+/// A service that writes while there is room for a piece, and goes on when it is called again.
+#[test]
+fn a_connection_that_found_too_little_room_is_called_when_there_is_more() {
+    const TOTAL: usize = 1 << 20;
+    let _descriptors = Descriptors::counted();
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    let mut left = TOTAL;
+    world.script(move |cx, event| {
+        if matches!(event, Event::Data(..) | Event::Drain(_)) {
+            while left > 0 && cx.write_room(token) >= 90_000 {
+                let piece = left.min(1000);
+                cx.write(token, &[7; 1000][..piece]).unwrap();
+                left -= piece;
+            }
+        }
+    });
+    peer.write_all(b"!").unwrap();
+    assert_eq!(drain(&mut world, &mut peer, TOTAL), [7; TOTAL]);
+}
+
+#[test]
+fn a_connection_without_a_queue_is_called_when_all_queues_have_room_again() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let stream = pattern(16 << 20);
+    let pairs: Vec<_> = (0..4).map(|_| world.pair(address)).collect();
+    for (_, token) in &pairs[..3] {
+        fill_kernel(&mut world, *token, &stream);
+        let room = world.cx().write_room(*token);
+        world.cx().write(*token, &stream[..room]).unwrap();
+    }
+    let (_, healthy) = pairs[3];
+    assert_eq!((world.cx().write_room(healthy), world.cx().queued_bytes(healthy)), (0, 0));
+    world.run_for(Duration::from_millis(20));
+    let drains = |world: &World| world.service.count(|event| *event == Event::Drain(healthy));
+    assert_eq!(drains(&world), 0);
+    world.cx().abort(pairs[0].1);
+    world.until("the call", |world| drains(world) == 1);
+    assert_eq!(world.cx().write_room(healthy), 100_000);
+    // Once for each time that it was short.
+    world.run_for(Duration::from_millis(20));
+    assert_eq!(drains(&world), 1);
+}
+
 /// Writes until a write is refused; returns the error.
 fn fill_until_refused(world: &mut World, token: Token) -> WriteError {
     for _ in 0..10_000 {
@@ -252,6 +300,37 @@ fn closing_delivers_the_bytes_in_the_kernel_in_spite_of_unread_input() {
     let reader = thread::spawn(move || read_to_end(&mut peer));
     assert_eq!(world.until_closed(token), Why::Closed);
     assert_eq!(reader.join().unwrap(), (stream, false));
+}
+
+#[test]
+fn a_peer_that_has_taken_everything_and_stays_does_not_keep_the_connection() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::with(Config { flush_timeout: 10 * DEADLINE, ..bounded() });
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    let written = fill_kernel(&mut world, token, &pattern(16 << 20));
+    world.cx().close(token);
+    world.run_for(Duration::from_millis(120));
+    assert_eq!(world.service.why(token), None, "the peer has not taken all");
+    assert_eq!(drain(&mut world, &mut peer, written).len(), written);
+    assert_eq!(world.until_closed(token), Why::Closed);
+}
+
+#[test]
+fn closing_after_the_peer_has_reset_says_so() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let address = world.listen();
+    let (peer, token) = world.pair(address);
+    world.cx().pause_reads(token);
+    drop(peer);
+    // The first write is answered by a reset.
+    assert_eq!(world.cx().write(token, b"late"), Ok(Written::Sent));
+    thread::sleep(Duration::from_millis(20));
+    world.cx().close(token);
+    let why = world.until_closed(token);
+    let is_true = [Errno::EPIPE, Errno::ECONNRESET].map(|errno| Why::Failed(errno as i32));
+    assert!(is_true.contains(&why), "{why:?}");
 }
 
 #[test]

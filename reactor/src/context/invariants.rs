@@ -23,7 +23,6 @@ impl<C> Context<C> {
     }
 
     fn check_lists(&self) {
-        assert!(self.closed.is_empty(), "closed connections are left after the turn");
         assert!(self.ready_listeners.is_empty(), "ready listeners are left after the turn");
         let throttled = self.listeners().filter(|id| {
             self.listeners.head(id.key()).is_some_and(|listener| listener.is_throttled())
@@ -93,7 +92,11 @@ impl<C> Context<C> {
         let pause = self.throttled.has_pause();
         assert_eq!(pause, self.throttled.len() > 0, "a pause exists while a listener is throttled");
         let retry = self.retry.is_some();
-        let single = usize::from(pause) + usize::from(grace) + usize::from(retry);
+        let linger = self.lingering.has_check();
+        let lingers =
+            self.headers().any(|(_, header)| header.lingers() && !header.flags.any(Flags::CLOSED));
+        assert!(linger || !lingers, "a connection lingers and is not checked");
+        let single = [pause, grace, retry, linger].map(usize::from).iter().sum::<usize>();
         for (&(token, tag), timer) in &self.tagged {
             assert!(self.holds(token), "{token:?} was removed but has a timeout with tag {tag}");
             assert!(self.timers.head(timer.key()).is_some(), "{token:?} {tag} is not armed");

@@ -196,19 +196,6 @@ impl<C> Context<C> {
         queue.map_or(0, |queue| self.queues[queue as usize].waiting_bytes())
     }
 
-    /// Returns the number of bytes that a write can take now even if the kernel accepts none; 0 if the token is stale
-    /// or the connection is closed for writing. If other connections write in between, the bound of all queues together
-    /// may leave less room.
-    #[must_use]
-    pub fn write_room(&self, token: Token) -> usize {
-        let Some(header) = self.header(token).filter(|header| header.takes_writes()) else {
-            return 0;
-        };
-        let batched = if header.flags.any(Flags::SENDING) { self.sends.bytes_of(token) } else { 0 };
-        let waiting = self.queue_bytes(header) + batched;
-        self.config.write_queue_bytes_max.saturating_sub(waiting).min(self.queues_room())
-    }
-
     /// Returns the number of bytes in the kernel's send buffer, which the peer has not acknowledged yet
     /// (`ioctl(SIOCOUTQ)`); 0 if the token is stale. Makes one system call.
     #[must_use]
@@ -282,15 +269,6 @@ impl<C> Context<C> {
         self.arm(token, flush_timeout);
     }
 
-    /// The queue has been sent: the connection ends when the peer has finished too.
-    fn linger(&mut self, token: Token) {
-        if self.header(token).is_some_and(|header| header.flags.any(Flags::EOF)) {
-            return self.mark_flushed(token);
-        }
-        self.finish_now(token);
-        self.list_unread(token);
-    }
-
     /// The flush timeout has expired: the kernel may still send the bytes that it has, queued bytes are lost.
     pub(crate) fn end_closing(&mut self, token: Token, reason: CloseReason) {
         match self.header(token) {
@@ -324,7 +302,7 @@ impl<C> Context<C> {
     }
 
     /// Everything that [`close`](Self::close) waited for has been sent.
-    fn mark_flushed(&mut self, token: Token) {
+    pub(super) fn mark_flushed(&mut self, token: Token) {
         let peer_finished = self.header(token).is_some_and(|header| header.flags.any(Flags::EOF));
         let reason = if peer_finished { CloseReason::PeerClosed } else { CloseReason::Closed };
         self.mark_closed(token, reason);
@@ -332,6 +310,16 @@ impl<C> Context<C> {
 
     pub(crate) fn has_closed(&self) -> bool {
         !self.closed.is_empty()
+    }
+
+    /// Whether the connection has ended and is removed before the next callback.
+    pub(crate) fn is_to_be_removed(&self, token: Token) -> bool {
+        self.header(token).is_some_and(|header| header.flags.any(Flags::CLOSED))
+    }
+
+    /// The number of connections to be removed.
+    pub(crate) fn closed(&self) -> usize {
+        self.closed.len()
     }
 
     /// Removes the next closed connection; connections are removed only here. Its socket is closed by
@@ -355,6 +343,7 @@ impl<C> Context<C> {
             } else {
                 self.stats.connects_failed += 1;
             }
+            self.room_waiters.remove(token);
             self.freed += 1;
             self.outbound -= usize::from(header.flags.any(Flags::OUTBOUND));
             self.release_place(token);
@@ -637,7 +626,7 @@ impl<C> Context<C> {
     }
 
     /// Bytes that may still be queued, in all queues together.
-    fn queues_room(&self) -> usize {
+    pub(super) fn queues_room(&self) -> usize {
         let taken = self.stats.queued_bytes + self.sends.len_bytes();
         self.config.write_queues_bytes_max.saturating_sub(taken)
     }
@@ -797,6 +786,7 @@ impl<C> Context<C> {
         fill: impl FnOnce(&mut WriteQueue),
     ) -> Result<Written, WriteError> {
         if left > self.queues_room() {
+            self.await_room(token);
             return Err(WriteError::FullInTotal);
         }
         let queue = match self.header(token).and_then(ConnHeader::queue) {
@@ -815,6 +805,7 @@ impl<C> Context<C> {
             self.queues.len() as u32 - 1
         });
         self.queue_owners[queue as usize] = Some(token);
+        self.room_waiters.remove(token); // `on_drain` follows when the queue is empty.
         if let Some(header) = self.header_mut(token) {
             header.set_queue(Some(queue));
         }
@@ -856,7 +847,7 @@ impl<C> Context<C> {
         }
     }
 
-    fn queue_bytes(&self, header: &ConnHeader) -> usize {
+    pub(super) fn queue_bytes(&self, header: &ConnHeader) -> usize {
         header.queue().map_or(0, |queue| self.queues[queue as usize].len_bytes())
     }
 
@@ -866,7 +857,9 @@ impl<C> Context<C> {
             return;
         }
         if let Err(error) = self.sockets.finish_writing(&header.socket) {
-            return self.mark_closed(token, CloseReason::Failed(error));
+            // `ENOTCONN` says that the connection is gone, and the socket's error why.
+            let why = self.sockets.take_error(&header.socket, "shutdown");
+            return self.mark_closed(token, CloseReason::Failed(why.unwrap_or(error)));
         }
         header.flags.set(Flags::FINISHED, true);
         self.end_if_finished(token);

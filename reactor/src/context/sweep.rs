@@ -8,7 +8,7 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::vec;
 
-use crate::connection::Flags;
+use crate::connection::{ConnHeader, Flags};
 use crate::context::Context;
 use crate::error::Error;
 use crate::token::Token;
@@ -116,13 +116,15 @@ impl<C> Context<C> {
     /// Calls [`on_deferred`](crate::Handler::on_deferred) for this connection after the events of this turn have been
     /// served, for work that is done in pieces or should not delay other connections. The loop does not block while
     /// calls are pending. A call deferred in `on_deferred` is made in the next turn. Each use results in one call; a
-    /// connection that is not open by then is skipped.
+    /// connection that is not open by then is skipped. A turn makes at most
+    /// [`Config::visits_per_turn`](crate::Config::visits_per_turn) of these calls.
     ///
     /// # Errors
-    /// [`Error::Stale`], or [`Error::Full`] if [`Config::connections_max`](crate::Config::connections_max) calls are
-    /// pending.
+    /// [`Error::Stale`], also if the connection is closing, or [`Error::Full`] if
+    /// [`Config::connections_max`](crate::Config::connections_max) calls are pending.
     pub fn defer(&mut self, token: Token) -> Result<(), Error> {
-        if !self.holds(token) {
+        let is_ending = |header: &ConnHeader| header.flags.any(Flags::CLOSING | Flags::CLOSED);
+        if self.header(token).is_none_or(is_ending) {
             return Err(Error::Stale);
         }
         let limit = self.connections.capacity();

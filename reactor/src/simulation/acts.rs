@@ -16,7 +16,7 @@ use crate::queue::{Chunk, SharedPart};
 use crate::sys::{self, Adopted};
 use crate::token::{ListenerId, Token};
 
-use super::service::{Cx, Outside, Phase, Service, Sweep};
+use super::service::{Cx, Outside, Phase, Record, Service, Sweep};
 
 const WRITE_BYTES_MAX: u32 = 150;
 const INTERESTS: [Interest; 4] =
@@ -122,6 +122,12 @@ impl Service {
         let taken_before = taken_by(cx);
         let total_before = cx.stats().queued_bytes + cx.all_batched_bytes();
         let room = cx.write_room(token);
+        let own_room = cx.config().write_queue_bytes_max.saturating_sub(cx.queued_bytes(token));
+        let waits = |cx: &Cx, record: &Record| record.is_open() && cx.queued_bytes(token) == 0;
+        let record = &mut self.records[id];
+        if room < own_room && cx.is_open(token) && !record.finished && waits(cx, record) {
+            record.room_due = true;
+        }
         let answer = match sys::below(5) {
             0 => {
                 let (one, two) = bytes.split_at(length / 2);
@@ -178,7 +184,8 @@ impl Service {
                 match refused {
                     WriteError::Full => assert!(!fits && left == 0, "there was room"),
                     WriteError::FullInTotal => {
-                        assert!(!fits_in_total && left == 0, "there was room")
+                        assert!(!fits_in_total && left == 0, "there was room");
+                        record.room_due |= waits(cx, record);
                     }
                     // A part was sent and the rest does not fit: the connection fails.
                     WriteError::Closed if left > 0 => {
@@ -588,7 +595,7 @@ impl Service {
                 record.deferred += count;
                 record.deferred_perhaps += 1 - count;
             }
-            Err(Error::Stale) => assert!(!record.is_held(), "{record:?}"),
+            Err(Error::Stale) => assert!(!cx.is_open(token), "{record:?}"),
             Err(error) => assert!(matches!(error, Error::Full { .. }), "{error}"),
         }
     }

@@ -68,6 +68,8 @@ pub(super) struct Record {
     pub(super) drain_due: bool,
     /// Bytes were batched. If the kernel accepts only a part, `on_drain` may follow.
     pub(super) drain_possible: bool,
+    /// All queues together had no room for it.
+    pub(super) room_due: bool,
     pub(super) deadline: Option<Instant>,
     /// The number of deferred calls that must follow while it is open.
     pub(super) deferred: usize,
@@ -94,6 +96,7 @@ impl Record {
             cut_short: false,
             drain_due: false,
             drain_possible: false,
+            room_due: false,
             deadline: None,
             deferred: 0,
             deferred_perhaps: 0,
@@ -327,6 +330,8 @@ impl Service {
             );
             assert_eq!(wire.sent.len(), record.written.len(), "bytes are unsent: {record:?}");
             assert!(!record.drain_due, "no on_drain although the queue is empty: {record:?}");
+            let is_missed = record.room_due && !record.finished;
+            assert!(!is_missed, "no on_drain although there is room: {record:?}");
             assert_eq!(record.deadline, None, "the timeout does not fire: {record:?}");
             assert_eq!(record.deferred, 0, "a deferred call is missing: {record:?}");
             assert!(record.deadlines.is_empty(), "a tagged timeout does not fire: {record:?}");
@@ -445,8 +450,9 @@ impl Handler for Service {
         assert_eq!(cx.queued_bytes(token), 0, "the queue is not empty");
         let record = self.about(cx, "on_drain", token, conn);
         assert!(!record.closing, "the connection is closing: {record:?}");
-        assert!(record.drain_due || record.drain_possible, "nothing was queued: {record:?}");
-        record.drain_due = false;
+        let is_due = record.drain_due || record.drain_possible || record.room_due;
+        assert!(is_due, "nothing was queued: {record:?}");
+        (record.drain_due, record.room_due) = (false, false);
         self.leave(cx, Some(token));
     }
 

@@ -9,8 +9,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{
-    self, AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockProtocol, SockType,
-    SockaddrLike, SockaddrStorage, UnixAddr, setsockopt, sockopt,
+    self, AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockProtocol, SockType, SockaddrIn,
+    SockaddrIn6, SockaddrLike, SockaddrStorage, UnixAddr, setsockopt, sockopt,
 };
 
 use super::{AcceptResult, Adopted, IoResult, accept_result, io_result, refused};
@@ -148,11 +148,24 @@ pub(crate) fn adopt(socket: &Descriptor, wanted: Adopted) -> Result<bool, Error>
             let peer = socket::getpeername::<SockaddrStorage>(socket.number());
             peer.map_err(refused("getpeername"))?;
         }
+        // The kernel would choose a port of all addresses for it.
+        Adopted::Listener if !listens && !is_bound(&name) => {
+            return Err(Error::Invalid(
+                "a socket must be bound before it is adopted as a listener",
+            ));
+        }
         Adopted::Listener => {}
     }
     set_flag(socket, libc::FIONBIO, "ioctl(FIONBIO)")?;
     set_flag(socket, libc::FIOCLEX, "ioctl(FIOCLEX)")?;
     Ok(is_tcp)
+}
+
+fn is_bound(name: &SockaddrStorage) -> bool {
+    let port = name.as_sockaddr_in().map(SockaddrIn::port);
+    let port = port.or_else(|| name.as_sockaddr_in6().map(SockaddrIn6::port));
+    let is_unnamed = |unix: &UnixAddr| unix.path().is_none() && unix.as_abstract().is_none();
+    port != Some(0) && !name.as_unix_addr().is_some_and(is_unnamed)
 }
 
 fn set_flag(socket: &Descriptor, request: libc::Ioctl, call: &'static str) -> Result<(), Error> {
