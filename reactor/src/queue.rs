@@ -1,7 +1,7 @@
 //! The write queue: bytes that the kernel has not accepted yet, in the order in which they were written.
 //!
 //! A connection has a queue only while bytes wait in it. Borrowed bytes are copied into the last chunk, or into a new
-//! one if that is full. Owned and shared buffers are queued without a copy, and so are parts of files, whose bytes are
+//! one if that is full. Owned and shared buffers are queued without a copy, except small ones behind others, and so are parts of files, whose bytes are
 //! not in memory.
 
 use std::collections::VecDeque;

@@ -523,9 +523,9 @@ fn a_deferred_call_follows_after_the_other_events_without_a_wait() {
     assert!(matches!(world.cx().defer(token), Err(Error::Stale)));
 }
 
-/// Each connection that ends is replaced by one that is ended at once.
+/// Each closed connection is replaced by one that is closed immediately.
 #[test]
-fn closing_without_an_end_leaves_time_for_others() {
+fn timers_fire_although_on_close_closes_further_connections_without_end() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();

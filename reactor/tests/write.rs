@@ -228,11 +228,11 @@ fn all_queues_together_have_a_bound() {
     assert_eq!(world.cx().stats().queued_bytes, 100_000);
 }
 
-/// A service that writes while there is room for a piece, and goes on when it is called again.
+/// The service writes while there is room for a piece, and continues in `on_drain`.
 #[test]
-fn a_connection_that_found_too_little_room_is_called_when_there_is_more() {
-    const TOTAL: usize = 1 << 20;
+fn on_drain_follows_a_write_room_that_was_too_small() {
     let _descriptors = Descriptors::counted();
+    const TOTAL: usize = 1 << 20;
     let mut world = World::with(bounded());
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
@@ -251,7 +251,7 @@ fn a_connection_that_found_too_little_room_is_called_when_there_is_more() {
 }
 
 #[test]
-fn a_connection_without_a_queue_is_called_when_all_queues_have_room_again() {
+fn on_drain_follows_when_all_queues_together_have_room_again() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -270,7 +270,7 @@ fn a_connection_without_a_queue_is_called_when_all_queues_have_room_again() {
     world.cx().abort(pairs[0].1);
     world.until("the call", |world| drains(world) == 1);
     assert_eq!(world.cx().write_room(healthy), 100_000);
-    // Once for each time that it was short.
+    // Once for each time that there was no room.
     world.run_for(Duration::from_millis(20));
     assert_eq!(drains(&world), 1);
 }
@@ -303,7 +303,7 @@ fn closing_delivers_the_bytes_in_the_kernel_in_spite_of_unread_input() {
 }
 
 #[test]
-fn a_peer_that_has_taken_everything_and_stays_does_not_keep_the_connection() {
+fn closing_ends_when_the_peer_has_acknowledged_everything() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { flush_timeout: 10 * DEADLINE, ..bounded() });
     let address = world.listen();
@@ -317,14 +317,14 @@ fn a_peer_that_has_taken_everything_and_stays_does_not_keep_the_connection() {
 }
 
 #[test]
-fn closing_after_the_peer_has_reset_says_so() {
+fn closing_after_a_reset_reports_the_socket_error() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (peer, token) = world.pair(address);
     world.cx().pause_reads(token);
     drop(peer);
-    // The first write is answered by a reset.
+    // The peer answers the first write with a reset.
     assert_eq!(world.cx().write(token, b"late"), Ok(Written::Sent));
     thread::sleep(Duration::from_millis(20));
     world.cx().close(token);
@@ -375,21 +375,23 @@ fn parts_of_shared_bytes_are_queued_without_a_copy() {
     let (mut peer, token) = world.pair(address);
     let stream = pattern(16 << 20);
     let written = fill_kernel(&mut world, token, &stream);
-    let shared: Arc<[u8]> = b"left, middle, right".as_slice().into();
-    let middle = SharedPart::new(Arc::clone(&shared), 6..12).unwrap();
-    assert_eq!(Chunk::from(middle.clone()).as_bytes(), b"middle");
-    assert_eq!(world.cx().write_chunk(token, middle), Ok(Written::Queued));
+    // Long enough not to be copied behind others.
+    let text = [b"left, ", "middle".repeat(50).as_bytes(), b", right"].concat();
+    let (shared, middle) = (Arc::<[u8]>::from(&text[..]), &text[6..306]);
+    let part = SharedPart::new(Arc::clone(&shared), 6..306).unwrap();
+    assert_eq!(Chunk::from(part.clone()).as_bytes(), middle);
+    assert_eq!(world.cx().write_chunk(token, part), Ok(Written::Queued));
     assert_eq!(Arc::strong_count(&shared), 2, "the queue does not share the allocation");
-    let nothing = SharedPart::new(Arc::clone(&shared), 19..19).unwrap();
+    let nothing = SharedPart::new(Arc::clone(&shared), 313..313).unwrap();
     assert!(world.cx().write_chunk(token, nothing).is_ok());
-    for outside in [0..20, 20..20, usize::MAX..usize::MAX] {
+    for outside in [0..314, 314..314, usize::MAX..usize::MAX] {
         assert!(SharedPart::new(Arc::clone(&shared), outside).is_none());
     }
     #[cfg(feature = "bytes")]
     world.cx().write_chunk(token, bytes::Bytes::from_static(b"middle").slice(..3)).unwrap();
-    let tail: &[u8] = if cfg!(feature = "bytes") { b"middlemid" } else { b"middle" };
+    let tail = [middle, if cfg!(feature = "bytes") { b"mid" } else { b"" }].concat();
     let all = drain(&mut world, &mut peer, written + tail.len());
-    assert!(all == [&stream[..written], tail].concat());
+    assert!(all == [&stream[..written], &tail].concat());
     assert_eq!(Arc::strong_count(&shared), 1);
 }
 

@@ -88,7 +88,8 @@ impl<C> Context<C> {
         }
     }
 
-    /// Like [`write`](Self::write), for an owned or shared buffer: bytes that have to wait are queued without a copy.
+    /// Like [`write`](Self::write), for an owned or shared buffer: bytes that have to wait are queued without a copy. Only a chunk of up to 128 bytes behind
+    /// others is copied, because a separate entry would take as much memory.
     ///
     /// # Errors
     /// [`WriteError`]; no byte was sent or queued.
