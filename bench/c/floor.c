@@ -1,9 +1,9 @@
-// The floor: the least that an epoll server can do. No state per connection but the descriptor.
+// The floor: a minimal epoll server, without any state per connection except the descriptor.
 //
 //   floor FIRST_PORT PORTS [ACCEPTS_PER_WAKE [edge]]
 //
-// The third argument and the fourth are for the prototypes: how many connections are accepted from
-// one listener before other events get their turn, and edge-triggered instead of level-triggered
+// The third and the fourth argument are for the prototypes: the number of connections that are accepted
+// from one listener before other events are served, and edge-triggered instead of level-triggered
 // connections (a read shorter than the buffer has emptied the socket, so no second read is needed).
 #define _GNU_SOURCE
 #include <errno.h>

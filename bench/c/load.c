@@ -1,17 +1,17 @@
-// The load: opens connections and has them echoed, the same for every server.
+// The load generator: opens connections and sends messages to be echoed, the same for every server.
 //
 //   load FIRST_PORT PORTS
 //
-// It obeys one command a line on standard input and answers each with one line:
+// It reads one command per line from standard input and answers each with one line:
 //
-//   open N              connects N more, at most 256 under way at once, ports in turn
-//   echo N EACH FILE    N of the connections, evenly spread, have EACH messages echoed, one at a
-//                       time on each; the latencies go to FILE as 32-bit nanoseconds
-//   send N              one message on each of N connections, evenly spread
-//   receive N           waits until those have come back
+//   open N              opens N more connections, at most 256 concurrently, on the ports in turn
+//   echo N EACH FILE    sends EACH messages on each of N connections, evenly spread, one at a time per
+//                       connection; writes the latencies to FILE as 32-bit nanoseconds
+//   send N              sends one message on each of N connections, evenly spread
+//   receive N           waits until these have been echoed
 //   close               resets all connections
 //
-// A message is 64 bytes that name its connection; what comes back is compared.
+// A message is 64 bytes that identify its connection; the echo is compared with it.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netinet/in.h>
@@ -102,11 +102,11 @@ static void receive_one(int index) {
     char bytes[4096], wanted[MESSAGE];
     ssize_t size = recv(fds[index], bytes, sizeof bytes, 0);
     message(index, wanted);
-    if (size != MESSAGE || memcmp(bytes, wanted, MESSAGE)) fail("an echo came back wrong");
+    if (size != MESSAGE || memcmp(bytes, wanted, MESSAGE)) fail("an echo differs from its message");
 }
 
 static void check_active(int n) {
-    if (n < 1 || n > opened) fail("there are not so many connections");
+    if (n < 1 || n > opened) fail("there are fewer connections");
 }
 
 static long echo(int n, int each, const char *path) {

@@ -1,22 +1,22 @@
 // Both ends of a million connections without a million descriptors: sockets in registered-file tables.
 //
-//   registered serve FIRST_PORT PORTS           echoes whatever arrives, until it is ended by a signal
-//   registered flood IP FIRST_PORT PORTS N      opens N connections, has 64 bytes echoed on each, holds them
-//                                               for 5 s, says how long the ramp took, and resets them all
+//   registered serve FIRST_PORT PORTS           echoes all input, until it is ended by a signal
+//   registered flood IP FIRST_PORT PORTS N      opens N connections, sends 64 bytes on each and checks the echo,
+//                                               holds them for 5 s, prints the time of the ramp, and resets them
 //
-// RLIMIT_NOFILE bounds one table of descriptors, and every io_uring has a table of its own. So a socket is
-// a descriptor only while it is set up:
+// RLIMIT_NOFILE limits the size of one table of descriptors, and every io_uring has its own table. So a
+// socket has a descriptor only during its set-up:
 //
 //   set-up   accept4, or socket and connect; epoll_ctl(ADD), with the number of its slot as user data
-//   park     IORING_REGISTER_FILES_UPDATE puts a run of sockets into a run of slots, and close_range takes
-//            their descriptors away; epoll goes on watching, for the file lives on in the table
+//   park     IORING_REGISTER_FILES_UPDATE puts a run of sockets into a run of slots, and close_range closes
+//            their descriptors; epoll still watches the files, because the table keeps them open
 //   work     RECV, SEND and CONNECT with IOSQE_FIXED_FILE and MSG_DONTWAIT complete inside io_uring_enter;
-//            all the receives of one epoll_wait go to a ring together, and so do the sends that follow
+//            all receives of one epoll_wait are submitted together, and so are the sends that follow
 //   close    the slot is updated to -1
 //
-// Slot s is entry s % table_slots of the table of ring s / table_slots. It is the reactor's opponent: what
-// this needs of time and of kernel memory is what the technique itself costs. It wants Linux 5.19, and no
-// library: everything here is in the kernel's own terms.
+// Slot s is entry s % table_slots of the table of ring s / table_slots. The program shows the minimum cost of
+// this technique in time and kernel memory, for comparison with the reactor. It needs Linux 5.19 and no
+// library.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -42,12 +42,12 @@
 
 enum {
     SLOTS_MAX = 1 << 23,
-    TABLE_SLOTS_MAX = 1 << 14, // where RLIMIT_NOFILE allows as many
+    TABLE_SLOTS_MAX = 1 << 14, // if RLIMIT_NOFILE allows it
     RINGS_MAX = 1 << 12,
-    // Ring memory counts against RLIMIT_MEMLOCK (8 MB by default) for ordinary users, so rings are small.
+    // Ring memory counts against RLIMIT_MEMLOCK (8 MB by default) for unprivileged users, so rings are small.
     ENTRIES = 128,
     EVENTS = 1024,
-    ACCEPTS = 64,  // from one listener, before others get their turn
+    ACCEPTS = 64,  // from one listener, before others are served
     UPDATES = 256, // sockets that hold a descriptor at once
     BACKLOG = 4096,
     IN_FLIGHT = 1024,
@@ -71,8 +71,8 @@ static uint64_t now_ms(void) {
 
 struct ring {
     int fd;
-    unsigned waiting; // entries written and not yet handed to the kernel
-    int is_busy;      // it stands in `busy`
+    unsigned waiting; // entries that are not submitted yet
+    int is_busy;      // it is in `busy`
     unsigned sq_mask, cq_mask;
     unsigned *sq_tail, *cq_head, *cq_tail;
     struct io_uring_sqe *sqes;
@@ -81,15 +81,15 @@ struct ring {
 
 static struct ring rings[RINGS_MAX];
 static unsigned ring_count, table_slots;
-static struct ring *busy[RINGS_MAX]; // rings with entries waiting
+static struct ring *busy[RINGS_MAX]; // rings with entries to submit
 static unsigned busy_count;
 
-// What a completion belongs to stands in its user data: step, buffer and slot, from the top.
+// The user data of a completion consists of step, buffer and slot, from the highest bits down.
 enum step { ECHO_RECEIVED, ECHO_SENT, PROOF_SENT, PROOF_RECEIVED, RESET_DONE };
 
 static void complete(enum step step, unsigned buffer, unsigned slot, int result);
 
-// The size of a table is checked against the soft limit, so that is raised to the hard one first.
+// The soft limit limits the size of a table, so it is raised to the hard limit first.
 static void raise_descriptor_limit(void) {
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit)) die("getrlimit");
@@ -131,8 +131,8 @@ static struct ring *ring_of(unsigned slot) {
     return &rings[slot / table_slots];
 }
 
-// Hands over what waits, and takes what came of it. Everything completes at once, so there are never more
-// completions than entries: the completion queue holds twice as many and can't overflow.
+// Submits the entries and takes the completions. Everything completes at once, so there are never more
+// completions than entries: the completion queue holds twice that number and can't overflow.
 static void run(struct ring *ring) {
     while (ring->waiting) {
         int taken = syscall(SYS_io_uring_enter, ring->fd, ring->waiting, 0, 0, 0, 0);
@@ -147,7 +147,7 @@ static void run(struct ring *ring) {
     __atomic_store_n(ring->cq_head, head, __ATOMIC_RELEASE);
 }
 
-// A completion may ask for one thing more: an echo's receive is followed by its send.
+// A completion may lead to another operation: an echo's receive is followed by its send.
 static void run_all(void) {
     while (busy_count) {
         struct ring *ring = busy[--busy_count];
@@ -158,7 +158,7 @@ static void run_all(void) {
 
 static struct io_uring_sqe *ask(int opcode, enum step step, unsigned buffer, unsigned slot) {
     struct ring *ring = ring_of(slot);
-    while (ring->waiting == ENTRIES) run(ring); // twice, where what completes asks for as much again
+    while (ring->waiting == ENTRIES) run(ring); // twice, if all completions lead to another operation
     if (!ring->is_busy) busy[busy_count++] = ring;
     ring->is_busy = 1;
     ring->waiting++;
@@ -173,7 +173,7 @@ static struct io_uring_sqe *ask(int opcode, enum step step, unsigned buffer, uns
     return sqe;
 }
 
-static char buffers[EVENTS][BUFFER]; // the event's index is the buffer's
+static char buffers[EVENTS][BUFFER]; // indexed by the event
 
 static void ask_receive(enum step step, unsigned buffer, unsigned slot) {
     struct io_uring_sqe *sqe = ask(IORING_OP_RECV, step, buffer, slot);
@@ -189,7 +189,7 @@ static void ask_send(enum step step, unsigned buffer, unsigned slot, unsigned si
     sqe->msg_flags = MSG_DONTWAIT | MSG_NOSIGNAL;
 }
 
-// Connecting a socket to no address resets its connection.
+// Connecting a socket to AF_UNSPEC resets its connection.
 static void ask_reset(unsigned slot) {
     static const struct sockaddr none = { .sa_family = AF_UNSPEC };
     struct io_uring_sqe *sqe = ask(IORING_OP_CONNECT, RESET_DONE, 0, slot);
@@ -203,7 +203,7 @@ static unsigned update_slots[UPDATES];
 static int update_fds[UPDATES]; // -1 empties the slot
 static unsigned updates;
 
-// How many updates from `first` on fill consecutive slots of one table: one call does them.
+// The number of updates from `first` on that fill consecutive slots of one table, and need only one call.
 static unsigned slots_in_a_row(unsigned first) {
     unsigned end = first + 1;
     while (end < updates && update_slots[end] == update_slots[end - 1] + 1 && update_slots[end] % table_slots) end++;
@@ -248,7 +248,7 @@ static int watch(int fd, unsigned interest, uint64_t data) {
 
 // ---------------------------------------------------------------- serve
 
-static const uint64_t LISTENER = 1ull << 32; // with its descriptor; anything lower is a slot
+static const uint64_t LISTENER = 1ull << 32; // plus its descriptor; lower values are slots
 
 static unsigned next_slot;          // all below it have been in use
 static unsigned freed[SLOTS_MAX];   // a queue, so that slots freed in a row are used again in a row
@@ -279,7 +279,7 @@ static void accept_some(int listener) {
         int fd = accept4(listener, 0, 0, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0) return;
         unsigned slot = take_slot();
-        // Level-triggered and never changed: what one receive leaves comes with the next wait.
+        // Level-triggered and never changed: the rest after one receive is reported by the next wait.
         if (watch(fd, EPOLLIN, slot)) die("epoll_ctl");
         queue_update(slot, fd);
     }
@@ -325,7 +325,7 @@ static void read_local_ports(void) {
     local_ports = last + 1 - first_local_port;
 }
 
-// A range of one port spares the kernel its search. Without the option, or where that port is taken, it searches.
+// A range of one port saves the kernel the search. Without the option, or if that port is in use, it searches.
 static int connect_from(int fd, unsigned local_port) {
     unsigned range = local_port << 16 | local_port, any = 0;
     setsockopt(fd, IPPROTO_IP, IP_LOCAL_PORT_RANGE, &range, sizeof range);
@@ -385,7 +385,7 @@ static void proof_received(unsigned buffer, unsigned slot, int result) {
     }
 }
 
-// One wait and all that follows from it; false when nothing happened in time.
+// One wait and the handling of its events; false if there was no event in time.
 static int turn(int wait_ms) {
     int count = epoll_wait(epoll, events, EVENTS, wait_ms);
     for (int i = 0; i < count; i++) on_ready(i, events[i].data.u64, events[i].events);

@@ -1,10 +1,10 @@
-// Clients without sockets: the way of --stateless in as few lines as it can be shown, to measure the client against.
+// Clients without sockets: a minimal implementation of --stateless, for comparison with the client.
 //
 //   stateless CONNECTIONS FIRST_PORT PORTS
 //
-// Opens a tun device for 198.18.0.0/15 in the network namespace that it runs in, and is all addresses but the first of
-// that block. The server is a process of the same namespace. Each connection sends one message and has it echoed; then
-// all are reset. One read and one write a packet; nothing is sent again, so nothing may be lost.
+// Opens a tun device for 198.18.0.0/15 in its network namespace, and acts as all addresses of that block except the
+// first. The server is a process in the same namespace. Each connection sends one message and waits for the echo; then
+// all are reset. One read and one write per packet; there are no retransmissions, so no packet may be lost.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -27,7 +27,7 @@ enum { IN_FLIGHT = 1024, FIRST_SOURCE_PORT = 1024, SOURCE_PORTS = 64512, QUEUE =
 
 static const uint32_t NETWORK = 198u << 24 | 18u << 16, SERVER = NETWORK + 1, MASK = 0xfffe0000;
 static int tun, first_port, ports, connections, established;
-static uint32_t *received; // by connection: what the server sends next
+static uint32_t *received; // by connection: the next sequence number of the server
 
 static void die(const char *what) { perror(what); exit(1); }
 

@@ -1,6 +1,6 @@
 // The same server on io_uring, as a prototype: multishot accept and receive, buffers provided by a
-// ring, submissions gathered and handed over with the wait. In the kernel's own terms, so that it
-// needs no library.
+// ring, and submissions that are batched with the wait. It uses the kernel interface directly, without
+// a library.
 //
 //   uring FIRST_PORT PORTS
 #define _GNU_SOURCE
@@ -96,7 +96,7 @@ static void ask_accept(int fd) {
 
 static void ask_receive(int fd) {
     struct io_uring_sqe *sqe = ask(IORING_OP_RECV, fd, RECEIVE, 0);
-    // A connection just accepted has nothing to read yet: look only when it says that it has.
+    // A new connection usually has no input yet, so the first receive waits for a report of input.
     sqe->ioprio = IORING_RECV_MULTISHOT | IORING_RECVSEND_POLL_FIRST;
     sqe->flags = IOSQE_BUFFER_SELECT;
     sqe->buf_group = GROUP;

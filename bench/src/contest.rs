@@ -1,4 +1,4 @@
-//! Who is compared, and one round of it: ramps, then echoes on all connections, then on a few.
+//! The compared servers, and one round of the comparison: ramps, then echoes on all connections, then on a few.
 
 use std::fs;
 use std::io;
@@ -11,37 +11,37 @@ use serde::Serialize;
 use crate::process::{self, Load, Server};
 use crate::sampler::{self, Sample, Sampler};
 
-/// A server that takes part.
+/// A compared server.
 #[derive(Clone, Debug)]
 pub(crate) struct Contestant {
     pub(crate) name: String,
     pub(crate) command: Vec<String>,
 }
 
-/// How large the measurement is.
+/// The size of the measurement.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Size {
     pub(crate) rounds: usize,
     pub(crate) connections: usize,
     pub(crate) ports: u16,
-    /// Times that all connections are opened in a round.
+    /// How often all connections are opened in a round.
     pub(crate) ramps: usize,
-    /// Messages on each connection while all are active.
+    /// Messages per connection while all are active.
     pub(crate) messages_all: usize,
-    /// Connections that are active when only a few are.
+    /// The number of active connections in the phase with few of them.
     pub(crate) active_few: usize,
-    /// Messages on each of those.
+    /// Messages per connection in that phase.
     pub(crate) messages_few: usize,
 }
 
-/// Where things are.
+/// The paths and ports of a measurement.
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
     /// The compiled C programs.
     pub(crate) programs: PathBuf,
     /// This program.
     pub(crate) own: PathBuf,
-    /// For files that are not kept.
+    /// The folder for temporary files.
     pub(crate) scratch: PathBuf,
     pub(crate) first_port: u16,
     pub(crate) ports: u16,
@@ -49,10 +49,10 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    /// Starts a contestant, perhaps under a tool, once the ports are free: io_uring gives them back some time after its
-    /// process has ended.
+    /// Starts a contestant, possibly under a tool, as soon as the ports are free: io_uring releases them some time after
+    /// its process has exited.
     pub(crate) fn server(&self, tool: &[String], contestant: &Contestant) -> io::Result<Server> {
-        process::wait_until("the ports stay in use", || {
+        process::wait_until("the ports are still in use", || {
             Ok((self.first_port..self.first_port + self.ports)
                 .all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()))
         })?;
@@ -86,14 +86,14 @@ impl Setting {
         [self.first_port.to_string(), self.ports.to_string()]
     }
 
-    /// The floor, the home team and its opponents.
+    /// The floor, the reactor, and the other libraries.
     pub(crate) fn contestants(&self) -> Vec<Contestant> {
         let libraries = ["reactor", "registered", "mio", "polling", "tokio", "monoio"];
         let floor = self.floor("floor", "floor", &[]);
         std::iter::once(floor).chain(libraries.map(|library| self.library(library, &[]))).collect()
     }
 
-    /// Other ways to ask the kernel, each in C.
+    /// Prototypes in C that use other kernel interfaces.
     pub(crate) fn prototypes(&self) -> Vec<Contestant> {
         vec![
             self.floor("floor", "floor", &[]),
@@ -106,7 +106,7 @@ impl Setting {
     }
 }
 
-/// What one contestant did in one round.
+/// The result of one contestant in one round.
 #[derive(Debug, Serialize)]
 pub(crate) struct Result {
     pub(crate) contestant: String,
@@ -114,26 +114,26 @@ pub(crate) struct Result {
     pub(crate) phases: Vec<Phase>,
 }
 
-/// What one part of a round cost.
+/// The cost of one phase of a round.
 #[derive(Debug, Serialize)]
 pub(crate) struct Phase {
     pub(crate) name: String,
-    /// Connections or messages.
+    /// The number of connections or messages.
     pub(crate) operations: u64,
-    /// As the load saw it.
+    /// The duration as measured by the load generator.
     pub(crate) seconds: f64,
     /// The server's CPU time, exact.
     pub(crate) cpu_ns: u64,
-    /// Its division as the clock tick saw it, in ticks of 10 ms.
+    /// User and system time as accounted by the clock tick, in ticks of 10 ms.
     pub(crate) ticks_user: u64,
     pub(crate) ticks_system: u64,
-    /// Its division as perf saw it, in samples.
+    /// User and system time as sampled by perf, in samples.
     pub(crate) samples_user: u64,
     pub(crate) samples_system: u64,
     pub(crate) latency_us: Option<Latency>,
 }
 
-/// Of messages, from the send to the echo.
+/// The latency of messages, from the send to the echo.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Latency {
     pub(crate) p50: f64,
@@ -143,7 +143,7 @@ pub(crate) struct Latency {
 }
 
 impl Phase {
-    /// The part of the CPU time spent in user space: by perf, or by the clock tick where there is no perf.
+    /// The share of the CPU time in user space, by perf, or by the clock tick if perf is not available.
     fn user_share(&self) -> f64 {
         let (user, system) = match self.samples_user + self.samples_system {
             0 => (self.ticks_user, self.ticks_system),
@@ -165,14 +165,14 @@ impl Phase {
     }
 }
 
-/// A phase that is over, and when it was.
+/// A completed phase, and its time.
 struct Measured {
     phase: Phase,
     from_ns: u64,
     to_ns: u64,
 }
 
-/// Runs one contestant once.
+/// Runs one round of one contestant.
 pub(crate) fn run(
     setting: &Setting,
     size: &Size,
@@ -188,7 +188,7 @@ pub(crate) fn run(
         measured.push(measure(&server, &mut load, "ramp", &format!("open {}", size.connections))?);
         if ramp + 1 < size.ramps {
             load.command("close")?;
-            server.settle()?;
+            server.wait_until_idle()?;
         }
     }
     for (name, active, each) in [
@@ -207,11 +207,11 @@ pub(crate) fn run(
 }
 
 fn measure(server: &Server, load: &mut Load, name: &str, command: &str) -> io::Result<Measured> {
-    server.settle()?;
+    server.wait_until_idle()?;
     let from_ns = sampler::now_ns()?;
     let (cpu_before, ticks_before) = (server.cpu_ns()?, server.ticks()?);
     let (operations, time) = load.command(command)?;
-    server.settle()?;
+    server.wait_until_idle()?;
     let (cpu_after, ticks_after) = (server.cpu_ns()?, server.ticks()?);
     let phase = Phase {
         name: name.to_owned(),

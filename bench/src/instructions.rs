@@ -1,7 +1,7 @@
-//! Instructions in user space per accepted connection and per echoed message, counted by callgrind.
+//! Counts instructions in user space per accepted connection and per echoed message, with callgrind.
 //!
-//! What a server does in one wake depends on how much has arrived meanwhile. So it is stopped while the load connects
-//! or sends, and then finds everything at once: the same in each run, whatever else the machine does.
+//! The work of a server per wake-up depends on how much input has arrived. So the server is stopped while the load
+//! connects or sends, and then finds all input at once: the count is the same in each run, however busy the machine is.
 
 use std::fs;
 use std::io;
@@ -16,7 +16,7 @@ const CONNECTIONS_FEW: usize = 1_000;
 const CONNECTIONS_MANY: usize = 4_000;
 const ECHOES: usize = 5;
 
-/// How far a count may be from the recorded one.
+/// The allowed relative difference from the recorded count.
 const TOLERANCE: f64 = 0.05;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub(crate) struct Instructions {
     pub(crate) per_message: f64,
 }
 
-/// Whether valgrind runs here.
+/// Whether valgrind is available.
 pub(crate) fn is_available() -> bool {
     let ran = Command::new("valgrind")
         .arg("--version")
@@ -62,33 +62,33 @@ fn count(
     ];
     let server = setting.server(&wrapper, contestant)?;
     let mut load = setting.load()?;
-    server.settle()?;
+    server.wait_until_idle()?;
     at_once(&server, || load.command(&format!("open {connections}")).map(drop))?;
-    server.settle()?;
+    server.wait_until_idle()?;
     for _ in 0..echoes {
         at_once(&server, || load.command(&format!("send {connections}")).map(drop))?;
         load.command(&format!("receive {connections}"))?;
-        server.settle()?;
+        server.wait_until_idle()?;
     }
     server.terminate()?;
     collected(&fs::read_to_string(log)?)
-        .ok_or_else(|| io::Error::other("callgrind has counted nothing"))
+        .ok_or_else(|| io::Error::other("callgrind has reported no count"))
 }
 
-/// Has something done while the server stands still.
+/// Runs `act` while the server is stopped.
 fn at_once(server: &Server, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     server.freeze()?;
     act()?;
     server.thaw()
 }
 
-/// The line `==123== Collected : 456789`.
+/// Parses the line `==123== Collected : 456789`.
 fn collected(log: &str) -> Option<i64> {
     let line = log.lines().rev().find(|line| line.contains("Collected"))?;
     line.rsplit(':').next()?.trim().parse().ok()
 }
 
-/// Compares a count with the recorded one: a line for each figure, and whether all are within the tolerance.
+/// Compares counts with the recorded ones; returns a line per count, and whether all are within the tolerance.
 pub(crate) fn compare(recorded: &Instructions, counted: &Instructions) -> (String, bool) {
     let figures = [
         ("accept", recorded.per_accept, counted.per_accept),

@@ -1,5 +1,5 @@
-//! Measures the reactor beside its peers. `scripts/bench` and `scripts/instructions` run it; docs/benchmarks.md tells
-//! what came of it.
+//! Compares the reactor with other event loops. `scripts/bench` and `scripts/instructions` run it; docs/benchmarks.md
+//! contains the results.
 
 mod contest;
 mod instructions;
@@ -26,11 +26,11 @@ use contest::{Contestant, Setting, Size};
 use instructions::Instructions;
 use record::{Micro, Record};
 
-/// Where the ports of all servers begin, below those that the kernel gives to clients.
+/// The first port of the servers, below the range from which the kernel chooses client ports.
 const FIRST_PORT: u16 = 12_000;
 const PORTS: u16 = 100;
 
-/// Descriptors beside those of the connections.
+/// The number of descriptors other than those of the connections.
 const DESCRIPTORS_MORE: u64 = 200;
 
 #[derive(Debug, Parser)]
@@ -42,26 +42,26 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Be one of the servers that are compared
+    /// Run one of the compared servers
     Serve {
         library: serve::Library,
         first_port: u16,
         ports: u16,
-        /// Close connections that are silent for so long (reactor and tokio only)
+        /// Close connections that are idle for this time (reactor and tokio only)
         #[arg(long, value_name = "SECONDS")]
         idle_timeout: Option<u64>,
     },
-    /// Measure all of them
+    /// Measure all servers
     Run(Run),
     /// Count the reactor's instructions per accept and per message
     Instructions {
-        /// Where the compiled C programs are
+        /// The folder of the compiled C programs
         #[arg(long)]
         programs: PathBuf,
-        /// The recorded figures
+        /// The file of the recorded counts
         #[arg(long)]
         record: PathBuf,
-        /// Compare with them, instead of recording anew
+        /// Compare with the recorded counts, instead of recording new ones
         #[arg(long)]
         check: bool,
     },
@@ -69,22 +69,22 @@ enum Task {
 
 #[derive(Debug, Args)]
 struct Run {
-    /// Where the compiled C programs are
+    /// The folder of the compiled C programs
     #[arg(long)]
     programs: PathBuf,
-    /// Where the results go
+    /// The folder for the results
     #[arg(long)]
     out: PathBuf,
-    /// Smaller and rougher
+    /// Make a smaller, less precise measurement
     #[arg(long)]
     quick: bool,
-    /// Measure other ways to ask the kernel, instead of the libraries
+    /// Measure prototypes of other kernel interfaces, instead of the libraries
     #[arg(long)]
     prototypes: bool,
-    /// How often everything is measured
+    /// The number of rounds
     #[arg(long)]
     rounds: Option<usize>,
-    /// Measure these beside the floor, and neither memory nor instructions
+    /// Measure only these and the floor, without memory and instructions
     #[arg(long, value_delimiter = ',', value_name = "NAME,...", conflicts_with = "prototypes")]
     only: Vec<String>,
 }
@@ -138,7 +138,7 @@ fn measure(run: &Run) -> io::Result<()> {
     Ok(())
 }
 
-/// Who takes part: the floor always does.
+/// The servers to compare, always including the floor.
 fn contestants(setting: &Setting, run: &Run) -> io::Result<Vec<Contestant>> {
     if run.prototypes {
         return Ok(setting.prototypes());
@@ -156,7 +156,7 @@ fn contestants(setting: &Setting, run: &Run) -> io::Result<Vec<Contestant>> {
     Ok(all)
 }
 
-/// What would measure this again.
+/// The command that repeats this measurement.
 fn command(run: &Run) -> String {
     let flags = [(run.prototypes, " --prototypes"), (run.quick, " --quick")];
     let flags = flags.iter().filter(|flag| flag.0).map(|flag| flag.1.to_owned());
@@ -191,7 +191,7 @@ fn size(run: &Run) -> Size {
     Size { rounds: run.rounds.unwrap_or(chosen.rounds), ..chosen }
 }
 
-/// Raises the descriptor limit, which the servers and the load inherit, and leaves one processor to the server.
+/// Raises the descriptor limit, which the servers and the load inherit, and reserves one processor for the server.
 fn prepare(size: &Size) -> io::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
@@ -203,7 +203,7 @@ fn prepare(size: &Size) -> io::Result<()> {
     }
     if std::thread::available_parallelism()?.get() < 2 {
         return Err(io::Error::other(
-            "one processor for the server and one for the load are needed",
+            "two processors are needed, one for the server and one for the load",
         ));
     }
     let mut load_cpu = CpuSet::new();
@@ -211,7 +211,7 @@ fn prepare(size: &Size) -> io::Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &load_cpu)?)
 }
 
-/// Each round begins with another contestant.
+/// Runs the rounds, each starting with another contestant.
 fn contest_rounds(
     setting: &Setting,
     size: &Size,
@@ -252,7 +252,7 @@ fn count_all_instructions(
         return Ok(Vec::new());
     }
     let mut all = Vec::new();
-    // valgrind knows no io_uring.
+    // valgrind does not support io_uring.
     for contestant in contestants.iter().filter(|contestant| contestant.name != "monoio") {
         say(&format!("instructions: {}", contestant.name));
         all.push(instructions::run(setting, contestant)?);
@@ -266,8 +266,8 @@ fn micro(setting: &Setting, quick: bool) -> io::Result<Vec<Micro>> {
     let program = setting.own.with_file_name("c1000k-bench-micro");
     let output = Command::new(program)
         .args(["--entries", entries, "--rounds", rounds])
-        // Each large block by itself, and back to the system when it is freed: a page that one structure has touched
-        // is no gift to the next.
+        // Each large block is mapped separately and returned to the system when it is freed, so that no structure
+        // reuses pages that another one has touched.
         .env("MALLOC_MMAP_THRESHOLD_", "131072")
         .output()?;
     Ok(serde_json::from_slice(&output.stdout)?)

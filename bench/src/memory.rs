@@ -1,4 +1,4 @@
-//! What an idle connection costs each contestant in memory of its own.
+//! The memory of each server's process per idle connection.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::contest::{Contestant, Setting};
 
-/// A timeout that never fires while it is measured.
+/// A timeout that does not fire during the measurement.
 const IDLE_TIMEOUT: [&str; 2] = ["--idle-timeout", "600"];
 
 #[derive(Debug, Serialize)]
@@ -14,7 +14,7 @@ pub(crate) struct Memory {
     pub(crate) contestant: String,
     pub(crate) connections: usize,
     pub(crate) bytes_per_connection: f64,
-    /// Of the whole process, with all connections open.
+    /// The memory of the whole process with all connections open.
     pub(crate) bytes: u64,
 }
 
@@ -29,10 +29,10 @@ pub(crate) fn run(setting: &Setting, connections: usize) -> io::Result<Vec<Memor
 fn measure(setting: &Setting, contestant: &Contestant, connections: usize) -> io::Result<Memory> {
     let server = setting.server(&[], contestant)?;
     let mut load = setting.load()?;
-    server.settle()?;
+    server.wait_until_idle()?;
     let before = server.anonymous_bytes()?;
     load.command(&format!("open {connections}"))?;
-    server.settle()?;
+    server.wait_until_idle()?;
     let bytes = server.anonymous_bytes()?;
     Ok(Memory {
         contestant: contestant.name.clone(),

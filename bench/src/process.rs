@@ -1,4 +1,4 @@
-//! The processes of a measurement: a server, the load on it, and what /proc tells of the server.
+//! The processes of a measurement: a server and the load generator, and the server's resources from /proc.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -12,17 +12,17 @@ use nix::unistd::Pid;
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// A server that spends nothing for this many polls has finished what it had to do.
+/// The number of polls without CPU time after which a server counts as idle.
 const QUIET_POLLS: u32 = 6;
 
-/// What is not over by then hangs.
+/// The time limit of each operation.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Where a server runs; the load and everything else run on [`LOAD_CPU`].
+/// The processor of the server; the load and everything else run on [`LOAD_CPU`].
 pub(crate) const SERVER_CPU: usize = 0;
 pub(crate) const LOAD_CPU: usize = 1;
 
-/// A server under measurement: killed when dropped.
+/// A server under measurement, which is killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
@@ -57,13 +57,13 @@ impl Server {
         Ok(kill(Pid::from_raw(self.id() as i32), signal)?)
     }
 
-    /// Ends it by SIGTERM, so that a tool around it can write its report.
+    /// Ends the server with SIGTERM, so that a tool that runs it can write its report.
     pub(crate) fn terminate(mut self) -> io::Result<()> {
         self.signal(Signal::SIGTERM)?;
         self.child.wait().map(drop)
     }
 
-    /// Stops it and waits until it stands still.
+    /// Stops the server with SIGSTOP and waits until it has stopped.
     pub(crate) fn freeze(&self) -> io::Result<()> {
         self.signal(Signal::SIGSTOP)?;
         wait_until("the server does not stop", || {
@@ -71,16 +71,16 @@ impl Server {
         })
     }
 
-    /// Lets it go on.
+    /// Continues the server.
     pub(crate) fn thaw(&self) -> io::Result<()> {
         self.signal(Signal::SIGCONT)
     }
 
-    /// Waits until it has nothing more to do.
-    pub(crate) fn settle(&self) -> io::Result<()> {
+    /// Waits until the server is idle.
+    pub(crate) fn wait_until_idle(&self) -> io::Result<()> {
         let mut quiet = 0;
         let mut before = self.cpu_ns()?;
-        wait_until("the server does not come to rest", || {
+        wait_until("the server does not become idle", || {
             let now = self.cpu_ns()?;
             quiet = if now == before { quiet + 1 } else { 0 };
             before = now;
@@ -88,7 +88,7 @@ impl Server {
         })
     }
 
-    /// CPU time of all its threads, exact.
+    /// The exact CPU time of all threads, in nanoseconds.
     pub(crate) fn cpu_ns(&self) -> io::Result<u64> {
         let mut total = 0;
         for thread in fs::read_dir(format!("/proc/{}/task", self.id()))? {
@@ -98,7 +98,7 @@ impl Server {
         Ok(total)
     }
 
-    /// User and system time as the kernel's clock tick saw it, in ticks of 10 ms.
+    /// User and system time as accounted by the clock tick, in ticks of 10 ms.
     pub(crate) fn ticks(&self) -> io::Result<(u64, u64)> {
         let fields = stat_fields(self.id())?;
         let ticks =
@@ -106,7 +106,7 @@ impl Server {
         Ok((ticks(11), ticks(12)))
     }
 
-    /// Memory of its own: anonymous pages.
+    /// The anonymous memory of the server.
     pub(crate) fn anonymous_bytes(&self) -> io::Result<u64> {
         let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.id()))?;
         let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:"));
@@ -122,14 +122,14 @@ impl Drop for Server {
     }
 }
 
-/// What stands after the name of the process in /proc/PID/stat.
+/// The fields after the process name in /proc/PID/stat.
 fn stat_fields(id: u32) -> io::Result<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{id}/stat"))?;
     let after_name = text.rsplit_once(')').map_or("", |(_, rest)| rest);
     Ok(after_name.split_whitespace().map(str::to_owned).collect())
 }
 
-/// Asks until the answer is yes; `what` is the complaint if that takes too long.
+/// Polls until `ask` returns true; `what` is the error message after the time limit.
 pub(crate) fn wait_until(what: &str, mut ask: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
     let begin = Instant::now();
     while !ask()? {
@@ -141,7 +141,7 @@ pub(crate) fn wait_until(what: &str, mut ask: impl FnMut() -> io::Result<bool>) 
     Ok(())
 }
 
-/// The load generator: a process of its own that obeys one line at a time.
+/// The load generator: a process that executes one command per line.
 #[derive(Debug)]
 pub(crate) struct Load {
     child: Child,
@@ -160,11 +160,11 @@ impl Load {
             (Some(commands), Some(answers)) => {
                 Ok(Self { child, commands, answers: BufReader::new(answers) })
             }
-            _ => Err(io::Error::other("the load has no pipes")),
+            _ => Err(io::Error::other("the load generator has no pipes")),
         }
     }
 
-    /// Has a command done; says how many connections or messages that were, and how long it took.
+    /// Executes a command; returns the number of connections or messages, and the duration.
     pub(crate) fn command(&mut self, line: &str) -> io::Result<(u64, Duration)> {
         writeln!(self.commands, "{line}")?;
         let mut answer = String::new();
@@ -172,7 +172,7 @@ impl Load {
         let mut numbers = answer.split_whitespace().map_while(|number| number.parse::<u64>().ok());
         match (numbers.next(), numbers.next()) {
             (Some(done), Some(ns)) => Ok((done, Duration::from_nanos(ns))),
-            _ => Err(io::Error::other(format!("the load failed at `{line}`"))),
+            _ => Err(io::Error::other(format!("the load generator failed at `{line}`"))),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a run leaves behind: everything that was measured, round by round, as JSON.
+//! The record of a run: all measurements of each round, as JSON.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +23,7 @@ pub(crate) struct Record {
     pub(crate) micro: Vec<Micro>,
 }
 
-/// What one operation on one structure costs: nanoseconds, or bytes per entry where the subject is memory.
+/// The cost of one operation on one structure: nanoseconds, or bytes per entry if the subject is memory.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Micro {
     pub(crate) subject: String,
@@ -34,7 +34,7 @@ pub(crate) struct Micro {
     pub(crate) round: usize,
 }
 
-/// What it ran on.
+/// A description of the machine.
 pub(crate) fn machine() -> BTreeMap<String, String> {
     let mut machine = BTreeMap::new();
     let mut note = |key: &str, value: Option<String>| {

@@ -38,7 +38,7 @@ fn names(results: &[Result]) -> Vec<&str> {
             names.push(&result.contestant);
         }
     }
-    // The order of the first round, whoever began in it.
+    // The order is that of the first round.
     names.sort_by_key(|name| usize::from(*name != FLOOR));
     names
 }
@@ -75,8 +75,8 @@ fn median(mut figures: Vec<f64>) -> f64 {
     }
 }
 
-/// The median of the ratios within each round, so that a machine that slows down harms no one, with the least and the
-/// greatest of them.
+/// The median of the ratios within each round, with the minimum and the maximum. Ratios within a round are not affected
+/// by a machine that becomes slower.
 fn ratio(figures: &[f64], floor: &[f64]) -> String {
     let ratios: Vec<_> = figures.iter().zip(floor).map(|(each, floor)| each / floor).collect();
     let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);

@@ -1,8 +1,8 @@
-//! How a server's CPU time divides into user and system time.
+//! Divides a server's CPU time into user and system time.
 //!
-//! The kernel divides it by looking once per clock tick (4 ms here), which is far too coarse for a user time of a few
-//! milliseconds. `perf record` looks 5,000 times a second; the exact total is then divided in its proportion. Where
-//! perf is missing, the clock tick has to do.
+//! The kernel samples once per clock tick (4 ms here), which is far too coarse for a user time of a few milliseconds.
+//! `perf record` samples 5,000 times a second, and the exact total is divided in the proportion of its samples. If perf
+//! is not available, the clock tick is used.
 
 use std::fs;
 use std::io;
@@ -15,24 +15,24 @@ use nix::unistd::Pid;
 
 use crate::process::wait_until;
 
-/// Not a divisor of anything, so that it does not march in step with a timer.
+/// Chosen so that samples are not synchronous with a timer.
 const SAMPLES_PER_SECOND: &str = "4999";
 
-/// perf that watches a server.
+/// A perf process that samples a server.
 #[derive(Debug)]
 pub(crate) struct Sampler {
     perf: Child,
     data: PathBuf,
 }
 
-/// One look: when, and whether it was in the kernel.
+/// A sample: its time, and whether it was in the kernel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
     pub(crate) at_ns: u64,
     pub(crate) in_kernel: bool,
 }
 
-/// The clock of the samples.
+/// The current time on the clock of the samples.
 pub(crate) fn now_ns() -> io::Result<u64> {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
     Ok(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
@@ -74,7 +74,7 @@ impl Sampler {
             .any(|target| target.to_string_lossy().contains("perf_event"))
     }
 
-    /// Detaches and tells all that was seen.
+    /// Detaches and returns the samples.
     pub(crate) fn stop(mut self) -> io::Result<Vec<Sample>> {
         kill(Pid::from_raw(self.perf.id() as i32), Signal::SIGINT)?;
         self.perf.wait()?;
@@ -94,12 +94,12 @@ impl Drop for Sampler {
     }
 }
 
-/// A line like `12345.678901234:  ffffffff81000000`.
+/// Parses a line like `12345.678901234:  ffffffff81000000`.
 fn sample(line: &str) -> Option<Sample> {
     let (time, ip) = line.split_once(':')?;
     let (seconds, fraction) = time.trim().split_once('.')?;
     let at_ns = seconds.parse::<u64>().ok()? * 1_000_000_000 + fraction.parse::<u64>().ok()?;
-    // Addresses of the kernel have their highest bit set.
+    // Kernel addresses have the highest bit set.
     let in_kernel = u64::from_str_radix(ip.trim().split(' ').next()?, 16).ok()? >> 63 == 1;
     Some(Sample { at_ns, in_kernel })
 }

@@ -1,4 +1,4 @@
-//! System calls per accepted connection and per message, counted by strace in runs of their own.
+//! Counts system calls per accepted connection and per message, with strace, in separate runs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,9 +21,9 @@ pub(crate) struct Syscalls {
     pub(crate) contestant: String,
     pub(crate) connections: usize,
     pub(crate) messages: usize,
-    /// By name, while the connections were opened.
+    /// The calls by name while the connections were opened.
     pub(crate) accepting: BTreeMap<String, u64>,
-    /// By name, while all of them were echoing.
+    /// The calls by name while all connections were echoing.
     pub(crate) echoing: BTreeMap<String, u64>,
 }
 
@@ -60,25 +60,25 @@ fn count(
     command: &str,
     scratch: &Path,
 ) -> io::Result<BTreeMap<String, u64>> {
-    server.settle()?;
+    server.wait_until_idle()?;
     let report = scratch.join("strace");
     let mut strace = Command::new("strace")
         .args(["-c", "-f", "-p", &server.id().to_string(), "-o"])
         .arg(&report)
         .stderr(Stdio::piped())
         .spawn()?;
-    // It says so when it has attached.
+    // strace prints a line when it has attached.
     if let Some(stderr) = strace.stderr.take() {
         BufReader::new(stderr).read_line(&mut String::new())?;
     }
     load.command(command)?;
-    server.settle()?;
+    server.wait_until_idle()?;
     kill(Pid::from_raw(strace.id() as i32), Signal::SIGINT)?;
     strace.wait()?;
     Ok(fs::read_to_string(report)?.lines().filter_map(row).collect())
 }
 
-/// A line like ` 50.00    0.000123           1      2000        12 accept4`; the errors may be missing.
+/// Parses a line like ` 50.00    0.000123           1      2000        12 accept4`; the error count is optional.
 fn row(line: &str) -> Option<(String, u64)> {
     let fields: Vec<_> = line.split_whitespace().collect();
     let name = *fields.last()?;

@@ -1,7 +1,8 @@
 //! A chat with rooms: `cargo run --example chat -- 127.0.0.1:7007`, then `nc 127.0.0.1 7007`.
 //!
-//! `/nick NAME` and `/join ROOM` change who and where you are, `/all TEXT` speaks to everyone, any other line to your
-//! room. A message is one allocation however many receive it. A reader whose queue is full is dropped: no one waits.
+//! `/nick NAME` and `/join ROOM` change the name and the room, `/all TEXT` sends to everyone, any other line goes to the
+//! room. A message is allocated once for all recipients. A peer whose queue is full is dropped, so that it delays
+//! no other.
 
 use std::collections::{HashMap, HashSet};
 use std::mem;
@@ -17,48 +18,50 @@ mod common;
 
 const LOBBY: &str = "lobby";
 const LINE_BYTES_MAX: usize = 1024;
-/// Bounds what one callback may cost: a number of lines to a number of members.
+/// With `MEMBERS_MAX`, this bounds the work of one callback.
 const LINES_PER_READ_MAX: usize = 64;
 const MEMBERS_MAX: usize = 1000;
-/// A reader that is so far behind is dropped.
+/// A peer with more queued bytes is dropped.
 const BEHIND_BYTES_MAX: usize = 64 * 1024;
 
 #[derive(Default)]
 struct Chat {
     rooms: HashMap<String, HashSet<Token>>,
-    /// What is being said to everyone.
+    /// The text of each sweep.
     announcements: HashMap<SweepId, Arc<[u8]>>,
 }
 
 struct Guest {
     name: String,
     room: String,
-    /// The beginning of a line whose end has not arrived yet.
+    /// An incomplete line.
     line: Vec<u8>,
 }
 
 impl Chat {
-    fn obey(&mut self, cx: &mut Context<Guest>, token: Token, guest: &mut Guest, line: &str) {
+    fn execute(&mut self, cx: &mut Context<Guest>, token: Token, guest: &mut Guest, line: &str) {
         match line.split_once(' ').unwrap_or((line, "")) {
             ("/nick", name) if !name.is_empty() => {
                 let old = mem::replace(&mut guest.name, name.to_owned());
-                self.tell_room(cx, &guest.room, &format!("* {old} is {name} now"));
+                self.send_to_room(cx, &guest.room, &format!("* {old} is {name} now"));
             }
             ("/join", room) if !room.is_empty() => self.join(cx, token, guest, room),
             ("/all", text) => self.announce(cx, token, &format!("{} to all: {text}", guest.name)),
-            _ if line.starts_with('/') => tell(cx, token, "* /nick NAME, /join ROOM, /all TEXT"),
-            _ => self.tell_room(cx, &guest.room, &format!("{}: {line}", guest.name)),
+            _ if line.starts_with('/') => {
+                send_text(cx, token, "* /nick NAME, /join ROOM, /all TEXT")
+            }
+            _ => self.send_to_room(cx, &guest.room, &format!("{}: {line}", guest.name)),
         }
     }
 
     fn join(&mut self, cx: &mut Context<Guest>, token: Token, guest: &mut Guest, room: &str) {
         if self.rooms.get(room).is_some_and(|members| members.len() >= MEMBERS_MAX) {
-            return tell(cx, token, "* that room is full");
+            return send_text(cx, token, "* that room is full");
         }
         self.leave(cx, token, guest);
         guest.room = room.to_owned();
         self.rooms.entry(guest.room.clone()).or_default().insert(token);
-        self.tell_room(cx, room, &format!("* {} joined {room}", guest.name));
+        self.send_to_room(cx, room, &format!("* {} joined {room}", guest.name));
     }
 
     fn leave(&mut self, cx: &mut Context<Guest>, token: Token, guest: &Guest) {
@@ -68,25 +71,25 @@ impl Chat {
             if members.is_empty() {
                 self.rooms.remove(&guest.room);
             }
-            self.tell_room(cx, &guest.room, &format!("* {} left", guest.name));
+            self.send_to_room(cx, &guest.room, &format!("* {} left", guest.name));
         }
     }
 
-    /// To the members of a room, of whom there are few enough for one callback.
-    fn tell_room(&self, cx: &mut Context<Guest>, room: &str, text: &str) {
+    /// Sends to the members of a room, of which there are few enough for one callback.
+    fn send_to_room(&self, cx: &mut Context<Guest>, room: &str, text: &str) {
         let message = message(text);
         for &member in self.rooms.get(room).into_iter().flatten() {
-            give(cx, member, &message);
+            send(cx, member, &message);
         }
     }
 
-    /// To everyone, who may be a million: a sweep goes from one to the next, and the loop goes on in between.
+    /// Sends to everyone: a sweep, because a loop over a million connections would block the reactor.
     fn announce(&mut self, cx: &mut Context<Guest>, token: Token, text: &str) {
         match cx.sweep() {
             Ok(sweep) => {
                 self.announcements.insert(sweep, message(text));
             }
-            Err(_) => tell(cx, token, "* too much is being announced, try later"),
+            Err(_) => send_text(cx, token, "* too many announcements, try again later"),
         }
     }
 }
@@ -95,14 +98,14 @@ fn message(text: &str) -> Arc<[u8]> {
     format!("{text}\n").into_bytes().into()
 }
 
-fn give(cx: &mut Context<Guest>, token: Token, message: &Arc<[u8]>) {
+fn send(cx: &mut Context<Guest>, token: Token, message: &Arc<[u8]>) {
     if cx.write_chunk(token, Arc::clone(message)).is_err() {
         cx.abort(token);
     }
 }
 
-fn tell(cx: &mut Context<Guest>, token: Token, text: &str) {
-    give(cx, token, &message(text));
+fn send_text(cx: &mut Context<Guest>, token: Token, text: &str) {
+    send(cx, token, &message(text));
 }
 
 impl Handler for Chat {
@@ -133,7 +136,7 @@ impl Handler for Chat {
             match line.strip_suffix(b"\n") {
                 Some(line) => {
                     let line = String::from_utf8_lossy(line);
-                    self.obey(cx, token, guest, line.trim());
+                    self.execute(cx, token, guest, line.trim());
                 }
                 None => guest.line = line.to_vec(),
             }
@@ -148,7 +151,7 @@ impl Handler for Chat {
         _guest: &mut Guest,
     ) {
         if let Some(message) = self.announcements.get(&sweep) {
-            give(cx, token, message);
+            send(cx, token, message);
         }
     }
 

@@ -1,12 +1,12 @@
-//! An HTTP proxy for CONNECT, with names resolved on threads:
+//! An HTTP proxy for CONNECT, which resolves names on threads:
 //!
 //! ```sh
 //! cargo run --release --example connect_proxy -- 127.0.0.1:7008
 //! curl --proxy http://127.0.0.1:7008 --proxytunnel http://localhost:7007/
 //! ```
 //!
-//! Half of the slots are kept for the connections to servers, so that accepts can't take what these need. Back-pressure
-//! goes both ways, and half-closes and resets are passed on.
+//! Half of the slots are reserved for the connections to servers, so that accepts can't use them up. Back-pressure
+//! works in both directions, and half-closes and resets are forwarded.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -20,20 +20,20 @@ use reactor::{
     Mailbox, Reactor, Signal, Token, Written,
 };
 
-use common::{Failure, address, misused};
+use common::{Failure, address, usage_error};
 
 mod common;
 
 const RESOLVERS: usize = 4;
-/// Names that may wait for them.
+/// The capacity of the queue of names to resolve.
 const NAMES_MAX: usize = 1024;
 const REQUEST_BYTES_MAX: usize = 8 * 1024;
 const FIELDS_MAX: usize = 64;
-/// For a request, and for a connect.
+/// The time limit of a request and of a connect.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTIONS_MAX: usize = 20_000;
 
-/// A client waits for what its server's name stands for.
+/// A client, and the addresses of its server.
 type Resolved = (Token, io::Result<Vec<SocketAddr>>);
 
 struct Proxy {
@@ -43,18 +43,18 @@ struct Proxy {
 }
 
 enum Half {
-    /// A client whose request is not whole.
+    /// A client whose request is incomplete.
     Request(Vec<u8>),
-    /// A client that waits for its server, and what it has sent meanwhile.
+    /// A client that waits for its server, and the input that followed its request.
     Waiting(Vec<u8>),
-    /// A server that is being connected, for this client, and the addresses that are left.
+    /// A server during the connect, its client, and the addresses to try if the connect fails.
     Dialed { client: Token, left: Vec<SocketAddr> },
-    /// Either of two that are joined.
+    /// A client or a server of an established tunnel, and the other one's token.
     Joined(Token),
 }
 
 impl Proxy {
-    /// The server's name, and what follows the request, once that is whole.
+    /// Returns the server's name and the bytes after the request; `None` if the request is incomplete.
     fn parse(input: &[u8]) -> Result<Option<(String, Vec<u8>)>, &'static str> {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
         let mut request = httparse::Request::new(&mut fields);
@@ -138,7 +138,7 @@ impl Handler for Proxy {
     fn on_wake(&mut self, cx: &mut Context<Half>) {
         while let Some((client, resolved)) = self.resolved.receive() {
             match resolved {
-                // It may have gone meanwhile.
+                // The client may have disconnected meanwhile.
                 _ if !cx.holds(client) => {}
                 Ok(addresses) => self.dial(cx, client, addresses),
                 Err(_) => refuse(cx, client, "502 Bad Gateway"),
@@ -154,7 +154,7 @@ impl Handler for Proxy {
 
     fn on_eof(&mut self, cx: &mut Context<Half>, token: Token, half: &mut Half) {
         match *half {
-            // When both halves have finished, both end by themselves.
+            // A connection ends when both sides have finished.
             Half::Joined(other) => cx.finish(other),
             _ => cx.close(token),
         }
@@ -176,13 +176,13 @@ fn refuse(cx: &mut Context<Half>, client: Token, why: &str) {
     cx.close(client);
 }
 
-/// Takes names from the queue and sends back what they stand for.
+/// Takes names from the queue and sends their addresses to the proxy.
 fn resolve(names: &Mutex<mpsc::Receiver<(Token, String)>>, resolved: &reactor::Sender<Resolved>) {
     loop {
         let Ok(names) = names.lock() else { return };
         let Ok((client, name)) = names.recv() else { return };
         drop(names);
-        // They are tried from the last to the first.
+        // `dial` tries the addresses from the last to the first.
         let addresses = name.to_socket_addrs().map(|found| found.rev().collect());
         if resolved.send((client, addresses)).is_err() {
             return;
@@ -197,7 +197,7 @@ fn main() -> Result<(), Failure> {
         None => CONNECTIONS_MAX,
         Some(Ok(most @ 2..)) => most,
         Some(_) => {
-            misused("give the address and at least 2 connections: connect_proxy LISTEN MOST")
+            usage_error("expected an address and at least 2 connections: connect_proxy LISTEN MAX")
         }
     };
     let config =

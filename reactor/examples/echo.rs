@@ -1,7 +1,7 @@
-//! Sends back what arrives: `cargo run --example echo -- 127.0.0.1:7007`.
+//! An echo server: `cargo run --example echo -- 127.0.0.1:7007`.
 //!
-//! Back-pressure in three lines: while a part of the answer waits in the queue, nothing more is read from that peer, so
-//! one that sends without reading costs a bounded buffer and is slowed down by TCP itself.
+//! Back-pressure takes three lines: while a part of the answer is queued, reads from that peer are paused. A peer that
+//! sends without reading takes a bounded buffer and is slowed down by TCP.
 
 use reactor::{Config, Context, Handler, Incoming, ListenOptions, Reactor, Signal, Token, Written};
 

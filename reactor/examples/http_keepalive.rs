@@ -1,7 +1,7 @@
-//! Answers HTTP/1.1 with keep-alive and pipelining: `cargo run --example http_keepalive -- 127.0.0.1:8080`.
+//! An HTTP/1.1 server with keep-alive and pipelining: `cargo run --example http_keepalive -- 127.0.0.1:8080`.
 //!
-//! `httparse` parses; what is here is what a server adds to it: requests that arrive in pieces or many at a time,
-//! bodies that are skipped, one write for all answers of one read, and bounds on all of it.
+//! `httparse` parses the request heads. The example adds the rest of a server: requests that arrive in pieces or many
+//! at a time, request bodies, which it skips, one write for all answers of one read, and bounds for all of it.
 
 use std::io::Write;
 use std::time::Duration;
@@ -16,24 +16,24 @@ mod common;
 
 const HEAD_BYTES_MAX: usize = 8 * 1024;
 const HEADERS_MAX: usize = 64;
-/// For one whole request head, and for the silence between requests.
+/// The time limit for a complete request head, and for the time between requests.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 struct Http {
-    /// The answers to one read, written at once; it is used again and again.
+    /// The answers to one read, which are written together; the buffer is reused.
     answers: Vec<u8>,
 }
 
 #[derive(Default)]
 struct Conn {
-    /// The beginning of a request whose end has not arrived yet.
+    /// An incomplete request head.
     head: Vec<u8>,
-    /// Bytes of a request's body that are still to come, to be skipped.
+    /// The bytes of a request's body that are still to be skipped.
     body_left: u64,
 }
 
-/// Whether the connection lives on.
+/// Whether the connection is kept open.
 #[derive(PartialEq)]
 enum Then {
     Keep,
@@ -48,7 +48,7 @@ struct Request {
     then: Then,
 }
 
-/// A request that can't be served; the connection ends with it.
+/// The status of a request that can't be served; the connection is closed after it.
 struct Refusal(&'static str);
 
 const BAD_REQUEST: Refusal = Refusal("400 Bad Request");
@@ -56,7 +56,7 @@ const HEAD_TOO_LARGE: Refusal = Refusal("431 Request Header Fields Too Large");
 const NOT_IMPLEMENTED: Refusal = Refusal("501 Not Implemented");
 
 impl Http {
-    /// Answers every whole request among the bytes, and keeps what is left of them.
+    /// Answers every complete request in the input, and keeps the rest.
     fn answer_all(&mut self, conn: &mut Conn, bytes: &[u8]) -> Then {
         let mut rest = bytes;
         loop {
@@ -106,7 +106,7 @@ impl Http {
     }
 }
 
-/// The request at the beginning of the bytes; `None` where its end has not arrived.
+/// Parses the request at the beginning of the bytes; `None` if it is incomplete.
 fn parse(bytes: &[u8]) -> Result<Option<Request>, Refusal> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut request = httparse::Request::new(&mut headers);
@@ -128,7 +128,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Request>, Refusal> {
     }))
 }
 
-/// What the header fields say of the message and of its connection.
+/// The header fields that concern the body and the connection.
 struct Fields {
     hosts: usize,
     body_bytes: Option<u64>,
@@ -142,7 +142,7 @@ impl Fields {
         for header in headers {
             fields.add(header)?;
         }
-        // Two hosts are how one server is made to answer for another.
+        // HTTP/1.1 requires exactly one Host field; with two, a proxy could route the request by the other one.
         if fields.hosts > 1 || (is_1_1 && fields.hosts == 0) {
             return Err(BAD_REQUEST);
         }
@@ -171,7 +171,7 @@ impl Fields {
     }
 }
 
-/// Digits and nothing else: a sign or a comma is how requests are smuggled.
+/// Accepts digits only: a sign or a comma allows request smuggling.
 fn whole_number(value: &[u8]) -> Option<u64> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;
@@ -200,7 +200,7 @@ impl Handler for Http {
             self.answer_all(conn, &head)
         };
         if !self.answers.is_empty() {
-            // Only an answer buys more time: a head that comes in drops does not.
+            // Only an answer extends the timeout, so a slowly sent request head is limited.
             cx.set_timeout(token, REQUEST_TIMEOUT);
         }
         match cx.write(token, &self.answers) {
@@ -221,8 +221,8 @@ impl Handler for Http {
 
 fn main() -> Result<(), Failure> {
     let argument = std::env::args().nth(1).unwrap_or("127.0.0.1:8080".to_owned());
-    // One read of 64 KiB, behind a head of 8 KiB that has waited for its end, holds at most 3,686 requests of 20
-    // bytes, whose answers are 104 bytes each. While answers wait nothing is read, so the queue never has to hold more.
+    // One read of 64 KiB, after an incomplete head of 8 KiB, contains at most 3,686 requests of 20 bytes, with answers
+    // of 104 bytes each. While answers are queued nothing is read, so the queue never needs to hold more.
     let config = Config { write_queue_bytes_max: 1024 * 1024, ..Config::default() };
     let mut reactor = Reactor::new(&config)?;
     let cx = reactor.context();

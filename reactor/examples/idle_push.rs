@@ -1,11 +1,11 @@
-//! A push gateway in miniature: `cargo run --example idle_push -- 127.0.0.1:7007 127.0.0.1:7008 60`.
+//! A small push gateway: `cargo run --example idle_push -- 127.0.0.1:7007 127.0.0.1:7008 60`.
 //!
-//! Devices connect to the first address, send their number and a newline, and then any byte now and then: one that is
-//! silent for longer than the third argument, in seconds, is closed. Operators connect to the second address and say
-//! `push NUMBER TEXT`, `all TEXT` or `count`.
+//! Devices connect to the first address, send their number and a newline, and then any byte as a heartbeat. A device
+//! that is idle for longer than the third argument, in seconds, is closed. Operators connect to the second address and
+//! send `push NUMBER TEXT`, `all TEXT` or `count`.
 //!
-//! What a million idle devices cost is the point: a device's state is 16 bytes inline in its slot, no buffer and no heap
-//! block, and a heartbeat moves its timeout by storing one integer.
+//! The gateway is made for a million idle devices: the state of a device is 16 bytes, inline in its slot, without a
+//! buffer or a heap block, and a heartbeat extends its timeout by storing one integer.
 
 use std::collections::HashMap;
 use std::mem;
@@ -17,7 +17,7 @@ use reactor::{
     SweepId, Token, WriteError,
 };
 
-use common::{Failure, address, misused};
+use common::{Failure, address, usage_error};
 
 mod common;
 
@@ -31,24 +31,30 @@ struct Gateway {
 }
 
 enum Conn {
-    /// A device that is still saying its number: the digits so far.
+    /// A device that has not sent its complete number: the digits so far.
     Unnamed(u64),
     Device(u64),
-    /// Boxed, as there are few operators and many devices.
+    /// Boxed, because there are few operators and many devices.
     Operator(Box<Operator>),
 }
 
 #[derive(Default)]
 struct Operator {
-    /// The beginning of a command whose end has not arrived yet.
-    begun: Vec<u8>,
+    /// An incomplete command.
+    partial: Vec<u8>,
 }
 
 const _: () = assert!(size_of::<Conn>() <= 16, "a million devices have this state");
 
 impl Gateway {
-    /// Takes in a device's number, digit by digit: no buffer is needed for it.
-    fn hear(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn, bytes: &[u8]) {
+    /// Parses a device's number digit by digit, without a buffer.
+    fn on_device_data(
+        &mut self,
+        cx: &mut Context<Conn>,
+        token: Token,
+        conn: &mut Conn,
+        bytes: &[u8],
+    ) {
         cx.set_timeout(token, self.heartbeat_max);
         for byte in bytes {
             let Conn::Unnamed(number) = conn else { return };
@@ -63,7 +69,7 @@ impl Gateway {
                 b'\n' => {
                     let number = *number;
                     *conn = Conn::Device(number);
-                    // A device that comes back before its old connection is found dead takes its place.
+                    // A device that reconnects replaces its old connection, which may not have timed out yet.
                     if let Some(old) = self.devices.insert(number, token) {
                         cx.abort(old);
                     }
@@ -74,7 +80,7 @@ impl Gateway {
         }
     }
 
-    fn obey(&mut self, cx: &mut Context<Conn>, command: &str) -> String {
+    fn execute(&mut self, cx: &mut Context<Conn>, command: &str) -> String {
         match command.split_once(' ').unwrap_or((command, "")) {
             ("push", rest) => self.push(cx, rest).to_owned(),
             ("all", text) => self.announce(cx, text).to_owned(),
@@ -121,27 +127,29 @@ impl Handler for Gateway {
     }
 
     fn on_data(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn, bytes: &mut [u8]) {
-        let Conn::Operator(operator) = conn else { return self.hear(cx, token, conn, bytes) };
-        let mut input = mem::take(&mut operator.begun);
+        let Conn::Operator(operator) = conn else {
+            return self.on_device_data(cx, token, conn, bytes);
+        };
+        let mut input = mem::take(&mut operator.partial);
         input.extend_from_slice(bytes);
         for line in input.split_inclusive(|&byte| byte == b'\n') {
             let Some(command) = line.strip_suffix(b"\n") else {
-                operator.begun = line.to_vec();
+                operator.partial = line.to_vec();
                 break;
             };
-            let answer = self.obey(cx, String::from_utf8_lossy(command).trim());
+            let answer = self.execute(cx, String::from_utf8_lossy(command).trim());
             if cx.write_chunk(token, format!("{answer}\n").into_bytes()).is_err() {
                 return cx.abort(token);
             }
         }
-        if operator.begun.len() > COMMAND_BYTES_MAX {
+        if operator.partial.len() > COMMAND_BYTES_MAX {
             cx.abort(token);
         }
     }
 
     fn on_visit(&mut self, cx: &mut Context<Conn>, sweep: SweepId, token: Token, conn: &mut Conn) {
         if let (Conn::Device(_), Some(text)) = (conn, self.announcements.get(&sweep)) {
-            // A device that is behind misses the announcement, and its heartbeat tells whether it lives.
+            // A device whose queue is full misses the announcement; if it is dead, its timeout closes it.
             let _ = cx.write_chunk(token, Arc::clone(text));
         }
     }
@@ -166,7 +174,7 @@ impl Handler for Gateway {
 fn seconds(argument: &str) -> Duration {
     let seconds =
         argument.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds.unwrap_or_else(|| misused(&format!("{argument:?} is no number of seconds")))
+    seconds.unwrap_or_else(|| usage_error(&format!("{argument:?} is not a number of seconds")))
 }
 
 fn main() -> Result<(), Failure> {

@@ -1,7 +1,7 @@
-//! A reactor within another epoll loop: `cargo run --example in_mio -- 127.0.0.1:7007`.
+//! A reactor driven by another epoll loop: `cargo run --example in_mio -- 127.0.0.1:7007`.
 //!
-//! The program's own loop, on mio, serves a UDP socket; the reactor's descriptor is one more that it waits for. Both
-//! send back what they get, on the same port.
+//! The program's own mio loop serves a UDP socket, and also waits for the reactor's descriptor. Both echo their input, on
+//! the same port.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
@@ -35,7 +35,7 @@ impl Handler for Echo {
     }
 }
 
-/// Sends back all datagrams that wait.
+/// Echoes all pending datagrams.
 fn answer(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<()> {
     loop {
         match socket.recv_from(buffer) {
@@ -51,7 +51,7 @@ fn run(reactor: &mut Reactor<()>, mut datagrams: UdpSocket) -> Result<(), Failur
     let mut buffer = vec![0; 64 * 1024];
     poll.registry().register(&mut SourceFd(&reactor.as_raw_fd()), REACTOR, Interest::READABLE)?;
     poll.registry().register(&mut datagrams, DATAGRAMS, Interest::READABLE)?;
-    // mio hears of changes only, so the descriptor counts as readable until a turn has found nothing.
+    // mio is edge-triggered, so the descriptor counts as readable until a turn has found no event.
     let mut is_readable = false;
     loop {
         let wait = match reactor.next_deadline() {

@@ -1,7 +1,7 @@
-//! A reactor within tokio, on its thread: `cargo run --example in_tokio -- 127.0.0.1:7007`.
+//! A reactor driven by tokio, on its thread: `cargo run --example in_tokio -- 127.0.0.1:7007`.
 //!
-//! The reactor holds the connections. What is easier with tasks is done by tokio: here each line that arrives is a
-//! question to a task, which takes its time, and whose answer comes back through a mailbox.
+//! The reactor holds the connections, and tokio does the work that is easier with tasks: here each line that arrives
+//! becomes a query to a task, which sleeps and then sends the answer through a mailbox.
 
 use std::sync::mpsc::TrySendError;
 use std::time::Duration;
@@ -21,7 +21,7 @@ mod common;
 
 const ANSWERS_MAX: usize = 1024;
 
-/// What a client of a database would take.
+/// The simulated duration of a database query.
 const LOOKUP: Duration = Duration::from_millis(10);
 
 struct Service {
@@ -37,7 +37,7 @@ impl Handler for Service {
     }
 
     fn on_data(&mut self, cx: &mut Context<()>, token: Token, _conn: &mut (), bytes: &mut [u8]) {
-        // One question at a time: its answer resumes the reads.
+        // One query at a time: its answer resumes the reads.
         cx.pause_reads(token);
         let (answer, question) = (self.answer.clone(), bytes.to_ascii_uppercase());
         tokio::task::spawn_local(async move {
@@ -60,7 +60,7 @@ impl Handler for Service {
     }
 }
 
-/// Serves as [`Reactor::run`] does, with tokio's other tasks in between.
+/// Runs the reactor like [`Reactor::run`], together with tokio's other tasks.
 async fn run<H: Handler>(reactor: Reactor<H::Conn>, handler: &mut H) -> Result<(), Failure> {
     #[expect(deprecated, reason = "its successor is unsafe, for types whose descriptor may change")]
     let mut reactor = AsyncFd::new(reactor)?;
@@ -81,7 +81,7 @@ async fn run<H: Handler>(reactor: Reactor<H::Conn>, handler: &mut H) -> Result<(
             readable = reactor.readable_mut() => {
                 let mut readable = readable?;
                 let (status, events) = turn(readable.get_inner_mut(), handler)?;
-                // tokio hears of changes only, so the descriptor counts as readable until a turn has found nothing.
+                // tokio is edge-triggered, so the descriptor counts as readable until a turn has found no event.
                 if events == 0 {
                     readable.clear_ready();
                 }
@@ -93,7 +93,7 @@ async fn run<H: Handler>(reactor: Reactor<H::Conn>, handler: &mut H) -> Result<(
     }
 }
 
-/// One turn that does not wait, and how many events it has found.
+/// Makes a turn without waiting; returns the number of events that it found.
 fn turn<H: Handler>(
     reactor: &mut Reactor<H::Conn>,
     handler: &mut H,

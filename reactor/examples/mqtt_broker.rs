@@ -1,4 +1,4 @@
-//! An MQTT 3.1.1 broker: QoS 0 and 1, wildcards, retained messages, keep-alive; sessions end with their connections.
+//! An MQTT 3.1.1 broker with QoS 0 and 1, wildcards, retained messages and keep-alive, without persistent sessions.
 //!
 //! ```sh
 //! cargo run --release --example mqtt_broker -- 127.0.0.1:1883
@@ -6,8 +6,8 @@
 //! mosquitto_pub -t rooms/kitchen/temperature -m 21 -q 1
 //! ```
 //!
-//! A publication is a sweep over those that have subscribed: it delays the others by a slice at most, however many
-//! they are.
+//! A publication is a sweep over its subscribers: it delays other connections by one slice at most, however many
+//! subscribers there are.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -27,27 +27,27 @@ use common::{Failure, address};
 
 mod common;
 
-/// A client has this long for its CONNECT.
+/// The time within which a client must send its CONNECT.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const PACKET_BYTES_MAX: usize = 64 * 1024;
 const FILTERS_MAX: usize = 64;
 
 #[derive(Default)]
 struct Broker {
-    /// By client identifier.
+    /// Connections by client identifier.
     clients: HashMap<String, Token>,
-    /// By filter, with the QoS that was granted.
+    /// Subscriptions by filter, with the granted QoS.
     subscribers: BTreeMap<Arc<str>, HashMap<Token, QoS>>,
     retained: BTreeMap<String, Publish>,
-    /// Publications that are under way.
+    /// The publication of each sweep.
     publications: Vec<(SweepId, Publish)>,
-    /// What is sent next.
+    /// The packets to be sent by the next `flush`.
     out: BytesMut,
 }
 
 #[derive(Default)]
 struct Conn {
-    /// A part of a packet.
+    /// An incomplete packet.
     input: BytesMut,
     /// `None` before its CONNECT.
     client: Option<Box<Client>>,
@@ -60,8 +60,8 @@ struct Client {
     last_packet: u16,
 }
 
-/// The client has said goodbye, or broken the rules.
-struct Over;
+/// The client has disconnected, or has violated the protocol.
+struct Disconnect;
 
 impl Broker {
     fn on_packet(
@@ -70,10 +70,10 @@ impl Broker {
         token: Token,
         conn: &mut Conn,
         packet: Packet,
-    ) -> Result<(), Over> {
+    ) -> Result<(), Disconnect> {
         let Some(client) = &mut conn.client else {
-            let Packet::Connect(connect) = packet else { return Err(Over) };
-            // A second connection of a client ends the first one; one without an identifier is a client of its own.
+            let Packet::Connect(connect) = packet else { return Err(Disconnect) };
+            // A new connection with the same client identifier ends the old one.
             let known = (!connect.client_id.is_empty())
                 .then(|| self.clients.insert(connect.client_id.clone(), token));
             if let Some(Some(old)) = known {
@@ -91,7 +91,7 @@ impl Broker {
         match packet {
             Packet::Publish(publish) if publish.qos != QoS::ExactlyOnce => {
                 if has_wildcards(&publish.topic) {
-                    return Err(Over);
+                    return Err(Disconnect);
                 }
                 if publish.qos == QoS::AtLeastOnce {
                     written(PubAck::new(publish.pkid).write(&mut self.out))?;
@@ -109,7 +109,7 @@ impl Broker {
             }
             Packet::PingReq => written(PingResp.write(&mut self.out)),
             Packet::PubAck(_) => Ok(()),
-            _ => Err(Over),
+            _ => Err(Disconnect),
         }
     }
 
@@ -118,7 +118,7 @@ impl Broker {
         token: Token,
         client: &mut Client,
         subscribe: &Subscribe,
-    ) -> Result<(), Over> {
+    ) -> Result<(), Disconnect> {
         let mut codes = Vec::new();
         let mut granted = Vec::new();
         for wish in &subscribe.filters {
@@ -179,7 +179,7 @@ impl Broker {
         }
     }
 
-    /// Sends what has gathered; a client that does not read is let go.
+    /// Sends the collected packets; aborts the connection if they don't fit into its queue.
     fn flush(&mut self, cx: &mut Context<Conn>, token: Token) {
         if !self.out.is_empty() && cx.write(token, &self.out).is_err() {
             cx.abort(token);
@@ -207,7 +207,7 @@ impl Handler for Broker {
             served = match read(&mut input, PACKET_BYTES_MAX) {
                 Ok(packet) => self.on_packet(cx, token, conn, packet),
                 Err(MqttError::InsufficientBytes(_)) => break,
-                Err(_) => Err(Over),
+                Err(_) => Err(Disconnect),
             };
         }
         if !input.is_empty() {
@@ -215,7 +215,7 @@ impl Handler for Broker {
         }
         self.flush(cx, token);
         match (served, conn.client.as_ref().map(|client| client.keep_alive)) {
-            (Err(Over), _) => cx.close(token),
+            (Err(Disconnect), _) => cx.close(token),
             (Ok(()), Some(Some(keep_alive))) => cx.set_timeout(token, keep_alive),
             (Ok(()), Some(None)) => cx.clear_timeout(token),
             (Ok(()), None) => {}
@@ -249,7 +249,7 @@ impl Handler for Broker {
     }
 }
 
-/// With the QoS of the publication or of the subscription, whichever is lower.
+/// Uses the lower QoS of the publication and the subscription.
 fn deliver(
     publish: &mut Publish,
     granted: QoS,
@@ -267,8 +267,8 @@ fn deliver(
     publish.write(out)
 }
 
-fn written(written: Result<usize, MqttError>) -> Result<(), Over> {
-    written.map(|_| ()).map_err(|_| Over)
+fn written(written: Result<usize, MqttError>) -> Result<(), Disconnect> {
+    written.map(|_| ()).map_err(|_| Disconnect)
 }
 
 fn main() -> Result<(), Failure> {

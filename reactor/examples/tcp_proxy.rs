@@ -1,6 +1,7 @@
-//! Passes connections on: `cargo run --example tcp_proxy -- 127.0.0.1:7007 127.0.0.1:80`.
+//! A TCP proxy: `cargo run --example tcp_proxy -- 127.0.0.1:7007 127.0.0.1:80`.
 //!
-//! Each connection names its other half by a token. Back-pressure goes both ways, a half-close and a reset are passed on.
+//! Each connection stores the token of its other half. Back-pressure works in both directions, and half-closes and
+//! resets are forwarded.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use reactor::{
     Reactor, Signal, Token, Written,
 };
 
-use common::{Failure, address, misused};
+use common::{Failure, address, usage_error};
 
 mod common;
 
@@ -54,7 +55,7 @@ impl Handler for Proxy {
 
     fn on_data(&mut self, cx: &mut Context<Half>, token: Token, half: &mut Half, bytes: &mut [u8]) {
         let Some(other) = half.other else { return };
-        // While the other half is still connecting, the bytes wait for it and the client waits too.
+        // During the connect of the other half, the bytes are queued there, and reads from the client are paused.
         match cx.write(other, bytes) {
             Ok(Written::Sent) => {}
             Ok(Written::Queued) => cx.pause_reads(token),
@@ -69,7 +70,7 @@ impl Handler for Proxy {
     }
 
     fn on_eof(&mut self, cx: &mut Context<Half>, _token: Token, half: &mut Half) {
-        // When both halves have finished, both end by themselves.
+        // A connection ends when both sides have finished.
         if let Some(other) = half.other {
             cx.finish(other);
         }
@@ -92,13 +93,13 @@ impl Handler for Proxy {
 fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
     let (Some(listen), Some(upstream)) = (args.next(), args.next()) else {
-        misused(
-            "give the address to listen on and the one to pass on to: tcp_proxy LISTEN UPSTREAM",
+        usage_error(
+            "expected the address to listen on and the upstream address: tcp_proxy LISTEN UPSTREAM",
         );
     };
     let mut reactor = Reactor::new(&Config::default())?;
     let cx = reactor.context();
-    // No timeout of ours: a conversation may be silent. A peer that is gone without a word is found all the same.
+    // There is no idle timeout, because connections may be idle. Keepalive detects peers that are gone.
     let keepalive = Some(Keepalive::default());
     let options = ListenOptions { keepalive, ..ListenOptions::default() };
     let listener = cx.listen(address(&listen), &options)?;

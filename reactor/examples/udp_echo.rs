@@ -1,6 +1,6 @@
-//! Sends datagrams back: `cargo run --example udp_echo -- 127.0.0.1:7007`.
+//! A UDP echo server: `cargo run --example udp_echo -- 127.0.0.1:7007`.
 //!
-//! A UDP socket is a watched descriptor: the reactor says when it is ready, and the service reads and writes it itself.
+//! The UDP socket is a watched descriptor: the reactor reports when it is ready, and the service reads and writes it.
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
@@ -13,7 +13,7 @@ use common::{Failure, address};
 
 mod common;
 
-/// Datagrams answered before other descriptors get their turn; what is left is reported again.
+/// The maximum number of datagrams per call, so that other descriptors are served too; the rest is reported again.
 const DATAGRAMS_PER_TURN: usize = 64;
 
 struct UdpEcho {
@@ -24,7 +24,7 @@ struct UdpEcho {
 impl UdpEcho {
     fn answer_one(&mut self) -> std::io::Result<()> {
         let (length, peer) = self.socket.recv_from(&mut self.buffer)?;
-        // What the kernel can't take now is lost, as datagrams may be.
+        // If the kernel can't accept the datagram now, it is lost, as datagrams may be.
         let _ = self.socket.send_to(&self.buffer[..length], peer);
         Ok(())
     }
@@ -45,7 +45,7 @@ impl Handler for UdpEcho {
             match self.answer_one() {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                // The answer to a datagram of ours: its receiver is gone.
+                // An earlier answer was rejected, for example because the port of its receiver is closed.
                 Err(error) => eprintln!("a datagram was lost: {error}"),
             }
         }

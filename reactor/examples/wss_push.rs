@@ -1,14 +1,14 @@
-//! A push gateway: WebSockets through TLS, heartbeats, and a broadcast of each text to all.
+//! A push gateway: WebSockets over TLS, heartbeats, and a broadcast of each text to all.
 //!
 //! ```sh
 //! openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=localhost \
 //!     -addext subjectAltName=DNS:localhost -keyout key.pem -out cert.pem
 //! cargo run --release --example wss_push -- 127.0.0.1:7443 cert.pem key.pem
-//! c1000k-client wss://localhost:7443 --ca cert.pem -c 10k      # the crowd
+//! c1000k-client wss://localhost:7443 --ca cert.pem -c 10k      # 10,000 clients
 //! ```
 //!
-//! What a client sends as text goes to every connection. One that is silent for 30 seconds is pinged, and closed where no
-//! pong comes. README.md beside this file says what a connection costs.
+//! A text that a client sends goes to every connection. A client that is silent for 30 seconds is pinged, and closed if
+//! it does not answer. README.md in this directory gives the memory per connection.
 
 use std::io::Cursor;
 use std::net::SocketAddr;
@@ -24,8 +24,8 @@ use tungstenite::handshake::derive_accept_key;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use tungstenite::protocol::frame::{Frame, FrameHeader};
 
-use common::{Failure, address, misused};
-use tls::{Heard, Session};
+use common::{Failure, address, usage_error};
+use tls::{Session, SessionState};
 
 mod common;
 #[path = "common/tls.rs"]
@@ -39,27 +39,27 @@ const FIELDS_MAX: usize = 64;
 
 struct Push {
     config: Arc<ServerConfig>,
-    /// Broadcasts that are under way, as frames.
+    /// The frame of each sweep.
     texts: Vec<(SweepId, Arc<[u8]>)>,
-    /// These two serve all connections.
+    /// These two buffers are shared by all connections.
     plain: Vec<u8>,
     out: Vec<u8>,
 }
 
 struct Conn {
     tls: Session,
-    /// What is not understood yet: a part of a request or of a frame.
+    /// An incomplete request or frame.
     input: Vec<u8>,
     is_websocket: bool,
     waits_for_pong: bool,
 }
 
-/// The peer has closed, or broken the rules.
-struct Over;
+/// The peer has closed, or has violated the protocol.
+struct Disconnect;
 
 impl Push {
-    /// What a peer has said in plain text.
-    fn serve(&mut self, cx: &mut Context<Conn>, conn: &mut Conn) -> Result<(), Over> {
+    /// Processes the decrypted input of a peer.
+    fn serve(&mut self, cx: &mut Context<Conn>, conn: &mut Conn) -> Result<(), Disconnect> {
         if !conn.is_websocket && !self.upgrade(conn)? {
             return Ok(());
         }
@@ -68,7 +68,8 @@ impl Push {
         while let Some((header, length)) = parse(&frames[used..])? {
             let begin = used + header.len(length as u64);
             let Some(payload) = frames.get_mut(begin..begin + length) else { break };
-            for (byte, mask) in payload.iter_mut().zip(header.mask.ok_or(Over)?.into_iter().cycle())
+            for (byte, mask) in
+                payload.iter_mut().zip(header.mask.ok_or(Disconnect)?.into_iter().cycle())
             {
                 *byte ^= mask;
             }
@@ -82,17 +83,17 @@ impl Push {
         Ok(())
     }
 
-    /// Answers the request once it is whole; says whether it is.
-    fn upgrade(&mut self, conn: &mut Conn) -> Result<bool, Over> {
+    /// Answers the request when it is complete; returns whether it is.
+    fn upgrade(&mut self, conn: &mut Conn) -> Result<bool, Disconnect> {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
         let mut request = httparse::Request::new(&mut fields);
-        let parsed = request.parse(&conn.input).map_err(|_| Over)?;
+        let parsed = request.parse(&conn.input).map_err(|_| Disconnect)?;
         let httparse::Status::Complete(length) = parsed else {
-            return if conn.input.len() < REQUEST_BYTES_MAX { Ok(false) } else { Err(Over) };
+            return if conn.input.len() < REQUEST_BYTES_MAX { Ok(false) } else { Err(Disconnect) };
         };
         let named =
             |name: &str| request.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name));
-        let key = named("Sec-WebSocket-Key").ok_or(Over)?.value;
+        let key = named("Sec-WebSocket-Key").ok_or(Disconnect)?.value;
         let response = format!(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Accept: {}\r\n\r\n",
@@ -110,7 +111,7 @@ impl Push {
         conn: &mut Conn,
         opcode: OpCode,
         payload: &[u8],
-    ) -> Result<(), Over> {
+    ) -> Result<(), Disconnect> {
         conn.waits_for_pong = false;
         match opcode {
             OpCode::Data(Data::Text | Data::Binary) => {
@@ -125,15 +126,16 @@ impl Push {
             OpCode::Control(Control::Pong) => {}
             OpCode::Control(Control::Close) => {
                 conn.tls.send(&frame(Frame::close(None)), &mut self.out);
-                return Err(Over);
+                return Err(Disconnect);
             }
-            // Messages in several frames are not for this example.
-            _ => return Err(Over),
+            // Fragmented messages are not supported.
+            _ => return Err(Disconnect),
         }
         Ok(())
     }
 
-    /// Sends what has gathered. A record that can't be sent ends the connection: the peer could decrypt none after it.
+    /// Sends the collected records. If they can't be sent, the connection is aborted: the peer could not decrypt later
+    /// records.
     fn flush(&mut self, cx: &mut Context<Conn>, token: Token) {
         if !self.out.is_empty() && cx.write(token, &self.out).is_err() {
             cx.abort(token);
@@ -141,7 +143,7 @@ impl Push {
         self.out.clear();
     }
 
-    fn goodbye(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn) {
+    fn close_session(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn) {
         conn.tls.close(&mut self.out);
         self.flush(cx, token);
         cx.close(token);
@@ -164,20 +166,20 @@ impl Handler for Push {
     fn on_data(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn, bytes: &mut [u8]) {
         cx.set_timeout(token, SILENCE_MAX);
         self.plain.clear();
-        let heard = conn.tls.receive(bytes, &mut self.plain, &mut self.out);
+        let session = conn.tls.receive(bytes, &mut self.plain, &mut self.out);
         conn.input.extend_from_slice(&self.plain);
         let served = self.serve(cx, conn);
-        if heard == Ok(Heard::More) && served.is_ok() {
+        if session == Ok(SessionState::Open) && served.is_ok() {
             self.flush(cx, token);
         } else {
-            self.goodbye(cx, token, conn);
+            self.close_session(cx, token, conn);
         }
     }
 
-    /// Silence: a ping, and the end where the last one was not answered.
+    /// Sends a ping to a silent peer, or closes if the last ping was not answered.
     fn on_timeout(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn) {
         if conn.waits_for_pong || !conn.is_websocket {
-            return self.goodbye(cx, token, conn);
+            return self.close_session(cx, token, conn);
         }
         conn.waits_for_pong = true;
         conn.tls.send(&frame(Frame::ping(Vec::new())), &mut self.out);
@@ -198,29 +200,29 @@ impl Handler for Push {
     }
 
     fn on_eof(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn) {
-        self.goodbye(cx, token, conn);
+        self.close_session(cx, token, conn);
     }
 
     fn on_shutdown(&mut self, cx: &mut Context<Conn>, token: Token, conn: &mut Conn) {
         conn.tls.send(&frame(Frame::close(None)), &mut self.out);
-        self.goodbye(cx, token, conn);
+        self.close_session(cx, token, conn);
     }
 }
 
-/// The header of the next frame, and the length of what follows it, once it is whole.
-fn parse(bytes: &[u8]) -> Result<Option<(FrameHeader, usize)>, Over> {
+/// Parses the header of the next frame; returns it with the length of the payload, or `None` if it is incomplete.
+fn parse(bytes: &[u8]) -> Result<Option<(FrameHeader, usize)>, Disconnect> {
     match FrameHeader::parse(&mut Cursor::new(bytes)) {
         Ok(Some((header, length))) if length <= MESSAGE_BYTES_MAX as u64 && header.is_final => {
             Ok(Some((header, length as usize)))
         }
         Ok(None) => Ok(None),
-        _ => Err(Over),
+        _ => Err(Disconnect),
     }
 }
 
 fn frame(frame: Frame) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // Into memory it can always be written.
+    // Writing into memory can't fail.
     let _ = frame.format(&mut bytes);
     bytes
 }
@@ -229,7 +231,9 @@ fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
     let listen: SocketAddr = address(&args.next().unwrap_or_else(|| "127.0.0.1:7443".to_owned()));
     let (Some(certificates), Some(key)) = (args.next(), args.next()) else {
-        misused("give the address, the certificate and its key: wss_push LISTEN CERT.pem KEY.pem");
+        usage_error(
+            "expected an address, a certificate and its key: wss_push LISTEN CERT.pem KEY.pem",
+        );
     };
     let certificates = CertificateDer::pem_file_iter(certificates)?.collect::<Result<_, _>>()?;
     let config =

@@ -1,11 +1,11 @@
-//! Where to listen or to connect to: TCP, or a Unix-domain stream socket.
+//! Addresses of listeners and connects: TCP, or a Unix-domain stream socket.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-/// An address of a listener or a destination of a connect. What takes one takes `impl Into<Address>`, so a
-/// [`SocketAddr`] or a path will do.
+/// The address of a listener or the destination of a connect. Methods accept `impl Into<Address>`, so a [`SocketAddr`]
+/// or a path can be passed.
 ///
 /// ```
 /// use std::path::Path;
@@ -20,15 +20,15 @@ use std::path::{Path, PathBuf};
 pub enum Address {
     /// TCP over IPv4 or IPv6.
     Ip(SocketAddr),
-    /// A Unix-domain stream socket in the file system; at most 107 bytes.
+    /// A Unix-domain stream socket in the file system; the path has at most 107 bytes.
     Unix(PathBuf),
-    /// A Unix-domain stream socket in Linux's abstract namespace: a name without a file, gone with its last socket.
-    /// at most 107 bytes, the leading zero byte not included.
+    /// A Unix-domain stream socket in Linux's abstract namespace: a name without a file, which disappears with its last
+    /// socket. It has at most 107 bytes, without the leading zero byte.
     UnixAbstract(Vec<u8>),
 }
 
 impl Address {
-    /// A name in the abstract namespace of Unix-domain sockets.
+    /// Creates an address in the abstract namespace of Unix-domain sockets.
     #[must_use]
     pub fn unix_abstract(name: impl Into<Vec<u8>>) -> Self {
         Address::UnixAbstract(name.into())

@@ -6,79 +6,84 @@ use std::time::Duration;
 
 use crate::error::Error;
 
-/// The bounds of a reactor. Every loop and every queue has one.
+/// The bounds of a reactor. Every loop and every queue is bounded.
 ///
 /// ```
 /// let config = reactor::Config { connections_max: 50_000, ..Default::default() };
 /// ```
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Connections held at once at most. Address space for all of them is reserved at the start; pages that are
+    /// Maximum number of connections. Address space for all of them is reserved at the start; pages that are
     /// never used cost nothing. Default: 1,048,576.
     pub connections_max: usize,
-    /// Of these, how many accepted connections leave free, so that there is always room for outbound connects and
-    /// adopted sockets; less than `connections_max`. In the process's descriptor table they are descriptors too, where
-    /// `connections_max` is what its limit allows. Default: 0.
+    /// The number of these slots that accepted connections never take: at most `connections_max - connects_reserved`
+    /// accepted connections are held at once, whatever the number of connects, so that this number of outbound connects
+    /// and adopted sockets always finds a slot. Connects may also take any other free slot; accepts then wait for one.
+    /// A proxy with one connect per client reserves half. Less than `connections_max`. With the process's descriptor
+    /// table, and `connections_max` at the descriptor limit, this reserves descriptors too. Default: 0.
     pub connects_reserved: usize,
-    /// Listeners at once at most. Default: 1,024.
+    /// Maximum number of listeners. Default: 1,024.
     pub listeners_max: usize,
-    /// Free timers and tagged timeouts at once at most. Default: 4,096.
+    /// Maximum number of timers and tagged timeouts together. Default: 4,096.
     pub timers_max: usize,
-    /// Watched descriptors at once at most. Default: 1,024.
+    /// Maximum number of watched descriptors. Default: 1,024.
     pub watches_max: usize,
-    /// Sweeps that may wait for each other. Default: 64.
+    /// Maximum number of sweeps, in progress and pending. Default: 64.
     pub sweeps_max: usize,
-    /// The most events that one wait takes from the kernel; more than 1,024 are not, so that the reads of one round stay
-    /// within 4 MiB. Default: 1,024.
+    /// Maximum number of events per wait; values above 1,024 count as 1,024, so that the reads after one wait return at
+    /// most 4 MiB. Default: 1,024.
     pub events_per_wait: usize,
-    /// Connections accepted from one listener before other events get their turn. Default: 64.
+    /// Maximum number of connections accepted from one listener before other events are served. Default: 64.
     pub accepts_per_wake: usize,
-    /// Timers that fire before sockets get their turn again. Default: 4,096.
+    /// Maximum number of timers examined or fired before other events are served. Default: 4,096.
     pub timers_per_turn: u32,
-    /// Connections closed by a shutdown before sockets get their turn again. Default: 4,096.
+    /// Maximum number of slots that a shutdown visits before other events are served. Default: 4,096.
     pub closes_per_turn: usize,
-    /// Connections that a sweep visits before sockets get their turn again. Default: 1,024.
+    /// Maximum number of connections that a sweep visits before other events are served. Default: 1,024.
     pub visits_per_turn: usize,
-    /// Size of the one buffer that all reads share. Default: 64 KiB.
+    /// Size of the read buffer that all connections share. Default: 64 KiB.
     pub read_buffer_bytes: usize,
-    /// Bytes that may wait in the write queue of one connection; a larger message is refused even where nothing waits.
+    /// Maximum bytes in the write queue of one connection; a larger message is refused even if the queue is empty.
     /// Default: 256 KiB.
     pub write_queue_bytes_max: usize,
-    /// Bytes that may wait in all write queues together. Default: 256 MiB.
+    /// Maximum bytes in all write queues together. Default: 256 MiB.
     pub write_queues_bytes_max: usize,
-    /// How long a closed connection may take to deliver what the peer has not received yet. Default: 30 s.
+    /// How long [`close`](crate::Context::close) waits until the peer has received all bytes. Default: 30 s.
     pub flush_timeout: Duration,
-    /// The first pause of listeners, which share it, after descriptors, memory or epoll watches ran out; it doubles up
-    /// to [`accept_pause_max`](Self::accept_pause_max). Default: 10 ms.
+    /// The first pause of the listeners, which share it, after descriptors, memory, epoll watches or slots have run
+    /// out; it doubles up to [`accept_pause_max`](Self::accept_pause_max). Default: 10 ms.
     pub accept_pause_min: Duration,
-    /// The longest pause of listeners. Default: 1 s.
+    /// The longest pause of the listeners. Default: 1 s.
     pub accept_pause_max: Duration,
     /// Where connections' sockets are held. Default: [`FileTable::Auto`].
     pub file_table: FileTable,
+    /// Time each callback, for [`Stats::callback_longest`](crate::Stats::callback_longest). This reads the clock twice
+    /// per callback, which takes longer than the reactor itself spends on a message. Default: no.
+    pub times_callbacks: bool,
 }
 
-/// Where the kernel keeps the files of connections' sockets. A handler sees no difference but the time of its sends: see
-/// [`Registered`](Self::Registered). Listeners and watched descriptors are descriptors in either case.
+/// The kernel's table that holds the files of connections' sockets. For a handler only the time of sends differs: see
+/// [`Registered`](Self::Registered). Listeners and watched descriptors always use the process's descriptor table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FileTable {
-    /// Registered files where [`Config::connections_max`] and [`Config::listeners_max`] do not fit under the soft limit
-    /// of descriptors (`RLIMIT_NOFILE`); descriptors where they do, or where io_uring is not available, which is then
-    /// logged as a warning with the reason. [`Context::file_table`](crate::Context::file_table) says which one it took.
+    /// Registered files if [`Config::connections_max`] and [`Config::listeners_max`] do not fit under the soft limit of
+    /// descriptors (`RLIMIT_NOFILE`), otherwise descriptors. If io_uring is not available, descriptors are used, and
+    /// the reason is logged as a warning. [`Context::file_table`](crate::Context::file_table) returns the table in use.
     #[default]
     Auto,
-    /// The process's descriptor table: a descriptor for each connection, and at most `RLIMIT_NOFILE` of them.
+    /// The process's descriptor table: one descriptor per connection, limited by `RLIMIT_NOFILE`.
     Process,
-    /// Registered-file tables of io_uring, which `RLIMIT_NOFILE` does not count: it bounds the size of one table and not
-    /// their number. Raise the soft limit to the hard one before making the reactor, so that few tables are enough; each
-    /// takes one descriptor and 8 to 28 KiB of locked memory (`RLIMIT_MEMLOCK`). Requires Linux 6.8, and an io_uring
-    /// that is not forbidden (`kernel.io_uring_disabled`, seccomp); otherwise [`Reactor::new`](crate::Reactor::new)
-    /// fails.
+    /// Registered-file tables of io_uring. `RLIMIT_NOFILE` does not count their files: it bounds the size of one table,
+    /// not the number of tables. Raise the soft limit to the hard limit before creating the reactor, so that few tables
+    /// are needed; each takes one descriptor and 8 to 28 KiB of locked memory (`RLIMIT_MEMLOCK`). Requires Linux 6.8
+    /// and an io_uring that is not disabled (`kernel.io_uring_disabled`, seccomp); otherwise
+    /// [`Reactor::new`](crate::Reactor::new) fails.
     ///
-    /// A connection has a descriptor from its accept, or its connect, to the end of the turn, 64 connections at most at
-    /// a time. Receives, sends and closes of one turn go to the kernel together: a small
-    /// [`write`](crate::Context::write) in a callback is sent at the end of the turn, when the callbacks of its events
-    /// have run, and [`Written::Sent`](crate::Written::Sent) means that it is handed over then.
+    /// A connection has a descriptor only from `accept4` or `connect` to the end of the turn, at most 64 connections at
+    /// a time. The receives, sends and closes of one turn go to the kernel together: a small
+    /// [`write`](crate::Context::write) in a callback is sent at the end of the turn, after the callbacks for its
+    /// events, and [`Written::Sent`](crate::Written::Sent) means that it will be sent then.
     Registered,
 }
 
@@ -103,12 +108,13 @@ impl Default for Config {
             accept_pause_min: Duration::from_millis(10),
             accept_pause_max: Duration::from_secs(1),
             file_table: FileTable::Auto,
+            times_callbacks: false,
         }
     }
 }
 
 impl Config {
-    /// Says which bound no reactor can work with.
+    /// Returns an error for a bound that can't work.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let needed = [
             (self.connections_max, "connections_max must not be zero"),
@@ -130,26 +136,25 @@ impl Config {
 }
 
 impl FileTable {
-    /// Whether [`Registered`](Self::Registered) is available here.
+    /// Checks whether [`Registered`](Self::Registered) is available, by making a table.
     ///
     /// # Errors
-    /// Why not: io_uring is forbidden (`EPERM`, `ENOSYS`), there is no descriptor or no memory to lock for a ring, or the
-    /// kernel is older than Linux 6.8.
+    /// The reason: io_uring is disabled (`EPERM`, `ENOSYS`), there is no descriptor or lockable memory for a ring, or
+    /// the kernel is older than Linux 6.8.
     pub fn check_registered() -> Result<(), Error> {
         crate::sys::Sockets::new(Self::Registered, 1, 0).map(drop)
     }
 }
 
-/// How to find out that a peer is gone without a word: TCP asks it (`SO_KEEPALIVE`), and no byte of the service's is
-/// spent. The system refuses what is out of its range: 1 s to 32,767 s, and 1 to 127 probes. Fractions of a second are
-/// rounded up.
+/// TCP keepalive (`SO_KEEPALIVE`): the kernel probes a silent peer, to detect that it is gone. The system refuses
+/// values out of range: times of 1 s to 32,767 s, and 1 to 127 probes, are valid. Fractions of a second are rounded up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keepalive {
-    /// Silence after which the first probe is sent (`TCP_KEEPIDLE`). Default: 60 s.
+    /// Idle time before the first probe (`TCP_KEEPIDLE`). Default: 60 s.
     pub idle: Duration,
     /// Time between probes (`TCP_KEEPINTVL`). Default: 10 s.
     pub interval: Duration,
-    /// Unanswered probes after which the connection has failed (`TCP_KEEPCNT`). Default: 3.
+    /// Number of unanswered probes after which the connection fails (`TCP_KEEPCNT`). Default: 3.
     pub probes_max: u32,
 }
 
@@ -159,7 +164,7 @@ impl Default for Keepalive {
     }
 }
 
-/// What is set on a listener for its connections to inherit, and on an outbound connection.
+/// The TCP options that are set on a listener, for its connections to inherit, or on an outbound connection.
 #[derive(Debug)]
 pub(crate) struct TcpOptions {
     pub(crate) nodelay: bool,
@@ -170,41 +175,41 @@ pub(crate) struct TcpOptions {
     pub(crate) notsent_lowat_bytes: Option<u32>,
 }
 
-/// How to listen. Accepted connections inherit the socket options, so they cost no call per connection.
+/// Options of a listener. Accepted connections inherit the socket options, so they cost no call per connection.
 ///
-/// All options but the backlog and `connections_max` are for TCP, and a Unix-domain listener goes without them.
+/// All options except the backlog and `connections_max` are for TCP; a Unix-domain listener ignores them.
 #[derive(Clone, Debug)]
 pub struct ListenOptions {
-    /// Connections that may wait to be accepted; `None` asks for as many as the kernel allows
-    /// (`net.core.somaxconn`, which caps any other number too).
+    /// Maximum number of connections that wait to be accepted; `None` sets the kernel's maximum
+    /// (`net.core.somaxconn`, which also limits any other value).
     pub backlog: Option<u32>,
-    /// Connections of this listener held at once at most, so that none takes all of
-    /// [`Config::connections_max`]: peers beyond wait in its backlog until one of its connections has gone, and
-    /// [`on_accept_error`](crate::Handler::on_accept_error) is called with [`Error::Full`] when the first has to. With such a
-    /// listener each slot costs 8 bytes more. `None`, the default, is no bound of its own.
+    /// Maximum number of connections of this listener, so that one listener can't use up [`Config::connections_max`].
+    /// Further peers wait in its backlog until one of its connections has closed;
+    /// [`on_accept_error`](crate::Handler::on_accept_error) is called with [`Error::Full`] when the first one has to
+    /// wait. If any listener has such a bound, each slot takes 8 bytes more. Default: `None`, no bound.
     pub connections_max: Option<usize>,
-    /// Share the address with other sockets of this user, and let the kernel spread connections over them
+    /// Share the address with other sockets of this user; the kernel distributes connections among them
     /// (`SO_REUSEPORT`). Default: no.
     pub reuse_port: bool,
-    /// For an IPv6 address: leave IPv4 alone (`IPV6_V6ONLY`). Default: no, so `::` takes both.
+    /// For an IPv6 address: do not accept IPv4 connections (`IPV6_V6ONLY`). Default: no, so `::` accepts both.
     pub only_v6: bool,
     /// Send small messages at once (`TCP_NODELAY`). Default: yes.
     pub nodelay: bool,
     /// Probe silent peers. Default: no.
     pub keepalive: Option<Keepalive>,
-    /// How long sent bytes may go unacknowledged before the connection has failed (`TCP_USER_TIMEOUT`); `None` leaves
-    /// that to the kernel (about a quarter of an hour). It also replaces the number of keepalive probes. Fractions of
+    /// How long sent bytes may stay unacknowledged before the connection fails (`TCP_USER_TIMEOUT`); `None` leaves
+    /// this to the kernel (about a quarter of an hour). It also overrides the number of keepalive probes. Fractions of
     /// a millisecond are rounded up.
     pub user_timeout: Option<Duration>,
-    /// How much the kernel may hold of what was sent to a peer (`SO_SNDBUF`). The kernel doubles the figure for its own
-    /// overhead, bounds it by `net.core.wmem_max`, and no longer adapts the buffer to the path. `None` leaves it to the
-    /// kernel, which may take megabytes from a peer that never reads (`net.ipv4.tcp_wmem`).
+    /// Size of the kernel's send buffer (`SO_SNDBUF`). The kernel doubles the value for its own overhead, limits it to
+    /// `net.core.wmem_max`, and no longer adapts the buffer to the path. `None` leaves the size to the kernel, which
+    /// may buffer megabytes for a peer that never reads (`net.ipv4.tcp_wmem`).
     pub send_buffer_bytes: Option<usize>,
-    /// How much may arrive before it is read (`SO_RCVBUF`), doubled, bounded by `net.core.rmem_max` and fixed likewise.
+    /// Size of the kernel's receive buffer (`SO_RCVBUF`); doubled, limited to `net.core.rmem_max`, and fixed likewise.
     pub receive_buffer_bytes: Option<usize>,
-    /// How much of what was sent may wait in the kernel for its first transmission (`TCP_NOTSENT_LOWAT`): the rest stays
-    /// in the bounded write queue, and the send buffer still adapts to the path. `None` is the system's setting
-    /// (`net.ipv4.tcp_notsent_lowat`), by default without a bound.
+    /// Maximum bytes in the kernel's send buffer that have not been transmitted yet (`TCP_NOTSENT_LOWAT`). The rest
+    /// stays in the bounded write queue, and the send buffer still adapts to the path. `None` leaves the system's
+    /// setting (`net.ipv4.tcp_notsent_lowat`), by default unlimited.
     pub notsent_lowat_bytes: Option<u32>,
 }
 
@@ -238,26 +243,26 @@ impl Default for ListenOptions {
     }
 }
 
-/// How to connect. Each option that is not at its default costs one system call per connection, a keepalive four.
+/// Options of an outbound connect. Each option that is set costs one system call per connection, keepalive four.
 ///
-/// All options but the timeout are for TCP; a connect to a Unix-domain socket refuses a source and goes without the
-/// others.
+/// All options except the timeout are for TCP. For a Unix-domain socket, a source is an error and the others are
+/// ignored.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectOptions {
-    /// Local address to connect from. With port 0 the kernel chooses the port when it knows the whole 5-tuple
-    /// (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2), so that one address can hold far more connections than it has ports.
+    /// Local address to connect from. With port 0 the kernel chooses the port in `connect`, when the whole 5-tuple is
+    /// known (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2), so that one address can have far more connections than ports.
     pub source: Option<SocketAddr>,
-    /// Local ports that the kernel may choose from (`IP_LOCAL_PORT_RANGE`, Linux 6.3; silently the system's range on
-    /// older kernels). Setting it, even to the system's own range, keeps the choice fast when more than half of the
-    /// range is in use.
+    /// Range of local ports that the kernel chooses from (`IP_LOCAL_PORT_RANGE`, Linux 6.3; older kernels ignore it and
+    /// use the system's range). Setting it, even to the system's range, keeps the choice fast when more than half of
+    /// the range is in use.
     pub port_range: Option<RangeInclusive<u16>>,
-    /// How long the peer may take to answer; `None` leaves that to the kernel (about two minutes).
+    /// How long the connect may take; `None` leaves this to the kernel (about two minutes).
     pub timeout: Option<Duration>,
     /// Send small messages at once (`TCP_NODELAY`). Default: no.
     pub nodelay: bool,
     /// Probe a silent peer. Default: no.
     pub keepalive: Option<Keepalive>,
-    /// As [`ListenOptions::user_timeout`]; it also bounds the time of the connect itself.
+    /// As [`ListenOptions::user_timeout`]; it also limits the duration of the connect.
     pub user_timeout: Option<Duration>,
     /// As [`ListenOptions::send_buffer_bytes`].
     pub send_buffer_bytes: Option<usize>,
@@ -285,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bound_that_can_not_be_is_refused_by_its_name() {
+    fn an_invalid_bound_is_refused_and_named_in_the_error() {
         type Spoil = fn(&mut Config);
         let spoilt: [(&str, Spoil); 8] = [
             ("connections_max", |config| config.connections_max = 0),

@@ -1,28 +1,28 @@
-//! What the reactor itself keeps of a connection: sixteen bytes.
+//! The reactor's own state of a connection: 16 bytes.
 //!
 //! ```text
 //!   connect            accept
 //!      |                  |
 //!      v                  |
-//!  CONNECTING --on_open---+--> OPENED ---- the peer ends: EOF, on_eof -----+
+//!  CONNECTING --on_open---+--> open ---- the peer finishes: EOF, on_eof ---+
 //!      |                         |  \                                      |
-//!      | connect fails           |   finish: FINISHING, then FINISHED -----+-- both ends: closed
-//!      |                         |           once the queue is out (FIN)   |
+//!      | connect fails           |   finish: FINISHING, then FINISHED -----+-- both finished: closed
+//!      |                         |           once the queue is sent (FIN)  |
 //!      |                       close                                       |
 //!      |                         v                                         |
-//!      |                      CLOSING: the queue goes out, then FINISHED;  |
-//!      |                         |     what still arrives is dropped       |
+//!      |                      CLOSING: the queue is sent, then FINISHED;   |
+//!      |                         |     further input is discarded          |
 //!      |                         |                                         |
-//!      |                         | the peer ends, or flush_timeout         |
+//!      |                         | the peer finishes, or flush_timeout     |
 //!      v                         v                                         v
-//!    CLOSED <----------------------------------- abort, an error, a reset (RESET: the peer is sent one)
+//!    CLOSED <----------------------------------- abort, an error, a reset (RESET: a reset is sent)
 //!      |
-//!      v  when no callback runs
+//!      v  when no callback is running
 //!    on_close, and the slot is free
 //! ```
 //!
-//! Beside these, QUEUED, SENDING and UNSENT say what waits to go out, and READS_PAUSED, UNREAD, READ_TO_END, LISTED and
-//! HELD what waits to be read.
+//! In addition, QUEUED, SENDING and UNSENT describe pending output, and READS_PAUSED, UNREAD, READ_TO_END, LISTED and
+//! HELD pending input. A connection that was not accepted is OUTBOUND throughout.
 
 use std::mem;
 
@@ -34,15 +34,16 @@ use crate::wheel::NodeId;
 pub(crate) struct ConnHeader {
     pub(crate) socket: Socket,
     pub(crate) timer: NodeId,
-    /// Index into the reactor's write queues; of no meaning without [`Flags::QUEUED`]. An `Option` would cost four
-    /// bytes more.
+    /// Index into the reactor's write queues; valid only with [`Flags::QUEUED`]. An `Option` would take four bytes
+    /// more.
     queue: u32,
     pub(crate) flags: Flags,
-    /// The number of the descriptor by which epoll knows a registered file, where that fits.
+    /// The descriptor number with which a registered file was added to epoll, if it fits; otherwise `u16::MAX`, and 0
+    /// before the move.
     watched_as: u16,
 }
 
-/// The bytes that a connection costs beside its state, and what an armed timeout adds; both are promises.
+/// The documented limits: the size of a slot without the service's state, and of an armed timeout.
 const _: () = {
     assert!(crate::slab::slot_bytes::<ConnHeader, ()>() <= 24);
     assert!(crate::slab::slot_bytes::<ConnHeader, u32>() <= 24 + 4);
@@ -56,8 +57,8 @@ impl ConnHeader {
         Self { socket, timer: NodeId::NONE, queue: 0, flags, watched_as: 0 }
     }
 
-    /// The socket moves to a registered file: takes its descriptor, by which epoll goes on knowing it. `None` where it
-    /// has none.
+    /// Takes the descriptor for the move to a registered file, and keeps its number, by which epoll identifies the
+    /// socket. `None` if the socket has no descriptor.
     pub(crate) fn take_descriptor(&mut self, place: u32) -> Option<Descriptor> {
         if self.socket.place().is_some() {
             return None;
@@ -68,7 +69,7 @@ impl ConnHeader {
         Some(descriptor)
     }
 
-    /// The number by which epoll knows the socket that has this descriptor now.
+    /// The descriptor number with which the socket was added to epoll; `descriptor` is its current one.
     pub(crate) fn watched_as(&self, descriptor: &Descriptor) -> i32 {
         match self.watched_as {
             0 => descriptor.number(),
@@ -89,33 +90,38 @@ impl ConnHeader {
         self.queue = queue.unwrap_or(0);
     }
 
-    /// What arrives is for the service.
+    /// `on_open` was called.
+    pub(crate) fn has_opened(&self) -> bool {
+        !self.flags.any(Flags::CONNECTING)
+    }
+
+    /// Input is passed to the service.
     pub(crate) fn reads(&self) -> bool {
         !self.flags.any(Flags::UNREADABLE | Flags::READS_PAUSED | Flags::CLOSING)
     }
 
-    /// What arrives is for the service, and that is all there is to do.
+    /// Input is passed to the service, and the connection needs nothing else.
     #[inline]
     pub(crate) fn only_reads(&self) -> bool {
         !self.flags.any(Flags::NOT_SIMPLY_READ)
     }
 
-    /// There is input that epoll will not report, and it is wanted now: by the service, or to be dropped.
+    /// There is input that epoll will not report, and it is to be read now, for the service or to be discarded.
     pub(crate) fn wants_reading(&self) -> bool {
         self.flags.any(Flags::UNREAD | Flags::HELD) && (self.reads() || self.drains())
     }
 
-    /// What arrives is dropped.
+    /// Input is discarded.
     pub(crate) fn drains(&self) -> bool {
         self.lingers() && !self.flags.any(Flags::UNREADABLE)
     }
 
-    /// All has gone out, and only the peer's end is missing.
+    /// The queue was sent, and the connection waits for the peer to finish.
     pub(crate) fn lingers(&self) -> bool {
         self.flags.any(Flags::CLOSING) && self.flags.any(Flags::FINISHED)
     }
 
-    /// What is written goes to the kernel at once.
+    /// Written bytes go to the kernel at once.
     pub(crate) fn sends_at_once(&self) -> bool {
         !self.flags.any(Flags::UNWRITABLE | Flags::CONNECTING | Flags::QUEUED | Flags::SENDING)
     }
@@ -125,23 +131,23 @@ impl ConnHeader {
     }
 }
 
-/// The state of a connection, a bit each.
+/// The state of a connection, as bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flags(u16);
 
 impl Flags {
     pub(crate) const NONE: Flags = Flags(0);
-    /// An outbound connect is under way.
+    /// An outbound connect is in progress, or an adopted socket is to be opened. Otherwise `on_open` was called.
     pub(crate) const CONNECTING: Flags = Flags(1);
-    /// `on_open` was called.
-    pub(crate) const OPENED: Flags = Flags(1 << 1);
-    /// The service does not want to read now.
+    /// The connection was not accepted: it is an outbound connect or an adopted socket.
+    pub(crate) const OUTBOUND: Flags = Flags(1 << 1);
+    /// The service has paused reads.
     pub(crate) const READS_PAUSED: Flags = Flags(1 << 2);
     /// The peer has finished writing.
     pub(crate) const EOF: Flags = Flags(1 << 3);
-    /// The service has finished writing; what is queued still goes out.
+    /// The service has finished writing; queued bytes are still sent.
     pub(crate) const FINISHING: Flags = Flags(1 << 4);
-    /// And it has gone out: the kernel knows.
+    /// The writing side was shut down, after the queue was sent.
     pub(crate) const FINISHED: Flags = Flags(1 << 5);
     /// To be closed as soon as the queue is empty.
     pub(crate) const CLOSING: Flags = Flags(1 << 6);
@@ -151,28 +157,29 @@ impl Flags {
     pub(crate) const RESET: Flags = Flags(1 << 8);
     /// Has a write queue.
     pub(crate) const QUEUED: Flags = Flags(1 << 9);
-    /// Bytes are in the batch of sends that has not gone to the kernel yet.
+    /// Has bytes in the batch of sends, which was not submitted yet.
     pub(crate) const SENDING: Flags = Flags(1 << 10);
-    /// epoll has reported input that was not read: reads were paused, or the connect was not known to be decided.
+    /// There may be input that epoll will not report again, for example because reads were paused when it was reported.
     pub(crate) const UNREAD: Flags = Flags(1 << 11);
-    /// epoll will report nothing more of this input's end, so it is read until the end, an error, or nothing.
+    /// epoll will not report the end of the input again, so the connection is read until the end, an error, or
+    /// `EAGAIN`.
     pub(crate) const READ_TO_END: Flags = Flags(1 << 12);
-    /// The last send took all that it was offered, and more waits in the queue: epoll has nothing to report.
+    /// The last send accepted everything, and more is queued: epoll will not report room.
     pub(crate) const UNSENT: Flags = Flags(1 << 13);
-    /// In the list of those to be served again though epoll reports nothing.
+    /// In the list of those to be served again without a report by epoll.
     pub(crate) const LISTED: Flags = Flags(1 << 14);
-    /// Bytes were received before reads were paused, and wait for the service to read again.
+    /// Bytes were received before reads were paused, and are delivered when reads are resumed.
     pub(crate) const HELD: Flags = Flags(1 << 15);
 
-    /// There is nothing to read, not yet or never more.
+    /// There is nothing to read, either not yet or no more.
     const UNREADABLE: Flags = Flags(Self::CONNECTING.0 | Self::EOF.0 | Self::CLOSED.0);
 
-    /// What arrives is not simply for the service, or something has to be sent first.
+    /// The connection needs more than a read for the service.
     const NOT_SIMPLY_READ: Flags = Flags(
         Self::UNREADABLE.0 | Self::READS_PAUSED.0 | Self::CLOSING.0 | Self::QUEUED.0 | Self::HELD.0,
     );
 
-    /// Nothing more is taken from the service.
+    /// Writes are refused.
     const UNWRITABLE: Flags = Flags(Self::FINISHING.0 | Self::CLOSING.0 | Self::CLOSED.0);
 
     pub(crate) fn any(self, flags: Flags) -> bool {

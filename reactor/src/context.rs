@@ -1,15 +1,17 @@
-//! What a service works with, in every callback and while it is set up.
+//! The operations of a service, in each callback and during setup.
 //!
-//! The parts that belong to one concern each stand in files of their own: [`listen`], [`connect`], [`stream`] (write,
-//! pause, close), [`adopt`] (sockets from elsewhere, and to there), [`batch`] (what goes to the kernel together), [`sweep`] (visiting all connections), [`time`] and
-//! [`watch`] (any other descriptor).
+//! Each concern has its own file: [`listen`], [`connect`], [`stream`] (write, pause, close), [`adopt`] (sockets from
+//! outside, and detaching them), [`batch`] (operations that go to the kernel together), [`sweep`] (visiting all
+//! connections), [`time`] and [`watch`] (any other descriptor).
 
 mod adopt;
 mod batch;
 mod connect;
 #[cfg(any(test, fuzzing))]
 mod invariants;
+mod linger;
 mod listen;
+mod room;
 mod stream;
 mod sweep;
 mod time;
@@ -34,7 +36,9 @@ use crate::token::{EventSource, Inner, ListenerId, TimerId, Token};
 use crate::waker::Waker;
 use crate::wheel::{NodeId, Tick, Wheel};
 
+use linger::Lingering;
 use listen::{AcceptBackoff, AcceptedBy, Listener};
+use room::RoomWaiters;
 use sweep::Sweep;
 use time::Timer;
 use watch::Watch;
@@ -44,64 +48,69 @@ pub(crate) use stream::Received;
 pub use sweep::SweepId;
 pub(crate) use time::Due;
 
-/// Everything a reactor offers to its service; `C` is the state of one connection.
+/// The operations of a reactor, for its service; `C` is the state of one connection.
 pub struct Context<C> {
     config: Config,
     poller: Poller,
     connections: Slab<ConnHeader, C>,
     listeners: Slab<Listener, ()>,
-    /// Free timers and tagged timeouts.
+    /// Timers of the service and tagged timeouts.
     timers: Slab<Timer, ()>,
-    /// The tagged timeouts of connections, by name and tag.
+    /// The tagged timeouts of connections, by token and tag.
     tagged: BTreeMap<(Token, u64), TimerId>,
     watches: Slab<Watch, ()>,
-    /// The first one is under way, the others wait for it.
+    /// The first one is in progress, the others are pending.
     sweeps: VecDeque<Sweep>,
     sweep_next: NonZeroU64,
-    /// Connections with a call that waits for the end of the events.
+    /// Connections with a deferred call.
     deferred: VecDeque<Token>,
     wheel: Wheel,
     queues: Vec<WriteQueue>,
     /// The connection of each queue; `None` for a free one.
     queue_owners: Vec<Option<Token>>,
     queues_free: Vec<u32>,
-    /// When queues are tried again, while there is one, and the queue that was tried last.
+    /// The timer that retries queues, armed while a queue exists, and the queue that was retried last.
     retry: Option<NodeId>,
     retry_next: usize,
+    room_waiters: RoomWaiters,
+    lingering: Lingering,
     sockets: Sockets,
-    /// What callbacks have written in this turn, where it goes to the kernel together.
+    /// The batched writes of this turn; used only with registered files.
     sends: SendBatch,
-    /// A turn is under way, which flushes what is batched.
+    /// A turn is running; it flushes the batches at its end.
     in_turn: bool,
     /// Connections whose sockets are to move from descriptors to registered files.
     moving: Vec<Token>,
-    /// Of those, while they move; empty in between.
+    /// Their descriptors during the move; empty otherwise.
     moving_descriptors: Vec<(u32, Descriptor)>,
-    /// Connections whose sockets came from elsewhere, to be opened in the next turn.
+    /// Adopted connections, to be opened in the next turn.
     adopted: VecDeque<Token>,
-    /// Connections to be served again though epoll reports nothing.
+    /// Connections to be served again without a report by epoll.
     listed: VecDeque<Token>,
     /// Bytes that were received before their connection's reads were paused.
     held: Vec<(Token, Box<[u8]>)>,
-    /// Connections whose sockets were taken out, to be removed when what was received together has been delivered.
+    /// Detached connections, to be removed when the batch of receives has been delivered.
     detached: Vec<(Token, Descriptor)>,
-    /// What was received together is being delivered.
+    /// A batch of receives is being delivered.
     delivering: bool,
-    /// The connection that `on_close` is about, whose socket is closed when that returns, and whether with a reset.
+    /// The connection whose `on_close` is running, its socket, which is closed when that returns, and whether to reset
+    /// it.
     leaving: Option<(Token, Socket, bool)>,
-    /// Connections to be removed as soon as no callback runs.
+    /// Connections to be removed as soon as no callback is running.
     closed: VecDeque<(Token, CloseReason)>,
-    /// Listeners that epoll has reported in this turn; empty in between.
+    /// Listeners that epoll has reported in this turn; empty between turns.
     ready_listeners: Vec<ListenerId>,
     /// Listeners that stop listening when their backlog is empty.
     draining: Vec<ListenerId>,
     accepted_by: AcceptedBy,
-    /// Turns in a row in which they were not accepted from because ended connections may have been about to make room.
+    /// Consecutive turns without accepting, because connections that may have ended could free slots.
     turns_without_room: usize,
-    /// Connections that accepts may fill slots up to: those that are reserved for connects are beyond.
+    /// Maximum number of accepted connections; the other slots are reserved for connects.
     accepts_max: usize,
+    /// Connections that were not accepted.
+    outbound: usize,
     throttled: AcceptBackoff,
-    /// Connections that have gone since throttled listeners were last looked at.
+    /// Connections that were removed since throttled listeners were last resumed.
     freed: usize,
     spare: Option<Descriptor>,
     waker: Waker,
@@ -115,26 +124,26 @@ pub struct Context<C> {
     shutdown: Option<Shutdown>,
 }
 
-/// Each connection and free timer can have one in the wheel, the pause of throttled listeners, the grace of a shutdown, and
-/// the queues that are tried again.
+/// One per connection and per timer of the service, and one each for the pause of throttled listeners, the grace period of a
+/// shutdown, the retry of queues, and the check of lingering connections.
 fn timers_in_wheel_max(config: &Config) -> usize {
-    config.connections_max.saturating_add(config.timers_max).saturating_add(3)
+    config.connections_max.saturating_add(config.timers_max).saturating_add(4)
 }
 
-/// Slots are reserved at the start, so a large state and the default bound can be too much.
+/// Slots are reserved at the start, so with a large state the default bound can exceed the address space.
 fn lacks_address_space<C>(connections_max: usize) -> Error {
     let bytes_each = slot_bytes::<ConnHeader, C>();
     Error::NoAddressSpace { connections_max, bytes_each }
 }
 
-/// How far a shutdown has come.
+/// The progress of a shutdown.
 #[derive(Debug)]
 struct Shutdown {
-    /// The slots before this one have been notified.
+    /// The connections in the slots before this one have been notified.
     notified: usize,
-    /// The grace has passed.
+    /// The grace period has passed.
     hard: bool,
-    /// The end of the grace, while it has not passed.
+    /// The timer of the grace period, until it has passed.
     grace: Option<NodeId>,
     deadline: Tick,
 }
@@ -169,6 +178,8 @@ impl<C> Context<C> {
             queues_free: Vec::new(),
             retry: None,
             retry_next: 0,
+            room_waiters: RoomWaiters::default(),
+            lingering: Lingering::default(),
             sockets,
             sends,
             in_turn: false,
@@ -185,6 +196,7 @@ impl<C> Context<C> {
             draining: Vec::new(),
             accepted_by: AcceptedBy::default(),
             turns_without_room: 0,
+            outbound: 0,
             throttled: AcceptBackoff::default(),
             freed: 0,
             spare: Some(sys::spare()?),
@@ -200,89 +212,93 @@ impl<C> Context<C> {
         })
     }
 
-    /// The time at which this turn began, or at which [`Reactor::context`](crate::Reactor::context) was called: one
-    /// reading of the clock serves all callbacks of a turn, and timeouts count from it.
+    /// Returns the time at which this turn began, or at which [`Reactor::context`](crate::Reactor::context) was called.
+    /// The clock is read once per turn, for all callbacks, and timeouts count from this time.
     #[must_use]
     pub fn now(&self) -> Instant {
         self.now
     }
 
-    /// What has been counted so far.
+    /// Returns a copy of the counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        // Trying queues again is the reactor's own affair.
-        let timers_armed = self.wheel.len() - usize::from(self.retry.is_some());
+        // The reactor's own timers are not counted.
+        let own = usize::from(self.retry.is_some()) + usize::from(self.lingering.has_check());
+        let timers_armed = self.wheel.len() - own;
         Stats { timers_armed, ..self.stats.clone() }
     }
 
-    /// How many connections are held, those included that are still connecting or flushing.
+    /// Returns the number of connections, including those that are still connecting or flushing.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.len()
     }
 
-    /// The bounds it was made with.
+    /// Returns the configuration of this reactor.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Where connections' sockets are held: [`FileTable::Process`] or [`FileTable::Registered`], whatever was asked for.
+    /// Returns where connections' sockets are held: [`FileTable::Process`] or [`FileTable::Registered`], also if
+    /// [`FileTable::Auto`] was configured.
     #[must_use]
     pub fn file_table(&self) -> FileTable {
         if self.sockets.has_tables() { FileTable::Registered } else { FileTable::Process }
     }
 
-    /// The state of a connection; `None` for a stale token, and for the one that the running callback is about (its
-    /// state is lent to the callback).
+    /// Returns the state of a connection; `None` if the token is stale, and for the connection of the running callback,
+    /// whose state is lent to that callback.
     #[must_use]
     pub fn conn(&self, token: Token) -> Option<&C> {
         self.connections.body(token.key())
     }
 
-    /// The same, to be changed.
+    /// Returns the state of a connection mutably; `None` as for [`conn`](Self::conn).
     #[must_use]
     pub fn conn_mut(&mut self, token: Token) -> Option<&mut C> {
         self.connections.body_mut(token.key())
     }
 
-    /// Whether the token still names a connection.
+    /// Returns whether the token still identifies a connection.
     #[must_use]
     pub fn holds(&self, token: Token) -> bool {
         self.connections.head(token.key()).is_some()
     }
 
-    /// The connections in a range of slots, up to [`slots`](Self::slots). Those that are still connecting are among
-    /// them. To visit all connections without keeping the sockets waiting, [`sweep`](Self::sweep).
+    /// Returns the connections in a range of slots, up to [`slots`](Self::slots), including those that are still
+    /// connecting. To visit all connections without delaying events, use [`sweep`](Self::sweep).
     pub fn tokens(&self, slots: Range<usize>) -> impl Iterator<Item = Token> + '_ {
         self.connections.keys(slots.start, slots.end).map(Token::from)
     }
 
-    /// One past the last slot that may hold a connection.
+    /// Returns one past the index of the last slot that may hold a connection.
     #[must_use]
     pub fn slots(&self) -> usize {
         self.connections.slots_used()
     }
 
-    /// The address of the peer, also when that has gone, and in [`on_close`](crate::Handler::on_close) of this
-    /// connection. Costs one system call; three where the socket is a registered file.
+    /// Returns the address of the peer (`getpeername`), also after the peer has closed, and in
+    /// [`on_close`](crate::Handler::on_close) of this connection. Makes one system call, or three if the socket is a
+    /// registered file.
     ///
     /// # Errors
-    /// [`Error::Stale`], the system's refusal (`ENOTCONN` where a connect has not worked), or [`Error::Invalid`] for a
-    /// Unix-domain connection, which has no IP address.
+    /// [`Error::Stale`], a system error (`ENOTCONN` if a connect has failed), or [`Error::Invalid`] for a Unix-domain
+    /// connection, which has no IP address.
     pub fn peer_addr(&self, token: Token) -> Result<SocketAddr, Error> {
         self.sockets.peer_addr(self.socket_of(token)?)
     }
 
-    /// The address of this side, likewise. Costs one system call; three where the socket is a registered file.
+    /// Returns the local address (`getsockname`), also in [`on_close`](crate::Handler::on_close) of this connection.
+    /// Makes one system call, or three if the socket is a registered file.
     ///
     /// # Errors
-    /// [`Error::Stale`], the system's refusal, or [`Error::Invalid`] for a Unix-domain connection.
+    /// [`Error::Stale`], a system error, or [`Error::Invalid`] for a Unix-domain connection.
     pub fn local_addr(&self, token: Token) -> Result<SocketAddr, Error> {
         self.sockets.local_addr(self.socket_of(token)?)
     }
 
-    /// The socket of a connection, or of the one that `on_close` is about.
+    /// The socket of a connection, or of the connection whose `on_close` is running.
     fn socket_of(&self, token: Token) -> Result<&Socket, Error> {
         match (self.header(token), &self.leaving) {
             (Some(header), _) => Ok(&header.socket),
@@ -291,39 +307,40 @@ impl<C> Context<C> {
         }
     }
 
-    /// A handle that wakes this reactor from any thread.
+    /// Returns a handle that wakes this reactor from any thread.
     #[must_use]
     pub fn waker(&self) -> Waker {
         self.waker.clone()
     }
 
-    /// Takes delivery of these signals: from now on each calls [`on_signal`](crate::Handler::on_signal).
+    /// Receives these signals from now on: each results in a call of [`on_signal`](crate::Handler::on_signal).
     ///
-    /// They are blocked in the calling thread (`pthread_sigmask`, then `signalfd`); call it before starting other
-    /// threads, which inherit that. They stay blocked when the reactor is gone: a second Ctrl-C that came while it shut
-    /// down would otherwise end the process in the middle of what it does last, and the threads that have inherited the
-    /// mask could not be given theirs back. A child process that is started later inherits the mask too, and does not
+    /// The signals are blocked in the calling thread (`pthread_sigmask`, then `signalfd`). Call this before starting
+    /// other threads, which inherit the mask. The signals stay blocked after the reactor is dropped: otherwise a second
+    /// Ctrl-C during a shutdown would end the process before its cleanup is complete, and the masks of the other
+    /// threads could not be restored. A child process that is started later also inherits the mask, and does not
     /// receive these signals unless it unblocks them.
     ///
     /// # Errors
-    /// The system's refusal, or [`Error::Invalid`] when signals are watched already.
+    /// A system error, or [`Error::Invalid`] if signals are already watched.
     pub fn watch_signals(&mut self, signals: &[Signal]) -> Result<(), Error> {
         if self.signals.is_some() {
-            return Err(Error::Invalid("signals are watched already"));
+            return Err(Error::Invalid("signals are already watched"));
         }
         let data = EventSource::Inner(Inner::Signal).to_bits();
         self.signals = Some(SignalReader::watched(signals, &self.poller, data)?);
         Ok(())
     }
 
-    /// Makes `run` return after this turn. Connections stay as they are; `run` may be called again.
+    /// Makes `run` return after this turn. Connections stay open; `run` may be called again.
     pub fn stop(&mut self) {
         self.stop = true;
     }
 
-    /// Lets go of all listeners, ends every connection, and makes `run` return when none is left.
-    /// [`on_shutdown`](crate::Handler::on_shutdown) follows for each, which by default closes it once its queue has been
-    /// handed over. What has not ended within `grace` is reset. Called again, it can only shorten the grace.
+    /// Removes all listeners, ends every connection, and makes `run` return when no connection is left.
+    /// [`on_shutdown`](crate::Handler::on_shutdown) is called for each connection; by default it closes the connection
+    /// once its queue has been sent. Connections that have not ended within `grace` are reset. A second call can only
+    /// shorten the grace period.
     pub fn shutdown(&mut self, grace: Duration) {
         let deadline = self.tick_after(grace);
         if let Some(shutdown) = &mut self.shutdown {
@@ -343,13 +360,13 @@ impl<C> Context<C> {
         self.shutdown = Some(Shutdown { notified: 0, hard: false, grace: Some(grace), deadline });
     }
 
-    /// Whether [`shutdown`](Self::shutdown) was called.
+    /// Returns whether a [`shutdown`](Self::shutdown) is in progress.
     #[must_use]
     pub fn is_shutting_down(&self) -> bool {
         self.shutdown.is_some()
     }
 
-    // What the reactor's loop needs of it.
+    // Used by the reactor's loop.
 
     pub(crate) fn poller(&self) -> &Poller {
         &self.poller
@@ -364,7 +381,7 @@ impl<C> Context<C> {
         self.elapsed = self.now.duration_since(self.started);
     }
 
-    /// Whether there is something to do that no event and no timer reports.
+    /// Whether there is work that no event or timer reports.
     pub(crate) fn wants_turn(&self) -> bool {
         !self.listed.is_empty()
             || !self.adopted.is_empty()
@@ -373,11 +390,12 @@ impl<C> Context<C> {
             || self.has_freed()
             || self.is_draining()
             || self.has_more_to_notify()
+            || self.has_room_for_waiters()
             || self.has_sweeps()
             || self.wants_stop()
     }
 
-    /// Counts the time from the end of the wait, of which a turn has read the clock.
+    /// Counts the time since the end of the wait, when this turn read the clock.
     pub(crate) fn end_turn(&mut self) {
         let turn = self.poller.now().duration_since(self.now);
         self.stats.busy += turn;
@@ -397,7 +415,7 @@ impl<C> Context<C> {
         &self.sockets
     }
 
-    /// Nothing new may start that would keep a shutdown from its end.
+    /// During a shutdown, nothing may start that would keep it from completing.
     fn refuse_while_shutting_down(&self) -> Result<(), Error> {
         match self.shutdown {
             Some(_) => Err(Error::Invalid("the reactor is shutting down")),
@@ -410,7 +428,7 @@ impl<C> Context<C> {
         self.stop || (self.is_shutting_down() && self.connections.len() == 0)
     }
 
-    /// The same; a stop, and a shutdown that is complete, are used up by asking.
+    /// The same; clears a stop, and a shutdown that is complete.
     pub(crate) fn take_stop(&mut self) -> bool {
         if self.connections.len() == 0
             && let Some(shutdown) = self.shutdown.take()
@@ -435,7 +453,7 @@ impl<C> Context<C> {
         self.connections.head(token.key())
     }
 
-    /// Whether nothing waits to be sent, nor a connect to be decided.
+    /// Whether the connection has completed its connect and has no queued output.
     #[inline]
     pub(crate) fn is_idle(&self, token: Token) -> bool {
         self.header(token)
@@ -454,21 +472,22 @@ impl<C> Context<C> {
         self.connections.give_back(token.key(), conn);
     }
 
-    /// The grace of the shutdown has passed: everything that is left will be reset.
+    /// The grace period of the shutdown has passed: the remaining connections will be reset.
     pub(crate) fn harden_shutdown(&mut self) {
         if let Some(shutdown) = &mut self.shutdown {
             *shutdown = Shutdown { notified: 0, hard: true, grace: None, ..*shutdown };
         }
     }
 
-    /// Whether a shutdown has still connections to notify.
+    /// Whether a shutdown still has connections to notify.
     pub(crate) fn has_more_to_notify(&self) -> bool {
         self.shutdown
             .as_ref()
             .is_some_and(|shutdown| shutdown.notified < self.connections.slots_used())
     }
 
-    /// The slots whose connections are to be notified of a shutdown in this turn, and whether its grace has passed.
+    /// The slots whose connections are to be notified of a shutdown in this turn, and whether its grace period has
+    /// passed.
     pub(crate) fn next_notified(&mut self) -> Option<(Range<usize>, bool)> {
         let shutdown = self.shutdown.as_mut()?;
         let end = shutdown.notified.saturating_add(self.config.closes_per_turn.max(1));
@@ -478,7 +497,7 @@ impl<C> Context<C> {
     }
 }
 
-/// A summary, without the connections.
+/// Formats a summary, without the connections.
 impl<C> fmt::Debug for Context<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
@@ -492,7 +511,7 @@ impl<C> fmt::Debug for Context<C> {
     }
 }
 
-/// Sets what is asked for, at a system call for each.
+/// Sets the requested options, with one system call each.
 fn set_tcp_options(socket: &Descriptor, options: &TcpOptions) -> Result<(), Error> {
     if options.nodelay {
         sys::set_nodelay(socket)?;

@@ -1,4 +1,4 @@
-//! What can go wrong, and why a connection ended.
+//! Errors, and the reasons why a connection ended.
 
 use std::fmt;
 use std::io;
@@ -6,15 +6,15 @@ use std::os::fd::OwnedFd;
 
 use crate::queue::Chunk;
 
-/// Why a call on the reactor did not work.
+/// An error of an operation of the reactor.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The system refused a call.
+    /// A system call failed.
     System {
         /// The name of the system call.
         call: &'static str,
-        /// What the system answered.
+        /// The error of the system call.
         source: io::Error,
     },
     /// A bound of [`Config`](crate::Config) is reached.
@@ -24,22 +24,22 @@ pub enum Error {
         /// Its value.
         limit: usize,
     },
-    /// The slots of [`Config::connections_max`](crate::Config::connections_max) connections are more than the process has
-    /// address space for: lower that bound, or box the state.
+    /// The process does not have the address space for the slots of
+    /// [`Config::connections_max`](crate::Config::connections_max) connections: lower that bound, or box the state.
     NoAddressSpace {
         /// The bound.
         connections_max: usize,
-        /// The bytes of a slot, the state of the connection included.
+        /// The size of a slot, including the state of the connection.
         bytes_each: usize,
     },
-    /// The name belongs to nothing any more.
+    /// The token or id is stale: the connection, listener, timer or watch no longer exists.
     Stale,
     /// An argument can't be used.
     Invalid(&'static str),
 }
 
 impl Error {
-    /// The errno of the system's refusal, where it was that.
+    /// Returns the errno of a failed system call; `None` for other errors.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
         match self {
@@ -53,12 +53,12 @@ impl Error {
         self.errno() == Some(nix::libc::EMFILE)
     }
 
-    /// Whether no local port, or no local address, is to be had.
+    /// Whether no local port, or no such local address, is available.
     pub(crate) fn is_out_of_ports(&self) -> bool {
         self.errno() == Some(nix::libc::EADDRNOTAVAIL)
     }
 
-    /// The kind of the system's refusal; [`io::ErrorKind::Other`] for all that was not the system's.
+    /// Returns the kind of a failed system call's error; [`io::ErrorKind::Other`] for other errors.
     #[must_use]
     pub fn kind(&self) -> io::ErrorKind {
         match self {
@@ -77,7 +77,7 @@ impl fmt::Display for Error {
                 f,
                 "there is no address space for {connections_max} connections of {bytes_each} bytes, state included"
             ),
-            Error::Stale => f.write_str("the name is stale: what it named is gone"),
+            Error::Stale => f.write_str("the token or id is stale"),
             Error::Invalid(why) => f.write_str(why),
         }
     }
@@ -98,11 +98,11 @@ impl From<Error> for io::Error {
     }
 }
 
-/// Why a call did not work, and what it was given, which comes back. `?` turns it into an [`Error`] and drops that.
+/// An error that also returns the value that the call was given. `?` converts it into an [`Error`] and drops the value.
 pub struct Refused<T> {
-    /// Why.
+    /// The error.
     pub error: Error,
-    /// What the call was given.
+    /// The value that the call was given.
     pub given: T,
 }
 
@@ -136,29 +136,31 @@ impl<T> From<Refused<T>> for io::Error {
     }
 }
 
-/// Why bytes were not taken. None of them was sent or queued, unless the connection is lost by it.
+/// The error of a refused write. None of its bytes was sent or queued, unless the connection was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WriteError {
-    /// They would not fit into this connection's queue
-    /// ([`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max)): too much waits there, or they are
-    /// more than it ever takes.
+    /// The bytes do not fit into this connection's queue
+    /// ([`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max)), or are more than an empty queue can
+    /// hold.
     Full,
-    /// They have to wait, and would not fit into what all queues together may hold
+    /// The bytes would have to be queued, but all queues together are full
     /// ([`Config::write_queues_bytes_max`](crate::Config::write_queues_bytes_max)).
     FullInTotal,
-    /// The connection is gone, is being closed, or its writing side is finished. Where the send itself showed that
-    /// the peer is gone, or the kernel took a part and all queues are full, `on_close` follows with the reason.
+    /// The token is stale, the connection is being closed, or its writing side is finished. If this write itself failed
+    /// because the peer is gone, or because the kernel accepted a part and all queues are full, `on_close` is called
+    /// with the reason.
     Closed,
 }
 
-/// A chunk that was not taken, which comes back; see
-/// [`Context::try_write_chunk`](crate::Context::try_write_chunk). `?` turns it into a [`WriteError`] and drops it.
+/// The error of a refused chunk, which is returned; see
+/// [`Context::try_write_chunk`](crate::Context::try_write_chunk). `?` converts it into a [`WriteError`] and drops the
+/// chunk.
 #[derive(Debug)]
 pub struct ChunkRefused {
-    /// Why.
+    /// The error.
     pub error: WriteError,
-    /// What the call was given.
+    /// The chunk that the call was given.
     pub chunk: Chunk,
 }
 
@@ -181,63 +183,63 @@ impl fmt::Display for WriteError {
         f.write_str(match self {
             WriteError::Full => "the connection's write queue is full",
             WriteError::FullInTotal => "all write queues together are full",
-            WriteError::Closed => "the connection does not take bytes any more",
+            WriteError::Closed => "the connection is closed for writing",
         })
     }
 }
 
 impl std::error::Error for WriteError {}
 
-/// Where the bytes of a successful write are.
+/// The state of the bytes of a successful write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// All of them are with the kernel, or, with [registered files](crate::FileTable::Registered), in the batch that goes
-    /// to it at the end of the turn. What the kernel does not take of that waits in the queue, and
-    /// [`on_drain`](crate::Handler::on_drain) is called when it has run empty.
+    /// The kernel has accepted all bytes; or, with [registered files](crate::FileTable::Registered), they are in the
+    /// batch that is sent at the end of the turn. Bytes of the batch that the kernel does not accept are queued then,
+    /// and [`on_drain`](crate::Handler::on_drain) is called when the queue has become empty.
     Sent,
-    /// Some of them wait in the queue; [`on_drain`](crate::Handler::on_drain) is called when it has run empty.
+    /// Some bytes are queued; [`on_drain`](crate::Handler::on_drain) is called when the queue has become empty.
     Queued,
 }
 
-/// Why a connection ended; given to [`Handler::on_close`](crate::Handler::on_close).
+/// The reason why a connection ended; passed to [`Handler::on_close`](crate::Handler::on_close).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CloseReason {
-    /// [`close`](crate::Context::close) was called while the peer had not finished, and everything queued was handed to
-    /// the kernel.
+    /// [`close`](crate::Context::close) was called before the peer had finished writing; the kernel has accepted all
+    /// queued bytes.
     Closed,
-    /// The peer had finished writing when [`close`](crate::Context::close) was called, as the default
-    /// [`on_eof`](crate::Handler::on_eof) does; everything queued was handed to the kernel.
+    /// [`close`](crate::Context::close) was called and the peer has finished writing, as with the default
+    /// [`on_eof`](crate::Handler::on_eof); the kernel has accepted all queued bytes.
     PeerClosed,
     /// [`abort`](crate::Context::abort) was called; the peer sees a reset.
     Aborted,
-    /// Both sides had finished writing, so nothing was left to do.
+    /// Both sides had finished writing.
     Finished,
-    /// The system reported an error: the peer reset the connection, or stopped answering.
+    /// The connection failed, for example because the peer reset it or stopped answering.
     Failed(Error),
-    /// An outbound connect did not work; the connection never opened.
+    /// An outbound connect failed; the connection never opened.
     ConnectFailed(Error),
-    /// An outbound connect was not answered within its time; the connection never opened.
+    /// An outbound connect did not complete in time; the connection never opened.
     ConnectTimedOut,
-    /// [`close`](crate::Context::close) was called, but the peer did not take what was queued within
+    /// [`close`](crate::Context::close) was called, but the queue could not be sent to the peer within
     /// [`Config::flush_timeout`](crate::Config::flush_timeout).
     FlushTimedOut,
-    /// The grace of [`shutdown`](crate::Context::shutdown) had passed.
+    /// The grace period of [`shutdown`](crate::Context::shutdown) had passed.
     ShutDown,
-    /// [`detach`](crate::Context::detach) was called, and here the socket comes out; dropped, it is closed.
+    /// [`detach`](crate::Context::detach) was called; the value contains the socket and closes it when dropped.
     Detached(Detached),
 }
 
-/// A socket that has left the reactor, still connected.
+/// A socket that was removed from the reactor and is still connected.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Detached {
     /// The socket: non-blocking and close-on-exec.
     pub descriptor: OwnedFd,
-    /// What had arrived and was not handed to [`on_data`](crate::Handler::on_data) yet. It comes before all that can be
-    /// read from the socket.
+    /// Bytes that were received and not yet passed to [`on_data`](crate::Handler::on_data). They precede the bytes that
+    /// can be read from the socket.
     pub unread: Vec<u8>,
-    /// What was written and had not gone to the kernel yet. It belongs before all else that is sent.
+    /// Bytes that were written and not yet accepted by the kernel. They must be sent before any other bytes.
     pub unsent: Vec<u8>,
 }
 

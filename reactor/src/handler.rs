@@ -1,4 +1,4 @@
-//! What a service implements.
+//! The trait that a service implements.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,42 +11,42 @@ use crate::signal::Signal;
 use crate::sys::{self, Readiness};
 use crate::token::{ListenerId, TimerId, Token, WatchId};
 
-/// How long the default [`Handler::on_signal`] lets connections hand over what they have queued.
+/// The grace period of the shutdown that the default [`Handler::on_signal`] starts.
 const SIGNAL_GRACE: Duration = Duration::from_secs(5);
 
-/// A service: what to do when something happens on a connection.
+/// A service: the callbacks for what happens on its connections.
 ///
-/// # Promises
-/// - Each connection that was kept gets one [`on_open`](Self::on_open), then exactly one [`on_close`](Self::on_close)
-///   when it goes. An outbound connect that fails gets only `on_close`.
-/// - No callback is entered while another runs: what a callback closes is reported after it returned.
+/// # Guarantees
+/// - Each accepted connection gets one [`on_open`](Self::on_open), and exactly one [`on_close`](Self::on_close) when it
+///   ends. An outbound connect that fails gets only `on_close`.
+/// - Callbacks are never nested: `on_close` for a connection that a callback closes is called after that callback.
 /// - No event of an earlier connection reaches a later one that uses the same slot or descriptor.
 ///
-/// There is no `on_close` for what has not gone or goes with the reactor: a [`run`](crate::Reactor::run) that ends by
-/// [`stop`](Context::stop) leaves its connections open for the next one, and a reactor that is dropped closes them and
-/// drops their states without a word. A callback that panics ends all of this: see [`turn`](crate::Reactor::turn).
+/// A connection that is still open when [`run`](crate::Reactor::run) returns after [`stop`](Context::stop) stays open
+/// for the next `run`. A reactor that is dropped closes its connections and drops their states without calling
+/// `on_close`. After a panic in a callback the guarantees no longer hold: see [`turn`](crate::Reactor::turn).
 ///
-/// During a callback the connection's state is lent to it as `conn`. All *other* connections can be used through the
-/// context; the same one too, except that [`Context::conn`] gives `None` for it.
+/// During a callback, the connection's state is lent to the callback as `conn`. The context can be used for all
+/// connections, including this one, except that [`Context::conn`] returns `None` for it.
 pub trait Handler {
     /// The state of one connection, stored inline in its slot.
     type Conn;
 
-    /// A peer wants in: `Some` keeps the connection with that state, `None` refuses it with a reset.
+    /// A connection was accepted: return `Some` to keep it with that state, or `None` to refuse it with a reset.
     ///
-    /// The connection has no name yet and may still be lost before `on_open` (no epoll watch to be had), so count in
-    /// [`on_open`](Self::on_open) and not here.
+    /// The connection has no token yet, and may still be dropped before `on_open` (if epoll watches have run out), so
+    /// count connections in [`on_open`](Self::on_open), not here.
     fn on_accept(
         &mut self,
         cx: &mut Context<Self::Conn>,
         incoming: &Incoming<'_>,
     ) -> Option<Self::Conn>;
 
-    /// The connection is open, either way round.
+    /// The connection is open; called for accepted, outbound and adopted connections.
     fn on_open(&mut self, _cx: &mut Context<Self::Conn>, _token: Token, _conn: &mut Self::Conn) {}
 
-    /// Bytes arrived: one read per wake, into a buffer that all connections share. They may be changed in place, as to
-    /// decrypt or unmask them.
+    /// Bytes were received, by one read into a buffer that all connections share. They may be changed in place, for
+    /// example to decrypt or unmask them.
     fn on_data(
         &mut self,
         cx: &mut Context<Self::Conn>,
@@ -55,22 +55,24 @@ pub trait Handler {
         bytes: &mut [u8],
     );
 
-    /// The peer has finished writing; what was read before is all there is. Writing still works. The default closes,
-    /// so that the reason is [`CloseReason::PeerClosed`] also where [`finish`](Context::finish) was called before.
+    /// The peer has finished writing: no more data will arrive. Writing is still possible. The default closes the
+    /// connection, with the reason [`CloseReason::PeerClosed`], even if [`finish`](Context::finish) was called before.
     fn on_eof(&mut self, cx: &mut Context<Self::Conn>, token: Token, _conn: &mut Self::Conn) {
         cx.close(token);
     }
 
-    /// The write queue ran empty after bytes had waited in it.
+    /// The connection's write queue has become empty. It is also called for a connection without a queue
+    /// when all queues together have room again, after [`WriteError::FullInTotal`](crate::WriteError::FullInTotal) or after
+    /// [`write_room`](Context::write_room) returned less for that reason.
     fn on_drain(&mut self, _cx: &mut Context<Self::Conn>, _token: Token, _conn: &mut Self::Conn) {}
 
-    /// The time of [`Context::set_timeout`] has come; it is not armed any more. The default closes.
+    /// The timeout set with [`Context::set_timeout`] has expired and is disarmed. The default closes the connection.
     fn on_timeout(&mut self, cx: &mut Context<Self::Conn>, token: Token, _conn: &mut Self::Conn) {
         cx.close(token);
     }
 
-    /// The time of [`Context::set_tagged_timeout`] with this tag has come; it is not armed any more. While the connection
-    /// is still connecting, the state is that of a connection that has not opened.
+    /// The timeout set with [`Context::set_tagged_timeout`] and this tag has expired and is disarmed. It may expire
+    /// while the connection is still connecting, before [`on_open`](Self::on_open).
     fn on_tagged_timeout(
         &mut self,
         _cx: &mut Context<Self::Conn>,
@@ -80,8 +82,8 @@ pub trait Handler {
     ) {
     }
 
-    /// The connection is gone, and with it its name; here its state comes back. Its addresses can still be asked for
-    /// ([`peer_addr`](Context::peer_addr)): its socket is closed when this returns.
+    /// The connection has ended and its token is stale; its state is given back. Its addresses are still available
+    /// ([`peer_addr`](Context::peer_addr)): the socket is closed when this callback returns.
     fn on_close(
         &mut self,
         _cx: &mut Context<Self::Conn>,
@@ -91,11 +93,11 @@ pub trait Handler {
     ) {
     }
 
-    /// Accepting did not work. Where descriptors, memory, epoll watches or slots
-    /// ([`Config::connections_max`](crate::Config::connections_max): [`Error::Full`]) ran out, the listener pauses by
-    /// itself and comes back when a connection has closed, or after a while. Peers wait in its backlog meanwhile. At its own
-    /// bound ([`ListenOptions::connections_max`](crate::ListenOptions::connections_max), [`Error::Full`] too) it waits for
-    /// one of its own connections.
+    /// Accepting a connection failed. If descriptors, memory, epoll watches or slots
+    /// ([`Config::connections_max`](crate::Config::connections_max): [`Error::Full`]) have run out, the listener pauses
+    /// and resumes by itself when a connection has closed, or after a delay. Peers wait in its backlog meanwhile. At
+    /// its own bound ([`ListenOptions::connections_max`](crate::ListenOptions::connections_max), also [`Error::Full`])
+    /// it resumes when one of its own connections has closed.
     fn on_accept_error(
         &mut self,
         _cx: &mut Context<Self::Conn>,
@@ -104,10 +106,16 @@ pub trait Handler {
     ) {
     }
 
-    /// A timer of [`Context::add_timer`] has fired; its name is stale now.
+    /// A listener drained with [`Context::drain_listener`] has accepted all connections in its backlog and is removed;
+    /// its id is now stale. Not called if [`unlisten`](Context::unlisten),
+    /// [`detach_listener`](Context::detach_listener) or a [`shutdown`](Context::shutdown) ends the listener before
+    /// that.
+    fn on_listener_drained(&mut self, _cx: &mut Context<Self::Conn>, _listener: ListenerId) {}
+
+    /// A timer set with [`Context::add_timer`] has fired; its id is now stale.
     fn on_timer(&mut self, _cx: &mut Context<Self::Conn>, _timer: TimerId) {}
 
-    /// The call that [`Context::defer`] has deferred.
+    /// The call that was requested with [`Context::defer`].
     fn on_deferred(
         &mut self,
         _cx: &mut Context<Self::Conn>,
@@ -116,7 +124,7 @@ pub trait Handler {
     ) {
     }
 
-    /// It is this connection's turn in a sweep of [`Context::sweep`] or [`Context::sweep_of`].
+    /// A sweep started with [`Context::sweep`] or [`Context::sweep_of`] visits this connection.
     fn on_visit(
         &mut self,
         _cx: &mut Context<Self::Conn>,
@@ -126,36 +134,36 @@ pub trait Handler {
     ) {
     }
 
-    /// A sweep has visited all there was to visit. It is not called where a [`shutdown`](Context::shutdown) ends `run`
-    /// before that.
+    /// A sweep has visited all its connections. Not called if a [`shutdown`](Context::shutdown) ends `run` before that.
     fn on_swept(&mut self, _cx: &mut Context<Self::Conn>, _sweep: SweepId) {}
 
-    /// [`Context::shutdown`] was called, and this connection is open: the time for a goodbye. It need not end at once, but
-    /// it is reset when the grace has passed. The default closes.
+    /// [`Context::shutdown`] was called while this connection is open: the protocol may send its closing message. The
+    /// connection need not end at once, but it is reset when the grace period has passed. The default closes it.
     fn on_shutdown(&mut self, cx: &mut Context<Self::Conn>, token: Token, _conn: &mut Self::Conn) {
         cx.close(token);
     }
 
-    /// A [`Waker`](crate::Waker) was used since the last time; many uses make one call.
+    /// A [`Waker`](crate::Waker) was used since the last call; several uses result in one call.
     fn on_wake(&mut self, _cx: &mut Context<Self::Conn>) {}
 
-    /// A descriptor of [`Context::watch`] is ready. It is reported again in each turn for as long as it is, and it may
-    /// turn out not to be ready after all: read until `WouldBlock`.
+    /// A descriptor watched with [`Context::watch`] is ready. This is called in each turn while the descriptor is
+    /// ready. Reports can be spurious, so handle `WouldBlock`.
     ///
-    /// No reading takes away the end of a stream (a read of 0 bytes), a hang-up, or the error of a pipe without a
-    /// reader: these are reported without end. [`unwatch`](Context::unwatch) then, or the loop spins. The default ends
-    /// the watch.
+    /// The end of a stream (a read of 0 bytes), a hang-up, and the error of a pipe without a reader are permanent: they
+    /// are reported in each turn, whatever is read. Call [`unwatch`](Context::unwatch) then, or the loop spins. The
+    /// default ends the watch.
     fn on_ready(&mut self, cx: &mut Context<Self::Conn>, watch: WatchId, _readiness: Readiness) {
         cx.unwatch(watch);
     }
 
-    /// A signal of [`Context::watch_signals`] arrived. The default shuts down with a grace of 5 seconds.
+    /// A signal watched with [`Context::watch_signals`] was received. The default shuts down with a grace period of 5
+    /// seconds.
     fn on_signal(&mut self, cx: &mut Context<Self::Conn>, _signal: Signal) {
         cx.shutdown(SIGNAL_GRACE);
     }
 }
 
-/// A connection that waits for [`Handler::on_accept`] to say whether it may stay.
+/// An accepted connection that [`Handler::on_accept`] can keep or refuse.
 #[derive(Debug)]
 pub struct Incoming<'a> {
     listener: ListenerId,
@@ -167,30 +175,30 @@ impl<'a> Incoming<'a> {
         Self { listener, socket }
     }
 
-    /// The listener at which it arrived.
+    /// The listener that accepted the connection.
     #[must_use]
     pub fn listener(&self) -> ListenerId {
         self.listener
     }
 
-    /// The address it comes from. Costs one system call (`getpeername`), so ask only where it matters.
+    /// Returns the peer's address. Makes one system call (`getpeername`).
     ///
     /// # Errors
-    /// `ENOTCONN` where the peer has gone already; a Unix-domain peer has no IP address.
+    /// `ENOTCONN` if the peer has already closed the connection; a Unix-domain peer has no IP address.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
         Ok(sys::peer_addr(self.socket)?)
     }
 
-    /// The address at which it arrived. Costs one system call (`getsockname`).
+    /// Returns the local address of the connection. Makes one system call (`getsockname`).
     ///
     /// # Errors
-    /// What `getsockname` answers; a Unix-domain socket has no IP address.
+    /// An error of `getsockname`; a Unix-domain socket has no IP address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         Ok(sys::local_addr(self.socket)?)
     }
 }
 
-/// Its descriptor, to ask for an option or to set one; it is non-blocking and close-on-exec.
+/// The socket's descriptor, for getting and setting options; it is non-blocking and close-on-exec.
 impl AsFd for Incoming<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

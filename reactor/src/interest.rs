@@ -4,22 +4,22 @@ use crate::sys::Readiness;
 
 /// What a descriptor is watched for; see [`Context::watch`](crate::Context::watch).
 ///
-/// Errors and hang-ups are reported with each of them but [`Nothing`](Self::Nothing).
+/// Errors and hang-ups are always reported, except with [`Nothing`](Self::Nothing).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
-    /// Nothing at all for now, not even errors.
+    /// Nothing for now, not even errors.
     Nothing,
-    /// That a read will not block.
+    /// Ready for reading.
     Readable,
-    /// That a write will not block.
+    /// Ready for writing.
     Writable,
-    /// Either.
+    /// Ready for reading or writing.
     Both,
 }
 
 impl Interest {
-    /// What epoll is to watch for; `None` where it is to know nothing of the descriptor: an empty interest would
-    /// still report errors and hang-ups, without end.
+    /// The events to register with epoll; `None` if the descriptor must not be registered, because with an empty
+    /// interest epoll would still report errors and hang-ups continuously.
     pub(crate) fn registered(self) -> Option<Readiness> {
         match self {
             Interest::Nothing => None,

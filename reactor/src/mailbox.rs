@@ -1,7 +1,7 @@
-//! Messages from any thread into a reactor: a bounded channel that wakes it.
+//! Messages from any thread to a reactor: a bounded channel that wakes it.
 //!
-//! Built on `std::sync::mpsc::sync_channel` and the [`Waker`]: a sender never blocks, and however many messages come
-//! before the reactor gets there, they cost one wake-up.
+//! Built on `std::sync::mpsc::sync_channel` and the [`Waker`]: a sender never blocks, and all messages that are sent
+//! before the reactor receives them cost one wake-up together.
 
 use std::fmt;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -9,12 +9,13 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use crate::context::Context;
 use crate::waker::Waker;
 
-/// Messages that one wake-up hands out at most, so that a busy sender does not keep the sockets waiting.
+/// The maximum number of messages received per wake-up, so that a busy sender does not delay events.
 const MESSAGES_PER_WAKE: usize = 1024;
 
 impl<C> Context<C> {
-    /// A way for other threads to send messages of type `M` to this reactor's service, which keeps the [`Mailbox`] and
-    /// empties it in [`on_wake`](crate::Handler::on_wake). Room for `capacity` messages (one at least) is taken now.
+    /// Creates a channel by which other threads send messages of type `M` to this reactor's service. The service keeps
+    /// the [`Mailbox`] and empties it in [`on_wake`](crate::Handler::on_wake). Memory for `capacity` messages (at least
+    /// one) is allocated now.
     ///
     /// ```
     /// use reactor::{Config, Context, Handler, Incoming, Mailbox, Reactor, Token};
@@ -55,18 +56,19 @@ impl<C> Context<C> {
     }
 }
 
-/// The end of a mailbox that any thread may hold; see [`Context::mailbox`].
+/// The sending end of a mailbox, which any thread can use; see [`Context::mailbox`].
 pub struct Sender<M> {
     sender: SyncSender<M>,
     waker: Waker,
 }
 
 impl<M> Sender<M> {
-    /// Leaves a message and wakes the reactor. It is one system call, and none while an earlier wake-up is on its way.
+    /// Sends a message and wakes the reactor. Never blocks. Makes one system call, or none while an earlier wake-up is
+    /// pending.
     ///
     /// # Errors
-    /// The message comes back: as [`TrySendError::Full`] when the reactor is behind by the whole capacity (drop it, wait,
-    /// or slow down: the choice is the sender's), as [`TrySendError::Disconnected`] when the mailbox is gone.
+    /// Both errors return the message: [`TrySendError::Full`] if the mailbox holds `capacity` messages (the sender may
+    /// drop the message, or wait and retry), [`TrySendError::Disconnected`] if the mailbox was dropped.
     pub fn send(&self, message: M) -> Result<(), TrySendError<M>> {
         self.sender.try_send(message)?;
         self.waker.wake();
@@ -86,19 +88,19 @@ impl<M> fmt::Debug for Sender<M> {
     }
 }
 
-/// The end of a mailbox that the service keeps; see [`Context::mailbox`].
+/// The receiving end of a mailbox, which the service keeps; see [`Context::mailbox`].
 pub struct Mailbox<M> {
     receiver: Receiver<M>,
     waker: Waker,
-    /// Messages until the sockets get their turn.
+    /// Messages that may still be received before events are served.
     left: usize,
 }
 
 impl<M> Mailbox<M> {
-    /// The next message. Call it in [`on_wake`](crate::Handler::on_wake) until it gives `None`.
+    /// Returns the next message. Call it in [`on_wake`](crate::Handler::on_wake) until it returns `None`.
     ///
-    /// After 1,024 messages it gives `None` though more may wait, and sees to it that `on_wake` is called again once the
-    /// sockets have had their turn.
+    /// After 1,024 messages it returns `None` even if there are more, and wakes the reactor, so that `on_wake` is
+    /// called again after other events have been served.
     pub fn receive(&mut self) -> Option<M> {
         if self.left == 0 {
             self.left = MESSAGES_PER_WAKE;

@@ -1,8 +1,8 @@
-//! Bytes that the kernel would not take yet, in the order in which they were written.
+//! The write queue: bytes that the kernel has not accepted yet, in the order in which they were written.
 //!
-//! A connection has a queue only while something waits in it. Bytes that were lent are copied into the last chunk, or
-//! into a new one when that is full; bytes that are shared or given away are queued as they are, and so are parts of
-//! files, which are no bytes in memory.
+//! A connection has a queue only while bytes wait in it. Borrowed bytes are copied into the last chunk, or into a new
+//! one if that is full. Owned and shared buffers are queued without a copy, except small ones behind others, and so are parts of files, whose bytes are
+//! not in memory.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,29 +10,33 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// How many chunks one send hands to the kernel at most.
+/// The maximum number of chunks per send.
 pub(crate) const CHUNKS_PER_SEND: usize = 16;
 
-/// Bytes that were lent are copied into chunks of this size, or larger ones for larger writes. One chunk for all of them
-/// would never be given back on a connection whose queue never runs empty.
+/// Borrowed bytes are copied into chunks of this size, or larger ones for larger writes. A single chunk for all of them
+/// would never be freed on a connection whose queue never becomes empty.
 const COPY_CHUNK_BYTES_MAX: usize = 64 * 1024;
 
-/// Bytes handed to [`Context::write_chunk`](crate::Context::write_chunk) without a copy.
+/// A chunk up to this size is copied if others are queued before it: a separate entry would take about as much memory, and
+/// would keep shared bytes alive.
+const SMALL_CHUNK_BYTES_MAX: usize = 128;
+
+/// A buffer for [`Context::write_chunk`](crate::Context::write_chunk), which queues it without a copy.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Chunk {
-    /// Bytes given away to the connection.
+    /// A buffer owned by the queue.
     Owned(Vec<u8>),
-    /// Bytes that many connections can have in their queues at once.
+    /// A buffer that the queues of many connections can share.
     Shared(Arc<[u8]>),
-    /// A part of such bytes.
+    /// A part of a shared buffer.
     Part(SharedPart),
-    /// Bytes of the `bytes` crate, shared likewise.
+    /// A shared buffer of the `bytes` crate.
     #[cfg(feature = "bytes")]
     Bytes(bytes::Bytes),
 }
 
-/// A part of shared bytes, which keeps the whole of them alive.
+/// A part of a shared buffer, which keeps the whole buffer alive.
 #[derive(Clone, Debug)]
 pub struct SharedPart {
     bytes: Arc<[u8]>,
@@ -40,7 +44,7 @@ pub struct SharedPart {
 }
 
 impl SharedPart {
-    /// The bytes of this range; `None` where it reaches beyond them.
+    /// Creates the part of `bytes` in this range; `None` if the range is out of bounds.
     #[must_use]
     pub fn new(bytes: Arc<[u8]>, range: Range<usize>) -> Option<Self> {
         bytes.get(range.clone())?;
@@ -49,7 +53,7 @@ impl SharedPart {
 }
 
 impl Chunk {
-    /// The bytes themselves.
+    /// Returns the bytes of this chunk.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         match self {
@@ -94,7 +98,7 @@ enum Entry {
 }
 
 impl Entry {
-    /// The bytes that it holds in memory.
+    /// The bytes in memory.
     fn as_bytes(&self) -> &[u8] {
         match self {
             Entry::Chunk(chunk) => chunk.as_bytes(),
@@ -103,7 +107,7 @@ impl Entry {
     }
 }
 
-/// What is left to be sent of a file; never empty.
+/// The part of a file that is still to be sent; never empty.
 #[derive(Debug)]
 pub(crate) struct FilePart {
     pub(crate) file: Arc<File>,
@@ -116,11 +120,11 @@ impl FilePart {
     }
 }
 
-/// Invariant: no entry is empty past the offset, and `bytes` and `file_bytes` are what all of them still hold.
+/// Invariants: no entry is empty after the offset, and `bytes` and `file_bytes` are the sums over all entries.
 #[derive(Debug, Default)]
 pub(crate) struct WriteQueue {
     entries: VecDeque<Entry>,
-    /// How much of the first entry has left already, where that is a chunk.
+    /// The number of bytes of the first entry that were already sent, if it is a chunk.
     offset: usize,
     bytes: usize,
     file_bytes: u64,
@@ -132,7 +136,7 @@ impl WriteQueue {
         self.bytes
     }
 
-    /// All bytes, those of files too.
+    /// All bytes, including those of files.
     pub(crate) fn waiting_bytes(&self) -> usize {
         self.bytes.saturating_add(usize::try_from(self.file_bytes).unwrap_or(usize::MAX))
     }
@@ -141,7 +145,7 @@ impl WriteQueue {
         self.entries.is_empty()
     }
 
-    /// Parts of files that wait.
+    /// The number of queued parts of files.
     pub(crate) fn files(&self) -> usize {
         if self.file_bytes == 0 {
             return 0;
@@ -149,7 +153,7 @@ impl WriteQueue {
         self.entries.iter().filter(|entry| matches!(entry, Entry::File(_))).count()
     }
 
-    /// A copy of all that waits in memory.
+    /// A copy of all queued bytes in memory.
     pub(crate) fn to_vec(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.bytes);
         for entry in &self.entries {
@@ -175,7 +179,8 @@ impl WriteQueue {
         }
     }
 
-    /// Appends what is left of a chunk after its first `sent` bytes, without a copy of them.
+    /// Appends the rest of a chunk after its first `sent` bytes; copies it only if other bytes are queued and `sent` is
+    /// not zero.
     pub(crate) fn append(&mut self, chunk: Chunk, sent: usize) {
         let left = chunk.as_bytes().len() - sent;
         if left == 0 {
@@ -185,7 +190,7 @@ impl WriteQueue {
             self.offset = sent;
             self.bytes = left;
             self.entries.push_back(Entry::Chunk(chunk));
-        } else if sent == 0 {
+        } else if sent == 0 && left > SMALL_CHUNK_BYTES_MAX {
             self.bytes += left;
             self.entries.push_back(Entry::Chunk(chunk));
         } else {
@@ -202,7 +207,7 @@ impl WriteQueue {
         self.entries.push_back(Entry::File(part));
     }
 
-    /// The part of a file that is next to be sent; `None` where bytes in memory are.
+    /// The part of a file that is to be sent next; `None` if bytes in memory are next.
     pub(crate) fn first_file(&self) -> Option<&FilePart> {
         match self.entries.front() {
             Some(Entry::File(part)) => Some(part),
@@ -210,7 +215,7 @@ impl WriteQueue {
         }
     }
 
-    /// Forgets the first `sent` bytes of the part of a file that was next.
+    /// Removes the first `sent` bytes, which were sent, of the first entry, a part of a file.
     pub(crate) fn consume_file(&mut self, sent: usize) {
         let Some(Entry::File(part)) = self.entries.front_mut() else { return };
         let sent = (sent as u64).min(part.len());
@@ -221,7 +226,7 @@ impl WriteQueue {
         }
     }
 
-    /// Fills `slices` with the first bytes that wait, up to a file, and says how many slices that made.
+    /// Fills `slices` with the first queued bytes, up to a file; returns the number of slices filled.
     pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; CHUNKS_PER_SEND]) -> usize {
         let mut filled = 0;
         let mut offset = self.offset;
@@ -234,7 +239,7 @@ impl WriteQueue {
         filled
     }
 
-    /// Forgets the first `sent` bytes: they have left.
+    /// Removes the first `sent` bytes, which were sent.
     pub(crate) fn consume(&mut self, sent: usize) {
         debug_assert!(sent <= self.bytes, "more was sent than was queued");
         self.bytes -= sent;
@@ -258,7 +263,7 @@ mod tests {
 
     use super::*;
 
-    /// Miri takes a thousand times as long.
+    /// Miri is about a thousand times slower.
     const STEPS_MAX: usize = if cfg!(miri) { 30 } else { 200 };
 
     #[derive(Clone, Debug)]
@@ -280,7 +285,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_hands_out_the_bytes_in_the_order_written(steps in prop::collection::vec(step(), 1..STEPS_MAX)) {
+        fn bytes_are_sent_in_the_order_written(steps in prop::collection::vec(step(), 1..STEPS_MAX)) {
             let mut queue = WriteQueue::default();
             let mut model = VecDeque::new();
             for step in steps {
@@ -312,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_never_runs_empty_does_not_grow() {
+    fn a_queue_that_never_becomes_empty_does_not_grow() {
         let mut queue = WriteQueue::default();
         queue.copy(&[0; 1000]);
         for _ in 0..10_000 {
@@ -325,7 +330,20 @@ mod tests {
     }
 
     #[test]
-    fn a_file_keeps_its_place_among_the_bytes() {
+    fn small_chunks_behind_others_are_copied() {
+        let shared: Arc<[u8]> = vec![0; 1 << 20].into();
+        let part = |bytes| Chunk::Part(SharedPart::new(Arc::clone(&shared), 0..bytes).unwrap());
+        let mut queue = WriteQueue::default();
+        for _ in 0..10_000 {
+            queue.append(part(1), 0);
+        }
+        assert_eq!((queue.bytes, queue.entries.len(), Arc::strong_count(&shared)), (10_000, 2, 2));
+        queue.append(part(SMALL_CHUNK_BYTES_MAX + 1), 0);
+        assert_eq!((queue.entries.len(), Arc::strong_count(&shared)), (3, 3));
+    }
+
+    #[test]
+    fn a_part_of_a_file_keeps_its_position_in_the_queue() {
         let file = Arc::new(File::open("/dev/null").expect("there is a null device"));
         let part = |range| FilePart { file: Arc::clone(&file), range };
         let mut queue = WriteQueue::default();

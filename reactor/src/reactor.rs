@@ -1,16 +1,17 @@
-//! The loop: wait, hand each event to the service, remove what is to be removed, fire timers.
+//! The loop: wait, dispatch each event to the service, remove closed connections, fire timers.
 //!
-//! Connections are watched edge-triggered: epoll reports a change once. What a report leads to is done at once, or the
-//! connection is listed and served again in the next turn: when a read was full, reads were paused, or a send took all
-//! that it was offered.
+//! Connections are watched edge-triggered: epoll reports a change once. The reactor handles a report completely, or
+//! lists the connection and serves it again in the next turn: if a read filled its buffer, if reads were paused, or if
+//! a send accepted everything and more is queued.
 //!
-//! Listeners are accepted from last in a turn, when the connections that have ended have made room.
+//! Listeners are served last in a turn, after ended connections have freed their slots.
 
 use std::fmt;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
+use crate::callback::Timed;
 use crate::config::Config;
 use crate::connection::{ConnHeader, Flags};
 use crate::context::{Context, Due, Received, receives};
@@ -21,15 +22,15 @@ use crate::token::{EventSource, Inner, ListenerId, Token};
 
 /// An epoll loop over connections whose state is `C`.
 ///
-/// Its service is an argument of [`run`](Self::run) and [`turn`](Self::turn), not owned by it: one reactor can serve
-/// different handlers in turn.
+/// The service is passed to [`run`](Self::run) and [`turn`](Self::turn); the reactor does not own it, so one reactor
+/// can be used with different handlers, one after the other.
 pub struct Reactor<C> {
     cx: Context<C>,
     events: Events,
     read_buffer: Vec<u8>,
-    /// Receives that go to the kernel together, where sockets are registered files.
+    /// The batch of receives, if sockets are registered files.
     receives: Option<ReceiveBatch>,
-    /// A turn has begun and not returned; found at the beginning of another, a callback of it has panicked.
+    /// A turn has begun and not returned. If this is set when another turn begins, a callback has panicked.
     turning: bool,
 }
 
@@ -39,41 +40,44 @@ impl<C> fmt::Debug for Reactor<C> {
     }
 }
 
-/// What the reads of one round may bring in all: where many connections have much to be read, each gives a little.
+/// How many times per turn `on_close` may lead to further closed connections before the rest waits for the next turn.
+const CLOSING_ROUNDS_MAX: usize = 32;
+
+/// The maximum that the reads after one wait return together: with many readable connections, each read is smaller.
 const ROUND_BYTES: usize = 4 << 20;
-/// But each at least so much.
+/// The minimum size of a read.
 const READ_BYTES_MIN: usize = 4096;
-/// So more events are not taken at once, whatever is configured.
+/// The resulting maximum number of events per wait, whatever is configured.
 const EVENTS_PER_WAIT_MAX: usize = ROUND_BYTES / READ_BYTES_MIN;
 
-/// What those bring that are served again in a turn: less, for what epoll reports has to wait for them.
+/// The maximum that the reads of listed connections return per turn: less, because epoll's events wait meanwhile.
 const LISTED_BYTES: usize = 1 << 20;
 
 fn zeroes(bytes: usize) -> Result<Vec<u8>, Error> {
     let mut buffer = Vec::new();
     buffer
         .try_reserve_exact(bytes)
-        .map_err(|_| Error::Invalid("there is no memory for so large a read buffer"))?;
+        .map_err(|_| Error::Invalid("there is not enough memory for the read buffer"))?;
     buffer.resize(bytes, 0);
     Ok(buffer)
 }
 
-/// Whether a reactor wants another turn.
+/// The result of a turn: whether the reactor continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a reactor that has stopped wants no further turn"]
 pub enum Status {
-    /// It does.
+    /// Call [`turn`](Reactor::turn) again.
     Running,
     /// [`stop`](Context::stop) was called, or a [`shutdown`](Context::shutdown) is complete.
     Stopped,
 }
 
 impl<C> Reactor<C> {
-    /// A reactor within these bounds. It holds three descriptors of its own: the epoll one, one to be woken by, and a
-    /// spare for when descriptors have run out.
+    /// Creates a reactor with this configuration. It uses three descriptors: an epoll instance, an eventfd for the
+    /// [`Waker`](crate::Waker), and a spare one for when descriptors run out.
     ///
     /// # Errors
-    /// The system's refusal (`EMFILE`: no descriptor left), [`Error::Invalid`], which names the bound that is zero, and
+    /// A system error (`EMFILE` if no descriptor is left), [`Error::Invalid`], which names the invalid bound, or
     /// [`Error::NoAddressSpace`].
     pub fn new(config: &Config) -> Result<Self, Error> {
         config.check()?;
@@ -89,37 +93,38 @@ impl<C> Reactor<C> {
         })
     }
 
-    /// The context, to set the reactor up and to look at it between turns. Its clock is read anew.
+    /// Returns the context, for setup and for use between turns. Updates [`Context::now`].
     pub fn context(&mut self) -> &mut Context<C> {
         self.cx.read_clock();
         &mut self.cx
     }
 
-    /// When a turn is due though the descriptor ([`AsFd`]) is not readable: a timer ends, or something waits to be gone
-    /// on with (then it is now, or past). `None`: not before the descriptor is readable.
+    /// Returns the time at which a turn is due even if the descriptor ([`AsFd`]) is not readable: a timer expires then.
+    /// If work is pending, the time is now or in the past. `None`: no turn is due before the descriptor is readable.
     ///
-    /// The descriptor and this time are what another event loop needs to drive a reactor: it calls
-    /// [`turn`](Self::turn) with a wait of zero when either is due, and asks for the time again after that, and after
-    /// each use of the [`context`](Self::context) between turns. The guide has it whole.
+    /// Another event loop can drive a reactor with the descriptor and this time: it calls [`turn`](Self::turn) with a
+    /// wait of zero when the descriptor is readable or the time is reached. It must ask for the time again after each
+    /// turn and after each use of the [`context`](Self::context) between turns. The [guide](crate::guide) contains an
+    /// example.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         if self.cx.wants_turn() { Some(self.cx.now()) } else { self.cx.next_timer() }
     }
 
-    /// Serves until [`stop`](Context::stop) is called or a [`shutdown`](Context::shutdown) is complete.
+    /// Runs the loop until [`stop`](Context::stop) is called or a [`shutdown`](Context::shutdown) is complete.
     ///
     /// # Errors
-    /// Only what makes waiting itself impossible; faults of connections go to the handler.
+    /// As for [`turn`](Self::turn).
     pub fn run<H: Handler<Conn = C> + ?Sized>(&mut self, handler: &mut H) -> Result<(), Error> {
         while self.turn(handler, None)? == Status::Running {}
         Ok(())
     }
 
-    /// Waits for events, at most `max_wait` (`None`: as long as it takes), and handles them.
+    /// Waits for events, for at most `max_wait` (`None`: without a limit), and handles them.
     ///
     /// # Errors
-    /// Only what makes waiting itself impossible; faults of connections go to the handler. [`Error::Invalid`] after a
-    /// callback has panicked: what it was about is lost, and the reactor is only good for being dropped.
+    /// A failure of `epoll_wait`; errors of connections are passed to the handler. [`Error::Invalid`] after a callback
+    /// has panicked: the lent state is lost, and the reactor can only be dropped.
     pub fn turn<H: Handler<Conn = C> + ?Sized>(
         &mut self,
         handler: &mut H,
@@ -129,7 +134,12 @@ impl<C> Reactor<C> {
             return Err(Error::Invalid("a callback has panicked in this reactor: drop it"));
         }
         self.cx.set_in_turn(true);
-        let status = self.turn_whole(handler, max_wait);
+        let status = if self.cx.config().times_callbacks {
+            let timed: &mut dyn Handler<Conn = C> = &mut Timed(handler);
+            self.turn_whole(timed, max_wait)
+        } else {
+            self.turn_whole(handler, max_wait)
+        };
         if status.is_ok() {
             self.cx.end_turn();
         }
@@ -149,6 +159,7 @@ impl<C> Reactor<C> {
         wait(cx, events, max_wait)?;
         dispatch_all(cx, handler, read_buffer, receives.as_mut(), events);
         serve_listed(cx, handler, read_buffer);
+        report_room(cx, handler);
         open_adopted(cx, handler);
         accept_all(cx, handler, events);
         call_deferred(cx, handler);
@@ -173,9 +184,10 @@ fn wait<C>(
     Ok(())
 }
 
-/// Removes what was closed and hands over what waits for others to go with, until neither leads to more.
+/// Removes closed connections and submits the batches, until no more connections are closed. If `on_close` closes
+/// others without end, the rest waits for the next turn.
 fn finish_round<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
-    loop {
+    for _ in 0..CLOSING_ROUNDS_MAX {
         reap_closed(cx, handler);
         cx.flush();
         if !cx.has_closed() {
@@ -184,28 +196,27 @@ fn finish_round<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H)
     }
 }
 
-/// The epoll descriptor: readable when a turn would find an event. It is for another event loop to wait on, and nothing
-/// else.
+/// The epoll descriptor, which is readable when a turn would find an event. Use it only to wait in another event loop.
 impl<C> AsFd for Reactor<C> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.cx.poller().as_fd()
     }
 }
 
-/// The same, for event loops that go by the number.
+/// The same, for event loops that need the descriptor's number.
 impl<C> AsRawFd for Reactor<C> {
     fn as_raw_fd(&self) -> RawFd {
         self.as_fd().as_raw_fd()
     }
 }
 
-/// How much one connection may be read in a round of that many connections.
+/// The part of the buffer that one read may use if that many connections share `bytes`.
 fn share(buffer: &mut [u8], bytes: usize, connections: usize) -> &mut [u8] {
     let share = (bytes / connections.max(1)).max(READ_BYTES_MIN).min(buffer.len());
     &mut buffer[..share]
 }
 
-/// Small, and a function of its own, so that what is usual stays in registers.
+/// A small function that is not inlined, so that the common path stays in registers.
 #[inline(never)]
 fn dispatch_all<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
@@ -224,7 +235,7 @@ fn dispatch_all<H: Handler + ?Sized>(
     }
 }
 
-#[inline(always)] // Otherwise the compiler makes a call of it for every message.
+#[inline(always)] // Otherwise the compiler emits a call per message.
 fn dispatch<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -238,8 +249,8 @@ fn dispatch<H: Handler + ?Sized>(
     }
 }
 
-/// The same, but what is to be read from registered files is received together before the first callback, and what
-/// callbacks write is sent together after the last one.
+/// The same, but registered files are read in one batch before the first callback, and the writes of the callbacks are
+/// sent in one batch after the last one.
 fn dispatch_batched<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -273,7 +284,7 @@ fn dispatch_batched<H: Handler + ?Sized>(
     reap_closed(cx, handler);
 }
 
-/// An event of another kind among those of a batch.
+/// Dispatches an event that is not part of the batch.
 #[inline(never)]
 fn dispatch_unbatched<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
@@ -285,7 +296,7 @@ fn dispatch_unbatched<H: Handler + ?Sized>(
     dispatch(cx, handler, buffer, data, ready);
 }
 
-/// Hands over what one receive of a batch has brought.
+/// Passes the result of one batched receive to the service.
 #[inline]
 fn deliver<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
@@ -314,7 +325,7 @@ fn deliver<H: Handler + ?Sized>(
     }
 }
 
-/// An event that is about no connection.
+/// Dispatches an event that does not belong to a connection.
 fn dispatch_other<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -340,9 +351,9 @@ fn dispatch_other<H: Handler + ?Sized>(
     }
 }
 
-/// The usual event says that there is something to read for a connection that reads: it is read at the price of one
-/// look-up, and what else there may be is looked at only when it is not so.
-#[inline(always)] // Otherwise the compiler makes a call of it for every message.
+/// The common event is input for a connection that only reads: it takes one look-up and the read. All other cases are
+/// handled in [`serve_unusual`].
+#[inline(always)] // Otherwise the compiler emits a call per message.
 fn serve<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -351,7 +362,7 @@ fn serve<H: Handler + ?Sized>(
     ready: Readiness,
 ) {
     if ready != Readiness::READABLE_AND_WRITABLE {
-        // The first report of a connection, as a rule: nothing waits to be sent.
+        // Usually the first report of a connection: nothing is queued.
         if ready != Readiness::WRITABLE || !cx.is_idle(token) {
             serve_unusual(cx, handler, buffer, token, ready);
         }
@@ -393,7 +404,7 @@ fn serve_unusual<H: Handler + ?Sized>(
     }
 }
 
-/// There is something to be learnt by reading, or by asking where the connection does not read.
+/// Handles a report of input: reads, or checks for an error if the connection does not read.
 fn serve_input<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -418,7 +429,7 @@ fn serve_input<H: Handler + ?Sized>(
     }
 }
 
-/// Reads once from a connection, whatever else there is to do for it: what was held back first.
+/// Reads once from a connection that may also have queued output; held bytes are delivered first.
 fn read<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -443,8 +454,7 @@ fn read<H: Handler + ?Sized>(
     }
 }
 
-/// Serves the connections that were listed before: a few, for each may have much to be read and what epoll reports has to
-/// wait, and no more once they have given as much as a round may bring.
+/// Serves listed connections. Their number and their bytes are bounded, because epoll's events wait meanwhile.
 fn serve_listed<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -459,6 +469,15 @@ fn serve_listed<H: Handler + ?Sized>(
         }
         let Some(token) = cx.next_listed() else { return };
         serve_again(cx, handler, buffer, token);
+        reap_closed(cx, handler);
+    }
+}
+
+/// All queues together have room again: calls some of the connections that waited for it.
+fn report_room<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
+    for _ in 0..cx.served_again_max() {
+        let Some(token) = cx.next_with_room() else { return };
+        lend(cx, token, |cx, conn| handler.on_drain(cx, token, conn));
         reap_closed(cx, handler);
     }
 }
@@ -481,7 +500,7 @@ fn serve_again<H: Handler + ?Sized>(
     }
 }
 
-/// A read has brought no bytes.
+/// Handles a read that returned no bytes.
 #[cold]
 fn end_input<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
@@ -507,6 +526,9 @@ fn open_connected<H: Handler + ?Sized>(
     token: Token,
     ready: Readiness,
 ) {
+    if cx.is_to_be_removed(token) {
+        return;
+    }
     match cx.finish_connect(token, ready) {
         Ok(()) => {
             cx.stats_mut().connected += 1;
@@ -523,7 +545,8 @@ fn open_connected<H: Handler + ?Sized>(
     }
 }
 
-/// Opens what was adopted and has had no event, as where nothing has arrived and the peer's window is full.
+/// Opens adopted connections that have had no event, for example because no input has arrived and the peer's window is
+/// full.
 fn open_adopted<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
     for _ in 0..cx.config().accepts_per_wake {
         let Some(token) = cx.next_adopted() else { return };
@@ -532,7 +555,7 @@ fn open_adopted<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H)
     }
 }
 
-/// Accepts what waits, when the connections of this wait have been served: those that have ended have made room.
+/// Accepts connections, after the other events of this wait, so that ended connections have freed their slots.
 fn accept_all<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, events: &Events) {
     let Some(mut listeners) = cx.take_ready_listeners() else { return };
     let has_more_events = events.is_full() && listeners.len() < events.len();
@@ -552,8 +575,7 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
     let rounds = cx.config().accepts_per_wake;
     let mut lost = 0;
     for round in 0..rounds {
-        // The kernel has reported a peer that waits. Whether there is another behind it is not known: if so, it
-        // reports again.
+        // The kernel has reported at least one waiting peer. If there are more, it reports again.
         let peer_waits = round == 0;
         if let Some(error) = cx.lacks_slot_to_accept() {
             if peer_waits {
@@ -574,7 +596,12 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
                     return;
                 }
             }
-            Accepted::Empty => return cx.end_draining(listener),
+            Accepted::Empty => {
+                if cx.end_draining(listener) {
+                    handler.on_listener_drained(cx, listener);
+                }
+                return;
+            }
             Accepted::Lost(error) => {
                 lost += 1;
                 count_accept_error(cx, handler, listener, &error);
@@ -589,13 +616,13 @@ fn accept<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, liste
         }
         reap_closed(cx, handler);
     }
-    // Some answers, as that of a security module, come again without end.
+    // Some errors, for example of a security module, are returned for every accept.
     if lost == rounds {
         cx.throttle(listener);
     }
 }
 
-/// Asks the service and opens the connection; `false` when there was no epoll watch for it.
+/// Asks the service and opens the connection; returns `false` if epoll could not watch it.
 fn admit<H: Handler + ?Sized>(
     cx: &mut Context<H::Conn>,
     handler: &mut H,
@@ -661,13 +688,14 @@ fn fire_timers<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
             Due::Timer(timer) => handler.on_timer(cx, timer),
             Due::Inner(Inner::Pause) => cx.end_pause(),
             Due::Inner(Inner::Retry) => cx.retry_queues(),
+            Due::Inner(Inner::Linger) => cx.check_lingering(),
             Due::Inner(_) => cx.harden_shutdown(),
         }
         reap_closed(cx, handler);
     }
 }
 
-/// Makes the calls that were deferred before.
+/// Makes the deferred calls.
 fn call_deferred<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
     for _ in 0..cx.deferred() {
         if let Some(token) = cx.next_deferred() {
@@ -677,7 +705,7 @@ fn call_deferred<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H
     }
 }
 
-/// Makes one slice of the visits of a sweep.
+/// Makes one slice of the sweep in progress.
 fn visit_slice<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
     let Some((sweep, visits)) = cx.next_slice() else { return };
     for _ in 0..visits {
@@ -692,7 +720,7 @@ fn visit_slice<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
     }
 }
 
-/// Lets the next slice of connections know of a shutdown, or resets it when the grace has passed.
+/// Notifies the next slice of connections of a shutdown, or resets them if the grace period has passed.
 fn notify_shutdown<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
     let Some((slots, hard)) = cx.next_notified() else { return };
     let tokens: Vec<_> = cx.tokens(slots).collect();
@@ -719,15 +747,18 @@ fn time_out<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H, tok
     }
 }
 
-/// Moves the connection's state out of its slot for the time of a callback.
+/// Moves the connection's state out of its slot for the duration of a callback. Does nothing for a closed connection.
 fn lend<C>(cx: &mut Context<C>, token: Token, callback: impl FnOnce(&mut Context<C>, &mut C)) {
+    if cx.is_to_be_removed(token) {
+        return;
+    }
     if let Some(mut conn) = cx.lend(token) {
         callback(cx, &mut conn);
         cx.give_back(token, conn);
     }
 }
 
-/// Removes what callbacks, or the set-up code, have closed; `on_close` follows for each.
+/// Removes connections that callbacks or the setup code have closed; calls `on_close` for each.
 #[inline]
 fn reap_closed<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
     if cx.has_closed() {
@@ -737,8 +768,11 @@ fn reap_closed<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) 
 
 #[inline(never)]
 fn reap_all<H: Handler + ?Sized>(cx: &mut Context<H::Conn>, handler: &mut H) {
-    while let Some((token, conn, reason)) = cx.reap() {
-        handler.on_close(cx, token, conn, reason);
-        cx.close_leaving();
+    for _ in 0..CLOSING_ROUNDS_MAX {
+        for _ in 0..cx.closed() {
+            let Some((token, conn, reason)) = cx.reap() else { return };
+            handler.on_close(cx, token, conn, reason);
+            cx.close_leaving();
+        }
     }
 }

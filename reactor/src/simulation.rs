@@ -1,10 +1,10 @@
-//! A simulation of everything at once: a service that calls anything at any time, on a kernel with every fault.
+//! A randomized simulation: a service that calls any method at any time, on a kernel with all faults.
 //!
-//! The kernel is `sys/fake.rs`; this is the service. Both take their decisions from one stream, from a seed in the unit
-//! test and from bytes under the fuzzer. Whatever they decide, each promise of [`Handler`](crate::Handler) must hold:
+//! The kernel is `sys/fake.rs`; this module is the service. Both draw their choices from one source: a seed in the unit
+//! test, bytes under the fuzzer. Whatever they choose, each guarantee of [`Handler`](crate::Handler) must hold:
 //! [`Service`] keeps a record of each connection and checks every callback against it, and
-//! [`Context::check_invariants`](crate::Context::check_invariants) checks the reactor's own books after each turn. At the end the kernel calms
-//! down, and then everything that waits must happen, the reactor must come to rest, and nothing must be left.
+//! [`Context::check_invariants`](crate::Context::check_invariants) checks the reactor's state after each turn. At the end
+//! the faults stop. Then everything pending must happen, the reactor must become idle, and nothing may leak.
 
 mod acts;
 mod service;
@@ -17,11 +17,11 @@ use crate::sys::{self, Choices};
 
 use service::{Conn, Service};
 
-/// Turns within which a calm reactor must have done all there is to do.
+/// The number of turns within which a reactor without faults must become idle.
 const CALM_TURNS_MAX: u32 = 3000;
 const TURNS_MAX: u32 = 60;
 
-/// Plays what these bytes say; panics where a promise is broken.
+/// Runs the simulation with choices from these bytes; panics if a guarantee is violated.
 #[cfg(fuzzing)]
 pub fn play_bytes(bytes: &[u8]) {
     play(Choices::scripted(bytes));
@@ -39,7 +39,7 @@ fn play(choices: Choices) {
     assert_eq!(sys::open_files() + sys::open_rings(), 0, "files have leaked");
 }
 
-/// Bounds that are met all the time.
+/// Small bounds, which are often reached.
 fn small_config() -> Config {
     let up_to = |bound: u32| 1 + sys::below(bound) as usize;
     let connections_max = up_to(20);
@@ -63,33 +63,34 @@ fn small_config() -> Config {
         accept_pause_max: Duration::from_millis(sys::below(40).into()),
         file_table: [FileTable::Auto, FileTable::Process, FileTable::Registered]
             [sys::below(3) as usize],
+        times_callbacks: sys::percent(20),
     }
 }
 
-/// A reactor that can't be made leaves nothing behind.
+/// Checks that a reactor that can't be created leaks nothing.
 fn fail_to_start(config: &Config) {
     sys::set_faults(40);
     let made = Reactor::<Conn>::new(config);
     sys::set_faults(0);
     drop(made);
-    assert_eq!(sys::open_files(), 0, "a reactor that was not made has leaked files");
+    assert_eq!(sys::open_files(), 0, "a reactor that could not be created has leaked files");
 }
 
 struct World {
     reactor: Reactor<Conn>,
     service: Service,
-    /// What the reactor holds of its own.
+    /// The number of files that the reactor uses itself.
     own_files: usize,
 }
 
 impl World {
     fn new(config: &Config) -> Self {
-        let mut reactor = Reactor::new(config).expect("nothing fails yet");
+        let mut reactor = Reactor::new(config).expect("no faults are injected yet");
         let service = Service::new(reactor.context());
         Self { reactor, service, own_files: sys::open_files() }
     }
 
-    /// The wild part.
+    /// Runs turns with faults.
     fn live(&mut self) {
         for _ in 0..4 {
             self.service.act(self.reactor.context(), None);
@@ -125,7 +126,7 @@ impl World {
         }
     }
 
-    /// With no fault and no news, everything that waits happens, and then nothing at all.
+    /// Runs turns without faults: everything pending happens, and the reactor becomes idle.
     fn calm_down(&mut self) {
         sys::calm_down();
         self.service.calm_down(self.reactor.context());
@@ -133,7 +134,7 @@ impl World {
         self.service.check_at_rest(self.reactor.context());
     }
 
-    /// By its own loop, or by another one that waits for it.
+    /// Makes a turn, by its own wait or by that of another event loop.
     fn rest(&mut self) {
         let embedded = sys::percent(50);
         for _ in 0..CALM_TURNS_MAX {
@@ -145,16 +146,18 @@ impl World {
                 return;
             }
         }
-        panic!("the reactor does not come to rest");
+        panic!("the reactor does not become idle");
     }
 
-    /// A shutdown ends, and within its grace.
+    /// Checks that a shutdown ends within its grace period.
     fn shut_down(&mut self) {
         let called = self.reactor.context().now();
         self.service.shutdown(self.reactor.context(), Duration::from_millis(50));
         for _ in 0..CALM_TURNS_MAX {
-            let status =
-                self.reactor.turn(&mut self.service, None).expect("nothing fails any more");
+            let status = self
+                .reactor
+                .turn(&mut self.service, None)
+                .expect("no faults are injected any more");
             self.reactor.context().check_invariants();
             if status == Status::Stopped {
                 return self.service.check_shut_down(self.reactor.context(), called);
@@ -170,7 +173,7 @@ impl World {
         assert_eq!(cx.stats().timers_armed, 0, "timers have leaked");
         assert_eq!(cx.connections(), 0);
         let held = sys::open_files();
-        // The spare one may be missing when there was none to be had.
+        // The spare descriptor may be missing, if descriptors had run out.
         assert!(
             held == self.own_files || held + 1 == self.own_files,
             "{held} files are open and not {}",
@@ -188,16 +191,16 @@ mod tests {
 
     use super::*;
 
-    /// The number of seeds, unless `REACTOR_SEEDS` says otherwise.
+    /// The number of seeds, unless `REACTOR_SEEDS` is set.
     const SEEDS: u64 = 3000;
 
     fn number(variable: &str) -> Option<u64> {
         let text = std::env::var(variable).ok()?;
-        Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
+        Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")))
     }
 
     #[test]
-    fn each_promise_holds_on_a_kernel_that_does_its_worst() {
+    fn each_guarantee_holds_on_a_faulty_kernel() {
         if let Some(seed) = number("REACTOR_SEED") {
             return play(Choices::seeded(seed));
         }

@@ -1,20 +1,20 @@
-//! Slots with generations: the place where connections, listeners and timers live.
+//! A slab with generations, which stores connections, listeners and timers.
 //!
-//! An entry is a `head`, which is always there, and a `body`, which can be lent out and given back: while a callback
-//! runs, the connection's state is out of its slot, so the callback may use every *other* slot through the context.
+//! An entry has a `head`, which stays in its slot, and a `body`, which can be lent and given back: while a callback
+//! runs, the connection's state is out of its slot, so that the callback can use every *other* slot through the context.
 //!
 //! Invariants:
-//! - A key matches its slot until the entry is removed, and not again before that slot has been used 2^29 times.
-//! - Capacity is reserved once, up front, and never exceeded: no growth ever copies. Untouched pages cost nothing.
-//! - When the last entry leaves a slab that had grown large, its pages go back to the system, unless a slot's generations
-//!   have begun again: then there is none that no recent key has.
+//! - A key matches its slot until the entry is removed, and not again before the slot has been used 2^29 times.
+//! - The capacity is reserved once and never exceeded, so growth never copies. Untouched pages take no memory.
+//! - When the last entry of a slab that had grown large is removed, its pages are returned to the system, unless the
+//!   generations of a slot have wrapped around: then no generation is higher than those of all recent keys.
 
 use std::collections::TryReserveError;
 use std::mem;
 
 use crate::token::{GENERATION_MAX, SlotKey};
 
-/// A slab that has touched more entries than this gives its memory back when it becomes empty.
+/// A slab that has used more slots than this returns its memory when it becomes empty.
 const KEEP_ENTRIES_MAX: usize = 4096;
 
 const NO_SLOT: u32 = u32::MAX;
@@ -24,14 +24,14 @@ pub(crate) struct Slab<H, B> {
     slots: Vec<Slot<H, B>>,
     capacity: usize,
     len: usize,
-    /// The slot freed last, which is the one most likely to be in the cache, is used first.
+    /// The head of the free list. The slot freed last is reused first, because it is most likely in the cache.
     free_first: u32,
-    /// Generation of a slot that is used for the first time.
+    /// The generation of a slot that is used for the first time.
     generation_floor: u32,
     generation_highest: u32,
 }
 
-/// One enum with all fields inline, so that the tag shares its eight bytes with the generation.
+/// All fields are inline in one enum, so that the tag and the generation share eight bytes.
 #[derive(Debug)]
 enum Slot<H, B> {
     Vacant { generation: u32, next: u32 },
@@ -39,7 +39,7 @@ enum Slot<H, B> {
     Full { generation: u32, head: H, body: B },
 }
 
-/// The bytes of one slot.
+/// The size of a slot.
 pub(crate) const fn slot_bytes<H, B>() -> usize {
     size_of::<Slot<H, B>>()
 }
@@ -70,7 +70,7 @@ impl<H, B> Slab<H, B> {
         self.len == self.capacity
     }
 
-    /// Puts an entry into a free slot; gives it back when there is none.
+    /// Puts an entry into a free slot; returns it as an error if the slab is full.
     pub(crate) fn insert(&mut self, head: H, body: B) -> Result<SlotKey, (H, B)> {
         let Some(vacancy) = self.vacancy() else { return Err((head, body)) };
         let (key, generation) = (vacancy.key, vacancy.key.generation());
@@ -78,7 +78,7 @@ impl<H, B> Slab<H, B> {
         Ok(key)
     }
 
-    /// The slot that the next entry will have; `None` when there is none.
+    /// The slot of the next entry; `None` if the slab is full.
     #[inline]
     pub(crate) fn vacancy(&mut self) -> Option<Vacancy<'_, H, B>> {
         if self.is_full() {
@@ -113,7 +113,7 @@ impl<H, B> Slab<H, B> {
         }
     }
 
-    /// The body, unless the key is stale or the body is lent.
+    /// The body; `None` if the key is stale or the body is lent.
     pub(crate) fn body(&self, key: SlotKey) -> Option<&B> {
         match self.slots.get(key.index() as usize)? {
             Slot::Full { generation, body, .. } if *generation == key.generation() => Some(body),
@@ -128,11 +128,11 @@ impl<H, B> Slab<H, B> {
         }
     }
 
-    /// Takes the body out of its slot until [`give_back`](Self::give_back), and shows the head.
+    /// Takes the body out of its slot until [`give_back`](Self::give_back); returns it with the head.
     #[inline]
     pub(crate) fn lend(&mut self, key: SlotKey) -> Option<(&mut H, B)> {
         let slot = self.slots.get_mut(key.index() as usize)?;
-        // Looked at before it is moved: once known to match, the head need not really be copied to and fro.
+        // Matched before the move, so that the compiler need not copy the head out and back.
         if !matches!(slot, Slot::Full { generation, .. } if *generation == key.generation()) {
             return None;
         }
@@ -147,12 +147,14 @@ impl<H, B> Slab<H, B> {
         }
     }
 
-    /// Puts a lent body back. A slot can't be removed while its body is lent, so the slot is there, and still the one
-    /// that the key is of.
+    /// Puts a lent body back. An entry can't be removed while its body is lent, so the key still matches the slot.
+    ///
+    /// # Panics
+    /// If the body was not lent.
     #[inline]
     pub(crate) fn give_back(&mut self, key: SlotKey, body: B) {
         let slot = &mut self.slots[key.index() as usize];
-        assert!(matches!(slot, Slot::Lent { .. }), "only what was lent can be given back");
+        assert!(matches!(slot, Slot::Lent { .. }), "the body was not lent");
         if let Slot::Lent { generation, head } =
             mem::replace(slot, Slot::Vacant { generation: 0, next: NO_SLOT })
         {
@@ -160,7 +162,7 @@ impl<H, B> Slab<H, B> {
         }
     }
 
-    /// Takes an entry out; its key is stale from now on. `None` for a stale key, and while the body is lent.
+    /// Removes an entry; its key becomes stale. `None` if the key is stale or the body is lent.
     pub(crate) fn remove(&mut self, key: SlotKey) -> Option<(H, B)> {
         let slot = self.slots.get_mut(key.index() as usize)?;
         let vacant =
@@ -180,7 +182,7 @@ impl<H, B> Slab<H, B> {
         }
     }
 
-    /// The keys of the entries in slots `from` to `to`, in their order.
+    /// The keys of the entries in the slots `from..to`, in order.
     pub(crate) fn keys(&self, from: usize, to: usize) -> impl Iterator<Item = SlotKey> + '_ {
         let to = to.min(self.slots.len());
         let from = from.min(to);
@@ -192,12 +194,12 @@ impl<H, B> Slab<H, B> {
         })
     }
 
-    /// One past the highest slot ever used since the slab was last empty.
+    /// One past the highest slot that has been used since the memory was last returned.
     pub(crate) fn slots_used(&self) -> usize {
         self.slots.len()
     }
 
-    /// Memory that was touched goes back when nothing is left; the generations go on, so old keys stay stale.
+    /// Returns the memory when the slab is empty. The generations continue, so old keys stay stale.
     fn release_when_empty(&mut self) {
         let begun_again = self.generation_highest == GENERATION_MAX;
         if self.len > 0 || self.slots.len() <= KEEP_ENTRIES_MAX || begun_again {
@@ -212,19 +214,19 @@ impl<H, B> Slab<H, B> {
     }
 }
 
-/// A slot that waits for its entry.
+/// A free slot, to be filled.
 pub(crate) struct Vacancy<'a, H, B> {
     slab: &'a mut Slab<H, B>,
     key: SlotKey,
 }
 
 impl<H, B> Vacancy<'_, H, B> {
-    /// The key that the entry will have.
+    /// The key of the future entry.
     pub(crate) fn key(&self) -> SlotKey {
         self.key
     }
 
-    /// Puts an entry in whose body is lent from the beginning: [`Slab::give_back`] makes it complete.
+    /// Inserts an entry whose body is lent at first; [`Slab::give_back`] completes it.
     #[inline]
     pub(crate) fn insert_lent(self, head: H) {
         let generation = self.key.generation();
@@ -264,10 +266,10 @@ mod tests {
 
     use super::*;
 
-    /// Miri takes a thousand times as long.
+    /// Fewer under Miri, which is a thousand times slower.
     const STEPS_MAX: usize = if cfg!(miri) { 30 } else { 300 };
 
-    /// Small enough that slots are reused all the time.
+    /// Small, so that slots are reused often.
     const CAPACITY: usize = 12;
 
     #[derive(Clone, Debug)]
@@ -291,7 +293,7 @@ mod tests {
         ]
     }
 
-    /// A slab beside a map that holds every key, and all keys that have become stale.
+    /// A slab, a map with the same entries as its model, and all stale keys.
     struct Pair {
         slab: Slab<u64, String>,
         model: HashMap<SlotKey, (u64, String)>,
@@ -355,8 +357,8 @@ mod tests {
             match self.slab.insert(entry.0, entry.1.clone()) {
                 Ok(key) => {
                     self.inserted += 1;
-                    assert_eq!(self.model.insert(key, entry), None, "{key:?} was taken");
-                    assert!(!self.stale.contains(&key), "{key:?} was given before");
+                    assert_eq!(self.model.insert(key, entry), None, "{key:?} is in use");
+                    assert!(!self.stale.contains(&key), "{key:?} was used before");
                     self.keys.push(key);
                 }
                 Err(back) => {
@@ -369,7 +371,7 @@ mod tests {
         fn remove(&mut self, key: SlotKey) {
             let removed = self.slab.remove(key);
             if self.lent.contains_key(&key) {
-                assert_eq!(removed, None, "a lent body keeps its slot");
+                assert_eq!(removed, None, "an entry was removed while its body was lent");
                 return;
             }
             assert_eq!(removed, self.model.remove(&key));
@@ -380,7 +382,7 @@ mod tests {
         fn lend(&mut self, key: SlotKey) {
             let lent = self.slab.lend(key);
             if self.lent.contains_key(&key) {
-                assert_eq!(lent, None, "a body is lent once");
+                assert_eq!(lent, None, "a body was lent twice");
                 return;
             }
             let (head, body) = lent.unwrap();
@@ -414,7 +416,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_what_a_map_does(steps in prop::collection::vec(step(), 1..STEPS_MAX)) {
+        fn it_behaves_like_a_map(steps in prop::collection::vec(step(), 1..STEPS_MAX)) {
             let mut pair = Pair::new(CAPACITY);
             for step in steps {
                 pair.take(step);
@@ -423,7 +425,7 @@ mod tests {
         }
     }
 
-    /// A small generator of our own: the million is the point, not the quality of the numbers.
+    /// A simple generator: the test needs many numbers, not good ones.
     fn numbers(mut seed: u64) -> impl FnMut(usize) -> usize {
         move |below| {
             seed ^= seed << 13;
@@ -434,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_million_entries_keep_their_names_through_churn() {
+    fn a_million_entries_keep_their_keys_through_churn() {
         const ENTRIES: usize = 1_000_000;
         let mut slab = Slab::with_capacity(ENTRIES).unwrap();
         let mut number = numbers(42);
@@ -461,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn names_from_before_a_release_stay_stale_after_it() {
+    fn keys_from_before_a_release_stay_stale_after_it() {
         let mut slab = Slab::with_capacity(KEEP_ENTRIES_MAX * 2).unwrap();
         let mut stale = Vec::new();
         for _ in 0..3 {
@@ -472,7 +474,7 @@ mod tests {
                 assert_eq!(slab.remove(key), None);
             }
             assert_eq!(slab.len(), keys.len());
-            // One slot is reused a few times, so that its generation is ahead of all others.
+            // One slot is reused, so that its generation is higher than all others.
             let last = *keys.last().unwrap();
             assert!(slab.remove(last).is_some());
             let again = slab.insert((), ()).unwrap();
@@ -480,7 +482,7 @@ mod tests {
             for &key in keys[..KEEP_ENTRIES_MAX].iter().chain([&again]) {
                 assert!(slab.remove(key).is_some());
             }
-            assert_eq!(slab.slots_used(), 0, "the memory went back");
+            assert_eq!(slab.slots_used(), 0, "the memory was not returned");
             stale.extend(keys);
             stale.push(again);
         }
@@ -513,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_stays_once_generations_have_begun_again() {
+    fn memory_is_kept_after_generations_have_wrapped_around() {
         let mut slab = Slab::with_capacity(KEEP_ENTRIES_MAX + 1).unwrap();
         slab.generation_floor = GENERATION_MAX;
         let mut recent = Vec::new();
@@ -531,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_was_never_used_names_nothing() {
+    fn an_unused_index_matches_nothing() {
         let mut slab: Slab<u8, u8> = Slab::with_capacity(4).unwrap();
         for index in [0, 3, 4, u32::MAX] {
             let key = SlotKey::new(index, 1);
@@ -542,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slab_without_room_takes_nothing() {
+    fn a_slab_without_capacity_accepts_nothing() {
         let mut slab = Slab::with_capacity(0).unwrap();
         assert!(slab.is_full());
         assert_eq!(slab.insert(1, 2), Err((1, 2)));

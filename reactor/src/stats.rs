@@ -1,54 +1,58 @@
-//! What a reactor has counted since it began.
+//! The counters of a reactor.
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
 use std::time::Duration;
 
-/// Counters of one reactor; see [`Context::stats`](crate::Context::stats).
+use crate::callback::CallbackTime;
+
+/// Counters of one reactor since its creation; see [`Context::stats`](crate::Context::stats).
 ///
-/// At any time `accepted + connected == opened`, `opened - closed` connections are open, and each accept that the
-/// kernel granted is in exactly one of `accepted`, `refused` and `dropped`.
+/// At any time `accepted + connected == opened`, `opened - closed` connections are open, and each successful `accept4`
+/// is counted in exactly one of `accepted`, `refused` and `dropped`.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Connections taken in and opened.
+    /// Connections that were accepted and opened.
     pub accepted: u64,
     /// Connections that [`on_accept`](crate::Handler::on_accept) refused.
     pub refused: u64,
-    /// Connections accepted and reset by the reactor itself, because descriptors, memory or watches had run out.
+    /// Connections that the reactor itself reset after `accept4`, because descriptors, memory or watches had run out.
     pub dropped: u64,
     /// Outbound connects that opened, and sockets that were adopted.
     pub connected: u64,
-    /// Outbound connects that failed or timed out after they were under way, and adopted sockets that ended before they
+    /// Outbound connects that failed or timed out after they had started, and adopted sockets that ended before they
     /// opened.
     pub connects_failed: u64,
     /// Connections for which `on_open` was called.
     pub opened: u64,
     /// Opened connections for which `on_close` was called.
     pub closed: u64,
-    /// The most connections that were open at once.
+    /// The highest number of connections that were open at once.
     pub open_max: u64,
-    /// Events for a connection that was gone already; each was dropped.
+    /// Events for connections that had already been removed; they were dropped.
     pub stale_events: u64,
     /// Failed accepts by errno.
     pub accept_errors: BTreeMap<i32, u64>,
     /// How often a listener paused because descriptors, memory, watches or slots had run out.
     pub accept_pauses: u64,
-    /// Returns from the kernel's wait.
+    /// Returns from `epoll_wait`.
     pub wakeups: u64,
-    /// The longest turn, from the return of its wait to its end: so long a connection may have waited for all others. Single
-    /// callbacks are not timed, as two readings of the clock for each would cost more than the reactor spends on a
-    /// message; a handler that looks for a slow one reads the clock in it.
+    /// The duration of the longest turn, without its wait. An event may have been delayed by up to this time.
     pub turn_longest: Duration,
-    /// All turns together, without their waits. Over a time, its share is the reactor's utilization.
+    /// The longest callback and its duration. `None` without
+    /// [`Config::times_callbacks`](crate::Config::times_callbacks).
+    pub callback_longest: Option<CallbackTime>,
+    /// The total duration of all turns, without their waits. Its increase over a period, divided by the length of the
+    /// period, is the reactor's utilization.
     pub busy: Duration,
     /// Events that the kernel reported.
     pub events: u64,
-    /// Bytes read and handed to the service.
+    /// Bytes received and passed to the service.
     pub bytes_in: u64,
-    /// Bytes that the kernel took.
+    /// Bytes that the kernel accepted.
     pub bytes_out: u64,
-    /// Bytes that wait in write queues now; not those of files, which are not in memory.
+    /// Bytes now in write queues, except those of files, which are not in memory.
     pub queued_bytes: usize,
     /// Timers and timeouts armed now.
     pub timers_armed: usize,
@@ -61,7 +65,7 @@ impl Stats {
         self.open_max = self.open_max.max(self.open());
     }
 
-    /// Connections open now.
+    /// Returns the number of connections open now.
     #[must_use]
     #[inline]
     pub fn open(&self) -> u64 {
@@ -69,12 +73,13 @@ impl Stats {
     }
 }
 
-/// Adds what another reactor has counted, so that several can be shown as one.
+/// Adds the counters of another reactor, to show several reactors as one.
 ///
-/// `open_max` stays as it is: peaks of different moments have no sum. The longest turn is the longest of all.
+/// `open_max` is not changed: peaks at different times can't be added. `turn_longest` and `callback_longest` become the
+/// longer of the two.
 impl AddAssign<&Self> for Stats {
     fn add_assign(&mut self, other: &Self) {
-        // By name, so that a counter that is added later can't be forgotten here.
+        // All fields are named, so that the compiler reports a new counter that is missing here.
         let Self {
             accepted,
             refused,
@@ -89,6 +94,7 @@ impl AddAssign<&Self> for Stats {
             accept_pauses,
             wakeups,
             turn_longest,
+            callback_longest,
             busy,
             events,
             bytes_in,
@@ -107,6 +113,7 @@ impl AddAssign<&Self> for Stats {
         self.accept_pauses += accept_pauses;
         self.wakeups += wakeups;
         self.turn_longest = self.turn_longest.max(*turn_longest);
+        self.callback_longest = CallbackTime::longer(self.callback_longest, *callback_longest);
         self.busy += *busy;
         self.events += events;
         self.bytes_in += bytes_in;
@@ -122,9 +129,11 @@ impl AddAssign<&Self> for Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::callback::Callback;
 
     #[test]
-    fn the_counts_of_two_reactors_add_up_and_their_peaks_do_not() {
+    fn counters_of_two_reactors_are_added_and_their_peaks_are_not() {
+        let slow = CallbackTime { callback: Callback::Open, time: Duration::from_secs(20) };
         let one = Stats {
             accepted: 1,
             refused: 2,
@@ -139,6 +148,7 @@ mod tests {
             accept_pauses: 11,
             wakeups: 12,
             turn_longest: Duration::from_secs(18),
+            callback_longest: Some(slow),
             busy: Duration::from_secs(19),
             events: 13,
             bytes_in: 14,
@@ -164,6 +174,7 @@ mod tests {
             accept_pauses: 22,
             wakeups: 24,
             turn_longest: Duration::from_secs(18),
+            callback_longest: Some(slow),
             busy: Duration::from_secs(38),
             events: 26,
             bytes_in: 28,

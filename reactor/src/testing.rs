@@ -1,16 +1,15 @@
-//! A harness for tests of a handler: peers, bytes and time come from the test, and what the handler writes goes to it.
-//! There is no socket, no thread and no waiting, and the same test does the same each time.
+//! A harness for tests of a handler: the test plays the peers, sets the time, and reads what the handler writes.
+//! There are no sockets, threads or waits, and each run of a test is the same.
 //!
-//! The handler is the one that serves in production, and the reactor that calls it too: only the kernel below is
-//! replaced, by one in memory. So the promises of [`Handler`] hold, queues fill, reads pause and timeouts come as they do
-//! with real sockets.
+//! The handler and the reactor are those of production; only the kernel is replaced by one in memory. So the
+//! guarantees of [`Handler`] hold, and queues fill, reads pause and timeouts fire as with real sockets.
 //!
 //! ```
 //! use std::time::Duration;
 //! use reactor::testing::{Harness, State};
 //! use reactor::{Config, Context, Handler, Incoming, ListenOptions, Token};
 //!
-//! /// Sends everything back, and closes what is silent for a minute.
+//! /// Echoes, and closes connections that are idle for a minute.
 //! struct Echo;
 //!
 //! impl Handler for Echo {
@@ -43,25 +42,23 @@
 //! # Ok::<(), reactor::Error>(())
 //! ```
 //!
-//! # What is not as with sockets
-//! - What the handler sends is with the peer at once, up to its room ([`Harness::set_room`]), and counts as
+//! # Differences to real sockets
+//! - Bytes that the handler sends reach the peer at once, up to its room ([`Harness::set_room`]), and count as
 //!   acknowledged.
 //! - Connections are in the process's file table, whatever [`Config::file_table`] says, and have no descriptor:
-//!   [`Context::connection_fd`] answers with an error. Socket options are taken and have no effect.
-//! - An outbound connect waits until the test answers it, to a Unix-domain address too.
-//! - A watched descriptor is real, and the test says when it is ready ([`Harness::ready`]).
-//! - No call fails for want of something. What a handler does then is tested with small bounds of [`Config`].
+//!   [`Context::connection_fd`] returns an error. Socket options are accepted and have no effect.
+//! - An outbound connect, also to a Unix-domain address, is pending until the test answers it.
+//! - A watched descriptor is real, but the test sets when it is ready ([`Harness::ready`]).
+//! - No call fails because of a lack of resources. To test the behaviour at a limit, use small bounds in [`Config`].
 //!
-//! Harnesses of one thread share one clock. What other threads send by a [`Mailbox`](crate::Mailbox) or a
-//! [`Waker`](crate::Waker) arrives in the next turn.
+//! Harnesses on one thread share one clock. Messages and wake-ups from other threads, through a
+//! [`Mailbox`](crate::Mailbox) or a [`Waker`](crate::Waker), arrive in the next turn.
 
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
-
-use nix::errno::Errno;
 
 use crate::address::Address;
 use crate::config::Config;
@@ -75,40 +72,42 @@ use crate::sys::fake::{self, OtherSide};
 use crate::sys::{self, Descriptor};
 use crate::token::{EventSource, ListenerId, Token, WatchId};
 
-/// Turns within which a handler must have done all there is to do.
+/// The maximum number of turns of one [`Harness::run`].
 const TURNS_MAX: u32 = 1_000_000;
 
-/// A reactor without a kernel, with its handler; see the [module](self).
+/// A handler and its reactor on a kernel in memory; see the [module](self).
 ///
-/// Peers act at once, callbacks follow in [`turn`](Self::turn), [`run`](Self::run) and [`advance`](Self::advance).
+/// Peers act at once; the callbacks are called in [`turn`](Self::turn), [`run`](Self::run) and
+/// [`advance`](Self::advance).
 pub struct Harness<H: Handler> {
     reactor: Reactor<H::Conn>,
     handler: H,
-    /// What the last turn wanted.
+    /// The result of the last turn.
     status: Status,
-    /// Peers that have come, for their addresses.
+    /// The number of peers that have connected, for their ports.
     arrived: u32,
-    /// The kernel in memory is the thread's.
+    /// The kernel in memory belongs to the thread, so the harness must not be sent to another one.
     of_this_thread: PhantomData<*const ()>,
 }
 
-/// The other end of a connection, in the hands of the test.
+/// The other end of a connection, which the test controls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Peer(u32);
 
-/// What a peer sees of its connection.
+/// The state of a connection as its peer sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum State {
-    /// It waits to be accepted, or its connect has not been answered.
+    /// The peer waits in the backlog, or the test has not answered the connect.
     Waiting,
-    /// It is open.
+    /// The connection is open.
     Open,
     /// The reactor has finished writing (FIN) and may still read.
     Finished,
-    /// The reactor has closed it.
+    /// The reactor has closed the connection.
     Closed,
-    /// The reactor has closed it with a reset, as by [`Context::abort`], or its listener went before it was accepted.
+    /// The reactor has reset the connection, for example by [`Context::abort`], or its listener was removed before it
+    /// was accepted.
     Reset,
 }
 
@@ -119,10 +118,10 @@ impl<H: Handler> fmt::Debug for Harness<H> {
 }
 
 impl<H: Handler> Harness<H> {
-    /// A reactor within these bounds, for this handler.
+    /// Creates a reactor with this configuration, for this handler.
     ///
     /// # Errors
-    /// As [`Reactor::new`].
+    /// As for [`Reactor::new`].
     pub fn new(config: &Config, handler: H) -> Result<Self, Error> {
         let reactor = sys::in_memory(|| Reactor::new(config))?;
         Ok(Self {
@@ -134,92 +133,95 @@ impl<H: Handler> Harness<H> {
         })
     }
 
-    /// The context, to set the service up and to look at it.
+    /// Returns the context, for setup and for inspection.
     pub fn context(&mut self) -> &mut Context<H::Conn> {
         self.reactor.context()
     }
 
-    /// The handler.
+    /// Returns the handler.
     pub fn handler(&self) -> &H {
         &self.handler
     }
 
-    /// The same, to be changed.
+    /// Returns the handler, mutably.
     pub fn handler_mut(&mut self) -> &mut H {
         &mut self.handler
     }
 
     // Peers.
 
-    /// A peer connects to a listener and waits to be accepted. Its address is 127.0.0.1 with another port for each.
+    /// Connects a peer to a listener; it waits to be accepted. Its address is 127.0.0.1, with a different port for each
+    /// peer.
     ///
     /// # Panics
-    /// If the listener is gone.
+    /// If the listener has been removed.
     pub fn accept(&mut self, listener: ListenerId) -> Peer {
         self.arrived += 1;
         let port = 1024 + (self.arrived % 60_000) as u16;
         self.accept_from(listener, SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port))
     }
 
-    /// The same with the address that the handler is to see.
+    /// The same, with this peer address.
     ///
     /// # Panics
-    /// If the listener is gone.
+    /// If the listener has been removed.
     pub fn accept_from(&mut self, listener: ListenerId, address: SocketAddr) -> Peer {
         match self.context().listener_socket(listener) {
             Some(Descriptor::Memory(listener)) => Peer(fake::arrive(listener, address)),
-            _ => panic!("{listener:?} is gone"),
+            _ => panic!("{listener:?} has been removed"),
         }
     }
 
-    /// The outbound connects that the handler has begun since this was last called, and where they go. Each waits for
-    /// [`answer`](Self::answer) or [`refuse`](Self::refuse).
+    /// Returns the outbound connects that the handler has started since the last call, with their addresses. Each is
+    /// pending until [`answer`](Self::answer) or [`refuse`](Self::refuse).
     pub fn connects(&mut self) -> Vec<(Peer, Address)> {
         fake::take_connects().into_iter().map(|(serial, to)| (Peer(serial), to)).collect()
     }
 
-    /// The connect to this peer works.
+    /// Lets the connect to this peer succeed.
     pub fn answer(&mut self, peer: Peer) {
-        fake::answer(peer.0, Ok(()));
+        fake::answer(peer.0, true);
     }
 
-    /// The connect to this peer is refused (`ECONNREFUSED`).
+    /// Lets the connect to this peer fail with `ECONNREFUSED`.
     pub fn refuse(&mut self, peer: Peer) {
-        fake::answer(peer.0, Err(Errno::ECONNREFUSED));
+        fake::answer(peer.0, false);
     }
 
-    /// A connected socket for [`Context::adopt`], and its other end. It stands for a socket and is none.
+    /// Returns a stand-in for a connected socket, to be passed to [`Context::adopt`], and its other end. It can't be used
+    /// in any other way.
     pub fn socket(&mut self) -> (OwnedFd, Peer) {
         let (descriptor, serial) = fake::outside_peer();
         (descriptor, Peer(serial))
     }
 
-    /// The peer sends bytes. Nothing comes of it where its connection is closed.
+    /// Sends bytes from the peer. Does nothing if its connection is closed.
     pub fn send(&mut self, peer: Peer, bytes: &[u8]) {
         fake::feed(peer.0, bytes);
     }
 
-    /// The peer finishes writing (FIN): `on_eof` follows when what it has sent was read.
+    /// Finishes the peer's writing (FIN): `on_eof` follows after its bytes have been read.
     pub fn end(&mut self, peer: Peer) {
         fake::finish_peer(peer.0);
     }
 
-    /// The peer resets the connection; what it has sent and was not read is lost.
+    /// Resets the connection from the peer's side; unread bytes are lost.
     pub fn reset(&mut self, peer: Peer) {
-        fake::fail_peer(peer.0, Errno::ECONNRESET);
+        fake::reset_peer(peer.0);
     }
 
-    /// How many bytes the peer takes from here on; what is more waits in the write queue. At first there is no bound.
+    /// Sets the number of bytes that the peer accepts from now on; further bytes wait in the write queue. Initially there
+    /// is no limit.
     pub fn set_room(&mut self, peer: Peer, bytes: usize) {
         fake::set_room(peer.0, bytes);
     }
 
-    /// What the peer was sent since this was last called.
+    /// Returns the bytes that the peer has received since the last call.
     pub fn received(&mut self, peer: Peer) -> Vec<u8> {
         fake::take_sent(peer.0)
     }
 
-    /// What the peer sees of its connection.
+    /// Returns the state of the connection as the peer sees it.
     #[must_use]
     pub fn state(&self, peer: Peer) -> State {
         match fake::other_side(peer.0) {
@@ -231,13 +233,13 @@ impl<H: Handler> Harness<H> {
         }
     }
 
-    /// Whether the reactor has closed the connection, with a reset or without.
+    /// Returns whether the reactor has closed or reset the connection.
     #[must_use]
     pub fn is_closed(&self, peer: Peer) -> bool {
         matches!(self.state(peer), State::Closed | State::Reset)
     }
 
-    /// The reactor's name of the connection, while it has one.
+    /// Returns the connection's token; `None` before it is accepted and after it is closed.
     #[must_use]
     pub fn token(&self, peer: Peer) -> Option<Token> {
         fake::data_of(peer.0).and_then(Token::from_bits)
@@ -245,20 +247,20 @@ impl<H: Handler> Harness<H> {
 
     // Everything else.
 
-    /// A signal comes, if [`Context::watch_signals`] was called.
+    /// Raises a signal, if [`Context::watch_signals`] was called.
     pub fn signal(&mut self, signal: Signal) {
         fake::raise(signal);
     }
 
-    /// A watched descriptor is ready for this, in one turn. It is real: what the handler reads from it, the test must have
-    /// written.
+    /// Reports a watched descriptor as ready, in one turn. The descriptor is real: if the handler is to read from it, the
+    /// test must have written to it.
     pub fn ready(&mut self, watch: WatchId, interest: Interest) {
         if let Some(readiness) = interest.registered() {
             fake::set_ready(EventSource::Watch(watch).to_bits(), readiness);
         }
     }
 
-    /// One turn, without waiting.
+    /// Makes one turn, without waiting.
     ///
     /// # Panics
     /// After a callback has panicked.
@@ -267,10 +269,10 @@ impl<H: Handler> Harness<H> {
         self.status = turned.expect("no wait fails, and no callback has panicked");
     }
 
-    /// Turns until there is nothing left to do at this time, or the reactor has [stopped](Self::has_stopped).
+    /// Makes turns until nothing is left to do at the current time, or the reactor has [stopped](Self::has_stopped).
     ///
     /// # Panics
-    /// If that never comes: a handler that asks for another turn in each one. And as [`turn`](Self::turn).
+    /// If the handler causes another turn in each turn, after a million turns. Also as for [`turn`](Self::turn).
     pub fn run(&mut self) {
         for _ in 0..TURNS_MAX {
             self.turn();
@@ -278,15 +280,15 @@ impl<H: Handler> Harness<H> {
                 return;
             }
         }
-        panic!("there is always something left to do: {:?}", self.reactor);
+        panic!("the handler causes turns without end: {:?}", self.reactor);
     }
 
-    /// Lets time pass, and runs at each moment at which something is due.
+    /// Advances the clock, and calls [`run`](Self::run) at each time at which a timer is due.
     ///
-    /// Where the reactor [stops](Self::has_stopped), the rest of the time does not pass.
+    /// If the reactor [stops](Self::has_stopped), the clock stays at that time.
     ///
     /// # Panics
-    /// As [`run`](Self::run).
+    /// As for [`run`](Self::run).
     pub fn advance(&mut self, time: Duration) {
         let end = self.context().now() + time;
         loop {
@@ -303,7 +305,7 @@ impl<H: Handler> Harness<H> {
         self.run();
     }
 
-    /// Whether the last turn has ended a [`Reactor::run`]: by [`Context::stop`], or by a complete
+    /// Returns whether the last turn would have ended [`Reactor::run`]: after [`Context::stop`], or a complete
     /// [`Context::shutdown`].
     #[must_use]
     pub fn has_stopped(&self) -> bool {

@@ -1,49 +1,49 @@
-//! Names for what a reactor holds: connections, listeners, timers and watches.
+//! Keys of connections, listeners, timers and watches.
 //!
-//! Each name is a slot index in the low 32 bits, a generation of 29 bits above it, and a kind in the top three bits.
-//! The same 64 bits are the epoll user data of the descriptor, so an event leads to its slot by an index, and the
-//! generation says whether that slot still belongs to the one that the event is about. Each use of a slot raises the
-//! generation by one, and after 2^29 - 1 it starts again.
+//! Each key is a slot index in the low 32 bits, a generation of 29 bits above it, and a kind in the top three bits.
+//! The same 64 bits are the epoll user data of the descriptor, so the index of an event gives its slot, and the
+//! generation shows whether the slot is still used by the object for which the event was registered. Each use of a slot
+//! increments the generation; after 2^29 - 1 it starts again at 1.
 
 use std::fmt;
 use std::num::NonZeroU64;
 
-/// A connection's name: it does not match a later connection that happens to reuse the same slot.
+/// Identifies a connection. It does not match a later connection in the same slot.
 ///
-/// Copy it freely, keep it, send it to another thread: at worst it has become stale, and each method of
-/// [`Context`](crate::Context) says what it does with a stale token.
+/// A token can be copied, stored, and sent to another thread. When its connection ends it becomes stale; each method of
+/// [`Context`](crate::Context) documents what it does with a stale token.
 ///
-/// It can't be mistaken for a later one until the generations have run out and begin again, which takes at least
-/// 536,870,911 connections: 15 hours, at 10,000 a second that all take the same slot in turn.
+/// A stale token matches a later connection only after the slot's generations have wrapped around, which takes
+/// 536,870,911 connections in that slot: 15 hours at 10,000 per second, all in the same slot.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token(SlotKey);
 
-/// A listener's name, from [`Context::listen`](crate::Context::listen).
+/// Identifies a listener; returned by [`Context::listen`](crate::Context::listen).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerId(SlotKey);
 
-/// The name of a free timer, from [`Context::add_timer`](crate::Context::add_timer).
+/// Identifies a timer; returned by [`Context::add_timer`](crate::Context::add_timer).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimerId(SlotKey);
 
-/// The name of a watched descriptor, from [`Context::watch`](crate::Context::watch).
+/// Identifies a watched descriptor; returned by [`Context::watch`](crate::Context::watch).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WatchId(SlotKey);
 
 impl Token {
-    /// The slot's index: small, dense, and reused after the connection is gone.
+    /// Returns the slot's index: small, dense, and reused after the connection has ended.
     #[must_use]
     pub fn index(self) -> usize {
         self.0.index() as usize
     }
 
-    /// The token as 64 bits, for example to send it through another system.
+    /// Returns the token as 64 bits, for example to pass it through another system.
     #[must_use]
     pub fn to_bits(self) -> u64 {
         self.0.to_bits(Kind::Connection)
     }
 
-    /// The token that [`to_bits`](Self::to_bits) gave; `None` for bits that are no connection's name.
+    /// Returns the token for the result of [`to_bits`](Self::to_bits); `None` if the bits are not those of a token.
     #[must_use]
     #[inline]
     pub fn from_bits(bits: u64) -> Option<Self> {
@@ -54,11 +54,11 @@ impl Token {
     }
 }
 
-/// An index and a generation: what a [`Slab`](crate::slab::Slab) hands out.
+/// The key of a slot in a [`Slab`](crate::slab::Slab): an index and a generation.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SlotKey(NonZeroU64);
 
-/// Where the kind begins.
+/// The position of the kind's lowest bit.
 const KIND_SHIFT: u32 = 61;
 
 /// Generations run from 1 to this and then start again at 1.
@@ -66,7 +66,7 @@ pub(crate) const GENERATION_MAX: u32 = (1 << (KIND_SHIFT - 32)) - 1;
 
 impl SlotKey {
     /// # Panics
-    /// If the generation is not within 1 to [`GENERATION_MAX`]: the slab hands out no other.
+    /// If the generation is not within 1 to [`GENERATION_MAX`]; the slab uses no other.
     #[inline]
     pub(crate) fn new(index: u32, generation: u32) -> Self {
         assert!((1..=GENERATION_MAX).contains(&generation), "a generation is out of range");
@@ -74,7 +74,7 @@ impl SlotKey {
         Self(NonZeroU64::new(bits).expect("a generation is never zero"))
     }
 
-    /// The key within 64 bits of any kind; `None` where there is no generation.
+    /// The key in 64 bits of any kind; `None` if the generation is zero.
     fn from_bits(bits: u64) -> Option<Self> {
         let bits = bits & ((1 << KIND_SHIFT) - 1);
         if bits >> 32 == 0 { None } else { NonZeroU64::new(bits).map(Self) }
@@ -135,7 +135,7 @@ enum Kind {
     Watch = 4,
 }
 
-/// What an epoll event or a timer is about, as it travels in 64 bits.
+/// The source of an epoll event or a timer, which is encoded in 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EventSource {
     Connection(Token),
@@ -153,6 +153,7 @@ pub(crate) enum Inner {
     Grace = 3,
     Pause = 4,
     Retry = 5,
+    Linger = 6,
 }
 
 impl EventSource {
@@ -178,6 +179,7 @@ impl EventSource {
                 3 => Inner::Grace,
                 4 => Inner::Pause,
                 5 => Inner::Retry,
+                6 => Inner::Linger,
                 _ => return None,
             }),
             4 => EventSource::Watch(WatchId(key)),
@@ -191,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_source_survives_its_64_bits() {
+    fn every_source_round_trips_through_64_bits() {
         let key = SlotKey::new(u32::MAX - 1, GENERATION_MAX);
         for source in [
             EventSource::Connection(key.into()),
@@ -209,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn bits_without_a_generation_name_nothing() {
+    fn bits_without_a_generation_or_with_another_kind_are_rejected() {
         assert_eq!(EventSource::from_bits(7), None);
         assert_eq!(Token::from_bits(7), None);
         assert_eq!(Token::from_bits(1 << KIND_SHIFT | 1 << 32), None);

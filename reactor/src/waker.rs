@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::error::Error;
 use crate::sys::{Poller, WakeFd};
 
-/// Makes the reactor call [`Handler::on_wake`](crate::Handler::on_wake), from any thread.
+/// A handle that makes the reactor call [`Handler::on_wake`](crate::Handler::on_wake), from any thread.
 ///
-/// However often it is used before the reactor gets there, it is one call, and one system call.
+/// Several uses before the reactor wakes up result in one call of `on_wake` and cost one system call.
 #[derive(Clone, Debug)]
 pub struct Waker(Arc<Shared>);
 
@@ -19,23 +19,24 @@ struct Shared {
 }
 
 impl Waker {
-    /// One that this poller reports with these data.
+    /// Creates a waker that this poller reports with this user data.
     pub(crate) fn watched(poller: &Poller, data: u64) -> Result<Self, Error> {
         let fd = WakeFd::watched(poller, data)?;
         Ok(Self(Arc::new(Shared { fd, signaled: AtomicBool::new(false) })))
     }
 
-    /// Wakes the reactor, now or as soon as it waits again. Does nothing when the reactor is gone.
+    /// Wakes the reactor: its current or next wait returns at once. Does nothing if the reactor was dropped.
     pub fn wake(&self) {
         if !self.0.signaled.swap(true, Ordering::AcqRel) {
             self.0.fd.signal();
         }
     }
 
-    /// Takes note of the wake-up, if there was one; what was done before any `wake` until now is visible afterwards.
+    /// Clears the wake-up; returns whether there was one. Writes made before any `wake` until now are visible
+    /// afterwards.
     pub(crate) fn acknowledge(&self) -> bool {
         self.0.fd.clear();
-        // A wake between these two lines signals nothing, but its cause is visible to the callback that follows.
+        // A wake between these two lines signals nothing, but the callback that follows sees what was done before it.
         self.0.signaled.swap(false, Ordering::AcqRel)
     }
 }

@@ -1,14 +1,14 @@
-//! A hierarchical timing wheel: six levels of 64 buckets, one tick of a millisecond at the finest.
+//! A hierarchical timing wheel: six levels of 64 buckets; a bucket of the finest level is one tick of a millisecond.
 //!
-//! Arming, refreshing and cancelling cost the same whether ten timers are armed or ten million. A refresh to a *later*
-//! deadline, which is what an idle timeout does on each message, stores one integer: the node stays in the bucket where
-//! it is, and moves on only when that bucket comes up.
+//! The cost of arming, refreshing and cancelling does not depend on the number of timers. A refresh to a *later*
+//! deadline, as an idle timeout does on each message, stores one integer: the node stays in its bucket, and is moved
+//! only when that bucket is due.
 //!
-//! Time is an argument here: ticks are counted by the caller, so that tests run hours in a moment.
+//! The time is an argument: the caller counts the ticks, so that tests need not wait.
 //!
 //! Invariants:
-//! - A node hangs in exactly one bucket, and that bucket comes up no later than the node's deadline.
-//! - No key is given out before its deadline, and each key once, in the order of the deadlines.
+//! - A node is in exactly one bucket, and that bucket is due no later than the node's deadline.
+//! - Each key is returned once, not before its deadline, in the order of the deadlines.
 
 use std::collections::TryReserveError;
 
@@ -18,22 +18,22 @@ pub(crate) type Tick = u64;
 const LEVELS: usize = 6;
 const LEVEL_BITS: u32 = 6;
 const BUCKETS: usize = 1 << LEVEL_BITS;
-/// How far ahead a bucket can be (about two years); later deadlines wait in the last bucket and are looked at again.
+/// The span of the wheel (about two years). Nodes with later deadlines wait in the last bucket and are moved from there.
 const REACH_TICKS: Tick =
     (1 << (LEVEL_BITS * LEVELS as u32)) - (1 << (LEVEL_BITS * (LEVELS as u32 - 1))) - 1;
-/// A wheel that has touched more nodes than this gives its memory back when it becomes empty.
+/// A wheel that has used more nodes than this returns its memory when it becomes empty.
 const KEEP_NODES_MAX: usize = 4096;
 
 const NO_NODE: u32 = u32::MAX;
-/// In `Node::previous`: the node is the first of the bucket whose number is in the other bits.
+/// A flag in `Node::previous`: the node is the first of its bucket, whose number is in the other bits.
 const FIRST_OF_BUCKET: u32 = 1 << 31;
 
-/// The place of a node: what the owner of the timer keeps, in four bytes.
+/// The index of a node, which the owner of the timer stores, in four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NodeId(u32);
 
 impl NodeId {
-    /// Stands for "no timer" where an `Option` would cost four bytes more.
+    /// No timer. An `Option` would take four bytes more.
     pub(crate) const NONE: NodeId = NodeId(NO_NODE);
 }
 
@@ -45,7 +45,7 @@ struct Node {
     previous: u32,
 }
 
-/// The bytes of one armed timer.
+/// The size of an armed timer.
 pub(crate) const NODE_BYTES: usize = size_of::<Node>();
 
 #[derive(Debug)]
@@ -54,20 +54,20 @@ pub(crate) struct Wheel {
     capacity: usize,
     free_first: u32,
     len: usize,
-    /// Everything in buckets before this tick has been dealt with.
+    /// All buckets before this tick have been processed.
     elapsed: Tick,
     levels: [Level; LEVELS],
 }
 
 #[derive(Debug)]
 struct Level {
-    /// Bit n is set when bucket n holds a node.
+    /// Bit n is set if bucket n contains a node.
     occupied: u64,
     first: [u32; BUCKETS],
 }
 
 impl Wheel {
-    /// Reserves address space for `capacity` timers; more than that are possible, at the price of a copy.
+    /// Reserves address space for `capacity` timers. More are possible, but then growth copies.
     pub(crate) fn with_capacity(capacity: usize) -> Result<Self, TryReserveError> {
         let mut nodes = Vec::new();
         nodes.try_reserve_exact(capacity)?;
@@ -81,12 +81,12 @@ impl Wheel {
         })
     }
 
-    /// How many timers are armed.
+    /// The number of armed timers.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Arms a timer that gives out `key` once `deadline` is reached.
+    /// Arms a timer that returns `key` when `deadline` is reached.
     pub(crate) fn insert(&mut self, deadline: Tick, key: u64) -> NodeId {
         let node = Node { key, deadline, next: NO_NODE, previous: NO_NODE };
         let id = match self.free_first {
@@ -105,7 +105,7 @@ impl Wheel {
         NodeId(id)
     }
 
-    /// Moves the deadline of an armed timer.
+    /// Changes the deadline of an armed timer.
     pub(crate) fn set_deadline(&mut self, id: NodeId, deadline: Tick) {
         let node = &mut self.nodes[id.0 as usize];
         let sooner = deadline < node.deadline;
@@ -122,14 +122,14 @@ impl Wheel {
         self.free(id.0);
     }
 
-    /// When the wheel wants to be polled next: never later than the first deadline, possibly sooner.
+    /// The tick at which the wheel must be polled next: not later than the first deadline, but possibly earlier.
     pub(crate) fn next_tick(&self) -> Option<Tick> {
         self.next_bucket().map(|(_, _, start)| start)
     }
 
-    /// The key of one timer whose deadline is reached, which is disarmed by that.
+    /// Disarms a timer whose deadline is reached and returns its key.
     ///
-    /// Each node that is looked at takes one from `budget`; at 0 the answer is `None`, though more may be due.
+    /// Each node that is visited takes one from `budget`. At 0 the result is `None`, even if more timers are due.
     pub(crate) fn poll(&mut self, now: Tick, budget: &mut u32) -> Option<u64> {
         loop {
             let Some((level, bucket, start)) = self.next_bucket() else {
@@ -148,7 +148,7 @@ impl Wheel {
             let id = self.levels[level].first[bucket];
             self.unlink(id);
             let node = &self.nodes[id as usize];
-            // Not `now`: a coarse bucket holds its nodes in no order, and a finer one puts them into theirs.
+            // Not compared with `now`: the nodes of a coarse bucket are unordered, and are sorted into finer ones.
             if node.deadline <= self.elapsed {
                 let key = node.key;
                 self.free(id);
@@ -158,7 +158,7 @@ impl Wheel {
         }
     }
 
-    /// The occupied bucket that comes up first: its level, its number and the tick at which it starts.
+    /// The first occupied bucket: its level, its number and the tick at which it starts.
     fn next_bucket(&self) -> Option<(usize, usize, Tick)> {
         if self.len == 0 {
             return None;
@@ -174,7 +174,7 @@ impl Wheel {
             let start = ((self.elapsed >> shift) + ahead as Tick) << shift;
             Some((level, (here + ahead) % BUCKETS, start))
         };
-        // A coarse bucket that is half dealt with can start before the finest one: all levels count.
+        // A partly processed coarse bucket can start before the first fine one, so all levels are compared.
         (0..LEVELS).filter_map(first_of).min_by_key(|&(_, _, start)| start)
     }
 
@@ -224,7 +224,7 @@ impl Wheel {
     }
 }
 
-/// The level is that of the highest group of six bits in which the deadline differs from now.
+/// The level is that of the highest group of six bits in which the deadline differs from the elapsed time.
 fn level_of(elapsed: Tick, due: Tick) -> usize {
     let differing = (elapsed ^ due) | (BUCKETS as Tick - 1);
     let level = (Tick::BITS - 1 - differing.leading_zeros()) / LEVEL_BITS;
@@ -239,21 +239,21 @@ mod tests {
 
     use super::*;
 
-    /// Miri takes a thousand times as long.
+    /// Fewer under Miri, which is a thousand times slower.
     const STEPS_MAX: usize = if cfg!(miri) { 30 } else { 200 };
 
     #[derive(Clone, Debug)]
     enum Step {
         Insert(Tick),
-        /// A deadline that has passed already.
+        /// A deadline in the past.
         InsertLate(Tick),
         Refresh(usize, Tick),
         Remove(usize),
-        /// Time passes, then due timers are taken with this budget.
+        /// Time passes, then due timers are polled with this budget.
         Poll(Tick, u32),
     }
 
-    /// Each magnitude is as likely as each other, so that every level gets its share.
+    /// All magnitudes are equally likely, so that every level is used.
     fn span() -> impl Strategy<Value = Tick> {
         (0..42u32, any::<Tick>()).prop_map(|(bits, random)| random & ((1 << bits) - 1))
     }
@@ -269,14 +269,14 @@ mod tests {
         ]
     }
 
-    /// A wheel beside a map from key to deadline.
+    /// A wheel, and a map from key to deadline as its model.
     struct Pair {
         wheel: Wheel,
         model: HashMap<u64, (NodeId, Tick)>,
         armed: Vec<u64>,
         now: Tick,
         next_key: u64,
-        /// The deadline of the key that came last; one that had passed when it was set counts from then.
+        /// The deadline of the last returned key. A deadline that was in the past when it was set counts as the time then.
         last: Tick,
     }
 
@@ -332,15 +332,19 @@ mod tests {
         fn poll(&mut self, budget: u32) {
             let mut left = budget;
             while let Some(key) = self.wheel.poll(self.now, &mut left) {
-                let (_, deadline) = self.model.remove(&key).expect("each key comes out once");
+                let (_, deadline) = self.model.remove(&key).expect("a key was returned twice");
                 self.armed.retain(|&other| other != key);
-                assert!(deadline <= self.now, "{key} came {} early", deadline - self.now);
-                assert!(self.last <= deadline, "{deadline} came after {}", self.last);
+                assert!(
+                    deadline <= self.now,
+                    "{key} was returned {} ticks early",
+                    deadline - self.now
+                );
+                assert!(self.last <= deadline, "{deadline} was returned after {}", self.last);
                 self.last = deadline;
             }
             if left > 0 {
                 let late = self.model.values().find(|(_, deadline)| *deadline <= self.now);
-                assert!(late.is_none(), "{late:?} should have come by {}", self.now);
+                assert!(late.is_none(), "{late:?} is overdue at {}", self.now);
             }
         }
 
@@ -354,7 +358,7 @@ mod tests {
             }
         }
 
-        /// Disarms what would take too many turns to wait for.
+        /// Disarms timers that would take too many turns to reach.
         fn remove_beyond(&mut self, tick: Tick) {
             let wheel = &mut self.wheel;
             self.model.retain(|_, &mut (id, deadline)| {
@@ -365,7 +369,7 @@ mod tests {
             });
         }
 
-        /// Takes everything that is left, as a loop that waits for `next_tick` would.
+        /// Polls until the wheel is empty, like a loop that waits for `next_tick`.
         fn run_out(&mut self) {
             let mut turns = 0;
             while let Some(next) = self.wheel.next_tick() {
@@ -373,7 +377,7 @@ mod tests {
                 self.poll(u32::MAX);
                 self.compare();
                 turns += 1;
-                assert!(turns < 100_000, "the wheel turns without end");
+                assert!(turns < 100_000, "the wheel does not become empty");
             }
             assert!(self.model.is_empty());
         }
@@ -381,7 +385,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_what_a_sorted_map_does(steps in prop::collection::vec(step(), 1..STEPS_MAX)) {
+        fn it_behaves_like_a_sorted_map(steps in prop::collection::vec(step(), 1..STEPS_MAX)) {
             let mut pair = Pair::new();
             for step in steps {
                 pair.take(step);
@@ -392,7 +396,7 @@ mod tests {
         }
 
         #[test]
-        fn timers_come_in_the_order_of_their_deadlines(
+        fn timers_fire_in_the_order_of_their_deadlines(
             deadlines in prop::collection::vec(span(), 1..STEPS_MAX),
             late in span(),
         ) {
@@ -422,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_million_timers_come_once_each_and_on_time() {
+    fn a_million_timers_fire_once_each_and_on_time() {
         const TIMERS: u64 = 1_000_000;
         const SPAN: Tick = 120_000;
         let mut number = numbers(7);
@@ -433,7 +437,7 @@ mod tests {
             deadlines[key as usize] = number(SPAN);
             ids.push(wheel.insert(deadlines[key as usize], key));
         }
-        // Half of them are refreshed, to later or to sooner, and some are disarmed.
+        // Half of the timers get a later or an earlier deadline, and some are disarmed.
         for _ in 0..TIMERS / 2 {
             let key = number(TIMERS) as usize;
             deadlines[key] = number(SPAN);
@@ -449,15 +453,15 @@ mod tests {
             now = next.max(now) + number(50);
             while let Some(key) = wheel.poll(now, &mut u32::MAX.clone()) {
                 let deadline = std::mem::replace(&mut deadlines[key as usize], Tick::MAX);
-                assert!(deadline <= now, "early");
-                assert!(Some(deadline) > before, "it was due at the last poll already");
+                assert!(deadline <= now, "a timer fired early");
+                assert!(Some(deadline) > before, "the timer was already due at the previous poll");
                 came += 1;
             }
             before = Some(now);
         }
         assert_eq!(came, TIMERS - TIMERS / 10);
         assert_eq!(wheel.len(), 0);
-        assert!(wheel.nodes.is_empty(), "the memory went back");
+        assert!(wheel.nodes.is_empty(), "the memory was not returned");
     }
 
     #[test]
@@ -479,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_tick_there_is_can_be_a_deadline() {
+    fn the_last_tick_can_be_a_deadline() {
         let mut wheel = Wheel::with_capacity(1).unwrap();
         let id = wheel.insert(Tick::MAX, 1);
         assert_eq!(wheel.poll(REACH_TICKS * 100, &mut u32::MAX.clone()), None);
@@ -507,7 +511,7 @@ mod tests {
         const FAR: Tick = if cfg!(miri) { 300 } else { 5_000 };
         let mut wheel = Wheel::with_capacity(256).unwrap();
         let mut left = BTreeMap::new();
-        // All in one bucket of the second level.
+        // All deadlines are in one bucket of the second level.
         for key in 0..100 {
             let deadline = 64 + key % 64;
             wheel.insert(deadline, key);
@@ -520,7 +524,7 @@ mod tests {
                     assert!(left.remove(&due).unwrap() <= now);
                 }
             }
-            // What is put in meanwhile lands before, within and after the bucket that is half dealt with.
+            // The new deadlines are before, within and after the partly processed bucket.
             if now < MEANWHILE {
                 for deadline in [now - 1, now, now + 1, now + 63, now + 64, now + FAR] {
                     wheel.insert(deadline, key);
@@ -533,13 +537,13 @@ mod tests {
             if left.is_empty() {
                 break;
             }
-            assert!(now < 20_000, "{} never came", left.len());
+            assert!(now < 20_000, "{} timers did not fire", left.len());
         }
         assert_eq!(wheel.len(), 0);
     }
 
     #[test]
-    fn no_budget_is_no_progress_and_no_harm() {
+    fn without_budget_nothing_changes() {
         let mut wheel = Wheel::with_capacity(1).unwrap();
         wheel.insert(10, 1);
         assert_eq!(wheel.poll(1 << 40, &mut 0), None);

@@ -1,6 +1,6 @@
 //! Listening and accepting: addresses, refusals, pauses and backlogs.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -56,7 +56,7 @@ fn ipv4_and_ipv6_listeners_serve_side_by_side() {
 }
 
 #[test]
-fn an_ipv6_wildcard_takes_ipv4_too_unless_told_otherwise() {
+fn an_ipv6_wildcard_accepts_ipv4_unless_disabled() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let wildcard = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
@@ -123,7 +123,7 @@ fn a_port_is_free_again_as_soon_as_its_listener_is_gone() {
     world.cx().unlisten(listener);
     assert!(matches!(world.cx().listener_addr(listener), Err(Error::Stale)));
     assert!(TcpStream::connect(address).is_err());
-    assert!(world.cx().holds(token), "connections stay when their listener goes");
+    assert!(world.cx().holds(token), "connections remain when their listener is removed");
     world.cx().listen(address, &ListenOptions::default()).unwrap();
     world.pair(address);
 }
@@ -171,7 +171,7 @@ fn listeners_have_a_bound() {
 }
 
 #[test]
-fn more_than_one_wake_takes_are_all_accepted() {
+fn more_peers_than_one_wake_accepts_are_all_accepted() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { accepts_per_wake: 3, ..Default::default() });
     let address = world.listen();
@@ -182,7 +182,7 @@ fn more_than_one_wake_takes_are_all_accepted() {
 }
 
 #[test]
-fn a_paused_listener_lets_peers_wait_and_does_not_wake() {
+fn a_paused_listener_queues_peers_without_wake_ups() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (listener, address) = world.listener();
@@ -190,7 +190,7 @@ fn a_paused_listener_lets_peers_wait_and_does_not_wake() {
     world.cx().pause_accepts(listener).unwrap();
     let _peer = peer(address);
     let wakeups = world.run_for(Duration::from_millis(100));
-    assert!(wakeups <= 2, "{wakeups} wake-ups for nothing");
+    assert!(wakeups <= 2, "{wakeups} needless wake-ups");
     assert_eq!(world.service.opened(), []);
     world.cx().resume_accepts(listener).unwrap();
     world.until("the accept", |world| world.service.opened().len() == 1);
@@ -216,7 +216,7 @@ fn pausing_within_a_callback_stops_the_batch() {
 }
 
 #[test]
-fn unlistening_within_a_callback_resets_those_who_wait() {
+fn unlistening_within_a_callback_resets_waiting_peers() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (listener, address) = world.listener();
@@ -235,7 +235,7 @@ fn unlistening_within_a_callback_resets_those_who_wait() {
 }
 
 #[test]
-fn a_smaller_backlog_lets_fewer_wait() {
+fn a_smaller_backlog_queues_fewer_peers() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (listener, address) = world.listener();
@@ -244,7 +244,7 @@ fn a_smaller_backlog_lets_fewer_wait() {
     let quick = Duration::from_millis(50);
     let waiting: Vec<_> =
         std::iter::from_fn(|| TcpStream::connect_timeout(&address, quick).ok()).take(50).collect();
-    assert!(waiting.len() < 10, "{} were let in with a backlog of 2", waiting.len());
+    assert!(waiting.len() < 10, "{} are in a backlog of 2", waiting.len());
     world.cx().set_backlog(listener, None).unwrap();
     let more: Vec<_> = (0..20).map(|_| peer(address)).collect();
     world.cx().resume_accepts(listener).unwrap();
@@ -253,7 +253,7 @@ fn a_smaller_backlog_lets_fewer_wait() {
 }
 
 #[test]
-fn a_stale_listener_reaches_nothing() {
+fn a_stale_listener_id_matches_nothing() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (old, _) = world.listener();
@@ -269,7 +269,7 @@ fn a_stale_listener_reaches_nothing() {
 }
 
 #[test]
-fn a_peer_that_resets_before_it_is_accepted_disturbs_nobody() {
+fn a_peer_that_resets_before_it_is_accepted_does_not_affect_others() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(echo);
@@ -281,18 +281,18 @@ fn a_peer_that_resets_before_it_is_accepted_disturbs_nobody() {
     let mut welcome = peer(address);
     world.cx().resume_accepts(listener).unwrap();
     echo_once(&mut world, &mut welcome, b"hello");
-    // Linux hands out connections that were reset meanwhile: they open, and close with the error.
+    // Linux accepts connections that were reset meanwhile: they open, and close with the error.
     for (_, why) in world.service.closed() {
         assert_eq!(why, Why::Failed(nix::libc::ECONNRESET));
     }
     assert_eq!(world.cx().connections(), 1);
 }
 
-/// How a peer ends: what is to be served before its slot is free.
+/// A way for a peer to end, which must be served before its slot is free.
 type End = fn(TcpStream);
 
 #[test]
-fn ended_connections_make_room_before_newcomers_are_accepted() {
+fn ended_connections_free_their_slots_before_accepts() {
     let _descriptors = Descriptors::counted();
     const SLOTS: usize = 64;
     let finish: End = drop;
@@ -300,7 +300,7 @@ fn ended_connections_make_room_before_newcomers_are_accepted() {
     for (end, events_per_wait) in [finish, send_and_finish, reset].into_iter().zip([8, 8, 200]) {
         let config = Config { connections_max: SLOTS, events_per_wait, ..Config::default() };
         let mut world = World::with(config);
-        // Closes those that have finished, and answers nothing, so that none of them is reset for bytes unread.
+        // Closes connections that have finished. Answers nothing, so that no close with unread bytes causes a reset.
         world.script(|cx, event| {
             if let Event::Eof(token) = event {
                 cx.close(*token);
@@ -309,7 +309,7 @@ fn ended_connections_make_room_before_newcomers_are_accepted() {
         let address = world.listen();
         let leaving: Vec<_> = (0..SLOTS).map(|_| world.pair(address).0).collect();
 
-        // The listener has something to report first, and then each connection.
+        // The listener becomes ready first, and then each connection.
         let newcomers: Vec<_> = (0..SLOTS).map(|_| peer(address)).collect();
         leaving.into_iter().for_each(end);
         world.until("the accepts", |world| world.service.opened().len() == 2 * SLOTS);
@@ -320,7 +320,7 @@ fn ended_connections_make_room_before_newcomers_are_accepted() {
 }
 
 #[test]
-fn a_full_reactor_says_so_also_where_one_connection_is_always_to_be_served() {
+fn a_full_reactor_reports_it_even_if_a_connection_is_always_ready() {
     let _descriptors = Descriptors::counted();
     let config = Config {
         connections_max: 1,
@@ -344,18 +344,18 @@ fn accepts_leave_the_slots_that_are_reserved_for_connects() {
     let config = Config { connections_max: 5, connects_reserved: 2, ..Config::default() };
     let mut world = World::with(config);
     let address = world.listen();
-    let elsewhere = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
-    let elsewhere_address = elsewhere.local_addr().unwrap();
+    let other = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
+    let other_address = other.local_addr().unwrap();
     let _peers: Vec<_> = (0..5).map(|_| peer(address)).collect();
     let is_full = |event: &Event| matches!(event, Event::AcceptError(..));
     world.until("the error", |world| world.service.count(is_full) > 0);
     assert_eq!(world.cx().connections(), 3);
     let mut connect =
-        || world.cx().connect(elsewhere_address, &ConnectOptions::default(), Conn::Connecting);
+        || world.cx().connect(other_address, &ConnectOptions::default(), Conn::Connecting);
     let connected = [connect().unwrap(), connect().unwrap()];
     assert!(matches!(connect().unwrap_err().error, Error::Full { limit: 5, .. }));
 
-    // What the connects give back is for connects.
+    // Slots that connects free are for connects.
     world.cx().abort(connected[0]);
     world.until_closed(connected[0]);
     world.run_for(Duration::from_millis(50));
@@ -368,6 +368,86 @@ fn accepts_leave_the_slots_that_are_reserved_for_connects() {
 }
 
 #[test]
+fn a_proxy_that_reserves_half_of_the_slots_fills_all_with_pairs() {
+    let _descriptors = Descriptors::counted();
+    // No pause ends within the test: a listener resumes only because a connection was removed.
+    let (accept_pause_min, accept_pause_max) = (2 * common::DEADLINE, 2 * common::DEADLINE);
+    let mut world = World::with(Config {
+        connections_max: 6,
+        connects_reserved: 3,
+        accept_pause_min,
+        accept_pause_max,
+        ..Config::default()
+    });
+    let address = world.listen();
+    let upstream = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
+    let upstream_address = upstream.local_addr().unwrap();
+    let a_connect = move |cx: &mut Cx| {
+        let slots = 0..cx.slots();
+        let is_one = |&token: &_| cx.peer_addr(token).is_ok_and(|peer| peer == upstream_address);
+        cx.tokens(slots).find(is_one).unwrap()
+    };
+    // Each client has its connect before the next client is accepted, and both end together.
+    world.script(move |cx, event| match event {
+        Event::Open(token) if cx.local_addr(*token).unwrap() == address => {
+            cx.connect(upstream_address, &ConnectOptions::default(), Conn::Connecting).unwrap();
+        }
+        Event::Eof(token) => {
+            cx.abort(*token);
+            let connect = a_connect(cx);
+            cx.abort(connect);
+        }
+        _ => {}
+    });
+    let mut peers: Vec<_> = (0..5).map(|_| peer(address)).collect();
+    let full = "accepted connections is at its bound of 3";
+    let is_full = |event: &Event| matches!(event, Event::AcceptError(_, why) if why == full);
+    world.until("the pairs", |world| {
+        world.cx().stats().connected == 3 && world.service.count(is_full) == 1
+    });
+    assert_eq!((world.cx().connections(), world.cx().stats().accepted), (6, 3));
+
+    // A connect that ends makes no room for a client, and the listener is not resumed.
+    let outbound = a_connect(world.cx());
+    world.cx().abort(outbound);
+    world.until_closed(outbound);
+    world.run_for(Duration::from_millis(20));
+    assert_eq!((world.cx().connections(), world.cx().stats().accepted), (5, 3));
+    assert_eq!((world.service.count(is_full), world.cx().stats().accept_pauses), (1, 1));
+    world.cx().connect(upstream_address, &ConnectOptions::default(), Conn::Connecting).unwrap();
+    world.until("the connect", |world| world.cx().stats().connected == 4);
+
+    // A client that ends does, and the next client is accepted and gets its connect.
+    drop(peers.remove(0));
+    world.until("the next pair", |world| {
+        let stats = world.cx().stats();
+        (stats.accepted, stats.connected) == (4, 5)
+    });
+}
+
+#[test]
+fn connects_beyond_the_reserved_slots_take_free_ones() {
+    let _descriptors = Descriptors::counted();
+    let config = Config { connections_max: 4, connects_reserved: 1, ..Config::default() };
+    let mut world = World::with(config);
+    let address = world.listen();
+    let elsewhere = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
+    let elsewhere_address = elsewhere.local_addr().unwrap();
+    let connect = |world: &mut World| {
+        world.cx().connect(elsewhere_address, &ConnectOptions::default(), Conn::Connecting)
+    };
+    let connected: Vec<_> = (0..3).map(|_| connect(&mut world).unwrap()).collect();
+    let _peers = [peer(address), peer(address)];
+    let full = "connections is at its bound of 4";
+    let is_full = |event: &Event| matches!(event, Event::AcceptError(_, why) if why == full);
+    world.until("the error", |world| world.service.count(is_full) > 0);
+    assert_eq!((world.cx().stats().accepted, world.cx().connections()), (1, 4));
+    world.cx().abort(connected[0]);
+    world.until("another accept", |world| world.cx().stats().accepted == 2);
+    assert!(matches!(connect(&mut world).unwrap_err().error, Error::Full { limit: 4, .. }));
+}
+
+#[test]
 fn not_all_slots_can_be_reserved() {
     let _descriptors = Descriptors::counted();
     let config = Config { connections_max: 5, connects_reserved: 5, ..Config::default() };
@@ -375,7 +455,7 @@ fn not_all_slots_can_be_reserved() {
 }
 
 #[test]
-fn a_drained_listener_accepts_all_that_wait_before_it_ends() {
+fn a_drained_listener_accepts_all_waiting_peers_before_it_ends() {
     let _descriptors = Descriptors::counted();
     for paused in [false, true] {
         let mut world = World::with(Config { accepts_per_wake: 3, ..Config::default() });
@@ -388,8 +468,65 @@ fn a_drained_listener_accepts_all_that_wait_before_it_ends() {
         world.until("the end", |world| world.cx().listeners().count() == 0);
         assert_eq!(world.service.opened().len(), 20);
         assert!(matches!(world.cx().listener_addr(listener), Err(Error::Stale)));
-        assert!(TcpStream::connect(address).is_err(), "nobody listens there");
+        assert!(TcpStream::connect(address).is_err(), "the listener still exists");
+        assert_eq!(world.service.log.last(), Some(&Event::ListenerDrained(listener)));
         world.cx().drain_listener(listener);
+        let _ = world.turn(Duration::ZERO);
+        assert_eq!(world.service.count(is_drained), 1);
+    }
+}
+
+fn is_drained(event: &Event) -> bool {
+    matches!(event, Event::ListenerDrained(_))
+}
+
+#[test]
+fn the_end_of_a_draining_listener_by_another_call_is_not_reported() {
+    let _descriptors = Descriptors::counted();
+    let ends: [fn(&mut World, ListenerId); 3] = [
+        |world, listener| world.cx().unlisten(listener),
+        |world, listener| drop(world.cx().detach_listener(listener).unwrap()),
+        |world, _| world.cx().shutdown(Duration::ZERO),
+    ];
+    for end in ends {
+        let mut world = World::new();
+        let (listener, address) = world.listener();
+        let _peer = peer(address);
+        world.cx().drain_listener(listener);
+        end(&mut world, listener);
+        world.run_for(Duration::from_millis(20));
+        assert_eq!(world.service.log, []);
+    }
+}
+
+/// epoll reports a file as long as it is open anywhere.
+#[test]
+fn a_removed_listener_that_is_open_elsewhere_is_not_reported() {
+    let _descriptors = Descriptors::counted();
+    let ends: [fn(&mut World, ListenerId); 2] = [
+        |world, listener| world.cx().unlisten(listener),
+        |world, listener| {
+            world.cx().drain_listener(listener);
+            let ended = Event::ListenerDrained(listener);
+            world.until("the end", |world| world.service.saw(&ended));
+        },
+    ];
+    for end in ends {
+        let mut world = World::new();
+        let elsewhere = std::net::TcpListener::bind(LOOPBACK).unwrap();
+        let address = elsewhere.local_addr().unwrap();
+        let ours = elsewhere.try_clone().unwrap();
+        let listener = world.cx().adopt_listener(ours, &ListenOptions::default()).unwrap();
+        end(&mut world, listener);
+        let mut peer = peer(address);
+        let wakeups = world.run_for(Duration::from_millis(50));
+        assert!(wakeups <= 2, "the reactor spins: {wakeups} wake-ups");
+        assert_eq!(world.cx().stats().stale_events, 0);
+        // The peer waits in the backlog for the other owner of the socket.
+        elsewhere.set_nonblocking(false).unwrap();
+        let (mut accepted, _) = elsewhere.accept().unwrap();
+        peer.write_all(b"!").unwrap();
+        std::io::Read::read_exact(&mut accepted, &mut [0]).unwrap();
     }
 }
 
@@ -401,6 +538,7 @@ fn an_empty_listener_is_drained_at_once() {
     world.cx().drain_listener(listener);
     let _ = world.turn(common::DEADLINE);
     assert_eq!(world.cx().listeners().count(), 0);
+    assert_eq!(world.service.log, [Event::ListenerDrained(listener)]);
 }
 
 #[test]
@@ -413,23 +551,25 @@ fn a_drained_listener_waits_for_slots() {
     for accepted in 2..=5 {
         world.until("an accept", |world| world.cx().stats().accepted == accepted);
         let wakeups = world.run_for(Duration::from_millis(30));
-        assert!(wakeups < 20, "it spins: {wakeups}");
+        assert!(wakeups < 20, "the reactor spins: {wakeups} wake-ups");
         if accepted < 5 {
             assert_eq!(world.cx().listeners().count(), 1);
+            assert_eq!(world.service.count(is_drained), 0);
             let first = world.service.opened()[accepted as usize - 2];
             world.cx().abort(first);
             world.until_closed(first);
         }
     }
-    // That no other waits is seen when there is room for one.
+    // The reactor sees that the backlog is empty only when it has a slot to accept.
     let last = world.service.opened()[4];
     world.cx().abort(last);
     world.until("the end", |world| world.cx().listeners().count() == 0);
+    assert_eq!(world.service.count(is_drained), 1);
     assert_eq!(world.cx().stats().dropped, 0);
 }
 
 #[test]
-fn slots_without_address_space_are_refused_with_their_bytes() {
+fn slots_without_address_space_are_refused_with_their_size() {
     let _descriptors = Descriptors::counted();
     let config = Config { connections_max: u32::MAX as usize, ..Config::default() };
     let refused = Reactor::<[u64; 8192]>::new(&config).unwrap_err();
@@ -454,14 +594,14 @@ fn a_listener_has_no_more_connections_than_its_own_bound() {
     world.until("the bound", |world| world.service.saw(&held_back));
     assert_eq!(world.cx().connections(), 2);
 
-    // Those that wait cost nothing, and another listener goes on.
+    // Waiting peers cause no work, and the other listener accepts.
     let wakeups = world.run_for(Duration::from_millis(200));
     assert!(wakeups <= 2, "{wakeups} wake-ups while peers wait");
     let (_free, _) = world.pair(other);
     assert_eq!(world.cx().connections(), 3);
     assert_eq!(world.service.count(|event| *event == held_back), 1);
 
-    // Each that goes makes room for the next, whatever ends it.
+    // Each connection that ends, in whatever way, makes room for the next.
     for ended in 1..=4 {
         let first = world.service.opened().into_iter().find(|&token| {
             world.service.why(token).is_none() && world.reactor.context().holds(token)
@@ -478,7 +618,7 @@ fn a_listener_has_no_more_connections_than_its_own_bound() {
 }
 
 #[test]
-fn connections_of_a_listener_that_is_gone_do_not_count_for_the_next() {
+fn connections_of_a_removed_listener_do_not_count_for_the_next() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let options = ListenOptions { connections_max: Some(1), ..ListenOptions::default() };

@@ -1,6 +1,6 @@
-//! Sockets that come from elsewhere or go there, and their descriptors for the while.
+//! Adopted and detached sockets, and borrowed descriptors.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -21,14 +21,14 @@ use socket2::{Domain, SockRef, Socket, Type};
 use common::descriptors::Descriptors;
 use common::{Conn, DEADLINE, Event, LOOPBACK, Why, World, echo, echo_once, pattern, peer};
 
-/// A connected pair that the reactor has nothing to do with.
+/// A connected pair of sockets outside of the reactor.
 fn tcp_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(LOOPBACK).unwrap();
     let connected = peer(listener.local_addr().unwrap());
     (listener.accept().unwrap().0, connected)
 }
 
-/// Writes until the kernel takes no more.
+/// Writes until the kernel accepts no more.
 fn fill(mut socket: &TcpStream) -> usize {
     socket.set_nonblocking(true).unwrap();
     let mut filled = 0;
@@ -47,10 +47,10 @@ fn until_open(world: &mut World, token: Token) {
     world.until("on_open", |world| world.service.opened().contains(&token));
 }
 
-/// Detaches it, and says what comes out.
+/// Detaches a connection; returns its socket, and the unread and unsent bytes.
 fn detach(world: &mut World, token: Token) -> (TcpStream, Vec<u8>, Vec<u8>) {
     world.cx().detach(token).unwrap();
-    assert!(world.cx().holds(token), "the name holds until on_close");
+    assert!(world.cx().holds(token), "the token is valid until on_close");
     assert!(world.cx().write(token, b"too late").is_err());
     assert_eq!(world.until_closed(token), Why::Detached);
     let detached = world.service.detached.pop().unwrap();
@@ -91,7 +91,7 @@ fn both_ends_of_a_socket_pair_can_be_adopted() {
 }
 
 #[test]
-fn what_has_arrived_before_the_adoption_is_read() {
+fn bytes_that_arrived_before_the_adoption_are_read() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (inside, mut outside) = tcp_pair();
@@ -105,7 +105,7 @@ fn what_has_arrived_before_the_adoption_is_read() {
 }
 
 #[test]
-fn a_socket_that_epoll_has_nothing_to_say_of_opens_too() {
+fn an_adopted_socket_without_events_opens_too() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (inside, mut outside) = tcp_pair();
@@ -113,7 +113,7 @@ fn a_socket_that_epoll_has_nothing_to_say_of_opens_too() {
     let token = world.cx().adopt(inside, Conn::Connecting).unwrap();
     world.cx().write(token, b"the last").unwrap();
     until_open(&mut world, token);
-    assert_eq!(world.run_for(Duration::from_millis(50)) / 10, 0, "it spins");
+    assert_eq!(world.run_for(Duration::from_millis(50)) / 10, 0, "the reactor spins");
     let mut all = vec![0; filled + 8];
     outside.set_nonblocking(true).unwrap();
     let mut read = 0;
@@ -130,7 +130,7 @@ fn a_socket_that_epoll_has_nothing_to_say_of_opens_too() {
 }
 
 #[test]
-fn what_can_not_be_adopted_comes_back() {
+fn a_socket_that_cannot_be_adopted_is_returned() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 1, ..Config::default() });
     let mut refuse = |what: OwnedFd| {
@@ -164,7 +164,7 @@ fn what_can_not_be_adopted_comes_back() {
 }
 
 #[test]
-fn a_refused_connect_and_a_refused_watch_come_back() {
+fn a_refused_connect_and_a_refused_watch_return_their_argument() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let options = ConnectOptions { source: Some(([0; 16], 0).into()), ..Default::default() };
@@ -193,7 +193,7 @@ fn an_adopted_listener_accepts_and_its_options_are_set() {
         let socket = world.cx().connection_fd(token).unwrap();
         SockRef::from(&socket).tcp_nodelay().unwrap()
     };
-    assert!(nodelay, "it is inherited");
+    assert!(nodelay, "the option is inherited");
 }
 
 #[test]
@@ -205,6 +205,12 @@ fn a_socket_that_is_bound_listens_when_it_is_adopted() {
     let id = world.cx().adopt_listener(socket, &ListenOptions::default()).unwrap();
     let address = world.cx().listener_addr(id).unwrap();
     world.pair(address);
+
+    for domain in [Domain::IPV4, Domain::IPV6, Domain::UNIX] {
+        let unbound = Socket::new(domain, Type::STREAM, None).unwrap();
+        let refused = world.cx().adopt_listener(unbound, &ListenOptions::default()).unwrap_err();
+        assert!(matches!(refused.error, Error::Invalid(_)), "{domain:?}: {refused}");
+    }
 }
 
 #[test]
@@ -214,25 +220,25 @@ fn a_detached_listener_keeps_its_backlog() {
     let (listener, address) = world.listener();
     let mut waiting = peer(address);
     let socket = world.cx().detach_listener(listener).unwrap();
-    assert!(world.cx().detach_listener(listener).is_none(), "the name is stale");
+    assert!(world.cx().detach_listener(listener).is_none(), "the id is stale");
     assert!(world.cx().listener_fd(listener).is_none());
     world.run_for(Duration::from_millis(10));
     assert!(world.service.opened().is_empty());
-    let elsewhere = TcpListener::from(socket);
-    elsewhere.set_nonblocking(false).unwrap();
-    elsewhere.accept().unwrap().0.write_all(b"from elsewhere").unwrap();
+    let listener = TcpListener::from(socket);
+    listener.set_nonblocking(false).unwrap();
+    listener.accept().unwrap().0.write_all(b"from elsewhere").unwrap();
     let mut text = String::new();
     waiting.read_to_string(&mut text).unwrap();
     assert_eq!(text, "from elsewhere");
 }
 
-/// Detaches a connection after `disturb`, and says how many events the reactor has had in vain for it since.
+/// Detaches a connection after `disturb`; returns the number of stale events that the reactor has received for it.
 fn stale_events_of_a_detached<T>(disturb: impl FnOnce(File) -> T) -> u64 {
     let mut world = World::new();
     let lower = File::open("/dev/null").unwrap();
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
-    let _ = world.turn(Duration::ZERO); // With registered files, it has moved.
+    let _ = world.turn(Duration::ZERO); // Registers the file, if registered files are in use.
     let _kept = disturb(lower);
     let (mut socket, unread, unsent) = detach(&mut world, token);
     assert_eq!((unread, unsent), (Vec::new(), Vec::new()));
@@ -250,15 +256,15 @@ fn stale_events_of_a_detached<T>(disturb: impl FnOnce(File) -> T) -> u64 {
 }
 
 #[test]
-fn a_detached_connection_goes_on_elsewhere_and_the_reactor_hears_no_more_of_it() {
+fn a_detached_connection_stays_open_without_stale_events() {
     let _descriptors = Descriptors::counted();
-    // The number of its accept is free, and the next that is given out; then it is free and not the next.
+    // Its original descriptor number is free and the lowest; then it is free but not the lowest.
     assert_eq!(stale_events_of_a_detached(|lower| lower), 0);
     assert_eq!(stale_events_of_a_detached(drop), 0);
 }
 
 #[test]
-fn a_detached_connection_whose_number_is_taken_goes_on_elsewhere_too() {
+fn a_detached_connection_whose_number_was_reused_stays_open() {
     let _descriptors = Descriptors::counted();
     let taken = |lower: File| [lower, File::open("/dev/null").unwrap()];
     let in_vain = stale_events_of_a_detached(taken);
@@ -273,7 +279,7 @@ fn a_connection_that_is_detached_within_its_own_callback_loses_no_byte() {
         if let Event::Data(token, _) = event {
             cx.write(*token, b"answer").unwrap();
             cx.detach(*token).unwrap();
-            assert!(cx.detach(*token).is_err(), "it is on its way");
+            assert!(cx.detach(*token).is_err(), "it is already detached");
         }
     });
     let address = world.listen();
@@ -297,15 +303,15 @@ fn a_connection_that_is_detached_within_its_own_callback_loses_no_byte() {
     assert_eq!(answer, "answer and more");
 }
 
-/// One callback detaches both; what has been received for the other one comes out.
+/// One callback detaches both connections; bytes already received for the other one are returned.
 #[test]
-fn a_connection_that_another_detaches_loses_no_byte() {
+fn a_connection_detached_by_another_callback_loses_no_byte() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (mut first_peer, first) = world.pair(address);
     let (mut second_peer, second) = world.pair(address);
-    let _ = world.turn(Duration::ZERO); // With registered files, they have moved.
+    let _ = world.turn(Duration::ZERO); // Registers the files, if registered files are in use.
     world.script(move |cx, event| {
         if let Event::Data(..) = event {
             cx.detach(first).unwrap();
@@ -331,7 +337,7 @@ fn a_connection_that_another_detaches_loses_no_byte() {
 }
 
 #[test]
-fn what_the_kernel_has_not_taken_comes_out_of_a_detached_connection() {
+fn unsent_bytes_of_a_detached_connection_are_returned() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -360,7 +366,7 @@ fn what_the_kernel_has_not_taken_comes_out_of_a_detached_connection() {
 }
 
 #[test]
-fn a_connection_goes_from_reactor_to_reactor_and_back() {
+fn a_connection_moves_between_reactors_and_back() {
     let _descriptors = Descriptors::counted();
     let (mut world, mut other) = (World::new(), World::new());
     world.script(echo);
@@ -381,7 +387,7 @@ fn a_connection_goes_from_reactor_to_reactor_and_back() {
 }
 
 #[test]
-fn what_is_connecting_closing_or_gone_can_not_be_detached() {
+fn a_connecting_closing_or_removed_connection_cannot_be_detached() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -397,7 +403,7 @@ fn what_is_connecting_closing_or_gone_can_not_be_detached() {
 }
 
 #[test]
-fn a_connections_descriptor_is_lent_and_taken_back() {
+fn a_connections_descriptor_is_lent_and_closed() {
     let descriptors = Descriptors::counted();
     let mut world = World::new();
     let (listener, address) = world.listener();
@@ -414,14 +420,14 @@ fn a_connections_descriptor_is_lent_and_taken_back() {
         SockRef::from(&socket).ttl_v4().unwrap()
     };
     assert_eq!(ttl, 42);
-    assert_eq!(descriptors.more(), before, "the descriptor is closed again");
+    assert_eq!(descriptors.more(), before, "the descriptor was closed");
     let listening = world.cx().listener_fd(listener).unwrap();
     let local = SockRef::from(&listening).local_addr().unwrap();
     assert_eq!(local.as_socket(), Some(address));
     echo_once(&mut world, &mut peer, b"and it works on");
 }
 
-/// Sets an option of each connection before it is kept.
+/// Sets an option of each connection before it is accepted.
 struct Setting;
 
 impl Handler for Setting {
@@ -438,7 +444,7 @@ impl Handler for Setting {
 }
 
 #[test]
-fn an_option_can_be_set_before_a_connection_is_kept() {
+fn an_option_can_be_set_in_on_accept() {
     let _descriptors = Descriptors::counted();
     let config = Config { file_table: common::file_table(), ..Config::default() };
     let mut reactor = Reactor::new(&config).unwrap();

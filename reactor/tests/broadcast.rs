@@ -1,6 +1,6 @@
-//! Sweeps and broadcasts: everybody is visited, in slices, in order, and no one else waits for it.
+//! Sweeps and broadcasts: all connections are visited, in slices, in order, without delaying others.
 
-#![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
+#![expect(clippy::unwrap_used, reason = "a test reports errors by panicking")]
 
 mod common;
 
@@ -21,7 +21,7 @@ use common::descriptors::Descriptors;
 const DEADLINE: Duration = Duration::from_secs(60);
 const VISITS_PER_TURN: usize = 256;
 
-/// Echoes, and sends each message to everybody; a reader that is too slow for it is dropped.
+/// Echoes, and sends each message to all connections; a reader that is too slow is dropped.
 #[derive(Default)]
 struct Station {
     messages: HashMap<SweepId, Arc<[u8]>>,
@@ -31,7 +31,7 @@ struct Station {
     closed: HashSet<Token>,
     echoed: usize,
     queued: usize,
-    /// Those that the next visit closes instead.
+    /// Connections that the next visit closes instead.
     to_close: HashSet<Token>,
 }
 
@@ -120,7 +120,7 @@ impl World {
         }
     }
 
-    /// Connects this many peers, a hundred at a time, so that no backlog overflows.
+    /// Connects this number of peers, a hundred at a time, so that no backlog overflows.
     fn peers(&mut self, count: usize) -> Vec<TcpStream> {
         let mut peers = Vec::with_capacity(count);
         while peers.len() < count {
@@ -146,10 +146,10 @@ fn raise_descriptor_limit() {
 }
 
 /// Fills the kernel's buffers towards a peer that does not read, and 8 KiB of its queue.
-fn stuff(world: &mut World, token: Token) {
+fn fill_buffers(world: &mut World, token: Token) {
     let filler = vec![b'-'; 8 * 1024];
     let mut turns_stuck = 0;
-    // The kernel grows its buffers for a while: it has to refuse more several times in a row.
+    // The kernel enlarges its buffers for a while, so they are full only after several refusals in a row.
     while turns_stuck < 5 {
         let cx = world.reactor.context();
         if cx.queued_bytes(token) == 0 {
@@ -163,7 +163,7 @@ fn stuff(world: &mut World, token: Token) {
 }
 
 #[test]
-fn a_broadcast_to_5000_reaches_everybody_in_slices_while_a_bystander_is_served() {
+fn a_broadcast_to_5000_reaches_all_in_slices_while_a_bystander_is_served() {
     let _descriptors = Descriptors::counted();
     const PEERS: usize = 5_000;
     const SLOW: usize = 10;
@@ -172,7 +172,7 @@ fn a_broadcast_to_5000_reaches_everybody_in_slices_while_a_bystander_is_served()
     let mut peers = world.peers(PEERS);
     let slow: Vec<Token> = world.station.opened[..SLOW].to_vec();
     for token in &slow {
-        stuff(&mut world, *token);
+        fill_buffers(&mut world, *token);
     }
 
     let message: Arc<[u8]> = vec![b'm'; 4 * 1024].into();
@@ -192,10 +192,10 @@ fn a_broadcast_to_5000_reaches_everybody_in_slices_while_a_bystander_is_served()
     assert!(bystander >= turns / 2, "{bystander} echoes in {turns} turns");
 
     let visited: HashSet<Token> = world.station.visited[&sweep].iter().copied().collect();
-    assert_eq!(visits, PEERS, "each is visited once");
+    assert_eq!(visits, PEERS, "each connection is visited once");
     assert_eq!(visited, world.station.opened.iter().copied().collect());
 
-    // The slow ones have the very same bytes in their queues.
+    // The queues of slow readers share the allocation.
     assert_eq!(world.station.queued, SLOW);
     assert_eq!(Arc::strong_count(&message), 1 + SLOW);
     for peer in &mut peers[SLOW..PEERS - 1] {
@@ -204,14 +204,14 @@ fn a_broadcast_to_5000_reaches_everybody_in_slices_while_a_bystander_is_served()
         assert_eq!(received[..], message[..]);
     }
 
-    // Their queues hold 16 KiB: a few messages more, and they are dropped. Nobody else is.
+    // Their queues hold 16 KiB: after a few more messages they are dropped, and only they.
     for _ in 0..4 {
         world.broadcast(&message);
         world.until("the sweep", |world| world.station.messages.is_empty());
     }
     world.until("the drop", |world| world.station.closed.len() >= SLOW);
     assert_eq!(world.station.closed, slow.into_iter().collect());
-    assert_eq!(Arc::strong_count(&message), 1, "what was queued for them is released");
+    assert_eq!(Arc::strong_count(&message), 1, "their queued chunks are released");
 }
 
 #[test]
@@ -231,23 +231,23 @@ fn two_broadcasts_arrive_in_order_and_wait_for_each_other() {
         peer.read_exact(&mut received).unwrap();
         assert_eq!(&received, b"first second");
     }
-    world.reactor.context().sweep().expect("there is room again");
+    world.reactor.context().sweep().expect("a sweep can be started again");
 }
 
 #[test]
-fn those_who_leave_or_come_during_a_sweep_disturb_nobody() {
+fn connections_that_open_or_close_during_a_sweep_do_not_affect_others() {
     let _descriptors = Descriptors::counted();
     let count = VISITS_PER_TURN * 2;
     let mut world = World::new(count + 1);
     let peers = world.peers(count);
     let opened = world.station.opened.clone();
-    // One closes itself when visited, one is gone before its slice comes up.
+    // One is closed when visited, one is removed before its slice.
     let (visitor, gone) = (opened[3], opened[count - 3]);
     world.station.to_close.insert(visitor);
     let sweep = world.broadcast(&b"x".as_slice().into());
     world.turn(Duration::ZERO);
     assert_eq!(world.station.visits(), VISITS_PER_TURN);
-    assert!(world.station.closed.contains(&visitor), "it is removed before the next turn");
+    assert!(world.station.closed.contains(&visitor), "it was not removed before the next turn");
     world.reactor.context().abort(gone);
     let _newcomer = TcpStream::connect(world.address).unwrap();
     world.until("the sweep", |world| world.station.swept.contains(&sweep));
@@ -260,7 +260,7 @@ fn those_who_leave_or_come_during_a_sweep_disturb_nobody() {
 }
 
 #[test]
-fn a_sweep_of_nobody_ends_at_once() {
+fn a_sweep_without_connections_ends_at_once() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new(4);
     let sweep = world.reactor.context().sweep().unwrap();
@@ -274,7 +274,7 @@ fn a_reader_that_catches_up_gets_every_byte_in_order() {
     let mut world = World::new(2);
     let mut peers = world.peers(1);
     let token = world.station.opened[0];
-    stuff(&mut world, token);
+    fill_buffers(&mut world, token);
     let message: Arc<[u8]> = b"the news".as_slice().into();
     world.broadcast(&message);
     world.until("the sweep", |world| world.station.swept.len() == 1);
@@ -298,11 +298,11 @@ fn a_reader_that_catches_up_gets_every_byte_in_order() {
 }
 
 #[test]
-fn a_sweep_of_chosen_connections_visits_those_and_in_their_order() {
+fn a_sweep_of_chosen_connections_visits_only_these_in_order() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new(600);
     let _peers = world.peers(600);
-    // Every other one, the last first; some of them end before their turn.
+    // Every other connection, in reverse order; some of them end before they are visited.
     let mut chosen: Vec<Token> = world.station.opened.iter().copied().step_by(2).collect();
     chosen.reverse();
     world.station.to_close.extend(&chosen[10..20]);
@@ -313,7 +313,11 @@ fn a_sweep_of_chosen_connections_visits_those_and_in_their_order() {
     assert_eq!(world.station.visits(), VISITS_PER_TURN, "in slices");
     world.until("both sweeps", |world| world.station.swept == [sweep, again]);
     assert_eq!(world.station.visited[&sweep], chosen);
-    assert_eq!(world.station.visited[&again], chosen[..10], "the others have ended");
+    assert_eq!(
+        world.station.visited[&again],
+        chosen[..10],
+        "connections that have ended are skipped"
+    );
 
     let none = world.reactor.context().sweep_of([]).unwrap();
     world.until("the end of nothing", |world| world.station.swept.contains(&none));

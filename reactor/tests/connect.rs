@@ -1,6 +1,6 @@
-//! Outbound connections: those that open, and each way in which they fail.
+//! Outbound connections: success, and each way to fail.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -17,7 +17,7 @@ fn connect(world: &mut World, address: SocketAddr, options: &ConnectOptions) -> 
     world.cx().connect(address, options, Conn::Connecting).unwrap()
 }
 
-/// A listener whose backlog is full, so that the kernel drops what else comes: a black hole on the loopback.
+/// A listener whose backlog is full, so that the kernel drops further SYNs: a black hole on the loopback.
 fn black_hole() -> (World, SocketAddr, Vec<TcpStream>) {
     let mut hole = World::new();
     let options = ListenOptions { backlog: Some(0), ..Default::default() };
@@ -27,7 +27,7 @@ fn black_hole() -> (World, SocketAddr, Vec<TcpStream>) {
     let quick = Duration::from_millis(50);
     let waiting: Vec<_> =
         std::iter::from_fn(|| TcpStream::connect_timeout(&address, quick).ok()).take(20).collect();
-    assert!(waiting.len() < 20, "the backlog never filled");
+    assert!(waiting.len() < 20, "the backlog did not fill up");
     (hole, address, waiting)
 }
 
@@ -56,7 +56,7 @@ fn both_ends_of_a_connection_can_be_in_one_reactor() {
 }
 
 #[test]
-fn a_closed_port_gives_only_on_close() {
+fn a_closed_port_leads_only_to_on_close() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let (_held, address) = closed_port(LOOPBACK.ip());
@@ -70,7 +70,7 @@ fn a_closed_port_gives_only_on_close() {
 }
 
 #[test]
-fn a_closed_port_gives_only_on_close_also_over_ipv6() {
+fn a_closed_port_leads_only_to_on_close_also_over_ipv6() {
     let _descriptors = Descriptors::counted();
     let (_held, address) = closed_port(Ipv6Addr::LOCALHOST.into());
     let mut world = World::new();
@@ -79,7 +79,7 @@ fn a_closed_port_gives_only_on_close_also_over_ipv6() {
 }
 
 #[test]
-fn a_failed_connect_drops_what_was_written_and_its_timeout() {
+fn a_failed_connect_drops_its_queue_and_its_timeout() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let options = ConnectOptions { timeout: Some(common::DEADLINE), ..Default::default() };
@@ -109,7 +109,7 @@ fn a_black_hole_times_out() {
 }
 
 #[test]
-fn a_connect_can_be_given_up() {
+fn a_connect_can_be_cancelled() {
     let _descriptors = Descriptors::counted();
     let (_hole, address, _waiting) = black_hole();
     let mut world = World::new();
@@ -124,7 +124,7 @@ fn a_connect_can_be_given_up() {
 }
 
 #[test]
-fn a_timeout_of_the_connect_is_gone_once_it_is_open() {
+fn a_timeout_of_the_connect_is_cancelled_when_it_opens() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -140,7 +140,7 @@ fn a_source_that_is_not_of_this_machine_is_an_error_at_once() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
-    // 192.0.2.0/24 is for documentation: no one has it.
+    // 192.0.2.0/24 is reserved for documentation.
     let foreign = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 0);
     let options = ConnectOptions { source: Some(foreign), ..Default::default() };
     let error = world.cx().connect(address, &options, Conn::Connecting).unwrap_err().error;
@@ -182,7 +182,7 @@ fn a_source_port_is_used_and_refused_when_taken() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
-    // A port that was free a moment ago, on an address of our own.
+    // A port that was just free, on an address of this test alone.
     let ip = IpAddr::V4(Ipv4Addr::new(127, 77, 1, 1));
     let source = TcpListener::bind(SocketAddr::new(ip, 0)).unwrap().local_addr().unwrap();
     let options = ConnectOptions { source: Some(source), ..Default::default() };
@@ -192,7 +192,7 @@ fn a_source_port_is_used_and_refused_when_taken() {
     assert!(world.cx().connect(address, &options, Conn::Connecting).is_err());
 }
 
-/// Linux 6.3 brought `IP_LOCAL_PORT_RANGE`; before that, the reactor keeps to the system's range, as documented.
+/// `IP_LOCAL_PORT_RANGE` needs Linux 6.3; before that, the reactor uses the system's range, as documented.
 fn knows_port_ranges() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
@@ -200,7 +200,7 @@ fn knows_port_ranges() -> bool {
 }
 
 #[test]
-fn a_port_range_is_kept_to_and_runs_out() {
+fn a_port_range_is_respected_and_runs_out() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -222,18 +222,18 @@ fn a_port_range_is_kept_to_and_runs_out() {
     }
     let error = world.cx().connect(address, &options, Conn::Connecting).unwrap_err().error;
     assert_eq!(error.errno(), Some(EADDRNOTAVAIL), "{error}");
-    // Another destination makes another 5-tuple of the same port.
-    let elsewhere = world.listen();
-    let token = connect(&mut world, elsewhere, &options);
+    // With another destination, the same port gives another 5-tuple.
+    let other = world.listen();
+    let token = connect(&mut world, other, &options);
     world.until("the open", |world| world.service.saw(&Event::Open(token)));
 }
 
 #[test]
-fn a_port_range_that_is_none_is_an_error_at_once() {
+fn an_empty_port_range_is_an_error_at_once() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
-    #[allow(clippy::reversed_empty_ranges)] // It is the bad input.
+    #[allow(clippy::reversed_empty_ranges)] // The range is invalid on purpose.
     let options = ConnectOptions { port_range: Some(40_003..=40_000), ..Default::default() };
     let error = world.cx().connect(address, &options, Conn::Connecting).unwrap_err().error;
     assert!(matches!(error, Error::Invalid(_)), "{error}");

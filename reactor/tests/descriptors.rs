@@ -1,9 +1,9 @@
-//! No descriptor is left behind, whatever way a connection, a listener, a watch or a reactor ends.
+//! No descriptor leaks, whatever way a connection, a listener, a watch or a reactor ends.
 //!
-//! That no test of any binary leaves one behind is checked by each of them; here is every way to end, and that no test
-//! forgets to count. (That none leaks when calls fail is shown by the simulation among the unit tests.)
+//! Each test of each binary checks that it leaks no descriptor. This file contains all ways to end, and checks that no
+//! test omits the check. (The simulation among the unit tests checks for leaks when calls fail.)
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -45,7 +45,7 @@ fn refused_in_on_accept(world: &mut World) {
     world.until("the refusal", |world| world.cx().stats().refused == 1);
 }
 
-fn connected_to_nobody(world: &mut World) {
+fn connected_to_a_closed_port(world: &mut World) {
     let (_bound, address) = closed_port([127, 0, 0, 1].into());
     let token = world.cx().connect(address, &ConnectOptions::default(), Conn::Connecting).unwrap();
     assert!(matches!(world.until_closed(token), Why::ConnectFailed(_)));
@@ -57,7 +57,7 @@ fn connected_from_an_impossible_source(world: &mut World) {
     world.cx().connect(([127, 0, 0, 1], 9), &options, Conn::Connecting).unwrap_err();
 }
 
-fn let_go_with_bytes_unread_and_unsent(world: &mut World) {
+fn dropped_with_unread_and_unsent_bytes(world: &mut World) {
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
     world.cx().pause_reads(token);
@@ -104,7 +104,7 @@ fn closed_in_on_open(world: &mut World) {
 }
 
 #[test]
-fn nothing_is_left_open_whatever_way_it_ends() {
+fn no_descriptor_leaks_whatever_way_it_ends() {
     let descriptors = Descriptors::counted();
     type Ending = (&'static str, fn(&mut World));
     let endings: [Ending; 12] = [
@@ -112,9 +112,9 @@ fn nothing_is_left_open_whatever_way_it_ends() {
         ("aborted", aborted),
         ("reset by its peer", reset_by_its_peer),
         ("refused in on_accept", refused_in_on_accept),
-        ("connected to nobody", connected_to_nobody),
+        ("connected to a closed port", connected_to_a_closed_port),
         ("connected from an impossible source", connected_from_an_impossible_source),
-        ("let go with bytes unread and unsent", let_go_with_bytes_unread_and_unsent),
+        ("dropped with unread and unsent bytes", dropped_with_unread_and_unsent_bytes),
         ("unlistened with a peer in the backlog", unlistened_with_a_peer_in_the_backlog),
         ("watched and given back", watched_and_given_back),
         ("watched to the end", watched_to_the_end),

@@ -1,6 +1,6 @@
-//! What another event loop needs to drive a reactor, and what a turn has cost.
+//! Driving a reactor from another event loop, and the statistics of turns.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use common::descriptors::Descriptors;
 use common::{Event, Why, World, echo, peer};
+use reactor::{Callback, Config};
 
 /// Whether the reactor's descriptor becomes readable within this time.
 fn is_readable(world: &World, within: Duration) -> bool {
@@ -18,13 +19,13 @@ fn is_readable(world: &World, within: Duration) -> bool {
     poll(&mut descriptors, PollTimeout::try_from(within).unwrap()).unwrap() == 1
 }
 
-/// Whether a turn is due whatever the descriptor says.
+/// Whether a turn is due, independently of the descriptor.
 fn is_due(world: &World) -> bool {
     world.reactor.next_deadline().is_some_and(|due| due <= Instant::now())
 }
 
 #[test]
-fn the_descriptor_is_readable_while_something_has_happened() {
+fn the_descriptor_is_readable_while_events_are_pending() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -36,7 +37,7 @@ fn the_descriptor_is_readable_while_something_has_happened() {
     }
     assert_eq!(world.service.opened().len(), 1);
     world.cx().waker().wake();
-    assert!(is_readable(&world, Duration::ZERO), "another thread wakes it");
+    assert!(is_readable(&world, Duration::ZERO), "a wake-up makes the descriptor readable");
     let _ = world.turn(Duration::ZERO);
     assert!(world.service.saw(&Event::Wake));
 }
@@ -55,13 +56,13 @@ fn the_next_deadline_is_that_of_the_next_timer() {
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         let _ = world.turn(Duration::ZERO);
     }
-    assert!(begun.elapsed() >= Duration::from_millis(20), "it comes too early");
+    assert!(begun.elapsed() >= Duration::from_millis(20), "the timer fired early");
     world.cx().cancel_timer(timer);
     assert_eq!(world.reactor.next_deadline(), None);
 }
 
 #[test]
-fn what_is_asked_for_between_two_turns_makes_a_turn_due() {
+fn requests_between_two_turns_make_a_turn_due() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -75,7 +76,7 @@ fn what_is_asked_for_between_two_turns_makes_a_turn_due() {
     let _ = world.turn(Duration::ZERO);
     assert!(!is_due(&world));
     world.cx().abort(token);
-    assert!(is_due(&world), "an end");
+    assert!(is_due(&world), "a close");
     let _ = world.turn(Duration::ZERO);
     assert_eq!(world.service.why(token), Some(Why::Aborted));
     world.cx().shutdown(common::DEADLINE);
@@ -83,11 +84,11 @@ fn what_is_asked_for_between_two_turns_makes_a_turn_due() {
     world.until_closed(other);
 }
 
-/// What a callback takes.
+/// The duration of a slow callback.
 const SLOW: Duration = Duration::from_millis(60);
 
 #[test]
-fn the_longest_turn_is_told_and_waits_are_not_counted() {
+fn the_longest_turn_is_recorded_without_waits() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(|cx, event| {
@@ -100,8 +101,38 @@ fn the_longest_turn_is_told_and_waits_are_not_counted() {
     let (mut peer, _) = world.pair(address);
     world.run_for(2 * SLOW);
     let before = world.cx().stats();
-    assert!(before.busy < SLOW, "a wait is counted: {before:?}");
+    assert!(before.busy < SLOW, "the wait is counted: {before:?}");
     common::echo_once(&mut world, &mut peer, b"slow");
     let after = world.cx().stats();
     assert!(after.turn_longest >= SLOW && after.busy >= before.busy + SLOW, "{after:?}");
+}
+
+/// Longer than any other callback takes, even on a busy machine.
+const VERY_SLOW: Duration = Duration::from_secs(1);
+
+#[test]
+fn the_longest_callback_is_named_if_callbacks_are_timed() {
+    let _descriptors = Descriptors::counted();
+    for times_callbacks in [false, true] {
+        let mut world = World::with(Config { times_callbacks, ..Config::default() });
+        let address = world.listen();
+        world.script(|cx, event| match event {
+            Event::Eof(token) => cx.abort(*token),
+            Event::Close(..) => std::thread::sleep(VERY_SLOW),
+            _ => {}
+        });
+        let (peer, token) = world.pair(address);
+        let before = world.cx().stats().callback_longest;
+        assert_eq!(before.is_some(), times_callbacks, "{before:?}");
+        drop(peer);
+        assert_eq!(world.until_closed(token), Why::Aborted);
+        let stats = world.cx().stats();
+        assert!(stats.turn_longest >= VERY_SLOW);
+        let Some(longest) = stats.callback_longest else {
+            assert!(!times_callbacks);
+            continue;
+        };
+        assert_eq!((longest.callback, longest.callback.name()), (Callback::Close, "on_close"));
+        assert!(longest.time >= VERY_SLOW && longest.time <= stats.turn_longest, "{stats:?}");
+    }
 }

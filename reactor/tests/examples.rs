@@ -1,8 +1,10 @@
-//! Each example, run as the program that it is.
+//! Each example, run as a program.
 
-#![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
+#![expect(clippy::unwrap_used, reason = "a test reports errors by panicking")]
 
 mod common;
+#[path = "examples/rolling_restart.rs"]
+mod rolling_restart;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -21,7 +23,7 @@ use common::descriptors::Descriptors;
 const DEADLINE: Duration = Duration::from_secs(30);
 const ANY_PORT: &str = "127.0.0.1:0";
 
-/// An example that runs; it is killed when dropped.
+/// A running example, which is killed when dropped.
 struct Example {
     process: Child,
     lines: Receiver<String>,
@@ -33,12 +35,11 @@ impl Example {
     }
 
     fn start_with(name: &str, args: &[&str], errors: Stdio) -> Self {
-        let mut process = Command::new(binary(name))
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(errors)
-            .spawn()
-            .unwrap();
+        Self::spawn(Command::new(binary(name)).args(args).stderr(errors))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(process.stdout.take().unwrap());
         let (sender, lines) = channel();
         thread::spawn(move || {
@@ -49,34 +50,42 @@ impl Example {
         Self { process, lines }
     }
 
-    /// One that listens on a single address, and that address.
+    /// Starts an example that listens on a single address; returns it with the address.
     fn listening(name: &str) -> (Self, SocketAddr) {
         let example = Self::start(name, &[ANY_PORT]);
         let address = example.address();
         (example, address)
     }
 
-    /// The address at the end of the next line that it prints.
+    /// Returns the address at the end of the next line that it prints.
     fn address(&self) -> SocketAddr {
-        let line = self.lines.recv_timeout(DEADLINE).expect("it says where it listens");
+        let line = self.lines.recv_timeout(DEADLINE).expect("the example prints its address");
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
-    /// Asks it to end by SIGTERM, and sees that it does so in good order.
-    fn terminate(mut self) {
+    /// Sends SIGTERM, and checks that it exits successfully.
+    fn terminate(self) {
+        self.ask_to_end();
+        self.expect_end();
+    }
+
+    fn ask_to_end(&self) {
         kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM).unwrap();
+    }
+
+    fn expect_end(mut self) {
         let status = self.end();
         assert!(status.success(), "{status}");
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until it has exited by itself.
     fn end(&mut self) -> ExitStatus {
         let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = self.process.try_wait().unwrap() {
                 return status;
             }
-            assert!(Instant::now() < deadline, "it does not end");
+            assert!(Instant::now() < deadline, "the example does not exit");
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -89,14 +98,14 @@ impl Drop for Example {
     }
 }
 
-/// Cargo builds the examples before it runs the tests, into a folder beside theirs.
+/// Cargo builds the examples before it runs the tests, into a neighbouring folder.
 fn binary(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let folder = own.parent().unwrap().parent().unwrap().join("examples");
     let binary = folder.join(name);
     assert!(
         binary.exists(),
-        "{name} is not built: `cargo build --examples` does, and so does `cargo test` without `--test`"
+        "{name} is not built: run `cargo build --examples`, or `cargo test` without `--test`"
     );
     binary
 }
@@ -121,7 +130,7 @@ fn read_all(peer: &mut TcpStream) -> Vec<u8> {
     received
 }
 
-/// Waits until the peer's connection is gone, whatever still comes before that.
+/// Waits until the peer's connection has ended; discards input before that.
 fn expect_gone(peer: &mut TcpStream) {
     let mut buffer = [0; 64 * 1024];
     loop {
@@ -129,12 +138,12 @@ fn expect_gone(peer: &mut TcpStream) {
             Ok(0) => return,
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return,
-            Err(error) => panic!("still there: {error}"),
+            Err(error) => panic!("the connection has not ended: {error}"),
         }
     }
 }
 
-/// Writes until nothing more is taken for half a second, and says how much that was.
+/// Writes until nothing is accepted for half a second; returns the number of written bytes.
 fn write_until_stuck(peer: &mut TcpStream, bytes: &[u8]) -> usize {
     peer.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     let mut written = 0;
@@ -149,7 +158,7 @@ fn write_until_stuck(peer: &mut TcpStream, bytes: &[u8]) -> usize {
     written
 }
 
-/// Bytes that show when some are missing or out of order.
+/// Bytes with which missing or reordered parts are detected.
 fn pattern(length: usize) -> Vec<u8> {
     const PERIOD: usize = 65_537;
     let period: Vec<u8> =
@@ -159,10 +168,10 @@ fn pattern(length: usize) -> Vec<u8> {
     bytes
 }
 
-/// More than all buffers on the way hold together.
+/// More than all buffers on the path hold together.
 const TOO_MUCH_BYTES: usize = 64 * 1024 * 1024;
 
-/// What an example that can't work says on standard error, and its exit code.
+/// Runs an example that must fail; returns its standard error and its exit code.
 fn refusal(name: &str, args: &[&str]) -> (String, Option<i32>) {
     let mut example = Example::start_with(name, args, Stdio::piped());
     let status = example.end();
@@ -172,11 +181,12 @@ fn refusal(name: &str, args: &[&str]) -> (String, Option<i32>) {
 }
 
 #[test]
-fn each_example_says_in_one_line_what_it_can_not_use() {
+fn each_example_reports_invalid_arguments_in_one_line() {
     let _descriptors = Descriptors::counted();
     let taken = TcpListener::bind(ANY_PORT).unwrap();
     let taken = taken.local_addr().unwrap().to_string();
-    let no_address = "\"localhost:7007\" is no address; give IP:PORT, for example 127.0.0.1:7007";
+    let no_address =
+        "\"localhost:7007\" is not an address; expected IP:PORT, for example 127.0.0.1:7007";
     for name in [
         "chat",
         "connect_proxy",
@@ -186,6 +196,7 @@ fn each_example_says_in_one_line_what_it_can_not_use() {
         "in_mio",
         "in_tokio",
         "mqtt_broker",
+        "rolling_restart",
         "tcp_proxy",
         "udp_echo",
         "wss_push",
@@ -200,14 +211,14 @@ fn each_example_says_in_one_line_what_it_can_not_use() {
         assert_eq!(code, Some(1), "{name}");
     }
     let (said, code) = refusal("idle_push", &[ANY_PORT, ANY_PORT, "-1"]);
-    assert_eq!((said.as_str(), code), ("Error: \"-1\" is no number of seconds\n", Some(2)));
+    assert_eq!((said.as_str(), code), ("Error: \"-1\" is not a number of seconds\n", Some(2)));
     let (said, code) = refusal("tcp_proxy", &[ANY_PORT]);
     assert!(said.contains("tcp_proxy LISTEN UPSTREAM"), "{said}");
     assert_eq!((said.lines().count(), code), (1, Some(2)));
 }
 
 #[test]
-fn echo_sends_everything_back_and_ends_when_told() {
+fn echo_sends_everything_back_and_ends_on_sigterm() {
     let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("echo");
     let mut peer = peer(address);
@@ -216,7 +227,7 @@ fn echo_sends_everything_back_and_ends_when_told() {
         expect(&mut peer, message.as_bytes());
     }
 
-    // Its own end comes only after everything that it owes.
+    // The example closes only after it has echoed everything.
     let bytes = pattern(8 * 1024 * 1024);
     let mut writer = peer.try_clone().unwrap();
     let sent = bytes.clone();
@@ -230,13 +241,13 @@ fn echo_sends_everything_back_and_ends_when_told() {
 }
 
 #[test]
-fn echo_slows_a_peer_that_does_not_read_and_nobody_else() {
+fn echo_slows_only_a_peer_that_does_not_read() {
     let _descriptors = Descriptors::counted();
     let (_example, address) = Example::listening("echo");
     let mut slow = peer(address);
     let bytes = pattern(TOO_MUCH_BYTES);
     let written = write_until_stuck(&mut slow, &bytes);
-    assert!(written < TOO_MUCH_BYTES, "it took everything, so where is it?");
+    assert!(written < TOO_MUCH_BYTES, "everything was accepted, so some buffer is unbounded");
 
     let mut bystander = peer(address);
     bystander.write_all(b"still there?").unwrap();
@@ -247,7 +258,7 @@ fn echo_slows_a_peer_that_does_not_read_and_nobody_else() {
 }
 
 #[test]
-fn udp_echo_sends_each_datagram_back_to_where_it_came_from() {
+fn udp_echo_returns_each_datagram_to_its_sender() {
     let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("udp_echo");
     let sockets = [ANY_PORT, ANY_PORT].map(|any| UdpSocket::bind(any).unwrap());
@@ -264,12 +275,11 @@ fn udp_echo_sends_each_datagram_back_to_where_it_came_from() {
     example.terminate();
 }
 
-/// A proxy in front of a listener of the test's.
-/// More peers than one turn takes events for.
+/// More peers than the events of one turn.
 const CROWD: usize = 1100;
 
-/// Each of a crowd says a line, and all at once; the example answers each.
-fn speak_in_a_crowd(address: SocketAddr, answer: impl Fn(&str) -> String) {
+/// Many peers send a line each at the same time; the example answers each.
+fn echo_lines_of_many_peers(address: SocketAddr, answer: impl Fn(&str) -> String) {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let mut peers: Vec<_> = (0..CROWD).map(|_| peer(address)).collect();
@@ -288,7 +298,7 @@ fn speak_in_a_crowd(address: SocketAddr, answer: impl Fn(&str) -> String) {
 fn in_tokio_tasks_answer_what_the_reactor_reads() {
     let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("in_tokio");
-    speak_in_a_crowd(address, str::to_ascii_uppercase);
+    echo_lines_of_many_peers(address, str::to_ascii_uppercase);
     let mut last = peer(address);
     last.write_all(b"the last").unwrap();
     expect(&mut last, b"THE LAST");
@@ -303,13 +313,14 @@ fn in_mio_the_reactor_and_the_programs_own_socket_are_served() {
     let datagrams = UdpSocket::bind(ANY_PORT).unwrap();
     datagrams.set_read_timeout(Some(DEADLINE)).unwrap();
     datagrams.send_to(b"a datagram", address).unwrap();
-    speak_in_a_crowd(address, str::to_owned);
+    echo_lines_of_many_peers(address, str::to_owned);
     let mut answer = [0; 64];
     let received = datagrams.recv(&mut answer).unwrap();
     assert_eq!(&answer[..received], b"a datagram");
     example.terminate();
 }
 
+/// A proxy whose upstream is a listener of the test.
 fn proxied() -> (Example, SocketAddr, TcpListener) {
     let upstream = TcpListener::bind(ANY_PORT).unwrap();
     let upstream_address = upstream.local_addr().unwrap().to_string();
@@ -326,7 +337,7 @@ fn accept(upstream: &TcpListener) -> TcpStream {
 }
 
 #[test]
-fn tcp_proxy_passes_bytes_and_half_closes_on_both_ways() {
+fn tcp_proxy_forwards_bytes_and_half_closes_in_both_directions() {
     let _descriptors = Descriptors::counted();
     let (example, address, upstream) = proxied();
     let mut client = peer(address);
@@ -337,7 +348,7 @@ fn tcp_proxy_passes_bytes_and_half_closes_on_both_ways() {
     expect(&mut client, b"answer");
 
     client.shutdown(Shutdown::Write).unwrap();
-    assert!(read_all(&mut server).is_empty(), "the server sees the client's end");
+    assert!(read_all(&mut server).is_empty(), "the server has not received the client's end");
     server.write_all(b"last words").unwrap();
     server.shutdown(Shutdown::Write).unwrap();
     assert_eq!(read_all(&mut client), b"last words");
@@ -345,7 +356,7 @@ fn tcp_proxy_passes_bytes_and_half_closes_on_both_ways() {
 }
 
 #[test]
-fn tcp_proxy_slows_either_side_down_to_the_other() {
+fn tcp_proxy_slows_each_side_down_to_the_other() {
     let _descriptors = Descriptors::counted();
     let (_example, address, upstream) = proxied();
     let bytes = pattern(TOO_MUCH_BYTES);
@@ -357,14 +368,14 @@ fn tcp_proxy_slows_either_side_down_to_the_other() {
 
 fn push_through(from: &mut TcpStream, to: &mut TcpStream, bytes: &[u8]) {
     let written = write_until_stuck(from, bytes);
-    assert!(written < TOO_MUCH_BYTES, "it took everything, so where is it?");
+    assert!(written < TOO_MUCH_BYTES, "everything was accepted, so some buffer is unbounded");
     let mut received = vec![0; written];
     to.read_exact(&mut received).unwrap();
     assert!(received == bytes[..written], "what arrived differs");
 }
 
 #[test]
-fn tcp_proxy_passes_a_reset_on_and_survives_a_dead_upstream() {
+fn tcp_proxy_forwards_a_reset_and_survives_a_dead_upstream() {
     let _descriptors = Descriptors::counted();
     let (example, address, upstream) = proxied();
     let mut client = peer(address);
@@ -388,7 +399,7 @@ fn tcp_proxy_passes_a_reset_on_and_survives_a_dead_upstream() {
             client.set_read_timeout(Some(DEADLINE)).unwrap();
             expect_gone(&mut client);
         }
-        // It can be gone before its own side has looked.
+        // The connection may end before its peer has read.
         Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
     }
     example.terminate();
@@ -398,7 +409,7 @@ const HELLO: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Leng
                      Connection: keep-alive\r\n\r\nhello\n";
 
 #[test]
-fn http_keepalive_answers_what_is_pipelined_in_order() {
+fn http_keepalive_answers_pipelined_requests_in_order() {
     let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("http_keepalive");
     let mut peer = peer(address);
@@ -415,7 +426,7 @@ fn http_keepalive_answers_what_is_pipelined_in_order() {
 }
 
 #[test]
-fn http_keepalive_answers_many_thousands_pipelined_to_a_reader_that_starts_late() {
+fn http_keepalive_answers_thousands_of_pipelined_requests_to_a_late_reader() {
     let _descriptors = Descriptors::counted();
     const REQUESTS: usize = 100_000;
     let (_example, address) = Example::listening("http_keepalive");
@@ -496,10 +507,10 @@ fn http_keepalive_stays_open_where_it_may() {
     }
 }
 
-/// Requests that `wrk` writes at once.
+/// The number of requests that `wrk` pipelines.
 const PIPELINED: &str = "16";
 
-/// Puts http_keepalive under wrk, a program of others', where there is one; what it prints.
+/// Runs wrk, an independent load generator, against http_keepalive, if it is installed; returns its output.
 fn wrk(address: SocketAddr, script: Option<&Path>) -> Option<String> {
     let mut wrk = Command::new("wrk");
     wrk.args(["--threads", "1", "--connections", "100", "--duration", "2s", "--timeout", "10s"]);
@@ -517,7 +528,7 @@ fn wrk(address: SocketAddr, script: Option<&Path>) -> Option<String> {
 }
 
 #[test]
-fn http_keepalive_answers_all_of_a_load_generator_right() {
+fn http_keepalive_answers_all_requests_of_a_load_generator() {
     let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("http_keepalive");
     let folder = tempfile::tempdir().unwrap();
@@ -531,7 +542,7 @@ fn http_keepalive_answers_all_of_a_load_generator_right() {
     std::fs::write(&script, lines).unwrap();
     for script in [None, Some(script.as_path())] {
         let Some(printed) = wrk(address, script) else { break };
-        // Lines on errors are there only where there were some.
+        // wrk prints lines on errors only if there were errors.
         assert!(!printed.contains("Socket errors") && !printed.contains("Non-2xx"), "{printed}");
         let answered = printed.lines().find_map(|line| line.trim().split_once(" requests in "));
         assert!(answered.is_some_and(|(count, _)| count.parse::<u64>().unwrap() > 0), "{printed}");
@@ -539,7 +550,7 @@ fn http_keepalive_answers_all_of_a_load_generator_right() {
     example.terminate();
 }
 
-/// A guest of the chat, who reads line by line.
+/// A client of the chat, which reads line by line.
 struct Guest {
     stream: TcpStream,
     lines: BufReader<TcpStream>,
@@ -550,9 +561,9 @@ impl Guest {
         let stream = peer(address);
         let lines = BufReader::new(stream.try_clone().unwrap());
         let mut guest = Self { stream, lines };
-        assert!(guest.hears().ends_with("joined lobby"));
+        assert!(guest.next_line().ends_with("joined lobby"));
         guest.says(&format!("/nick {name}"));
-        assert!(guest.hears().ends_with(&format!("is {name} now")));
+        assert!(guest.next_line().ends_with(&format!("is {name} now")));
         guest
     }
 
@@ -560,16 +571,16 @@ impl Guest {
         writeln!(self.stream, "{line}").unwrap();
     }
 
-    fn hears(&mut self) -> String {
+    fn next_line(&mut self) -> String {
         let mut line = String::new();
         self.lines.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
     }
 
-    /// Reads on until it hears this.
-    fn hears_at_last(&mut self, expected: &str) {
+    /// Reads lines until this one.
+    fn read_until(&mut self, expected: &str) {
         loop {
-            let line = self.hears();
+            let line = self.next_line();
             assert!(!line.is_empty(), "the connection ended before: {expected}");
             if line == expected {
                 return;
@@ -579,7 +590,7 @@ impl Guest {
 }
 
 #[test]
-fn chat_keeps_rooms_apart_and_tells_all_what_is_for_all() {
+fn chat_separates_rooms_and_sends_announcements_to_all() {
     let _descriptors = Descriptors::counted();
     let (example, address) = Example::listening("chat");
     let mut ada = Guest::enter(address, "ada");
@@ -588,23 +599,23 @@ fn chat_keeps_rooms_apart_and_tells_all_what_is_for_all() {
     for guest in [&mut ada, &mut bob] {
         guest.says("/join attic");
     }
-    bob.hears_at_last("* bob joined attic");
-    ada.hears_at_last("* bob joined attic");
-    cy.hears_at_last("* bob left");
+    bob.read_until("* bob joined attic");
+    ada.read_until("* bob joined attic");
+    cy.read_until("* bob left");
 
     ada.says("just us two");
     cy.says("anybody?");
     for guest in [&mut ada, &mut bob] {
-        assert_eq!(guest.hears(), "ada: just us two");
+        assert_eq!(guest.next_line(), "ada: just us two");
     }
-    assert_eq!(cy.hears(), "cy: anybody?");
+    assert_eq!(cy.next_line(), "cy: anybody?");
 
     cy.says("/all dinner!");
     for guest in [&mut ada, &mut bob, &mut cy] {
-        assert_eq!(guest.hears(), "cy to all: dinner!");
+        assert_eq!(guest.next_line(), "cy to all: dinner!");
     }
     drop(bob);
-    assert_eq!(ada.hears(), "* bob left");
+    assert_eq!(ada.next_line(), "* bob left");
     example.terminate();
 }
 
@@ -614,30 +625,30 @@ fn chat_drops_a_reader_that_is_too_slow_and_a_guest_that_floods() {
     let (_example, address) = Example::listening("chat");
     let mut ada = Guest::enter(address, "ada");
     let mut slow = Guest::enter(address, "slow");
-    ada.hears_at_last("* guest-1 is slow now");
+    ada.read_until("* guest-1 is slow now");
     let line = "x".repeat(1000);
     let started = Instant::now();
-    // The slow one never reads: its kernel buffers fill, then its queue.
+    // The slow guest never reads: its kernel buffers fill up, then its queue.
     loop {
-        assert!(started.elapsed() < DEADLINE, "it is never dropped");
+        assert!(started.elapsed() < DEADLINE, "the slow guest is not dropped");
         ada.says(&line);
-        if ada.hears() == "* slow left" {
+        if ada.next_line() == "* slow left" {
             break;
         }
     }
     ada.says("gone");
-    ada.hears_at_last("ada: gone");
+    ada.read_until("ada: gone");
     expect_gone(&mut slow.stream);
 
     let mut flood = Guest::enter(address, "flood");
     flood.stream.write_all("\n".repeat(10_000).as_bytes()).unwrap();
-    ada.hears_at_last("* flood left");
+    ada.read_until("* flood left");
     let mut endless = Guest::enter(address, "endless");
     endless.stream.write_all("x".repeat(2_000).as_bytes()).unwrap();
-    ada.hears_at_last("* endless left");
+    ada.read_until("* endless left");
 }
 
-/// A gateway with so long a heartbeat; and its addresses, for devices and for operators.
+/// A gateway with this heartbeat, and its addresses for devices and for operators.
 fn gateway(heartbeat_seconds: &str) -> (Example, SocketAddr, SocketAddr) {
     let example = Example::start("idle_push", &[ANY_PORT, ANY_PORT, heartbeat_seconds]);
     let (devices, operators) = (example.address(), example.address());
@@ -666,7 +677,7 @@ fn device(address: SocketAddr, operator: &mut TcpStream, number: u64) -> TcpStre
 }
 
 #[test]
-fn idle_push_reaches_the_chosen_one_or_all() {
+fn idle_push_sends_to_one_device_or_to_all() {
     let _descriptors = Descriptors::counted();
     let (example, devices, operators) = gateway("60");
     let mut operator = peer(operators);
@@ -680,7 +691,7 @@ fn idle_push_reaches_the_chosen_one_or_all() {
         expect(device, b"update now\n");
     }
 
-    // The same number again takes the old one's place.
+    // A device with the same number replaces the old one.
     let mut again = peer(devices);
     again.write_all(b"8\n").unwrap();
     expect_gone(&mut numbers[1]);
@@ -695,7 +706,7 @@ fn idle_push_reaches_the_chosen_one_or_all() {
 }
 
 #[test]
-fn idle_push_closes_the_silent_and_keeps_those_with_a_heartbeat() {
+fn idle_push_closes_only_devices_without_a_heartbeat() {
     let _descriptors = Descriptors::counted();
     let (_example, devices, operators) = gateway("2.5");
     let mut operator = peer(operators);
@@ -719,7 +730,7 @@ fn idle_push_closes_the_silent_and_keeps_those_with_a_heartbeat() {
     expect_gone(&mut lively);
 }
 
-/// Whether a program that many use is installed; its test is skipped, with a message, where it is not.
+/// Whether a program is installed. If not, its test is skipped, with a message.
 fn has(program: &str) -> bool {
     let found = Command::new("sh").args(["-c", "command -v \"$0\"", program]).output().unwrap();
     if !found.status.success() {
@@ -728,7 +739,7 @@ fn has(program: &str) -> bool {
     found.status.success()
 }
 
-/// Runs a program to its end, and gives what it printed.
+/// Runs a program until it exits; returns its output.
 fn said(command: &mut Command) -> String {
     let output = command.output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -800,11 +811,11 @@ fn wss_push_sends_each_text_to_all_through_tls() {
     python.args(["-c", WEBSOCKET_CLIENT, &port]).current_dir(&folder);
     assert_eq!(said(&mut python), "all is well\n");
 
-    // What is no TLS, and what is no WebSocket, is let go.
+    // Connections without TLS, and those without WebSocket, are closed.
     let mut plain = peer(SocketAddr::from(([127, 0, 0, 1], port.parse().unwrap())));
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     expect_gone(&mut plain);
-    // The server answers a client's goodbye that leaves TCP open: `s_client` waits for that.
+    // The server answers a client's close_notify that leaves TCP open: `s_client` waits for that.
     let mut client = Command::new("openssl");
     client.args(["s_client", "-quiet", "-connect", &format!("localhost:{port}")]);
     client.stdin(Stdio::null()).stderr(Stdio::null()).current_dir(&folder);
@@ -832,10 +843,10 @@ fn mqtt_broker_serves_the_clients_of_mosquitto() {
         .unwrap();
     let mut lines = BufReader::new(subscriber.stdout.take().unwrap()).lines();
     let mut next = || lines.next().unwrap().unwrap();
-    // It has subscribed once it has what was retained; two filters fit.
+    // It has subscribed when it has received the retained message, once for each of two matching filters.
     assert_eq!(next(), "rooms/kitchen/light 1 on");
     assert_eq!(next(), "rooms/kitchen/light 1 on");
-    // Longer than its keep-alive: its pings are answered, and it stays.
+    // Longer than its keep-alive: its pings are answered, and it stays connected.
     thread::sleep(Duration::from_millis(8_500));
     publish(&["-t", "elsewhere", "-m", "not for it"]);
     publish(&["-t", "rooms/hall/light", "-m", "off", "-q", "0"]);
@@ -844,7 +855,7 @@ fn mqtt_broker_serves_the_clients_of_mosquitto() {
     assert_eq!(next(), "alarm 1 now");
     assert!(subscriber.wait().unwrap().success());
 
-    // One that says nothing is let go after one and a half times its keep-alive.
+    // A silent client is closed after one and a half times its keep-alive.
     let mut silent = peer(address);
     silent.write_all(b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x01\x00\x01s").unwrap();
     expect(&mut silent, b"\x20\x02\x00\x00");
@@ -864,7 +875,7 @@ fn connect_proxy_serves_curl_and_keeps_slots_for_its_own_connects() {
         return;
     }
     let (web, web_address) = Example::listening("http_keepalive");
-    // 24 slots: half of them are for connects.
+    // Half of the 24 slots are for connects.
     let example = Example::start("connect_proxy", &[ANY_PORT, "24"]);
     let address = example.address();
     let mut curl = Command::new("curl");
@@ -872,7 +883,7 @@ fn connect_proxy_serves_curl_and_keeps_slots_for_its_own_connects() {
     curl.arg(format!("http://{address}")).arg(format!("http://localhost:{}/", web_address.port()));
     assert_eq!(said(&mut curl), "hello\n");
 
-    // Far more clients than slots: they wait, and none fails.
+    // With far more clients than slots, clients wait, and none fails.
     let ask = move || {
         let mut client = peer(address);
         let request = format!("CONNECT localhost:{} HTTP/1.1\r\n\r\n", web_address.port());

@@ -1,8 +1,8 @@
-//! Slots and descriptors run out: no spin, no exit, no lost listener, and room is used as soon as there is some.
+//! Slots and descriptors run out: the reactor neither spins nor exits, keeps its listeners, and uses room at once.
 //!
-//! The descriptors run out for real: the server is a child process, this test binary again, under a lowered limit.
+//! The descriptors really run out: the server is this test binary as a child process, with a lowered limit.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -21,14 +21,14 @@ use common::descriptors::Descriptors;
 use common::{DEADLINE, Event, World, echo, echo_once, peer};
 
 #[test]
-fn as_many_as_there_are_slots_is_no_exhaustion() {
+fn using_all_slots_is_not_exhaustion() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 10, ..Default::default() });
     let address = world.listen();
     let _peers: Vec<_> = (0..10).map(|_| peer(address)).collect();
     world.until("all of them", |world| world.service.opened().len() == 10);
     let wakeups = world.run_for(Duration::from_millis(100));
-    assert!(wakeups <= 2, "{wakeups} wake-ups while nobody waits");
+    assert!(wakeups <= 2, "{wakeups} wake-ups while no peer waits");
     assert_eq!(world.cx().stats().accept_pauses, 0);
     assert_eq!(world.service.count(|event| matches!(event, Event::AcceptError(..))), 0);
 }
@@ -44,19 +44,22 @@ fn peers_wait_for_a_slot_and_get_it_as_soon_as_one_is_free() {
     world.until("the pause", |world| world.cx().stats().accept_pauses > 0);
     let error = "connections is at its bound of 10".to_owned();
     assert!(world.service.saw(&Event::AcceptError(listener, error)));
-    // The pauses double from 10 ms, so in the first second there are seven of them at most.
+    // The pauses double from 10 ms, so there are at most seven in the first second.
     let wakeups = world.run_for(Duration::from_secs(1));
     assert!(wakeups <= 25, "{wakeups} wake-ups in a second of being full");
     assert_eq!(world.cx().connections(), 10);
-    assert_eq!(world.cx().stats().dropped, 0, "those who wait are not lost");
+    assert_eq!(world.cx().stats().dropped, 0, "waiting peers were dropped");
 
     while !peers.is_empty() {
         let held = world.cx().connections();
         let expected = world.service.opened().len() + usize::from(peers.len() > held);
         let freed = Instant::now();
         drop(peers.remove(0));
-        world.until("the next in line", |world| world.service.opened().len() >= expected);
-        assert!(freed.elapsed() < Duration::from_secs(1), "the pause was waited for");
+        world.until("the next waiting peer", |world| world.service.opened().len() >= expected);
+        assert!(
+            freed.elapsed() < Duration::from_secs(1),
+            "the slot was not used until the end of the pause"
+        );
         if let Some(first) = peers.first_mut() {
             echo_once(&mut world, first, b"my turn");
         }
@@ -77,7 +80,7 @@ fn a_slot_freed_between_turns_is_used_at_once() {
     world.run_for(Duration::from_millis(1400));
     let freed = Instant::now();
     world.cx().abort(token);
-    // A turn that may wait for long has to hear the listener before it waits.
+    // A turn with a long wait must watch the listener before it waits.
     while world.service.opened().len() < 2 {
         let _ = world.turn(DEADLINE);
         assert!(freed.elapsed() < DEADLINE);
@@ -86,7 +89,7 @@ fn a_slot_freed_between_turns_is_used_at_once() {
 }
 
 #[test]
-fn every_throttled_listener_gets_its_turn() {
+fn every_throttled_listener_is_resumed() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 3, ..Default::default() });
     let addresses: Vec<_> = (0..3).map(|_| world.listen()).collect();
@@ -101,7 +104,7 @@ fn every_throttled_listener_gets_its_turn() {
 }
 
 #[test]
-fn a_paused_or_forgotten_listener_stays_so_when_slots_are_freed() {
+fn a_paused_or_removed_listener_stays_so_when_slots_are_freed() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { connections_max: 1, ..Default::default() });
     let (paused, paused_address) = world.listener();
@@ -116,14 +119,14 @@ fn a_paused_or_forgotten_listener_stays_so_when_slots_are_freed() {
     world.run_for(Duration::from_millis(50));
     assert_eq!(world.service.opened().len(), 1);
     world.cx().resume_accepts(paused).unwrap();
-    world.until("the one who waits", |world| world.service.opened().len() == 2);
+    world.until("the waiting peer", |world| world.service.opened().len() == 2);
     assert_eq!(world.cx().stats().timers_armed, 0);
 }
 
-/// As many as the server listens on.
+/// The number of listeners of the server.
 const LISTENERS: usize = 100;
 
-/// The longest pause, twice: by then the pauses of 10 ms and more are over, and each second has one.
+/// Twice the longest pause: after it, the shorter pauses are over, and there is one pause per second.
 const PAUSES_GROWN: Duration = Duration::from_secs(2);
 
 #[test]
@@ -139,12 +142,12 @@ fn a_hundred_throttled_listeners_share_one_pause() {
     world.run_for(PAUSES_GROWN);
     let pauses = world.cx().stats().accept_pauses;
     let wakeups = world.run_for(FULL);
-    // The end of a pause is one wake-up, and all that still find no slot are another.
+    // The end of a pause is one wake-up, and the events of all listeners without a slot are another.
     assert!((2..=8).contains(&wakeups), "{wakeups} wake-ups in two seconds of being full");
     let tried = world.cx().stats().accept_pauses - pauses;
     assert!(tried >= all && tried <= 4 * all, "{tried} tries of {all} listeners");
 
-    // Each that leaves lets the next one in, at once.
+    // Each peer that leaves makes room for the next one, at once.
     let freed = Instant::now();
     world.script(|cx, event| {
         if let Event::Open(token) = event {
@@ -155,13 +158,17 @@ fn a_hundred_throttled_listeners_share_one_pause() {
     world.until("all of them", |world| world.service.opened().len() == LISTENERS + 1);
     assert!(freed.elapsed() < Duration::from_secs(10), "it took {:?}", freed.elapsed());
     world.until("all ends", |world| world.cx().connections() == 0);
-    assert_eq!(world.cx().stats().timers_armed, 0, "who is not throttled needs no pause");
+    assert_eq!(
+        world.cx().stats().timers_armed,
+        0,
+        "a pause timer is armed without a throttled listener"
+    );
 }
 
 #[test]
-fn a_hundred_listeners_without_descriptors_wake_a_handful_of_times_a_second() {
+fn a_hundred_listeners_without_descriptors_wake_a_few_times_a_second() {
     let _descriptors = Descriptors::counted();
-    const NAME: &str = "a_hundred_listeners_without_descriptors_wake_a_handful_of_times_a_second";
+    const NAME: &str = "a_hundred_listeners_without_descriptors_wake_a_few_times_a_second";
     const DESCRIPTORS: u64 = LISTENERS as u64 + 64;
     if common::child::is_child() {
         return serve_on_demand(LISTENERS, DESCRIPTORS, FileTable::Process);
@@ -187,13 +194,13 @@ fn a_hundred_listeners_without_descriptors_wake_a_handful_of_times_a_second() {
     let full = Instant::now();
     sort_out(&mut waiting, &mut held, &mut lost, |_, _| full.elapsed() > FULL);
     let (wakeups, dropped) = (child.ask("wakeups") - wakeups, child.ask("dropped") - dropped);
-    // Two of the wake-ups are the questions.
+    // Two of the wake-ups are the test's queries.
     assert!((2..=10).contains(&wakeups), "{wakeups} wake-ups in two seconds of being full");
     assert!(dropped <= 4, "{dropped} peers were reset in two seconds, not one in each pause");
     assert!(waiting.len() >= LISTENERS, "{} still wait", waiting.len());
     assert_eq!(held.len(), room);
 
-    // Those who leave make room for all others in the end, whichever port they wait at.
+    // Peers that leave make room for all others eventually, whichever port they wait at.
     while !(held.is_empty() && waiting.is_empty()) {
         held.drain(..).for_each(common::reset);
         sort_out(&mut waiting, &mut held, &mut lost, |held, waiting| held > 0 || waiting == 0);
@@ -203,9 +210,9 @@ fn a_hundred_listeners_without_descriptors_wake_a_handful_of_times_a_second() {
 }
 
 #[test]
-fn with_registered_files_far_more_are_held_than_there_are_descriptors() {
+fn registered_files_hold_far_more_connections_than_descriptors() {
     let _descriptors = Descriptors::counted();
-    const NAME: &str = "with_registered_files_far_more_are_held_than_there_are_descriptors";
+    const NAME: &str = "registered_files_hold_far_more_connections_than_descriptors";
     const PEERS: usize = 5 * DESCRIPTORS as usize;
     if common::child::is_child() {
         return serve_on_demand(1, DESCRIPTORS, FileTable::Registered);
@@ -226,7 +233,7 @@ fn with_registered_files_far_more_are_held_than_there_are_descriptors() {
     assert_eq!(child.ask("open") as usize, PEERS);
     assert_eq!((child.ask("emfile"), child.ask("dropped")), (0, 0));
 
-    // Those who leave give their places to others.
+    // Peers that leave make room for others.
     peers.drain(..PEERS / 2).for_each(common::reset);
     let mut others: Vec<_> = (0..PEERS / 2).map(|_| common::peer(address)).collect();
     for peer in others.iter_mut().chain(&mut peers) {
@@ -240,20 +247,21 @@ fn with_registered_files_far_more_are_held_than_there_are_descriptors() {
 
 const DESCRIPTORS: u64 = 64;
 
-/// How long the wake-ups of a full server are counted.
+/// The time during which the wake-ups of a full server are counted.
 const FULL: Duration = Duration::from_secs(2);
 
 #[test]
-fn without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave() {
+fn without_descriptors_the_reactor_keeps_its_connections_and_accepts_when_some_close() {
     let _descriptors = Descriptors::counted();
-    const NAME: &str = "without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave";
+    const NAME: &str =
+        "without_descriptors_the_reactor_keeps_its_connections_and_accepts_when_some_close";
     if common::child::is_child() {
         return serve_on_demand(1, DESCRIPTORS, FileTable::Process);
     }
     let mut child = Child::start(NAME, Some(DESCRIPTORS));
     let address: SocketAddr = child.read("addresses").parse().unwrap();
 
-    // More clients than fit. Each says hello, and who gets it back is held. A few are reset to let them know.
+    // More clients than fit. Each sends a greeting, and those that receive an echo are held. A few are reset.
     let connect = |_| TcpStream::connect_timeout(&address, DEADLINE).ok();
     let mut waiting: Vec<_> = (0..DESCRIPTORS * 2).filter_map(connect).collect();
     for peer in &mut waiting {
@@ -265,9 +273,9 @@ fn without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave() {
     assert!(expected > DESCRIPTORS as usize - 16, "{expected} fit");
     let mut lost = 0;
     sort_out(&mut waiting, &mut held, &mut lost, |held, _| held >= expected);
-    assert_eq!(held.len(), expected, "as many as there are descriptors");
+    assert_eq!(held.len(), expected, "one connection per descriptor");
 
-    // Full: no spin, and those that are held are served.
+    // The full server does not spin, and serves its connections.
     let before = child.ask("wakeups");
     let full = Instant::now();
     sort_out(&mut waiting, &mut held, &mut lost, |_, _| full.elapsed() > FULL);
@@ -279,7 +287,7 @@ fn without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave() {
         greet(peer);
     }
 
-    // Ten leave: those who still wait get in, each within the time of a pause at most.
+    // Ten leave, and ten waiting peers are accepted, each within a pause.
     assert!(waiting.len() > 20, "{} still wait", waiting.len());
     let lost_before = lost;
     for peer in held.drain(..10) {
@@ -290,7 +298,7 @@ fn without_descriptors_it_holds_what_it_has_and_takes_more_when_some_leave() {
     assert!(left.elapsed() < Duration::from_secs(2), "it took {:?}", left.elapsed());
     assert!(lost - lost_before <= 10, "{} were reset while ten got in", lost - lost_before);
 
-    // Everybody leaves, and the listener is still there.
+    // All leave, and the listener still accepts.
     held.into_iter().chain(waiting).for_each(common::reset);
     let end = Instant::now() + DEADLINE;
     while child.ask("open") > 0 {
@@ -329,7 +337,7 @@ fn sort_out(
             return;
         }
         assert!(Instant::now() < end, "{} held, {} wait, {lost} lost", held.len(), waiting.len());
-        // Polls sockets of a process that is not ours to wait on; the deadline above ends it.
+        // There is no event of the other process to wait for, so this polls; the deadline above ends it.
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -341,7 +349,7 @@ fn greet(peer: &mut TcpStream) {
     assert_eq!(&answer, b"hello");
 }
 
-/// The child: an echo server that answers questions about itself on its standard streams.
+/// The child: an echo server that answers queries on its standard streams.
 fn serve_on_demand(listeners: usize, descriptors: u64, file_table: FileTable) {
     let mut world = World::with(Config { file_table, ..Config::default() });
     world.script(echo);
@@ -370,20 +378,20 @@ fn serve_on_demand(listeners: usize, descriptors: u64, file_table: FileTable) {
     }
 }
 
-/// How many descriptors are left below the limit. Those above it, which this process may have inherited, take no room.
+/// The number of free descriptors below the limit. Inherited descriptors above it do not count.
 fn room(descriptors: u64) -> u64 {
     let listing = std::fs::read_dir("/proc/self/fd").unwrap();
     let numbers = listing.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse::<u64>());
     let open = numbers.filter(|number| *number.as_ref().unwrap() < descriptors).count() as u64;
-    // The listing itself was one of them.
+    // The directory being listed was one of them.
     descriptors - (open - 1)
 }
 
 #[test]
-fn a_reactor_needs_no_file_not_even_the_null_device() {
+fn a_reactor_opens_no_file_of_the_file_system() {
     let _descriptors = Descriptors::counted();
     let served = std::thread::spawn(|| {
-        // An empty folder is the root of this thread alone.
+        // The root directory of this thread alone is an empty folder.
         let root = tempfile::tempdir().unwrap();
         unshare(CloneFlags::CLONE_FS)?;
         chroot(root.path())?;
@@ -398,7 +406,7 @@ fn a_reactor_needs_no_file_not_even_the_null_device() {
     match served.join().unwrap() {
         Ok(root) => drop(root),
         Err(errno) => {
-            // Past what the test harness swallows.
+            // Written directly, because the test harness captures `eprintln!`.
             let why = format!("a root of its own takes privilege: {errno}");
             writeln!(std::io::stderr(), "the test without files is skipped: {why}").unwrap();
         }

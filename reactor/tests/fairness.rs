@@ -1,6 +1,6 @@
-//! Many connections with much to read: what one turn reads is bounded, and a bystander is served beside them.
+//! Many connections with much to read: the bytes read per turn are bounded, and an idle connection is still served.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -14,19 +14,19 @@ use reactor::{Config, Context, Handler, Incoming, ListenOptions, Reactor, Token}
 use common::descriptors::Descriptors;
 use common::{DEADLINE, LOOPBACK, file_table, peer};
 
-/// As in `reactor.rs`: what the reads of one round bring at most. A turn has two, one of events and one of listed
-/// connections.
+/// As in `reactor.rs`: the maximum that the reads of one round return. A turn has two rounds, one for events and one for
+/// listed connections.
 const ROUND_BYTES: usize = 4 << 20;
 const TURN_BYTES_MAX: usize = 2 * ROUND_BYTES;
 
 const CONNECTIONS: usize = 300;
 const BYTES_EACH: usize = 128 << 10;
-/// A connection may give so much, however many others have something.
+/// The minimum size of a read, however many other connections are readable.
 const READ_BYTES_MIN: usize = 4096;
-/// What a process needs beside both ends of its connections.
+/// The descriptors of the process other than both ends of its connections.
 const DESCRIPTORS_BESIDE: usize = 100;
 
-/// Counts what arrives; only bystanders send single bytes.
+/// Counts the received bytes; only bystanders send single bytes.
 #[derive(Default)]
 struct Counts {
     opened: usize,
@@ -59,7 +59,7 @@ struct Crowd {
 }
 
 impl Crowd {
-    /// All are open, and all but the bystander have sent much.
+    /// Opens all connections; all but the bystander have sent much.
     fn new() -> Self {
         Self::of(CONNECTIONS, BYTES_EACH, Config::default())
     }
@@ -85,7 +85,7 @@ impl Crowd {
         Self { reactor, counts, peers, bystander, sent }
     }
 
-    /// One turn: how many events it took from the kernel, and how many bytes it read.
+    /// Makes one turn; returns the number of its events and the number of bytes that it read.
     fn turn(&mut self) -> (usize, usize) {
         let (events, total) = (self.reactor.context().stats().events, self.counts.total);
         self.counts.longest = 0;
@@ -95,7 +95,7 @@ impl Crowd {
     }
 }
 
-/// Sends as much as the kernel takes, up to a bound.
+/// Sends as much as the kernel accepts, up to a bound.
 fn fill(mut peer: &TcpStream, most: usize) -> usize {
     let bytes = [7; BYTES_EACH];
     let mut sent = 0;
@@ -116,41 +116,44 @@ fn fill(mut peer: &TcpStream, most: usize) -> usize {
 fn one_turn_reads_a_bounded_amount_and_a_fair_share_of_each_connection() {
     let _descriptors = Descriptors::counted();
     let mut crowd = Crowd::new();
-    assert!(crowd.sent > 2 * TURN_BYTES_MAX, "only {} bytes were taken", crowd.sent);
+    assert!(crowd.sent > 2 * TURN_BYTES_MAX, "only {} bytes were accepted", crowd.sent);
     let (events, first) = crowd.turn();
     assert!(first <= TURN_BYTES_MAX, "{first} bytes in one turn");
-    // What has not arrived yet leaves more to the others, so twice a share is let pass.
+    // Connections whose bytes have not arrived yet leave more to the others, so up to two shares are allowed.
     let (share, longest) = (ROUND_BYTES / events.max(1), crowd.counts.longest);
-    assert!(longest <= 2 * share, "{longest} bytes at once where {share} are a share");
+    assert!(longest <= 2 * share, "a read of {longest} bytes with a share of {share}");
 
     let end = Instant::now() + DEADLINE;
     while crowd.counts.total < crowd.sent {
         let (_, read) = crowd.turn();
         assert!(read <= TURN_BYTES_MAX, "{read} bytes in one turn");
-        assert!(Instant::now() < end, "{} of {} bytes came", crowd.counts.total, crowd.sent);
+        assert!(Instant::now() < end, "{} of {} bytes arrived", crowd.counts.total, crowd.sent);
     }
     assert_eq!((crowd.counts.total, crowd.peers.len()), (crowd.sent, CONNECTIONS));
 }
 
 #[test]
-fn a_bystander_is_served_in_the_next_turn_though_others_have_much_to_read() {
+fn a_bystander_is_served_in_the_next_turn_although_others_have_much_to_read() {
     let _descriptors = Descriptors::counted();
     let mut crowd = Crowd::new();
     let _ = crowd.turn();
     crowd.bystander.write_all(b"!").unwrap();
     let _ = crowd.turn();
-    assert!(crowd.counts.total < crowd.sent, "nothing is left to wait behind");
-    assert_eq!(crowd.counts.single_bytes, 1, "the bystander waits");
+    assert!(
+        crowd.counts.total < crowd.sent,
+        "there is no input left that could delay the bystander"
+    );
+    assert_eq!(crowd.counts.single_bytes, 1, "the bystander was not served");
 }
 
 #[test]
-fn however_many_events_are_asked_for_the_reads_of_a_round_are_bounded() {
+fn the_reads_of_a_round_are_bounded_for_any_number_of_events() {
     let _descriptors = Descriptors::counted();
     let bound = ROUND_BYTES / READ_BYTES_MIN;
     let connections = bound + bound / 4;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     if hard < (2 * connections + DESCRIPTORS_BESIDE) as u64 {
-        // Past what the test harness swallows.
+        // Written directly, because the test harness captures `eprintln!`.
         let why = "too few descriptors may be had here";
         return writeln!(std::io::stderr(), "the test of {connections} readers is skipped: {why}")
             .unwrap();
@@ -163,6 +166,6 @@ fn however_many_events_are_asked_for_the_reads_of_a_round_are_bounded() {
     let end = Instant::now() + DEADLINE;
     while crowd.counts.total < crowd.sent {
         let _ = crowd.turn();
-        assert!(Instant::now() < end, "{} of {} bytes came", crowd.counts.total, crowd.sent);
+        assert!(Instant::now() < end, "{} of {} bytes arrived", crowd.counts.total, crowd.sent);
     }
 }

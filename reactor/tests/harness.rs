@@ -1,7 +1,7 @@
-//! The harness of the feature `testing`: a handler sees there what it would see of sockets.
+//! The harness of the feature `testing`: a handler gets the same callbacks as with real sockets.
 
 #![cfg(feature = "testing")]
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -19,7 +19,7 @@ use reactor::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Records what happens, and does what the first byte of a message says.
+/// Records the callbacks; the first byte of a message selects an action.
 #[derive(Default)]
 struct Service {
     log: Vec<String>,
@@ -95,6 +95,11 @@ impl Handler for Service {
         self.log.push(format!("tagged timeout {conn} {tag}"));
     }
 
+    fn on_listener_drained(&mut self, cx: &mut Cx, listener: ListenerId) {
+        assert!(cx.listeners().all(|other| other != listener));
+        self.log.push("drained".to_owned());
+    }
+
     fn on_ready(&mut self, cx: &mut Cx, watch: WatchId, readiness: Readiness) {
         let mut reader =
             std::fs::File::from(cx.watched(watch).unwrap().try_clone_to_owned().unwrap());
@@ -127,7 +132,7 @@ fn harness_with(config: &Config) -> (Harness<Service>, ListenerId) {
     (harness, listener)
 }
 
-/// What was logged since this was last called.
+/// Takes the log since the last call.
 fn log(harness: &mut Harness<Service>) -> Vec<String> {
     std::mem::take(&mut harness.handler_mut().log)
 }
@@ -167,7 +172,7 @@ fn a_peer_is_accepted_answered_and_closed() {
 }
 
 #[test]
-fn the_ways_to_end_look_to_the_peer_as_they_are() {
+fn the_peer_sees_each_way_to_end() {
     let _descriptors = Descriptors::counted();
     let (mut harness, listener) = harness();
     let ends = [(b"c", State::Closed), (b"a", State::Reset), (b"f", State::Finished)];
@@ -195,6 +200,30 @@ fn the_ways_to_end_look_to_the_peer_as_they_are() {
 }
 
 #[test]
+fn a_drained_listener_accepts_waiting_peers_and_reports_its_end() {
+    let _descriptors = Descriptors::counted();
+    let config = Config { connections_max: 2, ..Config::default() };
+    let (mut harness, listener) = harness_with(&config);
+    let peers = [5, 6, 7].map(|port| accept(&mut harness, listener, port));
+    harness.context().drain_listener(listener);
+    harness.run();
+    let first = ["accept 5 at true", "open 5 5", "accept 6 at true", "open 6 6"];
+    assert_eq!(log(&mut harness), first);
+    assert_eq!(harness.state(peers[2]), State::Waiting);
+
+    harness.send(peers[0], b"a");
+    harness.run();
+    let then = ["data 5 a", "close 5 aborted", "accept 7 at true", "open 7 7"];
+    assert_eq!(log(&mut harness), then);
+
+    // The reactor sees that the backlog is empty only when it has a slot to accept.
+    harness.send(peers[1], b"a");
+    harness.run();
+    assert_eq!(log(&mut harness), ["data 6 a", "close 6 aborted", "drained"]);
+    assert_eq!(harness.context().listeners().count(), 0);
+}
+
+#[test]
 fn a_peer_without_room_fills_the_queue_and_drains_it() {
     let _descriptors = Descriptors::counted();
     let (mut harness, listener) = harness();
@@ -219,7 +248,7 @@ fn a_peer_without_room_fills_the_queue_and_drains_it() {
 }
 
 #[test]
-fn time_passes_when_the_test_says_so() {
+fn the_test_controls_the_time() {
     let _descriptors = Descriptors::counted();
     let (mut harness, listener) = harness();
     let started = harness.context().now();
@@ -263,7 +292,22 @@ fn connects_wait_for_their_answer() {
 }
 
 #[test]
-fn sockets_come_in_and_go_out() {
+fn a_connect_that_is_reset_fails() {
+    let _descriptors = Descriptors::counted();
+    let (mut harness, _) = harness();
+    let to = SocketAddr::from(([192, 0, 2, 9], 80));
+    harness.context().connect(to, &ConnectOptions::default(), 1).unwrap();
+    harness.run();
+    let connects = harness.connects();
+    harness.reset(connects[0].0);
+    harness.run();
+    let log = log(&mut harness);
+    assert!(log.len() == 1 && log[0].starts_with("close 1 connect failed: "), "{log:?}");
+    assert_eq!(harness.context().connections(), 0);
+}
+
+#[test]
+fn sockets_are_adopted_and_detached() {
     let _descriptors = Descriptors::counted();
     let (mut harness, listener) = harness();
     let (socket, peer) = harness.socket();
@@ -285,7 +329,7 @@ fn sockets_come_in_and_go_out() {
 }
 
 #[test]
-fn a_watch_is_ready_when_the_test_says_so() {
+fn the_test_controls_the_readiness_of_a_watch() {
     let _descriptors = Descriptors::counted();
     let (mut harness, _) = harness();
     let (reader, mut writer) = std::io::pipe().unwrap();
@@ -337,7 +381,7 @@ fn bounds_hold_as_with_sockets() {
 }
 
 #[test]
-fn the_same_test_does_the_same_each_time() {
+fn the_same_test_has_the_same_result_each_time() {
     let _descriptors = Descriptors::counted();
     let run = || {
         let (mut harness, listener) = harness();
@@ -356,7 +400,7 @@ fn the_same_test_does_the_same_each_time() {
 }
 
 #[test]
-fn harnesses_and_a_real_reactor_live_beside_each_other() {
+fn harnesses_and_a_real_reactor_can_coexist() {
     let _descriptors = Descriptors::counted();
     let (mut one, one_listener) = harness();
     let (mut two, two_listener) = harness();
@@ -372,12 +416,12 @@ fn harnesses_and_a_real_reactor_live_beside_each_other() {
     two.send(second, b"2nd");
     one.run();
     assert_eq!(one.received(first), b"1st");
-    assert_eq!(two.received(second), b"", "it has not run yet");
+    assert_eq!(two.received(second), b"", "the other harness has run");
     two.run();
     assert_eq!(two.received(second), b"2nd");
 
     drop(one);
-    assert_eq!(two.state(first), State::Closed, "a reactor that is dropped closes what it holds");
+    assert_eq!(two.state(first), State::Closed, "a dropped reactor has not closed its connections");
     two.send(second, b"more");
     two.run();
     assert_eq!(two.received(second), b"more");
@@ -402,7 +446,7 @@ fn a_connection_has_a_timeout_for_each_tag() {
     assert!(matches!(cx.add_timer(SECOND), Err(Error::Full { limit: 3, .. })));
     assert_eq!(cx.stats().timers_armed, 4);
 
-    // The first is moved, the second is cleared; the timeout without a tag is another.
+    // The first is moved, the second is cleared; the timeout without a tag is independent.
     harness.send(peer, b"h1");
     harness.run();
     harness.send(peer, b"n2");
@@ -413,7 +457,7 @@ fn a_connection_has_a_timeout_for_each_tag() {
     let due = [third, first].map(|tag| format!("tagged timeout 5 {tag}"));
     assert_eq!(log(&mut harness), due);
 
-    // What has ended has none.
+    // A removed connection has no timeouts.
     harness.send(peer, b"h1");
     harness.run();
     harness.send(peer, b"a");
@@ -428,7 +472,7 @@ fn a_connection_has_a_timeout_for_each_tag() {
 }
 
 #[test]
-fn a_file_is_sent_as_far_as_there_is_room_and_must_be_as_long_as_promised() {
+fn a_file_is_sent_up_to_the_room_and_must_have_the_full_length() {
     let _descriptors = Descriptors::counted();
     let text = std::fs::read("Cargo.toml").unwrap();
     let (mut harness, listener) = harness();
@@ -446,6 +490,6 @@ fn a_file_is_sent_as_far_as_there_is_room_and_must_be_as_long_as_promised() {
     harness.run();
     assert_eq!(harness.received(peer), text);
     assert_eq!(harness.state(peer), State::Reset);
-    let expected = "close 5 failed: a file has ended before the part that was to be sent";
+    let expected = "close 5 failed: the file ended before all of the part was sent";
     assert_eq!(log(&mut harness)[1..], [expected]);
 }

@@ -1,7 +1,7 @@
-//! Each connection that was kept gets one `on_open`, then exactly one `on_close`, whatever closes it and wherever.
-//! The counting is done by the recording service in `common`, in all tests.
+//! Each accepted connection gets one `on_open`, then exactly one `on_close`, whatever closes it in whichever callback.
+//! The recording service in `common` checks this in all tests.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -25,12 +25,12 @@ use common::{Conn, Cx, Event, Why, World, echo, file_table, peer, read_to_end, r
 /// A way to end a connection.
 type End = fn(&mut Cx, Token);
 
-/// Ends the connection, more than once, in the callback that `at` picks; then nothing else may come but `on_close`.
+/// Ends the connection, more than once, in the callback that `at` selects; then only `on_close` may follow.
 fn end_within(at: fn(&Event) -> Option<Token>, provoke: fn(&mut World, &mut TcpStream)) {
     end_either_way(Why::Closed, at, provoke);
 }
 
-/// The same; `closed` is the reason where `close` came first.
+/// The same; `closed` is the expected reason if `close` was called first.
 fn end_either_way(
     closed: Why,
     at: fn(&Event) -> Option<Token>,
@@ -45,7 +45,7 @@ fn end_either_way(
                 end(cx, token);
                 cx.close(token);
                 cx.abort(token);
-                assert!(cx.holds(token), "the name holds until on_close");
+                assert!(cx.holds(token), "the token is valid until on_close");
                 assert_eq!(cx.write(token, b"too late"), Err(WriteError::Closed));
             } else if let Event::Open(token) = *event {
                 cx.set_timeout(token, Duration::from_millis(1));
@@ -60,7 +60,10 @@ fn end_either_way(
         world.run_for(Duration::from_millis(10));
         assert!(matches!(world.service.log.last(), Some(Event::Close(..))));
         assert_eq!(world.cx().connections(), 0);
-        assert!(read_to_end(&mut peer).1, "abort came last, so the peer sees a reset");
+        assert!(
+            read_to_end(&mut peer).1,
+            "the last call was abort, but the peer received no reset"
+        );
     }
 }
 
@@ -116,7 +119,7 @@ fn closing_within_on_timeout() {
 #[test]
 fn closing_within_on_drain() {
     let _descriptors = Descriptors::counted();
-    // The kernel has still bytes to send, so the close is under way when the abort comes.
+    // The kernel still has bytes to send, so the close is in progress when abort is called.
     end_either_way(
         Why::Aborted,
         |event| match event {
@@ -150,7 +153,7 @@ fn a_reset_by_the_peer_ends_in_on_close_with_its_errno() {
 }
 
 #[test]
-fn a_reset_that_comes_with_data_loses_the_connection_and_nothing_else() {
+fn a_reset_with_data_ends_only_its_connection() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -164,7 +167,7 @@ fn a_reset_that_comes_with_data_loses_the_connection_and_nothing_else() {
 }
 
 #[test]
-fn a_peer_that_finishes_is_told_once_and_what_it_sent_before_comes_first() {
+fn the_end_of_input_is_reported_once_after_all_data() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -174,7 +177,7 @@ fn a_peer_that_finishes_is_told_once_and_what_it_sent_before_comes_first() {
     world.until("the end", |world| world.service.saw(&Event::Eof(token)));
     assert_eq!(world.service.data(token), b"all there is");
     let wakeups = world.run_for(Duration::from_millis(100));
-    assert!(wakeups <= 3, "an end that is known wakes nobody: {wakeups}");
+    assert!(wakeups <= 3, "{wakeups} wake-ups after the end was reported");
     assert!(world.cx().holds(token), "the script does not close");
 }
 
@@ -195,12 +198,16 @@ fn another_connection_can_be_closed_within_a_callback() {
                 assert!(cx.holds(other));
             }
         });
-        // Both have an event in the same turn: the one that is served first closes the other.
+        // Both have an event in the same turn: the first one that is served closes the other.
         first.write_all(b"me").unwrap();
         second.write_all(b"me too").unwrap();
         world.until("one close", |world| !world.service.closed().is_empty());
         world.run_for(Duration::from_millis(10));
-        assert_eq!(world.service.closed().len(), 1, "the event of the closed one is dropped");
+        assert_eq!(
+            world.service.closed().len(),
+            1,
+            "the event of the closed connection was not discarded"
+        );
         assert_eq!(world.service.closed()[0].1, why);
         assert_eq!(world.cx().stats().stale_events, 1);
         assert_eq!(world.service.count(|event| matches!(event, Event::Data(..))), 1);
@@ -233,7 +240,7 @@ fn on_close_can_open_and_close_others() {
 }
 
 #[test]
-fn closing_between_turns_is_told_in_the_next_one() {
+fn closing_between_turns_is_reported_in_the_next_one() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -245,7 +252,7 @@ fn closing_between_turns_is_told_in_the_next_one() {
     assert_eq!(world.service.closed(), [(token, Why::Closed)]);
 }
 
-/// Calls everything that takes a token with one that is stale, and sees that nothing happens.
+/// Calls every method that takes a token with a stale one, and checks that nothing happens.
 fn use_stale(cx: &mut Cx, stale: Token) {
     assert!(!cx.holds(stale));
     assert_eq!(cx.conn(stale), None);
@@ -267,7 +274,7 @@ fn use_stale(cx: &mut Cx, stale: Token) {
 }
 
 #[test]
-fn a_stale_token_reaches_nothing_even_when_its_slot_is_used_again() {
+fn a_stale_token_matches_nothing_even_if_its_slot_is_reused() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(echo);
@@ -278,7 +285,7 @@ fn a_stale_token_reaches_nothing_even_when_its_slot_is_used_again() {
     use_stale(world.cx(), old);
 
     let (mut new_peer, new) = world.pair(address);
-    assert_eq!(old.index(), new.index(), "the slot is used again");
+    assert_eq!(old.index(), new.index(), "the slot is not reused");
     assert_ne!(old, new);
     assert_ne!(old.to_bits(), new.to_bits());
     let armed = world.cx().stats().timers_armed;
@@ -291,7 +298,7 @@ fn a_stale_token_reaches_nothing_even_when_its_slot_is_used_again() {
 }
 
 #[test]
-fn a_stale_token_reaches_nothing_within_callbacks() {
+fn a_stale_token_matches_nothing_within_callbacks() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -309,7 +316,7 @@ fn a_stale_token_reaches_nothing_within_callbacks() {
 }
 
 #[test]
-fn tokens_survive_their_64_bits() {
+fn tokens_can_be_converted_to_64_bits_and_back() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -336,7 +343,7 @@ fn all_connections_can_be_visited_in_slices() {
 }
 
 #[test]
-fn random_ends_of_many_connections_keep_every_promise() {
+fn random_ends_of_many_connections_keep_every_guarantee() {
     let _descriptors = Descriptors::counted();
     const CONNECTIONS: usize = 300;
     let mut world = World::with(Config { events_per_wait: 7, ..Default::default() });
@@ -400,13 +407,13 @@ impl Handler for Panics {
 }
 
 #[test]
-fn after_a_panic_in_a_callback_a_reactor_only_says_so() {
+fn after_a_panic_in_a_callback_each_turn_returns_an_error() {
     let _descriptors = Descriptors::counted();
     let mut reactor =
         Reactor::new(&Config { file_table: file_table(), ..Config::default() }).unwrap();
     let listener = reactor.context().listen(common::LOOPBACK, &ListenOptions::default()).unwrap();
     let _peer = peer(reactor.context().listener_addr(listener).unwrap());
-    // The handler is one of many kinds, as behind a plug-in.
+    // A trait object as the handler, as in a program with plug-ins.
     let handler: &mut dyn Handler<Conn = ()> = &mut Panics;
     let turn = AssertUnwindSafe(|| reactor.turn(handler, Some(common::DEADLINE)).map(drop));
     assert!(catch_unwind(turn).is_err());
@@ -417,7 +424,7 @@ fn after_a_panic_in_a_callback_a_reactor_only_says_so() {
 }
 
 #[test]
-fn the_addresses_of_a_connection_can_be_asked_for_in_its_on_close() {
+fn the_addresses_of_a_connection_are_available_in_its_on_close() {
     let _descriptors = Descriptors::counted();
     type End = fn(&mut World, TcpStream, Token);
     let ends: [End; 4] = [
@@ -449,18 +456,18 @@ fn the_addresses_of_a_connection_can_be_asked_for_in_its_on_close() {
 }
 
 #[test]
-fn a_connect_in_on_close_has_the_descriptor_of_what_has_gone() {
+fn a_connect_in_on_close_can_reuse_the_closed_descriptor() {
     let _descriptors = Descriptors::counted();
-    const NAME: &str = "a_connect_in_on_close_has_the_descriptor_of_what_has_gone";
+    const NAME: &str = "a_connect_in_on_close_can_reuse_the_closed_descriptor";
     if !common::child::is_child() {
-        // In a process of its own, as the limit is the whole process's.
+        // In a separate process, because the limit applies to the whole process.
         return common::child::run_alone(NAME, 200);
     }
     let mut world = World::new();
     let address = world.listen();
     let (_peer, token) = world.pair(address);
     if world.cx().file_table() != FileTable::Process {
-        return; // It had none.
+        return; // A registered file has no descriptor that could be reused.
     }
     let mut all = Vec::new();
     while let Ok(file) = File::open("/dev/null") {
@@ -476,7 +483,7 @@ fn a_connect_in_on_close_has_the_descriptor_of_what_has_gone() {
 }
 
 #[test]
-fn a_deferred_call_comes_when_the_others_have_been_served_and_waits_for_nothing() {
+fn a_deferred_call_follows_after_the_other_events_without_a_wait() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -501,19 +508,45 @@ fn a_deferred_call_comes_when_the_others_have_been_served_and_waits_for_nothing(
     let kinds: Vec<_> = log.iter().map(|event| matches!(event, Event::Deferred(_))).collect();
     assert_eq!(kinds[..6], [false, false, false, true, true, true], "{log:?}");
     let deferred = kinds.iter().filter(|&&is_deferred| is_deferred).count();
-    assert_eq!(deferred, 202, "two others were under way at the last one");
+    assert_eq!(deferred, 202, "two other deferred calls were pending at the last one");
 
     let (_, token) = pairs[0];
     world.cx().defer(token).unwrap();
     world.cx().abort(token);
+    assert!(matches!(world.cx().defer(token), Err(Error::Stale)), "it is being closed");
     world.until_closed(token);
     world.run_for(Duration::from_millis(5));
-    assert!(!world.service.log.contains(&Event::Deferred(token)), "it has gone");
+    assert!(
+        !world.service.log.contains(&Event::Deferred(token)),
+        "a deferred call of a removed connection"
+    );
     assert!(matches!(world.cx().defer(token), Err(Error::Stale)));
 }
 
+/// Each closed connection is replaced by one that is closed immediately.
 #[test]
-fn a_chunk_that_is_not_taken_comes_back() {
+fn timers_fire_although_on_close_closes_further_connections_without_end() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let address = world.listen();
+    let (_peer, token) = world.pair(address);
+    let mut is_over = false;
+    world.script(move |cx, event| match event {
+        Event::Timer(_) => is_over = true,
+        Event::Close(..) if !is_over => {
+            let next = cx.connect(address, &ConnectOptions::default(), Conn::Connecting).unwrap();
+            cx.abort(next);
+        }
+        _ => {}
+    });
+    let timer = world.cx().add_timer(Duration::from_millis(5)).unwrap();
+    world.cx().abort(token);
+    world.until("the timer", |world| world.service.saw(&Event::Timer(timer)));
+    world.until("the end", |world| world.cx().connections() == 0);
+}
+
+#[test]
+fn a_refused_chunk_is_returned() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { write_queue_bytes_max: 1000, ..Config::default() });
     let address = world.listen();

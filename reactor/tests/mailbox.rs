@@ -1,6 +1,6 @@
 //! Messages from other threads, and several reactors side by side.
 
-#![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
+#![expect(clippy::unwrap_used, reason = "a test reports errors by panicking")]
 
 mod common;
 
@@ -19,7 +19,7 @@ use common::descriptors::Descriptors;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Notes messages and how many came with each wake-up.
+/// Records messages, and the number of them per wake-up.
 struct Post {
     mailbox: Mailbox<u64>,
     messages: Vec<u64>,
@@ -69,7 +69,7 @@ fn many_messages_make_one_wake_up() {
     assert_eq!(post.wakes, [100]);
     assert_eq!(post.messages, Vec::from_iter(0..100));
     turn(&mut reactor, &mut post, Duration::ZERO);
-    assert_eq!(post.wakes, [100], "nothing more, no call");
+    assert_eq!(post.wakes, [100], "a wake-up without a message");
 
     sender.send(100).unwrap();
     turn(&mut reactor, &mut post, DEADLINE);
@@ -77,7 +77,7 @@ fn many_messages_make_one_wake_up() {
 }
 
 #[test]
-fn a_full_mailbox_gives_the_message_back_and_takes_more_once_it_is_emptied() {
+fn a_full_mailbox_returns_the_message_and_accepts_more_after_it_is_emptied() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, sender, mut post) = post(2);
     sender.send(1).unwrap();
@@ -90,7 +90,7 @@ fn a_full_mailbox_gives_the_message_back_and_takes_more_once_it_is_emptied() {
 }
 
 #[test]
-fn a_mailbox_that_is_gone_gives_the_message_back() {
+fn a_send_to_a_dropped_mailbox_returns_the_message() {
     let _descriptors = Descriptors::counted();
     let (reactor, sender, post) = post(2);
     drop((reactor, post));
@@ -98,7 +98,7 @@ fn a_mailbox_that_is_gone_gives_the_message_back() {
 }
 
 #[test]
-fn one_wake_up_hands_out_a_bounded_number_and_the_rest_follows() {
+fn one_wake_up_delivers_a_bounded_number_and_the_rest_follows() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, sender, mut post) = post(3000);
     for message in 0..3000 {
@@ -112,7 +112,7 @@ fn one_wake_up_hands_out_a_bounded_number_and_the_rest_follows() {
 }
 
 #[test]
-fn no_message_of_several_threads_is_lost_or_out_of_its_senders_order() {
+fn no_message_of_several_threads_is_lost_or_reordered() {
     let _descriptors = Descriptors::counted();
     const THREADS: u64 = 4;
     const EACH: u64 = 20_000;
@@ -132,7 +132,7 @@ fn no_message_of_several_threads_is_lost_or_out_of_its_senders_order() {
         }
         let deadline = Instant::now() + DEADLINE;
         while (post.messages.len() as u64) < THREADS * EACH {
-            assert!(Instant::now() < deadline, "only {} messages came", post.messages.len());
+            assert!(Instant::now() < deadline, "only {} messages arrived", post.messages.len());
             turn(&mut reactor, &mut post, Duration::from_secs(1));
         }
     });
@@ -142,15 +142,15 @@ fn no_message_of_several_threads_is_lost_or_out_of_its_senders_order() {
     }
 }
 
-/// What the thread of a reactor can be told.
-enum Order {
+/// A command to the thread of a reactor.
+enum Command {
     Stop,
 }
 
-/// Tells each peer by which reactor it is served.
+/// Sends each peer the number of its reactor.
 struct Shard {
     number: u8,
-    mailbox: Mailbox<Order>,
+    mailbox: Mailbox<Command>,
 }
 
 impl Handler for Shard {
@@ -165,14 +165,14 @@ impl Handler for Shard {
     }
 
     fn on_wake(&mut self, cx: &mut Context<()>) {
-        while let Some(Order::Stop) = self.mailbox.receive() {
+        while let Some(Command::Stop) = self.mailbox.receive() {
             cx.shutdown(DEADLINE);
         }
     }
 }
 
 /// A reactor with its own listener on the shared address.
-fn shard(number: u8, address: SocketAddr) -> (Reactor<()>, SocketAddr, Sender<Order>, Shard) {
+fn shard(number: u8, address: SocketAddr) -> (Reactor<()>, SocketAddr, Sender<Command>, Shard) {
     let mut reactor = Reactor::new(&small()).unwrap();
     let cx = reactor.context();
     let options = ListenOptions { reuse_port: true, ..ListenOptions::default() };
@@ -192,7 +192,7 @@ fn ask(address: SocketAddr) -> u8 {
 }
 
 #[test]
-fn reactors_of_several_threads_share_a_port_and_stop_when_told() {
+fn reactors_of_several_threads_share_a_port_and_stop_on_a_message() {
     let _descriptors = Descriptors::counted();
     const SHARDS: u8 = 3;
     let mut address = "127.0.0.1:0".parse().unwrap();
@@ -210,16 +210,16 @@ fn reactors_of_several_threads_share_a_port_and_stop_when_told() {
         }));
     }
 
-    // The kernel spreads by a hash of the 5-tuple: 3 * (2/3)^200 is no chance at all.
+    // The kernel distributes by a hash of the 5-tuple: a reactor gets none with a probability of 3 * (2/3)^200.
     const PEERS: u64 = 200;
     let answers: BTreeSet<u8> = (0..PEERS).map(|_| ask(address)).collect();
     assert_eq!(answers, BTreeSet::from_iter(0..SHARDS));
 
     for sender in &senders {
-        sender.send(Order::Stop).unwrap();
+        sender.send(Command::Stop).unwrap();
     }
     let accepted: u64 =
-        (0..SHARDS).map(|_| all_done.recv_timeout(DEADLINE).expect("each stops")).sum();
+        (0..SHARDS).map(|_| all_done.recv_timeout(DEADLINE).expect("each reactor stops")).sum();
     assert_eq!(accepted, PEERS);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }

@@ -1,8 +1,8 @@
-//! What a connection costs: no heap block while idle, no allocation per message, and the bytes of the promise.
+//! Memory: no heap block per idle connection, no allocation per message, and the documented number of bytes.
 //!
-//! Allocations are counted per thread, so peers and reactor share the thread and neither may allocate.
+//! Allocations are counted per thread. Peers and reactor share the thread, so neither may allocate.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -143,7 +143,7 @@ fn churn_allocates_nothing_once_warm() {
 }
 
 #[test]
-fn a_queue_gives_its_memory_back_when_it_has_run_empty() {
+fn an_empty_queue_returns_its_memory() {
     let _descriptors = Descriptors::counted();
     let mut server = Server::new();
     let mut peer = peer(server.address);
@@ -165,11 +165,11 @@ fn a_queue_gives_its_memory_back_when_it_has_run_empty() {
     };
     fill_and_drain();
     let info = measure(fill_and_drain);
-    assert!(info.count_total > 0, "the queue was never used");
+    assert!(info.count_total > 0, "the queue was not used");
     assert_eq!((info.count_current, info.bytes_current), (0, 0), "{info:?}");
 }
 
-/// Bytes that the reactor reserves for each connection of this state, the node of its timeout included.
+/// The bytes that the reactor reserves per connection with this state, including the node of its timeout.
 fn reserved_bytes_per_connection<C>() -> f64 {
     const CONNECTIONS: usize = 1 << 16;
     let reserved = |connections_max| {
@@ -183,7 +183,7 @@ fn reserved_bytes_per_connection<C>() -> f64 {
 }
 
 #[test]
-fn a_connection_costs_at_most_48_bytes_and_its_state() {
+fn a_connection_takes_at_most_48_bytes_and_its_state() {
     let _descriptors = Descriptors::counted();
     let without_state = reserved_bytes_per_connection::<()>();
     assert!((24.0..=48.0).contains(&without_state), "{without_state}");
@@ -192,7 +192,7 @@ fn a_connection_costs_at_most_48_bytes_and_its_state() {
 }
 
 #[test]
-fn all_timers_there_may_be_fit_into_what_was_reserved() {
+fn the_maximum_number_of_timers_fits_into_the_reserved_memory() {
     let _descriptors = Descriptors::counted();
     let config = Config { connections_max: 10, timers_max: 5000, ..Default::default() };
     let mut reactor = Reactor::<()>::new(&config).unwrap();

@@ -1,10 +1,10 @@
-//! The public surface, kept in a file: a change of it is seen in review.
+//! Compares the public interface with a file, so that changes are visible in review.
 //!
-//! Every `pub` in the sources is part of the surface, because the lint `unreachable_pub` is denied. So the surface is the
-//! sources without what is private, without bodies, and without comments. To accept a change:
+//! Every `pub` in the sources is part of the interface, because the lint `unreachable_pub` is denied. So the interface is
+//! the sources without private items, bodies and comments. To accept a change:
 //! `UPDATE_PUBLIC_API=1 cargo test -p c1000k-reactor --test public_api`.
 
-#![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
+#![expect(clippy::unwrap_used, reason = "a test reports errors by panicking")]
 
 mod common;
 
@@ -25,7 +25,7 @@ const HEAD: &str = "\
 ";
 
 #[test]
-fn the_public_surface_is_as_recorded() {
+fn the_public_interface_is_as_recorded() {
     let _descriptors = Descriptors::counted();
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let recorded = package.join("public-api.txt");
@@ -40,10 +40,10 @@ fn the_public_surface_is_as_recorded() {
     assert_eq!(surface.lines().count(), expected.lines().count(), "the surface grew or shrank");
 }
 
-/// What tests and the fuzzer have in place of the system, and what they do to the reactor there; users never see it.
+/// Modules for tests and the fuzzer, which are not public.
 const TEST_ONLY: [&str; 4] = ["sys/fake.rs", "registered/tests.rs", "simulation.rs", "simulation"];
 
-/// All source files below a folder, parsed, in the order of their paths.
+/// Parses all source files below a folder, in the order of their paths.
 fn sources(folder: &Path) -> Vec<File> {
     let mut paths = Vec::new();
     collect_paths(folder, &mut paths);
@@ -87,7 +87,7 @@ fn surface(files: &[File]) -> String {
     format!("{HEAD}\n{}", body.join("\n"))
 }
 
-/// Where an item stands: what is exported, then types and traits, then their methods.
+/// The order of an item: exports, then types and traits, then their methods.
 fn order(item: &Item) -> usize {
     match item {
         Item::Use(_) | Item::Mod(_) => 0,
@@ -109,33 +109,36 @@ fn is_public(visibility: &Visibility) -> bool {
     matches!(visibility, Visibility::Public(_))
 }
 
-/// What of an item others can see; `None` where that is nothing.
+/// The public part of an item; `None` if it has none.
 fn public_part(item: Item, types: &BTreeSet<String>) -> Option<Item> {
     match item {
         Item::Fn(item) if is_for_the_fuzzer(&item.attrs) => None,
         Item::Use(item) if is_for_the_fuzzer(&item.attrs) => None,
         Item::Use(item) if is_public(&item.vis) => Some(Item::Use(item)),
         Item::Mod(mut item) if is_public(&item.vis) => {
-            keep_telling(&mut item.attrs);
+            keep_relevant_attributes(&mut item.attrs);
             Some(Item::Mod(item))
         }
         Item::Struct(mut item) if is_public(&item.vis) => {
-            keep_telling(&mut item.attrs);
+            keep_relevant_attributes(&mut item.attrs);
             keep_public_fields(&mut item.fields);
             Some(Item::Struct(item))
         }
         Item::Enum(mut item) if is_public(&item.vis) => {
-            keep_telling(&mut item.attrs);
+            keep_relevant_attributes(&mut item.attrs);
             for variant in &mut item.variants {
-                keep_telling(&mut variant.attrs);
-                variant.fields.iter_mut().for_each(|field| keep_telling(&mut field.attrs));
+                keep_relevant_attributes(&mut variant.attrs);
+                variant
+                    .fields
+                    .iter_mut()
+                    .for_each(|field| keep_relevant_attributes(&mut field.attrs));
             }
             Some(Item::Enum(item))
         }
         Item::Trait(item) if is_public(&item.vis) => Some(Item::Trait(without_bodies(item))),
         Item::Impl(item) => public_impl(item, types).map(Item::Impl),
         Item::Fn(item) => {
-            assert!(!is_public(&item.vis), "a public function: this test does not know them yet");
+            assert!(!is_public(&item.vis), "a public function, which this test does not support");
             None
         }
         _ => None,
@@ -149,8 +152,8 @@ fn is_for_the_fuzzer(attributes: &[Attribute]) -> bool {
     })
 }
 
-/// Documentation is no part of the surface, but these attributes are.
-fn keep_telling(attributes: &mut Vec<Attribute>) {
+/// Removes documentation and keeps the attributes that are part of the interface.
+fn keep_relevant_attributes(attributes: &mut Vec<Attribute>) {
     let telling = ["derive", "non_exhaustive", "must_use"];
     attributes.retain(|attribute| telling.iter().any(|name| attribute.path().is_ident(name)));
 }
@@ -167,31 +170,31 @@ fn keep_public_fields(fields: &mut Fields) {
         }
         Fields::Unit => {}
     }
-    fields.iter_mut().for_each(|field| keep_telling(&mut field.attrs));
+    fields.iter_mut().for_each(|field| keep_relevant_attributes(&mut field.attrs));
 }
 
 fn without_bodies(mut item: ItemTrait) -> ItemTrait {
-    keep_telling(&mut item.attrs);
+    keep_relevant_attributes(&mut item.attrs);
     for part in &mut item.items {
         match part {
             TraitItem::Fn(method) => {
-                keep_telling(&mut method.attrs);
+                keep_relevant_attributes(&mut method.attrs);
                 method.default = method.default.as_ref().map(|_| empty());
             }
-            TraitItem::Type(part) => keep_telling(&mut part.attrs),
+            TraitItem::Type(part) => keep_relevant_attributes(&mut part.attrs),
             _ => {}
         }
     }
     item
 }
 
-/// The public methods of a type, or the bare fact that it implements a trait.
+/// The public methods of a type, or the header of a trait implementation.
 fn public_impl(mut item: ItemImpl, types: &BTreeSet<String>) -> Option<ItemImpl> {
     let Type::Path(path) = &*item.self_ty else { return None };
     if !types.contains(&path.path.segments.last()?.ident.to_string()) {
         return None;
     }
-    keep_telling(&mut item.attrs);
+    keep_relevant_attributes(&mut item.attrs);
     if item.trait_.is_some() {
         item.items.clear();
         return Some(item);
@@ -203,12 +206,12 @@ fn public_impl(mut item: ItemImpl, types: &BTreeSet<String>) -> Option<ItemImpl>
 fn public_member(member: ImplItem) -> Option<ImplItem> {
     match member {
         ImplItem::Fn(mut method) if is_public(&method.vis) => {
-            keep_telling(&mut method.attrs);
+            keep_relevant_attributes(&mut method.attrs);
             method.block = empty();
             Some(ImplItem::Fn(method))
         }
         ImplItem::Const(mut constant) if is_public(&constant.vis) => {
-            keep_telling(&mut constant.attrs);
+            keep_relevant_attributes(&mut constant.attrs);
             Some(ImplItem::Const(constant))
         }
         _ => None,

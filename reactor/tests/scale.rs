@@ -1,6 +1,6 @@
-//! Ten thousand connections between two processes, each of them one reactor: all echo, all end, and both sides agree.
+//! Ten thousand connections between two processes with one reactor each: all echo, all end, and the counts agree.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -18,16 +18,16 @@ use common::descriptors::Descriptors;
 use common::{DEADLINE, file_table};
 
 const CONNECTIONS: usize = 10_000;
-/// Connects under way at once; far below any backlog.
+/// The number of concurrent connects; far below any backlog.
 const IN_FLIGHT_MAX: usize = 500;
 const LISTENERS: usize = 4;
-/// What each process needs beside its connections.
+/// The descriptors of each process other than its connections.
 const DESCRIPTORS_BESIDE: usize = 100;
 
 #[test]
-fn ten_thousand_connections_echo_and_end_and_both_sides_agree() {
+fn ten_thousand_connections_echo_and_end_and_the_counts_agree() {
     let _descriptors = Descriptors::counted();
-    const NAME: &str = "ten_thousand_connections_echo_and_end_and_both_sides_agree";
+    const NAME: &str = "ten_thousand_connections_echo_and_end_and_the_counts_agree";
     if common::child::is_child() {
         return serve();
     }
@@ -49,13 +49,12 @@ fn ten_thousand_connections_echo_and_end_and_both_sides_agree() {
     assert_eq!(reactor.context().connections(), connections);
     assert_eq!(child.ask("open"), connections as u64);
     let grown = child.ask("rss_bytes").saturating_sub(rss_before);
-    // 24 bytes and the state each, what a turn receives and sends together where that is so, and a margin for pages that
-    // were touched for other reasons.
+    // 24 bytes and the state per connection, the batches of a turn with registered files, and a margin for other pages.
     let batches = if file_table() == FileTable::Process { 0 } else { 2 << 20 };
     let allowed = connections as u64 * (24 + size_of::<u64>() as u64) + batches + (512 << 10);
     assert!(grown <= allowed, "the server grew by {grown} bytes");
 
-    // A connection in ten is ended by the server; the rest by the client.
+    // The server ends one connection in ten, the client the others.
     child.ask("close_a_tenth");
     turn_until(&mut reactor, &mut client, |client, _| client.ended == connections / 10);
     let left: Vec<_> = reactor.context().tokens(0..usize::MAX).collect();
@@ -94,7 +93,7 @@ fn assert_counts(stats: &Stats, connections: u64, bytes: u64) {
     assert_eq!((stats.queued_bytes, stats.timers_armed), (0, 0));
 }
 
-/// Raises the soft limit to the hard one, for the child as well, and says what it is.
+/// Raises the soft limit to the hard one, also for the child; returns the limit.
 fn raise_descriptors() -> usize {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
@@ -113,7 +112,7 @@ fn turn_until<H: Handler>(
     }
 }
 
-/// Opens connections, and sends a number of its own on each, which has to come back.
+/// Opens connections, and sends a distinct number on each, which must be echoed.
 #[derive(Default)]
 struct Client {
     addresses: Vec<SocketAddr>,
@@ -207,7 +206,7 @@ fn serve() {
                 "rss_bytes" => rss_bytes(),
                 "close_a_tenth" => close_a_tenth(cx),
                 "end" => return,
-                other => panic!("unknown question {other}"),
+                other => panic!("unknown query {other}"),
             };
             questions.answer(&question, answer);
         }

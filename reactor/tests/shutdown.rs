@@ -1,6 +1,6 @@
-//! `stop`, `shutdown` and turns by hand: when `run` returns, and what has become of the connections then.
+//! `stop`, `shutdown` and single turns: when `run` returns, and the state of the connections then.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -15,13 +15,13 @@ use reactor::{
 use common::descriptors::Descriptors;
 use common::{Conn, DEADLINE, Event, LOOPBACK, Why, World, echo, echo_once, pattern, read_to_end};
 
-/// What `Reactor::run` does, with a deadline on each wait.
+/// Like `Reactor::run`, with a deadline on each wait.
 fn run(world: &mut World) {
     while world.turn(DEADLINE) == Status::Running {}
 }
 
 #[test]
-fn stop_ends_run_and_leaves_the_connections_alone() {
+fn stop_ends_run_and_keeps_the_connections() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -46,7 +46,7 @@ fn stop_before_run_makes_it_return_at_once() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.listen();
-    // Without the stop, this timer would be the first thing to end the wait.
+    // Without the stop, this timer would end the wait.
     world.cx().add_timer(DEADLINE * 10).unwrap();
     let before = Instant::now();
     world.cx().stop();
@@ -55,17 +55,17 @@ fn stop_before_run_makes_it_return_at_once() {
 }
 
 #[test]
-fn a_turn_says_whether_another_is_wanted() {
+fn a_turn_returns_whether_the_reactor_continues() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     assert_eq!(world.turn(Duration::ZERO), Status::Running);
     world.cx().stop();
     assert_eq!(world.turn(Duration::ZERO), Status::Stopped);
-    assert_eq!(world.turn(Duration::ZERO), Status::Running, "a stop is used up");
+    assert_eq!(world.turn(Duration::ZERO), Status::Running, "a stop ends one run only");
 }
 
 #[test]
-fn a_turn_waits_no_longer_than_it_is_told() {
+fn a_turn_waits_no_longer_than_its_limit() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.listen();
@@ -81,7 +81,7 @@ fn one_reactor_serves_two_handlers_in_turn() {
     let mut world = World::new();
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
-    // The first handler records; the second one is another type altogether.
+    // The first handler records; the second one is of another type.
     struct Shouting;
     impl reactor::Handler for Shouting {
         type Conn = Conn;
@@ -95,7 +95,7 @@ fn one_reactor_serves_two_handlers_in_turn() {
             conn: &mut Conn,
             bytes: &mut [u8],
         ) {
-            assert_eq!(*conn, Conn::Accepted, "the state stays from one handler to the next");
+            assert_eq!(*conn, Conn::Accepted, "the state is lost between the handlers");
             cx.write(token, &bytes.to_ascii_uppercase()).unwrap();
             cx.stop();
         }
@@ -133,7 +133,7 @@ fn shutdown_with_nothing_to_close_completes_at_once() {
 }
 
 #[test]
-fn shutdown_hands_over_what_is_queued_within_the_grace() {
+fn shutdown_sends_queued_bytes_within_the_grace_period() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { write_queue_bytes_max: 32 << 20, ..Default::default() });
     let address = world.listen();
@@ -161,7 +161,7 @@ fn shutdown_hands_over_what_is_queued_within_the_grace() {
 }
 
 #[test]
-fn shutdown_cuts_off_what_is_left_after_the_grace() {
+fn shutdown_resets_connections_after_the_grace_period() {
     let _descriptors = Descriptors::counted();
     let grace = Duration::from_millis(100);
     let mut world = World::with(Config { write_queue_bytes_max: 32 << 20, ..Default::default() });
@@ -179,10 +179,10 @@ fn shutdown_cuts_off_what_is_left_after_the_grace() {
     assert_eq!(read_to_end(&mut idle), (Vec::new(), false));
 }
 
-/// Says goodbye, and waits for the peer to say it too.
-struct Polite;
+/// Sends a closing message, and waits for that of the peer.
+struct ClosingMessage;
 
-impl Handler for Polite {
+impl Handler for ClosingMessage {
     type Conn = ();
 
     fn on_accept(&mut self, _cx: &mut Context<()>, _incoming: &Incoming<'_>) -> Option<()> {
@@ -203,7 +203,7 @@ impl Handler for Polite {
 }
 
 #[test]
-fn each_connection_has_the_grace_for_a_goodbye() {
+fn each_connection_has_the_grace_period_for_a_closing_message() {
     let _descriptors = Descriptors::counted();
     let grace = Duration::from_millis(300);
     let config = Config { file_table: common::file_table(), ..Config::default() };
@@ -214,7 +214,7 @@ fn each_connection_has_the_grace_for_a_goodbye() {
     let deadline = Instant::now() + DEADLINE;
     while reactor.context().stats().opened < 2 {
         assert!(Instant::now() < deadline);
-        let _ = reactor.turn(&mut Polite, Some(Duration::from_millis(20))).unwrap();
+        let _ = reactor.turn(&mut ClosingMessage, Some(Duration::from_millis(20))).unwrap();
     }
     let peers = std::thread::spawn(move || {
         let mut said = [0; 7];
@@ -224,15 +224,15 @@ fn each_connection_has_the_grace_for_a_goodbye() {
     });
     let before = Instant::now();
     reactor.context().shutdown(grace);
-    reactor.run(&mut Polite).unwrap();
-    assert!(before.elapsed() >= grace, "the other one has had its time");
+    reactor.run(&mut ClosingMessage).unwrap();
+    assert!(before.elapsed() >= grace, "the other connection had less than the grace period");
     let (polite, rude) = peers.join().unwrap();
     assert_eq!(polite, (Vec::new(), false));
-    assert!(rude.1, "it is reset");
+    assert!(rude.1, "the connection was not reset");
 }
 
 #[test]
-fn shutdown_closes_in_slices_and_leaves_none_out() {
+fn shutdown_closes_all_connections_in_slices() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(Config { closes_per_turn: 7, ..Default::default() });
     let address = world.listen();
@@ -246,7 +246,7 @@ fn shutdown_closes_in_slices_and_leaves_none_out() {
 }
 
 #[test]
-fn shutdown_within_each_callback_keeps_the_promises() {
+fn shutdown_within_each_callback_keeps_the_guarantees() {
     let _descriptors = Descriptors::counted();
     let callbacks: [fn(&Event) -> bool; 5] = [
         |event| matches!(event, Event::Open(_)),
@@ -288,14 +288,14 @@ fn nothing_new_starts_during_a_shutdown() {
     assert!(world.cx().connect(address, &options, Conn::Connecting).is_err());
     assert!(world.cx().listen(LOOPBACK, &ListenOptions::default()).is_err());
     run(&mut world);
-    // After it, the reactor can be used again.
+    // After the shutdown the reactor can be used again.
     assert!(!world.cx().is_shutting_down());
     let address = world.listen();
     world.pair(address);
 }
 
 #[test]
-fn a_connect_under_way_is_given_up_by_a_shutdown() {
+fn a_pending_connect_is_cancelled_by_a_shutdown() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -324,7 +324,7 @@ fn a_second_shutdown_changes_nothing() {
 }
 
 #[test]
-fn a_second_shutdown_can_only_shorten_the_grace() {
+fn a_second_shutdown_can_only_shorten_the_grace_period() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();

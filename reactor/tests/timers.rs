@@ -1,6 +1,6 @@
-//! Free timers and the timeouts of connections: never early, each once, in order.
+//! Timers and the timeouts of connections: not early, each once, in order.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -39,7 +39,7 @@ fn timers_fire_in_the_order_of_their_deadlines_and_never_early() {
     let order: Vec<_> = fired.iter().map(|&(timer, _)| timer).collect();
     assert_eq!(order, expected.iter().map(|&(_, timer, _)| timer).collect::<Vec<_>>());
     for (&(_, at), &(after, timer, set)) in fired.iter().zip(&expected) {
-        assert!(at - set >= after, "{timer:?} came after {:?} of {after:?}", at - set);
+        assert!(at - set >= after, "{timer:?} fired after {:?} of {after:?}", at - set);
     }
 }
 
@@ -51,7 +51,7 @@ fn timers_that_are_late_fire_in_order_too() {
     let mut expected: Vec<_> =
         spans.map(|after| (after, world.cx().add_timer(MS(after)).unwrap())).to_vec();
     expected.sort_unstable();
-    // The loop is kept busy past all of them, as by a callback that takes its time.
+    // The loop is busy until all of them are due, as in a slow callback.
     let end = Instant::now() + MS(100);
     while Instant::now() < end {
         std::hint::spin_loop();
@@ -62,7 +62,7 @@ fn timers_that_are_late_fire_in_order_too() {
 }
 
 #[test]
-fn a_timer_set_between_turns_counts_from_when_it_is_set() {
+fn a_timer_set_between_turns_starts_when_it_is_set() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let before = Instant::now();
@@ -76,20 +76,20 @@ fn a_timer_set_between_turns_counts_from_when_it_is_set() {
 }
 
 #[test]
-fn a_cancelled_timer_does_not_fire_and_its_name_is_stale() {
+fn a_cancelled_timer_does_not_fire_and_its_id_is_stale() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let cancelled = world.cx().add_timer(MS(1)).unwrap();
     assert!(world.cx().cancel_timer(cancelled));
     assert!(!world.cx().cancel_timer(cancelled));
-    // Its slot is used again, and the old name does not reach the new timer.
+    // Its slot is reused, and the old id does not match the new timer.
     let timer = world.cx().add_timer(MS(5)).unwrap();
     assert_ne!(timer, cancelled);
     assert!(!world.cx().cancel_timer(cancelled));
     assert_eq!(world.cx().stats().timers_armed, 1);
     world.until("the timer", |world| !world.service.log.is_empty());
     assert_eq!(world.service.log, [Event::Timer(timer)]);
-    assert!(!world.cx().cancel_timer(timer), "a timer that has fired is gone");
+    assert!(!world.cx().cancel_timer(timer), "a fired timer can be cancelled");
     assert_eq!(world.cx().stats().timers_armed, 0);
 }
 
@@ -101,7 +101,7 @@ fn a_timer_can_cancel_another_and_set_itself_again() {
     let mut left = 5;
     world.script(move |cx, event| {
         if let Event::Timer(timer) = *event {
-            assert!(!cx.cancel_timer(timer), "its name is stale in its own callback");
+            assert!(!cx.cancel_timer(timer), "its id is not stale in its own callback");
             cx.cancel_timer(victim);
             left -= 1;
             if left > 0 {
@@ -160,7 +160,7 @@ fn a_far_deadline_costs_few_wake_ups() {
 }
 
 #[test]
-fn a_timeout_comes_once_and_does_not_close_by_itself() {
+fn a_timeout_fires_once_and_does_not_close_by_itself() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -187,7 +187,7 @@ fn a_timeout_can_be_moved_both_ways_and_cleared() {
     let (_peer, token) = world.pair(address);
     world.cx().set_timeout(token, DEADLINE * 10);
     world.cx().set_timeout(token, MS(1));
-    world.until("the sooner one", |world| world.service.saw(&Event::Timeout(token)));
+    world.until("the earlier timeout", |world| world.service.saw(&Event::Timeout(token)));
     world.cx().set_timeout(token, MS(1));
     world.cx().set_timeout(token, DEADLINE * 10);
     world.run_for(MS(30));
@@ -201,7 +201,7 @@ fn a_timeout_can_be_moved_both_ways_and_cleared() {
 }
 
 #[test]
-fn a_connection_that_goes_takes_its_timeout_with_it() {
+fn a_removed_connection_has_no_timeout() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -210,7 +210,7 @@ fn a_connection_that_goes_takes_its_timeout_with_it() {
     world.cx().abort(token);
     world.until_closed(token);
     assert_eq!(world.cx().stats().timers_armed, 0);
-    // The next one in its slot does not inherit it.
+    // The next connection in its slot does not inherit the timeout.
     let (_next_peer, next) = world.pair(address);
     assert_eq!(next.index(), token.index());
     world.run_for(MS(50));
@@ -218,7 +218,7 @@ fn a_connection_that_goes_takes_its_timeout_with_it() {
 }
 
 #[test]
-fn an_idle_timeout_spares_the_busy_and_finds_the_silent() {
+fn an_idle_timeout_closes_only_idle_connections() {
     let _descriptors = Descriptors::counted();
     const IDLE: Duration = Duration::from_secs(1);
     let mut world = World::new();
@@ -238,7 +238,7 @@ fn an_idle_timeout_spares_the_busy_and_finds_the_silent() {
     let mut last_echo = Instant::now();
     while world.service.why(silent_token).is_none() {
         echo_once(&mut world, &mut busy, b"alive");
-        // A machine that stalls this loop for longer than the timeout would prove nothing.
+        // If this loop is stalled for longer than the timeout, the test is inconclusive.
         assert!(last_echo.elapsed() < IDLE, "this machine is too slow for this test");
         last_echo = Instant::now();
         assert!(opened.elapsed() < DEADLINE);
@@ -246,12 +246,12 @@ fn an_idle_timeout_spares_the_busy_and_finds_the_silent() {
     assert_eq!(world.service.why(silent_token), Some(Why::Closed));
     assert!(world.cx().holds(busy_token));
     busy.write_all(b"and out").unwrap();
-    world.until("the busy one falls silent", |world| world.service.why(busy_token).is_some());
+    world.until("the timeout of the other peer", |world| world.service.why(busy_token).is_some());
     assert!(last_echo.elapsed() >= IDLE);
 }
 
 #[test]
-fn the_tagged_timeouts_of_a_connection_come_beside_its_timeout_and_end_with_it() {
+fn tagged_timeouts_are_independent_of_the_timeout_and_end_with_the_connection() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -270,7 +270,7 @@ fn the_tagged_timeouts_of_a_connection_come_beside_its_timeout_and_end_with_it()
         }
     });
     assert_eq!(world.until_closed(token), Why::Closed);
-    assert!(set.elapsed() >= MS(35), "it came after {:?}", set.elapsed());
+    assert!(set.elapsed() >= MS(35), "the timeout fired after {:?}", set.elapsed());
     world.run_for(MS(40));
     let expected = [
         Event::Open(token),

@@ -1,6 +1,6 @@
 //! Unix-domain stream listeners and connects.
 
-#![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
+#![expect(clippy::unwrap_used, reason = "a test reports errors by panicking")]
 
 use std::io::{Read, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -50,7 +50,7 @@ fn a_path_is_served_like_a_port() {
 }
 
 #[test]
-fn an_abstract_name_is_connected_to_by_the_reactor_itself() {
+fn the_reactor_connects_to_an_abstract_name() {
     let _descriptors = Descriptors::counted();
     let name = unique_name("abstract");
     let mut world = World::new();
@@ -63,14 +63,14 @@ fn an_abstract_name_is_connected_to_by_the_reactor_itself() {
     let server = world.service.opened().into_iter().find(|&token| token != client).unwrap();
     world.until("the bytes", |world| world.service.data(server) == b"early");
 
-    // Someone who is no part of the reactor sees it too.
+    // A client outside of the reactor can connect too.
     let outsider = UnixAddr::from_abstract_name(name.as_bytes()).unwrap();
     UnixStream::connect_addr(&outsider).unwrap();
-    world.until("the outsider", |world| world.service.opened().len() == 3);
+    world.until("the outside client", |world| world.service.opened().len() == 3);
 }
 
 #[test]
-fn its_ends_say_that_they_have_no_ip_address() {
+fn a_unix_connection_has_no_ip_address() {
     let _descriptors = Descriptors::counted();
     let address = Address::unix_abstract(unique_name("address"));
     let mut world = World::new();
@@ -91,26 +91,26 @@ fn its_ends_say_that_they_have_no_ip_address() {
 }
 
 #[test]
-fn a_file_left_behind_is_in_the_way_until_the_caller_removes_it() {
+fn a_stale_socket_file_prevents_listening_until_the_caller_removes_it() {
     let _descriptors = Descriptors::counted();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("stale.socket");
     let mut world = World::new();
     let first = listen(&mut world, path.clone()).unwrap();
     world.cx().unlisten(first);
-    assert!(path.exists(), "the reactor removes no file");
+    assert!(path.exists(), "the reactor has removed the file");
 
     let refused = listen(&mut world, path.clone()).unwrap_err();
     assert_eq!(refused.errno(), Some(libc::EADDRINUSE), "{refused}");
-    let nobody = world.cx().connect(path.clone(), &ConnectOptions::default(), Conn::Connecting);
-    assert_eq!(nobody.unwrap_err().error.errno(), Some(libc::ECONNREFUSED));
+    let refused = world.cx().connect(path.clone(), &ConnectOptions::default(), Conn::Connecting);
+    assert_eq!(refused.unwrap_err().error.errno(), Some(libc::ECONNREFUSED));
 
     std::fs::remove_file(&path).unwrap();
     listen(&mut world, path).unwrap();
 }
 
 #[test]
-fn what_can_not_be_is_refused_at_once_and_leaves_nothing() {
+fn impossible_addresses_are_refused_at_once_without_leaks() {
     let _descriptors = Descriptors::counted();
     let folder = tempfile::tempdir().unwrap();
     let mut world = World::new();
@@ -131,7 +131,7 @@ fn what_can_not_be_is_refused_at_once_and_leaves_nothing() {
 }
 
 #[test]
-fn options_of_tcp_do_not_disturb_it() {
+fn options_of_tcp_are_ignored() {
     let _descriptors = Descriptors::counted();
     let address = Address::unix_abstract(unique_name("options"));
     let mut world = World::new();
@@ -156,12 +156,12 @@ fn options_of_tcp_do_not_disturb_it() {
 }
 
 #[test]
-fn a_full_backlog_is_told_at_once() {
+fn a_full_backlog_is_reported_at_once() {
     let _descriptors = Descriptors::counted();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("full.socket");
     let mut world = World::new();
-    // One that never accepts; the kernel lets backlog + 1 wait.
+    // A listener that never accepts; the kernel queues backlog + 1 peers.
     let options = ListenOptions { backlog: Some(0), ..Default::default() };
     let listener = world.cx().listen(path.clone(), &options).unwrap();
     world.cx().pause_accepts(listener).unwrap();

@@ -1,6 +1,6 @@
 //! Wake-ups from other threads are coalesced and never lost; signals arrive as callbacks.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -77,8 +77,8 @@ fn no_wake_is_lost_under_load() {
             })
         })
         .collect();
-    // What was done before a wake has to be seen by a call that follows it: each wait here is endless but for wakes, so
-    // a lost one would be seen as a wait that reaches its deadline with work undone.
+    // Work done before a wake must be visible to a later call. Only wakes end the waits here, so a lost wake is detected
+    // by a wait that reaches its deadline with work undone.
     let seen = Arc::new(AtomicU64::new(0));
     let (counter, sum) = (seen.clone(), done.clone());
     world.script(move |_, _| counter.store(sum.load(Ordering::Relaxed), Ordering::Relaxed));
@@ -96,7 +96,7 @@ fn no_wake_is_lost_under_load() {
 #[test]
 fn each_wake_of_a_ping_pong_is_delivered() {
     let _descriptors = Descriptors::counted();
-    // The other thread wakes only after it saw the call: no wake can cover for another.
+    // The other thread wakes only after it has seen the call, so no wake can be coalesced with another.
     let mut world = World::new();
     let (waker, calls) = (world.cx().waker(), Arc::new(AtomicU64::new(0)));
     let seen = calls.clone();
@@ -144,7 +144,7 @@ fn signals_arrive_as_callbacks() {
 }
 
 #[test]
-fn signals_that_would_be_ignored_arrive_too() {
+fn signals_that_are_ignored_by_default_arrive_too() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.cx().watch_signals(&[Signal::Child, Signal::WindowChange]).unwrap();
@@ -155,7 +155,7 @@ fn signals_that_would_be_ignored_arrive_too() {
 }
 
 #[test]
-fn signals_that_arrive_together_are_each_told() {
+fn signals_that_arrive_together_are_all_delivered() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.cx().watch_signals(&[Signal::User1, Signal::User2, Signal::Hangup]).unwrap();
@@ -163,7 +163,7 @@ fn signals_that_arrive_together_are_each_told() {
         raise(signal).unwrap();
     }
     let _ = world.turn(DEADLINE);
-    // The kernel keeps one of each kind.
+    // The kernel keeps one pending signal of each kind.
     assert_eq!(world.service.log.len(), 3);
 }
 
@@ -177,7 +177,7 @@ fn signals_are_watched_once() {
 }
 
 #[test]
-fn the_default_for_a_signal_is_an_orderly_end() {
+fn the_default_for_a_signal_is_a_shutdown() {
     let _descriptors = Descriptors::counted();
     struct Plain;
     impl reactor::Handler for Plain {

@@ -1,6 +1,6 @@
-//! Descriptors that are no connections.
+//! Watched descriptors.
 
-#![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
+#![expect(clippy::unwrap_used, reason = "a test reports errors by panicking")]
 
 mod common;
 
@@ -27,7 +27,7 @@ use common::descriptors::Descriptors;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Notes what it is told of each watch, and reads nothing unless asked to.
+/// Records the readiness of each watch, and reads only if `reads` is set.
 #[derive(Default)]
 struct Notes {
     seen: HashMap<WatchId, Vec<Readiness>>,
@@ -78,13 +78,13 @@ fn reactor() -> Reactor<()> {
 fn turn_until(reactor: &mut Reactor<()>, notes: &mut Notes, mut done: impl FnMut(&Notes) -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !done(notes) {
-        assert!(Instant::now() < deadline, "it did not happen in time");
+        assert!(Instant::now() < deadline, "the condition did not become true in time");
         let _ = reactor.turn(notes, Some(Duration::from_millis(10))).unwrap();
     }
 }
 
-/// One turn that waits for nothing.
-fn glance(reactor: &mut Reactor<()>, notes: &mut Notes) {
+/// Makes one turn without waiting.
+fn turn_without_wait(reactor: &mut Reactor<()>, notes: &mut Notes) {
     let _ = reactor.turn(notes, Some(Duration::ZERO)).unwrap();
 }
 
@@ -98,7 +98,7 @@ fn a_pipe_is_reported_until_it_is_read() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let (watch, mut writer) = watched_pipe(&mut reactor);
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(watch), 0, "an empty pipe is not ready");
 
     writer.write_all(b"hello").unwrap();
@@ -106,7 +106,7 @@ fn a_pipe_is_reported_until_it_is_read() {
     notes.reads = true;
     turn_until(&mut reactor, &mut notes, |notes| notes.read == b"hello");
     let times = notes.times(watch);
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(watch), times, "a pipe that was read is not ready");
 
     drop(writer);
@@ -116,14 +116,14 @@ fn a_pipe_is_reported_until_it_is_read() {
 }
 
 #[test]
-fn interest_decides_what_is_reported() {
+fn interest_selects_the_reported_events() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_nonblocking(true).unwrap();
     let address = socket.local_addr().unwrap();
     let watch = reactor.context().watch(socket.try_clone().unwrap(), Interest::Readable).unwrap();
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(watch), 0);
 
     reactor.context().set_interest(watch, Interest::Writable).unwrap();
@@ -138,19 +138,19 @@ fn interest_decides_what_is_reported() {
 
     reactor.context().set_interest(watch, Interest::Nothing).unwrap();
     let times = notes.times(watch);
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(watch), times);
 }
 
 #[test]
-fn no_interest_means_no_hang_up_either() {
+fn without_interest_no_hang_up_is_reported() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let (watch, writer) = watched_pipe(&mut reactor);
     reactor.context().set_interest(watch, Interest::Nothing).unwrap();
     drop(writer);
-    glance(&mut reactor, &mut notes);
-    assert_eq!(reactor.context().stats().events, 0, "the kernel was not even asked");
+    turn_without_wait(&mut reactor, &mut notes);
+    assert_eq!(reactor.context().stats().events, 0, "the kernel has reported an event");
 
     reactor.context().set_interest(watch, Interest::Readable).unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 1);
@@ -166,13 +166,13 @@ fn a_duplicate_does_not_keep_a_watch_alive() {
     let given_back = reactor.context().unwatch(watch).unwrap();
     drop(given_back);
     writer.write_all(b"x").unwrap();
-    glance(&mut reactor, &mut notes);
-    assert_eq!(reactor.context().stats().events, 0, "epoll still knows the open file");
+    turn_without_wait(&mut reactor, &mut notes);
+    assert_eq!(reactor.context().stats().events, 0, "epoll still watches the open file");
     drop(duplicate);
 }
 
 #[test]
-fn what_is_given_back_is_the_open_file_itself() {
+fn unwatch_returns_the_open_file_itself() {
     let _descriptors = Descriptors::counted();
     let mut reactor = reactor();
     let (watch, mut writer) = watched_pipe(&mut reactor);
@@ -185,7 +185,7 @@ fn what_is_given_back_is_the_open_file_itself() {
 }
 
 #[test]
-fn a_watch_that_a_callback_ends_is_not_heard_of_again_in_the_same_turn() {
+fn a_watch_that_a_callback_ends_is_not_reported_in_the_same_turn() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let (one, mut one_writer) = watched_pipe(&mut reactor);
@@ -193,13 +193,13 @@ fn a_watch_that_a_callback_ends_is_not_heard_of_again_in_the_same_turn() {
     one_writer.write_all(b"x").unwrap();
     two_writer.write_all(b"x").unwrap();
 
-    // Both are ready in the same turn; whichever comes first ends the second one.
+    // Both are ready in the same turn; the first one that is served ends the other.
     notes.unwatch_also = Some(two);
     turn_until(&mut reactor, &mut notes, |notes| notes.times(one) > 0);
-    let heard = notes.times(two) as u64;
-    assert_eq!(reactor.context().stats().stale_events, 1 - heard);
-    glance(&mut reactor, &mut notes);
-    assert_eq!(notes.times(two) as u64, heard);
+    let before = notes.times(two) as u64;
+    assert_eq!(reactor.context().stats().stale_events, 1 - before);
+    turn_without_wait(&mut reactor, &mut notes);
+    assert_eq!(notes.times(two) as u64, before);
     assert!(reactor.context().watched(two).is_none());
 }
 
@@ -230,11 +230,14 @@ fn the_bound_holds_and_a_plain_file_is_refused() {
     let refused = reactor.context().watch(file, Interest::Readable).unwrap_err().error;
     assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied, "{refused}");
     let (reader, _writer) = pipe().unwrap();
-    reactor.context().watch(reader, Interest::Readable).expect("the refused one left no slot");
+    reactor
+        .context()
+        .watch(reader, Interest::Readable)
+        .expect("the refused watch has not taken a slot");
 }
 
 #[test]
-fn a_service_that_minds_no_watch_does_not_spin() {
+fn a_service_without_on_ready_does_not_spin() {
     let _descriptors = Descriptors::counted();
     struct Indifferent;
     impl Handler for Indifferent {
@@ -260,25 +263,25 @@ fn a_watched_descriptor_is_used_through_the_context() {
     assert!(reactor.context().watched(watch).unwrap().as_fd().try_clone_to_owned().is_ok());
 }
 
-// Descriptors of each kind: who closes them, and that interest is what it is for a pipe.
+// Descriptors of each kind: which owner closes them, and that interest works as for a pipe.
 
-/// Interest is taken away from a watch that is ready, and given back.
-fn interest_is_minded(reactor: &mut Reactor<()>, notes: &mut Notes, watch: WatchId) {
+/// Removes the interest of a ready watch, and restores it.
+fn check_interest(reactor: &mut Reactor<()>, notes: &mut Notes, watch: WatchId) {
     reactor.context().set_interest(watch, Interest::Nothing).unwrap();
     let (times, events) = (notes.times(watch), reactor.context().stats().events);
-    glance(reactor, notes);
+    turn_without_wait(reactor, notes);
     assert_eq!(notes.times(watch), times);
-    assert_eq!(reactor.context().stats().events, events, "the kernel was not even asked");
+    assert_eq!(reactor.context().stats().events, events, "the kernel has reported an event");
     reactor.context().set_interest(watch, Interest::Readable).unwrap();
     turn_until(reactor, notes, |notes| notes.times(watch) > times);
     assert!(notes.seen[&watch].last().unwrap().is_readable());
 }
 
-/// What was read is reported no more.
-fn falls_silent(reactor: &mut Reactor<()>, notes: &mut Notes, watch: WatchId) {
+/// Checks that a watch is not reported after the read.
+fn check_not_ready_after_read(reactor: &mut Reactor<()>, notes: &mut Notes, watch: WatchId) {
     let times = notes.times(watch);
-    glance(reactor, notes);
-    assert_eq!(notes.times(watch), times, "what was read is not ready");
+    turn_without_wait(reactor, notes);
+    assert_eq!(notes.times(watch), times, "the watch is ready after the read");
 }
 
 #[test]
@@ -289,26 +292,26 @@ fn a_timerfd_is_watched_and_its_owner_may_keep_the_other_end() {
     let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).unwrap();
     let same = timer.as_fd().try_clone_to_owned().unwrap();
     let watch = reactor.context().watch(same, Interest::Readable).unwrap();
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(watch), 0, "a timer that is not armed is not ready");
 
     let soon = || Expiration::OneShot(TimeSpec::new(0, 1_000_000));
     timer.set(soon(), TimerSetTimeFlags::empty()).unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 2);
-    interest_is_minded(&mut reactor, &mut notes, watch);
+    check_interest(&mut reactor, &mut notes, watch);
     timer.wait().unwrap();
-    falls_silent(&mut reactor, &mut notes, watch);
+    check_not_ready_after_read(&mut reactor, &mut notes, watch);
 
-    // The reactor's part is given back and closed; the timer itself lives on in the part that was kept.
+    // The reactor's descriptor is returned and closed; the timer remains open through the descriptor that was kept.
     drop(reactor.context().unwatch(watch).unwrap());
     timer.set(soon(), TimerSetTimeFlags::empty()).unwrap();
     let given_up = reactor.context().watch(timer, Interest::Readable).unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.times(given_up) > 0);
-    // This one was not kept: it ends with the reactor.
+    // This timer has no other descriptor: it is closed with the reactor.
 }
 
 #[test]
-fn inotify_tells_of_files_while_it_is_watched() {
+fn inotify_reports_files_while_it_is_watched() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let folder = tempfile::tempdir().unwrap();
@@ -316,17 +319,17 @@ fn inotify_tells_of_files_while_it_is_watched() {
     inotify.add_watch(folder.path(), AddWatchFlags::IN_CREATE).unwrap();
     let same = inotify.as_fd().try_clone_to_owned().unwrap();
     let watch = reactor.context().watch(same, Interest::Readable).unwrap();
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(watch), 0, "nothing has happened");
 
     drop(File::create(folder.path().join("new")).unwrap());
     turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 2);
-    interest_is_minded(&mut reactor, &mut notes, watch);
-    let told = inotify.read_events().unwrap();
-    assert_eq!(told[0].name.as_deref(), Some("new".as_ref()));
-    falls_silent(&mut reactor, &mut notes, watch);
+    check_interest(&mut reactor, &mut notes, watch);
+    let events = inotify.read_events().unwrap();
+    assert_eq!(events[0].name.as_deref(), Some("new".as_ref()));
+    check_not_ready_after_read(&mut reactor, &mut notes, watch);
 
-    // The library's part is dropped; the reactor's keeps the watch alive until it is given back.
+    // The library's descriptor is dropped; the reactor's keeps the inotify instance open until it is returned.
     drop(inotify);
     drop(File::create(folder.path().join("newer")).unwrap());
     turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) > 3);
@@ -334,7 +337,7 @@ fn inotify_tells_of_files_while_it_is_watched() {
 }
 
 #[test]
-fn another_library_s_socket_is_watched_and_closed_by_whom_it_was_given_to() {
+fn another_library_s_socket_is_watched_and_closed_by_its_last_owner() {
     let _descriptors = Descriptors::counted();
     let (mut reactor, mut notes) = (reactor(), Notes::default());
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
@@ -344,16 +347,16 @@ fn another_library_s_socket_is_watched_and_closed_by_whom_it_was_given_to() {
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
     sender.connect(address).unwrap();
     let watch = reactor.context().watch(socket.try_clone().unwrap(), Interest::Readable).unwrap();
-    glance(&mut reactor, &mut notes);
+    turn_without_wait(&mut reactor, &mut notes);
     assert_eq!(notes.times(watch), 0, "nothing was sent");
 
     sender.send(b"hello").unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 2);
-    interest_is_minded(&mut reactor, &mut notes, watch);
+    check_interest(&mut reactor, &mut notes, watch);
     let mut buffer = [0; 16];
     let received = (&socket).read(&mut buffer).unwrap();
     assert_eq!(&buffer[..received], b"hello");
-    falls_silent(&mut reactor, &mut notes, watch);
+    check_not_ready_after_read(&mut reactor, &mut notes, watch);
 
     reactor.context().set_interest(watch, Interest::Both).unwrap();
     let times = notes.times(watch);
@@ -361,11 +364,11 @@ fn another_library_s_socket_is_watched_and_closed_by_whom_it_was_given_to() {
     let last = *notes.seen[&watch].last().unwrap();
     assert!(last.is_writable() && !last.is_readable(), "{last:?}");
 
-    // The library's own part is closed. The reactor's is open: a datagram is still taken.
+    // The library's own descriptor is closed. The reactor's is open, so a datagram is still accepted.
     drop(socket);
     sender.send(b"more").unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.seen[&watch].last().unwrap().is_readable());
-    // The last part is closed by the one it was given back to, and only then is no one there.
+    // The last descriptor is closed by the test, and only then the port is closed.
     let given_back = reactor.context().unwatch(watch).unwrap();
     sender.send(b"even more").unwrap();
     assert!(sender.take_error().unwrap().is_none());
@@ -376,12 +379,12 @@ fn another_library_s_socket_is_watched_and_closed_by_whom_it_was_given_to() {
 }
 
 #[test]
-fn a_tun_device_is_watched_in_both_directions_and_goes_with_its_last_owner() {
+fn a_tun_device_is_watched_in_both_directions_and_closed_with_its_last_owner() {
     let _descriptors = Descriptors::counted();
-    // In a thread of its own, which gets a network of its own, so that the machine's stays as it is.
-    let done = std::thread::spawn(|| match own_network_with_tun() {
+    // In a thread with its own network namespace, so that the network of the machine is not changed.
+    let done = std::thread::spawn(|| match new_network_with_tun() {
         Ok(tun) => echo_packets(tun),
-        // Past the capture of the test harness: who reads a green test is to know that this one was not played.
+        // Written directly, because the test harness captures `eprintln!`, and a skipped test must be visible.
         Err(why) => {
             writeln!(std::io::stderr(), "the test of a tun device is skipped: {why}").unwrap()
         }
@@ -392,12 +395,12 @@ fn a_tun_device_is_watched_in_both_directions_and_goes_with_its_last_owner() {
 const OURS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const BEYOND: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 18, 0, 2), 4242);
 
-fn own_network_with_tun() -> Result<Tun, String> {
+fn new_network_with_tun() -> Result<Tun, String> {
     if !Path::new("/dev/net/tun").exists() {
         return Err("there is no /dev/net/tun".to_owned());
     }
     unshare(CloneFlags::CLONE_NEWNET)
-        .map_err(|errno| format!("a network namespace takes privilege: {errno}"))?;
+        .map_err(|errno| format!("a network namespace needs privileges: {errno}"))?;
     let mut tun = Tun::new().map_err(|error| format!("/dev/net/tun: {error}"))?;
     let mut ours = AddAddressV4::new(OURS);
     ours.set_netmask(30);
@@ -416,13 +419,13 @@ fn echo_packets(tun: Tun) {
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
     socket.send_to(b"hello", BEYOND).unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.times(watch) == 2);
-    interest_is_minded(&mut reactor, &mut notes, watch);
+    check_interest(&mut reactor, &mut notes, watch);
 
-    // The kernel may have sent packets of its own, of IPv6, before or after ours.
+    // The kernel may have sent IPv6 packets before or after this one.
     let mut packet = read_udp_packet(&tun);
     reactor.context().set_interest(watch, Interest::Writable).unwrap();
     turn_until(&mut reactor, &mut notes, |notes| notes.seen[&watch].last().unwrap().is_writable());
-    // With both addresses and both ports exchanged, it is the answer, and its checksums stay right.
+    // Exchanging both addresses and both ports makes it the answer, and the checksums remain correct.
     for (one, other, bytes) in [(12, 16, 4), (20, 22, 2)] {
         for byte in 0..bytes {
             packet.swap(one + byte, other + byte);
@@ -433,7 +436,7 @@ fn echo_packets(tun: Tun) {
     let (received, from) = socket.recv_from(&mut buffer).unwrap();
     assert_eq!((&buffer[..received], from), (&b"hello"[..], BEYOND.into()));
 
-    // The device is there for as long as someone holds it, and that is the reactor now.
+    // The device exists as long as a descriptor is open, and the only one left is the reactor's.
     drop(tun);
     assert!(if_nametoindex(name.as_str()).is_ok());
     drop(reactor);
@@ -452,6 +455,6 @@ fn read_udp_packet(tun: &Tun) -> Vec<u8> {
         {
             return buffer[..read].to_vec();
         }
-        assert!(Instant::now() < deadline, "the packet did not come");
+        assert!(Instant::now() < deadline, "the packet did not arrive");
     }
 }

@@ -1,6 +1,6 @@
-//! Writing: directly, through the queue, up to its bounds; and the ways to stop: `finish`, `close`, `abort`.
+//! Writing: directly, through the queue, up to its bounds; and the ways to end: `finish`, `close`, `abort`.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 mod common;
 
@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use allocation_counter::measure;
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use reactor::{
     Chunk, Config, ConnectOptions, Error, ListenOptions, SharedPart, Token, WriteError, Written,
@@ -22,12 +23,12 @@ use common::{
     Conn, DEADLINE, Event, Why, World, echo, echo_once, pattern, peer, read_to_end, reset,
 };
 
-/// Small bounds, so that a queue fills in no time.
+/// Small bounds, so that a queue fills up quickly.
 fn bounded() -> Config {
     Config { write_queue_bytes_max: 100_000, write_queues_bytes_max: 250_000, ..Default::default() }
 }
 
-/// Writes until the kernel takes no more and the queue holds something; says what was written in all.
+/// Writes until the kernel accepts no more and bytes are queued; returns the number of written bytes.
 fn fill_kernel(world: &mut World, token: Token, stream: &[u8]) -> usize {
     let mut written = 0;
     for piece in stream.chunks(50_000) {
@@ -39,10 +40,10 @@ fn fill_kernel(world: &mut World, token: Token, stream: &[u8]) -> usize {
         }
         assert_eq!(world.cx().queued_bytes(token), 0);
     }
-    panic!("the kernel took {written} bytes");
+    panic!("the kernel has accepted {written} bytes");
 }
 
-/// Reads in this thread while the world turns, until `expected` bytes have come.
+/// Reads in this thread, with turns of the world in between, until `expected` bytes have arrived.
 fn drain(world: &mut World, peer: &mut TcpStream, expected: usize) -> Vec<u8> {
     let mut all = Vec::new();
     let mut buffer = vec![0; 1 << 18];
@@ -59,7 +60,7 @@ fn drain(world: &mut World, peer: &mut TcpStream, expected: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_the_peer_has_not_taken_of_the_kernels_bytes_is_told() {
+fn unacknowledged_bytes_are_reported() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -74,8 +75,8 @@ fn what_the_peer_has_not_taken_of_the_kernels_bytes_is_told() {
     assert_eq!(world.cx().unacknowledged_bytes(token), 0, "a stale token");
 }
 
-/// What the kernel holds of a stream whose peer reads nothing, for a connection of each way round; then the peer reads
-/// all of it.
+/// Returns how many bytes of a stream the kernel buffers if the peer does not read, for an accepted and for an outbound
+/// connection; then the peer reads all of it.
 fn held_by_the_kernel(listening: &ListenOptions, connecting: &ConnectOptions) -> [usize; 2] {
     let mut world = World::with(bounded());
     let listener = world.cx().listen(common::LOOPBACK, listening).unwrap();
@@ -96,7 +97,7 @@ fn held_by_the_kernel(listening: &ListenOptions, connecting: &ConnectOptions) ->
             written += piece.len();
             let _ = world.turn(Duration::from_millis(1));
         }
-        assert!(world.cx().queued_bytes(token) > 0, "the kernel took {written} bytes");
+        assert!(world.cx().queued_bytes(token) > 0, "the kernel has accepted {written} bytes");
         let held = world.cx().unacknowledged_bytes(token);
         let arrived = drain(&mut world, &mut peer, written);
         assert!(arrived == stream[..written], "bytes are lost or out of order");
@@ -104,11 +105,11 @@ fn held_by_the_kernel(listening: &ListenOptions, connecting: &ConnectOptions) ->
     })
 }
 
-/// What the options below ask for.
+/// The limit that the options below set.
 const BOUND: usize = 16 * 1024;
 
 #[test]
-fn options_bound_what_the_kernel_takes_from_a_peer_that_never_reads() {
+fn options_limit_the_bytes_in_the_kernel_for_a_peer_that_never_reads() {
     let _descriptors = Descriptors::counted();
     let usual = held_by_the_kernel(&ListenOptions::default(), &ConnectOptions::default());
     let by_buffer = held_by_the_kernel(
@@ -120,14 +121,14 @@ fn options_bound_what_the_kernel_takes_from_a_peer_that_never_reads() {
         &ListenOptions { notsent_lowat_bytes: lowat, ..Default::default() },
         &ConnectOptions { notsent_lowat_bytes: lowat, ..Default::default() },
     );
-    // It goes by whole segments of up to 64 KiB, so no bound is exact.
+    // The kernel accepts whole segments of up to 64 KiB, so the limits are not exact.
     for (&bounded, usual) in by_buffer.iter().chain(&by_lowat).zip(usual.iter().cycle()) {
         assert!(bounded < 10 * BOUND && 8 * bounded < *usual, "{bounded}, and without: {usual}");
     }
 }
 
 #[test]
-fn a_queue_fills_is_refused_whole_and_drains_in_order() {
+fn a_full_queue_refuses_whole_writes_and_drains_in_order() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -135,7 +136,7 @@ fn a_queue_fills_is_refused_whole_and_drains_in_order() {
     let stream = pattern(16 << 20);
     let mut written = fill_kernel(&mut world, token, &stream);
     let room = 100_000 - world.cx().queued_bytes(token);
-    // One byte too many is refused whole; exactly as many as fit are taken.
+    // A write that is one byte too long is refused as a whole; one that fits exactly is accepted.
     let refused = world.cx().write(token, &stream[written..written + room + 1]);
     assert_eq!(refused, Err(WriteError::Full));
     assert_eq!(world.cx().queued_bytes(token), 100_000 - room);
@@ -152,7 +153,7 @@ fn a_queue_fills_is_refused_whole_and_drains_in_order() {
     world.until("on_drain", |world| world.service.saw(&Event::Drain(token)));
     assert_eq!(world.cx().stats().bytes_out, written as u64);
     assert_eq!(world.cx().stats().queued_bytes, 0);
-    // After that it is as if nothing had been.
+    // After that, writes are sent directly again.
     assert_eq!(world.cx().write(token, b"again"), Ok(Written::Sent));
     assert_eq!(drain(&mut world, &mut peer, 5), b"again");
     world.run_for(Duration::from_millis(10));
@@ -160,7 +161,7 @@ fn a_queue_fills_is_refused_whole_and_drains_in_order() {
 }
 
 #[test]
-fn a_refused_write_lets_no_byte_leave_even_when_the_kernel_has_room() {
+fn a_refused_write_sends_no_byte_even_if_the_kernel_has_room() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -173,7 +174,7 @@ fn a_refused_write_lets_no_byte_leave_even_when_the_kernel_has_room() {
 }
 
 #[test]
-fn the_room_for_a_write_is_what_a_write_takes() {
+fn write_room_is_what_a_write_accepts() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -214,36 +215,83 @@ fn all_queues_together_have_a_bound() {
         world.cx().write(*token, &stream[..room]).unwrap();
     }
     let (_, last) = pairs[2];
-    // Who reads what it is sent suffers nothing from those that do not.
+    // A peer that reads is not affected by those that do not.
     assert_eq!(world.cx().write(last, &[0; 50_001]), Ok(Written::Sent));
-    // Who doesn't gets no more than what is left.
+    // A peer that does not read gets no more than what is left.
     let refused = fill_until_refused(&mut world, last);
     assert!(matches!(refused, WriteError::FullInTotal | WriteError::Closed), "{refused:?}");
     assert!(world.cx().stats().queued_bytes <= 250_000);
-    // A connection that goes gives its part back.
+    // A connection that is removed frees its part.
     world.cx().abort(pairs[0].1);
     world.cx().abort(last);
     world.until_closed(pairs[0].1);
     assert_eq!(world.cx().stats().queued_bytes, 100_000);
 }
 
-/// Writes until it is not taken any more; says why.
+/// The service writes while there is room for a piece, and continues in `on_drain`.
+#[test]
+fn on_drain_follows_a_write_room_that_was_too_small() {
+    let _descriptors = Descriptors::counted();
+    const TOTAL: usize = 1 << 20;
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    let mut left = TOTAL;
+    world.script(move |cx, event| {
+        if matches!(event, Event::Data(..) | Event::Drain(_)) {
+            while left > 0 && cx.write_room(token) >= 90_000 {
+                let piece = left.min(1000);
+                cx.write(token, &[7; 1000][..piece]).unwrap();
+                left -= piece;
+            }
+        }
+    });
+    peer.write_all(b"!").unwrap();
+    assert_eq!(drain(&mut world, &mut peer, TOTAL), [7; TOTAL]);
+}
+
+#[test]
+fn on_drain_follows_when_all_queues_together_have_room_again() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::with(bounded());
+    let address = world.listen();
+    let stream = pattern(16 << 20);
+    let pairs: Vec<_> = (0..4).map(|_| world.pair(address)).collect();
+    for (_, token) in &pairs[..3] {
+        fill_kernel(&mut world, *token, &stream);
+        let room = world.cx().write_room(*token);
+        world.cx().write(*token, &stream[..room]).unwrap();
+    }
+    let (_, healthy) = pairs[3];
+    assert_eq!((world.cx().write_room(healthy), world.cx().queued_bytes(healthy)), (0, 0));
+    world.run_for(Duration::from_millis(20));
+    let drains = |world: &World| world.service.count(|event| *event == Event::Drain(healthy));
+    assert_eq!(drains(&world), 0);
+    world.cx().abort(pairs[0].1);
+    world.until("the call", |world| drains(world) == 1);
+    assert_eq!(world.cx().write_room(healthy), 100_000);
+    // Once for each time that there was no room.
+    world.run_for(Duration::from_millis(20));
+    assert_eq!(drains(&world), 1);
+}
+
+/// Writes until a write is refused; returns the error.
 fn fill_until_refused(world: &mut World, token: Token) -> WriteError {
     for _ in 0..10_000 {
         if let Err(refused) = world.cx().write(token, &[0; 60_000]) {
             return refused;
         }
     }
-    panic!("600 MB were taken");
+    panic!("600 MB were accepted");
 }
 
 #[test]
-fn closing_delivers_what_the_kernel_has_though_input_lies_unread() {
+fn closing_delivers_the_bytes_in_the_kernel_in_spite_of_unread_input() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
-    // Input that the service never reads makes TCP reset the connection when its socket is closed.
+    // If a socket with unread input is closed, TCP resets the connection.
     world.cx().pause_reads(token);
     peer.write_all(&[1; 1000]).unwrap();
     let stream = pattern(200_000);
@@ -252,6 +300,37 @@ fn closing_delivers_what_the_kernel_has_though_input_lies_unread() {
     let reader = thread::spawn(move || read_to_end(&mut peer));
     assert_eq!(world.until_closed(token), Why::Closed);
     assert_eq!(reader.join().unwrap(), (stream, false));
+}
+
+#[test]
+fn closing_ends_when_the_peer_has_acknowledged_everything() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::with(Config { flush_timeout: 10 * DEADLINE, ..bounded() });
+    let address = world.listen();
+    let (mut peer, token) = world.pair(address);
+    let written = fill_kernel(&mut world, token, &pattern(16 << 20));
+    world.cx().close(token);
+    world.run_for(Duration::from_millis(120));
+    assert_eq!(world.service.why(token), None, "the peer has not taken all");
+    assert_eq!(drain(&mut world, &mut peer, written).len(), written);
+    assert_eq!(world.until_closed(token), Why::Closed);
+}
+
+#[test]
+fn closing_after_a_reset_reports_the_socket_error() {
+    let _descriptors = Descriptors::counted();
+    let mut world = World::new();
+    let address = world.listen();
+    let (peer, token) = world.pair(address);
+    world.cx().pause_reads(token);
+    drop(peer);
+    // The peer answers the first write with a reset.
+    assert_eq!(world.cx().write(token, b"late"), Ok(Written::Sent));
+    thread::sleep(Duration::from_millis(20));
+    world.cx().close(token);
+    let why = world.until_closed(token);
+    let is_true = [Errno::EPIPE, Errno::ECONNRESET].map(|errno| Why::Failed(errno as i32));
+    assert!(is_true.contains(&why), "{why:?}");
 }
 
 #[test]
@@ -266,7 +345,7 @@ fn the_three_ways_to_write_send_the_same() {
     let shared: Arc<[u8]> = stream[..0].into();
     assert_eq!(world.cx().write_chunk(token, shared), Ok(Written::Sent));
     while !rest.is_empty() {
-        // Sizes that are no multiple of anything, and more slices than one send takes.
+        // Odd sizes, and more slices than one send accepts.
         let (piece, left) = rest.split_at(rest.len().min(40_009 + turn));
         rest = left;
         turn += 1;
@@ -282,12 +361,12 @@ fn the_three_ways_to_write_send_the_same() {
         };
         assert!(answer.is_ok());
     }
-    assert!(world.cx().queued_bytes(token) > 0, "it was to go through the queue");
+    assert!(world.cx().queued_bytes(token) > 0, "nothing was queued");
     assert!(drain(&mut world, &mut peer, stream.len()) == stream);
     world.until("on_drain", |world| world.service.saw(&Event::Drain(token)));
 }
 
-/// Each reaches the peer whole where it has to wait.
+/// Each part reaches the peer completely if it is queued.
 #[test]
 fn parts_of_shared_bytes_are_queued_without_a_copy() {
     let _descriptors = Descriptors::counted();
@@ -296,26 +375,28 @@ fn parts_of_shared_bytes_are_queued_without_a_copy() {
     let (mut peer, token) = world.pair(address);
     let stream = pattern(16 << 20);
     let written = fill_kernel(&mut world, token, &stream);
-    let shared: Arc<[u8]> = b"left, middle, right".as_slice().into();
-    let middle = SharedPart::new(Arc::clone(&shared), 6..12).unwrap();
-    assert_eq!(Chunk::from(middle.clone()).as_bytes(), b"middle");
-    assert_eq!(world.cx().write_chunk(token, middle), Ok(Written::Queued));
-    assert_eq!(Arc::strong_count(&shared), 2, "the queue has it too");
-    let nothing = SharedPart::new(Arc::clone(&shared), 19..19).unwrap();
+    // Long enough not to be copied behind others.
+    let text = [b"left, ", "middle".repeat(50).as_bytes(), b", right"].concat();
+    let (shared, middle) = (Arc::<[u8]>::from(&text[..]), &text[6..306]);
+    let part = SharedPart::new(Arc::clone(&shared), 6..306).unwrap();
+    assert_eq!(Chunk::from(part.clone()).as_bytes(), middle);
+    assert_eq!(world.cx().write_chunk(token, part), Ok(Written::Queued));
+    assert_eq!(Arc::strong_count(&shared), 2, "the queue does not share the allocation");
+    let nothing = SharedPart::new(Arc::clone(&shared), 313..313).unwrap();
     assert!(world.cx().write_chunk(token, nothing).is_ok());
-    for outside in [0..20, 20..20, usize::MAX..usize::MAX] {
+    for outside in [0..314, 314..314, usize::MAX..usize::MAX] {
         assert!(SharedPart::new(Arc::clone(&shared), outside).is_none());
     }
     #[cfg(feature = "bytes")]
     world.cx().write_chunk(token, bytes::Bytes::from_static(b"middle").slice(..3)).unwrap();
-    let tail: &[u8] = if cfg!(feature = "bytes") { b"middlemid" } else { b"middle" };
+    let tail = [middle, if cfg!(feature = "bytes") { b"mid" } else { b"" }].concat();
     let all = drain(&mut world, &mut peer, written + tail.len());
-    assert!(all == [&stream[..written], tail].concat());
+    assert!(all == [&stream[..written], &tail].concat());
     assert_eq!(Arc::strong_count(&shared), 1);
 }
 
 #[test]
-fn vectored_writes_reach_the_peer_directly_when_few() {
+fn few_vectored_slices_are_sent_directly() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -327,7 +408,7 @@ fn vectored_writes_reach_the_peer_directly_when_few() {
 }
 
 #[test]
-fn bytes_written_before_the_connect_is_finished_follow_it() {
+fn bytes_written_during_a_connect_are_sent_when_it_opens() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -345,7 +426,7 @@ fn bytes_written_before_the_connect_is_finished_follow_it() {
 }
 
 #[test]
-fn closing_before_the_connect_is_finished_still_sends_what_was_written() {
+fn closing_a_pending_connect_still_sends_queued_bytes() {
     let _descriptors = Descriptors::counted();
     let listener = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
     let mut world = World::new();
@@ -354,7 +435,7 @@ fn closing_before_the_connect_is_finished_still_sends_what_was_written() {
     let token = world.cx().connect(address, &options, Conn::Connecting).unwrap();
     world.cx().write(token, b"fire and forget").unwrap();
     world.cx().close(token);
-    // It ends when the peer has ended too, so the peer has to do its part meanwhile.
+    // The connection ends when the peer has closed too, so the peer runs in a thread.
     let peer = thread::spawn(move || {
         let (mut peer, _) = listener.accept().unwrap();
         peer.set_read_timeout(Some(common::DEADLINE)).unwrap();
@@ -365,7 +446,7 @@ fn closing_before_the_connect_is_finished_still_sends_what_was_written() {
 }
 
 #[test]
-fn closing_before_the_connect_is_finished_with_nothing_written_gives_up_at_once() {
+fn closing_a_pending_connect_without_queued_bytes_cancels_it() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -377,7 +458,7 @@ fn closing_before_the_connect_is_finished_with_nothing_written_gives_up_at_once(
 }
 
 #[test]
-fn finishing_before_the_connect_is_finished_sends_the_fin() {
+fn finishing_a_pending_connect_sends_the_fin() {
     let _descriptors = Descriptors::counted();
     for message in [&b""[..], b"request"] {
         let listener = std::net::TcpListener::bind(common::LOOPBACK).unwrap();
@@ -402,7 +483,7 @@ fn finishing_before_the_connect_is_finished_sends_the_fin() {
 }
 
 #[test]
-fn close_hands_over_the_queue_first() {
+fn close_sends_the_queue_first() {
     let _descriptors = Descriptors::counted();
     let mut world = World::with(bounded());
     let address = world.listen();
@@ -413,23 +494,23 @@ fn close_hands_over_the_queue_first() {
     world.cx().close(token);
     assert_eq!(world.cx().write(token, b"late"), Err(WriteError::Closed));
     world.run_for(Duration::from_millis(20));
-    assert!(world.cx().holds(token), "the peer has not taken it yet");
+    assert!(world.cx().holds(token), "the connection ended before the peer has read");
     let reader = std::thread::spawn(move || read_to_end(&mut peer));
     assert_eq!(world.until_closed(token), Why::Closed);
     let (bytes, by_reset) = reader.join().unwrap();
     assert!(bytes == stream[..written] && !by_reset);
-    assert!(!world.service.saw(&Event::Drain(token)), "the service has closed it");
+    assert!(!world.service.saw(&Event::Drain(token)), "on_drain after a close");
 }
 
 #[test]
-fn close_gives_up_on_a_peer_that_takes_nothing() {
+fn close_times_out_if_the_peer_does_not_read() {
     let _descriptors = Descriptors::counted();
     let flush_timeout = Duration::from_millis(80);
     let mut world = World::with(Config { flush_timeout, ..bounded() });
     let address = world.listen();
     let (mut peer, token) = world.pair(address);
     fill_kernel(&mut world, token, &pattern(16 << 20));
-    // A timeout of the service does not stand in the way, and can't be moved or cleared any more.
+    // A timeout of the service has no effect, and can't be moved or cleared any more.
     world.cx().set_timeout(token, Duration::from_millis(1));
     let before = Instant::now();
     world.cx().close(token);
@@ -466,7 +547,7 @@ fn a_peer_that_resets_while_bytes_are_queued_ends_the_connection() {
 }
 
 #[test]
-fn a_write_that_shows_the_peer_gone_is_followed_by_on_close() {
+fn a_write_that_fails_is_followed_by_on_close() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -493,7 +574,7 @@ fn half_close_works_from_this_side_first() {
     world.until("the data", |world| world.service.data(token) == b"I go on");
     peer.shutdown(Shutdown::Write).unwrap();
     assert_eq!(world.until_closed(token), Why::Finished);
-    assert!(world.service.saw(&Event::Eof(token)), "it is told of the end first");
+    assert!(world.service.saw(&Event::Eof(token)), "no on_eof before the end");
 }
 
 #[test]
@@ -534,7 +615,7 @@ fn finish_waits_for_the_queue() {
 }
 
 #[test]
-fn paused_reads_leave_the_bytes_with_the_kernel_and_wake_nobody() {
+fn paused_reads_leave_the_bytes_in_the_kernel_without_wake_ups() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -551,7 +632,7 @@ fn paused_reads_leave_the_bytes_with_the_kernel_and_wake_nobody() {
 }
 
 #[test]
-fn reads_paused_within_on_open_see_nothing() {
+fn reads_paused_within_on_open_get_no_data() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     world.script(|cx, event| {
@@ -584,7 +665,7 @@ fn a_reset_while_reads_are_paused_ends_the_connection_and_does_not_spin() {
 }
 
 #[test]
-fn a_hang_up_while_reads_are_paused_does_not_spin_and_is_found_later() {
+fn a_hang_up_while_reads_are_paused_does_not_spin_and_is_reported_later() {
     let _descriptors = Descriptors::counted();
     let mut world = World::new();
     let address = world.listen();
@@ -593,10 +674,10 @@ fn a_hang_up_while_reads_are_paused_does_not_spin_and_is_found_later() {
     world.cx().finish(token);
     peer.write_all(b"kept").unwrap();
     peer.shutdown(Shutdown::Write).unwrap();
-    // Both sides have finished: EPOLLHUP, which no interest can switch off.
+    // Both sides have finished: EPOLLHUP, which is always reported.
     let wakeups = world.run_for(Duration::from_millis(200));
     assert!(wakeups <= 4, "{wakeups} wake-ups while nothing was wanted");
-    assert!(world.cx().holds(token), "its data has not been read");
+    assert!(world.cx().holds(token), "the connection ended before its data was read");
     world.cx().resume_reads(token);
     assert_eq!(world.until_closed(token), Why::Finished);
     assert_eq!(world.service.data(token), b"kept");
@@ -627,7 +708,7 @@ fn echo_with_back_pressure_passes_a_stream_far_larger_than_the_bounds() {
         sender.write_all(&sent).unwrap();
         sender.shutdown(Shutdown::Write).unwrap();
     });
-    // The peer reads nothing until the reactor has stopped reading, too.
+    // The peer reads nothing until the reactor has stopped reading as well.
     world.until("the back-pressure", |world| world.cx().queued_bytes(token) > 0);
     let reading = std::thread::spawn(move || read_to_end(&mut peer));
     assert_eq!(world.until_closed(token), Why::PeerClosed);
@@ -652,10 +733,11 @@ fn a_slow_reader_does_not_slow_others_down() {
         echo_once(&mut world, &mut quick, b"quick");
     }
     let wakeups = world.run_for(Duration::from_millis(100));
-    assert!(wakeups <= 2, "a full queue wakes nobody: {wakeups}");
+    assert!(wakeups <= 2, "{wakeups} wake-ups with a full queue");
 }
 
-/// Reads a bit, and the world turns, until a connection has brought all of these parts; says what they took of memory.
+/// Reads slowly, with turns of the world in between, until all of these parts have arrived; returns the maximum of the
+/// allocated bytes.
 fn read_slowly(world: &mut World, peer: &mut TcpStream, parts: &[(&[u8], usize)]) -> u64 {
     peer.set_nonblocking(true).unwrap();
     let mut buffer = vec![0; 256 * 1024];
@@ -664,7 +746,7 @@ fn read_slowly(world: &mut World, peer: &mut TcpStream, parts: &[(&[u8], usize)]
         for &(part, times) in parts {
             let (mut place, end) = (0, part.len() * times);
             while place < end {
-                assert!(Instant::now() < deadline, "{place} of {end} bytes came");
+                assert!(Instant::now() < deadline, "{place} of {end} bytes arrived");
                 let _ = world.turn(Duration::ZERO);
                 let most = buffer.len().min(end - place);
                 let read = match peer.read(&mut buffer[..most]) {
@@ -672,7 +754,7 @@ fn read_slowly(world: &mut World, peer: &mut TcpStream, parts: &[(&[u8], usize)]
                     Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
                     Err(error) => panic!("{error}"),
                 };
-                assert!(read > 0, "the end came after {place} of {end} bytes");
+                assert!(read > 0, "the stream ended after {place} of {end} bytes");
                 let mut bytes = &buffer[..read];
                 while !bytes.is_empty() {
                     let offset = place % part.len();
@@ -706,7 +788,7 @@ fn a_file_of_100_mb_goes_to_a_slow_reader_in_bounded_memory() {
         Written::Queued
     );
     assert_eq!(world.cx().queued_bytes(token), 100 << 20);
-    assert_eq!(world.cx().stats().queued_bytes, 0, "none of it is in memory");
+    assert_eq!(world.cx().stats().queued_bytes, 0, "a part of the file is in memory");
     world.cx().write(token, b"middle").unwrap();
     world.cx().write_file(token, file, 1..1 << 20).unwrap();
     let parts: [(&[u8], usize); 4] =
@@ -723,7 +805,7 @@ fn a_file_of_100_mb_goes_to_a_slow_reader_in_bounded_memory() {
 }
 
 #[test]
-fn a_file_that_sendfile_does_not_take_is_sent_all_the_same() {
+fn a_file_without_sendfile_support_is_sent_too() {
     let _descriptors = Descriptors::counted();
     let text = std::fs::read("/proc/version").unwrap();
     let mut world = World::new();
@@ -735,7 +817,7 @@ fn a_file_that_sendfile_does_not_take_is_sent_all_the_same() {
 }
 
 #[test]
-fn a_file_is_sent_where_no_descriptor_is_left_for_its_socket() {
+fn a_file_is_sent_without_a_free_descriptor_for_its_socket() {
     let _descriptors = Descriptors::counted();
     let block = pattern(1 << 20);
     let mut file = tempfile::tempfile().unwrap();
@@ -757,7 +839,7 @@ fn a_file_is_sent_where_no_descriptor_is_left_for_its_socket() {
 }
 
 #[test]
-fn files_are_bounded_closed_with_their_connection_and_not_detached() {
+fn queued_files_are_bounded_closed_with_their_connection_and_not_detached() {
     let _descriptors = Descriptors::counted();
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&[7; 100_000]).unwrap();

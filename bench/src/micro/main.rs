@@ -1,9 +1,9 @@
-//! The reactor's slab and timing wheel by themselves, against what else one could take: prints the figures as JSON.
+//! Compares the reactor's slab and timing wheel with alternatives, and prints the costs as JSON.
 //!
-//! Both are private to the reactor, so their very source files are compiled in here.
+//! Both are private to the reactor, so their source files are included here.
 
-// Whole modules of another crate: not all of them is used here, nothing here is public, and token.rs links to what
-// stands beside it in the reactor.
+// These are modules of another crate: some items are unused here, none is public, and the documentation of token.rs
+// links to items of the reactor.
 #[allow(dead_code, unreachable_pub)]
 #[path = "../../../reactor/src/slab.rs"]
 mod slab;
@@ -28,7 +28,7 @@ use serde::Serialize;
 
 #[derive(Debug, Parser)]
 struct Args {
-    /// Entries that each structure holds, one after the other
+    /// The numbers of entries to measure, one after the other
     #[arg(long, value_delimiter = ',')]
     entries: Vec<usize>,
     #[arg(long)]
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What one operation costs.
+/// The cost of one operation.
 #[derive(Debug, Serialize)]
 struct Micro {
     /// "memory", "timers" or "slab".
@@ -59,7 +59,7 @@ struct Micro {
     round: usize,
 }
 
-/// Runs each structure at each number of entries, in turn, this many rounds.
+/// Measures each structure with each number of entries, in this number of rounds.
 fn run(args: &Args) -> io::Result<Vec<Micro>> {
     let mut all = Vec::new();
     for round in 0..args.rounds {

@@ -1,4 +1,4 @@
-//! Bytes per entry, as the system counts them: pages that were touched.
+//! Bytes per entry, measured as resident pages.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,10 +13,10 @@ use crate::anonymous_bytes;
 use crate::slab::Slab;
 use crate::wheel::Wheel;
 
-/// As much as the reactor keeps of a connection beside its state.
+/// The size of the reactor's own state of a connection.
 type Link = [u32; 4];
 
-/// As large as a stream, without the million descriptors; `Option` has the same room to spare.
+/// The size of a stream, without a million descriptors; `Option` has the same niche.
 type Stream = std::num::NonZeroI32;
 const _: () = assert!(size_of::<Option<Stream>>() == size_of::<Option<TcpStream>>());
 
@@ -35,7 +35,7 @@ pub(super) fn run(
     Ok(())
 }
 
-/// What is still there after `fill` that was not there before.
+/// The growth of memory by the result of `fill`.
 fn growth<T>(fill: impl FnOnce() -> io::Result<T>) -> io::Result<u64> {
     let before = anonymous_bytes()?;
     let kept = black_box(fill()?);

@@ -1,4 +1,4 @@
-//! The reactor's slab against the `slab` crate, which has no generations: a stale key finds another's entry there.
+//! The reactor's slab and the `slab` crate, which has no generations: there a stale key finds another entry.
 
 use std::hint::black_box;
 use std::io;
@@ -6,7 +6,7 @@ use std::io;
 use crate::slab::Slab;
 use crate::{Numbers, time_each};
 
-/// As much as the reactor keeps of a connection beside its state.
+/// The size of the reactor's own state of a connection.
 type Entry = [u32; 4];
 
 pub(super) fn run(

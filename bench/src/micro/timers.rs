@@ -1,12 +1,11 @@
-//! The reactor's wheel against tokio-util's `DelayQueue` and a binary heap.
+//! The reactor's wheel, tokio-util's `DelayQueue` and a binary heap.
 //!
-//! Idle timeouts are what they are for: armed once, moved at random again and again, and fired at last. All deadlines
-//! lie within a few seconds after the start of the real clock, because `DelayQueue` knows no other; nothing is fired
-//! until all of them have passed, so that each structure has the same work to do at once.
+//! The workload is that of idle timeouts: armed once, moved many times at random, and fired at the end. All deadlines
+//! are within a few seconds of the start, because `DelayQueue` uses the real clock. Nothing is fired until all have
+//! passed, so that each structure has the same work.
 //!
-//! The heap holds (deadline, id) and, as one does, leaves an entry where it is when its deadline moves to later: the
-//! entry is put in again when it comes up. It can't move a deadline to sooner without a second entry, so it has to
-//! make one.
+//! The heap holds (deadline, id). As usual, an entry stays in place when its deadline moves to later, and is inserted
+//! again when it is popped. For an earlier deadline a second entry is needed.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -24,7 +23,7 @@ use crate::{Numbers, time_each};
 
 const MOVES: usize = 1_000_000;
 
-/// Milliseconds: deadlines are first within the first range, then moved to the second.
+/// In milliseconds: deadlines are first in the first range, then moved to the others.
 const FIRST: (usize, usize) = (1_000, 2_000);
 const LATER: (usize, usize) = (2_000, 3_000);
 const ANYWHERE: (usize, usize) = (1_000, 3_000);
@@ -74,7 +73,7 @@ fn wheel(entries: usize, note: Note<'_>) {
     note(
         "fire",
         time_each(entries, || {
-            // As the reactor does: no more than this many a turn.
+            // Limited per turn, as in the reactor.
             while wheel.len() > 0 {
                 let mut budget = 4096;
                 while wheel.poll(END, &mut budget).is_some() {
@@ -160,7 +159,7 @@ async fn delay_queue(entries: usize, note: Note<'_>) {
     sleep(at(END).saturating_duration_since(Instant::now()));
     let mut fired = 0;
     let begin = std::time::Instant::now();
-    // Without tokio's budget, which would have it yield every so often.
+    // Without tokio's cooperative budget, with which it would yield regularly.
     unconstrained(async {
         while poll_fn(|cx| queue.poll_expired(cx)).await.is_some() {
             fired += 1;

@@ -1,4 +1,4 @@
-//! The listening sockets of those who do not make their own.
+//! Listening sockets for servers that do not create their own.
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -12,7 +12,7 @@ use nix::sys::socket::{
 
 use super::BACKLOG;
 
-/// The listening sockets, with the options that the reactor gives its own.
+/// Creates the listening sockets, with the same options as those of the reactor.
 pub(super) fn bound(ports: Range<u16>) -> io::Result<Vec<TcpListener>> {
     ports.map(listener).collect()
 }

@@ -1,8 +1,8 @@
-//! mio with the `slab` crate, as its own tcp_server example is built.
+//! mio with the `slab` crate, like its tcp_server example.
 //!
-//! mio is edge-triggered, and its documentation asks to read until `WouldBlock`. A read that is shorter than the buffer
-//! has emptied the socket, though; tokio, its main user, relies on that under epoll, and so does this: a receive less
-//! per message.
+//! mio is edge-triggered, and its documentation requires reading until `WouldBlock`. But a read that is shorter than the
+//! buffer has emptied the socket. tokio, its main user, relies on this with epoll, and so does this server; it saves one
+//! receive per message.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -63,7 +63,7 @@ fn accept_all(
     }
 }
 
-/// Says whether the connection lives on.
+/// Returns whether the connection stays open.
 fn echo(stream: &mut TcpStream, buffer: &mut [u8]) -> bool {
     loop {
         match stream.read(buffer) {

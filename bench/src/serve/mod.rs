@@ -1,8 +1,8 @@
-//! The same echo server once per contestant, each in the best form that its own documentation recommends.
+//! The same echo server for each library, in the best form that the library's documentation recommends.
 //!
-//! Alike in all: the listening sockets (`listeners.rs`), one thread, [`EVENTS`] events a wait where that can be said,
-//! accepting as the library likes it, and one receive and one send per message: none reads again after a short read.
-//! Where the library lets connections share one read buffer, it has [`BUFFER_BYTES`].
+//! All have in common: the listening sockets (`listeners.rs`), one thread, [`EVENTS`] events per wait if that can be
+//! set, accepting in the library's usual way, and one receive and one send per message: none reads again after a short
+//! read. If the library allows connections to share one read buffer, its size is [`BUFFER_BYTES`].
 
 #[cfg(feature = "opponents")]
 mod listeners;
@@ -24,13 +24,13 @@ use ::reactor::FileTable;
 /// The read buffer that all connections share.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Events taken from the kernel at once.
+/// The maximum number of events per wait.
 const EVENTS: usize = 1024;
 
-/// Connections that may wait to be accepted on each listener.
+/// The backlog of each listener.
 const BACKLOG: i32 = 4096;
 
-/// Who serves.
+/// The library that serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Library {
     /// The reactor with descriptors.
@@ -69,7 +69,7 @@ pub(crate) fn serve(
     }
 }
 
-/// Says that the ports are open.
+/// Reports that the ports are open.
 fn say_ready() {
     println!("ready");
 }

@@ -1,6 +1,6 @@
-//! monoio on io_uring, as its own echo example is built.
+//! monoio on io_uring, like its echo example.
 //!
-//! A receive that is under way owns its buffer, so each connection has one of its own.
+//! A pending receive owns its buffer, so each connection has its own.
 
 use std::io;
 
@@ -10,14 +10,14 @@ use monoio::{IoUringDriver, RuntimeBuilder};
 
 use super::say_ready;
 
-/// Small, so that monoio's memory per connection is not that of a needlessly large buffer.
+/// Small, so that the buffer does not dominate monoio's memory per connection.
 const CONNECTION_BUFFER_BYTES: usize = 1024;
 
 pub(super) fn serve(listeners: Vec<std::net::TcpListener>) -> io::Result<()> {
     let mut runtime = RuntimeBuilder::<IoUringDriver>::new().build()?;
     runtime.block_on(async {
         for listener in listeners {
-            // io_uring waits by itself: on a non-blocking socket it would report EAGAIN instead.
+            // io_uring itself waits; on a non-blocking socket it would return EAGAIN instead.
             listener.set_nonblocking(false)?;
             monoio::spawn(accept_all(TcpListener::from_std(listener)?));
         }

@@ -1,6 +1,6 @@
-//! polling in its level-triggered mode, with the `slab` crate: no call to arm a connection again after each event.
+//! polling in level-triggered mode, with the `slab` crate: no call is needed to re-arm a connection after an event.
 
-// polling leaves it to the caller that a socket outlives its registration: `add` can't be called otherwise.
+// With polling, the caller must ensure that a socket outlives its registration, so `add` is unsafe.
 #![allow(unsafe_code)]
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -69,7 +69,7 @@ fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     Ok(accept4(listener, flags)?.into())
 }
 
-/// Says whether the connection lives on.
+/// Returns whether the connection stays open.
 fn echo(stream: &mut TcpStream, buffer: &mut [u8]) -> bool {
     match stream.read(buffer) {
         Ok(0) => false,

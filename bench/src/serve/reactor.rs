@@ -1,4 +1,4 @@
-//! The home team: the handler of c1000k-server without its counters.
+//! The reactor, with the handler of c1000k-server without its counters.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,7 +1,7 @@
 //! tokio's current-thread runtime, a task per listener and a task per connection.
 //!
-//! A task that holds a buffer of its own while it waits would cost more memory; `poll_read` wants one only when it is
-//! polled, so all connections share one here. It also knows that a short read has emptied the socket.
+//! A task with its own buffer would take more memory while it waits. `poll_read` needs the buffer only while it is
+//! polled, so all connections share one. It also detects that a short read has emptied the socket.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -54,7 +54,7 @@ async fn echo_until_idle(mut stream: TcpStream, idle_timeout: Duration) -> io::R
     Ok(())
 }
 
-/// Says whether the connection lives on.
+/// Returns whether the connection stays open.
 async fn echo(stream: &mut TcpStream) -> io::Result<bool> {
     let (received, left) = poll_fn(|cx| poll_echo(stream, cx)).await?;
     if !left.is_empty() {
@@ -63,7 +63,7 @@ async fn echo(stream: &mut TcpStream) -> io::Result<bool> {
     Ok(received > 0)
 }
 
-/// Receives and sends at once; what the kernel does not take is copied.
+/// Receives and sends at once; returns the bytes that the kernel did not accept.
 fn poll_echo(stream: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<(usize, Vec<u8>)>> {
     BUFFER.with_borrow_mut(|buffer| {
         let mut buffer = ReadBuf::new(buffer);

@@ -1,23 +1,25 @@
-//! What the examples share: their arguments, and one line on standard error where something does not work.
+//! Shared by the examples: their arguments, and errors as one line on standard error.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::process;
 
-/// The address that an argument names; one that names none ends the program.
+/// Parses an address; ends the program if it is invalid.
 pub(crate) fn address(argument: &str) -> SocketAddr {
     argument.parse().unwrap_or_else(|_| {
-        misused(&format!("{argument:?} is no address; give IP:PORT, for example 127.0.0.1:7007"))
+        usage_error(&format!(
+            "{argument:?} is not an address; expected IP:PORT, for example 127.0.0.1:7007"
+        ))
     })
 }
 
-/// Ends a program that was called with the wrong arguments.
-pub(crate) fn misused(why: &str) -> ! {
+/// Ends a program that was called with invalid arguments.
+pub(crate) fn usage_error(why: &str) -> ! {
     eprintln!("Error: {why}");
     process::exit(2)
 }
 
-/// An error that `main` may return: it is printed as a sentence, where others are printed as Rust sees them.
+/// An error for `main` to return. It is printed with `Display`, where other errors are printed with `Debug`.
 pub(crate) struct Failure(String);
 
 impl<E: std::error::Error> From<E> for Failure {

@@ -1,20 +1,20 @@
-//! TLS for a server, by rustls' unbuffered interface: a session keeps no buffers, so an idle connection is small.
+//! TLS for a server, with rustls's unbuffered interface: a session has no buffers, so an idle connection is small.
 
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
 };
 
-/// What a session says of the bytes that came in.
+/// The state of a session after input was processed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Heard {
-    /// It goes on.
-    More,
-    /// The peer has closed the session (close_notify); it may leave TCP open for as long as it likes.
+pub(crate) enum SessionState {
+    /// The session is open.
+    Open,
+    /// The peer has closed the session (close_notify); its TCP stream may still be open.
     Closed,
 }
 
-/// A session, and the part of a record that has come so far, which the session counts on in each call.
+/// A session and an incomplete record, which must be passed to each call of rustls.
 pub(crate) struct Session {
     tls: Box<UnbufferedServerConnection>,
     partial: Vec<u8>,
@@ -25,27 +25,27 @@ impl Session {
         Self { tls: Box::new(tls), partial: Vec::new() }
     }
 
-    /// Takes in what has arrived: plain text is added to `plain`, and what has to be sent to `out`.
+    /// Processes input: appends plain text to `plain`, and records to be sent to `out`.
     pub(crate) fn receive(
         &mut self,
         bytes: &mut [u8],
         plain: &mut Vec<u8>,
         out: &mut Vec<u8>,
-    ) -> Result<Heard, rustls::Error> {
+    ) -> Result<SessionState, rustls::Error> {
         if self.partial.is_empty() {
-            // As a rule whole records come in, and are decrypted in the buffer of all reads.
+            // Input is usually complete records, which are decrypted in the reactor's read buffer.
             let used = self.process(bytes, plain, out)?;
             self.partial.extend_from_slice(&bytes[used.0..]);
             return Ok(used.1);
         }
         self.partial.extend_from_slice(bytes);
         let mut partial = std::mem::take(&mut self.partial);
-        let (used, heard) = self.process(&mut partial, plain, out)?;
+        let (used, after) = self.process(&mut partial, plain, out)?;
         if used < partial.len() {
             partial.drain(..used);
             self.partial = partial;
         }
-        Ok(heard)
+        Ok(after)
     }
 
     fn process(
@@ -53,8 +53,8 @@ impl Session {
         bytes: &mut [u8],
         plain: &mut Vec<u8>,
         out: &mut Vec<u8>,
-    ) -> Result<(usize, Heard), rustls::Error> {
-        let (mut used, mut heard) = (0, Heard::More);
+    ) -> Result<(usize, SessionState), rustls::Error> {
+        let (mut used, mut after) = (0, SessionState::Open);
         loop {
             let UnbufferedStatus { mut discard, state, .. } =
                 self.tls.process_tls_records(&mut bytes[used..]);
@@ -71,19 +71,19 @@ impl Session {
                         plain.extend_from_slice(record.payload);
                     }
                 }
-                ConnectionState::PeerClosed => heard = Heard::Closed,
-                ConnectionState::Closed => (heard, is_over) = (Heard::Closed, true),
-                // Early data is not asked for.
+                ConnectionState::PeerClosed => after = SessionState::Closed,
+                ConnectionState::Closed => (after, is_over) = (SessionState::Closed, true),
+                // Early data is not enabled.
                 _ => is_over = true,
             }
             used += discard;
             if is_over {
-                return Ok((used, heard));
+                return Ok((used, after));
             }
         }
     }
 
-    /// Adds a record with these bytes to `out`; says whether the session takes any now.
+    /// Appends a record with these bytes to `out`; returns `false` if the session can't send now.
     pub(crate) fn send(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
         match self.tls.process_tls_records(&mut self.partial).state {
             Ok(ConnectionState::WriteTraffic(mut traffic)) => {
@@ -93,7 +93,7 @@ impl Session {
         }
     }
 
-    /// Says goodbye.
+    /// Appends a close_notify to `out`.
     pub(crate) fn close(&mut self, out: &mut Vec<u8>) {
         if let Ok(ConnectionState::WriteTraffic(mut traffic)) =
             self.tls.process_tls_records(&mut self.partial).state
@@ -103,7 +103,7 @@ impl Session {
     }
 }
 
-/// How much more room is wanted; 0 where it can't be done at all.
+/// The buffer size that is needed, or 0 if encoding can't succeed.
 fn encode_room(error: EncodeError) -> usize {
     match error {
         EncodeError::InsufficientSize(InsufficientSizeError { required_size }) => required_size,
@@ -118,7 +118,7 @@ fn encrypt_room(error: EncryptError) -> usize {
     }
 }
 
-/// Has something written at the end of `out`, which gets as much room as that wants; says whether it was written.
+/// Calls `write` with room at the end of `out`, and again with the room that it asks for. Returns whether it succeeded.
 fn append(out: &mut Vec<u8>, mut write: impl FnMut(&mut [u8]) -> Result<usize, usize>) -> bool {
     let (begin, mut room) = (out.len(), 0);
     loop {

@@ -1,23 +1,22 @@
-//! Sockets that come from elsewhere or go there, and their descriptors for the while.
+//! Adopting sockets from outside, detaching sockets, and lending their descriptors.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::config::ListenOptions;
 use crate::connection::{ConnHeader, Flags};
 use crate::context::Context;
-use crate::context::connect::input_flags;
 use crate::context::set_tcp_options;
 use crate::error::{CloseReason, Detached, Error, Refused};
 use crate::sys::{self, Adopted, Descriptor, LentFd};
 use crate::token::{ListenerId, Token};
 
 impl<C> Context<C> {
-    /// Takes in a connected stream socket that was made elsewhere: one of the standard library or of `socket2`, one end
-    /// of a socket pair, one that another process or reactor has handed over. `conn` is its state.
+    /// Adds a connected stream socket from outside: created by the standard library or `socket2`, one end of a socket
+    /// pair, or received from another process or reactor. `conn` is its state.
     ///
-    /// From here on it is as a connection of [`connect`](Self::connect) whose connect is decided:
-    /// [`on_open`](crate::Handler::on_open) follows in the next turn, and bytes may be written at once. It is made
-    /// non-blocking and close-on-exec; its other options stay as they are.
+    /// The socket becomes a connection like one of [`connect`](Self::connect) whose connect has completed:
+    /// [`on_open`](crate::Handler::on_open) is called in the next turn, and bytes may be written at once. The socket is
+    /// made non-blocking and close-on-exec; its other options are not changed.
     ///
     /// ```
     /// use std::os::unix::net::UnixStream;
@@ -30,10 +29,10 @@ impl<C> Context<C> {
     /// ```
     ///
     /// # Errors
-    /// The socket and the state come back with [`Error::Full`] at
-    /// [`Config::connections_max`](crate::Config::connections_max), [`Error::Invalid`] for what is no stream of TCP or
-    /// the Unix domain and during a [`shutdown`](Self::shutdown), and the system's refusal: not a socket (`ENOTSOCK`),
-    /// not connected (`ENOTCONN`), watched by this reactor already (`EEXIST`), no epoll watch (`ENOSPC`).
+    /// All errors return the socket and the state: [`Error::Full`] at
+    /// [`Config::connections_max`](crate::Config::connections_max); [`Error::Invalid`] if it is not a TCP or
+    /// Unix-domain stream socket, and during a [`shutdown`](Self::shutdown); a system error: not a socket (`ENOTSOCK`),
+    /// not connected (`ENOTCONN`), already watched by this reactor (`EEXIST`), no epoll watch left (`ENOSPC`).
     pub fn adopt(
         &mut self,
         socket: impl Into<OwnedFd>,
@@ -55,12 +54,12 @@ impl<C> Context<C> {
             None => sys::adopt(&socket, Adopted::Connection),
         });
         match prepared {
-            Ok(is_tcp) => self.insert(socket, Flags::CONNECTING | input_flags(is_tcp)),
+            Ok(is_tcp) => self.insert_outbound(socket, is_tcp),
             Err(error) => Err(Refused { error, given: socket }),
         }
     }
 
-    /// The next connection that was adopted and has not opened yet.
+    /// The next adopted connection that has not been opened yet.
     pub(crate) fn next_adopted(&mut self) -> Option<Token> {
         loop {
             let token = self.adopted.pop_front()?;
@@ -70,15 +69,15 @@ impl<C> Context<C> {
         }
     }
 
-    /// Listens with a socket that was made elsewhere: passed by a service manager, handed over by an earlier process, or
-    /// with options that [`ListenOptions`] does not have. It must be bound, and may listen already.
+    /// Listens on a socket from outside: passed by a service manager, handed over by an earlier process, or
+    /// created with options that [`ListenOptions`] does not have. It must be bound, and may already be listening.
     ///
-    /// Of the options, `connections_max`, those that are set and the backlog are applied to it; `reuse_port` and `only_v6` belong before
-    /// the `bind` and are not looked at.
+    /// The backlog, `connections_max` and the socket options that are set are applied to it. `reuse_port` and `only_v6`
+    /// must be set before `bind`, so they are ignored.
     ///
     /// # Errors
-    /// As [`listen`](Self::listen), the socket coming back, and [`Error::Invalid`] for what is no stream of TCP or the
-    /// Unix domain.
+    /// As for [`listen`](Self::listen), and [`Error::Invalid`] if it is not a TCP or Unix-domain stream socket. All
+    /// errors return the socket.
     pub fn adopt_listener(
         &mut self,
         socket: impl Into<OwnedFd>,
@@ -100,19 +99,19 @@ impl<C> Context<C> {
         .map_err(|Refused { error, given }| Refused { error, given: given.into() })
     }
 
-    /// Takes an open connection out of the reactor and leaves its socket connected, for another reactor, another library
-    /// or another process. [`on_close`](crate::Handler::on_close) follows with the state and
-    /// [`CloseReason::Detached`], which has the socket and the bytes that were under way.
+    /// Removes an open connection from the reactor and leaves its socket connected, for another reactor, another
+    /// library or another process. [`on_close`](crate::Handler::on_close) is called with the state and
+    /// [`CloseReason::Detached`], which contains the socket and the bytes that were not yet delivered or sent.
     ///
-    /// Its bytes are not waited for: what is queued comes out as [`Detached::unsent`]. With
-    /// [registered files](crate::FileTable::Registered) the socket gets a descriptor again, and while the number that it
-    /// had at its accept is another file's, the reactor goes on being woken for it, in vain
-    /// ([`Stats::stale_events`](crate::Stats::stale_events)), until the socket is closed.
+    /// Queued bytes are not sent first: they are returned in [`Detached::unsent`]. With
+    /// [registered files](crate::FileTable::Registered) the socket gets a descriptor again. If another file now uses
+    /// the descriptor number that the socket had when it was accepted, epoll continues to report the socket until it is
+    /// closed; the reactor wakes up and drops these events ([`Stats::stale_events`](crate::Stats::stale_events)).
     ///
     /// # Errors
-    /// [`Error::Stale`]; [`Error::Invalid`] where it is still connecting or being closed already, or a part of a file waits
-    /// to be sent; with registered files
-    /// the system's refusal of a descriptor (`EMFILE`). The connection is as it was then.
+    /// [`Error::Stale`]; [`Error::Invalid`] if the connection is still connecting, is being closed, or has a part of a
+    /// file in its queue; with registered files, a system error if there is no descriptor left (`EMFILE`). The
+    /// connection is unchanged then.
     pub fn detach(&mut self, token: Token) -> Result<(), Error> {
         self.flush_sends();
         let header = self.connections.head_mut(token.key()).ok_or(Error::Stale)?;
@@ -120,7 +119,7 @@ impl<C> Context<C> {
             return Err(Error::Invalid("only a connection that is open can be detached"));
         }
         if header.queue().is_some_and(|queue| self.queues[queue as usize].files() > 0) {
-            return Err(Error::Invalid("a part of a file waits to be sent"));
+            return Err(Error::Invalid("a part of a file is still queued"));
         }
         let descriptor = self.sockets.detach(&mut header.socket)?;
         if let Err(error) =
@@ -137,7 +136,7 @@ impl<C> Context<C> {
         Ok(())
     }
 
-    /// What was received together is handed over from here on: what of it is for a connection that was detached is kept.
+    /// A batch of receives is delivered from here on: bytes for a connection that is detached meanwhile are kept.
     pub(crate) fn begin_delivery(&mut self) {
         self.delivering = true;
     }
@@ -147,7 +146,7 @@ impl<C> Context<C> {
         self.close_detached();
     }
 
-    /// Lets `on_close` follow for what was detached.
+    /// Queues `on_close` for the detached connections.
     fn close_detached(&mut self) {
         while let Some((token, descriptor)) = self.detached.pop() {
             let queue = self.header(token).and_then(ConnHeader::queue);
@@ -158,29 +157,25 @@ impl<C> Context<C> {
         }
     }
 
-    /// Ends a listener without closing its socket, for another process or reactor: what waits in its backlog waits on.
-    /// `None` for a stale name.
+    /// Removes a listener without closing its socket, for another process or reactor; connections in its backlog are
+    /// kept. Returns `None` if the id is stale.
     pub fn detach_listener(&mut self, listener: ListenerId) -> Option<OwnedFd> {
-        let socket = self.remove_listener(listener)?;
-        if let Err(error) = self.poller.delete(&socket) {
-            log::debug!("{listener:?} could not be taken out of epoll: {error}");
-        }
-        Some(socket.into())
+        self.remove_listener(listener).map(OwnedFd::from)
     }
 
-    /// The descriptor of a connection's socket, to ask for an option or to set one. Where the socket is a registered
-    /// file, it is opened for that and closed again, at two system calls.
+    /// Returns the descriptor of a connection's socket, for getting and setting options. If the socket is a registered
+    /// file, a descriptor is opened for this and closed on drop, with two system calls.
     ///
-    /// What is read or written by it passes by the reactor, which then waits for a report that does not come, or mixes
-    /// it with what is queued.
+    /// Do not read or write with it: the reactor could then wait for an event that epoll does not report, and written
+    /// bytes could be mixed with queued ones.
     ///
     /// # Errors
-    /// [`Error::Stale`], or with registered files the system's refusal of a descriptor (`EMFILE`).
+    /// [`Error::Stale`], or with registered files a system error if there is no descriptor left (`EMFILE`).
     pub fn connection_fd(&self, token: Token) -> Result<LentFd<'_>, Error> {
         self.sockets.descriptor(&self.header(token).ok_or(Error::Stale)?.socket)
     }
 
-    /// The descriptor of a listener. `None` for a stale name.
+    /// Returns the descriptor of a listener; `None` if the id is stale.
     #[must_use]
     pub fn listener_fd(&self, listener: ListenerId) -> Option<BorrowedFd<'_>> {
         self.listeners.head(listener.key()).map(|listener| listener.socket().as_fd())

@@ -1,8 +1,8 @@
-//! What goes to the kernel together: the sends of a turn, the files that are closed, and the sockets that move from
+//! Operations that go to the kernel together: the sends of a turn, the closes of files, and the moves of sockets from
 //! descriptors to registered files.
 //!
-//! The order is always this one: a send must not come after the close of its file, nor the close of a file after another
-//! has taken its place.
+//! They are always submitted in this order: a send must not follow the close of its file, and the close of a file must
+//! not follow the move of another file into the same place.
 
 use std::mem;
 
@@ -13,9 +13,9 @@ use crate::error::CloseReason;
 use crate::sys::{IoResult, Readiness, ReceiveBatch, SendBatch, Socket};
 use crate::token::Token;
 
-/// Sockets that have a descriptor while they wait to move.
+/// The maximum number of sockets that have a descriptor while they wait to move.
 pub(super) const MOVING_MAX: usize = 64;
-/// What one receive of a batch may bring; a connection that has more is read by itself.
+/// The maximum of one receive of a batch; a connection that has more is then read singly.
 const RECEIVE_BYTES: usize = 1024;
 const SENDS_MAX: usize = 1024;
 const SENDS_BYTES_MAX: usize = 1 << 20;
@@ -25,13 +25,13 @@ pub(super) fn sends() -> SendBatch {
     SendBatch::with_capacity(SENDS_MAX, SENDS_BYTES_MAX)
 }
 
-/// A receive for each event of a wait.
+/// A batch with room for one receive per event of a wait.
 pub(crate) fn receives(events_max: usize, read_buffer_bytes: usize) -> ReceiveBatch {
     ReceiveBatch::with_capacity(events_max, RECEIVE_BYTES.min(read_buffer_bytes))
 }
 
 impl<C> Context<C> {
-    /// The place of a connection that can be read with others, all that there is to do for it being to read.
+    /// The place in the tables of a connection that can be read in a batch; `None` if it needs more than a read.
     #[inline]
     pub(crate) fn batched_place(&mut self, token: Token, ready: Readiness) -> Option<u32> {
         let header = self.header_mut(token)?;
@@ -44,8 +44,8 @@ impl<C> Context<C> {
         header.socket.place()
     }
 
-    /// Lends the state of a connection that a receive of a batch has brought bytes for; `None` where it has gone or does
-    /// not read any more since the batch was made.
+    /// Lends the state of a connection for which a batched receive returned bytes; `None` if it was removed or stopped
+    /// reading after the batch was made.
     #[inline]
     pub(crate) fn lend_received(
         &mut self,
@@ -65,7 +65,7 @@ impl<C> Context<C> {
         Some(conn)
     }
 
-    /// Keeps what was received for a connection that does not read now, until it does.
+    /// Keeps bytes that were received for a connection whose reads are paused, until they are resumed.
     #[cold]
     pub(crate) fn hold(&mut self, token: Token, bytes: &[u8]) {
         let Some(header) = self.header_mut(token) else {
@@ -81,7 +81,7 @@ impl<C> Context<C> {
         self.list_unread(token);
     }
 
-    /// A receive of a batch has brought no bytes, or an error; says whether it is to be reported to the service.
+    /// A batched receive returned no bytes or an error; returns whether to report this to the service.
     #[cold]
     pub(crate) fn wants_end(&mut self, token: Token, result: &IoResult) -> bool {
         match self.header(token) {
@@ -90,7 +90,7 @@ impl<C> Context<C> {
                 false
             }
             Some(header) if header.reads() || matches!(result, IoResult::Failed(_)) => true,
-            // The end of the input is still there when it is read again.
+            // A later read returns the end of the input again.
             Some(_) => {
                 self.hold(token, &[]);
                 false
@@ -98,7 +98,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// Remembers that a connection's socket is to move to a registered file.
+    /// Schedules the move of a connection's socket to a registered file.
     #[inline]
     pub(super) fn move_later(&mut self, token: Token) {
         if self.sockets.has_tables() {
@@ -109,15 +109,15 @@ impl<C> Context<C> {
         }
     }
 
-    /// Whether descriptors can be had by closing the socket of the connection that `on_close` is about, or by moving
-    /// sockets out of the process's table.
+    /// Tries to free descriptors, by closing the socket of the connection whose `on_close` is running and by moving
+    /// sockets out of the process's table; returns whether there was such a socket.
     pub(crate) fn free_descriptors(&mut self) -> bool {
         let can_free = self.close_leaving() | !self.moving.is_empty();
         self.flush();
         can_free
     }
 
-    /// Hands everything over that waits for others to go with.
+    /// Submits all batches.
     #[inline]
     pub(crate) fn flush(&mut self) {
         if self.sockets.has_tables() {
@@ -143,7 +143,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// The table with the connection's socket is lost.
+    /// The table that held the connection's socket is lost.
     fn lose(&mut self, token: Token) {
         if self.header(token).is_some_and(|header| header.socket.place().is_some()) {
             self.mark_closed(token, CloseReason::Failed(crate::sys::no_memory("io_uring_enter")));
@@ -158,7 +158,7 @@ impl<C> Context<C> {
             moving.extend(header.take_descriptor(place).map(|descriptor| (place, descriptor)));
         }
         self.sockets.register(&mut moving);
-        // What could not move stays what it was.
+        // A socket that could not be moved keeps its descriptor.
         for (place, descriptor) in moving.drain(..) {
             let name = self.connections.keys(place as usize, place as usize + 1).next();
             if let Some(header) = name.and_then(|name| self.connections.head_mut(name)) {

@@ -1,4 +1,4 @@
-//! Outbound connections, and how a connection of either way gets its slot.
+//! Outbound connections, and inserting any connection into epoll and the slab.
 
 use std::net::SocketAddr;
 
@@ -11,18 +11,18 @@ use crate::sys::{self, Descriptor, Readiness, Socket, Sockets};
 use crate::token::{EventSource, Token};
 
 impl<C> Context<C> {
-    /// Starts to connect; `conn` is the state of the new connection.
+    /// Starts a connect; `conn` is the state of the new connection.
     ///
-    /// [`on_open`](crate::Handler::on_open) follows, or [`on_close`](crate::Handler::on_close) when it fails later.
-    /// Bytes may be written at once: they wait until it is open. Costs `socket`, `connect` and `epoll_ctl`, and one call
-    /// more for each option that is set.
+    /// [`on_open`](crate::Handler::on_open) is called when it completes, or [`on_close`](crate::Handler::on_close) if
+    /// it fails later. Bytes may be written at once: they are queued until the connection is open. Makes the system
+    /// calls `socket`, `connect` and `epoll_ctl`, and one more for each option that is set.
     ///
     /// # Errors
-    /// [`Error::Full`] at [`Config::connections_max`](crate::Config::connections_max), and what the system refuses at
-    /// once: no descriptor (`EMFILE`, `ENFILE`), no port (`EADDRNOTAVAIL`), a source that is not of this machine
-    /// (`EADDRNOTAVAIL`), no route (`ENETUNREACH`), no epoll watch (`ENOSPC`). A Unix-domain connect is decided at
-    /// once: nothing listens (`ECONNREFUSED`), no such file (`ENOENT`), a full backlog (`EAGAIN`); [`Error::Invalid`] during a
-    /// [`shutdown`](Self::shutdown). The state comes back, and no callback follows.
+    /// [`Error::Full`] at [`Config::connections_max`](crate::Config::connections_max); [`Error::Invalid`] during a
+    /// [`shutdown`](Self::shutdown); and immediate system errors: no descriptor (`EMFILE`, `ENFILE`), no port, or a
+    /// source address that is not of this machine (`EADDRNOTAVAIL`), no route (`ENETUNREACH`), no epoll watch
+    /// (`ENOSPC`). A Unix-domain connect always fails immediately if it fails: no listener (`ECONNREFUSED`), no such
+    /// file (`ENOENT`), a full backlog (`EAGAIN`). All errors return the state, and no callback follows.
     pub fn connect(
         &mut self,
         address: impl Into<Address>,
@@ -57,7 +57,7 @@ impl<C> Context<C> {
             other => other,
         }?;
         match sys::connect(&socket, address) {
-            // The port may be that of a connection whose close waits for the end of the callback or of the turn.
+            // The port may still be used by a socket that is closed only at the end of the callback or of the turn.
             Err(error)
                 if error.is_out_of_ports()
                     && (self.close_leaving() || self.sockets.has_closes()) =>
@@ -67,11 +67,11 @@ impl<C> Context<C> {
             }
             connected => connected?,
         }
-        Ok(self.insert(socket, Flags::CONNECTING | input_flags(address.is_tcp()))?)
+        Ok(self.insert_outbound(socket, address.is_tcp())?)
     }
 
-    /// Gives a connection its place in epoll and its slot, its state lent from the beginning.
-    #[inline]
+    /// Registers a connection with epoll and gives it a slot, with its state lent from the start.
+    #[inline(always)] // Otherwise it is not inlined, and costs a call per accept.
     pub(crate) fn insert(
         &mut self,
         socket: Descriptor,
@@ -94,7 +94,19 @@ impl<C> Context<C> {
         Ok(token)
     }
 
-    /// The connect is decided; says how.
+    /// Does the same for an outbound connect or an adopted socket.
+    pub(super) fn insert_outbound(
+        &mut self,
+        socket: Descriptor,
+        is_tcp: bool,
+    ) -> Result<Token, Refused<Descriptor>> {
+        let flags = Flags::CONNECTING | Flags::OUTBOUND | input_flags(is_tcp);
+        let token = self.insert(socket, flags)?;
+        self.outbound += 1;
+        Ok(token)
+    }
+
+    /// The connect has completed or failed; returns the error if it failed.
     pub(crate) fn finish_connect(&mut self, token: Token, ready: Readiness) -> Result<(), Error> {
         let header = self.connections.head_mut(token.key()).ok_or(Error::Stale)?;
         if (ready.is_error() || ready.is_hangup())
@@ -103,7 +115,6 @@ impl<C> Context<C> {
             return Err(error);
         }
         header.flags.set(Flags::CONNECTING, false);
-        header.flags.set(Flags::OPENED, true);
         let finishes = header.flags.any(Flags::FINISHING) && !header.has_queue();
         self.clear_timeout(token);
         if finishes {
@@ -113,8 +124,8 @@ impl<C> Context<C> {
     }
 }
 
-/// What is known of a connection's input from the beginning: on a Unix-domain stream, a read ends where the peer has sent
-/// descriptors, and says nothing about what lies behind.
+/// The initial flags for a connection's input: on a Unix-domain stream a read stops where the peer has sent
+/// descriptors, so a short read does not mean that the input is exhausted.
 pub(super) fn input_flags(is_tcp: bool) -> Flags {
     if is_tcp { Flags::NONE } else { Flags::READ_TO_END }
 }
@@ -126,7 +137,7 @@ fn prepared(
 ) -> Result<Descriptor, Error> {
     if options.source.is_some_and(|source| !is_of_family(address, source)) {
         return Err(Error::Invalid(
-            "the source address and the destination are of different families",
+            "the source address and the destination are of different address families",
         ));
     }
     let socket = sockets.stream_socket(address)?;

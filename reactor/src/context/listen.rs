@@ -1,9 +1,9 @@
-//! Listening, and what happens when there is nothing left to accept with.
+//! Listening, and throttling listeners when resources for accepting have run out.
 //!
-//! A listener that finds no descriptor, memory, epoll watch or slot is throttled: it leaves epoll's interest, so that
-//! nothing spins, and comes back when a connection has gone or when the pause has passed. All throttled listeners share one
-//! pause, which doubles each time: what has run out has run out for all of them, and a hundred listeners that try again
-//! one by one would be a hundred wake-ups.
+//! A listener for which there is no descriptor, memory, epoll watch or slot is throttled: it is removed from epoll's
+//! interest list, so that the loop does not spin, and resumes when a connection has closed or when the pause has
+//! passed. All throttled listeners share one pause, which doubles each time: a resource that has run out has run out
+//! for all of them, and a hundred listeners that retry one by one would cause a hundred wake-ups.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -20,22 +20,24 @@ use crate::sys::{self, Accepted, Descriptor, Readiness};
 use crate::token::{EventSource, Inner, ListenerId, Token};
 use crate::wheel::NodeId;
 
-/// Whatever is configured: the wheel goes by milliseconds.
+/// A lower bound for the configured pause: the resolution of the wheel.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 pub(super) struct Listener {
     socket: Descriptor,
-    /// What its connections begin with.
+    /// Registered with epoll. A listener that is being drained is not: it is accepted from in each turn.
+    watched: bool,
+    /// The initial flags of its connections.
     conn_flags: Flags,
-    /// By the service.
+    /// Paused by the service.
     paused: bool,
-    /// Because something has run out.
+    /// Paused because a resource has run out.
     throttled: bool,
-    /// At its own bound.
+    /// Paused because it is at its own bound.
     full: bool,
     connections_max: Option<usize>,
-    /// Connections that it has, counted where there is a bound.
+    /// Its open connections; counted only if it has a bound.
     connections: usize,
 }
 
@@ -48,7 +50,7 @@ impl Listener {
         if self.is_accepting() { Readiness::READABLE } else { Readiness::NONE }
     }
 
-    /// Why it can't have another connection.
+    /// Returns an error if the listener is at its own bound.
     fn lacks_place(&self) -> Option<Error> {
         let limit = self.connections_max?;
         let what = "connections of the listener";
@@ -65,14 +67,16 @@ impl Listener {
     }
 }
 
-/// Which listener each connection came from, by slot; empty where no listener has a bound of its own.
+/// The listener of each connection, by slot; empty if no listener has a bound of its own.
 #[derive(Debug, Default)]
 pub(super) struct AcceptedBy(Vec<Option<ListenerId>>);
 
 impl AcceptedBy {
-    /// Reserves address space for all slots, so that no growth copies.
+    /// Reserves address space for all slots, so that growing copies nothing.
     fn reserve(&mut self, slots: usize) -> Result<(), Error> {
-        let no_memory = |_| Error::Invalid("there is no address space for a bound of a listener");
+        let no_memory = |_| {
+            Error::Invalid("there is no address space to count the connections of each listener")
+        };
         self.0.try_reserve_exact(slots.saturating_sub(self.0.len())).map_err(no_memory)
     }
 
@@ -94,14 +98,14 @@ impl AcceptedBy {
     }
 }
 
-/// The listeners that wait for descriptors, memory or slots, and the pause that they share.
+/// The throttled listeners, which wait for descriptors, memory or slots, and the pause that they share.
 #[derive(Debug, Default)]
 pub(super) struct AcceptBackoff {
-    /// In the order in which they ran out.
+    /// In the order in which they were throttled.
     waiting: VecDeque<ListenerId>,
-    /// The end of the pause in the wheel; there is one while a listener is throttled.
+    /// The timer of the pause; armed while a listener is throttled.
     pause: Option<NodeId>,
-    /// How long the next pause is, where it is not the first.
+    /// The length of the next pause; `None` for the first one.
     pause_next: Option<Duration>,
 }
 
@@ -118,17 +122,19 @@ impl AcceptBackoff {
 }
 
 impl<C> Context<C> {
-    /// Listens on an address; with port 0 the kernel chooses one, which
+    /// Listens on an address. With port 0 the kernel chooses a port, which
     /// [`listener_addr`](Self::listener_addr) returns.
     ///
-    /// The file of a Unix-domain listener is the caller's: the reactor neither removes one that a dead process left
-    /// behind (it makes `EADDRINUSE`; try to connect first, and remove it when that is refused), nor its own when the
-    /// listener is gone. Who may connect is decided by the file's permissions.
+    /// The file of a Unix-domain listener belongs to the caller: the reactor does not remove it, neither before
+    /// listening nor when the listener is removed. A file that an earlier process has left causes `EADDRINUSE`; try to
+    /// connect first, and remove the file if the connect is refused. The permissions of the file determine who may
+    /// connect.
     ///
     /// # Errors
-    /// The system's refusal: the address is in use (`EADDRINUSE`), is not of this machine (`EADDRNOTAVAIL`), its
-    /// port is privileged (`EACCES`), or its path is too long (`ENAMETOOLONG`); [`Error::Full`] at [`Config::listeners_max`](crate::Config::listeners_max);
-    /// [`Error::Invalid`] during a [`shutdown`](Self::shutdown).
+    /// A system error: the address is in use (`EADDRINUSE`) or not of this machine (`EADDRNOTAVAIL`), the port is
+    /// privileged (`EACCES`), or the path is too long (`ENAMETOOLONG`); [`Error::Full`] at
+    /// [`Config::listeners_max`](crate::Config::listeners_max); [`Error::Invalid`] during a
+    /// [`shutdown`](Self::shutdown).
     pub fn listen(
         &mut self,
         address: impl Into<Address>,
@@ -145,7 +151,7 @@ impl<C> Context<C> {
         Ok(self.insert_listener(socket, address.is_tcp(), options)?)
     }
 
-    /// Why there can't be another listener.
+    /// Returns an error if `listeners_max` is reached.
     pub(super) fn lacks_listener(&self) -> Result<(), Error> {
         let limit = self.listeners.capacity();
         if self.listeners.is_full() {
@@ -154,7 +160,7 @@ impl<C> Context<C> {
         Ok(())
     }
 
-    /// Gives a listener its place in epoll and its slot, of which there must be one.
+    /// Gives a listener a slot and registers it with epoll.
     pub(super) fn insert_listener(
         &mut self,
         socket: Descriptor,
@@ -168,7 +174,8 @@ impl<C> Context<C> {
         }
         let listener = Listener {
             socket,
-            conn_flags: Flags::OPENED | input_flags(is_tcp),
+            watched: false,
+            conn_flags: input_flags(is_tcp),
             paused: false,
             throttled: false,
             full: options.connections_max == Some(0),
@@ -184,12 +191,14 @@ impl<C> Context<C> {
             let data = EventSource::Listener(id).to_bits();
             cx.poller.add(&listener.socket, listener.interest(), data)
         });
-        match added {
-            Some(Err(error)) => {
-                Err(Refused { error, given: self.remove_listener(id).expect("it was inserted") })
-            }
-            _ => Ok(id),
+        if let Some(Err(error)) = added {
+            let given = self.remove_listener(id).expect("it was inserted");
+            return Err(Refused { error, given });
         }
+        if let Some(listener) = self.listeners.head_mut(id.key()) {
+            listener.watched = true;
+        }
+        Ok(id)
     }
 
     /// The socket of a listener.
@@ -199,7 +208,7 @@ impl<C> Context<C> {
     }
 
     /// # Panics
-    /// When the connections of a listener are counted wrongly, or it waits for none of them.
+    /// If the connections of a listener are counted wrongly, or a listener is held back below its bound.
     #[cfg(any(test, fuzzing))]
     pub(super) fn check_accepted(&self) {
         for id in self.listeners() {
@@ -207,11 +216,12 @@ impl<C> Context<C> {
             assert_eq!(listener.connections, self.accepted_by.count(id), "connections of {id:?}");
             let bound = listener.connections_max.unwrap_or(usize::MAX);
             assert!(listener.connections <= bound, "{id:?} has more than its bound");
-            assert!(!listener.full || listener.connections == bound, "{id:?} waits for nothing");
+            assert!(!listener.full || listener.connections == bound, "{id:?} is below its bound");
         }
     }
 
-    /// Stops listening; connections that waited to be accepted are reset by the kernel. Nothing for a stale name.
+    /// Stops listening. The kernel resets connections that wait to be accepted, unless the socket is open elsewhere
+    /// too, for example after [`adopt_listener`](Self::adopt_listener) of a duplicate. Does nothing if the id is stale.
     pub fn unlisten(&mut self, listener: ListenerId) {
         drop(self.remove_listener(listener));
     }
@@ -219,77 +229,93 @@ impl<C> Context<C> {
     pub(super) fn remove_listener(&mut self, listener: ListenerId) -> Option<Descriptor> {
         self.reset_backoff(listener);
         self.draining.retain(|&other| other != listener);
+        self.unwatch_listener(listener);
         self.listeners.remove(listener.key()).map(|(listener, ())| listener.socket)
     }
 
-    /// Accepts what waits in the listener's backlog, also if accepts were paused, and then stops listening: the way to
-    /// end a service beside its successor (`reuse_port`) without resetting the peers that wait.
+    /// Removes a listener from epoll, which would continue to report it while its socket is open elsewhere.
+    fn unwatch_listener(&mut self, id: ListenerId) {
+        if let Some(listener) = self.listeners.head_mut(id.key())
+            && mem::replace(&mut listener.watched, false)
+            && let Err(error) = self.poller.delete(&listener.socket)
+        {
+            log::debug!("{id:?} could not be removed from epoll: {error}");
+        }
+    }
+
+    /// Accepts the connections in the listener's backlog, also if accepting is paused, and then stops listening. Use it
+    /// to hand over to another process on the same port (`reuse_port`) without resetting peers in the backlog.
+    /// [`on_listener_drained`](crate::Handler::on_listener_drained) is called once the listener is removed. If slots or
+    /// descriptors run out meanwhile, draining continues when some are free. Does nothing if the id is stale.
     ///
-    /// A peer whose handshake is completed between the last accept and the close is still reset, microseconds in which
-    /// few arrive; with `net.ipv4.tcp_migrate_req` (Linux 5.14) the kernel moves these to another socket of the port.
-    /// When the listener is gone, its name is stale. Where slots or descriptors run out meanwhile, it goes on when there are
-    /// some. Nothing for a stale name.
+    /// Peers whose handshake is in progress when the socket is closed are still reset: those that have not sent its
+    /// last segment, and those whose handshake completes between the last accept and the close. With
+    /// `net.ipv4.tcp_migrate_req` (Linux 5.14) the kernel moves both to another socket of the port. If the other
+    /// process has the same socket ([`adopt_listener`](Self::adopt_listener)), none are lost and draining is not
+    /// needed: [`unlisten`](Self::unlisten) leaves the backlog to that process.
     pub fn drain_listener(&mut self, listener: ListenerId) {
         let Some(head) = self.listeners.head_mut(listener.key()) else { return };
         head.paused = false;
         if !self.draining.contains(&listener) {
             self.draining.push(listener);
+            // Now, to keep the time between the last accept and the close short.
+            self.unwatch_listener(listener);
         }
     }
 
-    /// Whether a listener is drained, and is not waiting for something to accept with.
+    /// Whether a listener is being drained and is not throttled.
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.iter().any(|&listener| self.is_accepting(listener))
     }
 
-    /// No peer waits at the listener: the end of one that is drained.
+    /// The listener's backlog is empty: if it is being drained, removes it and returns true.
     #[inline]
-    pub(crate) fn end_draining(&mut self, listener: ListenerId) {
-        if !self.draining.is_empty() {
-            self.end_if_drained(listener);
-        }
+    pub(crate) fn end_draining(&mut self, listener: ListenerId) -> bool {
+        !self.draining.is_empty() && self.end_if_drained(listener)
     }
 
     #[cold]
-    fn end_if_drained(&mut self, listener: ListenerId) {
-        if self.draining.contains(&listener) && self.is_accepting(listener) {
+    fn end_if_drained(&mut self, listener: ListenerId) -> bool {
+        let is_drained = self.draining.contains(&listener) && self.is_accepting(listener);
+        if is_drained {
             self.unlisten(listener);
         }
+        is_drained
     }
 
-    /// The address of a TCP listener.
+    /// Returns the address of a TCP listener (`getsockname`).
     ///
     /// # Errors
-    /// [`Error::Stale`], the system's refusal, or [`Error::Invalid`] for a Unix-domain listener.
+    /// [`Error::Stale`], a system error, or [`Error::Invalid`] for a Unix-domain listener.
     pub fn listener_addr(&self, listener: ListenerId) -> Result<SocketAddr, Error> {
         sys::local_addr(&self.listeners.head(listener.key()).ok_or(Error::Stale)?.socket)
     }
 
-    /// All listeners.
+    /// Returns all listeners.
     pub fn listeners(&self) -> impl Iterator<Item = ListenerId> + '_ {
         self.listeners.keys(0, self.listeners.slots_used()).map(ListenerId::from)
     }
 
-    /// Accepts nothing on this listener until [`resume_accepts`](Self::resume_accepts); peers wait in its backlog.
+    /// Stops accepting on this listener until [`resume_accepts`](Self::resume_accepts); peers wait in its backlog.
     ///
     /// # Errors
-    /// [`Error::Stale`], or the system's refusal.
+    /// [`Error::Stale`], or a system error.
     pub fn pause_accepts(&mut self, listener: ListenerId) -> Result<(), Error> {
         self.set_accepts_paused(listener, true)
     }
 
-    /// Accepts again.
+    /// Accepts again after [`pause_accepts`](Self::pause_accepts).
     ///
     /// # Errors
-    /// [`Error::Stale`], or the system's refusal.
+    /// [`Error::Stale`], or a system error.
     pub fn resume_accepts(&mut self, listener: ListenerId) -> Result<(), Error> {
         self.set_accepts_paused(listener, false)
     }
 
-    /// Changes how many connections may wait to be accepted; `None` asks for as many as the kernel allows.
+    /// Changes the maximum number of connections that wait to be accepted; `None` sets the kernel's maximum.
     ///
     /// # Errors
-    /// [`Error::Stale`], or the system's refusal.
+    /// [`Error::Stale`], or a system error.
     pub fn set_backlog(&mut self, listener: ListenerId, backlog: Option<u32>) -> Result<(), Error> {
         sys::listen(&self.listeners.head(listener.key()).ok_or(Error::Stale)?.socket, backlog)
     }
@@ -299,9 +325,12 @@ impl<C> Context<C> {
         self.sync_interest(id)
     }
 
-    /// Makes epoll report the listener, or not.
+    /// Sets the listener's interest in epoll.
     fn sync_interest(&mut self, id: ListenerId) -> Result<(), Error> {
         let synced = self.with_listener(id, |cx, listener| {
+            if !listener.watched {
+                return Ok(());
+            }
             let data = EventSource::Listener(id).to_bits();
             cx.poller.modify(&listener.socket, listener.interest(), data)
         });
@@ -316,25 +345,26 @@ impl<C> Context<C> {
         self.listeners.head(id.key()).map(|listener| act(self, listener))
     }
 
-    /// Whether the listener is there and neither paused, throttled nor at its bound.
+    /// Whether the listener exists and is neither paused, throttled nor at its bound.
     pub(crate) fn is_accepting(&self, id: ListenerId) -> bool {
         self.listeners.head(id.key()).is_some_and(Listener::is_accepting)
     }
 
-    /// An event came from a listener that is not to be accepted from: epoll may have refused the change, which is tried
-    /// again.
+    /// Sets the interest of a listener that was reported although it is not accepting: epoll may have refused the
+    /// earlier change.
     pub(crate) fn disable(&mut self, id: ListenerId) {
         if let Err(Error::System { call, source }) = self.sync_interest(id) {
             log::warn!("a listener could not be paused: {call}: {source}");
         }
     }
 
-    /// epoll has reported the listener: it is accepted from when the connections of this turn have been served.
+    /// epoll has reported the listener: it is served when the connections of this turn have been served.
     pub(crate) fn accept_later(&mut self, id: ListenerId) {
         self.ready_listeners.push(id);
     }
 
-    /// The listeners to accept from in this turn, if any, those that are drained included; the list is to be given back, so that its memory is used again.
+    /// The listeners to accept from in this turn, if any, including those that are being drained. Give the list back
+    /// afterwards, so that its memory is reused.
     pub(crate) fn take_ready_listeners(&mut self) -> Option<Vec<ListenerId>> {
         for index in 0..self.draining.len() {
             let listener = self.draining[index];
@@ -349,9 +379,9 @@ impl<C> Context<C> {
         self.ready_listeners = empty;
     }
 
-    /// Whether every slot is taken and connections that may have ended are still to be served: epoll has more events, or
-    /// some are listed. Listeners are left alone then, and reported again, but only for as many turns as it takes to
-    /// serve each connection once.
+    /// Whether every slot is taken and connections that may have ended are still to be served: epoll has more events,
+    /// or some are listed. Listeners are not served then, and epoll reports them again, but only for the number of
+    /// turns that it takes to serve each connection once.
     pub(crate) fn waits_for_room(&mut self, has_more_events: bool) -> bool {
         let turns_max = self.connections.capacity() / self.served_again_max() + 1;
         let waits = (has_more_events || !self.listed.is_empty())
@@ -361,7 +391,7 @@ impl<C> Context<C> {
         waits
     }
 
-    /// Takes one connection from the listener's backlog, unless the listener is paused or gone.
+    /// Accepts one connection from the listener's backlog, unless the listener is paused or removed.
     pub(crate) fn accept(&self, id: ListenerId) -> Accepted {
         match self.listeners.head(id.key()) {
             Some(listener) if listener.is_accepting() => sys::accept(&listener.socket),
@@ -369,21 +399,21 @@ impl<C> Context<C> {
         }
     }
 
-    /// What a connection of this listener begins with, and whether the listener has a bound of its own; `None` where it
-    /// does not accept now.
+    /// The initial flags of a connection of this listener, and whether the listener has a bound of its own; `None` if
+    /// it is not accepting.
     #[inline]
     pub(crate) fn terms_of(&self, id: ListenerId) -> Option<(Flags, bool)> {
         let listener = self.listeners.head(id.key()).filter(|listener| listener.is_accepting())?;
         Some((listener.conn_flags, listener.connections_max.is_some()))
     }
 
-    /// Why no connection of this listener could be kept now, by its own bound.
+    /// Returns an error if the listener is at its own bound.
     pub(crate) fn lacks_place_at(&self, id: ListenerId) -> Option<Error> {
         self.listeners.head(id.key())?.lacks_place()
     }
 
     /// The listener is at its own bound, and a peer waits: epoll does not report it until one of its connections has
-    /// gone.
+    /// closed.
     pub(crate) fn hold_back(&mut self, id: ListenerId) {
         if let Some(listener) = self.listeners.head_mut(id.key()) {
             listener.full = true;
@@ -400,7 +430,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// A connection has gone: its listener may have room again.
+    /// A connection was removed: resumes its listener if that was at its own bound.
     #[inline]
     pub(super) fn release_place(&mut self, token: Token) {
         if let Some(id) = self.accepted_by.take(token.index()) {
@@ -420,20 +450,30 @@ impl<C> Context<C> {
         }
     }
 
-    /// Why no connection could be kept now, were there one.
+    /// Returns an error if every slot is taken.
     pub(crate) fn lacks_slot(&self) -> Option<Error> {
         let limit = self.connections.capacity();
         self.connections.is_full().then_some(Error::Full { what: "connections", limit })
     }
 
-    /// The same of one that is accepted, which leaves those that are reserved.
+    /// Returns an error if there is no slot for another accepted connection, because all are taken or the free ones are
+    /// reserved for connects.
     #[inline]
     pub(crate) fn lacks_slot_to_accept(&self) -> Option<Error> {
         let limit = self.accepts_max;
-        (self.connections.len() >= limit).then_some(Error::Full { what: "connections", limit })
+        if self.config.connects_reserved > 0 && self.accepted() >= limit {
+            return Some(Error::Full { what: "accepted connections", limit });
+        }
+        self.lacks_slot()
     }
 
-    /// Something to accept with ran out: the listener waits.
+    /// How many of the connections were accepted.
+    #[inline]
+    pub(super) fn accepted(&self) -> usize {
+        self.connections.len() - self.outbound
+    }
+
+    /// A resource for accepting has run out: throttles the listener.
     pub(crate) fn throttle(&mut self, id: ListenerId) {
         let Some(listener) = self.listeners.head_mut(id.key()) else { return };
         if mem::replace(&mut listener.throttled, true) {
@@ -447,7 +487,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// Begins a pause, unless one is under way.
+    /// Begins a pause, unless one is in progress.
     fn begin_pause(&mut self) {
         if self.throttled.pause.is_some() {
             return;
@@ -468,22 +508,26 @@ impl<C> Context<C> {
         }
     }
 
-    /// Accepting has worked. If no listener is throttled any more, the next pause is a short one again; as long as one is,
-    /// a place that was freed and taken is no sign of plenty.
+    /// An accept has succeeded. If no listener is throttled, the next pause is the shortest again. While one is
+    /// throttled, the success may only have used a resource that one closed connection had freed.
     pub(crate) fn reset_pause(&mut self) {
         if self.throttled.waiting.is_empty() {
             self.throttled.pause_next = None;
         }
     }
 
-    /// Whether a throttled listener is to come back.
+    /// Whether a throttled listener is to be resumed.
     pub(crate) fn has_freed(&self) -> bool {
         self.freed > 0 && !self.throttled.waiting.is_empty()
     }
 
-    /// For each connection that has gone, one throttled listener comes back, the longest waiting first.
+    /// Resumes one throttled listener per connection that was removed, the longest waiting first. Resumes none while
+    /// there is no slot for another accepted connection, as when only connects were removed.
     pub(crate) fn resume_accepting(&mut self) {
         let freed = mem::take(&mut self.freed);
+        if freed == 0 || self.lacks_slot_to_accept().is_some() {
+            return;
+        }
         for _ in 0..freed {
             let Some(&id) = self.throttled.waiting.front() else { return };
             self.reset_backoff(id);
@@ -491,7 +535,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// The listener is throttled no more; the last one takes the pause with it.
+    /// Removes a listener from the throttled ones; with the last one, the pause ends.
     fn reset_backoff(&mut self, id: ListenerId) {
         self.throttled.waiting.retain(|&other| other != id);
         if self.throttled.waiting.is_empty()
@@ -512,8 +556,8 @@ impl<C> Context<C> {
         }
     }
 
-    /// With no descriptor left, the spare one makes room to take one connection and reset it. One in each
-    /// pause, whatever the number of listeners: the others may still get in when there is room again.
+    /// No descriptor is left: closes the spare one, to accept one connection and reset it. This is done once per
+    /// pause, whatever the number of listeners: the other peers may still be accepted when descriptors are free again.
     pub(crate) fn drain_one(&mut self, id: ListenerId) {
         if self.throttled.pause.is_some() || self.spare.take().is_none() {
             return;

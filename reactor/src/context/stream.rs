@@ -14,39 +14,40 @@ use crate::sys::{IoResult, Socket, Sockets};
 use crate::token::{EventSource, Inner, Token};
 use crate::wheel::NodeId;
 
-/// Larger messages are not copied into the batch of sends.
+/// The largest message that is copied into the batch of sends.
 pub(super) const BATCHED_SEND_BYTES_MAX: usize = 2048;
 
-/// Listed connections that are served in one turn.
+/// The maximum number of listed connections that are served in one turn.
 const LISTED_PER_TURN: usize = 64;
 
-/// Between two tries to hand over what is queued, where epoll has reported nothing.
+/// The interval at which queues are retried without a report by epoll.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const QUEUES_PER_RETRY: usize = 1024;
 
-/// What is sent of a file in one turn, so that others get theirs.
+/// The maximum sent of a file in one turn, so that other connections are not delayed.
 const FILE_BYTES_PER_SEND: usize = 256 * 1024;
 const FILES_PER_QUEUE_MAX: usize = 64;
 
-/// What a read from a connection brought.
+/// The result of a read from a connection.
 pub(crate) enum Received<C> {
-    /// The connection's state, lent from now on, and how many bytes.
+    /// The connection's state, which is lent from now on, and the number of bytes.
     Bytes(C, usize),
-    /// None: the peer has finished, has sent nothing yet, or is lost.
+    /// No bytes: the peer has finished, has sent nothing yet, or the read failed.
     Nothing(IoResult),
 }
 
 impl<C> Context<C> {
-    /// Sends bytes: to the kernel at once when nothing is queued, and what it does not take waits in the queue.
+    /// Sends bytes. If nothing is queued, they go to the kernel at once (`send`); bytes that it does not accept are
+    /// queued.
     ///
-    /// [`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max) bounds the queue, and so the largest
-    /// message: a larger one is refused even where nothing waits.
+    /// [`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max) bounds the queue, and thereby the
+    /// largest message: a larger one is refused even if the queue is empty.
     ///
-    /// With [registered files](crate::FileTable::Registered), small messages that callbacks write go to the kernel
-    /// together, when the callbacks of this turn's events have run; what it does not take is queued then.
+    /// With [registered files](crate::FileTable::Registered), small messages written by callbacks go to the kernel
+    /// together, after the callbacks for this turn's events; bytes that it does not accept are queued then.
     ///
     /// # Errors
-    /// [`WriteError`]; no byte was taken then.
+    /// [`WriteError`]; no byte was sent or queued.
     #[inline]
     pub fn write(&mut self, token: Token, bytes: &[u8]) -> Result<Written, WriteError> {
         let send = |sockets: &Sockets, socket: &Socket| sockets.send(socket, bytes);
@@ -56,10 +57,10 @@ impl<C> Context<C> {
         }
     }
 
-    /// The same for bytes that lie in several places, with one system call.
+    /// Like [`write`](Self::write), for bytes in several slices, with one system call.
     ///
     /// # Errors
-    /// [`WriteError`]; no byte was taken then.
+    /// [`WriteError`]; no byte was sent or queued.
     pub fn write_vectored(
         &mut self,
         token: Token,
@@ -71,7 +72,7 @@ impl<C> Context<C> {
         match self.send(token, total, slices.iter().map(|slice| &slice[..]), send)? {
             sent if sent == total => Ok(Written::Sent),
             sent => {
-                // More slices than one send takes: epoll has nothing to report when it took all of them.
+                // There are more slices than one send takes: if it accepted all of its own, epoll will not report room.
                 if sent > 0 && slices.len() > first.len() {
                     self.mark_unsent(token);
                 }
@@ -87,10 +88,11 @@ impl<C> Context<C> {
         }
     }
 
-    /// The same for bytes that are given away or shared: what has to wait is queued without a copy.
+    /// Like [`write`](Self::write), for an owned or shared buffer: bytes that have to wait are queued without a copy. Only a chunk of up to 128 bytes behind
+    /// others is copied, because a separate entry would take as much memory.
     ///
     /// # Errors
-    /// [`WriteError`]; no byte was taken then.
+    /// [`WriteError`]; no byte was sent or queued.
     pub fn write_chunk(
         &mut self,
         token: Token,
@@ -99,12 +101,12 @@ impl<C> Context<C> {
         Ok(self.try_write_chunk(token, chunk)?)
     }
 
-    /// The same, and what is not taken comes back: to wait for [`on_drain`](crate::Handler::on_drain), or for another
-    /// connection.
+    /// Like [`write_chunk`](Self::write_chunk), but returns a refused chunk, for example to write it again in
+    /// [`on_drain`](crate::Handler::on_drain).
     ///
     /// # Errors
-    /// [`ChunkRefused`], with the whole chunk. Where it says [`WriteError::Closed`], a part of it may have gone to a peer
-    /// that is lost.
+    /// [`ChunkRefused`], with the whole chunk. With [`WriteError::Closed`], a part of it may have been sent before the
+    /// connection was lost.
     pub fn try_write_chunk(
         &mut self,
         token: Token,
@@ -121,28 +123,29 @@ impl<C> Context<C> {
         };
         let mut given = Some(chunk);
         let fill = |queue: &mut WriteQueue| {
-            queue.append(given.take().expect("a queue is filled once"), sent);
+            queue.append(given.take().expect("the queue is filled once"), sent);
         };
         self.enqueue(token, sent, total, fill).map_err(|error| ChunkRefused {
             error,
-            chunk: given.take().expect("what is refused was not queued"),
+            chunk: given.take().expect("a refused chunk was not queued"),
         })
     }
 
-    /// Sends a part of a file behind what was written before, without a copy of it in this process's memory
-    /// (`sendfile`). It waits in the queue until it has gone, and [`on_drain`](crate::Handler::on_drain) follows. Many
-    /// connections can share a file: its position is neither used nor moved.
+    /// Sends a part of a file after everything written before, without copying it into this process's memory
+    /// (`sendfile`). It stays in the queue until it has been sent; then [`on_drain`](crate::Handler::on_drain) is
+    /// called. Many connections can share a file: its position is neither used nor changed.
     ///
-    /// A file is opened and read by the service's thread: what is not in the page cache is read from the disk while the
-    /// loop waits, at most 256 KiB in a turn for a connection. Where the socket is a registered file, each piece costs two calls
-    /// more, for a descriptor; where none is left, and for a file that `sendfile` does not take, the bytes are read and
-    /// sent in pieces of 64 KiB. A file that ends before the range does ends the connection with a reset, and
-    /// [`CloseReason::Failed`]. `sendfile` raises SIGPIPE where the peer is lost, which programs in Rust ignore unless they
-    /// ask for it.
+    /// The file is read on the reactor's thread. Pages that are not in the page cache are read from the disk while the
+    /// loop waits, at most 256 KiB per turn and connection. If the socket is a registered file, each piece needs two
+    /// more system calls, for a descriptor. If no descriptor is left, or the file does not support `sendfile`, the
+    /// bytes are read and sent in pieces of 64 KiB. If the file ends before the end of the range, the connection is
+    /// reset, with [`CloseReason::Failed`]. `sendfile` raises SIGPIPE if the connection is lost; Rust programs ignore
+    /// that signal by default.
     ///
-    /// A [`close`](Self::close) leaves a file no more time than [`Config::flush_timeout`](crate::Config::flush_timeout):
-    /// close in `on_drain`. Its bytes do not count for [`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max), as they are not
-    /// in memory; 64 parts of files may wait in one queue.
+    /// After [`close`](Self::close), the file must be sent within
+    /// [`Config::flush_timeout`](crate::Config::flush_timeout); for a large file, close in `on_drain` instead. The
+    /// bytes of a file are not in memory, so [`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max)
+    /// does not count them. One queue can hold 64 parts of files.
     ///
     /// ```no_run
     /// # use reactor::{Context, Token};
@@ -158,7 +161,7 @@ impl<C> Context<C> {
     /// ```
     ///
     /// # Errors
-    /// [`WriteError::Closed`], and [`WriteError::Full`] where 64 parts of files wait. Nothing was taken then.
+    /// [`WriteError::Closed`], or [`WriteError::Full`] if 64 parts of files are queued. Nothing was queued then.
     pub fn write_file(
         &mut self,
         token: Token,
@@ -180,54 +183,42 @@ impl<C> Context<C> {
         }
         let place = queue.unwrap_or_else(|| self.claim_queue(token));
         self.queues[place as usize].append_file(FilePart { file: file.into(), range });
-        // Behind others it goes when they have gone; a connect that is decided is a report.
+        // If other bytes are queued, it is sent after them; the end of a connect is reported by epoll.
         if queue.is_none() && !is_connecting {
             self.mark_unsent(token);
         }
         Ok(Written::Queued)
     }
 
-    /// How many bytes wait in the connection's queue, those of files too; 0 for a stale token.
+    /// Returns the number of bytes in the connection's queue, including those of files; 0 if the token is stale.
     #[must_use]
     pub fn queued_bytes(&self, token: Token) -> usize {
         let queue = self.header(token).and_then(ConnHeader::queue);
         queue.map_or(0, |queue| self.queues[queue as usize].waiting_bytes())
     }
 
-    /// How many bytes a write would certainly take now, whatever the kernel does; 0 for a stale token, and for a connection
-    /// that takes none any more. Where others write too, all queues together may have less room by the time of the write.
-    #[must_use]
-    pub fn write_room(&self, token: Token) -> usize {
-        let Some(header) = self.header(token).filter(|header| header.takes_writes()) else {
-            return 0;
-        };
-        let batched = if header.flags.any(Flags::SENDING) { self.sends.bytes_of(token) } else { 0 };
-        let waiting = self.queue_bytes(header) + batched;
-        self.config.write_queue_bytes_max.saturating_sub(waiting).min(self.queues_room())
-    }
-
-    /// How many bytes the kernel holds beyond that queue, because the peer has not acknowledged them yet
-    /// (`ioctl(SIOCOUTQ)`); 0 for a stale token. Costs one system call.
+    /// Returns the number of bytes in the kernel's send buffer, which the peer has not acknowledged yet
+    /// (`ioctl(SIOCOUTQ)`); 0 if the token is stale. Makes one system call.
     #[must_use]
     pub fn unacknowledged_bytes(&self, token: Token) -> usize {
         self.header(token).map_or(0, |header| self.sockets.unacknowledged_bytes(&header.socket))
     }
 
-    /// Reads nothing from this connection until [`resume_reads`](Self::resume_reads): the peer is slowed down by TCP.
-    /// Nothing for a stale token.
+    /// Stops reading from this connection until [`resume_reads`](Self::resume_reads); TCP flow control then slows the
+    /// peer down. Does nothing if the token is stale.
     pub fn pause_reads(&mut self, token: Token) {
         self.set_flag(token, Flags::READS_PAUSED, true);
     }
 
-    /// Reads again. Nothing for a stale token.
+    /// Reads again after [`pause_reads`](Self::pause_reads). Does nothing if the token is stale.
     pub fn resume_reads(&mut self, token: Token) {
         self.set_flag(token, Flags::READS_PAUSED, false);
         self.list_unread(token);
     }
 
-    /// Ends the writing side once the queue is empty (FIN); reading goes on. When the peer has finished too, the
-    /// connection ends: with [`CloseReason::Finished`], or with [`CloseReason::PeerClosed`] where
-    /// [`on_eof`](crate::Handler::on_eof) closes, as the default does. Nothing for a stale token.
+    /// Shuts down the writing side once the queue is empty (`shutdown`, a FIN); reading continues. When the peer has
+    /// finished too, the connection ends, with [`CloseReason::Finished`], or with [`CloseReason::PeerClosed`] if
+    /// [`on_eof`](crate::Handler::on_eof) closes it, as the default does. Does nothing if the token is stale.
     pub fn finish(&mut self, token: Token) {
         let Some(header) = self.header_mut(token) else { return };
         if !header.takes_writes() {
@@ -239,16 +230,16 @@ impl<C> Context<C> {
         }
     }
 
-    /// Closes the connection once everything written is with the peer: `on_close` follows. The service gets nothing more
-    /// to read, and a peer that does not take the rest within
-    /// [`Config::flush_timeout`](crate::Config::flush_timeout) is reset. A connection that is still connecting opens
-    /// first when bytes wait in its queue, and is given up when none do. Nothing for a stale token.
+    /// Closes the connection once the peer has received everything written; then `on_close` is called. The service
+    /// receives no more data. If the peer does not receive the rest within
+    /// [`Config::flush_timeout`](crate::Config::flush_timeout), the connection is reset. A connection that is still
+    /// connecting is completed first if bytes are queued, and abandoned otherwise. Does nothing if the token is stale.
     ///
-    /// Closing a socket while input lies unread makes TCP send a reset and forget what the peer has not taken yet. So
-    /// where something has still to go out, from the queue or from the kernel, the connection ends when the peer has
-    /// finished too, or after the same time: what still arrives until then is dropped. Where nothing is on its way, or
-    /// the peer has finished already, the socket is closed at once. To find out costs one system call where the peer
-    /// has not finished and the queue is empty.
+    /// If a socket with unread input is closed, TCP sends a reset and discards bytes that the peer has not received.
+    /// Therefore, while bytes are left in the queue or in the kernel's send buffer, the connection ends only when the
+    /// peer has finished too, or after the same timeout; input that arrives until then is discarded. If no bytes are
+    /// left, or the peer has already finished, the socket is closed at once. If the peer has not finished and the queue
+    /// is empty, one system call (`ioctl(SIOCOUTQ)`) is made to check this.
     pub fn close(&mut self, token: Token) {
         let Some(header) = self.header(token) else { return };
         if header.flags.any(Flags::CLOSING | Flags::CLOSED) {
@@ -264,7 +255,7 @@ impl<C> Context<C> {
         self.linger(token);
     }
 
-    /// Closing the socket now loses nothing that was written.
+    /// Whether closing the socket now loses no written bytes.
     fn can_close_at_once(&self, token: Token) -> bool {
         self.header(token).is_none_or(|header| {
             header.flags.any(Flags::CONNECTING | Flags::EOF)
@@ -279,16 +270,7 @@ impl<C> Context<C> {
         self.arm(token, flush_timeout);
     }
 
-    /// The queue has gone out: the connection ends when the peer has finished too.
-    fn linger(&mut self, token: Token) {
-        if self.header(token).is_some_and(|header| header.flags.any(Flags::EOF)) {
-            return self.mark_flushed(token);
-        }
-        self.finish_now(token);
-        self.list_unread(token);
-    }
-
-    /// The time for closing is over: what is with the kernel may still go out, the rest is lost.
+    /// The flush timeout has expired: the kernel may still send the bytes that it has, queued bytes are lost.
     pub(crate) fn end_closing(&mut self, token: Token, reason: CloseReason) {
         match self.header(token) {
             Some(header) if header.lingers() => self.mark_flushed(token),
@@ -296,8 +278,8 @@ impl<C> Context<C> {
         }
     }
 
-    /// Closes the connection at once with a reset: what is queued is lost, no TIME_WAIT stays behind, and `on_close`
-    /// follows. Nothing for a stale token.
+    /// Closes the connection at once with a reset, and calls `on_close`. Queued bytes are lost, and no socket stays in
+    /// TIME_WAIT. Does nothing if the token is stale.
     pub fn abort(&mut self, token: Token) {
         self.cut_off(token, CloseReason::Aborted);
     }
@@ -309,7 +291,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// Puts the connection on the list of those to be removed; the first reason counts.
+    /// Adds the connection to the list of those to be removed; the first reason is kept.
     pub(crate) fn mark_closed(&mut self, token: Token, reason: CloseReason) {
         if let Some(header) = self.header_mut(token)
             && !header.flags.any(Flags::CLOSED)
@@ -320,8 +302,8 @@ impl<C> Context<C> {
         }
     }
 
-    /// What [`close`](Self::close) had to hand over has gone out.
-    fn mark_flushed(&mut self, token: Token) {
+    /// Everything that [`close`](Self::close) waited for has been sent.
+    pub(super) fn mark_flushed(&mut self, token: Token) {
         let peer_finished = self.header(token).is_some_and(|header| header.flags.any(Flags::EOF));
         let reason = if peer_finished { CloseReason::PeerClosed } else { CloseReason::Closed };
         self.mark_closed(token, reason);
@@ -331,7 +313,17 @@ impl<C> Context<C> {
         !self.closed.is_empty()
     }
 
-    /// Removes the next closed connection, here and nowhere else. Its socket is closed by
+    /// Whether the connection has ended and is removed before the next callback.
+    pub(crate) fn is_to_be_removed(&self, token: Token) -> bool {
+        self.header(token).is_some_and(|header| header.flags.any(Flags::CLOSED))
+    }
+
+    /// The number of connections to be removed.
+    pub(crate) fn closed(&self) -> usize {
+        self.closed.len()
+    }
+
+    /// Removes the next closed connection; connections are removed only here. Its socket is closed by
     /// [`close_leaving`](Self::close_leaving).
     pub(crate) fn reap(&mut self) -> Option<(Token, C, CloseReason)> {
         loop {
@@ -347,27 +339,28 @@ impl<C> Context<C> {
             if header.flags.any(Flags::HELD) {
                 self.held.retain(|(held, _)| *held != token);
             }
-            if header.flags.any(Flags::OPENED) {
+            if header.has_opened() {
                 self.stats.closed += 1;
             } else {
                 self.stats.connects_failed += 1;
             }
+            self.room_waiters.remove(token);
             self.freed += 1;
+            self.outbound -= usize::from(header.flags.any(Flags::OUTBOUND));
             self.release_place(token);
             self.leaving = Some((token, header.socket, header.flags.any(Flags::RESET)));
             return Some((token, conn, reason));
         }
     }
 
-    /// Closes the socket of the connection that `on_close` was about; says whether there was one.
+    /// Closes the socket of the connection that was passed to `on_close`; returns whether there was one.
     pub(crate) fn close_leaving(&mut self) -> bool {
         let Some((_, socket, reset)) = self.leaving.take() else { return false };
         self.sockets.close(socket, reset);
         true
     }
 
-    /// Reads once, if that is all there is to do for the connection, and lends its state with the bytes; `None` where
-    /// it is not all.
+    /// Reads once and lends the connection's state with the bytes; `None` if the connection needs more than a read.
     #[inline]
     pub(crate) fn receive(&mut self, token: Token, buffer: &mut [u8]) -> Option<Received<C>> {
         self.receive_where(token, buffer, ConnHeader::only_reads)
@@ -410,7 +403,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// A read has brought bytes: whether it is to be read again, though epoll will report nothing.
+    /// A read has returned bytes: lists the connection if it must be read again without a report by epoll.
     #[cold]
     #[inline(never)]
     pub(crate) fn note_partial_read(&mut self, token: Token, was_full: bool) {
@@ -420,7 +413,7 @@ impl<C> Context<C> {
         self.list_unread(token);
     }
 
-    /// A read has found nothing: epoll will report what comes.
+    /// A read has found nothing: epoll will report new input.
     pub(crate) fn note_read_empty(&mut self, token: Token) {
         self.set_flag(token, Flags::UNREAD, false);
     }
@@ -431,7 +424,7 @@ impl<C> Context<C> {
         self.list_unread(token);
     }
 
-    /// Takes the bytes that were held back while reads were paused.
+    /// Takes the bytes that were held while reads were paused.
     pub(crate) fn take_held(&mut self, token: Token) -> Option<Box<[u8]>> {
         let header = self.header_mut(token)?;
         if !header.flags.any(Flags::HELD) {
@@ -442,7 +435,7 @@ impl<C> Context<C> {
         Some(self.held.swap_remove(index).1)
     }
 
-    /// Reads once and forgets it, from a connection of which only the end is wanted.
+    /// Reads once and discards the bytes, from a connection that waits only for the end of its input.
     pub(crate) fn drain(&mut self, token: Token, buffer: &mut [u8]) {
         drop(self.take_held(token));
         let Some(header) = self.connections.head_mut(token.key()) else { return };
@@ -456,7 +449,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// Hands queued bytes to the kernel; says whether the queue has run empty and `on_drain` is to follow.
+    /// Sends queued bytes; returns whether the queue has become empty and `on_drain` is to be called.
     pub(crate) fn flush_queue(&mut self, token: Token) -> bool {
         let Some(header) = self.connections.head_mut(token.key()) else { return false };
         let Some(index) = header.queue() else { return false };
@@ -489,7 +482,7 @@ impl<C> Context<C> {
         self.end_flush(token, index, took_all)
     }
 
-    /// The same where a part of a file is next.
+    /// The same if a part of a file is first in the queue.
     fn flush_file(&mut self, token: Token, index: u32) -> bool {
         let Some(header) = self.connections.head_mut(token.key()) else { return false };
         let queue = &mut self.queues[index as usize];
@@ -497,11 +490,11 @@ impl<C> Context<C> {
         let offered = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let offered = offered.min(FILE_BYTES_PER_SEND);
         header.flags.set(Flags::UNSENT, false);
-        // More is sent in the next turn, also where a send has ended early for want of the file's next page.
+        // More is sent in the next turn, also if a send was short because the file's next page was not in memory.
         let mut goes_on = true;
         match self.sockets.send_file(&header.socket, file, range.start, offered) {
             IoResult::Bytes(0) => {
-                let error = Error::Invalid("a file has ended before the part that was to be sent");
+                let error = Error::Invalid("the file ended before all of the part was sent");
                 self.cut_off(token, CloseReason::Failed(error));
                 return false;
             }
@@ -519,7 +512,7 @@ impl<C> Context<C> {
         self.end_flush(token, index, goes_on)
     }
 
-    /// Some of what waits has gone; says whether the queue has run empty and `on_drain` is to follow.
+    /// Queued bytes were sent; returns whether the queue has become empty and `on_drain` is to be called.
     fn end_flush(&mut self, token: Token, index: u32, goes_on: bool) -> bool {
         if !self.queues[index as usize].is_empty() {
             if goes_on {
@@ -546,7 +539,7 @@ impl<C> Context<C> {
         self.set_flag(token, Flags::EOF, true);
     }
 
-    /// Nothing can come any more when both sides have finished.
+    /// Ends the connection if both sides have finished writing.
     pub(crate) fn end_if_finished(&mut self, token: Token) {
         if self
             .header(token)
@@ -556,21 +549,20 @@ impl<C> Context<C> {
         }
     }
 
-    /// Puts a connection that has input which epoll will not report on the list of those to be served again, unless the
-    /// service does not want it now.
+    /// Lists a connection that has input which epoll will not report, to be served again, unless its reads are paused.
     pub(crate) fn list_unread(&mut self, token: Token) {
         if self.header(token).is_some_and(ConnHeader::wants_reading) {
             self.list(token);
         }
     }
 
-    /// More can be sent, though epoll will not report it.
+    /// Lists a connection that can send more, which epoll will not report.
     pub(crate) fn mark_unsent(&mut self, token: Token) {
         self.set_flag(token, Flags::UNSENT, true);
         self.list(token);
     }
 
-    /// Puts a connection on the list of those to be served again though epoll reports nothing.
+    /// Adds a connection to the list of those to be served again without a report by epoll.
     fn list(&mut self, token: Token) {
         if let Some(header) = self.connections.head_mut(token.key())
             && !header.flags.any(Flags::LISTED)
@@ -584,7 +576,7 @@ impl<C> Context<C> {
         self.listed.len()
     }
 
-    /// How many of them one turn serves.
+    /// The maximum number of them that one turn serves.
     pub(crate) fn served_again_max(&self) -> usize {
         self.config.events_per_wait.min(LISTED_PER_TURN)
     }
@@ -595,7 +587,8 @@ impl<C> Context<C> {
         Some(token)
     }
 
-    /// Sends what can be sent at once and says how many bytes were taken: to the kernel, or to the batch of this turn.
+    /// Sends what can be sent at once, to the kernel or into the batch of this turn; returns the number of bytes
+    /// accepted.
     #[inline]
     fn send<'a>(
         &mut self,
@@ -627,14 +620,14 @@ impl<C> Context<C> {
         self.check_queueing(header, total).map(|()| 0)
     }
 
-    /// Whether bytes may wait for the end of the turn: what the kernel does not take of them then finds room in a queue.
+    /// Whether bytes may be batched: any of them that the kernel does not accept must fit into a queue.
     #[inline]
     fn may_batch(&self, total: usize) -> bool {
         total <= BATCHED_SEND_BYTES_MAX && total <= self.queues_room()
     }
 
     /// Bytes that may still be queued, in all queues together.
-    fn queues_room(&self) -> usize {
+    pub(super) fn queues_room(&self) -> usize {
         let taken = self.stats.queued_bytes + self.sends.len_bytes();
         self.config.write_queues_bytes_max.saturating_sub(taken)
     }
@@ -649,12 +642,12 @@ impl<C> Context<C> {
         if !self.sends.push(token, place, parts.clone()) {
             self.flush_sends();
             let fits = self.sends.push(token, place, parts);
-            debug_assert!(fits, "an empty batch takes any message that is sent so");
+            debug_assert!(fits, "an empty batch has room for any batched message");
         }
         self.set_flag(token, Flags::SENDING, true);
     }
 
-    /// Adds to what the connection has in the batch, where there is room; says whether there was.
+    /// Appends to the connection's bytes in the batch; returns false if there is no room.
     #[cold]
     #[inline(never)]
     fn append_send<'a>(
@@ -668,7 +661,7 @@ impl<C> Context<C> {
             && self.sends.append(token, parts, self.config.write_queue_bytes_max)
     }
 
-    /// Hands the batch of sends to the kernel.
+    /// Submits the batch of sends.
     pub(crate) fn flush_sends(&mut self) {
         if self.sends.is_empty() {
             return;
@@ -697,7 +690,8 @@ impl<C> Context<C> {
         }
     }
 
-    /// What is left of a send that the kernel did not take whole, or that something was to follow.
+    /// Completes a batched send that the kernel did not accept completely, or after which the connection is to be
+    /// closed or finished.
     #[cold]
     #[inline(never)]
     fn go_on_after_send(&mut self, token: Token, result: IoResult, left: &[u8]) {
@@ -725,7 +719,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// What is wrong with bytes that have to wait, if anything.
+    /// Returns an error if the connection can't queue `total` bytes.
     #[cold]
     #[inline(never)]
     fn check_queueing(&self, header: &ConnHeader, total: usize) -> Result<(), WriteError> {
@@ -738,7 +732,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// How many bytes have left.
+    /// Counts a send; returns the number of bytes sent.
     #[inline]
     fn count_sent(&mut self, token: Token, sent: IoResult) -> Result<usize, WriteError> {
         match sent {
@@ -764,8 +758,8 @@ impl<C> Context<C> {
         Ok(0)
     }
 
-    /// Queues what is left of `total` bytes of which `sent` have gone out. Without room for it in all queues
-    /// together, a connection that has sent a part can't go on.
+    /// Queues the rest of `total` bytes of which `sent` were sent. If all queues together are full, a connection that
+    /// has sent a part of a message can't continue and is reset.
     #[cold]
     #[inline(never)]
     fn enqueue(
@@ -793,6 +787,7 @@ impl<C> Context<C> {
         fill: impl FnOnce(&mut WriteQueue),
     ) -> Result<Written, WriteError> {
         if left > self.queues_room() {
+            self.await_room(token);
             return Err(WriteError::FullInTotal);
         }
         let queue = match self.header(token).and_then(ConnHeader::queue) {
@@ -811,6 +806,7 @@ impl<C> Context<C> {
             self.queues.len() as u32 - 1
         });
         self.queue_owners[queue as usize] = Some(token);
+        self.room_waiters.remove(token); // `on_drain` follows when the queue is empty.
         if let Some(header) = self.header_mut(token) {
             header.set_queue(Some(queue));
         }
@@ -825,8 +821,8 @@ impl<C> Context<C> {
         self.retry = Some(self.wheel.insert(deadline, EventSource::Inner(Inner::Retry).to_bits()));
     }
 
-    /// Tries some of the queues again, each in its turn: those of connections that have nothing under way. When TCP's
-    /// memory is short, the kernel refuses their bytes, and reports nothing when there is memory again.
+    /// Retries some of the queues, in turn: those of connections without unacknowledged data. When TCP memory is short,
+    /// the kernel refuses their bytes, and reports nothing when memory is available again.
     pub(crate) fn retry_queues(&mut self) {
         self.arm_retry();
         let queues = self.queue_owners.len();
@@ -840,7 +836,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// The queue's memory goes back; its place is used again.
+    /// Frees the queue's memory; its place is reused.
     fn release_queue(&mut self, queue: u32) {
         self.queues[queue as usize] = WriteQueue::default();
         self.queue_owners[queue as usize] = None;
@@ -852,7 +848,7 @@ impl<C> Context<C> {
         }
     }
 
-    fn queue_bytes(&self, header: &ConnHeader) -> usize {
+    pub(super) fn queue_bytes(&self, header: &ConnHeader) -> usize {
         header.queue().map_or(0, |queue| self.queues[queue as usize].len_bytes())
     }
 
@@ -862,7 +858,9 @@ impl<C> Context<C> {
             return;
         }
         if let Err(error) = self.sockets.finish_writing(&header.socket) {
-            return self.mark_closed(token, CloseReason::Failed(error));
+            // `ENOTCONN` says that the connection is gone, and the socket's error why.
+            let why = self.sockets.take_error(&header.socket, "shutdown");
+            return self.mark_closed(token, CloseReason::Failed(why.unwrap_or(error)));
         }
         header.flags.set(Flags::FINISHED, true);
         self.end_if_finished(token);

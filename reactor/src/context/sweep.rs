@@ -1,19 +1,19 @@
-//! Sweeps: a visit to every connection, or to chosen ones, in slices that are small enough for the sockets to get their
-//! turn in between. And calls that are deferred until other connections have been served.
+//! Sweeps: a visit to every connection, or to chosen ones, in slices between which the reactor serves events. And
+//! deferred calls, which are made after other connections have been served.
 //!
-//! One sweep is under way at a time, the others wait for it: so of two broadcasts, each connection gets the first one
-//! first, and a turn costs one slice however many sweeps there are.
+//! One sweep is in progress at a time, the others are pending. So each connection gets two broadcasts in order, and a
+//! turn runs one slice, whatever the number of sweeps.
 
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::vec;
 
-use crate::connection::Flags;
+use crate::connection::{ConnHeader, Flags};
 use crate::context::Context;
 use crate::error::Error;
 use crate::token::Token;
 
-/// The name of a sweep, from [`Context::sweep`].
+/// The id of a sweep, returned by [`Context::sweep`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SweepId(NonZeroU64);
 
@@ -23,7 +23,7 @@ pub(super) struct Sweep {
     left: Left,
 }
 
-/// What is still to be visited.
+/// The remaining visits.
 #[derive(Debug)]
 enum Left {
     Slots(Range<usize>),
@@ -31,19 +31,19 @@ enum Left {
 }
 
 impl<C> Context<C> {
-    /// Visits every open connection: [`on_visit`](crate::Handler::on_visit) follows for each, and
+    /// Visits every open connection: calls [`on_visit`](crate::Handler::on_visit) for each, and
     /// [`on_swept`](crate::Handler::on_swept) at the end.
     ///
-    /// At most [`Config::visits_per_turn`](crate::Config::visits_per_turn) connections are visited between two looks
-    /// at the sockets, so a visit to a million delays no other connection by more than one slice. A connection that is open at this
-    /// call, and still is when its turn comes, is visited once; one that opens or begins to close after the call may be
-    /// or not, also where the sweep has to wait for others before it begins. Sweeps are made one after the other.
+    /// At most [`Config::visits_per_turn`](crate::Config::visits_per_turn) connections are visited per turn, so a sweep
+    /// over a million connections delays events by at most one slice. A connection that is open at this call, and still
+    /// is when the sweep reaches it, is visited once. A connection that opens or begins to close after this call may or
+    /// may not be visited, also if the sweep is still pending. Sweeps run one after the other.
     ///
-    /// A [`shutdown`](Self::shutdown) ends `run` when the last connection has gone, without an `on_swept` for the
-    /// sweeps that are left.
+    /// A [`shutdown`](Self::shutdown) ends `run` when no connection is left, without calling `on_swept` for the
+    /// remaining sweeps.
     ///
-    /// A broadcast is a sweep that writes a shared [`Chunk`](crate::Chunk): nothing is allocated for a connection that
-    /// takes the bytes at once, and those that don't have the same bytes in their queues.
+    /// To broadcast, write a shared [`Chunk`](crate::Chunk) in each visit: nothing is allocated for a connection that
+    /// accepts the bytes at once, and the queues of the others share the same bytes.
     ///
     /// # Errors
     /// [`Error::Full`] at [`Config::sweeps_max`](crate::Config::sweeps_max).
@@ -51,8 +51,9 @@ impl<C> Context<C> {
         self.begin_sweep(Left::Slots(0..self.slots()))
     }
 
-    /// The same for chosen connections, in this order: those of a group, or of a topic. Stale tokens, and connections that
-    /// are not open when their turn comes, are passed over; a token that is there twice is visited twice.
+    /// Like [`sweep`](Self::sweep), for the given connections in this order, for example those of a group or of a
+    /// topic. Stale tokens, and connections that are not open when the sweep reaches them, are skipped; a token that
+    /// occurs twice is visited twice.
     ///
     /// # Errors
     /// [`Error::Full`] at [`Config::sweeps_max`](crate::Config::sweeps_max).
@@ -75,13 +76,13 @@ impl<C> Context<C> {
         !self.sweeps.is_empty()
     }
 
-    /// The sweep that is under way, and how many visits of it this turn makes at most.
+    /// The sweep in progress, and the maximum number of its visits in this turn.
     pub(crate) fn next_slice(&self) -> Option<(SweepId, usize)> {
         Some((self.sweeps.front()?.id, self.config.visits_per_turn.max(1)))
     }
 
-    /// The next slot or token of the sweep that is under way, and its connection, if that is open and not on its way out;
-    /// `None` when it is complete.
+    /// Advances the sweep in progress by one slot or token, and returns its connection if that is open and not being
+    /// closed; `None` if the sweep is complete.
     pub(crate) fn next_visit(&mut self) -> Option<Option<Token>> {
         let token = match &mut self.sweeps.front_mut()?.left {
             Left::Tokens(left) => Some(left.next()?),
@@ -93,14 +94,14 @@ impl<C> Context<C> {
         Some(token.filter(|&token| self.is_open(token)))
     }
 
-    /// Whether `on_open` has been called and the connection is not on its way out.
+    /// Whether `on_open` has been called and the connection is not being closed.
     pub(crate) fn is_open(&self, token: Token) -> bool {
         self.header(token).is_some_and(|header| {
-            header.flags.any(Flags::OPENED) && !header.flags.any(Flags::CLOSING | Flags::CLOSED)
+            header.has_opened() && !header.flags.any(Flags::CLOSING | Flags::CLOSED)
         })
     }
 
-    /// Forgets the sweep that is under way if it is complete; says whether it is.
+    /// Removes the sweep in progress if it is complete; returns whether it was.
     pub(crate) fn end_sweep(&mut self) -> bool {
         let complete = self.sweeps.front().is_some_and(|sweep| match &sweep.left {
             Left::Slots(left) => left.is_empty(),
@@ -112,15 +113,18 @@ impl<C> Context<C> {
         complete
     }
 
-    /// Calls [`on_deferred`](crate::Handler::on_deferred) for this connection once the events of this turn have been
-    /// served, without waiting for anything: for work that is done in pieces, or that should not delay others. What is
-    /// deferred there is called in the next turn. Each use is one call, and a connection that is not open by then is passed
-    /// over.
+    /// Calls [`on_deferred`](crate::Handler::on_deferred) for this connection after the events of this turn have been
+    /// served, for work that is done in pieces or should not delay other connections. The loop does not block while
+    /// calls are pending. A call deferred in `on_deferred` is made in the next turn. Each use results in one call; a
+    /// connection that is not open by then is skipped. A turn makes at most
+    /// [`Config::visits_per_turn`](crate::Config::visits_per_turn) of these calls.
     ///
     /// # Errors
-    /// [`Error::Stale`], and [`Error::Full`] when as many calls wait as there may be connections.
+    /// [`Error::Stale`], also if the connection is closing, or [`Error::Full`] if
+    /// [`Config::connections_max`](crate::Config::connections_max) calls are pending.
     pub fn defer(&mut self, token: Token) -> Result<(), Error> {
-        if !self.holds(token) {
+        let is_ending = |header: &ConnHeader| header.flags.any(Flags::CLOSING | Flags::CLOSED);
+        if self.header(token).is_none_or(is_ending) {
             return Err(Error::Stale);
         }
         let limit = self.connections.capacity();
@@ -131,12 +135,12 @@ impl<C> Context<C> {
         Ok(())
     }
 
-    /// How many deferred calls this turn makes.
+    /// The number of deferred calls to make in this turn.
     pub(crate) fn deferred(&self) -> usize {
         self.deferred.len().min(self.config.visits_per_turn.max(1))
     }
 
-    /// The next connection whose call was deferred, if it is open.
+    /// Takes the next deferred call, and returns its connection if that is open.
     pub(crate) fn next_deferred(&mut self) -> Option<Token> {
         self.deferred.pop_front().filter(|&token| self.is_open(token))
     }

@@ -1,4 +1,5 @@
-//! Timeouts of connections, with a tag and without, and free timers. All are rounded up to a millisecond and never early.
+//! Timeouts of connections, with and without a tag, and timers of the service. All are rounded up to a millisecond and never
+//! early.
 
 use std::time::{Duration, Instant};
 
@@ -8,14 +9,14 @@ use crate::error::Error;
 use crate::token::{EventSource, Inner, TimerId, Token};
 use crate::wheel::{NodeId, Tick};
 
-/// A timer of its own, or a timeout of a connection with a tag.
+/// A timer of the service, or a tagged timeout of a connection.
 #[derive(Debug)]
 pub(super) struct Timer {
     node: NodeId,
     tagged: Option<(Token, u64)>,
 }
 
-/// What is due.
+/// An expired timer.
 pub(crate) enum Due {
     Timeout(Token),
     TaggedTimeout(Token, u64),
@@ -24,12 +25,13 @@ pub(crate) enum Due {
 }
 
 impl<C> Context<C> {
-    /// Arms the connection's timeout, or moves it: [`on_timeout`](crate::Handler::on_timeout) follows unless it is
-    /// moved or cleared before. Moving it to later, as an idle timeout does on each message, stores one integer.
+    /// Arms the connection's timeout, or moves it. [`on_timeout`](crate::Handler::on_timeout) is called when it
+    /// expires, unless it is moved or cleared before. Moving it to later, as an idle timeout does on each message,
+    /// stores one integer.
     ///
-    /// While the connection is still connecting, this is the time that the connect may take, and it is disarmed when
-    /// the connection opens: arm an idle timeout in [`on_open`](crate::Handler::on_open), not right after
-    /// [`connect`](Self::connect). Nothing for a stale token, and for a connection that is being closed.
+    /// While the connection is still connecting, this timeout limits the connect, and it is disarmed when the
+    /// connection opens: arm an idle timeout in [`on_open`](crate::Handler::on_open), not right after
+    /// [`connect`](Self::connect). Does nothing if the token is stale or the connection is being closed.
     pub fn set_timeout(&mut self, token: Token, after: Duration) {
         if self
             .header(token)
@@ -39,7 +41,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// Disarms the connection's timeout. Nothing for a stale token, and for a connection that is being closed.
+    /// Disarms the connection's timeout. Does nothing if the token is stale or the connection is being closed.
     pub fn clear_timeout(&mut self, token: Token) {
         if let Some(header) = self.connections.head_mut(token.key())
             && header.timer != NodeId::NONE
@@ -50,17 +52,17 @@ impl<C> Context<C> {
         }
     }
 
-    /// Arms a further timeout of the connection, or moves the one with this tag:
-    /// [`on_tagged_timeout`](crate::Handler::on_tagged_timeout) follows, unless it is moved or cleared before, or the
-    /// connection ends. So a connection may have an idle timeout, a deadline and a heartbeat at once: an enum as the tag
-    /// tells them apart.
+    /// Arms an additional timeout of the connection, or moves the one with this tag.
+    /// [`on_tagged_timeout`](crate::Handler::on_tagged_timeout) is called when it expires, unless it is moved or
+    /// cleared before, or the connection ends. So a connection can have an idle timeout, a deadline and a heartbeat at
+    /// once, with the values of an enum as tags.
     ///
-    /// The first timeout of a connection is better [`set_timeout`](Self::set_timeout), which costs 24 bytes; each tagged
-    /// one takes a place of [`Config::timers_max`](crate::Config::timers_max) and some 100 bytes while it is armed, and
-    /// moving it a look-up in a map.
+    /// Use [`set_timeout`](Self::set_timeout) for the first timeout of a connection: it takes 24 bytes. While it is
+    /// armed, a tagged timeout counts against [`Config::timers_max`](crate::Config::timers_max) and takes about 100
+    /// bytes; moving it needs a look-up in a map.
     ///
     /// # Errors
-    /// [`Error::Stale`], also for a connection that is being closed, and [`Error::Full`] at
+    /// [`Error::Stale`], also if the connection is being closed, and [`Error::Full`] at
     /// [`Config::timers_max`](crate::Config::timers_max).
     pub fn set_tagged_timeout(
         &mut self,
@@ -85,12 +87,12 @@ impl<C> Context<C> {
         Ok(())
     }
 
-    /// Disarms the timeout of the connection with this tag; says whether it was armed.
+    /// Disarms the connection's timeout with this tag; returns whether it was armed.
     pub fn clear_tagged_timeout(&mut self, token: Token, tag: u64) -> bool {
         self.tagged.remove(&(token, tag)).is_some_and(|timer| self.remove_timer(timer).is_some())
     }
 
-    /// The connection is on its way out, and has no tagged timeouts any more.
+    /// The connection is being closed: disarms its tagged timeouts.
     #[inline]
     pub(super) fn clear_tagged_timeouts(&mut self, token: Token) {
         if !self.tagged.is_empty() {
@@ -105,7 +107,7 @@ impl<C> Context<C> {
         }
     }
 
-    /// Arms a timer of its own: [`on_timer`](crate::Handler::on_timer) follows, once.
+    /// Arms a timer that belongs to no connection; [`on_timer`](crate::Handler::on_timer) is called once.
     ///
     /// # Errors
     /// [`Error::Full`] at [`Config::timers_max`](crate::Config::timers_max).
@@ -113,7 +115,7 @@ impl<C> Context<C> {
         self.insert_timer(after, None)
     }
 
-    /// Disarms a timer; says whether it was still armed.
+    /// Disarms a timer; returns whether it was armed.
     pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
         self.remove_timer(timer).is_some()
     }
@@ -140,7 +142,7 @@ impl<C> Context<C> {
         Some(timer)
     }
 
-    /// A timer that is due, at the price of one from the budget for each that is looked at.
+    /// The next expired timer; each timer that is examined takes one from the budget.
     pub(crate) fn next_due(&mut self, budget: &mut u32) -> Option<Due> {
         let now = self.tick();
         loop {
@@ -159,24 +161,24 @@ impl<C> Context<C> {
                     }
                 }
                 EventSource::Inner(inner) => return Some(Due::Inner(inner)),
-                EventSource::Listener(_) | EventSource::Watch(_) => {} // They have no timer.
+                EventSource::Listener(_) | EventSource::Watch(_) => {} // These have no timer.
             }
         }
     }
 
-    /// When the wheel is to be looked at.
+    /// The time at which the wheel must be polled next.
     pub(crate) fn next_timer(&self) -> Option<Instant> {
         self.wheel.next_tick().map(|tick| self.started + Duration::from_millis(tick))
     }
 
-    /// How long the kernel may let us wait: not past the next timer, nor past `most`.
+    /// The maximum time to wait for events: until the next timer, and at most `most`.
     pub(crate) fn wait_within(&self, most: Option<Duration>) -> Option<Duration> {
         let Some(due) = self.next_timer() else { return most };
         let until_due = due.saturating_duration_since(self.poller.now());
         Some(most.map_or(until_due, |most| most.min(until_due)))
     }
 
-    /// Arms the timeout whatever the state of the connection.
+    /// Arms the timeout in any state of the connection.
     pub(super) fn arm(&mut self, token: Token, after: Duration) {
         let deadline = self.tick_after(after);
         let Some(header) = self.connections.head_mut(token.key()) else { return };
@@ -191,14 +193,14 @@ impl<C> Context<C> {
         ticks(self.elapsed, self.elapsed.subsec_millis())
     }
 
-    /// The first tick at which `after` has passed.
+    /// The first tick by which `after` has passed.
     pub(super) fn tick_after(&self, after: Duration) -> Tick {
         let deadline = self.elapsed.saturating_add(after);
         ticks(deadline, deadline.subsec_nanos().div_ceil(1_000_000)).min(Tick::MAX / 2)
     }
 }
 
-/// The whole seconds of a time and some milliseconds, as ticks.
+/// The whole seconds of `time`, plus `milliseconds`, in ticks.
 fn ticks(time: Duration, milliseconds: u32) -> Tick {
     time.as_secs().saturating_mul(1000).saturating_add(Tick::from(milliseconds))
 }

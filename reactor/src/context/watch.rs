@@ -1,7 +1,8 @@
-//! Watching descriptors that are no connections: a timerfd, a pipe, inotify, a UDP socket, another library's socket.
+//! Watching descriptors that are not connections: a timerfd, a pipe, inotify, a UDP socket, another library's socket.
 //!
-//! Who owns them: the reactor, from `watch` to `unwatch`. A registration belongs to the open file and not to the
-//! number, so a duplicate would keep it alive after a close; therefore a descriptor leaves epoll before it is let go.
+//! The reactor owns a descriptor from `watch` to `unwatch`. An epoll registration belongs to the open file, not to the
+//! descriptor, so a duplicate would keep it alive after a close. Therefore a descriptor is removed from epoll before it
+//! is given back.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -18,13 +19,13 @@ pub(super) struct Watch {
 }
 
 impl<C> Context<C> {
-    /// Watches any descriptor that epoll can watch: [`on_ready`](crate::Handler::on_ready) follows whenever it is
-    /// ready, again and again for as long as it stays so (level-triggered). The end of a stream, a hang-up and a
-    /// lasting error stay: [`unwatch`](Self::unwatch) when they come.
+    /// Watches any descriptor that epoll can watch: [`on_ready`](crate::Handler::on_ready) is called in each turn while
+    /// it is ready (level-triggered). The end of a stream, a hang-up and some errors are permanent: call
+    /// [`unwatch`](Self::unwatch) when they are reported.
     ///
-    /// The reactor owns the descriptor until [`unwatch`](Self::unwatch) gives it back, and leaves its flags alone: make
-    /// it non-blocking before, where a read or a write might block. To use it through a type of its own, keep a
-    /// `try_clone` of that and watch the other; both are the same open file.
+    /// The reactor owns the descriptor until [`unwatch`](Self::unwatch) gives it back, and does not change its flags:
+    /// make it non-blocking first if a read or a write could block. To use it through its own type, watch one of two
+    /// handles made with `try_clone` and keep the other; both refer to the same open file.
     ///
     /// ```
     /// use std::net::UdpSocket;
@@ -40,9 +41,9 @@ impl<C> Context<C> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Full`] at [`Config::watches_max`](crate::Config::watches_max), and the system's refusal: `EPERM` for
-    /// what is always ready (a plain file, a directory), `ENOSPC` where epoll watches have run out. The descriptor
-    /// comes back.
+    /// [`Error::Full`] at [`Config::watches_max`](crate::Config::watches_max), or a system error: `EPERM` if the file
+    /// does not support epoll (a regular file, a directory), `ENOSPC` if epoll watches have run out. All errors return
+    /// the descriptor.
     pub fn watch(
         &mut self,
         descriptor: impl Into<OwnedFd>,
@@ -64,10 +65,10 @@ impl<C> Context<C> {
         }
     }
 
-    /// Changes what a descriptor is watched for. Costs one system call where it differs.
+    /// Changes what a descriptor is watched for. Makes one system call if the interest differs.
     ///
     /// # Errors
-    /// [`Error::Stale`], or the system's refusal; the interest is as it was then.
+    /// [`Error::Stale`], or a system error; the interest is unchanged then.
     pub fn set_interest(&mut self, watch: WatchId, interest: Interest) -> Result<(), Error> {
         let data = EventSource::Watch(watch).to_bits();
         let watch = self.watches.head_mut(watch.key()).ok_or(Error::Stale)?;
@@ -76,21 +77,21 @@ impl<C> Context<C> {
         Ok(())
     }
 
-    /// Ends a watch and gives the descriptor back; drop it to close it. `None` for a stale name.
+    /// Ends a watch and returns the descriptor; drop it to close it. Returns `None` if the id is stale.
     pub fn unwatch(&mut self, watch: WatchId) -> Option<OwnedFd> {
         if let Err(error) = self.set_interest(watch, Interest::Nothing) {
-            log::debug!("{watch:?} could not be taken out of epoll: {error}");
+            log::debug!("{watch:?} could not be removed from epoll: {error}");
         }
         self.watches.remove(watch.key()).map(|(watch, ())| watch.descriptor.into())
     }
 
-    /// A watched descriptor, to read or write with it. `None` for a stale name.
+    /// Returns a watched descriptor, for reading and writing; `None` if the id is stale.
     #[must_use]
     pub fn watched(&self, watch: WatchId) -> Option<BorrowedFd<'_>> {
         self.watches.head(watch.key()).map(|watch| watch.descriptor.as_fd())
     }
 
-    /// Whether an event of this watch is still of interest.
+    /// Whether events of this watch are still to be reported.
     pub(crate) fn is_watching(&self, watch: WatchId) -> bool {
         self.watches.head(watch.key()).is_some_and(|watch| watch.interest != Interest::Nothing)
     }

@@ -1,4 +1,4 @@
-//! What the service of the simulation does: each method of [`Context`](crate::Context), at any time, on any connection.
+//! The actions of the simulated service: each method of [`Context`](crate::Context), at any time, on any connection.
 
 use std::fs::File;
 use std::io::IoSlice;
@@ -16,7 +16,7 @@ use crate::queue::{Chunk, SharedPart};
 use crate::sys::{self, Adopted};
 use crate::token::{ListenerId, Token};
 
-use super::service::{Cx, Outside, Phase, Service, Sweep};
+use super::service::{Cx, Outside, Phase, Record, Service, Sweep};
 
 const WRITE_BYTES_MAX: u32 = 150;
 const INTERESTS: [Interest; 4] =
@@ -26,7 +26,7 @@ fn one_of<T: Copy>(list: &[T]) -> Option<T> {
     if list.is_empty() { None } else { Some(list[sys::below(list.len() as u32) as usize]) }
 }
 
-/// Often none at all, at times longer than the simulation.
+/// Often zero, sometimes longer than the simulation.
 fn some_time() -> Duration {
     match sys::below(6) {
         0 => Duration::ZERO,
@@ -45,7 +45,7 @@ fn some_listen_options() -> ListenOptions {
 }
 
 impl Service {
-    /// Does one thing.
+    /// Performs one random action.
     pub(super) fn act(&mut self, cx: &mut Cx, own: Option<Token>) {
         match sys::below(51) {
             0..=8 => self.write(cx, own),
@@ -90,7 +90,7 @@ impl Service {
         }
     }
 
-    /// Its own connection, any other, or one that is gone.
+    /// Chooses the service's own connection, any other, or a removed one.
     fn some_record(&self, own: Option<Token>) -> Option<(usize, Token)> {
         if let Some(own) = own
             && sys::percent(60)
@@ -122,19 +122,25 @@ impl Service {
         let taken_before = taken_by(cx);
         let total_before = cx.stats().queued_bytes + cx.all_batched_bytes();
         let room = cx.write_room(token);
+        let own_room = cx.config().write_queue_bytes_max.saturating_sub(cx.queued_bytes(token));
+        let waits = |cx: &Cx, record: &Record| record.is_open() && cx.queued_bytes(token) == 0;
+        let record = &mut self.records[id];
+        if room < own_room && cx.is_open(token) && !record.finished && waits(cx, record) {
+            record.room_due = true;
+        }
         let answer = match sys::below(5) {
             0 => {
                 let (one, two) = bytes.split_at(length / 2);
                 cx.write_vectored(token, &[IoSlice::new(one), IoSlice::new(two)])
             }
             1 => cx.try_write_chunk(token, Chunk::Owned(bytes.clone())).map_err(|refused| {
-                assert_eq!(refused.chunk.as_bytes(), bytes, "other bytes come back");
+                assert_eq!(refused.chunk.as_bytes(), bytes, "other bytes are returned");
                 refused.error
             }),
             2 => cx.write_chunk(token, Arc::<[u8]>::from(&bytes[..])),
             3 => {
                 let whole = Arc::from([&[1, 2], &bytes[..], &[3]].concat());
-                let part = SharedPart::new(whole, 2..2 + length).expect("it is within");
+                let part = SharedPart::new(whole, 2..2 + length).expect("the range is valid");
                 cx.write_chunk(token, part)
             }
             _ => cx.write(token, &bytes),
@@ -147,15 +153,15 @@ impl Service {
         match answer {
             Ok(written) => {
                 let total = cx.stats().queued_bytes;
-                assert!(total <= cx.config().write_queues_bytes_max, "more than its bounds");
-                assert!(length <= cx.config().write_queue_bytes_max, "more than its bounds");
+                assert!(total <= cx.config().write_queues_bytes_max, "the bound is exceeded");
+                assert!(length <= cx.config().write_queue_bytes_max, "the bound is exceeded");
                 assert!(record.is_held() && !record.finished && !record.closing, "{record:?}");
                 assert!(!record.detached, "{record:?}");
                 record.written.extend(bytes);
                 match written {
-                    Written::Sent if length > 0 => assert_eq!(queued, 0, "some bytes wait"),
+                    Written::Sent if length > 0 => assert_eq!(queued, 0, "bytes are queued"),
                     Written::Queued => {
-                        assert!(queued > 0, "no byte waits");
+                        assert!(queued > 0, "no byte is queued");
                         record.drain_due = true;
                     }
                     Written::Sent => {}
@@ -170,7 +176,7 @@ impl Service {
                 );
             }
             Err(refused) => {
-                // A batch that fails takes bytes with it that were taken before, and the connection too.
+                // If a batch fails, the connection fails, with bytes that were accepted before.
                 let left = taken.saturating_sub(taken_before);
                 let fits = queued + length <= cx.config().write_queue_bytes_max;
                 let is_full = matches!(refused, WriteError::Full | WriteError::FullInTotal);
@@ -178,9 +184,10 @@ impl Service {
                 match refused {
                     WriteError::Full => assert!(!fits && left == 0, "there was room"),
                     WriteError::FullInTotal => {
-                        assert!(!fits_in_total && left == 0, "there was room")
+                        assert!(!fits_in_total && left == 0, "there was room");
+                        record.room_due |= waits(cx, record);
                     }
-                    // A part has left and the rest finds no room: the connection is lost by it.
+                    // A part was sent and the rest does not fit: the connection fails.
                     WriteError::Closed if left > 0 => {
                         assert!(!fits_in_total && left < length, "there was room");
                         record.written.extend(&bytes[..left]);
@@ -192,12 +199,12 @@ impl Service {
         }
     }
 
-    /// A part of this program, which is a file that is always there.
+    /// A part of this program's file, which always exists.
     fn write_file(&mut self, cx: &mut Cx, own: Option<Token>) {
         static PROGRAM: LazyLock<(Arc<File>, Vec<u8>)> = LazyLock::new(|| {
-            let file = File::open("/proc/self/exe").expect("it runs");
+            let file = File::open("/proc/self/exe").expect("the program's file can be opened");
             let mut bytes = vec![0; 500];
-            file.read_exact_at(&mut bytes, 0).expect("it is longer");
+            file.read_exact_at(&mut bytes, 0).expect("the program's file is longer");
             (Arc::new(file), bytes)
         });
         let Some((id, token)) = self.some_record(own) else { return };
@@ -206,7 +213,7 @@ impl Service {
         let part = start as u64..end as u64;
         let answer = cx.write_file(token, Arc::clone(&PROGRAM.0), part);
         sys::trace(|| format!("  write file {start}..{end} to {token:?}: {answer:?}"));
-        // What was batched before has gone to the kernel, which may have taken a part.
+        // Bytes that were batched before were submitted, and the kernel may have accepted a part.
         let queued = cx.queued_bytes(token);
         let record = &mut self.records[id];
         match answer {
@@ -246,7 +253,7 @@ impl Service {
         cx.close(token);
         let record = &mut self.records[id];
         record.closing = true;
-        // on_drain tells of a queue that runs empty, but not of one that is closed.
+        // on_drain is called when a queue runs empty, but not after a close.
         record.drain_due = false;
         record.deadlines.clear();
         sys::trace(|| format!("  close {token:?}"));
@@ -288,7 +295,7 @@ impl Service {
                 record.deadlines.insert(tag, cx.now() + after);
             }
             Err(Error::Full { .. }) => assert!(full, "there was room"),
-            // What a failed write has marked the record does not know.
+            // The record does not contain the failure of an earlier write.
             Err(error) => assert!(matches!(error, Error::Stale), "{error}"),
         }
     }
@@ -298,7 +305,7 @@ impl Service {
         let tag = sys::below(3).into();
         let cleared = cx.clear_tagged_timeout(token, tag);
         let known = self.records[id].deadlines.remove(&tag).is_some();
-        assert!(known || !cleared, "it was not armed");
+        assert!(known || !cleared, "a timer that was not armed was cleared");
     }
 
     fn add_timer(&mut self, cx: &mut Cx) {
@@ -307,8 +314,11 @@ impl Service {
         match cx.add_timer(after) {
             Ok(timer) => {
                 let earlier = self.timers.insert(timer, cx.now() + after);
-                assert!(!full && earlier.is_none(), "a timer that can't be");
-                assert!(!self.timers_gone.contains(&timer), "the name of an earlier timer");
+                assert!(
+                    !full && earlier.is_none(),
+                    "a timer was added in spite of the bound, or its id is in use"
+                );
+                assert!(!self.timers_gone.contains(&timer), "the id of an earlier timer");
             }
             Err(error) => assert!(full, "{error}"),
         }
@@ -316,11 +326,11 @@ impl Service {
 
     fn cancel_timer(&mut self, cx: &mut Cx) {
         if let Some(timer) = one_of(&self.timers_gone) {
-            assert!(!cx.cancel_timer(timer), "a stale name cancels another's timer");
+            assert!(!cx.cancel_timer(timer), "a stale id cancels another timer");
         }
         let armed: Vec<_> = self.timers.keys().copied().collect();
         if let Some(timer) = one_of(&armed) {
-            assert!(cx.cancel_timer(timer), "it was armed");
+            assert!(cx.cancel_timer(timer), "an armed timer was not cancelled");
             self.timers.remove(&timer);
             self.timers_gone.push(timer);
         }
@@ -347,19 +357,22 @@ impl Service {
         let id = conn.record;
         match cx.connect(address, &options, conn) {
             Ok(token) => {
-                assert!(!full && self.shutting_down.is_none(), "there was no room for it");
+                assert!(
+                    !full && self.shutting_down.is_none(),
+                    "it was accepted in spite of the bound"
+                );
                 self.note_name(cx, id, token);
                 self.records[id].deadline = options.timeout.map(|timeout| cx.now() + timeout);
                 sys::trace(|| format!("  connect {token:?}"));
             }
             Err(refused) => {
-                assert_eq!(refused.given.record, id, "another's state comes back");
+                assert_eq!(refused.given.record, id, "another connection's state is returned");
                 self.refuse(id, full, &refused.error);
             }
         }
     }
 
-    /// A connection could not be made, and there is a reason for that.
+    /// Checks that there was a reason to refuse a connect.
     fn refuse(&mut self, id: usize, full: bool, error: &Error) {
         self.records[id].phase = Phase::Closed;
         match error {
@@ -369,7 +382,7 @@ impl Service {
         }
     }
 
-    /// One that was given away before, or a new one.
+    /// A socket that was detached before, or a new one.
     fn adopt(&mut self, cx: &mut Cx) {
         let before = if sys::percent(60) { self.outside.pop() } else { None };
         let outside = before.unwrap_or_else(|| Outside {
@@ -383,17 +396,20 @@ impl Service {
         let id = conn.record;
         match cx.adopt(outside.descriptor, conn) {
             Ok(token) => {
-                assert!(!full && self.shutting_down.is_none(), "there was no room for it");
+                assert!(
+                    !full && self.shutting_down.is_none(),
+                    "it was accepted in spite of the bound"
+                );
                 self.note_name(cx, id, token);
                 let record = &mut self.records[id];
-                assert_eq!(record.serial, serial, "it is another socket");
+                assert_eq!(record.serial, serial, "another socket");
                 record.received = outside.received;
                 record.written = outside.written;
                 sys::trace(|| format!("  adopt {token:?}"));
             }
             Err(Refused { error, given: (descriptor, conn) }) => {
-                assert_eq!(conn.record, id, "another's state comes back");
-                assert_eq!(sys::serial_outside(&descriptor), serial, "it is another socket");
+                assert_eq!(conn.record, id, "another connection's state is returned");
+                assert_eq!(sys::serial_outside(&descriptor), serial, "another socket");
                 self.outside.push(Outside { descriptor, ..outside });
                 self.refuse(id, full, &error);
             }
@@ -408,7 +424,10 @@ impl Service {
         match answer {
             Ok(()) => {
                 let is_open = record.is_open() && !record.closing && !record.aborted;
-                assert!(is_open && !record.detached, "it was not open: {record:?}");
+                assert!(
+                    is_open && !record.detached,
+                    "a connection that was not open was detached: {record:?}"
+                );
                 record.detached = true;
                 record.drain_due = false;
                 record.deadlines.clear();
@@ -433,7 +452,10 @@ impl Service {
         let full = cx.listeners().count() == cx.config().listeners_max;
         match cx.adopt_listener(socket, &some_listen_options()) {
             Ok(listener) => {
-                assert!(!full && self.shutting_down.is_none(), "there was no room for it");
+                assert!(
+                    !full && self.shutting_down.is_none(),
+                    "it was accepted in spite of the bound"
+                );
                 assert!(self.listeners.insert(listener, false).is_none());
             }
             Err(Refused { error, given }) => {
@@ -458,9 +480,12 @@ impl Service {
         let full = cx.listeners().count() == cx.config().listeners_max;
         match cx.listen(([127, 0, 0, 1], 9), &options) {
             Ok(listener) => {
-                assert!(!full && self.shutting_down.is_none(), "there was no room for it");
+                assert!(
+                    !full && self.shutting_down.is_none(),
+                    "it was accepted in spite of the bound"
+                );
                 assert!(self.listeners.insert(listener, false).is_none());
-                assert!(!self.listeners_gone.contains(&listener), "an earlier listener's name");
+                assert!(!self.listeners_gone.contains(&listener), "the id of an earlier listener");
             }
             Err(error) => assert!(full || self.shutting_down.is_some() || error.errno().is_some()),
         }
@@ -496,7 +521,7 @@ impl Service {
         match cx.watch(descriptor, interest) {
             Ok(watch) => {
                 assert!(!full && self.watches.insert(watch, interest).is_none());
-                assert!(!self.watches_gone.contains(&watch), "an earlier watch's name");
+                assert!(!self.watches_gone.contains(&watch), "the id of an earlier watch");
             }
             Err(refused) => assert!(full || refused.error.errno().is_some(), "{refused}"),
         }
@@ -504,11 +529,11 @@ impl Service {
 
     fn unwatch(&mut self, cx: &mut Cx) {
         if let Some(watch) = one_of(&self.watches_gone) {
-            assert!(cx.unwatch(watch).is_none(), "a stale name ends another's watch");
+            assert!(cx.unwatch(watch).is_none(), "a stale id ends another watch");
         }
         let watched: Vec<_> = self.watches.keys().copied().collect();
         if let Some(watch) = one_of(&watched) {
-            assert!(cx.unwatch(watch).is_some(), "it was watched");
+            assert!(cx.unwatch(watch).is_some(), "an active watch was not ended");
             self.watches.remove(&watch);
             self.watches_gone.push(watch);
         }
@@ -528,7 +553,7 @@ impl Service {
         let full = self.sweeps.len() == cx.config().sweeps_max;
         match cx.sweep() {
             Ok(id) => {
-                assert!(!full, "there was no room for it");
+                assert!(!full, "it was accepted in spite of the bound");
                 let open =
                     |(id, record): (usize, &super::service::Record)| record.is_open().then_some(id);
                 let due = self.records.iter().enumerate().filter_map(open).collect();
@@ -550,7 +575,7 @@ impl Service {
         let tokens: Vec<_> = named.iter().map(|&(_, token)| token).collect();
         match cx.sweep_of(tokens) {
             Ok(sweep) => {
-                assert!(!full, "there was no room for it");
+                assert!(!full, "it was accepted in spite of the bound");
                 let due = named.iter().map(|&(id, _)| id);
                 let due = due.filter(|&id| self.records[id].is_open()).collect();
                 self.sweeps.insert(sweep, Sweep { due, ..Sweep::default() });
@@ -565,12 +590,12 @@ impl Service {
         match cx.defer(token) {
             Ok(()) => {
                 assert!(record.is_held(), "{record:?}");
-                // One that has not opened by then is passed over.
+                // A connection that is not open by then is skipped.
                 let count = usize::from(record.is_open());
                 record.deferred += count;
                 record.deferred_perhaps += 1 - count;
             }
-            Err(Error::Stale) => assert!(!record.is_held(), "{record:?}"),
+            Err(Error::Stale) => assert!(!cx.is_open(token), "{record:?}"),
             Err(error) => assert!(matches!(error, Error::Full { .. }), "{error}"),
         }
     }
@@ -583,7 +608,7 @@ impl Service {
         sys::trace(|| format!("  shutdown {grace:?}"));
     }
 
-    /// Questions change nothing.
+    /// Calls the queries, which must not change anything.
     fn look(&mut self, cx: &mut Cx, own: Option<Token>) {
         let Some((id, token)) = self.some_record(own) else { return };
         let record = &self.records[id];
@@ -599,5 +624,5 @@ impl Service {
 }
 
 fn null() -> OwnedFd {
-    std::fs::File::open("/dev/null").expect("there is a null device").into()
+    std::fs::File::open("/dev/null").expect("/dev/null can be opened").into()
 }

@@ -1,4 +1,4 @@
-//! The service of the simulation: it keeps a record of each connection and holds the reactor to its promises.
+//! The service of the simulation: it keeps a record of each connection and checks the reactor's guarantees.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use crate::config::Config;
 use crate::context::{Context, SweepId};
 use crate::error::{CloseReason, Detached, Error};
 use crate::handler::{Handler, Incoming};
@@ -32,43 +33,45 @@ impl Drop for Conn {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// `on_accept` has taken it, and it has no name yet.
+    /// `on_accept` has accepted it, and its token is not known yet.
     Offered,
     Connecting,
     Open,
-    /// Its peer has finished.
+    /// The peer has finished.
     Ended,
     Closed,
 }
 
-/// What the service knows of a connection.
+/// The service's record of a connection.
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) phase: Phase,
     pub(super) token: Option<Token>,
-    /// The fake kernel's number of the socket.
+    /// The serial number of the socket in the fake kernel.
     pub(super) serial: u32,
-    /// Where it was accepted.
+    /// The listener that accepted it.
     pub(super) listener: Option<ListenerId>,
-    /// Every byte that the reactor has accepted.
+    /// All bytes that the reactor has accepted for sending.
     pub(super) written: Vec<u8>,
     pub(super) received: usize,
     pub(super) paused: bool,
     pub(super) finished: bool,
     pub(super) closing: bool,
-    /// A shutdown has been announced to it.
+    /// `on_shutdown` was called.
     pub(super) notified: bool,
     pub(super) aborted: bool,
-    /// Taken out; `on_close` is to follow.
+    /// Detached; `on_close` must follow.
     pub(super) detached: bool,
-    /// A part of a write has left, and the queues had no room for the rest.
+    /// A part of a write was sent, and the rest did not fit into the queues.
     pub(super) cut_short: bool,
-    /// Bytes were queued, and `on_drain` is to follow.
+    /// Bytes were queued, and `on_drain` must follow.
     pub(super) drain_due: bool,
-    /// Bytes went to the batch of a turn, of which the kernel may take a part: then `on_drain` may follow.
+    /// Bytes were batched. If the kernel accepts only a part, `on_drain` may follow.
     pub(super) drain_possible: bool,
+    /// All queues together had no room for it.
+    pub(super) room_due: bool,
     pub(super) deadline: Option<Instant>,
-    /// Calls that are to follow while it is open.
+    /// The number of deferred calls that must follow while it is open.
     pub(super) deferred: usize,
     pub(super) deferred_perhaps: usize,
     /// The tagged timeouts.
@@ -93,6 +96,7 @@ impl Record {
             cut_short: false,
             drain_due: false,
             drain_possible: false,
+            room_due: false,
             deadline: None,
             deferred: 0,
             deferred_perhaps: 0,
@@ -109,7 +113,7 @@ impl Record {
     }
 }
 
-/// A connected socket that is not the reactor's, and what has gone over it.
+/// A connected socket outside of the reactor, and the bytes that were transferred over it.
 #[derive(Debug)]
 pub(super) struct Outside {
     pub(super) descriptor: OwnedFd,
@@ -154,7 +158,7 @@ pub(super) struct Service {
 impl Service {
     pub(super) fn new(cx: &mut Cx) -> Self {
         let signals = sys::percent(50).then(|| {
-            cx.watch_signals(&[Signal::Hangup]).expect("nothing fails yet");
+            cx.watch_signals(&[Signal::Hangup]).expect("no faults are injected yet");
             1
         });
         Self {
@@ -191,20 +195,20 @@ impl Service {
     }
 
     pub(super) fn note_name(&mut self, cx: &Cx, record: usize, token: Token) {
-        assert!(self.tokens.insert(token), "{token:?} is the name of an earlier connection");
-        let header = cx.header(token).expect("it is held");
+        assert!(self.tokens.insert(token), "{token:?} is the token of an earlier connection");
+        let header = cx.header(token).expect("the connection exists");
         self.records[record].token = Some(token);
         self.records[record].serial = header.socket.serial();
     }
 
-    /// What is true of each callback.
+    /// Checks what holds for each callback.
     fn enter(&mut self, name: &str) {
         sys::trace(|| format!("  {name}"));
-        assert!(!self.inside, "{name} was entered while another callback ran");
+        assert!(!self.inside, "{name} was called during another callback");
         self.inside = true;
     }
 
-    /// The end of each callback: the service calls anything.
+    /// Ends each callback with random actions.
     fn leave(&mut self, cx: &mut Cx, own: Option<Token>) {
         if !self.calm {
             for _ in 0..sys::below(4) {
@@ -214,15 +218,18 @@ impl Service {
         self.inside = false;
     }
 
-    /// What is true of each callback about an open connection.
+    /// Checks what holds for each callback of an open connection.
     fn about(&mut self, cx: &Cx, name: &str, token: Token, conn: &Conn) -> &mut Record {
         self.enter(&format!("{name} {token:?}"));
-        assert!(cx.holds(token), "{name} with a stale name");
+        assert!(cx.holds(token), "{name} with a stale token");
         assert!(cx.conn(token).is_none(), "the state is lent to the callback");
         let record = &mut self.records[conn.record];
-        assert_eq!(record.token, Some(token), "{name} reaches a wrong connection");
-        assert!(record.is_open(), "{name} of one that is not open: {record:?}");
-        assert!(!record.aborted && !record.detached, "{name} of one that has ended: {record:?}");
+        assert_eq!(record.token, Some(token), "{name} with the state of another connection");
+        assert!(record.is_open(), "{name} of a connection that is not open: {record:?}");
+        assert!(
+            !record.aborted && !record.detached,
+            "{name} of a connection that has ended: {record:?}"
+        );
         record
     }
 
@@ -233,19 +240,22 @@ impl Service {
             record.written.len(),
             "bytes were lost or doubled: {record:?}"
         );
-        assert!(record.written.starts_with(&sent), "other bytes were sent than were written");
+        assert!(
+            record.written.starts_with(&sent),
+            "the sent bytes differ from those that were written"
+        );
     }
 
     pub(super) fn after_turn(&mut self, cx: &mut Cx, status: Status) {
         for record in self.records.iter().filter(|record| record.is_held()) {
-            let token = record.token.expect("one that is held has a name");
-            assert!(cx.holds(token), "{token:?} is gone without on_close");
+            let token = record.token.expect("the token is known");
+            assert!(cx.holds(token), "{token:?} was removed without on_close");
             assert_eq!(cx.conn(token).map(|conn| conn.record), self.record_of(token));
             Self::check_written(cx, record, token);
         }
         let held = self.records.iter().filter(|record| record.is_held()).count();
-        assert_eq!(cx.connections(), held, "the reactor holds what the service does not know");
-        assert_eq!(self.alive.get(), held, "states are dropped with their connections");
+        assert_eq!(cx.connections(), held, "the service has no record of some connection");
+        assert_eq!(self.alive.get(), held, "a state was leaked or dropped early");
         self.check_stats(cx);
         let complete = self.shutting_down.is_some() && held == 0;
         assert_eq!(status == Status::Stopped, self.stop_due || complete, "{status:?}");
@@ -270,75 +280,93 @@ impl Service {
         assert_eq!(stats.accept_errors.values().sum::<u64>(), self.accept_errors);
     }
 
-    /// A calm kernel lacks nothing, so it is the slots; as soon as one is free, the listener must be heard again.
+    /// Without faults only slots can run out. As soon as one is free, the listener must accept again.
     fn make_room(&mut self, cx: &mut Cx, listener: ListenerId, error: &Error) {
         let Error::Full { what, .. } = error else { panic!("{error}") };
         let is_one = |record: &&mut Record| {
-            let helps = *what == "connections" || record.listener == Some(listener);
+            let helps = match *what {
+                "connections" => true,
+                "accepted connections" => record.listener.is_some(),
+                _ => record.listener == Some(listener),
+            };
             record.is_held() && !record.aborted && helps
         };
         let first = self.records.iter_mut().find(is_one);
         if let Some(record) = first {
             record.aborted = true;
-            cx.abort(record.token.expect("one that is held has a name"));
+            cx.abort(record.token.expect("the token is known"));
         }
     }
 
-    /// No more ideas of its own; it only lets things happen.
+    /// Ends the random actions, and resumes everything that is paused.
     pub(super) fn calm_down(&mut self, cx: &mut Cx) {
         self.calm = true;
         for record in self.records.iter_mut().filter(|record| record.is_held()) {
-            cx.resume_reads(record.token.expect("one that is held has a name"));
+            cx.resume_reads(record.token.expect("the token is known"));
             record.paused = false;
-            // A listener that is at its own bound does not say so twice.
+            // A listener at its own bound reports this only once.
             if record.listener.is_some() {
                 record.aborted = true;
-                cx.abort(record.token.expect("one that is held has a name"));
+                cx.abort(record.token.expect("the token is known"));
             }
         }
         for (&listener, paused) in &mut self.listeners {
-            cx.resume_accepts(listener).expect("nothing fails any more");
+            cx.resume_accepts(listener).expect("no faults are injected any more");
             *paused = false;
         }
     }
 
-    /// Nothing that could have happened is outstanding.
+    /// Checks that nothing is pending.
     pub(super) fn check_at_rest(&mut self, cx: &mut Cx) {
         for record in self.records.iter().filter(|record| record.is_held()) {
             let wire = sys::wire(record.serial);
-            assert!(record.is_open(), "the connect is decided, and no callback came: {record:?}");
-            assert!(!record.closing, "it does not end: {record:?}");
-            assert_eq!(record.received, wire.arrived, "bytes wait to be read: {record:?}");
-            assert_eq!(record.phase == Phase::Ended, wire.fin || wire.gone, "the end: {record:?}");
-            assert_eq!(wire.sent.len(), record.written.len(), "bytes wait to be sent: {record:?}");
-            assert!(!record.drain_due, "no callback came when the queue ran empty: {record:?}");
-            assert_eq!(record.deadline, None, "the timeout does not come: {record:?}");
-            assert_eq!(record.deferred, 0, "a deferred call does not come: {record:?}");
-            assert!(record.deadlines.is_empty(), "a timeout does not come: {record:?}");
+            assert!(record.is_open(), "no callback after the connect: {record:?}");
+            assert!(!record.closing, "a closing connection does not end: {record:?}");
+            assert_eq!(record.received, wire.arrived, "bytes are unread: {record:?}");
+            assert_eq!(
+                record.phase == Phase::Ended,
+                wire.fin || wire.gone,
+                "the end of the input: {record:?}"
+            );
+            assert_eq!(wire.sent.len(), record.written.len(), "bytes are unsent: {record:?}");
+            assert!(!record.drain_due, "no on_drain although the queue is empty: {record:?}");
+            let is_missed = record.room_due && !record.finished;
+            assert!(!is_missed, "no on_drain although there is room: {record:?}");
+            assert_eq!(record.deadline, None, "the timeout does not fire: {record:?}");
+            assert_eq!(record.deferred, 0, "a deferred call is missing: {record:?}");
+            assert!(record.deadlines.is_empty(), "a tagged timeout does not fire: {record:?}");
         }
         assert_eq!(cx.listeners().count(), self.listeners.len(), "a listener is not drained");
-        assert_eq!(sys::peers_waiting(), 0, "peers wait and are not accepted");
+        assert!(
+            self.draining.is_empty(),
+            "a drained listener is not reported: {:?}",
+            self.draining
+        );
+        assert_eq!(sys::peers_waiting(), 0, "waiting peers are not accepted");
         assert!(self.timers.is_empty(), "timers do not fire: {:?}", self.timers);
         assert!(self.sweeps.is_empty(), "sweeps do not end: {:?}", self.sweeps);
-        assert!(!self.wake_due, "the wake-up does not come");
+        assert!(!self.wake_due, "the wake-up is missing");
         if self.signals.is_some() {
             assert_eq!(self.signals_seen, sys::signals_raised(), "signals are lost");
         }
         assert_eq!(cx.stats().queued_bytes, 0);
     }
 
-    /// The shutdown took no longer than it was given.
+    /// Checks that the shutdown ended within its grace period.
     pub(super) fn check_shut_down(&mut self, cx: &mut Cx, called: Instant) {
-        let deadline = self.shutting_down.expect("it was called").max(called);
-        assert!(cx.now() <= deadline + Duration::from_millis(5), "the grace had passed");
+        let deadline = self.shutting_down.expect("a shutdown was started").max(called);
+        assert!(
+            cx.now() <= deadline + Duration::from_millis(5),
+            "the shutdown took longer than its grace period"
+        );
         self.after_turn(cx, Status::Stopped);
         assert!(self.records.iter().all(|record| !record.is_held()), "a connection is left");
     }
 
-    /// Gives up what is the service's.
+    /// Removes everything that the service owns.
     pub(super) fn let_go(&mut self, cx: &mut Cx) {
         for watch in std::mem::take(&mut self.watches).into_keys() {
-            assert!(cx.unwatch(watch).is_some(), "{watch:?} is gone");
+            assert!(cx.unwatch(watch).is_some(), "{watch:?} does not exist");
         }
     }
 
@@ -352,11 +380,14 @@ impl Handler for Service {
 
     fn on_accept(&mut self, cx: &mut Cx, incoming: &Incoming<'_>) -> Option<Conn> {
         self.enter("on_accept");
-        let heard = self.listeners.get(&incoming.listener()) == Some(&false);
+        let accepts = self.listeners.get(&incoming.listener()) == Some(&false);
         let drained = self.draining.contains(&incoming.listener());
-        assert!(heard || drained, "an accept of a listener that is paused or gone");
-        let reserved = cx.config().connects_reserved;
-        assert!(cx.connections() + reserved < cx.config().connections_max, "no slot is reserved");
+        assert!(accepts || drained, "an accept of a listener that is paused or removed");
+        let Config { connections_max, connects_reserved, .. } = *cx.config();
+        let accepted = |record: &&Record| record.is_held() && record.listener.is_some();
+        let accepted = self.records.iter().filter(accepted).count();
+        assert!(accepted + connects_reserved < connections_max, "a reserved slot was used");
+        assert!(cx.connections() < connections_max, "no slot is free");
         let _ = incoming.peer_addr();
         let conn = if sys::percent(85) { Some(self.new_conn(Phase::Offered)) } else { None };
         if let Some(conn) = &conn {
@@ -373,7 +404,7 @@ impl Handler for Service {
         match self.records[conn.record].phase {
             Phase::Offered => self.note_name(cx, conn.record, token),
             Phase::Connecting => assert_eq!(self.records[conn.record].token, Some(token)),
-            other => panic!("on_open of one that is {other:?}"),
+            other => panic!("on_open in the phase {other:?}"),
         }
         let record = &mut self.records[conn.record];
         assert!(!record.aborted, "on_open after an abort");
@@ -388,22 +419,29 @@ impl Handler for Service {
         let record = self.about(cx, "on_data", token, conn);
         assert!(!record.closing && !record.paused, "unwanted data: {record:?}");
         assert_eq!(record.phase, Phase::Open, "data after the end");
-        assert!(!bytes.is_empty(), "no data is no event");
+        assert!(!bytes.is_empty(), "on_data without data");
         for &byte in bytes.iter() {
             let expected = sys::byte_of(record.serial, record.received);
-            assert_eq!(byte, expected, "bytes are lost, doubled or another's: {record:?}");
+            assert_eq!(
+                byte, expected,
+                "bytes are lost, repeated or from another connection: {record:?}"
+            );
             record.received += 1;
         }
         self.bytes_in += bytes.len() as u64;
-        bytes.fill(0); // They are the service's to change.
+        bytes.fill(0); // The service may change the buffer.
         self.leave(cx, Some(token));
     }
 
     fn on_eof(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn) {
         let record = self.about(cx, "on_eof", token, conn);
-        assert!(!record.closing && !record.paused, "an unwanted end: {record:?}");
-        assert_eq!(record.phase, Phase::Open, "it ends twice");
-        assert_eq!(record.received, sys::wire(record.serial).arrived, "bytes before the end");
+        assert!(!record.closing && !record.paused, "an unwanted on_eof: {record:?}");
+        assert_eq!(record.phase, Phase::Open, "on_eof was called twice");
+        assert_eq!(
+            record.received,
+            sys::wire(record.serial).arrived,
+            "bytes are missing before the end"
+        );
         record.phase = Phase::Ended;
         self.leave(cx, Some(token));
     }
@@ -411,18 +449,19 @@ impl Handler for Service {
     fn on_drain(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn) {
         assert_eq!(cx.queued_bytes(token), 0, "the queue is not empty");
         let record = self.about(cx, "on_drain", token, conn);
-        assert!(!record.closing, "it is being closed: {record:?}");
-        assert!(record.drain_due || record.drain_possible, "nothing was queued: {record:?}");
-        record.drain_due = false;
+        assert!(!record.closing, "the connection is closing: {record:?}");
+        let is_due = record.drain_due || record.drain_possible || record.room_due;
+        assert!(is_due, "nothing was queued: {record:?}");
+        (record.drain_due, record.room_due) = (false, false);
         self.leave(cx, Some(token));
     }
 
     fn on_timeout(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn) {
         let now = cx.now();
         let record = self.about(cx, "on_timeout", token, conn);
-        let deadline = record.deadline.take().expect("it was armed");
-        assert!(deadline <= now, "it comes too early");
-        assert!(!record.closing, "it is being closed: {record:?}");
+        let deadline = record.deadline.take().expect("the timeout is armed");
+        assert!(deadline <= now, "it fires early");
+        assert!(!record.closing, "the connection is closing: {record:?}");
         self.leave(cx, Some(token));
     }
 
@@ -430,23 +469,33 @@ impl Handler for Service {
         self.enter(&format!("on_tagged_timeout {token:?} {tag}"));
         let now = cx.now();
         let record = &mut self.records[conn.record];
-        assert_eq!(record.token, Some(token), "it reaches a wrong connection");
-        assert!(record.is_held() && !record.closing && !record.aborted, "it has ended: {record:?}");
-        let deadline = record.deadlines.remove(&tag).expect("it was armed");
-        assert!(deadline <= now, "it comes too early");
+        assert_eq!(
+            record.token,
+            Some(token),
+            "on_tagged_timeout with the state of another connection"
+        );
+        assert!(
+            record.is_held() && !record.closing && !record.aborted,
+            "the connection has ended: {record:?}"
+        );
+        let deadline = record.deadlines.remove(&tag).expect("the timeout is armed");
+        assert!(deadline <= now, "it fires early");
         self.leave(cx, Some(token));
     }
 
     fn on_close(&mut self, cx: &mut Cx, token: Token, conn: Conn, reason: CloseReason) {
         self.enter(&format!("on_close {token:?}: {reason}"));
-        assert!(!cx.holds(token), "the name is stale in on_close");
+        assert!(!cx.holds(token), "the token is not stale in on_close");
         let record = &mut self.records[conn.record];
-        assert_eq!(record.token, Some(token), "on_close reaches a wrong connection");
-        assert!(record.is_held(), "on_close of one that is {:?}", record.phase);
+        assert_eq!(record.token, Some(token), "on_close with the state of another connection");
+        assert!(record.is_held(), "on_close in the phase {:?}", record.phase);
         check_reason(record, self.shutting_down.is_some(), &reason, cx.now());
         if !matches!(reason, CloseReason::Detached(_)) {
             let address = cx.peer_addr(token);
-            assert!(!matches!(address, Err(Error::Stale)), "its address can still be asked for");
+            assert!(
+                !matches!(address, Err(Error::Stale)),
+                "the address is not available in on_close"
+            );
         }
         record.phase = Phase::Closed;
         record.deadlines.clear();
@@ -467,50 +516,65 @@ impl Handler for Service {
         self.leave(cx, None);
     }
 
+    fn on_listener_drained(&mut self, cx: &mut Cx, listener: ListenerId) {
+        self.enter("on_listener_drained");
+        let index = self.draining.iter().position(|&draining| draining == listener);
+        self.draining.swap_remove(index.expect("the listener is being drained, and ends once"));
+        assert!(
+            matches!(cx.listener_addr(listener), Err(Error::Stale)),
+            "the id of a drained listener is not stale"
+        );
+        self.listeners_gone.push(listener);
+        self.leave(cx, None);
+    }
+
     fn on_timer(&mut self, cx: &mut Cx, timer: TimerId) {
         self.enter("on_timer");
-        let deadline = self.timers.remove(&timer).expect("it is armed, and fires once");
-        assert!(deadline <= cx.now(), "it comes too early");
+        let deadline = self.timers.remove(&timer).expect("the timer is armed, and fires once");
+        assert!(deadline <= cx.now(), "it fires early");
         self.timers_gone.push(timer);
-        assert!(!cx.cancel_timer(timer), "its name is stale now");
+        assert!(!cx.cancel_timer(timer), "the id of a fired timer is not stale");
         self.leave(cx, None);
     }
 
     fn on_visit(&mut self, cx: &mut Cx, sweep: SweepId, token: Token, conn: &mut Conn) {
         let record = self.about(cx, "on_visit", token, conn);
-        assert!(!record.closing, "it is being closed: {record:?}");
-        let sweep = self.sweeps.get_mut(&sweep).expect("it was asked for");
+        assert!(!record.closing, "the connection is closing: {record:?}");
+        let sweep = self.sweeps.get_mut(&sweep).expect("the sweep was started");
         assert!(sweep.visited.insert(conn.record), "visited twice");
         self.leave(cx, Some(token));
     }
 
     fn on_deferred(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn) {
         let record = self.about(cx, "on_deferred", token, conn);
-        assert!(!record.closing, "it is being closed: {record:?}");
+        assert!(!record.closing, "the connection is closing: {record:?}");
         if record.deferred > 0 {
             record.deferred -= 1;
         } else {
             let left = record.deferred_perhaps.checked_sub(1);
-            record.deferred_perhaps = left.expect("it was deferred");
+            record.deferred_perhaps = left.expect("a call was deferred");
         }
         self.leave(cx, Some(token));
     }
 
     fn on_swept(&mut self, cx: &mut Cx, sweep: SweepId) {
         self.enter("on_swept");
-        let sweep = self.sweeps.remove(&sweep).expect("it was asked for, and ends once");
+        let sweep = self.sweeps.remove(&sweep).expect("the sweep was started, and ends once");
         for id in sweep.due.difference(&sweep.visited) {
             let record = &self.records[*id];
             let may_be_passed_over =
                 record.closing || record.detached || self.shutting_down.is_some();
-            assert!(!record.is_open() || may_be_passed_over, "it was passed over: {record:?}");
+            assert!(
+                !record.is_open() || may_be_passed_over,
+                "a connection was skipped: {record:?}"
+            );
         }
         self.leave(cx, None);
     }
 
     fn on_shutdown(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn) {
         let record = self.about(cx, "on_shutdown", token, conn);
-        assert!(!record.closing && !record.notified, "an unwanted goodbye: {record:?}");
+        assert!(!record.closing && !record.notified, "an unwanted on_shutdown: {record:?}");
         record.notified = true;
         assert!(self.shutting_down.is_some(), "there is no shutdown");
         if sys::percent(70) {
@@ -531,7 +595,7 @@ impl Handler for Service {
 
     fn on_ready(&mut self, cx: &mut Cx, watch: WatchId, _readiness: Readiness) {
         self.enter("on_ready");
-        let interest = self.watches.get(&watch).expect("it is watched");
+        let interest = self.watches.get(&watch).expect("the watch exists");
         assert_ne!(*interest, Interest::Nothing);
         assert!(cx.watched(watch).is_some());
         sys::read_watched();
@@ -545,36 +609,46 @@ impl Handler for Service {
     }
 }
 
-/// The reason that is given is the true one.
+/// Checks the reason that is passed to `on_close`.
 fn check_reason(record: &Record, shutting_down: bool, reason: &CloseReason, now: Instant) {
     let wire = sys::wire(record.serial);
-    assert!(record.written.starts_with(&wire.sent), "other bytes were sent than were written");
+    assert!(
+        record.written.starts_with(&wire.sent),
+        "the sent bytes differ from those that were written"
+    );
     let all_sent = wire.sent.len() == record.written.len();
     match reason {
         CloseReason::Closed | CloseReason::PeerClosed => {
-            assert!(record.closing || shutting_down, "it was not closed: {record:?}");
-            assert!(all_sent, "bytes were lost: {record:?}");
+            assert!(record.closing || shutting_down, "close was not called: {record:?}");
+            assert!(all_sent, "bytes were not sent: {record:?}");
             let by_peer = matches!(reason, CloseReason::PeerClosed);
-            assert_eq!(by_peer, record.phase == Phase::Ended, "who has ended it: {record:?}");
+            assert_eq!(
+                by_peer,
+                record.phase == Phase::Ended,
+                "the wrong side is reported as closing: {record:?}"
+            );
         }
         CloseReason::Finished => {
             let finished = record.finished && record.phase == Phase::Ended;
-            assert!(all_sent && finished, "it is not finished: {record:?}");
+            assert!(all_sent && finished, "the connection is not finished: {record:?}");
         }
-        CloseReason::Aborted => assert!(record.aborted, "it was not aborted"),
-        CloseReason::Failed(Error::Full { .. }) => assert!(record.cut_short, "it had room"),
+        CloseReason::Aborted => assert!(record.aborted, "abort was not called"),
+        CloseReason::Failed(Error::Full { .. }) => assert!(record.cut_short, "the write did fit"),
         CloseReason::Failed(error) => assert!(error.errno().is_some(), "{error}"),
-        CloseReason::ConnectFailed(_) => assert!(!record.is_open(), "it was open"),
+        CloseReason::ConnectFailed(_) => assert!(!record.is_open(), "the connection was open"),
         CloseReason::ConnectTimedOut => {
-            assert!(!record.is_open(), "it was open");
-            assert!(record.deadline.is_some_and(|deadline| deadline <= now), "it had time left");
+            assert!(!record.is_open(), "the connection was open");
+            assert!(
+                record.deadline.is_some_and(|deadline| deadline <= now),
+                "the timeout had not expired"
+            );
         }
         CloseReason::FlushTimedOut => {
-            assert!(record.closing || shutting_down, "it was not closed: {record:?}");
+            assert!(record.closing || shutting_down, "close was not called: {record:?}");
         }
         CloseReason::ShutDown => assert!(shutting_down, "there is no shutdown: {record:?}"),
         CloseReason::Detached(detached) => {
-            assert!(record.detached, "it was not detached: {record:?}");
+            assert!(record.detached, "detach was not called: {record:?}");
             for (place, &byte) in (record.received..).zip(&detached.unread) {
                 assert_eq!(byte, sys::byte_of(record.serial, place), "bytes are lost: {record:?}");
             }

@@ -1,13 +1,13 @@
-//! Receives and sends that go to the kernel together: what is wanted, the bytes, and what came of it.
+//! Batches of receives and of sends: the operations, their bytes and their results.
 //!
-//! Both are made once and used again in each turn, so that a message allocates nothing.
+//! The batches are allocated once and reused in each turn, so that a message allocates nothing.
 
 use nix::errno::Errno;
 
 use super::{IoResult, io_result, ring_answer};
 use crate::token::Token;
 
-/// What an operation has come to until the kernel says otherwise: its ring is lost.
+/// The initial result of an operation, which remains if its ring is lost.
 pub(super) const LOST: i32 = -(Errno::ENOMEM as i32);
 
 /// Receives, each into a part of one buffer.
@@ -28,7 +28,7 @@ pub(super) struct Operation {
 }
 
 impl ReceiveBatch {
-    /// Room for `entries_max` receives of `bytes_each`. Memory that is not used is not touched.
+    /// Creates a batch of up to `entries_max` receives of `bytes_each`. Unused memory is not touched.
     pub(crate) fn with_capacity(entries_max: usize, bytes_each: usize) -> Self {
         Self {
             buffer: vec![0; entries_max * bytes_each],
@@ -45,7 +45,7 @@ impl ReceiveBatch {
         self.entries.len()
     }
 
-    /// Wants a receive from the socket at this place of the tables.
+    /// Adds a receive from the socket at this place of the tables.
     pub(crate) fn push(&mut self, token: Token, place: u32) {
         debug_assert!(!self.is_full(), "there is no room in the buffer");
         self.entries.push(Operation { token, place, result: LOST });
@@ -63,7 +63,7 @@ impl ReceiveBatch {
         self.bytes_each
     }
 
-    /// What came of a receive; its bytes are the first of [`part`](Self::part).
+    /// The result of a receive; its bytes are at the start of [`part`](Self::part).
     #[inline]
     pub(crate) fn result(&self, index: usize) -> IoResult {
         io_result("recv", ring_answer(self.entries[index].result))
@@ -74,13 +74,13 @@ impl ReceiveBatch {
         &mut self.buffer[index * self.bytes_each..][..self.bytes_each]
     }
 
-    /// The receives with their parts of the buffer.
+    /// The receives, the buffer, and the size of each receive's part.
     pub(super) fn operations(&mut self) -> (&mut [Operation], &mut [u8], usize) {
         (&mut self.entries, &mut self.buffer, self.bytes_each)
     }
 }
 
-/// Sends, their bytes copied into one buffer.
+/// Sends, with their bytes copied into one buffer.
 #[derive(Debug, Default)]
 pub(crate) struct SendBatch {
     buffer: Vec<u8>,
@@ -91,13 +91,13 @@ pub(crate) struct SendBatch {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SendOperation {
     pub(super) operation: Operation,
-    /// Where its bytes begin and end in the buffer.
+    /// The range of its bytes in the buffer.
     pub(super) start: usize,
     pub(super) end: usize,
 }
 
 impl SendBatch {
-    /// Room for `entries_max` sends of `bytes_max` in all. Memory that is not used is not touched.
+    /// Creates a batch of up to `entries_max` sends with `bytes_max` in total. Unused memory is not touched.
     pub(crate) fn with_capacity(entries_max: usize, bytes_max: usize) -> Self {
         Self {
             buffer: Vec::with_capacity(bytes_max),
@@ -114,7 +114,7 @@ impl SendBatch {
         self.entries.len()
     }
 
-    /// Wants a send of these bytes; `false` where there is no room for it.
+    /// Adds a send of these bytes; returns `false` if it does not fit.
     #[inline]
     pub(crate) fn push<'a>(
         &mut self,
@@ -134,7 +134,8 @@ impl SendBatch {
         true
     }
 
-    /// Adds to the last send, where that is of the same connection, there is room, and it stays within `bytes_max`.
+    /// Appends to the last send; returns `false` if that is of another connection, would exceed `bytes_max`, or the
+    /// bytes don't fit into the buffer.
     pub(crate) fn append<'a>(
         &mut self,
         token: Token,
@@ -156,7 +157,7 @@ impl SendBatch {
         true
     }
 
-    /// Copies all of it or nothing; the buffer never grows.
+    /// Copies all parts or none; the buffer never grows.
     #[inline]
     fn copy<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>) -> bool {
         let start = self.buffer.len();
@@ -170,7 +171,7 @@ impl SendBatch {
         true
     }
 
-    /// The bytes of all of them.
+    /// The total number of bytes.
     #[inline]
     pub(crate) fn len_bytes(&self) -> usize {
         self.buffer.len()
@@ -185,7 +186,7 @@ impl SendBatch {
         self.entries[index].operation.token
     }
 
-    /// The bytes that wait for one connection.
+    /// The number of bytes of one connection.
     pub(crate) fn bytes_of(&self, token: Token) -> usize {
         let own = self.entries.iter().filter(|entry| entry.operation.token == token);
         own.map(|entry| entry.end - entry.start).sum()
@@ -202,7 +203,7 @@ impl SendBatch {
         &self.buffer[start..end]
     }
 
-    /// The sends, and the buffer with their bytes.
+    /// The sends, and the buffer that contains their bytes.
     pub(super) fn operations(&mut self) -> (&mut [SendOperation], &[u8]) {
         (&mut self.entries, &self.buffer)
     }

@@ -1,12 +1,11 @@
-//! A fake kernel in place of the real one, for the unit tests and the fuzzer, and with the feature `testing` for the test
-//! harness: the same functions and types, and nothing real behind them.
+//! A fake kernel that replaces the real one in unit tests and under the fuzzer, and with the feature `testing` in the
+//! test harness. It has the same functions and types, and makes no system calls.
 //!
-//! Under the harness it does what it is asked for and nothing else ([`SCRIPTED`]). Otherwise
-//! it is driven by choices that come from a seed or from a fuzzer's bytes, so every run can be repeated. It keeps to
-//! what a kernel may do, and does of that the worst: it cuts reads and writes short, refuses calls with each errno that
-//! they document, runs out of descriptors and epoll watches, reports events late, in any order, without cause, or for
-//! what is closed already. Its peers connect, send, finish, reset and vanish as they like. Each thread has a kernel of
-//! its own, with a clock of its own.
+//! In the harness it does only what the test requests ([`SCRIPTED`]). Otherwise its behaviour is chosen at random from a
+//! seed or from the fuzzer's bytes, so every run can be repeated. It does what a real kernel may do, at its worst: it
+//! cuts reads and writes short, fails calls with each documented errno, runs out of descriptors and epoll watches, and
+//! reports events late, in any order, without cause, or for closed descriptors. Its peers connect, send, finish, reset
+//! and vanish at random. Each thread has its own kernel with its own clock.
 
 use std::cell::RefCell;
 use std::collections::btree_map::Entry;
@@ -35,7 +34,7 @@ use super::{accept_result, io_result, refused};
 
 pub(crate) type Accepted = AcceptResult<Descriptor>;
 
-/// Whether it has no will of its own: it serves the harness.
+/// Whether the kernel serves the harness and makes no random choices.
 const SCRIPTED: bool = !cfg!(any(test, fuzzing));
 
 thread_local! {
@@ -46,15 +45,15 @@ fn kernel<T>(act: impl FnOnce(&mut Kernel) -> T) -> T {
     KERNEL.with_borrow_mut(act)
 }
 
-// --- what the simulation asks for ------------------------------------------------------------------------------------
+// --- for the simulation ----------------------------------------------------------------------------------------------
 
-/// Boots a fresh kernel on this thread.
+/// Starts a new kernel on this thread.
 pub(crate) fn boot(choices: Choices) {
     kernel(|kernel| *kernel = Kernel::new(choices));
 }
 
-/// From now on no call fails and nothing is reported late, twice or without cause; peers read all they are sent, and
-/// do nothing else. With no fault and no news, a reactor must come to rest.
+/// Ends all faults: no call fails, and no event is late, repeated or without cause. Peers read everything, and do nothing
+/// else. A reactor must then become idle.
 pub(crate) fn calm_down() {
     kernel(Kernel::calm_down);
 }
@@ -69,22 +68,22 @@ pub(crate) fn percent(chance: u32) -> bool {
     below(100) < chance
 }
 
-/// Whether the script is over.
+/// Whether there are choices left.
 pub(crate) fn has_choices() -> bool {
     kernel(|kernel| kernel.choices.any_left())
 }
 
-/// How often calls fail and events lie from now on, in per cent.
+/// Sets the percentage of calls that fail and of events that are wrong.
 pub(crate) fn set_faults(percent: u32) {
     kernel(|kernel| kernel.faults_percent = percent);
 }
 
-/// What became of a wait that had no end and nothing to report: a real one would not have returned.
+/// Whether the last wait had no time limit and no events: a real one would not have returned.
 pub(crate) fn rests() -> bool {
     kernel(|kernel| kernel.rests)
 }
 
-/// The wait of another event loop, on the epoll descriptor and until a time: whether anything ends it.
+/// Waits like another event loop, on the epoll descriptor and until a time; returns whether anything ends the wait.
 pub(crate) fn wait_outside(until: Option<Instant>) -> bool {
     kernel(|kernel| {
         let has_events = !kernel.true_events(None).is_empty();
@@ -97,17 +96,17 @@ pub(crate) fn wait_outside(until: Option<Instant>) -> bool {
     })
 }
 
-/// How many fatal errors of `epoll_wait` were made up so far.
+/// The number of injected fatal errors of `epoll_wait`.
 pub(crate) fn broken_waits() -> u64 {
     kernel(|kernel| kernel.broken_waits)
 }
 
-/// Files that are open on this thread, with a descriptor or in a registered-file table, but for the rings.
+/// The number of files that are open on this thread, with a descriptor or in a registered-file table, without the rings.
 pub(crate) fn open_files() -> usize {
     kernel(|kernel| kernel.files.values().filter(|file| !matches!(file, File::Ring)).count())
 }
 
-/// Rings that are open on this thread.
+/// The number of rings that are open on this thread.
 pub(crate) fn open_rings() -> usize {
     kernel(|kernel| kernel.files.len()) - open_files()
 }
@@ -120,12 +119,12 @@ pub(crate) fn accepts_granted() -> u64 {
     kernel(|kernel| kernel.accepts_granted)
 }
 
-/// Everything that all sockets were given to send.
+/// The number of bytes that all sockets have accepted to send.
 pub(crate) fn bytes_taken() -> u64 {
     kernel(|kernel| kernel.bytes_taken)
 }
 
-/// Peers that wait to be accepted.
+/// The number of peers that wait to be accepted.
 pub(crate) fn peers_waiting() -> usize {
     let waiting = |file: &File| match file {
         File::Listener { backlog } => backlog.len(),
@@ -134,7 +133,7 @@ pub(crate) fn peers_waiting() -> usize {
     kernel(|kernel| kernel.files.values().map(waiting).sum())
 }
 
-/// The watched descriptors have nothing to tell, as if they had been read.
+/// Makes the watched descriptors not ready, as if they had been read.
 pub(crate) fn read_watched() {
     kernel(|kernel| {
         for file in kernel.files.values_mut() {
@@ -145,7 +144,7 @@ pub(crate) fn read_watched() {
     });
 }
 
-/// A line of the log of a replayed seed.
+/// Prints a line of the log when a seed is replayed.
 pub(crate) fn trace(line: impl FnOnce() -> String) {
     static ASKED: OnceLock<bool> = OnceLock::new();
     if *ASKED.get_or_init(|| std::env::var_os("REACTOR_TRACE").is_some()) {
@@ -153,7 +152,7 @@ pub(crate) fn trace(line: impl FnOnce() -> String) {
     }
 }
 
-/// A connected socket, or one that listens, which was made elsewhere.
+/// Creates a connected or a listening socket outside of the reactor.
 pub(crate) fn outside_socket(wanted: Adopted) -> OwnedFd {
     kernel(|kernel| {
         let file = match wanted {
@@ -171,19 +170,19 @@ pub(crate) fn outside_socket(wanted: Adopted) -> OwnedFd {
     })
 }
 
-/// Which of all sockets ever made stands behind a descriptor that was given away.
+/// The serial number of the socket that a stand-in descriptor represents.
 pub(crate) fn serial_outside(descriptor: &OwnedFd) -> u32 {
     kernel(|kernel| match &kernel.outside[&descriptor.as_raw_fd()] {
         File::Socket(socket) => socket.serial,
-        other => panic!("no connection was given away: {other:?}"),
+        other => panic!("not a connection: {other:?}"),
     })
 }
 
-/// What a connection's peer has done, and what it was sent.
+/// The state of a connection at its peer, and the bytes that were sent to it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wire {
     pub(crate) sent: Vec<u8>,
-    /// Bytes that came from the peer.
+    /// The number of bytes that have arrived from the peer.
     pub(crate) arrived: usize,
     pub(crate) fin: bool,
     pub(crate) gone: bool,
@@ -196,23 +195,23 @@ pub(crate) fn wire(serial: u32) -> Wire {
     kernel(|kernel| kernel.wire(serial))
 }
 
-/// The byte that the peer of this socket sends at this place.
+/// The byte that the peer of this socket sends at this position of its stream.
 pub(crate) fn byte_of(serial: u32, place: usize) -> u8 {
     (serial as u8).wrapping_mul(31).wrapping_add(place as u8) ^ (place >> 8) as u8
 }
 
 impl Socket {
-    /// Which of all sockets ever made it is.
+    /// The serial number, which is unique among all sockets of the kernel.
     pub(crate) fn serial(&self) -> u32 {
         kernel(|kernel| kernel.socket(self.0).serial)
     }
 
-    /// Whether the fake epoll knows of it.
+    /// Whether the fake epoll watches it.
     pub(crate) fn is_watched(&self) -> bool {
         kernel(|kernel| kernel.watches.contains_key(&self.0))
     }
 
-    /// Whether there is a reason for bytes to wait: epoll will report when they can be sent, or nothing will.
+    /// Whether bytes may stay queued: epoll will report when they can be sent, or they can never be sent.
     pub(crate) fn has_reason_to_wait(&self) -> bool {
         kernel(|kernel| {
             let reports = kernel
@@ -226,7 +225,7 @@ impl Socket {
     }
 }
 
-/// Where decisions come from: bytes, and when those are used up (or there were none) a generator.
+/// The source of random choices: bytes, or a generator if there are none or none are left.
 #[derive(Debug)]
 pub(crate) struct Choices {
     bytes: Option<VecDeque<u8>>,
@@ -234,7 +233,7 @@ pub(crate) struct Choices {
     left: u32,
 }
 
-/// Decisions of a seeded script.
+/// The number of choices of a run.
 const CHOICES_MAX: u32 = 4000;
 
 impl Choices {
@@ -265,12 +264,12 @@ impl Choices {
     }
 }
 
-// --- what the harness asks for ---------------------------------------------------------------------------------------
+// --- for the harness -------------------------------------------------------------------------------------------------
 
-/// The address of this side, whatever was bound.
+/// The local address, whatever was bound.
 const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2);
 
-/// Lets time pass, for all harnesses of this thread.
+/// Advances the clock of all harnesses on this thread.
 pub(crate) fn advance(time: Duration) {
     kernel(|kernel| kernel.clock += time);
 }
@@ -280,25 +279,25 @@ pub(crate) fn has_events(poller: &Poller) -> bool {
     kernel(|kernel| !kernel.true_events(Some(poller.0.0)).is_empty())
 }
 
-/// A peer connects to this listener and waits to be accepted; its number.
+/// Connects a peer to this listener, where it waits to be accepted; returns its serial number.
 pub(crate) fn arrive(listener: &Descriptor, peer: SocketAddr) -> u32 {
     kernel(|kernel| {
         let socket = FakeSocket { peer, ..kernel.new_socket() };
         let serial = socket.serial;
         match kernel.files.get_mut(&listener.0) {
             Some(File::Listener { backlog }) => backlog.push_back(socket),
-            other => panic!("it does not listen: {other:?}"),
+            other => panic!("not a listener: {other:?}"),
         }
         serial
     })
 }
 
-/// Outbound connects that were begun since this was last asked, and where they go.
+/// Takes the outbound connects that were started since the last call, with their addresses.
 pub(crate) fn take_connects() -> Vec<(u32, Address)> {
     kernel(|kernel| std::mem::take(&mut kernel.connects))
 }
 
-/// A connected socket with a stand-in for its descriptor, and its number.
+/// Creates a connected socket; returns its stand-in descriptor and its serial number.
 pub(crate) fn outside_peer() -> (OwnedFd, u32) {
     kernel(|kernel| {
         let socket = kernel.new_socket();
@@ -307,7 +306,7 @@ pub(crate) fn outside_peer() -> (OwnedFd, u32) {
     })
 }
 
-/// The data by which epoll knows the socket of this peer.
+/// The user data with which epoll watches the socket of this peer.
 pub(crate) fn data_of(serial: u32) -> Option<u64> {
     kernel(|kernel| {
         let (number, _) = kernel
@@ -318,7 +317,7 @@ pub(crate) fn data_of(serial: u32) -> Option<u64> {
     })
 }
 
-/// A peer does something: epoll reports it. `false` where its socket is closed.
+/// Changes the socket of a peer, and lets epoll report it. Returns `false` if the socket is closed.
 fn act_as_peer(serial: u32, act: impl FnOnce(&mut FakeSocket)) -> bool {
     act_on(serial, true, act)
 }
@@ -350,38 +349,37 @@ fn act_on(serial: u32, reports: bool, act: impl FnOnce(&mut FakeSocket)) -> bool
     })
 }
 
-/// The connect of this peer has worked, or failed with this errno.
-pub(crate) fn answer(serial: u32, answer: Result<(), Errno>) -> bool {
+/// Completes the connect to this peer, successfully or with `ECONNREFUSED`.
+pub(crate) fn answer(serial: u32, works: bool) -> bool {
     act_as_peer(serial, |socket| {
-        if std::mem::take(&mut socket.wire.connecting)
-            && let Err(errno) = answer
-        {
-            socket.error = Some(errno);
+        if std::mem::take(&mut socket.wire.connecting) && !works {
+            socket.error = Some(Errno::ECONNREFUSED);
             socket.wire.gone = true;
         }
     })
 }
 
-/// The peer sends bytes.
+/// Sends bytes from the peer.
 pub(crate) fn feed(serial: u32, bytes: &[u8]) -> bool {
     act_as_peer(serial, |socket| socket.incoming.extend(bytes))
 }
 
-/// The peer has finished writing.
+/// Finishes the peer's writing.
 pub(crate) fn finish_peer(serial: u32) -> bool {
     act_as_peer(serial, |socket| socket.wire.fin = true)
 }
 
-/// The peer is gone with this errno; what it had sent and was not read is lost.
-pub(crate) fn fail_peer(serial: u32, errno: Errno) -> bool {
+/// Resets the connection from its peer; unread bytes are lost.
+pub(crate) fn reset_peer(serial: u32) -> bool {
     act_as_peer(serial, |socket| {
         socket.incoming.clear();
-        socket.error = Some(errno);
+        socket.error = Some(Errno::ECONNRESET);
+        socket.wire.connecting = false;
         socket.wire.gone = true;
     })
 }
 
-/// The peer takes that many bytes more.
+/// Sets the number of bytes that the peer still accepts.
 pub(crate) fn set_room(serial: u32, bytes: usize) -> bool {
     act_as_peer(serial, |socket| {
         socket.room = bytes;
@@ -389,7 +387,7 @@ pub(crate) fn set_room(serial: u32, bytes: usize) -> bool {
     })
 }
 
-/// What the peer was sent since this was last asked.
+/// Takes the bytes that the peer has received since the last call.
 pub(crate) fn take_sent(serial: u32) -> Vec<u8> {
     let mut sent = Vec::new();
     let is_alive = act_quietly(serial, |socket| sent = std::mem::take(&mut socket.wire.sent));
@@ -403,10 +401,10 @@ pub(crate) fn take_sent(serial: u32) -> Vec<u8> {
     sent
 }
 
-/// What the reactor has done with the connection of a peer.
+/// The state of a connection as its peer sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OtherSide {
-    /// It waits to be accepted, or its connect has not been answered.
+    /// The peer waits in the backlog, or its connect has not been answered.
     Waiting,
     Open,
     Finished,
@@ -431,12 +429,12 @@ pub(crate) fn other_side(serial: u32) -> OtherSide {
             }
             _ => None,
         });
-        // With its listener, what waited there is gone.
+        // A peer that is not found was in the backlog of a listener that was closed.
         found.next().unwrap_or(OtherSide::Reset)
     })
 }
 
-/// A signal comes, for whoever watches signals on this thread.
+/// Delivers a signal to all signal readers on this thread.
 pub(crate) fn raise(signal: Signal) {
     kernel(|kernel| {
         for file in kernel.files.values_mut() {
@@ -447,7 +445,7 @@ pub(crate) fn raise(signal: Signal) {
     });
 }
 
-/// What is watched with these data is ready, in one turn.
+/// Makes the descriptor that is watched with this user data ready, for one turn.
 pub(crate) fn set_ready(data: u64, readiness: Readiness) {
     kernel(|kernel| {
         let watched = kernel.watches.iter().find(|(_, watch)| watch.data == data);
@@ -461,8 +459,8 @@ pub(crate) fn set_ready(data: u64, readiness: Readiness) {
 
 // --- the kernel --------------------------------------------------------------------------------------------------------
 
-/// Reports of one descriptor in a row that the reactor may leave without any call on it. Listeners are left so for as many
-/// turns as it takes to serve each connection once.
+/// The number of successive reports of a descriptor that the reactor may ignore, without a call on it. A listener is
+/// ignored for as many turns as it takes to serve each connection once.
 const IGNORED_MAX: u32 = 24;
 const SOCKETS_MAX: usize = 40;
 const ROOM_BYTES_MAX: u32 = 200;
@@ -474,16 +472,16 @@ struct Kernel {
     calm: bool,
     started: Instant,
     clock: Duration,
-    /// By descriptor; those of registered-file tables by the complement of their place.
+    /// The open files by descriptor; those of registered-file tables by the complement of their place.
     files: BTreeMap<i32, File>,
     files_max: usize,
-    /// Sockets that are not the reactor's, by the number of the null device that stands for them.
+    /// Sockets that the reactor does not own, by the descriptor of `/dev/null` that represents them.
     outside: BTreeMap<i32, File>,
-    /// A security module refuses every peer, which is no reason for an event to go away.
+    /// A security module refuses every peer; the listener stays readable nevertheless.
     refuses_accepts: bool,
     watches: BTreeMap<i32, Watch>,
     watches_max: usize,
-    /// The data of watches that are gone, for events that come too late.
+    /// The user data of removed watches, for late events.
     retired: VecDeque<u64>,
     reaped: BTreeMap<u32, Wire>,
     serial_next: u32,
@@ -514,13 +512,13 @@ struct FakeSocket {
     listens: bool,
     error: Option<Errno>,
     incoming: VecDeque<u8>,
-    /// Bytes that the peer can still be sent.
+    /// The number of bytes that the peer still accepts.
     room: usize,
-    /// A send has found no room, and epoll reports when there is.
+    /// A send has found no room; epoll reports when there is some.
     wants_room: bool,
-    /// A send was refused for want of memory, and nothing reports when there is some.
+    /// A send has failed because there was no memory; epoll does not report when there is some.
     wants_memory: bool,
-    /// Reads may end early: the peer has sent urgent data, or descriptors over a Unix-domain stream.
+    /// Reads may be short, because the peer has sent urgent data, or descriptors over a Unix-domain stream.
     cuts_reads: bool,
     urgent: bool,
     finished: bool,
@@ -533,14 +531,14 @@ struct Watch {
     poller: i32,
     trigger: Trigger,
     data: u64,
-    /// True reports since the last call on the descriptor.
+    /// The number of correct reports since the last call on the descriptor.
     ignored: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Trigger {
     Level(Readiness),
-    /// Something has changed since the last report, or nothing.
+    /// `pending`: there was a change since the last report.
     Edge {
         pending: bool,
     },
@@ -576,7 +574,7 @@ impl Kernel {
         self.choices.below(100) < chance
     }
 
-    /// Whether this call fails, and with what.
+    /// Decides whether this call fails, and with which errno.
     fn fault(&mut self, call: &str, errnos: &[Errno]) -> Result<(), Errno> {
         if self.faults_percent == 0 || !self.percent(self.faults_percent) {
             return Ok(());
@@ -619,7 +617,7 @@ impl Kernel {
 
     // Descriptors.
 
-    /// The lowest number that is free, as the real one does, so that numbers are used again at once.
+    /// Opens a file with the lowest free number, like a real kernel, so that numbers are reused at once.
     fn open(&mut self, call: &str, file: File) -> Result<Descriptor, Errno> {
         self.room_for_descriptor(call)?;
         let number = (3..).find(|number| !self.files.contains_key(number)).ok_or(Errno::EMFILE)?;
@@ -627,7 +625,7 @@ impl Kernel {
         Ok(Descriptor(number))
     }
 
-    /// Opens what was open already under another name, so that no limit is in its way.
+    /// Gives an open file another number, without checking the limit.
     fn open_unlimited(&mut self, file: File) -> Descriptor {
         let files_max = std::mem::replace(&mut self.files_max, usize::MAX);
         let opened = self.open("open", file).expect("there is no limit");
@@ -635,7 +633,7 @@ impl Kernel {
         opened
     }
 
-    /// Gives a socket away, for a descriptor that stands for it.
+    /// Moves a socket out of the reactor; returns a descriptor that represents it.
     fn put_outside(&mut self, file: File) -> OwnedFd {
         let stands_for_it = OwnedFd::from(open_null());
         self.outside.insert(stands_for_it.as_raw_fd(), file);
@@ -682,7 +680,7 @@ impl Kernel {
         }
     }
 
-    /// Something about the file has changed: epoll reports it where it is watched for changes.
+    /// Reports a change of the file, if it is watched edge-triggered.
     fn change(&mut self, number: i32) {
         if let Some(watch) = self.watches.get_mut(&number) {
             watch.report_change();
@@ -693,7 +691,7 @@ impl Kernel {
         self.touch(number);
         match self.files.get_mut(&number) {
             Some(File::Socket(socket)) => socket,
-            other => panic!("{number} is no socket: {other:?}"),
+            other => panic!("{number} is not a socket: {other:?}"),
         }
     }
 
@@ -704,12 +702,12 @@ impl Kernel {
         });
         alive
             .or_else(|| self.reaped.get(&serial).cloned())
-            .expect("each serial was given to a socket")
+            .expect("each serial number belongs to a socket")
     }
 
     fn new_socket(&mut self) -> FakeSocket {
         self.serial_next += 1;
-        // There is some at first, or the end of a connect would not be reported.
+        // There is some room at first, because the end of a connect must be reported.
         let room =
             if self.calm { usize::MAX } else { 1 + self.choices.below(ROOM_BYTES_MAX) as usize };
         FakeSocket {
@@ -735,7 +733,7 @@ impl Kernel {
             return;
         }
         if self.percent(2) {
-            self.clock += Duration::from_secs(self.choices.below(100).into()); // The machine slept.
+            self.clock += Duration::from_secs(self.choices.below(100).into()); // The machine was suspended.
         }
         for _ in 0..self.choices.below(6) {
             let Some(&number) = nth(&self.files, &mut self.choices) else { return };
@@ -748,7 +746,7 @@ impl Kernel {
         }
     }
 
-    /// Says whether epoll learns of a change of a connection.
+    /// Decides whether epoll reports a change of a connection.
     fn move_file(&mut self, file: &mut File) -> bool {
         match file {
             File::Socket(socket) if !socket.listens => return self.move_socket(socket),
@@ -806,7 +804,7 @@ impl Kernel {
             }
             5 => socket.wire.fin = true,
             6 => self.fail(socket, &[Errno::ECONNRESET, Errno::ETIMEDOUT, Errno::EHOSTUNREACH]),
-            // As a Unix-domain peer that closes: no error waits, but sending is over.
+            // Like a Unix-domain peer that closes: no error is pending, but sends fail.
             7 => {
                 socket.wire.fin = true;
                 socket.wire.gone = true;
@@ -839,7 +837,7 @@ impl Kernel {
         }
     }
 
-    /// What is truly there to be reported.
+    /// The events that a correct kernel would report.
     fn true_events(&self, poller: Option<i32>) -> Vec<(i32, u64, Readiness)> {
         let mut events = Vec::new();
         let of_poller = |watch: &Watch| poller.is_none_or(|poller| poller == watch.poller);
@@ -897,7 +895,7 @@ impl Kernel {
             if SCRIPTED {
                 *ready = Readiness::NONE;
             }
-            return; // Whether it is read is the service's affair.
+            return; // The service decides whether it reads.
         }
         if let Some(watch) = self.watches.get_mut(&number) {
             if let Trigger::Edge { pending } = &mut watch.trigger {
@@ -921,7 +919,7 @@ impl Kernel {
         }
     }
 
-    /// Events without a cause, and events that come too late.
+    /// Adds events without a cause, and late events.
     fn make_noise(&mut self, events: &mut Events) {
         if self.faults_percent == 0 {
             return;
@@ -939,7 +937,7 @@ impl Kernel {
                 (data, ready[self.choices.below(4) as usize])
             } else {
                 let Some(&number) = nth(&self.watches, &mut self.choices) else { continue };
-                // No kernel calls a connect decided that is not.
+                // No kernel reports a pending connect as completed.
                 if matches!(&self.files[&number], File::Socket(socket) if socket.wire.connecting) {
                     continue;
                 }
@@ -1029,7 +1027,7 @@ impl FakeSocket {
     }
 }
 
-/// What level-triggered epoll reports: errors and hang-ups whatever the interest.
+/// The events that level-triggered epoll reports: errors and hang-ups whatever the interest.
 fn reported(ready: Readiness, interest: Readiness) -> Readiness {
     let mut report = Readiness::NONE;
     if ready.is_readable() && interest.is_readable() {
@@ -1057,7 +1055,7 @@ fn nth_of<'a, T>(list: &'a VecDeque<T>, choices: &mut Choices) -> Option<&'a T> 
     list.get(index as usize)
 }
 
-// --- the calls, as of the real one ---------------------------------------------------------------------------------------
+// --- the calls of the real backend -----------------------------------------------------------------------------------
 
 const CONNECT_ERRNOS: [Errno; 5] = [
     Errno::ECONNREFUSED,
@@ -1072,7 +1070,7 @@ pub(crate) struct Descriptor(i32);
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        // Not at the end of the thread, nor while a failed assertion unwinds through the kernel.
+        // The kernel is not available at the end of the thread, or while a failed assertion unwinds through it.
         let _ = KERNEL.try_with(|kernel| {
             if let Ok(mut kernel) = kernel.try_borrow_mut() {
                 kernel.close(self.0);
@@ -1095,7 +1093,7 @@ impl Descriptor {
 
 impl From<OwnedFd> for Descriptor {
     fn from(descriptor: OwnedFd) -> Self {
-        // It was open already, so no limit is in its way.
+        // The file is already open, so no limit applies.
         kernel(|kernel| {
             let file = match kernel.outside.remove(&descriptor.as_raw_fd()) {
                 Some(file) => file,
@@ -1117,20 +1115,20 @@ impl From<Descriptor> for OwnedFd {
             match kernel.files.remove(&number) {
                 Some(File::Foreign { descriptor, .. }) => descriptor,
                 Some(file @ (File::Socket(_) | File::Listener { .. })) => kernel.put_outside(file),
-                other => panic!("it is not given away: {other:?}"),
+                other => panic!("not outside of the reactor: {other:?}"),
             }
         })
     }
 }
 
 impl AsFd for Descriptor {
-    /// Good for nothing but being there, unless it was made elsewhere.
+    /// A real descriptor: that of a foreign file, or one of `/dev/null`, which can't be used.
     fn as_fd(&self) -> BorrowedFd<'_> {
         let foreign = kernel(|kernel| match kernel.files.get(&self.0) {
             Some(File::Foreign { descriptor, .. }) => Some(descriptor.as_raw_fd()),
             _ => None,
         });
-        // SAFETY: the kernel lets go of a foreign descriptor when this one, which is borrowed, is dropped or turned into it.
+        // SAFETY: the kernel keeps a foreign descriptor until this one, which is borrowed, is dropped or converted.
         foreign.map_or_else(null, |number| unsafe { BorrowedFd::borrow_raw(number) })
     }
 }
@@ -1141,7 +1139,7 @@ fn null() -> BorrowedFd<'static> {
 }
 
 fn open_null() -> RealFile {
-    RealFile::open("/dev/null").expect("there is a null device, and a descriptor for it")
+    RealFile::open("/dev/null").expect("/dev/null can be opened")
 }
 
 #[derive(Debug)]
@@ -1220,7 +1218,7 @@ impl Poller {
         .map_err(refused("epoll_ctl"))
     }
 
-    /// There is nothing in the real one that could fail, and no one could help it.
+    /// Never fails, because the real one can't fail for a watched descriptor.
     pub(crate) fn delete(&self, descriptor: &Descriptor) -> Result<(), Error> {
         kernel(|kernel| {
             assert!(kernel.watches.contains_key(&descriptor.0), "ENOENT: {descriptor:?}");
@@ -1232,7 +1230,7 @@ impl Poller {
         .map_err(refused("epoll_ctl"))
     }
 
-    /// A file that was moved to a table has kept the number of its descriptor; only one that was not may be named by it.
+    /// A file that was moved to a table is still watched by the number of its old descriptor.
     pub(crate) fn delete_connection(
         &self,
         descriptor: &Descriptor,
@@ -1274,7 +1272,7 @@ impl Events {
     }
 }
 
-/// Calls that only set something: nothing comes of them here, but they may be refused.
+/// Socket options: they have no effect here, but the calls may fail.
 fn set(call: &'static str, socket: &Descriptor, errnos: &[Errno]) -> Result<(), Error> {
     kernel(|kernel| {
         kernel.touch(socket.0);
@@ -1304,7 +1302,7 @@ pub(crate) fn adopt(socket: &Descriptor, wanted: Adopted) -> Result<bool, Error>
         (File::Listener { .. }, Adopted::Listener) => Some(true),
         _ => None,
     });
-    is_tcp.ok_or(Error::Invalid("it is something else"))
+    is_tcp.ok_or(Error::Invalid("the socket is of another kind"))
 }
 
 pub(crate) fn set_nodelay(socket: &Descriptor) -> Result<(), Error> {
@@ -1399,7 +1397,7 @@ pub(crate) fn accept(listener: &Descriptor) -> Accepted {
         kernel.room_for_descriptor("accept4")?;
         let fault = kernel.fault("accept4", &errnos);
         let Some(File::Listener { backlog }) = kernel.files.get_mut(&listener.0) else {
-            panic!("{listener:?} does not listen");
+            panic!("{listener:?} is not a listener");
         };
         if fault == Err(Errno::ECONNABORTED) {
             backlog.pop_front();
@@ -1451,7 +1449,7 @@ fn send(number: i32, slices: &[IoSlice<'_>]) -> Result<usize, Errno> {
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
         let most = kernel.cut_short(total);
         if most < total {
-            kernel.change(number); // As if room came a moment later.
+            kernel.change(number); // As if room had become available directly afterwards.
         }
         let socket = kernel.socket(number);
         let taken = socket.send(most)?;
@@ -1465,7 +1463,7 @@ fn send(number: i32, slices: &[IoSlice<'_>]) -> Result<usize, Errno> {
 }
 
 impl Kernel {
-    /// Whether this read or write fails, and with what. What comes after a needless EAGAIN is a change.
+    /// Decides whether this read or write fails, and with which errno. A spurious EAGAIN is followed by a change.
     fn fault_or_later(&mut self, call: &str, number: i32, errnos: &[Errno]) -> Result<(), Errno> {
         self.fault(call, errnos).inspect_err(|&errno| {
             if errno == Errno::EAGAIN {
@@ -1474,7 +1472,7 @@ impl Kernel {
         })
     }
 
-    /// A part of that many bytes, at least one where there is one.
+    /// A random part of this number of bytes, at least one if there is one.
     fn cut_short(&mut self, bytes: usize) -> usize {
         if self.faults_percent > 0 && bytes > 1 && self.percent(30) {
             1 + self.choices.below(bytes as u32 - 1) as usize
@@ -1519,7 +1517,7 @@ impl Socket {
         Self(!(place as i32))
     }
 
-    /// The socket with this number.
+    /// Returns the socket with this number.
     pub(crate) fn of_number(number: i32) -> Self {
         Self(number)
     }
@@ -1535,8 +1533,8 @@ impl Socket {
     }
 }
 
-/// The calls on connections' sockets, and registered-file tables of a few places each, whose rings refuse to be made,
-/// have no room, and are lost.
+/// The calls on connections' sockets, and registered-file tables of a few places each, whose creation and updates can
+/// fail, and which can be lost.
 #[derive(Debug)]
 pub(crate) struct Sockets {
     rings: Option<RefCell<Rings>>,
@@ -1548,7 +1546,7 @@ struct Rings {
     places_each: u32,
     made: BTreeMap<u32, Descriptor>,
     lost: Vec<u32>,
-    /// Tables that were lost at any time: only of these may a place be found empty.
+    /// All tables that were ever lost: only their places may be empty.
     ever_lost: BTreeSet<u32>,
 }
 
@@ -1563,7 +1561,7 @@ impl Rings {
         Ok(())
     }
 
-    /// A ring that nothing can be submitted to is given up, and its files are closed.
+    /// Gives up a ring to which nothing can be submitted, and closes its files.
     fn enter(&mut self, place: u32) -> Result<(), Errno> {
         let index = place / self.places_each;
         let is_empty = kernel(|kernel| !kernel.files.contains_key(&!(place as i32)));
@@ -1656,7 +1654,7 @@ impl Sockets {
         self.rings.is_some()
     }
 
-    /// Goes to the kernel by the ring, where the socket is in its table.
+    /// Makes a call, through the ring if the socket is in its table.
     fn enter(&self, socket: &Socket) -> Result<(), Errno> {
         match (socket.place(), &self.rings) {
             (Some(place), Some(rings)) => rings.borrow_mut().enter(place),
@@ -1697,7 +1695,7 @@ impl Sockets {
             kernel.touch(number);
             kernel.fault("shutdown", &[Errno::ENOTCONN, Errno::ENOBUFS])?;
             let socket = kernel.socket(number);
-            assert!(!socket.wire.connecting, "shutdown before the connect was decided");
+            assert!(!socket.wire.connecting, "shutdown of a pending connect");
             if socket.wire.gone {
                 return Err(Errno::ENOTCONN);
             }
@@ -1715,8 +1713,8 @@ impl Sockets {
         if self.enter(socket).is_err() {
             return 0;
         }
-        let tells = |kernel: &mut Kernel| !SCRIPTED && kernel.percent(50);
-        kernel(|kernel| if tells(kernel) { kernel.socket(socket.0).wire.sent.len() } else { 0 })
+        let reports = |kernel: &mut Kernel| !SCRIPTED && kernel.percent(50);
+        kernel(|kernel| if reports(kernel) { kernel.socket(socket.0).wire.sent.len() } else { 0 })
     }
 
     pub(crate) fn take_error(&self, socket: &Socket, call: &'static str) -> Option<Error> {
@@ -1742,7 +1740,7 @@ impl Sockets {
         Ok(LOCAL)
     }
 
-    /// A socket that was taken out is out of reach.
+    /// A detached socket can't be used.
     fn reach(&self, socket: &Socket) -> Result<(), Error> {
         if socket.is_detached() {
             return Err(Error::Stale);
@@ -1755,7 +1753,7 @@ impl Sockets {
         Ok(LentFd::borrowed(null()))
     }
 
-    /// A file of a table leaves it at once: what is left to be closed there is nothing.
+    /// A file is removed from its table at once, so that no close remains to be done.
     pub(crate) fn detach(&mut self, socket: &mut Socket) -> Result<Descriptor, Error> {
         if socket.place().is_some() {
             const CALL: &str = "io_uring(FIXED_FD_INSTALL)";
@@ -1763,7 +1761,7 @@ impl Sockets {
             let from = socket.0;
             *socket = Socket::DETACHED;
             return kernel(|kernel| {
-                let file = kernel.files.remove(&from).expect("it is open");
+                let file = kernel.files.remove(&from).expect("the file is open");
                 let watch = kernel.watches.remove(&from);
                 let descriptor = kernel.open_unlimited(file);
                 if let Some(watch) = watch {
@@ -1773,7 +1771,7 @@ impl Sockets {
             });
         }
         let socket = std::mem::replace(socket, Socket::DETACHED);
-        Ok(socket.take_descriptor().expect("it is no place"))
+        Ok(socket.take_descriptor().expect("the socket has a descriptor"))
     }
 
     pub(crate) fn close(&mut self, socket: Socket, reset: bool) {
@@ -1818,8 +1816,8 @@ impl Sockets {
             }
             let (from, to) = (descriptor.into_number(), !(place as i32));
             kernel(|kernel| {
-                let file = kernel.files.remove(&from).expect("it is open");
-                assert!(kernel.files.insert(to, file).is_none(), "place {place} is taken");
+                let file = kernel.files.remove(&from).expect("the file is open");
+                assert!(kernel.files.insert(to, file).is_none(), "place {place} is in use");
                 if let Some(watch) = kernel.watches.remove(&from) {
                     kernel.watches.insert(to, watch);
                 }
@@ -1879,7 +1877,7 @@ pub(crate) fn spare() -> Result<Descriptor, Error> {
     .map_err(refused("eventfd"))
 }
 
-/// Shared with the kernel of the thread that waits, as other threads signal it.
+/// Shared with the kernel of the waiting thread, because other threads signal it.
 #[derive(Debug)]
 pub(crate) struct WakeFd {
     signaled: Arc<AtomicBool>,
@@ -1890,7 +1888,7 @@ pub(crate) struct WakeFd {
 impl Drop for WakeFd {
     fn drop(&mut self) {
         if std::thread::current().id() != self.made_by {
-            std::mem::forget(self.descriptor.take()); // Its number says nothing to this thread's kernel.
+            std::mem::forget(self.descriptor.take()); // The number belongs to another thread's kernel.
         }
     }
 }
@@ -1939,14 +1937,14 @@ impl SignalReader {
             kernel.touch(self.0.0);
             match kernel.files.get_mut(&self.0.0) {
                 Some(File::Signals { pending }) => pending.pop_front(),
-                other => panic!("no signals are read from {other:?}"),
+                other => panic!("not a signal reader: {other:?}"),
             }
         })
     }
 }
 
 impl Kernel {
-    /// Fewer descriptors and watches than may be asked for.
+    /// Sets limits for descriptors and watches that are lower than the configured bounds.
     fn limit(&mut self) {
         self.files_max = self.files.range(0..).count() + 1 + self.choices.below(30) as usize;
         self.watches_max = self.watches.len() + 1 + self.choices.below(30) as usize;
@@ -1954,7 +1952,7 @@ impl Kernel {
     }
 }
 
-/// Lowers the limits of descriptors and epoll watches, and now and then refuses every peer.
+/// Changes the limits of descriptors and epoll watches, and sometimes refuses all peers.
 pub(crate) fn lower_limits() {
     kernel(Kernel::limit);
 }

@@ -1,9 +1,9 @@
-//! A descriptor for the while.
+//! A borrowed or temporary descriptor.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// A connection's socket as a descriptor, from [`Context::connection_fd`](crate::Context::connection_fd): its own, or
-/// where it is a registered file, one that is closed when this is dropped.
+/// The descriptor of a connection's socket, from [`Context::connection_fd`](crate::Context::connection_fd). For a
+/// registered file it is a temporary descriptor, which is closed when this value is dropped.
 #[derive(Debug)]
 pub struct LentFd<'a>(Lent<'a>);
 

@@ -1,25 +1,26 @@
-//! The edge to the operating system: the one folder that names `nix` and `io-uring`, and the only one with `unsafe`.
+//! The interface to the operating system: the only folder that uses `nix`, `io-uring` and `unsafe`.
 //!
-//! A backend provides the types and functions listed below, each thin and safe with one system call in it, or a few for
-//! setting up. There are two: the real one, and in unit tests and under the fuzzer the [`fake`] one, which has the same
-//! names and nothing real behind them. With the feature `testing` each reactor has the one or the other ([`switch`]).
+//! A backend provides the types and functions listed below. Each function is a thin, safe wrapper of one system call, or
+//! of a few for setup. There are two backends: the real one, and in unit tests and under the fuzzer the [`fake`] one,
+//! which has the same names and makes no system calls. With the feature `testing`, each reactor uses one of the two
+//! ([`switch`]).
 //!
-//! | file | what is in it |
+//! | file | contents |
 //! | --- | --- |
 //! | `poller.rs` | epoll: level-triggered for listeners and watches, edge-triggered for connections |
-//! | `socket.rs` | descriptors, and the calls on those that are sockets |
+//! | `socket.rs` | descriptors, and calls on sockets |
 //! | `options.rs` | socket options |
 //! | `sockets.rs` | a connection's socket, in the process's descriptor table or in a registered-file table |
 //! | `registered.rs` | the registered-file tables of io_uring |
-//! | `batch.rs` | receives and sends that go to the kernel together |
+//! | `batch.rs` | receives and sends that are submitted together |
 //! | `wake.rs`, `signal.rs` | an eventfd and a signalfd |
-//! | `readiness.rs` | what epoll reports |
-//! | `switch.rs` | with the feature `testing`: the real backend or the fake one |
-//! | `lent.rs` | a connection's descriptor for the while |
+//! | `readiness.rs` | the events of epoll |
+//! | `switch.rs` | with the feature `testing`: the choice of the real backend or the fake one |
+//! | `lent.rs` | a borrowed or temporary descriptor of a connection |
 
 #![allow(unsafe_code)]
-// The one exception of the workspace; each block says why it is sound.
-// The fake backend stands in for a part of it, or is used in part.
+// The only exception in the workspace; each block says why it is sound.
+// The fake backend replaces a part of the real one, or is itself used only in part.
 #![cfg_attr(any(test, fuzzing, feature = "testing"), allow(dead_code, unused_imports))]
 
 mod batch;
@@ -71,33 +72,33 @@ fn refused(call: &'static str) -> impl FnOnce(Errno) -> Error {
     move |errno| Error::System { call, source: io::Error::from_raw_os_error(errno as i32) }
 }
 
-/// A call that was refused for want of memory.
+/// The error of a call that failed because there is no memory.
 pub(crate) fn no_memory(call: &'static str) -> Error {
     refused(call)(Errno::ENOMEM)
 }
 
-/// What a socket that was made elsewhere is to be.
+/// What an adopted socket is to be used as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Adopted {
     Connection,
     Listener,
 }
 
-/// What became of an accept.
+/// The result of an accept.
 #[derive(Debug)]
 pub(crate) enum AcceptResult<D> {
     Connection(D),
-    /// No peer waits.
+    /// The backlog is empty.
     Empty,
-    /// This one was lost before it was accepted, by the peer or the network; the next may be there.
+    /// A connection failed before it was accepted, because of the peer or the network; there may be others.
     Lost(Error),
     /// Descriptors or memory ran out.
     Exhausted(Error),
-    /// The listener itself is at fault.
+    /// The listener itself has failed.
     Broken(Error),
 }
 
-/// What the answer of an accept means.
+/// Classifies the result of an accept.
 #[inline]
 fn accept_result<D>(answer: nix::Result<D>) -> AcceptResult<D> {
     match answer {
@@ -111,7 +112,7 @@ fn accept_result<D>(answer: nix::Result<D>) -> AcceptResult<D> {
 fn accept_failure<D>(errno: Errno) -> AcceptResult<D> {
     let error = refused("accept4")(errno);
     match errno {
-        // accept(2): Linux passes errors of the new socket on; they are to be treated like a retry.
+        // accept(2): Linux reports pending network errors of the new socket; they are to be treated like EAGAIN.
         Errno::EINTR
         | Errno::ECONNABORTED
         | Errno::EPROTO
@@ -130,18 +131,18 @@ fn accept_failure<D>(errno: Errno) -> AcceptResult<D> {
     }
 }
 
-/// What became of a read or a write.
+/// The result of a read or a write.
 #[derive(Debug)]
 pub(crate) enum IoResult {
     Bytes(usize),
-    /// The kernel can't take or give anything now; epoll reports when it can.
+    /// The operation would block; epoll reports when it is possible.
     NotNow,
-    /// Cut off by a signal: epoll will not report again what was there.
+    /// Interrupted by a signal: epoll will not report the event again.
     Interrupted,
     Failed(Error),
 }
 
-/// What the answer of a read or a write means.
+/// Classifies the result of a read or a write.
 #[inline]
 fn io_result(call: &'static str, answer: nix::Result<usize>) -> IoResult {
     match answer {
@@ -150,7 +151,7 @@ fn io_result(call: &'static str, answer: nix::Result<usize>) -> IoResult {
     }
 }
 
-/// Out of the way, so that the usual case is small enough to be inlined.
+/// Not inlined, so that the common case is small enough to be inlined.
 #[cold]
 fn io_failure(call: &'static str, errno: Errno) -> IoResult {
     match errno {
@@ -160,7 +161,7 @@ fn io_failure(call: &'static str, errno: Errno) -> IoResult {
     }
 }
 
-/// What io_uring has answered, as nix would put it.
+/// Converts a result of io_uring to one of nix.
 #[inline]
 fn ring_answer(result: i32) -> nix::Result<usize> {
     usize::try_from(result).map_err(|_| Errno::from_raw(-result))

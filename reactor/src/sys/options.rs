@@ -53,19 +53,19 @@ pub(crate) fn set_notsent_lowat(socket: &Descriptor, bytes: u32) -> Result<(), E
         .map_err(refused("setsockopt(TCP_NOTSENT_LOWAT)"))
 }
 
-/// Lets the kernel choose the source port at connect time, when it knows the whole 5-tuple.
+/// Lets the kernel choose the source port at connect time, when the 5-tuple is known.
 pub(crate) fn defer_source_port(socket: &Descriptor) -> Result<(), Error> {
     setsockopt(socket, sockopt::IpBindAddressNoPort, &true)
         .map_err(refused("setsockopt(IP_BIND_ADDRESS_NO_PORT)"))
 }
 
-/// Options that nix does not name.
+/// Options that nix does not define.
 mod unnamed {
     use nix::libc;
     use nix::sys::socket::sockopt::SetStruct;
     use nix::{setsockopt_impl, sockopt_impl};
 
-    /// From linux/in.h, since Linux 6.3; the libc crate does not name it.
+    /// From linux/in.h, since Linux 6.3; the libc crate does not define it.
     const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
 
     sockopt_impl!(
@@ -86,8 +86,8 @@ mod unnamed {
     );
 }
 
-/// Restricts the ports that the kernel chooses from. A kernel before 6.3 does not know the option and keeps to the
-/// system's range, which is no error.
+/// Restricts the ports that the kernel chooses from. A kernel before 6.3 does not know the option and uses the
+/// system's range; this is not an error.
 pub(crate) fn set_port_range(
     socket: &Descriptor,
     range: &RangeInclusive<u16>,
@@ -99,13 +99,13 @@ pub(crate) fn set_port_range(
     }
 }
 
-/// Makes closing the socket reset the connection: the peer sees it at once, and no TIME_WAIT stays behind.
+/// Makes closing the socket reset the connection, without a TIME_WAIT state.
 pub(crate) fn reset_on_close(socket: &impl AsFd) -> Result<(), Error> {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     setsockopt(socket, sockopt::Linger, &linger).map_err(refused("setsockopt(SO_LINGER)"))
 }
 
-/// The soft limit of descriptors, which also bounds a registered-file table.
+/// The soft limit of descriptors, which also limits the size of a registered-file table.
 pub(super) fn descriptors_max() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft)
 }
@@ -122,8 +122,8 @@ mod tests {
     use super::*;
     use crate::address::Address;
 
-    /// The options as they are on a socket: nodelay, keepalive, its three figures, the user timeout, and the buffers,
-    /// for which the kernel doubles what was asked for.
+    /// The current options of a socket: nodelay, keepalive and its three values, the user timeout, and the buffer
+    /// sizes, which the kernel doubles.
     fn options(socket: &impl AsFd) -> (bool, bool, [u32; 3], u32, [usize; 2]) {
         let figures = [
             getsockopt(socket, sockopt::TcpKeepIdle).unwrap(),
@@ -149,7 +149,7 @@ mod tests {
         poller.wait(&mut events, Some(Duration::from_secs(1))).unwrap();
         match accept(listener) {
             AcceptResult::Connection(socket) => socket,
-            other => panic!("no peer came: {other:?}"),
+            other => panic!("no connection was accepted: {other:?}"),
         }
     }
 

@@ -10,11 +10,11 @@ use super::socket::Descriptor;
 use super::{Readiness, refused};
 use crate::error::Error;
 
-/// The kernel's list of watched files.
+/// An epoll instance.
 #[derive(Debug)]
 pub(crate) struct Poller(Epoll);
 
-/// What a connection is watched for from its beginning to its end: each change is reported, none is reported twice.
+/// The interest of a connection, which never changes: epoll reports each change once.
 const EVERY_CHANGE: EpollFlags = EpollFlags::EPOLLIN
     .union(EpollFlags::EPOLLOUT)
     .union(EpollFlags::EPOLLRDHUP)
@@ -42,15 +42,15 @@ impl Poller {
         self.watch(descriptor, EpollFlags::from_bits_retain(interest.bits() as i32), data)
     }
 
-    /// Watches a connection's socket edge-triggered, for as long as its file is open: also when the descriptor is
-    /// closed while a registered-file table keeps the file.
+    /// Watches a connection's socket edge-triggered, as long as its file is open. The watch remains when the descriptor
+    /// is closed and a registered-file table keeps the file open.
     #[inline]
     pub(crate) fn add_connection(&self, descriptor: &Descriptor, data: u64) -> Result<(), Error> {
         self.watch(descriptor, EVERY_CHANGE, data)
     }
 
-    /// Ends the watch of a connection's file, which goes by the number that the file had when it was added. Where that
-    /// number is another file's by now, it can't be named, and the watch ends with the file.
+    /// Ends the watch of a connection's file, which epoll identifies by the descriptor number with which it was added.
+    /// If another file has this number now, the watch can't be removed, and ends when the file is closed.
     pub(crate) fn delete_connection(
         &self,
         descriptor: &Descriptor,
@@ -61,7 +61,7 @@ impl Poller {
         }
         let duplicate = descriptor.duplicate_from(number)?;
         if duplicate.number() != number {
-            return Err(Error::Invalid("its number is another file's by now"));
+            return Err(Error::Invalid("another file has the number of the descriptor now"));
         }
         self.delete(&duplicate)
     }
@@ -90,13 +90,13 @@ impl Poller {
         self.0.delete(descriptor).map_err(refused("epoll_ctl"))
     }
 
-    /// The monotonic clock, by which it waits.
+    /// The monotonic clock.
     #[inline]
     pub(crate) fn now(&self) -> Instant {
         Instant::now()
     }
 
-    /// Waits for events, at most `wait` (rounded up to a millisecond); an interruption counts as no event.
+    /// Waits for events, for at most `wait` (rounded up to a millisecond). An interruption by a signal returns no events.
     pub(crate) fn wait(&self, events: &mut Events, wait: Option<Duration>) -> Result<(), Error> {
         events.filled = match self.0.wait(&mut events.buffer, milliseconds(wait)) {
             Ok(filled) => filled,
@@ -118,7 +118,7 @@ fn milliseconds(wait: Option<Duration>) -> EpollTimeout {
     }
 }
 
-/// Room for the events of one wait.
+/// The buffer for the events of one wait.
 #[derive(Debug)]
 pub(crate) struct Events {
     buffer: Vec<EpollEvent>,
@@ -134,12 +134,12 @@ impl Events {
         self.filled
     }
 
-    /// Whether there may be more of them than were asked for.
+    /// Whether the buffer is full, so that there may be more events.
     pub(crate) fn is_full(&self) -> bool {
         self.filled == self.buffer.len()
     }
 
-    /// Each with the data of its descriptor.
+    /// The events, each with the user data of its descriptor.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, Readiness)> {
         self.buffer[..self.filled]
             .iter()

@@ -1,10 +1,10 @@
-//! What epoll watches for and what it reports.
+//! The events that epoll watches for and reports.
 
 use std::fmt;
 
 use nix::libc;
 
-/// What happened to a descriptor; given to [`Handler::on_ready`](crate::Handler::on_ready).
+/// The readiness of a descriptor; passed to [`Handler::on_ready`](crate::Handler::on_ready).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Readiness(u32);
 
@@ -17,12 +17,12 @@ impl Readiness {
     pub(crate) const PEER_FINISHED: Self = Self(libc::EPOLLRDHUP as u32);
     pub(crate) const URGENT: Self = Self(libc::EPOLLPRI as u32);
 
-    /// The usual report of a connection: bytes have come, and more can be sent.
+    /// The common report of a connection: there is input, and output is possible.
     pub(crate) const READABLE_AND_WRITABLE: Self = Self::READABLE.with(Self::WRITABLE);
-    /// After one of these, a read that brings less than it could may not be the last that brings something.
+    /// After one of these, a short read does not mean that the input is exhausted.
     pub(crate) const READ_TO_END: Self =
         Self::PEER_FINISHED.with(Self::HANGUP).with(Self::ERROR).with(Self::URGENT);
-    /// There is something to be learnt by reading.
+    /// A read will return data, the end of the input or an error.
     pub(crate) const INPUT: Self = Self::READABLE.with(Self::READ_TO_END);
 
     pub(super) const fn from_bits(bits: u32) -> Self {
@@ -42,26 +42,27 @@ impl Readiness {
         self.0 & other.0 != 0
     }
 
-    /// A read will not block: there is something, or the end of it (`EPOLLIN`).
+    /// Returns whether a read will not block: there is data, or the end of the stream (`EPOLLIN`).
     #[must_use]
     pub fn is_readable(self) -> bool {
         self.any(Self::READABLE)
     }
 
-    /// A write will not block (`EPOLLOUT`).
+    /// Returns whether a write will not block (`EPOLLOUT`).
     #[must_use]
     pub fn is_writable(self) -> bool {
         self.any(Self::WRITABLE)
     }
 
-    /// An error waits on the descriptor, or a pipe has lost its reader (`EPOLLERR`). The kernel reports it whatever
-    /// the interest.
+    /// Returns whether an error is pending, or a pipe has no reader any more (`EPOLLERR`). The kernel always reports
+    /// this, whatever the interest.
     #[must_use]
     pub fn is_error(self) -> bool {
         self.any(Self::ERROR)
     }
 
-    /// The other side is gone, in both directions (`EPOLLHUP`). The kernel reports it whatever the interest.
+    /// Returns whether both directions were shut down (`EPOLLHUP`). The kernel always reports this, whatever the
+    /// interest.
     #[must_use]
     pub fn is_hangup(self) -> bool {
         self.any(Self::HANGUP)

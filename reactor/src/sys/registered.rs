@@ -1,9 +1,9 @@
 //! The registered-file tables of io_uring: files without descriptors.
 //!
-//! `RLIMIT_NOFILE` bounds the size of one table and not the number of tables, and each ring has one. A place is a number
-//! over all tables: the first table has the first places, and is made when one of them is needed. Every operation here
-//! completes before the call that submits it returns, so a ring holds nothing between two calls, and no buffer is lent
-//! for longer than its borrow.
+//! Each ring has one table. `RLIMIT_NOFILE` limits the size of a table, but not the number of tables. A *place* is an
+//! index over all tables: the first table has the first places. A table is created when one of its places is needed.
+//! Every operation completes before the call that submits it returns, so a ring is empty between two calls, and no
+//! buffer is used for longer than its borrow.
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -20,35 +20,35 @@ use super::socket::{self, Descriptor};
 use super::{IoResult, io_result, options, refused, ring_answer};
 use crate::error::Error;
 
-/// A place's complement fits into 32 bits.
+/// A place is stored as its complement in an `i32`.
 const PLACES_MAX: usize = i32::MAX as usize;
 
-/// More places than this the kernel grants no table.
+/// The kernel's maximum size of a table.
 const PLACES_PER_TABLE_MAX: u64 = 1 << 20;
 
-/// The memory of all rings is locked, and an ordinary user may lock 8 MiB, all processes together.
+/// The memory of all rings is locked, and an unprivileged user may usually lock 8 MiB, in all processes together.
 const RINGS_BYTES_MAX: usize = 2 << 20;
-/// A submission and two completions.
+/// The bytes of a submission, two completions and an index.
 const ENTRY_BYTES: usize = 64 + 2 * 16 + 4;
 const ENTRIES_MAX: usize = 256;
 const ENTRIES_MIN: usize = 16;
 const ENTRIES_LEAST: u32 = ENTRIES_MIN as u32;
 
-/// A ring that takes nothing for a second, for want of memory, is given up.
+/// A ring that accepts nothing for a second, because there is no memory, is given up.
 const SUBMIT_TRIES_MAX: u32 = 1000;
 const SUBMIT_PAUSE: Duration = Duration::from_millis(1);
 
-/// The first table is tried for a fifth of a second.
+/// The creation of the first table is retried for a fifth of a second.
 const FIRST_TABLE_TRIES: u32 = 20;
 const FIRST_TABLE_PAUSE: Duration = Duration::from_millis(10);
 
-/// From linux/io_uring.h, since Linux 6.7; the crate does not name it.
+/// From linux/io_uring.h, since Linux 6.7; the io-uring crate does not define it.
 const SOCKET_URING_OP_SIOCOUTQ: u32 = 1;
 
-/// Descriptors that are moved at once, usually.
+/// The usual maximum number of descriptors that are moved at once.
 const RUN_MAX: usize = 64;
 
-/// In place of the place of a descriptor that was moved.
+/// Replaces the place of a descriptor that was moved.
 const MOVED: u32 = u32::MAX;
 
 const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
@@ -57,10 +57,10 @@ pub(super) struct Tables<R: Ring = IoUring> {
     tables: Vec<Option<Box<Table<R>>>>,
     places_each: u32,
     entries_each: u32,
-    /// Those with operations that wait to be submitted.
+    /// The tables with operations to be submitted.
     busy: Vec<usize>,
     lost: Vec<usize>,
-    /// Of descriptors that are being moved; empty in between.
+    /// The numbers of descriptors that are being moved; otherwise empty.
     numbers: Vec<RawFd>,
 }
 
@@ -76,14 +76,14 @@ impl<R: Ring> std::fmt::Debug for Tables<R> {
 
 struct Table<R: Ring> {
     ring: R,
-    /// What the submission queue holds.
+    /// The size of the submission queue.
     entries: usize,
-    /// Operations whose results are missing.
+    /// The number of operations without a result yet.
     queued: usize,
 }
 
 impl<R: Ring> Tables<R> {
-    /// Tables with this many places in all; makes the first one.
+    /// Plans tables with this many places in total, and creates the first one.
     pub(super) fn new(places: usize) -> Result<Self, Error> {
         let places = places.min(PLACES_MAX);
         let places_each = options::descriptors_max().clamp(1, PLACES_PER_TABLE_MAX);
@@ -93,7 +93,7 @@ impl<R: Ring> Tables<R> {
         Self::of(tables, places_each, 1 << entries.ilog2())
     }
 
-    /// This many tables of this size.
+    /// The same, for this number of tables of this size.
     fn of(tables: usize, places_each: u32, entries_each: u32) -> Result<Self, Error> {
         let first: Table<R> = Self::first_table(places_each, entries_each)?;
         first.ring.check_operations()?;
@@ -110,8 +110,8 @@ impl<R: Ring> Tables<R> {
         })
     }
 
-    /// The kernel gives back the locked memory of a ring some time after it was closed, so that of a ring made a moment
-    /// ago may be missing.
+    /// Creates the first table, with retries: the kernel releases the locked memory of a ring some time after it was
+    /// closed, so the memory of a recently closed ring may still be missing.
     fn first_table(places_each: u32, entries_each: u32) -> Result<Table<R>, Error> {
         let mut retries = 1..FIRST_TABLE_TRIES;
         loop {
@@ -144,9 +144,9 @@ impl<R: Ring> Tables<R> {
     }
 
     pub(super) fn send_vectored(&mut self, place: u32, slices: &[IoSlice<'_>]) -> IoResult {
-        // SAFETY: all zeroes is a message without address, data and control data.
+        // SAFETY: all zeroes is a valid message without an address, data and control data.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        // An IoSlice has the layout of an iovec; the kernel only reads through it.
+        // An IoSlice has the layout of an iovec, and the kernel only reads from it.
         message.msg_iov = slices.as_ptr().cast_mut().cast();
         message.msg_iovlen = slices.len() as _;
         let start = &raw const message;
@@ -155,24 +155,24 @@ impl<R: Ring> Tables<R> {
         io_result("sendmsg", answer)
     }
 
-    /// What the kernel holds that the peer has not acknowledged; `None` where this can't be asked so.
+    /// The number of sent bytes that the peer has not acknowledged; `None` if the kernel does not support this operation.
     pub(super) fn unacknowledged_bytes(&mut self, place: u32) -> Option<usize> {
         self.one(place, |file| opcode::UringCmd16::new(file, SOCKET_URING_OP_SIOCOUTQ).build()).ok()
     }
 
-    /// The kernel has this done by a thread of its own, which is waited for.
+    /// Shuts down the writing side. The kernel runs this on a worker thread, and the call waits for it.
     pub(super) fn finish_writing(&mut self, place: u32) -> Result<(), Error> {
         self.one(place, |file| opcode::Shutdown::new(file, libc::SHUT_WR).build())
             .map(drop)
             .map_err(refused("shutdown"))
     }
 
-    /// A descriptor of the file at this place.
+    /// Opens a descriptor of the file at this place.
     pub(super) fn install_descriptor(&mut self, place: u32) -> Result<OwnedFd, Error> {
         let number = self
             .one(place, |file| opcode::FixedFdInstall::new(file, 0).build())
             .map_err(refused("io_uring(FIXED_FD_INSTALL)"))?;
-        // SAFETY: the kernel has just opened this descriptor, and nothing else knows it.
+        // SAFETY: the kernel has just opened this descriptor, and nothing else owns it.
         Ok(unsafe { OwnedFd::from_raw_fd(number as RawFd) })
     }
 
@@ -205,7 +205,7 @@ impl<R: Ring> Tables<R> {
         );
     }
 
-    /// Takes each step, in this order within a table.
+    /// Performs the steps, in this order within a table.
     pub(super) fn close(&mut self, steps: &mut [(u32, ClosingStep)]) {
         self.all(
             steps,
@@ -217,12 +217,12 @@ impl<R: Ring> Tables<R> {
                 }
                 ClosingStep::Close => opcode::Close::new(file).build(),
             },
-            |_, _| {}, // A peer that has gone already can't be reset, and a file of a lost ring is closed.
+            |_, _| {}, // A reset fails if the peer is gone already, and the files of a lost ring are closed.
         );
     }
 
-    /// Moves descriptors to the places beside them, those that are neighbours together; leaves in the list what could not
-    /// be moved.
+    /// Moves the descriptors to the given places, with one call per run of consecutive places. Descriptors that could
+    /// not be moved remain in the list.
     pub(super) fn register(&mut self, moving: &mut Vec<(u32, Descriptor)>) {
         moving.sort_unstable_by_key(|&(place, _)| place);
         let mut rest = &mut moving[..];
@@ -244,7 +244,7 @@ impl<R: Ring> Tables<R> {
         socket::close_all(&mut self.numbers);
     }
 
-    /// Makes a table, unless it is there or there is no such table.
+    /// Creates a table, unless it exists or the index is out of range.
     fn make(&mut self, index: usize) -> Result<(), Error> {
         if let Some(table @ None) = self.tables.get_mut(index) {
             *table = Some(Box::new(Table::new(self.places_each, self.entries_each)?));
@@ -252,8 +252,8 @@ impl<R: Ring> Tables<R> {
         Ok(())
     }
 
-    /// Puts files into a table, which is made where it is not there; says how many. The next table is made with it: when
-    /// it is needed, those that wait for it may have taken all descriptors.
+    /// Puts files into a table, which is created if needed; returns the number of files. The next table is created at the
+    /// same time: when it is needed, the sockets to be moved may have used up all descriptors.
     fn update(&mut self, index: usize, offset: u32, run: &[(u32, Descriptor)]) -> usize {
         let made = self.make(index).and_then(|()| self.make(index + 1));
         let Some(table) = &self.tables[index] else {
@@ -270,13 +270,13 @@ impl<R: Ring> Tables<R> {
         })
     }
 
-    /// The places of a table that was lost since this was last asked.
+    /// Returns the places of a table that was lost, once per table.
     pub(super) fn take_lost(&mut self) -> Option<Range<usize>> {
         let first = self.lost.pop()? * self.places_each as usize;
         Some(first..first + self.places_each as usize)
     }
 
-    /// Does one operation.
+    /// Performs one operation.
     fn one(
         &mut self,
         place: u32,
@@ -291,7 +291,7 @@ impl<R: Ring> Tables<R> {
         answer
     }
 
-    /// Does an operation for each entry, those of one table together.
+    /// Performs an operation for each entry, with one submission per table as far as possible.
     fn all<E>(
         &mut self,
         entries: &mut [E],
@@ -319,7 +319,7 @@ impl<R: Ring> Tables<R> {
         }
     }
 
-    /// Submits what is queued in a table and hands each result over. A ring that can't be submitted to is given up.
+    /// Submits the operations of a table and passes each result to `done`. If the submission fails, the table is lost.
     fn complete(&mut self, index: usize, done: impl FnMut(usize, i32)) {
         let Some(table) = self.tables.get_mut(index).and_then(Option::as_deref_mut) else { return };
         if let Err(error) = table.complete(done) {
@@ -333,7 +333,7 @@ impl<R: Ring> Tables<R> {
 impl<R: Ring> Table<R> {
     fn new(places: u32, entries: u32) -> Result<Self, Error> {
         let (ring, entries) = match R::set_up(places, entries) {
-            // Little memory may be locked: the smallest ring will do.
+            // The limit of locked memory may be low: try the smallest ring.
             Err(error) if error.errno() == Some(libc::ENOMEM) && entries > ENTRIES_LEAST => {
                 (R::set_up(places, ENTRIES_LEAST)?, ENTRIES_LEAST)
             }
@@ -344,11 +344,11 @@ impl<R: Ring> Table<R> {
 
     fn push(&mut self, operation: &Entry, number: u64) {
         let pushed = self.ring.push(operation, number);
-        debug_assert!(pushed, "it is completed when it is full");
+        debug_assert!(pushed, "a full queue is submitted before the next push");
         self.queued += 1;
     }
 
-    /// Submits what is queued and hands over the number and the result of each.
+    /// Submits the operations and passes the number and the result of each to `done`.
     fn complete(&mut self, mut done: impl FnMut(usize, i32)) -> io::Result<()> {
         let (mut tries, mut want) = (0, 0);
         while self.queued > 0 {
@@ -360,9 +360,9 @@ impl<R: Ring> Table<R> {
             });
             match submitted {
                 Ok(_) if self.queued < queued_before => tries = 0,
-                // All of them complete while they are submitted; what does not is waited for.
+                // Most operations complete during the submission; the others are waited for in the next round.
                 Ok(_) if want == 0 => {}
-                Err(error) if !is_passing(&error) || tries == SUBMIT_TRIES_MAX => {
+                Err(error) if !is_temporary(&error) || tries == SUBMIT_TRIES_MAX => {
                     return Err(error);
                 }
                 Ok(_) if tries == SUBMIT_TRIES_MAX => return Err(Errno::EAGAIN.into()),
@@ -377,22 +377,22 @@ impl<R: Ring> Table<R> {
     }
 }
 
-/// The kernel lets go of a ring, and of its files, some time after it is closed; of files that are taken out, at once.
+/// The kernel releases a ring and its files some time after it is closed, but files that are unregistered at once.
 impl<R: Ring> Drop for Table<R> {
     fn drop(&mut self) {
         self.ring.unregister();
     }
 }
 
-/// What is asked of a ring with its table of files. In the tests below, a script stands in for the kernel.
+/// The operations of a ring with its table of files. The tests below implement it with a scripted ring.
 pub(super) trait Ring: Sized {
     fn set_up(places: u32, entries: u32) -> Result<Self, Error>;
-    /// Whether this kernel has all that is asked of it here.
+    /// Checks that the kernel supports all operations that are used here.
     fn check_operations(&self) -> Result<(), Error>;
-    /// Puts an operation into the submission queue; `false` where that is full.
+    /// Adds an operation to the submission queue; returns `false` if it is full.
     fn push(&mut self, operation: &Entry, number: u64) -> bool;
     fn submit_and_wait(&mut self, want: usize) -> io::Result<usize>;
-    /// Hands over the number and the result of each operation that has completed.
+    /// Passes the number and the result of each completed operation to `done`.
     fn completions(&mut self, done: impl FnMut(u64, i32));
     fn update(&self, offset: u32, files: &[RawFd]) -> io::Result<usize>;
     fn unregister(&mut self);
@@ -414,19 +414,19 @@ impl Ring for IoUring {
     fn check_operations(&self) -> Result<(), Error> {
         let mut probe = Probe::new();
         self.submitter().register_probe(&mut probe).map_err(failed("io_uring_register(PROBE)"))?;
-        // The newest of them, since Linux 6.8.
+        // The newest operation in use, since Linux 6.8.
         if probe.is_supported(opcode::FixedFdInstall::CODE) {
             Ok(())
         } else {
-            Err(Error::Invalid("registered files want an io_uring of Linux 6.8 or later"))
+            Err(Error::Invalid("registered files need io_uring of Linux 6.8 or later"))
         }
     }
 
     #[inline]
     fn push(&mut self, operation: &Entry, number: u64) -> bool {
         let entry = operation.clone().user_data(number);
-        // SAFETY: what the entry points to is borrowed until the call that pushes it returns, and each such call
-        // completes the entry before that, or drops the ring with it.
+        // SAFETY: the memory that the entry points to is borrowed until the call that pushes it returns, and that call
+        // completes the entry first, or drops the ring.
         unsafe { self.submission().push(&entry) }.is_ok()
     }
 
@@ -454,7 +454,7 @@ impl Ring for IoUring {
 /// The steps of closing a file.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ClosingStep {
-    /// Connecting to no address at all ends a TCP connection with a reset.
+    /// Connecting to `AF_UNSPEC` ends a TCP connection with a reset.
     Reset,
     Close,
 }
@@ -462,7 +462,7 @@ pub(super) enum ClosingStep {
 static UNSPECIFIED: libc::sockaddr =
     libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
 
-fn is_passing(error: &io::Error) -> bool {
+fn is_temporary(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EAGAIN | Errno::EBUSY | Errno::EINTR | Errno::ENOMEM))
 }
@@ -471,7 +471,7 @@ fn failed(call: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::System { call, source }
 }
 
-/// What one operation may be of; the kernel takes no more at once anyway.
+/// Limits the length of an operation; the kernel transfers no more at once anyway.
 fn length(bytes: usize) -> u32 {
     bytes.min(i32::MAX as usize) as u32
 }

@@ -1,4 +1,4 @@
-//! Signals as something to read.
+//! Signals, read from a signalfd.
 
 use std::os::fd::AsFd;
 
@@ -16,7 +16,7 @@ use crate::signal::Signal;
 pub(crate) struct SignalReader(SignalFd);
 
 impl SignalReader {
-    /// Blocks the signals in this thread, so that they arrive here and nowhere else; this poller reports them.
+    /// Blocks the signals in this thread, so that they are delivered only to the signalfd, which this poller reports.
     pub(crate) fn watched(signals: &[Signal], poller: &Poller, data: u64) -> Result<Self, Error> {
         let mask: SigSet = signals.iter().map(|&signal| to_nix(signal)).collect();
         mask.thread_block().map_err(refused("pthread_sigmask"))?;

@@ -1,4 +1,4 @@
-//! Descriptors, and the calls on those that are sockets. They are owned, non-blocking and close-on-exec from birth.
+//! Descriptors, and calls on sockets. They are owned, and created non-blocking and close-on-exec.
 
 use std::fs::File;
 use std::io::IoSlice;
@@ -9,15 +9,15 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{
-    self, AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockProtocol, SockType,
-    SockaddrLike, SockaddrStorage, UnixAddr, setsockopt, sockopt,
+    self, AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockProtocol, SockType, SockaddrIn,
+    SockaddrIn6, SockaddrLike, SockaddrStorage, UnixAddr, setsockopt, sockopt,
 };
 
 use super::{AcceptResult, Adopted, IoResult, accept_result, io_result, refused};
 use crate::address::Address;
 use crate::error::Error;
 
-/// An open descriptor: closed when dropped.
+/// An open descriptor, which is closed when dropped.
 #[derive(Debug)]
 pub(crate) struct Descriptor(OwnedFd);
 
@@ -44,12 +44,12 @@ impl Descriptor {
         self.0.as_raw_fd()
     }
 
-    /// Another descriptor of the same file, with the lowest number that is free from this one on.
+    /// Duplicates the descriptor, to the lowest free number that is not below `number`.
     pub(super) fn duplicate_from(&self, number: RawFd) -> Result<Descriptor, Error> {
-        // SAFETY: the descriptor is open for as long as it is borrowed, and the call takes numbers only.
+        // SAFETY: the descriptor is open as long as it is borrowed, and the call takes numbers only.
         let answer = unsafe { libc::fcntl(self.number(), libc::F_DUPFD_CLOEXEC, number) };
         let number = Errno::result(answer).map_err(refused("fcntl(F_DUPFD_CLOEXEC)"))?;
-        // SAFETY: the kernel has just opened this descriptor, and nothing else knows it.
+        // SAFETY: the kernel has just opened this descriptor, and nothing else owns it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(number) }))
     }
 
@@ -58,7 +58,7 @@ impl Descriptor {
     }
 }
 
-/// Closes descriptors that are owned by nothing else, those with consecutive numbers by one call.
+/// Closes descriptors that nothing else owns, with one call per run of consecutive numbers.
 pub(super) fn close_all(numbers: &mut Vec<RawFd>) {
     numbers.sort_unstable();
     let mut rest = &numbers[..];
@@ -66,7 +66,7 @@ pub(super) fn close_all(numbers: &mut Vec<RawFd>) {
         let run = rest.iter().zip(first..).take_while(|(number, next)| *number == next).count();
         if run == 1 || !close_range(first, rest[run - 1]) {
             for &number in &rest[..run] {
-                // SAFETY: the caller owns it, and gives it up.
+                // SAFETY: the caller owns the descriptor, and passes it on.
                 drop(unsafe { OwnedFd::from_raw_fd(number) });
             }
         }
@@ -75,21 +75,21 @@ pub(super) fn close_all(numbers: &mut Vec<RawFd>) {
     numbers.clear();
 }
 
-/// Closes these numbers; `false` where the kernel can't (before Linux 5.9).
+/// Closes a range of descriptors; returns `false` if the kernel can't (before Linux 5.9).
 fn close_range(first: RawFd, last: RawFd) -> bool {
-    // SAFETY: the call takes numbers only; the caller owns each descriptor of the range. It is called by its number
-    // because an older C library has no function for it.
+    // SAFETY: the call takes numbers only; the caller owns each descriptor of the range. A raw system call, because
+    // older C libraries have no function for it.
     unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) == 0 }
 }
 
-/// A descriptor that is closed to make room when descriptors have run out. An eventfd needs no file.
+/// Opens the descriptor that is closed to free one when descriptors have run out: an eventfd, which needs no file.
 pub(crate) fn spare() -> Result<Descriptor, Error> {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
         .map(|spare| Descriptor(spare.into()))
         .map_err(refused("eventfd"))
 }
 
-/// A socket that is bound but does not listen yet.
+/// Creates a socket that is bound but does not listen yet.
 pub(super) fn bound(
     address: &Address,
     reuse_port: bool,
@@ -124,7 +124,7 @@ pub(super) fn stream_socket(address: &Address) -> Result<Descriptor, Error> {
         .map_err(refused("socket"))
 }
 
-/// Makes a socket that was made elsewhere as if it were our own, non-blocking and close-on-exec; says whether it is of TCP.
+/// Checks a socket from outside and makes it non-blocking and close-on-exec; returns whether it is a TCP socket.
 pub(crate) fn adopt(socket: &Descriptor, wanted: Adopted) -> Result<bool, Error> {
     let name: SockaddrStorage =
         socket::getsockname(socket.number()).map_err(refused("getsockname"))?;
@@ -141,18 +141,31 @@ pub(crate) fn adopt(socket: &Descriptor, wanted: Adopted) -> Result<bool, Error>
     let listens = listens.map_err(refused("getsockopt(SO_ACCEPTCONN)"))?;
     match wanted {
         Adopted::Connection if listens => {
-            return Err(Error::Invalid("a socket that listens is no connection"));
+            return Err(Error::Invalid("a listening socket can't be adopted as a connection"));
         }
-        // Refuses with ENOTCONN what is not connected.
+        // Fails with ENOTCONN if the socket is not connected.
         Adopted::Connection => {
             let peer = socket::getpeername::<SockaddrStorage>(socket.number());
             peer.map_err(refused("getpeername"))?;
+        }
+        // The kernel would choose a port of all addresses for it.
+        Adopted::Listener if !listens && !is_bound(&name) => {
+            return Err(Error::Invalid(
+                "a socket must be bound before it is adopted as a listener",
+            ));
         }
         Adopted::Listener => {}
     }
     set_flag(socket, libc::FIONBIO, "ioctl(FIONBIO)")?;
     set_flag(socket, libc::FIOCLEX, "ioctl(FIOCLEX)")?;
     Ok(is_tcp)
+}
+
+fn is_bound(name: &SockaddrStorage) -> bool {
+    let port = name.as_sockaddr_in().map(SockaddrIn::port);
+    let port = port.or_else(|| name.as_sockaddr_in6().map(SockaddrIn6::port));
+    let is_unnamed = |unix: &UnixAddr| unix.path().is_none() && unix.as_abstract().is_none();
+    port != Some(0) && !name.as_unix_addr().is_some_and(is_unnamed)
 }
 
 fn set_flag(socket: &Descriptor, request: libc::Ioctl, call: &'static str) -> Result<(), Error> {
@@ -173,7 +186,7 @@ pub(crate) fn bind(socket: &Descriptor, address: &Address) -> Result<(), Error> 
 
 fn unix_addr(address: &Address) -> nix::Result<UnixAddr> {
     match address {
-        // The system would take an empty path for an abstract name.
+        // The kernel would interpret an empty path as an abstract name.
         Address::Unix(path) if path.as_os_str().is_empty() => Err(Errno::ENOENT),
         Address::Unix(path) => UnixAddr::new(path),
         Address::UnixAbstract(name) => UnixAddr::new_abstract(name),
@@ -181,17 +194,17 @@ fn unix_addr(address: &Address) -> nix::Result<UnixAddr> {
     }
 }
 
-/// Listens, or changes the backlog of a socket that does; `None` asks for as much as the kernel allows.
+/// Listens, or changes the backlog of a listening socket. `None` is the largest backlog that the kernel allows.
 pub(crate) fn listen(socket: &Descriptor, backlog: Option<u32>) -> Result<(), Error> {
-    // Backlog::new refuses more than 4,096, which a raised net.core.somaxconn allows; the kernel clamps for itself.
+    // Backlog::new refuses more than 4,096, but a raised net.core.somaxconn allows more; the kernel clamps the value.
     let backlog =
         backlog.map_or(Backlog::MAXALLOWABLE.into(), |most| most.min(i32::MAX as u32) as i32);
-    // SAFETY: listen() takes no pointer, and the descriptor is open for as long as it is borrowed here.
+    // SAFETY: listen() takes no pointer, and the descriptor is open as long as it is borrowed here.
     let answer = unsafe { libc::listen(socket.0.as_raw_fd(), backlog) };
     Errno::result(answer).map(drop).map_err(refused("listen"))
 }
 
-/// Starts to connect; the socket becomes writable, or reports an error, when it is decided.
+/// Starts to connect. The socket becomes writable when the connect succeeds, and reports an error when it fails.
 pub(crate) fn connect(socket: &Descriptor, address: &Address) -> Result<(), Error> {
     let socket = socket.0.as_raw_fd();
     let answer = match address {
@@ -210,8 +223,8 @@ pub(crate) fn accept(listener: &Descriptor) -> AcceptResult<Descriptor> {
     accept_result(socket::accept4(&listener.0, flags).map(Descriptor))
 }
 
-// The two calls of every message go to libc themselves: nix's functions for them are not inlined, and that is a tenth of
-// what a message costs beside the kernel.
+// The two calls per message use libc directly: nix's functions are not inlined, which adds a tenth to the cost of a
+// message outside of the kernel.
 
 #[inline]
 pub(super) fn receive(socket: RawFd, buffer: &mut [u8]) -> IoResult {
@@ -229,7 +242,7 @@ pub(super) fn send(socket: RawFd, bytes: &[u8]) -> IoResult {
     io_result("send", counted(answer))
 }
 
-/// What libc has answered, as nix would put it.
+/// Converts a result of libc to one of nix.
 #[inline]
 fn counted(answer: libc::ssize_t) -> nix::Result<usize> {
     usize::try_from(answer).map_err(|_| Errno::last())
@@ -241,13 +254,13 @@ pub(super) fn send_vectored(socket: RawFd, slices: &[IoSlice<'_>]) -> IoResult {
     io_result("sendmsg", answer)
 }
 
-/// Sends from a file, from this place on; 0 bytes where the file ends before.
+/// Sends from a file, starting at the offset `place`; 0 bytes mean that the file ends before it.
 pub(super) fn send_file(socket: RawFd, file: &File, place: u64, bytes: usize) -> IoResult {
     let Ok(mut place) = libc::off64_t::try_from(place) else {
         return io_result("sendfile", Err(Errno::EOVERFLOW));
     };
-    // SAFETY: the descriptors are open for as long as they are borrowed, and the kernel stores one number through the
-    // pointer, which is valid for the call.
+    // SAFETY: the descriptors are open as long as they are borrowed, and the kernel stores one number through the
+    // pointer, which is valid during the call.
     let answer = unsafe { libc::sendfile64(socket, file.as_raw_fd(), &raw mut place, bytes) };
     io_result("sendfile", counted(answer))
 }
@@ -256,7 +269,7 @@ pub(super) fn finish_writing(socket: RawFd) -> Result<(), Error> {
     socket::shutdown(socket, Shutdown::Write).map_err(refused("shutdown"))
 }
 
-/// Bytes that the kernel holds because the peer has not acknowledged them yet; 0 where that is not known.
+/// The number of sent bytes that the peer has not acknowledged; 0 if it is not known.
 pub(super) fn unacknowledged_bytes(socket: RawFd) -> usize {
     let mut unsent: libc::c_int = 0;
     // SAFETY: SIOCOUTQ, which is TIOCOUTQ, stores one int through the pointer, which is valid for the call.
@@ -264,7 +277,7 @@ pub(super) fn unacknowledged_bytes(socket: RawFd) -> usize {
     if answer == 0 { usize::try_from(unsent).unwrap_or(0) } else { 0 }
 }
 
-/// Takes the error that waits on the socket, if there is one.
+/// Takes the pending error of the socket, if there is one.
 pub(super) fn take_error(socket: BorrowedFd<'_>, call: &'static str) -> Option<Error> {
     match socket::getsockopt(&socket, sockopt::SocketError) {
         Ok(0) => None,
@@ -282,23 +295,23 @@ pub(crate) fn peer_addr(socket: &impl AsFd) -> Result<SocketAddr, Error> {
     ip_address(&name.map_err(refused("getpeername"))?)
 }
 
-/// Where `getpeername` has forgotten the peer of a connection that was reset, the option `SO_PEERNAME` has not.
+/// The peer address from `SO_PEERNAME`, which is still available after a reset, when `getpeername` fails.
 fn peer_name(socket: RawFd) -> Option<SockaddrStorage> {
-    // It wants the length of the name, not the room for it.
+    // The option needs the length of the name, not the size of the buffer.
     let lengths = [size_of::<libc::sockaddr_in6>(), size_of::<libc::sockaddr_in>()];
     lengths.into_iter().find_map(|length| {
-        // SAFETY: all zeroes is an address of no family.
+        // SAFETY: all zeroes is a valid address of an unspecified family.
         let mut name: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
         let mut length = length as libc::socklen_t;
         let start = (&raw mut name).cast();
-        // SAFETY: the kernel writes at most as many bytes as `length` says, for which there is room.
+        // SAFETY: the kernel writes at most `length` bytes, for which there is room.
         let answer = unsafe {
             libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERNAME, start, &raw mut length)
         };
         if answer != 0 {
             return None;
         }
-        // SAFETY: the kernel has filled in a name of this length.
+        // SAFETY: the kernel has stored an address of this length.
         unsafe { SockaddrStorage::from_raw(start.cast(), Some(length)) }
     })
 }
@@ -313,7 +326,7 @@ fn ip_address(name: &SockaddrStorage) -> Result<SocketAddr, Error> {
         return Ok(SocketAddr::V4((*v4).into()));
     }
     if let Some(v6) = name.as_sockaddr_in6() {
-        // With its scope, without which a link-local address leads nowhere.
+        // Keeps the scope, without which a link-local address is incomplete.
         return Ok(SocketAddr::V6((*v6).into()));
     }
     Err(Error::Invalid("a Unix-domain socket has no IP address"))

@@ -1,4 +1,4 @@
-//! A connection's socket, and every call on it, wherever its file is held.
+//! A connection's socket and the calls on it, for descriptors and for registered files.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -18,11 +18,11 @@ use crate::address::Address;
 use crate::config::FileTable;
 use crate::error::Error;
 
-/// What is read from a file at once where it can't be sent without.
+/// The buffer size for sending a file when `sendfile` is not possible.
 const COPIED_FILE_BYTES: usize = 64 * 1024;
 
 /// A connection's socket in four bytes: a descriptor that it owns, or the complement of its place in the registered-file
-/// tables. Dropped, it closes a descriptor; a place is given up by [`Sockets::close`], or with the tables.
+/// tables. Dropping it closes a descriptor; a place is freed by [`Sockets::close`], or with the tables.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Socket(i32);
 
@@ -35,34 +35,34 @@ impl From<Descriptor> for Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         if self.0 >= 0 {
-            // SAFETY: the number was an owned descriptor's, and nothing else closes it.
+            // SAFETY: the number is that of an owned descriptor, and nothing else closes it.
             drop(unsafe { OwnedFd::from_raw_fd(self.0) });
         }
     }
 }
 
 impl Socket {
-    /// In place of a socket that was taken out; no table has a place of this number.
+    /// Replaces a socket that was taken out; no table has this place.
     pub(crate) const DETACHED: Self = Self(i32::MIN);
 
     pub(crate) fn at_place(place: u32) -> Self {
         Self(!(place as i32))
     }
 
-    /// Its place in the tables; `None` for a descriptor.
+    /// The place in the tables; `None` for a descriptor.
     #[inline]
     pub(crate) fn place(&self) -> Option<u32> {
         if self.0 < 0 { Some(!self.0 as u32) } else { None }
     }
 
-    /// The descriptor that it is; `None` for a place in the tables.
+    /// Takes the descriptor; `None` for a place in the tables.
     pub(crate) fn take_descriptor(self) -> Option<Descriptor> {
         let number = self.0;
         if number < 0 {
             return None;
         }
         std::mem::forget(self);
-        // SAFETY: the number was an owned descriptor's, and its owner has just been forgotten.
+        // SAFETY: the number is that of an owned descriptor, and its owner has just been forgotten.
         Some(Descriptor::from(unsafe { OwnedFd::from_raw_fd(number) }))
     }
 
@@ -73,7 +73,7 @@ impl Socket {
     fn location(&self) -> Location<'_> {
         match self.place() {
             Some(place) => Location::Place(place),
-            // SAFETY: the descriptor is open for as long as its owner is borrowed.
+            // SAFETY: the descriptor is open as long as its owner is borrowed.
             None => Location::Descriptor(unsafe { BorrowedFd::borrow_raw(self.0) }),
         }
     }
@@ -88,24 +88,24 @@ enum Location<'a> {
     Place(u32),
 }
 
-/// The calls on connections' sockets, and the registered-file tables where there are any.
+/// The calls on connections' sockets, and the registered-file tables, if they are in use.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    /// Asking for an address goes through a ring, too, and does not change what anyone sees of it.
+    /// In a cell, because methods that take `&self`, such as `peer_addr`, also use a ring.
     tables: Option<RefCell<Tables>>,
-    /// What is to be done with files that are to be closed.
+    /// The pending steps for closing files.
     closing: Vec<(u32, ClosingStep)>,
 }
 
 impl Sockets {
-    /// For `places` connections. `Auto` takes registered files where that many and `others` do not fit under the limit of
-    /// descriptors, and falls back to descriptors where io_uring can't be had.
+    /// Creates it for `places` connections. `Auto` selects registered files if `places` and `others` together exceed the
+    /// limit of descriptors, and falls back to descriptors if io_uring is not available.
     pub(crate) fn new(wanted: FileTable, places: usize, others: usize) -> Result<Self, Error> {
         let tables = choose_tables(wanted, places, others)?;
         Ok(Self { tables: tables.map(RefCell::new), closing: Vec::new() })
     }
 
-    /// A socket that is bound but does not listen yet.
+    /// Creates a socket that is bound but does not listen yet.
     pub(crate) fn bound(
         &self,
         address: &Address,
@@ -115,12 +115,12 @@ impl Sockets {
         socket::bound(address, reuse_port, only_v6)
     }
 
-    /// A socket to connect with.
+    /// Creates a socket for a connect.
     pub(crate) fn stream_socket(&self, address: &Address) -> Result<Descriptor, Error> {
         socket::stream_socket(address)
     }
 
-    /// Takes in a descriptor that was made elsewhere.
+    /// Takes ownership of a descriptor from outside.
     pub(crate) fn own(&self, descriptor: OwnedFd) -> Descriptor {
         descriptor.into()
     }
@@ -154,8 +154,8 @@ impl Sockets {
         }
     }
 
-    /// Sends from a file, from this place on. Where the socket can't be given a descriptor, or the file is none for
-    /// `sendfile`, the bytes take the way through memory. 0 bytes: the file ends before.
+    /// Sends from a file, starting at the offset `place`. If no descriptor is available for the socket, or the file does
+    /// not support `sendfile`, the bytes are copied through memory. 0 bytes mean that the file ends before the offset.
     pub(crate) fn send_file(
         &self,
         socket: &Socket,
@@ -190,7 +190,7 @@ impl Sockets {
         }
     }
 
-    /// Bytes that the kernel holds because the peer has not acknowledged them yet; 0 where that is not known.
+    /// The number of sent bytes that the peer has not acknowledged; 0 if it is not known.
     pub(crate) fn unacknowledged_bytes(&self, socket: &Socket) -> usize {
         if let (Some(place), Some(tables)) = (socket.place(), &self.tables)
             && let Some(bytes) = tables.borrow_mut().unacknowledged_bytes(place)
@@ -201,7 +201,7 @@ impl Sockets {
             .unwrap_or(0)
     }
 
-    /// Takes the error that waits on the socket, if there is one.
+    /// Takes the pending error of the socket, if there is one.
     pub(crate) fn take_error(&self, socket: &Socket, call: &'static str) -> Option<Error> {
         let taken = self.with_descriptor(socket, |socket| socket::take_error(socket, call));
         taken.unwrap_or_else(|_| match self.send(socket, &[]) {
@@ -218,8 +218,8 @@ impl Sockets {
         self.with_descriptor(socket, |socket| socket::local_addr(&socket))?
     }
 
-    /// Takes a socket out: its descriptor, or a new one of the file at its place, which is then given up like that of a
-    /// closed one.
+    /// Takes the socket out and returns its descriptor. For a registered file this is a new descriptor, and its place is
+    /// freed like that of a closed connection.
     pub(crate) fn detach(&mut self, socket: &mut Socket) -> Result<Descriptor, Error> {
         let installed = match socket.place() {
             Some(place) => Some(self.install(place)?),
@@ -235,13 +235,13 @@ impl Sockets {
         }
     }
 
-    /// A descriptor of the file at a place.
+    /// Opens a descriptor of the file at a place.
     fn install(&self, place: u32) -> Result<OwnedFd, Error> {
         let tables = self.tables.as_ref().ok_or(Error::Stale)?;
         tables.borrow_mut().install_descriptor(place)
     }
 
-    /// The socket's descriptor; a file in the tables is given one, which can't be done when descriptors have run out.
+    /// The socket's descriptor. For a registered file a new one is opened, which fails if descriptors have run out.
     pub(crate) fn descriptor<'a>(&self, socket: &'a Socket) -> Result<LentFd<'a>, Error> {
         match socket.location() {
             _ if socket.is_detached() => Err(Error::Stale),
@@ -250,8 +250,8 @@ impl Sockets {
         }
     }
 
-    /// Closes a descriptor at once, and a place with the next [`flush_closes`](Self::flush_closes). With `reset` the peer
-    /// is sent a reset, and no TIME_WAIT stays behind.
+    /// Closes a descriptor at once, and a registered file with the next [`flush_closes`](Self::flush_closes). With `reset`
+    /// the peer receives a reset, and no TIME_WAIT state remains.
     pub(crate) fn close(&mut self, socket: Socket, reset: bool) {
         match socket.location() {
             _ if socket.is_detached() => {}
@@ -270,7 +270,7 @@ impl Sockets {
         }
     }
 
-    /// Whether files wait to be closed.
+    /// Whether closes are pending.
     #[inline]
     pub(crate) fn has_closes(&self) -> bool {
         !self.closing.is_empty()
@@ -283,7 +283,7 @@ impl Sockets {
         self.closing.clear();
     }
 
-    /// Moves descriptors to the places beside them; those that could not be moved are left in the list.
+    /// Moves the descriptors to the given places; those that could not be moved remain in the list.
     pub(crate) fn register(&self, moving: &mut Vec<(u32, Descriptor)>) {
         if let Some(tables) = &self.tables {
             tables.borrow_mut().register(moving);
@@ -302,12 +302,12 @@ impl Sockets {
         }
     }
 
-    /// The places of a table that was lost since this was last asked.
+    /// Returns the places of a table that was lost, once per table.
     pub(crate) fn take_lost(&self) -> Option<Range<usize>> {
         self.tables.as_ref()?.borrow_mut().take_lost()
     }
 
-    /// Calls with the socket's descriptor.
+    /// Calls `call` with the socket's descriptor.
     fn with_descriptor<T>(
         &self,
         socket: &Socket,

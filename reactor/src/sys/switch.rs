@@ -1,7 +1,7 @@
-//! With the feature `testing`: the types and functions of a backend, each of which is the real one or the fake one.
+//! With the feature `testing`: the types and functions of a backend, which dispatch to the real or the fake one.
 //!
-//! A reactor has what was chosen when it was made ([`in_memory`]), and all that it opens is of the same kind. So a build
-//! with this feature serves real sockets as any other, at the price of a comparison for each call.
+//! The backend is chosen when a reactor is created ([`in_memory`]), and everything it opens belongs to that backend. So a
+//! build with this feature serves real sockets like any other, and takes one more comparison per call.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -27,7 +27,7 @@ thread_local! {
     static IN_MEMORY: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Makes something, a reactor, with the fake kernel of this thread behind it.
+/// Calls `make`, so that a reactor that it creates uses the fake kernel of this thread.
 pub(crate) fn in_memory<T>(make: impl FnOnce() -> T) -> T {
     struct Restore(bool);
     impl Drop for Restore {
@@ -39,7 +39,7 @@ pub(crate) fn in_memory<T>(make: impl FnOnce() -> T) -> T {
     make()
 }
 
-/// The same call on either.
+/// Makes the same call on either backend.
 macro_rules! either {
     ($self:expr, $type:ident, $it:ident => $call:expr) => {
         match $self {
@@ -139,7 +139,7 @@ impl Poller {
         }
     }
 
-    /// Whether a wait would find an event, where that can be known.
+    /// Whether a wait would find an event; always `false` for the real backend.
     pub(crate) fn has_events(&self) -> bool {
         match self {
             Poller::System(_) => false,
@@ -217,8 +217,9 @@ impl Poller {
     }
 }
 
-const OF_ANOTHER_KIND: Error =
-    Error::Invalid("a descriptor of the harness and a real one do not mix");
+const OF_ANOTHER_KIND: Error = Error::Invalid(
+    "a descriptor of the harness can't be used with a real reactor, nor a real one with the harness",
+);
 
 impl AsFd for Poller {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -226,7 +227,7 @@ impl AsFd for Poller {
     }
 }
 
-/// One of the two stays empty.
+/// One of the two buffers stays empty.
 #[derive(Debug)]
 pub(crate) struct Events {
     system: poller::Events,
@@ -300,11 +301,11 @@ impl SignalReader {
     }
 }
 
-/// A real socket in its four bytes, or the number of a fake one, in place of a place that no table has.
+/// A real socket in its four bytes, or the number of a fake one, encoded as a place that no table has.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Socket(sockets::Socket);
 
-/// The place of the fake socket with the number 0.
+/// The place that encodes the fake socket with the number 0.
 const MEMORY_FIRST: u32 = 1 << 30;
 
 impl From<Descriptor> for Socket {
@@ -341,13 +342,13 @@ impl Socket {
         self.0.place().filter(|_| self.memory().is_none())
     }
 
-    /// The number of a fake socket.
+    /// The number, if this is a fake socket.
     fn memory(&self) -> Option<i32> {
         let place = self.0.place().filter(|_| !self.is_detached())?;
         place.checked_sub(MEMORY_FIRST).map(|number| number as i32)
     }
 
-    /// Takes the socket out of this one.
+    /// Takes the inner socket out.
     fn take(mut self) -> sockets::Socket {
         mem::replace(&mut self.0, sockets::Socket::DETACHED)
     }
@@ -362,7 +363,7 @@ impl Socket {
         }
     }
 
-    /// Calls with the fake socket of this number, or with one that was taken out.
+    /// Calls with the fake socket, or with a detached one if this is not a fake socket.
     fn with_memory<T>(&self, call: impl FnOnce(&fake::Socket) -> T) -> T {
         match self.memory() {
             Some(number) => call(&ManuallyDrop::new(fake::Socket::of_number(number))),

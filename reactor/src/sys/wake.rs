@@ -1,4 +1,4 @@
-//! A counter that ends a reactor's wait.
+//! The eventfd that ends a reactor's wait.
 
 use std::os::fd::AsFd;
 
@@ -14,7 +14,7 @@ use crate::error::Error;
 pub(crate) struct WakeFd(EventFd);
 
 impl WakeFd {
-    /// One that this poller reports with these data.
+    /// Creates an eventfd that this poller reports with this user data.
     pub(crate) fn watched(poller: &Poller, data: u64) -> Result<Self, Error> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let counter = EventFd::from_value_and_flags(0, flags).map_err(refused("eventfd"))?;
@@ -22,7 +22,7 @@ impl WakeFd {
         Ok(Self(counter))
     }
 
-    /// Makes it readable. The counter can be full only when it is readable anyway.
+    /// Makes it readable. The write can fail only if the counter is full, and then it is already readable.
     pub(crate) fn signal(&self) {
         let _ = self.0.write(1);
     }

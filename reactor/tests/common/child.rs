@@ -1,4 +1,4 @@
-//! This test binary again as a child process, with a line of talk in both directions.
+//! Runs this test binary as a child process, with line-based queries and answers.
 
 use std::fmt::Display;
 use std::io::{BufRead, BufReader, Write};
@@ -11,15 +11,15 @@ use reactor::Waker;
 use super::DEADLINE;
 
 const ROLE: &str = "REACTOR_TEST_IS_CHILD";
-/// What tells our lines from those of the test harness.
+/// The prefix of answers, which separates them from the output of the test harness.
 const MARK: &str = "child: ";
 
-/// Whether this process is the child; then the test plays the other role.
+/// Whether this process is the child.
 pub(crate) fn is_child() -> bool {
     std::env::var_os(ROLE).is_some()
 }
 
-/// Runs the test of this name in a process of its own, which has at most this many descriptors, and fails where it does.
+/// Runs the test of this name in a separate process with this limit of descriptors; panics if it fails.
 pub(crate) fn run_alone(test: &str, descriptors: u64) {
     let script = format!("ulimit -n {descriptors}; exec \"$0\" --exact {test} --nocapture");
     let mut alone = Command::new("sh");
@@ -35,7 +35,7 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Runs the test of this name in a process of its own, with at most this many descriptors.
+    /// Runs the test of this name in a separate process, with this limit of descriptors.
     pub(crate) fn start(test: &str, descriptors: Option<u64>) -> Self {
         let limit = descriptors.map_or(String::new(), |limit| format!("ulimit -n {limit};"));
         let mut process = Command::new("sh")
@@ -60,7 +60,7 @@ impl Child {
         Self { process, questions, answers }
     }
 
-    /// Waits for what the child says under this name.
+    /// Waits for the answer with this name.
     pub(crate) fn read(&self, name: &str) -> String {
         self.read_within(name, DEADLINE)
     }
@@ -78,7 +78,7 @@ impl Child {
         self.read(question).parse().unwrap()
     }
 
-    /// Asks it to end, and sees that it does, without a failure.
+    /// Ends the child, and checks that its test has passed.
     pub(crate) fn end(mut self) {
         writeln!(self.questions, "end").unwrap();
         let status = self.process.wait().unwrap();
@@ -88,13 +88,13 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // Where the test has failed, nothing is left behind.
+        // Ends the child if the test has failed.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// The child's side: what the parent asks, as wake-ups of the child's reactor.
+/// The child's side: the parent's queries, which wake the child's reactor.
 pub(crate) struct Questions(Receiver<String>);
 
 impl Questions {
@@ -103,7 +103,7 @@ impl Questions {
         std::thread::spawn(move || {
             let mut lines = std::io::stdin().lines().map_while(Result::ok);
             loop {
-                // No line means that the parent is gone.
+                // No line means that the parent has exited.
                 let line = lines.next().unwrap_or_else(|| "end".to_owned());
                 let is_end = line == "end";
                 let _ = sender.send(line);

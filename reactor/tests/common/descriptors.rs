@@ -1,8 +1,8 @@
 //! The descriptors of this process, counted around each test.
 //!
-//! They belong to the process and not to a test, so the tests of one binary take turns: who counts holds a lock until
-//! its test is over. Each test begins with `let _descriptors = Descriptors::counted();`, so that everything it makes is
-//! dropped before they are counted again; `tests/descriptors.rs` looks that none forgets it.
+//! Descriptors belong to the process, so the tests of one binary run one after another: each holds a lock until it ends.
+//! Each test begins with `let _descriptors = Descriptors::counted();`, so that everything else is dropped before the
+//! descriptors are counted again; `tests/descriptors.rs` checks that no test omits it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Threads that a test has left behind may let go of theirs a moment later.
+/// Threads that a test has not joined may close their descriptors a moment later.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Asserts, when it is dropped, that no descriptor is open that was not when it was made.
+/// Checks, when it is dropped, that no descriptor is open that was not open when it was created.
 pub(crate) struct Descriptors {
     before: BTreeMap<u32, PathBuf>,
     _turn: MutexGuard<'static, ()>,
@@ -23,13 +23,15 @@ pub(crate) struct Descriptors {
 
 impl Descriptors {
     pub(crate) fn counted() -> Self {
-        // A test that has failed before is no reason for this one to fail.
+        // An earlier failed test must not let this one fail.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         Self { before: open(), _turn: turn }
     }
 
+    /// Checks for leaks.
+    ///
     /// # Panics
-    /// If there are more of them.
+    /// If more descriptors are open than at the beginning.
     pub(crate) fn check(&self) {
         let deadline = Instant::now() + DEADLINE;
         while !self.more().is_empty() && Instant::now() < deadline {
@@ -38,7 +40,7 @@ impl Descriptors {
         assert!(self.more().is_empty(), "these descriptors have leaked: {:?}", self.more());
     }
 
-    /// Those that were not open in the beginning, or not for the same.
+    /// The descriptors that were not open at the beginning, or that refer to another file.
     pub(crate) fn more(&self) -> BTreeMap<u32, PathBuf> {
         let mut now = open();
         now.retain(|number, target| self.before.get(number) != Some(target));
@@ -54,7 +56,7 @@ impl Drop for Descriptors {
     }
 }
 
-/// Each number with what it is open for, but for the listing itself, which is closed by the time its link is read.
+/// The open descriptors and their files, without that of the listing itself, which is closed before its link is read.
 fn open() -> BTreeMap<u32, PathBuf> {
     let listing = fs::read_dir("/proc/self/fd").unwrap();
     let paths: Vec<_> = listing.map(|entry| entry.unwrap().path()).collect();

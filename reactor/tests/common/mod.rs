@@ -1,10 +1,10 @@
-//! A recording service, a reactor to run it in, and peers: what all behaviour tests share.
+//! Shared by the tests: a recording service, its reactor, and peers.
 //!
-//! Every test that uses [`World`] also checks the promises of `Handler`: the service counts each callback against what
-//! may come next on that connection, and the world compares its counts with the reactor's own when it is dropped.
+//! Every test that uses [`World`] also checks the guarantees of `Handler`: the service checks that each callback is
+//! allowed in the state of its connection, and the world compares its counts with the reactor's when it is dropped.
 
 #![allow(dead_code)] // Each test binary uses a part of it.
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 pub(crate) mod child;
 pub(crate) mod descriptors;
@@ -25,7 +25,7 @@ use reactor::{
     ListenerId, Reactor, Signal, Status, TimerId, Token, WriteError,
 };
 
-/// Longer than anything takes on a busy machine; only a failure waits so long.
+/// Longer than any operation takes on a busy machine; only a failing test waits this long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -35,12 +35,12 @@ pub(crate) fn file_table() -> FileTable {
     match std::env::var("REACTOR_FILE_TABLE").as_deref() {
         Ok("process") => FileTable::Process,
         Ok("registered") => FileTable::Registered,
-        Ok(other) => panic!("REACTOR_FILE_TABLE={other}: give process or registered"),
+        Ok(other) => panic!("REACTOR_FILE_TABLE={other}: expected process or registered"),
         Err(_) => FileTable::Auto,
     }
 }
 
-/// The state of a connection: where it came from.
+/// The state of a connection: its origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Conn {
     Accepted,
@@ -50,7 +50,7 @@ pub(crate) enum Conn {
 
 pub(crate) type Cx = Context<Conn>;
 
-/// What a callback was told.
+/// A callback with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     Open(Token),
@@ -62,6 +62,7 @@ pub(crate) enum Event {
     Deferred(Token),
     Close(Token, Why),
     AcceptError(ListenerId, String),
+    ListenerDrained(ListenerId),
     Timer(TimerId),
     Wake,
     Signal(Signal),
@@ -84,7 +85,7 @@ pub(crate) enum Why {
 
 impl From<CloseReason> for Why {
     fn from(reason: CloseReason) -> Self {
-        let errno = |error: Error| error.errno().expect("the system names an errno");
+        let errno = |error: Error| error.errno().expect("a system error has an errno");
         match reason {
             CloseReason::Closed => Why::Closed,
             CloseReason::PeerClosed => Why::PeerClosed,
@@ -102,11 +103,11 @@ impl From<CloseReason> for Why {
 
 type Script = Box<dyn FnMut(&mut Cx, &Event)>;
 
-/// Records what it is told, holds the reactor to its promises, and then does what the script says.
+/// Records each callback, checks the reactor's guarantees, and then runs the script.
 pub(crate) struct Service {
     pub(crate) log: Vec<Event>,
     pub(crate) refusing: bool,
-    /// What has come out of `on_close`.
+    /// The detached sockets that `on_close` has received.
     pub(crate) detached: Vec<Detached>,
     script: Script,
     phases: HashMap<Token, Phase>,
@@ -132,8 +133,8 @@ impl Service {
         }
     }
 
-    fn tell(&mut self, cx: &mut Cx, event: Event) {
-        assert!(!self.inside, "a callback was entered while another ran: {event:?}");
+    fn record(&mut self, cx: &mut Cx, event: Event) {
+        assert!(!self.inside, "a callback was called during another one: {event:?}");
         self.check(&event);
         self.inside = true;
         (self.script)(cx, &event);
@@ -145,11 +146,11 @@ impl Service {
         let (token, allowed, next): (_, &[_], _) = match event {
             Event::Open(token) => (token, &[None], Phase::Open),
             Event::Data(token, bytes) => {
-                assert!(!bytes.is_empty(), "no data is no event");
+                assert!(!bytes.is_empty(), "on_data without data");
                 (token, &[Some(Phase::Open)], Phase::Open)
             }
             Event::Eof(token) => (token, &[Some(Phase::Open)], Phase::Ended),
-            // These say nothing about the input.
+            // These do not depend on the state of the input.
             Event::Drain(token)
             | Event::Timeout(token)
             | Event::TaggedTimeout(token, _)
@@ -161,7 +162,7 @@ impl Service {
             Event::Close(token, Why::ConnectFailed(_) | Why::ConnectTimedOut) => {
                 (token, &[None], Phase::Closed)
             }
-            // A connect that was closed or cut off before it opened is told by `on_close` alone.
+            // A connect that was closed or aborted before it opened gets only `on_close`.
             Event::Close(token, _) => {
                 (token, &[None, Some(Phase::Open), Some(Phase::Ended)], Phase::Closed)
             }
@@ -227,37 +228,37 @@ impl Handler for Service {
         if *conn == Conn::Connecting {
             *conn = Conn::Connected;
         }
-        self.tell(cx, Event::Open(token));
+        self.record(cx, Event::Open(token));
     }
 
     fn on_data(&mut self, cx: &mut Cx, token: Token, conn: &mut Conn, bytes: &mut [u8]) {
         assert_ne!(*conn, Conn::Connecting);
-        self.tell(cx, Event::Data(token, bytes.to_vec()));
+        self.record(cx, Event::Data(token, bytes.to_vec()));
     }
 
     fn on_eof(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
-        self.tell(cx, Event::Eof(token));
+        self.record(cx, Event::Eof(token));
     }
 
     fn on_drain(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
         assert_eq!(cx.queued_bytes(token), 0);
-        self.tell(cx, Event::Drain(token));
+        self.record(cx, Event::Drain(token));
     }
 
     fn on_timeout(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
-        self.tell(cx, Event::Timeout(token));
+        self.record(cx, Event::Timeout(token));
     }
 
     fn on_tagged_timeout(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn, tag: u64) {
-        self.tell(cx, Event::TaggedTimeout(token, tag));
+        self.record(cx, Event::TaggedTimeout(token, tag));
     }
 
     fn on_deferred(&mut self, cx: &mut Cx, token: Token, _conn: &mut Conn) {
-        self.tell(cx, Event::Deferred(token));
+        self.record(cx, Event::Deferred(token));
     }
 
     fn on_close(&mut self, cx: &mut Cx, token: Token, conn: Conn, reason: CloseReason) {
-        assert!(!cx.holds(token), "the name is stale in on_close");
+        assert!(!cx.holds(token), "the token is not stale in on_close");
         let opened = self.phases.contains_key(&token);
         assert_eq!(opened, conn != Conn::Connecting, "a connect that failed gets only on_close");
         let why = match reason {
@@ -267,23 +268,28 @@ impl Handler for Service {
             }
             other => other.into(),
         };
-        self.tell(cx, Event::Close(token, why));
+        self.record(cx, Event::Close(token, why));
     }
 
     fn on_accept_error(&mut self, cx: &mut Cx, listener: ListenerId, error: &Error) {
-        self.tell(cx, Event::AcceptError(listener, error.to_string()));
+        self.record(cx, Event::AcceptError(listener, error.to_string()));
+    }
+
+    fn on_listener_drained(&mut self, cx: &mut Cx, listener: ListenerId) {
+        assert!(cx.listener_fd(listener).is_none(), "the id is not stale in on_listener_drained");
+        self.record(cx, Event::ListenerDrained(listener));
     }
 
     fn on_timer(&mut self, cx: &mut Cx, timer: TimerId) {
-        self.tell(cx, Event::Timer(timer));
+        self.record(cx, Event::Timer(timer));
     }
 
     fn on_wake(&mut self, cx: &mut Cx) {
-        self.tell(cx, Event::Wake);
+        self.record(cx, Event::Wake);
     }
 
     fn on_signal(&mut self, cx: &mut Cx, signal: Signal) {
-        self.tell(cx, Event::Signal(signal));
+        self.record(cx, Event::Signal(signal));
     }
 }
 
@@ -311,7 +317,7 @@ impl World {
         self.reactor.context()
     }
 
-    /// From now on, each callback does this.
+    /// Sets the script that each callback runs.
     pub(crate) fn script(&mut self, script: impl FnMut(&mut Cx, &Event) + 'static) {
         self.service.script = Box::new(script);
     }
@@ -345,8 +351,8 @@ impl World {
         }
     }
 
-    /// Runs for this long, whatever happens, and says how often the kernel's wait returned. What is waited for is an
-    /// absence: there is no condition that could end it sooner.
+    /// Runs for this time; returns how often the kernel's wait returned. For tests that nothing happens, so no condition
+    /// can end it earlier.
     pub(crate) fn run_for(&mut self, time: Duration) -> u64 {
         let before = self.cx().stats().wakeups;
         let end = Instant::now() + time;
@@ -356,7 +362,7 @@ impl World {
         self.cx().stats().wakeups - before
     }
 
-    /// A peer and the reactor's token for it.
+    /// Connects a peer; returns it with the reactor's token.
     pub(crate) fn pair(&mut self, address: SocketAddr) -> (TcpStream, Token) {
         let before = self.service.opened().len();
         let peer = peer(address);
@@ -369,7 +375,7 @@ impl World {
         self.service.why(token).unwrap()
     }
 
-    /// Compares what the service was told with what the reactor counted.
+    /// Compares the counts of the service with those of the reactor.
     fn check(&mut self) {
         let stats = self.cx().stats();
         let opened = self.service.opened();
@@ -378,10 +384,10 @@ impl World {
         assert_eq!(stats.opened, opened.len() as u64);
         assert_eq!(stats.accepted + stats.connected, stats.opened);
         assert_eq!(stats.closed, closed_after_open as u64);
-        // Those that are still connecting are held but not open.
+        // Pending connects are counted by `connections`, but are not open.
         assert!(stats.open() <= self.cx().connections() as u64, "{stats:?}");
         if self.cx().connections() == 0 {
-            assert_eq!(stats.queued_bytes, 0, "queues outlive their connections");
+            assert_eq!(stats.queued_bytes, 0, "bytes are queued without connections");
         }
     }
 }
@@ -410,7 +416,7 @@ pub(crate) fn reset(peer: TcpStream) {
     drop(peer);
 }
 
-/// What a peer finds when it reads: everything up to the end, and whether the end was a reset.
+/// Reads to the end; returns the bytes, and whether the end was a reset.
 pub(crate) fn read_to_end(peer: &mut TcpStream) -> (Vec<u8>, bool) {
     let mut bytes = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
@@ -424,7 +430,7 @@ pub(crate) fn read_to_end(peer: &mut TcpStream) -> (Vec<u8>, bool) {
     }
 }
 
-/// Sends and waits for the same bytes, with the world turning in between.
+/// Sends bytes and waits for their echo, with turns of the world in between.
 pub(crate) fn echo_once(world: &mut World, peer: &mut TcpStream, message: &[u8]) {
     peer.write_all(message).unwrap();
     let mut answer = vec![0; message.len()];
@@ -441,11 +447,11 @@ pub(crate) fn echo_once(world: &mut World, peer: &mut TcpStream, message: &[u8])
     assert_eq!(answer, message);
 }
 
-/// A script that sends everything back.
+/// A script that echoes.
 pub(crate) fn echo(cx: &mut Cx, event: &Event) {
     match event {
         Event::Data(token, bytes) => match cx.write(*token, bytes) {
-            // A peer that has reset its side meanwhile is closed with that error.
+            // If the peer has reset the connection meanwhile, it is closed with that error.
             Ok(_) | Err(WriteError::Closed) => {}
             Err(error) => panic!("an echo should fit: {error}"),
         },
@@ -454,12 +460,12 @@ pub(crate) fn echo(cx: &mut Cx, event: &Event) {
     }
 }
 
-/// Bytes that show when some are missing or out of order.
+/// Bytes with which missing or reordered parts are detected.
 pub(crate) fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|index| (index % 251) as u8 ^ (index / 251) as u8).collect()
 }
 
-/// An address at which no one listens, and no one can for as long as the socket is kept.
+/// An address without a listener, which is reserved as long as the socket is open.
 pub(crate) fn closed_port(ip: IpAddr) -> (OwnedFd, SocketAddr) {
     let family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let bound = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();

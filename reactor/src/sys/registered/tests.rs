@@ -1,6 +1,6 @@
-//! Submissions that are short, late or refused, by a ring that does what a script says.
+//! Short, late and failed submissions, with a scripted ring.
 
-#![allow(clippy::unwrap_used)] // A test may unwrap, and so may what it is made of.
+#![allow(clippy::unwrap_used)] // Tests and their helpers may unwrap.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -13,16 +13,16 @@ use crate::token::Token;
 const ENTRIES: u32 = 4;
 const PLACES: u32 = 16;
 
-/// What one submission comes to.
+/// The outcome of one submission.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// This many are taken, and complete at once.
+    /// This number of operations is accepted, and they complete at once.
     Take(usize),
-    /// All are taken, and none completes.
+    /// All operations are accepted, and none completes.
     Hold,
-    /// All are taken, and all that are held complete, the last one first.
+    /// All operations are accepted, and all that are held complete, the last one first.
     Backwards,
-    /// None is taken.
+    /// No operation is accepted.
     Fail(Errno),
 }
 
@@ -40,7 +40,7 @@ fn script(steps: impl IntoIterator<Item = Step>) {
     SCRIPT.with_borrow_mut(|script| script.extend(steps));
 }
 
-/// When the script has ended, all are taken and complete in their order. Their results are their numbers and a thousand.
+/// After the script, all operations are accepted and complete in order. The result of each is 1000 plus its number.
 struct ScriptedRing {
     entries: usize,
     queued: VecDeque<u64>,
@@ -80,7 +80,7 @@ impl Ring for ScriptedRing {
 
     fn push(&mut self, _operation: &Entry, number: u64) -> bool {
         let fits = self.queued.len() < self.entries;
-        assert!(fits, "more operations than entries");
+        assert!(fits, "more operations than the queue has entries");
         self.queued.push_back(number);
         fits
     }
@@ -151,7 +151,7 @@ fn a_short_submission_is_followed_by_another() {
 }
 
 #[test]
-fn a_passing_refusal_is_tried_again() {
+fn a_temporary_error_is_retried() {
     let mut tables = tables(1);
     for errno in [Errno::EAGAIN, Errno::EBUSY, Errno::EINTR, Errno::ENOMEM] {
         script([Step::Fail(errno); 5]);
@@ -163,11 +163,11 @@ fn a_passing_refusal_is_tried_again() {
 }
 
 #[test]
-fn a_ring_that_is_refused_for_good_is_given_up_and_its_places_are_named() {
+fn a_ring_with_a_permanent_error_is_given_up_and_its_places_are_reported() {
     let steps: [Vec<Step>; 3] = [
         vec![Step::Fail(Errno::EBADF)],
         vec![Step::Fail(Errno::ENOMEM); SUBMIT_TRIES_MAX as usize + 1],
-        // It takes nothing and does not say why.
+        // The ring accepts nothing, without an error.
         vec![Step::Take(0); SUBMIT_TRIES_MAX as usize + 2],
     ];
     for steps in steps {
@@ -188,16 +188,16 @@ fn a_ring_that_is_refused_for_good_is_given_up_and_its_places_are_named() {
 }
 
 #[test]
-fn what_was_done_before_a_ring_is_lost_keeps_its_result() {
+fn operations_completed_before_a_ring_is_lost_keep_their_result() {
     let mut tables = tables(1);
     script([Step::Take(1), Step::Fail(Errno::EBADF)]);
-    // The last of them would have gone with the next submission.
+    // The fifth operation would have been part of the next submission.
     assert_eq!(receive_from(&mut tables, &[5, 4, 3, 2, 1]), [1000, LOST, LOST, LOST, LOST]);
     assert_eq!(tables.take_lost(), Some(0..PLACES as usize));
 }
 
 #[test]
-fn results_may_come_late_and_in_any_order() {
+fn results_may_arrive_late_and_in_any_order() {
     let mut tables = tables(1);
     for steps in [&[Step::Backwards][..], &[Step::Hold, Step::Backwards], &[Step::Hold, Step::Hold]]
     {
@@ -221,16 +221,16 @@ fn more_operations_than_entries_go_in_several_submissions() {
 }
 
 #[test]
-fn what_a_table_does_not_take_keeps_its_descriptor() {
+fn a_file_that_a_table_refuses_keeps_its_descriptor() {
     let mut tables = tables(1);
     UPDATE_MAX.set(2);
     let mut moving: Vec<_> = [3, 1, 2, 9].map(|place| (place, socket::spare().unwrap())).into();
     tables.register(&mut moving);
     let left: Vec<_> = moving.iter().map(|&(place, _)| place).collect();
-    assert_eq!(left, [3], "one of three neighbours");
+    assert_eq!(left, [3], "one of three consecutive places");
 }
 
-/// Keeps what this thread has logged.
+/// Collects the log lines of this thread.
 struct Log;
 
 impl log::Log for Log {
@@ -246,7 +246,7 @@ impl log::Log for Log {
 }
 
 #[test]
-fn where_no_ring_can_be_had_auto_falls_back_aloud_and_registered_is_an_error() {
+fn without_a_ring_auto_falls_back_with_a_warning_and_registered_is_an_error() {
     log::set_logger(&Log).unwrap();
     log::set_max_level(log::LevelFilter::Warn);
     let choose = |wanted| choose_tables::<ScriptedRing>(wanted, 1 << 30, 0);
