@@ -18,12 +18,15 @@ use clap::Parser;
 use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv4Net, Ipv6AddrRange};
 
 use crate::address::{Host, Scheme, TargetAddress};
+use crate::destination::Destination;
 use crate::pacing::Stage;
 use crate::protocols::{Message, Trust};
 use crate::schedule::{Pace, STEP, Workload};
 use crate::stateless;
 use crate::threshold::Condition;
 
+/// Targets at most.
+const TARGETS_MAX: usize = 256;
 /// Source addresses at most.
 const SOURCES_MAX: usize = 65_536;
 /// Source addresses times destination ports at most: the plan keeps a few bytes of each pair.
@@ -47,19 +50,15 @@ const MESSAGE_BYTES_MAX: u64 = 256 * 1024;
 /// Durations are at most this: a day.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// What was asked for, free of contradictions.
+/// The arguments, free of contradictions.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Arguments {
-    /// The server's address and first port.
-    pub(crate) destination: SocketAddr,
+    /// At least one.
+    pub(crate) targets: Vec<TargetArgs>,
     pub(crate) scheme: Scheme,
-    /// Host and port as they stand in an HTTP request.
-    pub(crate) authority: String,
-    /// The host as it was given.
-    pub(crate) host: String,
-    pub(crate) path: String,
-    /// What a server has to show, where TLS is spoken.
+    /// Which certificates are accepted, for a scheme with TLS.
     pub(crate) trust: Trust,
+    /// Ports of each target that has ports.
     pub(crate) ports: u16,
     /// `None`: as many as the limits allow.
     pub(crate) connections: Option<u64>,
@@ -89,6 +88,40 @@ pub(crate) struct Arguments {
     pub(crate) stateless: Option<stateless::Setup>,
 }
 
+/// One target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TargetArgs {
+    /// As it was given.
+    pub(crate) text: String,
+    /// `tcp`, `unix`, `http+unix`.
+    pub(crate) protocol: String,
+    pub(crate) destination: Destination,
+    /// Host and port as they stand in an HTTP request.
+    pub(crate) authority: String,
+    /// The host as it was given, without the port.
+    pub(crate) host: String,
+    /// Path and query of a request.
+    pub(crate) path: String,
+}
+
+impl Arguments {
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = &Destination> {
+        self.targets.iter().map(|target| &target.destination)
+    }
+
+    /// Number of addresses to connect to: each port of an IP address is one.
+    pub(crate) fn endpoints(&self) -> u64 {
+        self.destinations().map(|to| u64::from(to.endpoints())).sum()
+    }
+
+    /// The protocol for the record.
+    pub(crate) fn protocol(&self) -> &str {
+        let first = self.targets.first().map_or("", |target| target.protocol.as_str());
+        let is_same = self.targets.iter().all(|target| target.protocol == first);
+        if is_same { first } else { self.scheme.name() }
+    }
+}
+
 /// Reads the command line.
 ///
 /// # Errors
@@ -98,7 +131,7 @@ pub(crate) fn parse() -> Result<Arguments, ExitCode> {
     typed.validate().map_err(|refusal| command_line::fail(refusal.code, &refusal.line))
 }
 
-/// Why there is nothing to run, and with which code to exit.
+/// Why nothing can be run, and the exit code.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     code: u8,
@@ -111,7 +144,7 @@ impl From<String> for Refusal {
     }
 }
 
-/// A target may be left out for a check, which clap has no way to say.
+/// A target may be left out for a check, which clap can't show.
 const USAGES: &str = "\
 c1000k-client [OPTIONS] <TARGET> [FIRST_PORT]
        c1000k-client [OPTIONS] --check [TARGET] [FIRST_PORT]";
@@ -124,6 +157,8 @@ Examples:
   c1000k-client tcp://[fe80::1%eth0]:9900 -c 1000 --json run.json
   c1000k-client 192.0.2.1 --heartbeat 60s --hold 5m --fail-if 'echo.p99>50ms'
   c1000k-client wss://chat.example.com/room -c 100k --heartbeat 30s --churn 100/s
+  c1000k-client unix:/run/server.sock -c 100k
+  c1000k-client 192.0.2.1 192.0.2.2 192.0.2.3 -c 3M
   c1000k-client 192.0.2.1 --check -c 1M       what this machine allows, without a run";
 
 /// Opens very many TCP connections to a server, proves each one alive by an echo, holds them, proves them again, and
@@ -133,15 +168,14 @@ Examples:
 #[command(override_usage = USAGES)]
 struct Typed {
     #[arg(
-        help = "The server: an address or a name, HOST:PORT, [IPV6]:PORT, or a URL that says the protocol: \
-                  tcp, tls, http, https, ws, wss, mqtt, mqtts, redis; may be left out with --check"
+        help = "The server: an address or a name, HOST:PORT, [IPV6]:PORT, a Unix-domain socket (unix:PATH), or a URL \
+                  with the protocol: tcp, tls, http, https, ws, wss, mqtt, mqtts, redis (each also as http+unix:PATH \
+                  and so on). Several share the connections evenly. A number after the last one is FIRST_PORT, the \
+                  first of the server's ports [default: 9900]; may be left out with --check"
     )]
-    #[arg(required_unless_present_any = ["check", "generate", "port"], value_parser = TargetAddress::parse)]
-    target: Option<TargetAddress>,
-
-    /// The first of the server's ports [default: 9900]
-    #[arg(value_parser = parse_port)]
-    first_port: Option<u16>,
+    #[arg(value_name = "TARGET", value_parser = Word::parse, num_args = 1..)]
+    #[arg(required_unless_present_any = ["check", "generate", "port"])]
+    words: Vec<Word>,
 
     /// Connections to open, as 15000, 10k or 1M [default: 1M, or less where the limits allow less]
     #[arg(short, long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
@@ -219,6 +253,23 @@ struct Typed {
 
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// TARGET or FIRST_PORT: no target consists of digits alone.
+#[derive(Clone, Debug)]
+enum Word {
+    Target { text: String, address: TargetAddress },
+    FirstPort(u16),
+}
+
+impl Word {
+    fn parse(text: &str) -> Result<Self, String> {
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return parse_port(text).map(Self::FirstPort);
+        }
+        let address = TargetAddress::parse(text)?;
+        Ok(Self::Target { text: text.to_owned(), address })
+    }
 }
 
 impl AsRef<OutputArgs> for Typed {
@@ -299,20 +350,33 @@ impl StatelessArgs {
     fn setup(
         &self,
         scheme: Scheme,
-        destination: SocketAddr,
+        targets: &[TargetArgs],
         ports: u16,
         connections: Option<u64>,
     ) -> Result<Option<stateless::Setup>, String> {
         if !self.stateless {
             return Ok(None);
         }
+        let [target] = targets else {
+            return Err(
+                "--stateless is for one target: run one client for each, each with its own \
+                        --stateless-prefix"
+                    .to_owned(),
+            );
+        };
+        let Some(ip) = target.destination.ip() else {
+            return Err(format!(
+                "--stateless is for TCP, and not for {}: leave it out",
+                target.destination
+            ));
+        };
         if !matches!(scheme, Scheme::Tcp | Scheme::Http | Scheme::Redis) {
             return Err(format!(
                 "--stateless is for tcp, http and redis, and not for {}: leave it out",
                 scheme.name()
             ));
         }
-        let SocketAddr::V4(destination) = destination else {
+        let SocketAddr::V4(destination) = ip.socket_addr(target.destination.first_port()) else {
             return Err("--stateless is for IPv4: give the server's IPv4 address".to_owned());
         };
         let prefix = self.stateless_prefix.trunc();
@@ -543,12 +607,27 @@ impl Typed {
             );
             return Err(line.into());
         }
-        let scheme = self.target.as_ref().map_or(Scheme::Tcp, |target| target.scheme);
-        let first_port = first_port(self.target.as_ref(), self.first_port)?;
+        let (given, first_port) = targets_and_first_port(self.words)?;
+        let scheme = scheme_of(&given)?;
+        if !given.is_empty() && given.iter().all(|target| target.address.is_unix()) {
+            let flags = [
+                (first_port.is_some(), "FIRST_PORT"),
+                (self.ports.is_some(), "--ports"),
+                (self.source.is_some(), "--source"),
+                (self.sources.is_some(), "--sources"),
+            ];
+            if let Some((_, flag)) = flags.into_iter().find(|&(is_given, _)| is_given) {
+                let line = format!(
+                    "{flag} is for TCP: a Unix-domain socket has no ports and no source addresses"
+                );
+                return Err(line.into());
+            }
+        }
         let ports_default = if scheme.port().is_some() { 1 } else { PORTS };
-        let ports = port_count(first_port, self.ports.unwrap_or(ports_default))?;
+        let ports = self.ports.unwrap_or(ports_default);
         if self.no_verify && scheme != Scheme::Tcp {
-            let line = format!("--no-verify is for tcp: {} begins with an answer", scheme.name());
+            let line =
+                format!("--no-verify is for tcp and unix: {} begins with an answer", scheme.name());
             return Err(line.into());
         }
         if (self.ca.is_some() || self.insecure) && !scheme.is_tls() {
@@ -579,10 +658,6 @@ impl Typed {
         let workload = self.workload.workload()?;
         let message = self.workload.message()?;
         check_message(scheme, message.as_ref())?;
-        let (authority, host, path) = match &self.target {
-            Some(target) => (target.authority(first_port), target.host.name(), target.path.clone()),
-            None => (String::new(), String::new(), String::new()),
-        };
         let hold = self.hold.or(self.workload.heartbeat).unwrap_or(HOLD);
         at_most(hold, "--hold")?;
         if self.connect_timeout < Duration::from_millis(1) {
@@ -590,20 +665,22 @@ impl Typed {
                         give it as 500ms or 10s";
             return Err(line.to_owned().into());
         }
-        let sources = self.source.map_or(Ok(Vec::new()), |list| sources(&list, ports))?;
-        let destination = destination(self.target, first_port, sources.first().copied())?;
-        let stateless = self.stateless.setup(scheme, destination, ports, connections)?;
+        let sources = self.source.map_or(Ok(Vec::new()), |list| sources(&list))?;
+        let targets = resolve(given, first_port, ports, &sources)?;
+        // Each target with ports has as many.
+        let ports = targets.iter().map(|target| target.destination.endpoints()).max().unwrap_or(1);
+        let stateless = self.stateless.setup(scheme, &targets, ports, connections)?;
         if stateless.is_some() {
             check_segment(message.as_ref())?;
         }
-        let in_flight_default = (IN_FLIGHT_PER_PORT * u64::from(ports)).min(IN_FLIGHT_DEFAULT_MAX);
+        let endpoints: u64 =
+            targets.iter().map(|target| u64::from(target.destination.endpoints())).sum();
+        check_pairs(sources.len(), endpoints)?;
+        let in_flight_default = (IN_FLIGHT_PER_PORT * endpoints).min(IN_FLIGHT_DEFAULT_MAX);
         let in_flight = self.in_flight.unwrap_or(in_flight_default).min(IN_FLIGHT_MAX);
         Ok(Arguments {
-            destination,
+            targets,
             scheme,
-            authority,
-            host,
-            path,
             trust,
             ports,
             connections,
@@ -629,47 +706,134 @@ impl Typed {
     }
 }
 
-fn first_port(target: Option<&TargetAddress>, given: Option<u16>) -> Result<u16, String> {
-    match (target.and_then(|target| target.port), given) {
-        (Some(port), Some(given)) => Err(format!(
-            "the server's address has port {port} in it, and FIRST_PORT is {given}: give one of them"
-        )),
-        (port, given) => {
-            let own = target.and_then(|target| target.scheme.port());
-            Ok(port.or(given).or(own).unwrap_or(FIRST_PORT))
+/// A target before its name is resolved.
+struct Given {
+    text: String,
+    address: TargetAddress,
+}
+
+/// FIRST_PORT is the last word.
+fn targets_and_first_port(mut words: Vec<Word>) -> Result<(Vec<Given>, Option<u16>), String> {
+    let first_port = match words.last() {
+        Some(&Word::FirstPort(port)) if words.len() > 1 => {
+            words.pop();
+            Some(port)
         }
+        _ => None,
+    };
+    if words.len() > TARGETS_MAX {
+        return Err(format!(
+            "{} are too many: give at most {TARGETS_MAX}, or a name or more ports",
+            format::counted(words.len() as u64, "target")
+        ));
+    }
+    let given = |word| match word {
+        Word::Target { text, address } => Ok(Given { text, address }),
+        Word::FirstPort(port) => Err(match first_port {
+            Some(last) => format!(
+                "{port} is no target, and FIRST_PORT is the last argument, here {last}: leave one out"
+            ),
+            None => format!(
+                "{port} is no target: give the server first, then the port, as in `192.0.2.1 {port}`"
+            ),
+        }),
+    };
+    Ok((words.into_iter().map(given).collect::<Result<_, _>>()?, first_port))
+}
+
+/// A run has one protocol.
+fn scheme_of(given: &[Given]) -> Result<Scheme, String> {
+    let Some(first) = given.first() else { return Ok(Scheme::Tcp) };
+    let scheme = first.address.scheme;
+    match given.iter().find(|target| target.address.scheme != scheme) {
+        Some(other) => Err(format!(
+            "{} and {} have different protocols ({} and {}): run one client for each",
+            first.text,
+            other.text,
+            scheme.name(),
+            other.address.scheme.name()
+        )),
+        None => Ok(scheme),
     }
 }
 
-/// Where to connect to. A name is resolved here, once.
+fn first_port(target: &TargetAddress, given: Option<u16>) -> Result<u16, String> {
+    match (target.port, given) {
+        (Some(port), Some(given)) => Err(format!(
+            "the server's address has port {port} in it, and FIRST_PORT is {given}: give one of them"
+        )),
+        (port, given) => Ok(port.or(given).or(target.scheme.port()).unwrap_or(FIRST_PORT)),
+    }
+}
+
+/// Where to connect to. Names are resolved here, once. Without a target, the server is the default of this machine.
+fn resolve(
+    given: Vec<Given>,
+    port: Option<u16>,
+    ports: u64,
+    sources: &[ZonedIp],
+) -> Result<Vec<TargetArgs>, Refusal> {
+    let mut targets: Vec<TargetArgs> = Vec::with_capacity(given.len());
+    let default = || Given {
+        text: Ipv4Addr::LOCALHOST.to_string(),
+        address: TargetAddress {
+            scheme: Scheme::Tcp,
+            host: Host::Ip(Ipv4Addr::LOCALHOST.into()),
+            port: None,
+            path: String::new(),
+        },
+    };
+    let given = if given.is_empty() { vec![default()] } else { given };
+    for Given { text, address } in given {
+        let port = first_port(&address, port)?;
+        let ports = if address.is_unix() { 1 } else { port_count(port, ports)? };
+        let destination = destination(&address, port, ports, sources.first().copied())?;
+        if let Some(other) = targets.iter().find(|other| other.destination.overlaps(&destination)) {
+            let line = format!(
+                "{} and {text} are the same server ({destination}): give each once, and --ports if \
+                 their ports overlap",
+                other.text
+            );
+            return Err(line.into());
+        }
+        targets.push(TargetArgs {
+            protocol: address.protocol(),
+            authority: address.authority(port),
+            host: address.host.name(),
+            path: address.path,
+            destination,
+            text,
+        });
+    }
+    Ok(targets)
+}
+
 fn destination(
-    target: Option<TargetAddress>,
+    target: &TargetAddress,
     port: u16,
+    ports: u16,
     source: Option<ZonedIp>,
-) -> Result<SocketAddr, Refusal> {
-    let Some(target) = target else { return Ok((Ipv4Addr::LOCALHOST, port).into()) };
+) -> Result<Destination, Refusal> {
     let is_ipv4 = source.map(|source| source.ip.is_ipv4());
     let resolved = target.resolve(port, is_ipv4).map_err(|line| Refusal { code: SHORT, line })?;
+    let destination = Destination::new(resolved, ports);
+    let Some(ip) = destination.ip() else { return Ok(destination) };
     if let Host::Name(name) = &target.host {
-        log::info!("{name} is {}", ZonedIp::from(resolved));
+        log::info!("{name} is {ip}");
     }
-    if is_of_many(resolved.ip()) {
-        let line = format!(
-            "{} is no address of one machine: give the server's own",
-            ZonedIp::from(resolved)
-        );
+    if is_of_many(ip.ip) {
+        let line = format!("{ip} is no address of one machine: give the server's own");
         return Err(line.into());
     }
     match source {
-        Some(source) if is_ipv4 != Some(resolved.is_ipv4()) => {
+        Some(source) if is_ipv4 != Some(ip.ip.is_ipv4()) => {
             let line = format!(
-                "--source {source} and the destination {} are of different families: give sources \
-                 of the destination's family",
-                ZonedIp::from(resolved)
+                "--source {source} and the destination {ip} are of different families: give sources \
+                 of the destination's family"
             );
             Err(line.into())
         }
-        _ => Ok(resolved),
+        _ => Ok(destination),
     }
 }
 
@@ -698,7 +862,7 @@ fn at_most(value: Duration, flag: &str) -> Result<(), String> {
 }
 
 /// The addresses that a list names, each once, in the order of the list.
-fn sources(list: &str, ports: u16) -> Result<Vec<ZonedIp>, String> {
+fn sources(list: &str) -> Result<Vec<ZonedIp>, String> {
     let mut seen = HashSet::new();
     let mut addresses: Vec<ZonedIp> = Vec::new();
     for item in list.split(',') {
@@ -728,14 +892,19 @@ fn sources(list: &str, ports: u16) -> Result<Vec<ZonedIp>, String> {
             }
         }
     }
-    if addresses.len() * usize::from(ports) > PAIRS_MAX {
-        return Err(format!(
-            "{} sources x {ports} ports are more than {} pairs: give fewer of either",
-            format::count(addresses.len() as u64),
-            format::count(PAIRS_MAX as u64)
-        ));
-    }
     Ok(addresses)
+}
+
+/// The port plan has a few bytes for each pair of a source and a port.
+fn check_pairs(sources: usize, ports: u64) -> Result<(), String> {
+    if sources as u64 * ports <= PAIRS_MAX as u64 {
+        return Ok(());
+    }
+    Err(format!(
+        "{} sources x {ports} ports are more than {} pairs: give fewer of either",
+        format::count(sources as u64),
+        format::count(PAIRS_MAX as u64)
+    ))
 }
 
 /// The addresses of one item, and their zone: `a`, `a-b` or `a/bits`, the latter without network and broadcast address,
@@ -777,6 +946,15 @@ pub(crate) fn of(line: &str) -> Result<Arguments, String> {
 mod tests {
     use super::*;
 
+    fn to(first: &str, ports: u16) -> Destination {
+        Destination::new(first.parse::<SocketAddr>().unwrap(), ports)
+    }
+
+    /// Of the first target.
+    fn address_of(arguments: &Arguments) -> String {
+        arguments.targets[0].destination.first()
+    }
+
     fn wrong(line: &str) -> String {
         of(line).expect_err(line)
     }
@@ -787,11 +965,15 @@ mod tests {
         assert_eq!(
             arguments,
             Arguments {
-                destination: "192.0.2.1:9900".parse().unwrap(),
+                targets: vec![TargetArgs {
+                    text: "192.0.2.1".to_owned(),
+                    protocol: "tcp".to_owned(),
+                    destination: to("192.0.2.1:9900", 100),
+                    authority: "192.0.2.1:9900".to_owned(),
+                    host: "192.0.2.1".to_owned(),
+                    path: String::new(),
+                }],
                 scheme: Scheme::Tcp,
-                authority: "192.0.2.1:9900".to_owned(),
-                host: "192.0.2.1".to_owned(),
-                path: String::new(),
                 trust: Trust::System,
                 ports: 100,
                 connections: None,
@@ -873,6 +1055,22 @@ mod tests {
             ("--check --print toml", "[possible values: sysctl]"),
             ("127.0.0.1 9900 --frobnicate", "--frobnicate"),
             ("127.0.0.1 9900 9901", "9901"),
+            ("9900", "9900 is no target: give the server first"),
+            ("unix:/run/a 9900", "FIRST_PORT is for TCP"),
+            ("unix:/run/a --ports 2", "--ports is for TCP"),
+            ("unix:/run/a --source 127.0.0.2", "--source is for TCP"),
+            ("unix:/run/a --stateless", "--stateless is for TCP, and not for unix:/run/a"),
+            ("redis+unix:/run/a --no-verify", "--no-verify is for tcp and unix"),
+            ("unix:", "the path of the socket is missing"),
+            ("127.0.0.1 127.0.0.2 --stateless", "--stateless is for one target"),
+            ("127.0.0.1 redis://127.0.0.2", "different protocols (tcp and redis)"),
+            ("http://127.0.0.1 https://127.0.0.1", "different protocols (http and https)"),
+            ("127.0.0.1 127.0.0.2 localhost", "127.0.0.1 and localhost are the same server"),
+            ("127.0.0.1:9900 127.0.0.1:9901", "--ports if their ports overlap"),
+            ("unix:/run/a unix:/run/a", "are the same server (unix:/run/a)"),
+            ("127.0.0.1 127.0.0.2:80 9900", "give one of them"),
+            ("127.0.0.1 ::1 --source 127.0.0.9", "families"),
+            ("127.0.0.1 127.0.0.2 --source 127.0.0.0/17", "32,766 sources x 200 ports"),
         ] {
             let message = wrong(line);
             assert!(message.contains(part), "{line}: {message}");
@@ -902,8 +1100,7 @@ mod tests {
         {
             let found = of(&format!("fe80::1%lo 9900 --source {list}")).unwrap();
             assert_eq!(found.sources.len(), count, "{list}");
-            let SocketAddr::V6(destination) = found.destination else { panic!("it is IPv6") };
-            let zone = destination.scope_id();
+            let zone = found.targets[0].destination.ip().unwrap().zone;
             assert!(zone != 0 && found.sources.iter().all(|source| source.zone == zone), "{list}");
         }
     }
@@ -919,8 +1116,27 @@ mod tests {
             ("[::1]:80", "[::1]:80"),
             ("tcp://127.0.0.1:80", "127.0.0.1:80"),
         ] {
-            assert_eq!(of(line).unwrap().destination.to_string(), destination, "{line}");
+            assert_eq!(address_of(&of(line).unwrap()), destination, "{line}");
         }
+    }
+
+    #[test]
+    fn several_targets_have_the_same_ports_and_their_own_paths() {
+        let found = of("127.0.0.1 [::1] unix:/run/a 80 --ports 2").unwrap();
+        let all: Vec<String> = found.destinations().map(ToString::to_string).collect();
+        assert_eq!(all, ["127.0.0.1:80-81", "[::1]:80-81", "unix:/run/a"]);
+        assert_eq!((found.endpoints(), found.ports, found.protocol()), (5, 2, "tcp"));
+        assert_eq!(found.in_flight_max, 5 * 64);
+        let found = of("127.0.0.1:9900 127.0.0.1:9901 --ports 1").unwrap();
+        assert_eq!(found.endpoints(), 2);
+        let found = of("http://127.0.0.1/a http+unix:/run/a:/b").unwrap();
+        let paths: Vec<&str> = found.targets.iter().map(|target| target.path.as_str()).collect();
+        assert_eq!((paths.as_slice(), found.protocol()), (&["/a", "/b"][..], "http"));
+        let found = of("http+unix:/run/a http+unix:/run/b").unwrap();
+        assert_eq!((found.protocol(), found.ports, found.in_flight_max), ("http+unix", 1, 128));
+        let many: Vec<String> = (1..=257).map(|last| format!("unix:{last}")).collect();
+        assert!(wrong(&many.join(" ")).contains("257 targets are too many"));
+        assert_eq!(of(&many[1..].join(" ")).unwrap().targets.len(), 256);
     }
 
     #[test]

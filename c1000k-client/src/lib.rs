@@ -11,6 +11,7 @@ mod address;
 mod alarm;
 mod args;
 mod command;
+mod destination;
 mod exposition;
 mod failures;
 mod hdr;
@@ -27,17 +28,20 @@ mod stateless;
 mod stats;
 mod summary;
 mod target;
+mod target_stats;
 mod threshold;
 mod verdict;
 
 pub use command::run_command;
+pub use destination::Destination;
 pub use failures::Failures;
 pub use pacing::Stage;
 pub use plan::Plan;
 pub use progress::Progress;
-pub use run::{Client, Conn, Settings};
+pub use run::{Client, Conn, Server, Settings};
 pub use schedule::{Pace, Workload};
 pub use stats::{RunStats, Stop};
+pub use target_stats::TargetStats;
 
 /// For the fuzz target of stateless clients.
 #[cfg(fuzzing)]

@@ -1,4 +1,4 @@
-//! The port plan: which source and which destination port the next connection takes.
+//! The port plan of one target: which source and which destination port the next connection takes.
 //!
 //! A connection is one 5-tuple. Each pair of a source address and a destination port has room for as many connections
 //! as the kernel has local ports, and pairs are used in rotation, so all of them fill evenly. A pair that has run out

@@ -13,7 +13,7 @@ use std::ops::RangeInclusive;
 use std::process;
 use std::time::{Duration, Instant};
 
-use c1000k_host::command_line::{self, ZonedIp};
+use c1000k_host::command_line;
 use c1000k_host::format;
 use c1000k_record::endpoint::Endpoint;
 use nix::errno::Errno;
@@ -21,6 +21,7 @@ use reactor::{
     CloseReason, Context, Error, Handler, Incoming, Readiness, Signal, TimerId, Token, WatchId,
 };
 
+use crate::destination::Destination;
 use crate::exposition::{self, Snapshot};
 use crate::opening::Opening;
 use crate::pacing::Stage;
@@ -30,6 +31,7 @@ use crate::progress::Progress;
 use crate::protocols::{Answer, Protocol};
 use crate::schedule;
 use crate::stats::{RunStats, Stop};
+use crate::target_stats::TargetStats;
 
 /// How often progress is shown and stalls are looked for.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
@@ -37,8 +39,6 @@ pub(crate) const TICK: Duration = Duration::from_secs(1);
 /// What the run is to do.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The server's address; the port is the plan's.
-    pub server: ZonedIp,
     /// Connections to open.
     pub goal: u32,
     /// Have each connection answer when it opens, and once more after the hold.
@@ -63,6 +63,17 @@ pub struct Settings {
     pub local_ports: Option<RangeInclusive<u16>>,
     /// This many connections in a row that the server drops, or that fail finally, end the ramp.
     pub consecutive_failures_max: u32,
+}
+
+/// A target of the run.
+#[derive(Debug)]
+pub struct Server<P> {
+    /// Where it is.
+    pub destination: Destination,
+    /// The routes to it.
+    pub plan: Plan,
+    /// What is sent to it.
+    pub protocol: P,
 }
 
 /// State of one connection, stored a million times; `S` is the protocol's part.
@@ -125,7 +136,8 @@ pub(crate) enum Fault {
 #[derive(Debug)]
 pub(crate) struct Run<'a, P> {
     pub(crate) settings: Settings,
-    protocol: P,
+    /// By target.
+    protocols: Vec<P>,
     pub(crate) progress: &'a Progress,
     pub(crate) stats: RunStats,
     pub(crate) phase_began: Instant,
@@ -168,14 +180,24 @@ impl<P: Protocol> Run<'_, P> {
             stage: ConnStage::Connecting,
             fault: None,
             retries,
-            state: self.protocol.state(),
+            state: self.protocol_of(number).state(),
         }
+    }
+
+    fn protocol_of(&self, number: u32) -> &P {
+        &self.protocols[self.opening.target_of(number)]
+    }
+
+    /// The counters of the connection's target.
+    pub(crate) fn target_of(&mut self, conn: &Conn<P::State>) -> &mut TargetStats {
+        &mut self.stats.targets[self.opening.target_of(conn.number)]
     }
 
     /// Sends what comes first on a connection that has opened.
     pub(crate) fn open(&mut self, cx: &mut Cx<P>, token: Token, conn: &mut Conn<P::State>) {
         conn.stage = ConnStage::Opening;
-        self.protocol.open(&mut conn.state, conn.number, &mut self.out);
+        let target = self.opening.target_of(conn.number);
+        self.protocols[target].open(&mut conn.state, conn.number, &mut self.out);
         self.send(cx, token);
         cx.set_timeout(token, self.settings.timeout);
     }
@@ -203,7 +225,8 @@ impl<P: Protocol> Run<'_, P> {
 
     fn write_heartbeat(&mut self, conn: &mut Conn<P::State>) {
         conn.stage = ConnStage::Asked;
-        self.protocol.heartbeat(&mut conn.state, conn.number, &mut self.out);
+        let target = self.opening.target_of(conn.number);
+        self.protocols[target].heartbeat(&mut conn.state, conn.number, &mut self.out);
     }
 
     fn send_heartbeat(&mut self, cx: &mut Cx<P>, token: Token) {
@@ -226,7 +249,8 @@ impl<P: Protocol> Run<'_, P> {
         conn: &mut Conn<P::State>,
         bytes: &[u8],
     ) -> bool {
-        let answer = self.protocol.receive(&mut conn.state, conn.number, bytes, &mut self.out);
+        let protocol = &self.protocols[self.opening.target_of(conn.number)];
+        let answer = protocol.receive(&mut conn.state, conn.number, bytes, &mut self.out);
         if !self.out.is_empty() {
             self.send(cx, token);
         }
@@ -235,7 +259,7 @@ impl<P: Protocol> Run<'_, P> {
             Answer::Complete => cx.clear_timeout(token),
             Answer::Mismatch => {
                 if self.stats.complaint.is_none() {
-                    self.stats.complaint = self.protocol.complaint();
+                    self.stats.complaint = self.protocol_of(conn.number).complaint();
                 }
                 self.give_up(cx, token, conn, Fault::Mismatch);
             }
@@ -262,6 +286,7 @@ impl<P: Protocol> Run<'_, P> {
         conn.stage = ConnStage::Up;
         self.stall.note_success();
         self.stats.hold_one();
+        self.target_of(conn).hold_one();
         self.progress.advance(self.stats.held);
     }
 
@@ -277,6 +302,7 @@ impl<P: Protocol> Run<'_, P> {
         }
         self.stats.lost_in_part += u64::from(self.has_part(conn));
         self.stats.lose_one(errno.or_else(|| errno_of(reason)));
+        self.target_of(conn).lose_one();
         if conn.stage == ConnStage::Asked {
             self.in_flight -= 1;
         }
@@ -284,7 +310,7 @@ impl<P: Protocol> Run<'_, P> {
 
     /// Whether the connection had a part of the answer that it waited for.
     pub(crate) fn has_part(&self, conn: &Conn<P::State>) -> bool {
-        conn.fault != Some(Fault::Mismatch) && self.protocol.has_part(&conn.state)
+        conn.fault != Some(Fault::Mismatch) && self.protocol_of(conn.number).has_part(&conn.state)
     }
 
     /// The client gives the connection up; `on_close` follows.
@@ -314,7 +340,14 @@ impl<P: Protocol> Run<'_, P> {
 
     /// Opens no more connections; the first reason counts.
     pub(crate) fn stop(&mut self, stop: Stop) {
-        self.stats.stop.get_or_insert(stop);
+        self.stats.stop(stop);
+    }
+
+    /// A connection was closed as a part of the test.
+    pub(crate) fn note_closed(&mut self, conn: &Conn<P::State>) {
+        self.stats.held -= 1;
+        self.target_of(conn).held -= 1;
+        self.opening.reopen(conn.number);
     }
 
     /// Goes on with the last phase.
@@ -352,18 +385,23 @@ pub struct Client<'a, P> {
 }
 
 impl<'a, P: Protocol> Client<'a, P> {
-    /// Over these routes; what is counted goes into `stats`.
+    /// Connections to these servers, at least one; what is counted goes into `stats`.
     ///
     /// # Errors
     /// No descriptor is left for the clock of a workload.
     pub fn new(
         settings: Settings,
-        protocol: P,
-        plan: Plan,
+        servers: Vec<Server<P>>,
         mut stats: RunStats,
         progress: &'a Progress,
     ) -> Result<Self, Errno> {
-        stats.expected = protocol.expected();
+        let (mut destinations, mut protocols) = (Vec::new(), Vec::new());
+        for Server { destination, plan, protocol } in servers {
+            stats.expected = protocol.expected();
+            stats.targets.push(TargetStats::new(destination.clone()));
+            destinations.push((destination, plan));
+            protocols.push(protocol);
+        }
         let mut phases = VecDeque::from([Hold::new(&settings)?.into()]);
         if settings.storm {
             phases.push_back(Storm::default().into());
@@ -373,9 +411,9 @@ impl<'a, P: Protocol> Client<'a, P> {
         }
         phases.push_back(Drain::default().into());
         let run = Run {
-            opening: Opening::new(plan, settings.goal),
+            opening: Opening::new(destinations, settings.goal),
             settings,
-            protocol,
+            protocols,
             progress,
             phase_began: stats.started,
             stats,

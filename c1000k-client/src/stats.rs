@@ -14,6 +14,7 @@ use crate::hdr::Interval;
 use crate::latency::Latencies;
 use crate::protocols::ECHO;
 use crate::run::some;
+use crate::target_stats::{TargetStats, stop_of_all};
 
 /// Why no more connections were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,13 +41,57 @@ pub enum Stop {
     ServerGone,
     /// Connects were not answered, or failed in a way that does not pass.
     Network(Errno),
+    /// The backlog of a Unix-domain socket stayed full.
+    BacklogFull,
     /// A signal ended the run early.
     Interrupted,
+}
+
+impl Stop {
+    /// In a few words.
+    pub(crate) fn reason(self) -> String {
+        match self {
+            Self::Descriptors(errno) | Self::Memory(errno) | Self::Network(errno) => {
+                format!("{errno:?}")
+            }
+            Self::Watches => "epoll watches ran out".to_owned(),
+            Self::NoAddress => "no address to reach it from".to_owned(),
+            Self::Ports => "local ports ran out".to_owned(),
+            Self::ServerFull => "it drops every connection".to_owned(),
+            Self::ServerSilent => "it does not answer".to_owned(),
+            Self::NotAnEcho => "it sends other bytes than expected".to_owned(),
+            Self::NothingListens => "nothing listens".to_owned(),
+            Self::ServerGone => "nothing listens any more".to_owned(),
+            Self::BacklogFull => "its backlog stays full".to_owned(),
+            Self::Interrupted => "a signal".to_owned(),
+        }
+    }
+
+    /// Whether it is a limit, which lowers a target that was not given, and not a fault.
+    pub(crate) fn is_limit(self) -> bool {
+        match self {
+            Self::Descriptors(_)
+            | Self::Memory(_)
+            | Self::Watches
+            | Self::Ports
+            | Self::ServerFull
+            | Self::ServerSilent
+            | Self::BacklogFull => true,
+            Self::NotAnEcho
+            | Self::NothingListens
+            | Self::ServerGone
+            | Self::Network(_)
+            | Self::NoAddress
+            | Self::Interrupted => false,
+        }
+    }
 }
 
 /// Counters and clocks of one run.
 #[derive(Debug)]
 pub struct RunStats {
+    /// The same by target; empty for clients without sockets, which have one.
+    pub targets: Vec<TargetStats>,
     /// Connects started.
     pub attempted: u64,
     /// Connections held now.
@@ -114,6 +159,7 @@ impl RunStats {
     /// Starts the clock; `None` never happens with these bounds of the histogram.
     pub fn new(now: Instant, verify: bool) -> Option<Self> {
         Some(Self {
+            targets: Vec::new(),
             attempted: 0,
             held: 0,
             peak: 0,
@@ -191,9 +237,29 @@ impl RunStats {
         self.answered_in_part * 2 > self.unanswered + self.turned_away
     }
 
-    /// Whether most of what was held has gone.
+    /// Whether most of what was held has gone, of each target that had any.
     pub(crate) fn has_lost_most(&self) -> bool {
-        self.lost > 0 && self.lost * 2 >= self.opened
+        let mut had_any = self.targets.iter().filter(|target| target.opened > 0);
+        self.lost > 0 && self.lost * 2 >= self.opened && had_any.all(TargetStats::has_lost_most)
+    }
+
+    /// Opens no more connections; the first reason counts.
+    pub(crate) fn stop(&mut self, stop: Stop) {
+        self.stop.get_or_insert(stop);
+    }
+
+    /// Opens no more connections to this target; when that holds for all, the run opens no more.
+    pub(crate) fn stop_target(&mut self, index: usize, stop: Stop) {
+        self.targets[index].stop.get_or_insert(stop);
+        if let Some(stop) = stop_of_all(&self.targets) {
+            self.stop(stop);
+        }
+    }
+
+    /// These connections to a target are given up.
+    pub(crate) fn fail(&mut self, index: usize, count: u64) {
+        self.failed += count;
+        self.targets[index].failed += count;
     }
 
     /// What is lost so far, and how.

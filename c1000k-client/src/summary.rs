@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use c1000k_host::format::{count, counted, duration, rate};
-use c1000k_record::{ClientRecord, LatencyUs, Threshold, Verdict, Workload, per_second};
+use c1000k_record::{
+    ClientRecord, LatencyUs, TargetRecord, Threshold, Verdict, Workload, per_second,
+};
 
 use crate::run::some;
 
@@ -46,6 +48,9 @@ pub(crate) fn render(record: &ClientRecord) -> String {
         );
         fact("storm", with_latency(counts, &storm.connect_latency_us));
     }
+    if record.targets.len() > 1 {
+        record.targets.iter().for_each(|target| fact("target", part_of(target)));
+    }
     for threshold in &record.thresholds {
         fact("fail if", judged(threshold));
     }
@@ -55,6 +60,18 @@ pub(crate) fn render(record: &ClientRecord) -> String {
     lines.extend(record.limit_detail.iter().map(|detail| format!("  {detail}")));
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// One target's part.
+fn part_of(target: &TargetRecord) -> String {
+    format!(
+        "{}: {} established, {} attempted, {} failed, {} lost",
+        target.target,
+        count(target.established),
+        count(target.attempted),
+        count(target.failed),
+        count(target.lost)
+    )
 }
 
 fn headline(record: &ClientRecord) -> String {

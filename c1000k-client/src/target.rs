@@ -1,8 +1,12 @@
 //! How many connections to open: what was asked for, against what this machine allows.
 
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::ops::RangeInclusive;
 
-use c1000k_host::check::{CapKind, FileTable, Machine, Requirements, Role, largest_target};
+use c1000k_host::check::{
+    CapKind, FileTable, Machine, Requirements, Role, Transport, largest_target,
+};
 use c1000k_host::command_line::ZonedIp;
 use c1000k_host::format;
 use c1000k_host::limits::DescriptorLimit;
@@ -10,6 +14,7 @@ use c1000k_record::Limit;
 use ipnet::Ipv4AddrRange;
 
 use crate::args::Arguments;
+use crate::destination::Destination;
 use crate::stateless;
 
 /// The target where none is asked for.
@@ -61,8 +66,14 @@ pub(crate) fn machine_and_requirements(
     let mut machine = Machine { descriptors, ..Machine::read_with_root(&arguments.check.root) };
     let requirements = requirements(arguments, &machine);
     if requirements.role == Role::Both {
-        let first = arguments.destination.port();
-        machine.count_listening_ports(first..=first.saturating_add(arguments.ports - 1));
+        // Servers of several addresses have the same ports as a rule.
+        let spans = arguments.destinations().filter(|to| is_here(to)).filter_map(port_span);
+        let mut listening = 0;
+        for span in spans.collect::<HashSet<_>>() {
+            machine.count_listening_ports(span);
+            listening += std::mem::take(&mut machine.local_ports_listening);
+        }
+        machine.local_ports_listening = listening;
     }
     let mut requirements = requirements.with_file_table(arguments.file_table, &machine)?;
     with_enough_sources(arguments, &machine, &mut requirements);
@@ -96,12 +107,16 @@ fn stateless_machine_and_requirements(
 
 /// What is needed where the server is a process of this machine, and else where it is not.
 fn requirements(arguments: &Arguments, machine: &Machine) -> Requirements {
-    // An address can be bound only where it belongs to.
-    let is_here = UdpSocket::bind(ZonedIp::from(arguments.destination).socket_addr(0)).is_ok();
     let connections = arguments.connections.unwrap_or(TARGET_DEFAULT);
+    let here: u64 =
+        arguments.destinations().filter(|to| is_here(to)).map(|to| u64::from(to.endpoints())).sum();
+    let (endpoints, is_here) = (arguments.endpoints(), here > 0);
+    let listening = if is_here { here } else { endpoints };
+    let is_unix = arguments.destinations().all(Destination::is_unix);
     Requirements {
-        ports: u64::from(arguments.ports),
-        listeners: Some(listeners(arguments.ports, connections, machine)),
+        transport: if is_unix { Transport::Unix } else { Transport::Tcp },
+        ports: endpoints,
+        listeners: Some(listeners(listening, connections, machine)),
         sources: match arguments.sources.len() as u64 {
             0 => arguments.sources_unlisted,
             count => Some(count),
@@ -112,6 +127,16 @@ fn requirements(arguments: &Arguments, machine: &Machine) -> Requirements {
     }
 }
 
+/// Whether the server is a process of this machine: an address can only be bound on its own machine.
+fn is_here(to: &Destination) -> bool {
+    to.ip().is_none_or(|ip| UdpSocket::bind(ip.socket_addr(0)).is_ok())
+}
+
+fn port_span(to: &Destination) -> Option<RangeInclusive<u16>> {
+    let count = to.ports().checked_sub(1)?;
+    Some(to.first_port()..=to.first_port().saturating_add(count))
+}
+
 /// On loopback every 127.x.y.z is a source address: as many as what can be reached needs, where one is too few and none
 /// was asked for. Says how many there are now.
 fn with_enough_sources(
@@ -119,12 +144,15 @@ fn with_enough_sources(
     machine: &Machine,
     requirements: &mut Requirements,
 ) {
-    let per_source = machine.local_ports_free().unwrap_or(0) * u64::from(arguments.ports);
+    let per_source = machine.local_ports_free().unwrap_or(0) * arguments.endpoints();
     let with_any_ports = Machine { local_ports: None, ..machine.clone() };
     let cap = largest_target(&with_any_ports, requirements).map_or(u64::MAX, |cap| cap.connections);
     let reachable = requirements.connections.min(cap);
-    let is_on_loopback =
-        arguments.destination.is_ipv4() && arguments.destination.ip().is_loopback();
+    let is_on_loopback = requirements.transport == Transport::Tcp
+        && arguments
+            .destinations()
+            .filter_map(Destination::ip)
+            .all(|to| to.ip.is_ipv4() && to.ip.is_loopback());
     if !is_on_loopback || requirements.sources.is_some() || reachable <= per_source {
         return;
     }
@@ -138,8 +166,8 @@ fn with_enough_sources(
 
 /// Ports that the server will listen on, as far as that can be known: it has a connection for each, and a server with
 /// this machine's limit of descriptors does not spend most of it on listeners.
-fn listeners(ports: u16, connections: u64, machine: &Machine) -> u64 {
-    let listeners = u64::from(ports).min(connections);
+fn listeners(ports: u64, connections: u64, machine: &Machine) -> u64 {
+    let listeners = ports.min(connections);
     let most = machine.descriptors.map_or(u64::MAX, |limit| limit.hard / 2);
     if listeners <= most { listeners } else { 0 }
 }

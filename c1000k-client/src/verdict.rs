@@ -1,16 +1,22 @@
 //! What a run has shown: reached or short, what capped it, and what to do about it.
 
-use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 use c1000k_host::check::FileTable;
 use c1000k_host::format;
 use c1000k_record::{Limit, Verdict};
 use nix::errno::Errno;
 
+use crate::destination::{self, Destination};
 use crate::failures;
 use crate::protocols::ECHO;
 use crate::stats::{RunStats, Stop};
 use crate::target::Target;
+use crate::target_stats::{TargetStats, stop_of_all};
+
+/// Targets whose stop is explained; of the others, their number.
+const SENTENCES_MAX: usize = 3;
 
 /// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,31 +31,14 @@ pub(crate) struct Outcome {
     pub(crate) detail: Option<String>,
 }
 
-/// Whom the run was about, for the sentences.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Destination {
-    pub(crate) first: SocketAddr,
-    pub(crate) ports: u16,
-}
-
-impl std::fmt::Display for Destination {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.first)?;
-        match self.ports {
-            1 => Ok(()),
-            ports => write!(f, "-{}", self.first.port() + (ports - 1)),
-        }
-    }
-}
-
-/// Judges a run that has ended.
-pub(crate) fn judge(target: &Target, stats: &RunStats, to: Destination) -> Outcome {
+/// Judges a run to these destinations that has ended.
+pub(crate) fn judge(target: &Target, stats: &RunStats, to: &[Destination]) -> Outcome {
     let (limit, detail) = match cap(target, stats, to) {
         Some((limit, detail)) => (Some(limit), Some(detail)),
         None => (None, loss(stats)),
     };
     let target = match stats.stop {
-        Some(stop) if !target.is_asked && is_limit(stop) && stats.peak > 0 => stats.peak,
+        Some(stop) if !target.is_asked && stop.is_limit() && stats.peak > 0 => stats.peak,
         _ => target.connections,
     };
     let is_reached = stats.peak >= target
@@ -73,25 +62,7 @@ fn is_proven(stats: &RunStats, target: u64) -> bool {
     passes.is_empty() || (passes.len() == 2 && passes.iter().all(|&proven| proven >= target))
 }
 
-/// Whether it is a limit that lowers a target which no one asked for, and not a fault.
-fn is_limit(stop: Stop) -> bool {
-    match stop {
-        Stop::Descriptors(_)
-        | Stop::Memory(_)
-        | Stop::Watches
-        | Stop::Ports
-        | Stop::ServerFull
-        | Stop::ServerSilent => true,
-        Stop::NotAnEcho
-        | Stop::NothingListens
-        | Stop::ServerGone
-        | Stop::Network(_)
-        | Stop::NoAddress
-        | Stop::Interrupted => false,
-    }
-}
-
-fn cap(target: &Target, stats: &RunStats, to: Destination) -> Option<(Limit, String)> {
+fn cap(target: &Target, stats: &RunStats, to: &[Destination]) -> Option<(Limit, String)> {
     let stop = match stats.stop {
         Some(Stop::Interrupted) => stats.stop,
         _ if stats.has_lost_most() => return Some((limit_of_losses(stats), losses(stats))),
@@ -99,9 +70,16 @@ fn cap(target: &Target, stats: &RunStats, to: Destination) -> Option<(Limit, Str
         None if stats.peak == 0 && stats.failed > 0 => Some(nothing_came(stats)),
         stop => stop,
     };
+    let is_by_target = stats.stop.is_none() || stop_of_all(&stats.targets).is_some();
+    if is_by_target
+        && stop != Some(Stop::Interrupted)
+        && let Some(stopped) = stopped_targets(target, stats)
+    {
+        return Some(stopped);
+    }
     if let Some(stop) = stop {
         let next = next_limit(stop, target, stats);
-        return Some((limit_of(stop), sentence(stop, target, stats, to) + &next));
+        return Some((limit_of(stop), sentence(stop, stats.peak, target, stats, to) + &next));
     }
     if stats.peak < u64::from(target.goal) && stats.failed > 0 {
         return Some(failed(stats));
@@ -116,7 +94,7 @@ fn cap(target: &Target, stats: &RunStats, to: Destination) -> Option<(Limit, Str
 /// The limit of this machine that is met next, where another was met first: to raise that one alone does not lead far.
 fn next_limit(stop: Stop, target: &Target, stats: &RunStats) -> String {
     match &target.cap {
-        Some(cap) if is_limit(stop) && stats.peak > 0 && cap.limit != limit_of(stop) => {
+        Some(cap) if stop.is_limit() && stats.peak > 0 && cap.limit != limit_of(stop) => {
             format!("; the client's own limit is next: {}", cap.detail)
         }
         _ => String::new(),
@@ -132,6 +110,40 @@ fn nothing_came(stats: &RunStats) -> Stop {
     }
 }
 
+/// Which of several targets got no more connections, and why; `None` if none was stopped.
+fn stopped_targets(target: &Target, stats: &RunStats) -> Option<(Limit, String)> {
+    if stats.targets.len() < 2 {
+        return None;
+    }
+    let stopped = || stats.targets.iter().filter_map(|to| to.stop.map(|stop| (to, stop)));
+    let (_, first) = stopped().next()?;
+    let sentences: Vec<String> = stopped()
+        .map(|(to, stop)| {
+            let sentence =
+                sentence(stop, to.peak, target, stats, std::slice::from_ref(&to.destination));
+            format!("{}: {sentence}", to.destination)
+        })
+        .take(SENTENCES_MAX)
+        .collect();
+    let more = match stopped().count() - sentences.len() {
+        0 => String::new(),
+        more => format!("; and {} more", format::counted(more as u64, "target")),
+    };
+    Some((limit_of(first), sentences.join("; ") + &more))
+}
+
+/// The part of several targets in a figure, of those that have one: ` (127.0.0.1:9900: 7)`.
+fn by_target(stats: &RunStats, figure: fn(&TargetStats) -> u64) -> String {
+    if stats.targets.len() < 2 {
+        return String::new();
+    }
+    let parts = stats.targets.iter().filter(|target| figure(target) > 0);
+    let parts: Vec<String> = parts
+        .map(|target| format!("{}: {}", target.destination, format::count(figure(target))))
+        .collect();
+    if parts.is_empty() { String::new() } else { format!(" ({})", destination::list(&parts)) }
+}
+
 fn limit_of(stop: Stop) -> Limit {
     match stop {
         Stop::Descriptors(_) => Limit::Descriptors,
@@ -142,14 +154,29 @@ fn limit_of(stop: Stop) -> Limit {
         | Stop::ServerSilent
         | Stop::NotAnEcho
         | Stop::NothingListens
-        | Stop::ServerGone => Limit::Server,
+        | Stop::ServerGone
+        | Stop::BacklogFull => Limit::Server,
         Stop::Network(_) | Stop::NoAddress => Limit::Network,
         Stop::Interrupted => Limit::Interrupted,
     }
 }
 
-fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> String {
-    let held = format::counted(stats.peak, "connection");
+/// What has ended the opening of connections to these destinations, of which `peak` were held, and what to do about it.
+fn sentence(
+    stop: Stop,
+    peak: u64,
+    target: &Target,
+    stats: &RunStats,
+    to: &[Destination],
+) -> String {
+    if let [to] = to
+        && to.is_unix()
+        && let Some(sentence) = unix_sentence(stop, peak, to)
+    {
+        return sentence;
+    }
+    let held = format::counted(peak, "connection");
+    let to = destination::list(to);
     let answer = if is_echo(stats) { "echo" } else { "answer" };
     let no_server = no_server(stats);
     match stop {
@@ -171,7 +198,7 @@ fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> S
             "epoll watches ran out at {held} (ENOSPC); to go further: \
              raise fs.epoll.max_user_watches"
         ),
-        Stop::Ports if stats.peak == 0 => format!(
+        Stop::Ports if peak == 0 => format!(
             "no local port is free for {to} (EADDRNOTAVAIL){}: other connections to it have them; \
              give more ports (--ports), another --source, or a wider net.ipv4.ip_local_port_range",
             reserved(target)
@@ -185,32 +212,32 @@ fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> S
             "this machine has no address to reach {to} from (EADDRNOTAVAIL): look at `ip address`, \
              and for IPv6 whether it is switched off (net.ipv6.conf.*.disable_ipv6)"
         ),
-        Stop::ServerFull if stats.peak == 0 && stats.verified().is_none() => format!(
+        Stop::ServerFull if peak == 0 && stats.verified().is_none() => format!(
             "the server on {to} drops every connection at once: it is full, or refuses every client; \
              look at its log"
         ),
-        Stop::ServerFull if stats.peak == 0 && stats.has_answers_in_part() => format!(
+        Stop::ServerFull if peak == 0 && stats.has_answers_in_part() => format!(
             "the server on {to} ends every connection after a part of its {answer}: it is \
              {no_server}, or fails: look at its log"
         ),
-        Stop::ServerFull if stats.peak == 0 => format!(
+        Stop::ServerFull if peak == 0 => format!(
             "the server on {to} drops every connection before its {answer}: it is full, or {no_server}"
         ),
         Stop::ServerFull => format!(
             "the server was the cap: it dropped every connection past {held}; to go further: \
              raise its limit (ulimit -n, --max-connections) where it runs"
         ),
-        Stop::ServerSilent if stats.peak == 0 && stats.verified().is_none() => {
+        Stop::ServerSilent if peak == 0 && stats.verified().is_none() => {
             format!("the server on {to} leaves every connection waiting: it hangs; look at its log")
         }
-        Stop::ServerSilent if stats.peak == 0 && stats.has_answers_in_part() => format!(
+        Stop::ServerSilent if peak == 0 && stats.has_answers_in_part() => format!(
             "the server on {to} sends a part of the {answer} and no more: it is {no_server}, or \
              slow: a longer --connect-timeout may help"
         ),
-        Stop::ServerSilent if stats.peak == 0 => format!(
+        Stop::ServerSilent if peak == 0 => format!(
             "the server on {to} takes connections and answers none: it hangs, or is {no_server}"
         ),
-        Stop::ServerSilent if is_proven(stats, stats.peak) => format!(
+        Stop::ServerSilent if is_proven(stats, peak) => format!(
             "the server was the cap: it answers {held} and leaves all others waiting; \
              to go further: raise its limit (ulimit -n) where it runs"
         ),
@@ -232,13 +259,16 @@ fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> S
             "nothing listens on {to} any more: the server let go of its ports at {held}; \
              look at its log"
         ),
-        Stop::Network(errno) if stats.peak == 0 => format!(
+        Stop::Network(errno) if peak == 0 => format!(
             "no connection to {to} came about ({errno:?}): look at the address, the route and \
              firewalls on the way"
         ),
         Stop::Network(errno) => format!(
             "the network gave no more than {held} ({errno:?}): look at the route, firewalls and \
              nf_conntrack_max on the way, and whether the server still accepts"
+        ),
+        Stop::BacklogFull => format!(
+            "the backlog of {to} stayed full at {held} (EAGAIN): the server does not accept; look at its log"
         ),
         Stop::Interrupted => {
             format!(
@@ -247,6 +277,43 @@ fn sentence(stop: Stop, target: &Target, stats: &RunStats, to: Destination) -> S
             )
         }
     }
+}
+
+/// What only a Unix-domain socket can answer; `None` where the sentence for TCP fits.
+fn unix_sentence(stop: Stop, peak: u64, to: &Destination) -> Option<String> {
+    let is_file_of = |of: fn(&Path) -> bool| to.path().is_some_and(of);
+    Some(match stop {
+        Stop::NothingListens if is_file_of(|path| path.exists() && !is_socket(path)) => {
+            format!("{to} is no socket: give the path of the socket that the server listens on")
+        }
+        Stop::NothingListens if is_file_of(is_socket) => format!(
+            "nothing listens on {to} (ECONNREFUSED): the socket is left from a server that has ended; start the \
+             server"
+        ),
+        Stop::NothingListens => format!("nothing listens on {to}: start the server first"),
+        Stop::ServerGone => format!(
+            "nothing listens on {to} any more: the server has closed its socket at {}; look at its log",
+            format::counted(peak, "connection")
+        ),
+        Stop::Network(Errno::ENOENT | Errno::ENOTDIR) => format!(
+            "there is no socket at {to}: start the server first, or give the path of its socket"
+        ),
+        Stop::Network(Errno::EACCES | Errno::EPERM) => format!(
+            "no permission to connect to {to} (EACCES): that takes write permission for the socket, and search \
+             permission for its directories"
+        ),
+        Stop::Network(Errno::EPROTOTYPE) => format!(
+            "{to} is no stream socket (EPROTOTYPE): give the path of a socket of type SOCK_STREAM"
+        ),
+        Stop::Network(errno) => format!(
+            "no connection to {to} could be opened ({errno:?}): look at the path and at the server's log"
+        ),
+        _ => return None,
+    })
+}
+
+fn is_socket(path: &Path) -> bool {
+    path.metadata().is_ok_and(|file| file.file_type().is_socket())
 }
 
 fn is_echo(stats: &RunStats) -> bool {
@@ -281,10 +348,11 @@ fn loss(stats: &RunStats) -> Option<String> {
 /// What became of those that were held once, by what was seen of most of them.
 fn losses(stats: &RunStats) -> String {
     let lost = format!(
-        "{} of {} lost ({})",
+        "{} of {} lost ({}){}",
         format::count(stats.lost),
         format::counted(stats.opened, "connection"),
-        stats.losses
+        stats.losses,
+        by_target(stats, |target| target.lost)
     );
     let most_at_once = format::count(stats.peak);
     let answer = if is_echo(stats) { "echo" } else { "answer" };
@@ -347,7 +415,11 @@ fn limit_of_losses(stats: &RunStats) -> Limit {
 
 /// Some were given up, one by one.
 fn failed(stats: &RunStats) -> (Limit, String) {
-    let failed = format!("given up: {}", format::counted(stats.failed, "connection"));
+    let failed = format!(
+        "given up: {}{}",
+        format::counted(stats.failed, "connection"),
+        by_target(stats, |target| target.failed)
+    );
     let failures = &stats.failures;
     if failures.most() == Some("EBADMSG") {
         let detail = format!(
@@ -367,13 +439,15 @@ fn failed(stats: &RunStats) -> (Limit, String) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
     use std::time::Instant;
 
     use super::*;
     use crate::target::Cap;
 
-    fn to() -> Destination {
-        Destination { first: "127.0.0.1:9900".parse().unwrap(), ports: 100 }
+    fn to() -> &'static [Destination] {
+        static TO: OnceLock<Destination> = OnceLock::new();
+        std::slice::from_ref(TO.get_or_init(|| Destination::new(([127, 0, 0, 1], 9900), 100)))
     }
 
     fn asked(target: u64) -> Target {
@@ -553,10 +627,60 @@ mod tests {
         assert!(!judge(&asked(11), &out, to()).detail.unwrap().contains("reserved"));
     }
 
+    fn of_target(last: u8, held: u64, stop: Option<Stop>) -> TargetStats {
+        let to = Destination::new(([127, 0, 0, last], 9900), 100);
+        TargetStats { held, peak: held, opened: held, stop, ..TargetStats::new(to) }
+    }
+
     #[test]
-    fn a_destination_tells_its_ports() {
-        assert_eq!(to().to_string(), "127.0.0.1:9900-9999");
-        let one = Destination { first: "[::1]:80".parse().unwrap(), ports: 1 };
-        assert_eq!(one.to_string(), "[::1]:80");
+    fn a_target_that_is_down_is_named_and_the_run_is_short() {
+        let mut stats = stats(5);
+        stats.failed = 3;
+        stats.targets = vec![of_target(1, 5, None), of_target(2, 0, Some(Stop::NothingListens))];
+        let outcome = judge(&asked(10), &stats, to());
+        assert_eq!((outcome.verdict, outcome.limit), (Verdict::Short, Some(Limit::Server)));
+        let detail = outcome.detail.unwrap();
+        let start = "127.0.0.2:9900-9999: nothing listens on 127.0.0.2:9900-9999: start";
+        assert!(detail.starts_with(start), "{detail}");
+        assert!(!detail.contains("127.0.0.1"), "{detail}");
+    }
+
+    #[test]
+    fn losses_are_named_by_target() {
+        let mut stats = stats(10);
+        stats.targets = vec![of_target(1, 5, None), of_target(2, 5, None)];
+        for _ in 0..5 {
+            stats.lose_one(None);
+            stats.targets[1].lose_one();
+        }
+        assert!(!stats.has_lost_most(), "the first target has lost none");
+        let detail = judge(&asked(10), &stats, to()).detail.unwrap();
+        let part = "5 of 10 connections lost (EOF 5) (127.0.0.2:9900-9999: 5)";
+        assert!(detail.contains(part), "{detail}");
+    }
+
+    #[test]
+    fn what_a_unix_domain_socket_lacks_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |name: &str, stop| {
+            let to = Destination::new(folder.path().join(name), 1);
+            sentence(stop, 0, &asked(1), &stats(0), &[to])
+        };
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(folder.path().join("stale"));
+        drop(listener.unwrap());
+        for (name, stop, part) in [
+            ("file", Stop::NothingListens, "is no socket"),
+            ("stale", Stop::NothingListens, "is left from a server that has ended"),
+            ("gone", Stop::NothingListens, "start the server first"),
+            ("gone", Stop::Network(Errno::ENOENT), "there is no socket at unix:/"),
+            ("shut", Stop::Network(Errno::EACCES), "write permission for the socket"),
+            ("datagram", Stop::Network(Errno::EPROTOTYPE), "SOCK_STREAM"),
+            ("full", Stop::BacklogFull, "stayed full at 0 connections (EAGAIN)"),
+            ("full", Stop::ServerFull, "drops every connection before its echo"),
+        ] {
+            let line = of(name, stop);
+            assert!(line.contains(part) && !line.contains("ports"), "{line}");
+        }
     }
 }

@@ -68,10 +68,11 @@ pub struct ClientRecord {
     /// Whether the target was reached and all that was asked for was proven.
     pub verdict: Verdict,
 
-    /// The server's address and first port.
+    /// The server's address and first port, or its Unix-domain socket (`unix:/run/server.sock`); several are separated
+    /// by a comma and a space.
     #[serde(default)]
     pub destination: String,
-    /// How many destination ports were used.
+    /// How many destination ports were used, of all targets together; 0 for a Unix-domain socket.
     #[serde(default)]
     pub ports: u64,
     /// The source addresses asked for; empty where the choice was the kernel's.
@@ -157,6 +158,24 @@ pub struct ClientRecord {
     /// Whether a rate was asked for (`--rate`, `--stages`).
     #[serde(default)]
     pub has_rate: bool,
+    /// The targets in the order of the command line, and the part of each; empty in records of earlier versions.
+    #[serde(default)]
+    pub targets: Vec<TargetRecord>,
+}
+
+/// One target's part of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TargetRecord {
+    /// As it was given: `192.0.2.1`, `unix:/run/server.sock`, `wss://example.com/chat`.
+    pub target: String,
+    /// The connects that were started, retries included.
+    pub attempted: u64,
+    /// The most connections held at once.
+    pub established: u64,
+    /// The connections given up.
+    pub failed: u64,
+    /// The connections that were established and then gone before the hold ended.
+    pub lost: u64,
 }
 
 /// Messages sent during the hold, at times that were fixed before.

@@ -11,6 +11,7 @@ use c1000k_host::format;
 use reactor::{CloseReason, Context, TimerId, Token};
 
 use super::Phase;
+use crate::destination::Destination;
 use crate::protocols::Protocol;
 use crate::run::{Conn, Cx, Run, arm, cancel};
 
@@ -49,8 +50,12 @@ pub(super) struct Resets {
 impl Resets {
     /// Resets the connections of the next slots, and comes back for more.
     pub(super) fn next_slice<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &Run<'_, P>) {
-        let is_loopback = run.settings.server.ip.is_loopback();
-        let (slots, pause) = slice(is_loopback, run.stats.peak, run.stats.ramp);
+        let is_local = run.opening.destinations().any(Destination::is_local);
+        let is_remote = run.opening.destinations().any(|to| !to.is_local());
+        let (mut slots, pause) = slice(!is_remote, run.stats.peak, run.stats.ramp);
+        if is_local {
+            slots = slots.min(SLOTS_PER_SLICE_ON_LOOPBACK);
+        }
         let slice = self.cursor..self.cursor + slots;
         self.cursor = slice.end;
         let tokens: Vec<Token> = cx.tokens(slice).collect();
@@ -86,13 +91,13 @@ impl Resets {
 impl<P: Protocol> Phase<P> for Drain {
     fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         if run.stats.held > 0 {
-            run.progress.begin(
-                "closing",
-                &format!(
-                    "closing {} by reset, which leaves no TIME_WAIT",
-                    format::counted(run.stats.held, "connection")
-                ),
-            );
+            // A Unix-domain socket has neither a reset nor TIME_WAIT.
+            let how = match run.opening.destinations().all(Destination::is_unix) {
+                true => "",
+                false => " by reset, which leaves no TIME_WAIT",
+            };
+            let held = format::counted(run.stats.held, "connection");
+            run.progress.begin("closing", &format!("closing {held}{how}"));
         }
         self.resets.next_slice(cx, run);
     }

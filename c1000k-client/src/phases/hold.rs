@@ -87,7 +87,7 @@ impl<P: Protocol> Phase<P> for Hold {
         cancel(cx, &mut self.end);
         self.stop(cx);
         run.stats.hold = run.phase_began.elapsed();
-        run.stats.failed += run.end_opening(cx);
+        run.fail_opening(cx);
         if let Some(messages) = &mut self.messages {
             messages.count_up(run);
         }
@@ -138,9 +138,8 @@ impl<P: Protocol> Phase<P> for Hold {
         match conn.stage {
             ConnStage::Connecting | ConnStage::Opening => run.note_failure(conn, reason),
             _ if conn.fault == Some(Fault::Closed) => {
-                run.stats.held -= 1;
                 run.stats.churn.closed += 1;
-                run.opening.reopen(conn.number);
+                run.note_closed(conn);
             }
             ConnStage::Asked => {
                 Messages::note_gone(run, conn);

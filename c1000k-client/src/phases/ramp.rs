@@ -4,14 +4,13 @@ use std::time::{Duration, Instant};
 
 use c1000k_host::format::{self, rate};
 use c1000k_record::per_second;
-use nix::errno::Errno;
 use reactor::{CloseReason, TimerId, Token};
 
 use super::Phase;
 use crate::pacing::Pace;
 use crate::protocols::Protocol;
 use crate::run::{Conn, ConnStage, Cx, Run, TICK, arm, cancel, some};
-use crate::stats::{Stop, cpu_seconds};
+use crate::stats::cpu_seconds;
 
 /// Without a proof to wait for, a connection that is dropped as young as this was never let in.
 const PROBATION: Duration = Duration::from_secs(1);
@@ -53,15 +52,16 @@ impl Ramp {
     /// Nothing more will be opened, and what is still under way never will be.
     fn complete<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         run.stats.failures.count_unfinished(run.opening.under_way as u64);
-        run.stats.failed += run.end_opening(cx);
+        run.fail_opening(cx);
         run.stats.sample(Instant::now());
         run.stats.verify_seconds =
             run.stats.verified_passes.iter().map(|_| run.stats.ramp.as_secs_f64()).collect();
         if !run.settings.verify && run.stats.turned_away > 0 {
             // Those that the server dropped were open for a moment, so the peak counted some of them.
             run.stats.peak = run.stats.held;
+            run.stats.targets.iter_mut().for_each(|target| target.peak = target.held);
         }
-        run.tell_closed_ports();
+        run.warn_of_closed_ports();
         if run.stats.held == 0 {
             run.end_early();
         }
@@ -168,10 +168,7 @@ impl<P: Protocol> Phase<P> for Ramp {
         run.progress.tick(&run.stats, run.under_way(), || self.line(run));
         self.held_at_tick = run.stats.held;
         if is_stalled {
-            run.stop(match run.stats.unanswered {
-                0 => Stop::Network(Errno::ETIMEDOUT),
-                _ => Stop::ServerSilent,
-            });
+            run.stop_stalled();
         }
         if is_stalled && run.stats.held == 0 {
             self.is_over = true;

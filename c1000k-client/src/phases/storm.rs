@@ -32,7 +32,7 @@ impl Storm {
         }
         self.ebb = Some(Instant::now());
         run.stats.storm.drop = run.phase_began.elapsed();
-        run.opening.count_from(0);
+        run.opening.count_from_none();
         let dropped = format::counted(run.stats.storm.dropped, "connection");
         run.progress.begin("reopening", &format!("reopening {dropped}"));
         self.open_more(cx, run);
@@ -46,6 +46,8 @@ impl Storm {
     ) {
         run.keep(conn);
         run.stats.storm.back += 1;
+        let target = run.target_of(conn);
+        target.away = target.away.saturating_sub(1);
         run.stats.storm.reopen = self.ebb.map_or(Duration::ZERO, |ebb| ebb.elapsed());
         self.open_more(cx, run);
     }
@@ -74,6 +76,9 @@ impl<P: Protocol> Phase<P> for Storm {
             run.stats.losses.count(failures::NOT_BACK);
         }
         run.stats.lost += missing;
+        for target in &mut run.stats.targets {
+            target.lost += std::mem::take(&mut target.away);
+        }
     }
 
     fn on_open(
@@ -112,9 +117,9 @@ impl<P: Protocol> Phase<P> for Storm {
         match conn.stage {
             ConnStage::Connecting | ConnStage::Opening => run.note_failure(conn, reason),
             ConnStage::Up | ConnStage::Asked if self.ebb.is_none() => {
-                run.stats.held -= 1;
                 run.stats.storm.dropped += 1;
-                run.opening.reopen(conn.number);
+                run.target_of(conn).away += 1;
+                run.note_closed(conn);
             }
             ConnStage::Up | ConnStage::Asked => run.note_loss(conn, reason),
         }
