@@ -119,9 +119,10 @@ fn stopped_targets(target: &Target, stats: &RunStats) -> Option<(Limit, String)>
     let (_, first) = stopped().next()?;
     let sentences: Vec<String> = stopped()
         .map(|(to, stop)| {
+            let name = to.destination.to_string();
             let sentence =
                 sentence(stop, to.peak, target, stats, std::slice::from_ref(&to.destination));
-            format!("{}: {sentence}", to.destination)
+            if sentence.contains(&name) { sentence } else { format!("{name}: {sentence}") }
         })
         .take(SENTENCES_MAX)
         .collect();
@@ -640,7 +641,7 @@ mod tests {
         let outcome = judge(&asked(10), &stats, to());
         assert_eq!((outcome.verdict, outcome.limit), (Verdict::Short, Some(Limit::Server)));
         let detail = outcome.detail.unwrap();
-        let start = "127.0.0.2:9900-9999: nothing listens on 127.0.0.2:9900-9999: start";
+        let start = "nothing listens on 127.0.0.2:9900-9999: start";
         assert!(detail.starts_with(start), "{detail}");
         assert!(!detail.contains("127.0.0.1"), "{detail}");
     }

@@ -7,6 +7,10 @@ mod common;
 mod servers;
 #[path = "client/stateless.rs"]
 mod stateless;
+#[path = "client/targets.rs"]
+mod targets;
+#[path = "client/unix.rs"]
+mod unix;
 #[path = "client/workload.rs"]
 mod workload;
 

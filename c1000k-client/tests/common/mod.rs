@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
@@ -71,6 +72,19 @@ impl Server {
     }
 
     pub(crate) fn start_at(address: Ipv4Addr, manner: Manner, ports: u16) -> Self {
+        Self::start_on(manner, move || listening(address, ports))
+    }
+
+    /// On a Unix-domain socket with this backlog.
+    pub(crate) fn start_unix(path: &Path, manner: Manner, backlog: Option<u32>) -> Self {
+        let path = path.to_owned();
+        Self::start_on(manner, move || (listening_unix(path, backlog), 0))
+    }
+
+    fn start_on(
+        manner: Manner,
+        listen: impl FnOnce() -> (Reactor<Peer>, u16) + Send + 'static,
+    ) -> Self {
         raise_descriptor_limit().unwrap();
         let end = Arc::new(AtomicBool::new(false));
         let to_drop = Arc::new(AtomicUsize::new(0));
@@ -86,7 +100,7 @@ impl Server {
             messages: 0,
         };
         let thread = thread::spawn(move || {
-            let (mut reactor, first_port) = listening(address, ports);
+            let (mut reactor, first_port) = listen();
             tell.send((first_port, reactor.context().waker())).unwrap();
             let mut service = service;
             reactor.run(&mut service).unwrap();
@@ -140,6 +154,14 @@ fn listening(address: Ipv4Addr, ports: u16) -> (Reactor<Peer>, u16) {
         }
     }
     panic!("no {ports} consecutive ports are free");
+}
+
+fn listening_unix(path: PathBuf, backlog: Option<u32>) -> Reactor<Peer> {
+    let config = Config { connections_max: 8_192, ..Config::default() };
+    let mut reactor = Reactor::new(&config).unwrap();
+    let options = ListenOptions { backlog, ..ListenOptions::default() };
+    reactor.context().listen(path, &options).unwrap();
+    reactor
 }
 
 struct Service {
