@@ -38,6 +38,8 @@ pub(crate) struct Opening {
     /// The timer of the next attempt that is not due yet, and its time.
     retry: Option<(TimerId, Instant)>,
     wait: Option<TimerId>,
+    /// Nothing more is opened to any target.
+    is_stopped: bool,
 }
 
 impl Opening {
@@ -52,6 +54,7 @@ impl Opening {
             under_way: 0,
             retry: None,
             wait: None,
+            is_stopped: false,
         }
     }
 
@@ -74,9 +77,15 @@ impl Opening {
         self.lane_of(number).reopen(number);
     }
 
-    /// From here on each connection is a success.
-    pub(crate) fn count_from_none(&mut self) {
-        self.lanes.iter_mut().for_each(|lane| lane.count_from(0));
+    /// From here on only connections that were held are opened again, also to targets that got no more in the ramp. Each
+    /// of them is a success.
+    pub(crate) fn begin_reopening(&mut self) {
+        self.is_stopped = false;
+        self.lanes.iter_mut().for_each(Lane::begin_reopening);
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.is_stopped = true;
     }
 
     /// One attempt less is under way.
@@ -87,28 +96,25 @@ impl Opening {
 
     /// The next lane in turn with a connection that may be tried now. A target that does not answer takes its share of
     /// those under way, and no more.
-    fn next_lane(&self, stats: &RunStats, in_flight_max: usize, now: Instant) -> Option<usize> {
-        if self.under_way >= in_flight_max {
+    fn next_lane(&self, in_flight_max: usize, now: Instant) -> Option<usize> {
+        if self.is_stopped || self.under_way >= in_flight_max {
             return None;
         }
         let count = self.lanes.len();
         let share = in_flight_max.div_ceil(count);
         (self.turn..self.turn + count).map(|turn| turn % count).find(|&index| {
             let lane = &self.lanes[index];
-            stats.targets[index].stop.is_none() && lane.under_way < share && lane.has_due_work(now)
+            lane.under_way < share && lane.has_due_work(now)
         })
     }
 
-    /// When the first of the attempts that are not due now will be, of targets that are not stopped.
-    fn next_due(&self, stats: &RunStats, now: Instant) -> Option<Instant> {
-        let lanes = self.lanes.iter().zip(&stats.targets);
-        let going_on = lanes.filter(|(_, target)| target.stop.is_none());
-        going_on.filter_map(|(lane, _)| lane.next_due()).filter(|&due| due > now).min()
+    /// When the first of the attempts that are not due now will be.
+    fn next_due(&self, now: Instant) -> Option<Instant> {
+        self.lanes.iter().filter_map(Lane::next_due).filter(|&due| due > now).min()
     }
 
-    fn has_work(&self, stats: &RunStats) -> bool {
-        let mut lanes = self.lanes.iter().zip(&stats.targets);
-        lanes.any(|(lane, target)| target.stop.is_none() && lane.has_work())
+    fn has_work(&self) -> bool {
+        !self.is_stopped && self.lanes.iter().any(Lane::has_work)
     }
 }
 
@@ -128,7 +134,7 @@ impl<P: Protocol> Run<'_, P> {
 
     /// Sets the timer for the first attempt that is not due yet.
     fn arm_retry(&mut self, cx: &mut Cx<P>) {
-        let Some(due) = self.opening.next_due(&self.stats, cx.now()) else { return };
+        let Some(due) = self.opening.next_due(cx.now()) else { return };
         match self.opening.retry {
             Some((_, armed)) if armed <= due => return,
             Some((timer, _)) => _ = cx.cancel_timer(timer),
@@ -140,8 +146,7 @@ impl<P: Protocol> Run<'_, P> {
 
     /// Whether something is still to be opened or waited for.
     pub(crate) fn is_opening(&self) -> bool {
-        self.opening.under_way > 0
-            || (self.stats.stop.is_none() && self.opening.has_work(&self.stats))
+        self.opening.under_way > 0 || self.opening.has_work()
     }
 
     /// Nothing has succeeded for too long: opens no more to the targets that still have connections to open.
@@ -187,10 +192,7 @@ impl<P: Protocol> Run<'_, P> {
 
     /// The lane of the next connect, if it may be started now. Where only the pace forbids it, a timer is set.
     fn lane_to_open(&mut self, cx: &mut Cx<P>) -> Option<usize> {
-        if self.stats.stop.is_some() {
-            return None;
-        }
-        let lane = self.opening.next_lane(&self.stats, self.settings.in_flight_max, cx.now())?;
+        let lane = self.opening.next_lane(self.settings.in_flight_max, cx.now())?;
         let Some(pace) = &mut self.opening.pace else { return Some(lane) };
         match pace.take(cx.now()) {
             Ok(()) => Some(lane),
@@ -302,7 +304,7 @@ impl<P: Protocol> Run<'_, P> {
 
     /// The connection was not tried, this time.
     fn put_back(&mut self, lane: usize, work: &Work) {
-        let is_stopped = self.stats.stop.is_some() || self.stats.targets[lane].stop.is_some();
+        let is_stopped = self.opening.is_stopped || self.opening.lanes[lane].is_stopped;
         if work.is_known || !is_stopped {
             self.opening.lanes[lane].try_again(work.number);
         }
@@ -310,9 +312,9 @@ impl<P: Protocol> Run<'_, P> {
 
     /// Opens no more connections to this target. The others go on.
     fn stop_target(&mut self, lane: usize, stop: Stop) {
-        let is_first = self.stats.targets[lane].stop.is_none();
+        let is_first = !std::mem::replace(&mut self.opening.lanes[lane].is_stopped, true);
         self.stats.stop_target(lane, stop);
-        if is_first && self.stats.stop.is_none() {
+        if is_first && self.opening.lanes.iter().any(|lane| !lane.is_stopped) {
             self.progress.warn(&format!(
                 "no more connections to {} are opened: {}; the other targets go on",
                 self.opening.lanes[lane].destination,

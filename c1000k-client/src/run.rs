@@ -341,6 +341,7 @@ impl<P: Protocol> Run<'_, P> {
     /// Opens no more connections; the first reason counts.
     pub(crate) fn stop(&mut self, stop: Stop) {
         self.stats.stop(stop);
+        self.opening.stop();
     }
 
     /// A connection was closed as a part of the test.
@@ -542,6 +543,7 @@ impl<P: Protocol> Handler for Client<'_, P> {
         // Where all is done but the closing, there is nothing left to end early.
         if !self.is_last_phase() {
             self.run.stats.stop = Some(Stop::Interrupted);
+            self.run.opening.stop();
             self.run.progress.warn("ending early; a second signal leaves at once");
             self.run.end_early();
             self.go_on(cx);

@@ -35,6 +35,8 @@ pub(super) struct Lane {
     /// After a full backlog, when the next connect may be started.
     paused_until: Option<Instant>,
     backlog_pause: Duration,
+    /// Nothing more is opened to this target.
+    pub(super) is_stopped: bool,
 }
 
 /// A connection to be tried.
@@ -71,7 +73,15 @@ impl Lane {
             most_held: 0,
             paused_until: None,
             backlog_pause: BACKLOG_PAUSE,
+            is_stopped: false,
         }
+    }
+
+    /// From here on only connections that were held are opened again, and each of them is a success.
+    pub(super) fn begin_reopening(&mut self) {
+        self.next_number = self.last_number + 1;
+        self.is_stopped = false;
+        self.count_from(0);
     }
 
     pub(super) fn reopen(&mut self, number: u32) {
@@ -92,17 +102,22 @@ impl Lane {
         self.next_number <= self.last_number || !self.again.is_empty() || !self.reopen.is_empty()
     }
 
+    /// Whether something is to be opened, now or later.
     pub(super) fn has_work(&self) -> bool {
-        self.has_new_work() || self.retries.len() > 0
+        !self.is_stopped && (self.has_new_work() || self.retries.len() > 0)
     }
 
     pub(super) fn has_due_work(&self, now: Instant) -> bool {
-        !self.is_paused(now)
+        !self.is_stopped
+            && !self.is_paused(now)
             && (self.has_new_work() || self.retries.next_due().is_some_and(|due| due <= now))
     }
 
     /// When there is work that is not due now; `None` without any.
     pub(super) fn next_due(&self) -> Option<Instant> {
+        if self.is_stopped {
+            return None;
+        }
         let work = if self.has_new_work() { self.paused_until } else { self.retries.next_due() };
         work.map(|due| self.paused_until.map_or(due, |until| due.max(until)))
     }

@@ -66,6 +66,7 @@ impl Hold {
 impl<P: Protocol> Phase<P> for Hold {
     fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         self.lost_at_tick = run.stats.lost;
+        run.opening.begin_reopening();
         // The reactor counts from the beginning of its turn, which may be a while ago.
         let end = run.phase_began + run.settings.hold;
         self.end = arm(cx, end.saturating_duration_since(cx.now()));

@@ -32,7 +32,7 @@ impl Storm {
         }
         self.ebb = Some(Instant::now());
         run.stats.storm.drop = run.phase_began.elapsed();
-        run.opening.count_from_none();
+        run.opening.begin_reopening();
         let dropped = format::counted(run.stats.storm.dropped, "connection");
         run.progress.begin("reopening", &format!("reopening {dropped}"));
         self.open_more(cx, run);

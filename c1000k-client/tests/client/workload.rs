@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use c1000k_record::Verdict;
+use c1000k_record::{Limit, Verdict};
 
 use crate::common::{Client, Manner, Server, record, run};
 
@@ -201,6 +201,22 @@ fn after_a_storm_all_are_back_and_verified() {
         assert!(summary.contains("storm            2,000 of 2,000 back in"), "{summary}");
     }
     assert_eq!(server.die(), 2_000);
+}
+
+/// The ramp has ended early, and what a full server took is closed and opened again all the same.
+#[test]
+fn churn_and_a_storm_go_on_where_the_server_is_full() {
+    let server = Server::start(Manner::RefusePast(600), 2);
+    let words =
+        format!("127.0.0.1 {} --ports 2 -c 1k --hold 1s --churn 200/s --storm", server.first_port);
+    let (ended, record) = run(&words);
+    assert_eq!((ended.code, record.limit), (Some(1), Some(Limit::Server)), "{ended:?}");
+    assert_eq!((record.established, record.lost), (600, 0), "{ended:?}");
+    let churn = record.churn.unwrap();
+    assert!(churn.closed > 100 && churn.closed == churn.reopened, "{churn:?}");
+    let storm = record.storm.unwrap();
+    assert_eq!((storm.dropped, storm.back), (600, 600), "{ended:?}");
+    assert_eq!(record.verified, Some(600));
 }
 
 /// It takes the first thousand that come, once.
