@@ -146,8 +146,8 @@ impl From<String> for Refusal {
 
 /// A target may be left out for a check, which clap can't show.
 const USAGES: &str = "\
-c1000k-client [OPTIONS] <TARGET> [FIRST_PORT]
-       c1000k-client [OPTIONS] --check [TARGET] [FIRST_PORT]";
+c1000k-client [OPTIONS] <TARGET>... [FIRST_PORT]
+       c1000k-client [OPTIONS] --check [TARGET]... [FIRST_PORT]";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -1154,8 +1154,8 @@ mod tests {
         let help = Typed::command().render_help().to_string();
         for part in [
             "Examples:\n",
-            "Usage: c1000k-client [OPTIONS] <TARGET> [FIRST_PORT]\n",
-            "\n       c1000k-client [OPTIONS] --check [TARGET] [FIRST_PORT]\n",
+            "Usage: c1000k-client [OPTIONS] <TARGET>... [FIRST_PORT]\n",
+            "\n       c1000k-client [OPTIONS] --check [TARGET]... [FIRST_PORT]\n",
             "--source 192.0.2.16-192.0.2.31",
         ] {
             assert!(help.contains(part), "{help}");
