@@ -1,8 +1,7 @@
-//! Opening connections: over which routes and how fast, and what becomes of attempts that fail.
+//! Opening connections: routes, rates, and the handling of failed attempts.
 //!
-//! The ramp opens the connections of the goal, one after the other; later phases open those again that they have
-//! closed. Each target has its own lane, and the lanes take turns. A connection belongs to one target from its first
-//! attempt to the end of the run: its number says to which.
+//! The ramp opens the connections of the goal; later phases reopen those that they have closed. Each target has its own
+//! lane, and the lanes take turns. A connection belongs to one target for the whole run, which follows from its number.
 
 mod lane;
 
@@ -99,7 +98,7 @@ impl Opening {
         })
     }
 
-    /// When the first of the attempts that are not due now will be, of targets that are not stopped.
+    /// When the first attempt that is not due yet will be due, of targets that are not stopped.
     fn next_due(&self, stats: &RunStats, now: Instant) -> Option<Instant> {
         let lanes = self.lanes.iter().zip(&stats.targets);
         let going_on = lanes.filter(|(_, target)| target.stop.is_none());
@@ -113,7 +112,7 @@ impl Opening {
 }
 
 impl<P: Protocol> Run<'_, P> {
-    /// Opens as many as may be under way; says whether there is nothing left to open or to wait for.
+    /// Opens as many as may be under way; returns whether there is nothing left to open or to wait for.
     pub(crate) fn open_more(&mut self, cx: &mut Cx<P>) -> bool {
         while let Some(lane) = self.lane_to_open(cx) {
             let Some(work) = self.next_work(lane, cx.now()) else { break };
@@ -252,7 +251,7 @@ impl<P: Protocol> Run<'_, P> {
     /// tried.
     fn note_refused_call(&mut self, error: &Error, lane: usize, route: &Route, work: &Work) {
         let Some(errno) = errno(error) else {
-            // A bound of the reactor, which was made for the goal: no more can be opened.
+            // The bound of the reactor, which was chosen for the goal: no more can be opened.
             log::error!("no connection can be added: {error}");
             self.stop(Stop::Descriptors(Errno::EMFILE));
             return self.put_back(lane, work);
@@ -354,7 +353,7 @@ impl<P: Protocol> Run<'_, P> {
 
     fn note_errno(&mut self, errno: Errno, pair: u32, number: u32, retries: u8) {
         match meaning(errno) {
-            Meaning::NobodyListens => self.note_refusal(pair, number),
+            Meaning::NothingListens => self.note_refusal(pair, number),
             Meaning::TurnedAway => self.note_turned_away(number),
             Meaning::Final => {
                 self.fail(number);
@@ -369,7 +368,7 @@ impl<P: Protocol> Run<'_, P> {
         self.stats.fail(self.opening.target_of(number), 1);
     }
 
-    /// Nothing listens on that port: the connection is tried on another one, and soon all others are too.
+    /// Nothing listens on that port: the connection is tried on another one, and after a few refusals so are all others.
     fn note_refusal(&mut self, pair: u32, number: u32) {
         let lane = self.opening.lane_of(number);
         lane.try_again(number);
@@ -379,7 +378,7 @@ impl<P: Protocol> Run<'_, P> {
         }
     }
 
-    /// The server accepted it and dropped it. It is tried again as long as others get through.
+    /// The server accepted it and dropped it. It is tried again as long as others succeed.
     fn note_turned_away(&mut self, number: u32) {
         self.stats.turned_away += 1;
         self.stats.targets[self.opening.target_of(number)].turned_away += 1;
@@ -405,7 +404,7 @@ impl<P: Protocol> Run<'_, P> {
         }
     }
 
-    /// Without verification, a connection that the server does not want looks open for a moment.
+    /// Without verification, a connection that the server refuses appears open for a moment.
     pub(crate) fn note_drop(&mut self, conn: &Conn<P::State>, reason: &CloseReason) {
         let target = &mut self.stats.targets[self.opening.target_of(conn.number)];
         target.held -= 1;
@@ -419,7 +418,7 @@ impl<P: Protocol> Run<'_, P> {
         self.note_turned_away(conn.number);
     }
 
-    /// A connection has opened; says after how long, or nothing where it has reached itself and is given up.
+    /// A connection has opened; returns its latency, or `None` if it is connected to itself and closed.
     pub(crate) fn note_open(
         &mut self,
         cx: &mut Cx<P>,

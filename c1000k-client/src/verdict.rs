@@ -1,4 +1,4 @@
-//! What a run has shown: reached or short, what capped it, and what to do about it.
+//! The verdict of a run: reached or short, the limit, and the remedy.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -21,13 +21,13 @@ const SENTENCES_MAX: usize = 3;
 /// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
-    /// What was to be reached, as far as limits and server allowed where nothing was asked for.
+    /// The target; if none was given, what limits and server allowed.
     pub(crate) target: u64,
     /// Connections of the target that were given up.
     pub(crate) failed: u64,
     pub(crate) verdict: Verdict,
     pub(crate) limit: Option<Limit>,
-    /// What capped the run and what to do about it, in one line.
+    /// What limited the run, and the remedy, in one line.
     pub(crate) detail: Option<String>,
 }
 
@@ -45,21 +45,21 @@ pub(crate) fn judge(target: &Target, stats: &RunStats, to: &[Destination]) -> Ou
         && target > 0
         && stats.lost == 0
         && stats.stop != Some(Stop::Interrupted)
-        && is_proven(stats, target);
+        && is_verified(stats, target);
     let verdict = match stats.verified() {
         _ if !is_reached => Verdict::Short,
         Some(_) => Verdict::Reached,
         None => Verdict::Held,
     };
-    // Those that a full server dropped past a lowered target were never part of it.
+    // Connections that a full server dropped past a lowered target do not belong to it.
     let failed = stats.failed.min(target.saturating_sub(stats.peak));
     Outcome { target, failed, verdict, limit, detail }
 }
 
-/// Whether each pass that was asked for has proven all of them.
-fn is_proven(stats: &RunStats, target: u64) -> bool {
+/// Whether each pass has verified all of them, if there were passes.
+fn is_verified(stats: &RunStats, target: u64) -> bool {
     let passes = &stats.verified_passes;
-    passes.is_empty() || (passes.len() == 2 && passes.iter().all(|&proven| proven >= target))
+    passes.is_empty() || (passes.len() == 2 && passes.iter().all(|&verified| verified >= target))
 }
 
 fn cap(target: &Target, stats: &RunStats, to: &[Destination]) -> Option<(Limit, String)> {
@@ -91,7 +91,7 @@ fn cap(target: &Target, stats: &RunStats, to: &[Destination]) -> Option<(Limit, 
     Some((lowered.limit, lowered.detail.clone()))
 }
 
-/// The limit of this machine that is met next, where another was met first: to raise that one alone does not lead far.
+/// The limit of this machine that is next if another one was reached first: raising only that one does not help much.
 fn next_limit(stop: Stop, target: &Target, stats: &RunStats) -> String {
     match &target.cap {
         Some(cap) if stop.is_limit() && stats.peak > 0 && cap.limit != limit_of(stop) => {
@@ -101,7 +101,7 @@ fn next_limit(stop: Stop, target: &Target, stats: &RunStats) -> String {
     }
 }
 
-/// Too few attempts to end the ramp by themselves, and none of them came to anything: what the last one met.
+/// The failure of the last attempt, if all failed and they were too few to end the ramp.
 fn nothing_came(stats: &RunStats) -> Stop {
     match stats.failures.last() {
         Some(Errno::EBADMSG) => Stop::NotAnEcho,
@@ -183,13 +183,13 @@ fn sentence(
     match stop {
         Stop::Descriptors(Errno::EMFILE) if target.file_table == FileTable::Registered => {
             format!(
-                "descriptors ran out at {held} (EMFILE): no further table of registered files could be had; to go \
+                "descriptors ran out at {held} (EMFILE): no further table of registered files could be created; to go \
              further: raise ulimit -l, which both ends of one user share, or ulimit -n"
             )
         }
         Stop::Descriptors(errno) => format!(
             "descriptors ran out at {held} ({errno:?}); to go further: \
-             raise ulimit -n, or fs.file-max where the whole system is short of them"
+             raise ulimit -n, or fs.file-max if the whole system has too few"
         ),
         Stop::Memory(errno) => format!(
             "the kernel has no memory for more than {held} ({errno:?}); to go further: \
@@ -200,7 +200,7 @@ fn sentence(
              raise fs.epoll.max_user_watches"
         ),
         Stop::Ports if peak == 0 => format!(
-            "no local port is free for {to} (EADDRNOTAVAIL){}: other connections to it have them; \
+            "no local port is free for {to} (EADDRNOTAVAIL){}: other connections to it use them; \
              give more ports (--ports), another --source, or a wider net.ipv4.ip_local_port_range",
             reserved(target)
         ),
@@ -210,7 +210,7 @@ fn sentence(
             reserved(target)
         ),
         Stop::NoAddress => format!(
-            "this machine has no address to reach {to} from (EADDRNOTAVAIL): look at `ip address`, \
+            "this machine has no address from which it can reach {to} (EADDRNOTAVAIL): look at `ip address`, \
              and for IPv6 whether it is switched off (net.ipv6.conf.*.disable_ipv6)"
         ),
         Stop::ServerFull if peak == 0 && stats.verified().is_none() => format!(
@@ -238,7 +238,7 @@ fn sentence(
         Stop::ServerSilent if peak == 0 => format!(
             "the server on {to} takes connections and answers none: it hangs, or is {no_server}"
         ),
-        Stop::ServerSilent if is_proven(stats, peak) => format!(
+        Stop::ServerSilent if is_verified(stats, peak) => format!(
             "the server was the cap: it answers {held} and leaves all others waiting; \
              to go further: raise its limit (ulimit -n) where it runs"
         ),
@@ -257,7 +257,7 @@ fn sentence(
              --ports of a server that runs"
         ),
         Stop::ServerGone => format!(
-            "nothing listens on {to} any more: the server let go of its ports at {held}; \
+            "nothing listens on {to} any more: the server closed its ports at {held}; \
              look at its log"
         ),
         Stop::Network(errno) if peak == 0 => format!(
@@ -265,7 +265,7 @@ fn sentence(
              firewalls on the way"
         ),
         Stop::Network(errno) => format!(
-            "the network gave no more than {held} ({errno:?}): look at the route, firewalls and \
+            "the network allowed no more than {held} ({errno:?}): look at the route, firewalls and \
              nf_conntrack_max on the way, and whether the server still accepts"
         ),
         Stop::BacklogFull => format!(
@@ -321,7 +321,7 @@ fn is_echo(stats: &RunStats) -> bool {
     stats.expected == ECHO
 }
 
-/// What a server is that does not answer as it should.
+/// What kind of server does not answer as expected.
 fn no_server(stats: &RunStats) -> String {
     if is_echo(stats) {
         return "no echo server (--no-verify skips the echo)".to_owned();
@@ -341,12 +341,12 @@ fn reserved(target: &Target) -> String {
     }
 }
 
-/// Some were lost, which is no cap.
+/// Some were lost, which is not a limit.
 fn loss(stats: &RunStats) -> Option<String> {
     (stats.lost > 0).then(|| losses(stats))
 }
 
-/// What became of those that were held once, by what was seen of most of them.
+/// What happened to the lost connections, by the most frequent failure.
 fn losses(stats: &RunStats) -> String {
     let lost = format!(
         "{} of {} lost ({}){}",
@@ -378,7 +378,7 @@ fn losses(stats: &RunStats) -> String {
              {most_at_once} were held at once; look at its log and its idle timeout"
         ),
         Seen::Closed if stats.has_lost_most() => format!(
-            "the server went away: {lost}; look at its log: was it killed for want of memory, or \
+            "the server went away: {lost}; look at its log: was it killed because memory ran out, or \
              does it close idle connections?"
         ),
         Seen::Closed => format!(
@@ -390,9 +390,9 @@ fn losses(stats: &RunStats) -> String {
     }
 }
 
-/// What was seen of most of the lost connections.
+/// The most frequent failure of lost connections.
 enum Seen {
-    /// Bytes that were not sent, or not asked for.
+    /// Wrong or unexpected bytes.
     OtherBytes,
     Silence,
     /// The end of the stream, or a reset.
@@ -414,7 +414,7 @@ fn limit_of_losses(stats: &RunStats) -> Limit {
     if let Seen::Failed = seen(stats) { Limit::Network } else { Limit::Server }
 }
 
-/// Some were given up, one by one.
+/// Some could not be opened.
 fn failed(stats: &RunStats) -> (Limit, String) {
     let failed = format!(
         "given up: {}{}",
@@ -497,10 +497,10 @@ mod tests {
 
     #[test]
     fn all_held_without_a_proof_is_no_more_than_held() {
-        let mut unproven = stats(10);
-        unproven.verified_passes = vec![];
-        assert_eq!(judge(&asked(10), &unproven, to()).verdict, Verdict::Held);
-        assert_eq!(judge(&asked(11), &unproven, to()).verdict, Verdict::Short);
+        let mut unverified = stats(10);
+        unverified.verified_passes = vec![];
+        assert_eq!(judge(&asked(10), &unverified, to()).verdict, Verdict::Held);
+        assert_eq!(judge(&asked(11), &unverified, to()).verdict, Verdict::Short);
     }
 
     #[test]
@@ -518,14 +518,14 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_lost_unproven_or_missing_is_short() {
+    fn one_that_is_lost_unverified_or_missing_is_short() {
         let mut lost = stats(10);
         lost.lost = 1;
-        let mut unproven = stats(10);
-        unproven.verified_passes = vec![10, 9];
+        let mut unverified = stats(10);
+        unverified.verified_passes = vec![10, 9];
         let mut once = stats(10);
         once.verified_passes = vec![10];
-        for stats in [lost, unproven, once, stats(9)] {
+        for stats in [lost, unverified, once, stats(9)] {
             assert_eq!(judge(&asked(10), &stats, to()).verdict, Verdict::Short, "{stats:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! The phases of a run without sockets, and what drives them.
+//! The phases of a run without sockets, and their event loop.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,16 +25,16 @@ use crate::run::{Settings, Stall, TICK, arm, patience, some};
 use crate::schedule::{Schedule, Workload};
 use crate::stats::{RunStats, Stop, cpu_seconds};
 
-/// Packets read before anything else gets its turn.
+/// Packets that are read before other events are handled.
 const PACKETS_PER_TURN: usize = 512;
 
-/// Messages sent, or connections opened, before packets get their turn.
+/// Messages sent, or connections opened, before packets are read.
 const SENDS_PER_TURN: usize = 256;
 
-/// How often what has no answer is looked for.
+/// The interval of the check for retransmissions and time-outs.
 const EXPIRY: Duration = Duration::from_millis(10);
 
-/// Where no connection can be closed for churn, as all wait for answers.
+/// The pause if no connection can be closed for churn, because all wait for answers.
 const CHURN_PAUSE: Duration = Duration::from_millis(10);
 
 /// Bytes of the longest packet.
@@ -44,38 +44,38 @@ type Cx = Context<()>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// One connection proves that answers come back.
+    /// One connection is opened to verify that answers arrive.
     WayBack,
     Ramp,
     Hold,
-    /// What the hold has sent is waited for.
+    /// Waits for the answers to the messages of the hold.
     HoldEnd,
-    /// A storm resets all.
+    /// A storm resets all connections.
     Drop,
-    /// They come back.
+    /// They are reopened.
     Reopen,
     Verify,
     Drain,
-    /// Where packets were lost, the server is asked whether it has the resets.
+    /// If packets were lost, checks whether the server has the resets.
     Confirm,
 }
 
-/// What is to be opened.
+/// The connections to be opened.
 #[derive(Debug, Default)]
 struct Opening {
     pace: Option<Pace>,
     /// The next connection that was never tried in this phase.
     next: u32,
-    /// New ones that are still to be tried in this phase.
+    /// New ones that remain to be tried in this phase.
     left: u64,
-    /// Those to be tried again at once.
+    /// Those to be retried at once.
     again: Vec<u32>,
-    /// Those that wait for their next attempt.
+    /// Those that wait for a retry.
     retries: Retries,
-    /// Further attempts so far, of those that had any.
+    /// The number of retries of connections that had any.
     attempts: HashMap<u32, u8>,
     consecutive_failures: u32,
-    /// The most connections held since they were last counted anew.
+    /// The maximum of connections held since the count was last reset.
     most_held: u64,
 }
 
@@ -89,7 +89,7 @@ impl Opening {
         self.consecutive_failures = 0;
     }
 
-    /// Lets go of all that waits; says how many those were.
+    /// Removes everything that waits; returns the number.
     fn give_up(&mut self) -> u64 {
         self.left = 0;
         let again = std::mem::take(&mut self.again).len();
@@ -97,7 +97,7 @@ impl Opening {
     }
 }
 
-/// The service of the reactor that watches the device.
+/// The handler of the reactor that watches the device.
 #[derive(Debug)]
 pub(super) struct Flood<'a, P: Protocol> {
     setup: &'a Setup,
@@ -110,14 +110,14 @@ pub(super) struct Flood<'a, P: Protocol> {
     phase_began: Instant,
     hold_began: Instant,
     stall: Stall,
-    /// Where a pass over all connections is.
+    /// The position of a pass over all connections.
     cursor: u32,
     /// When the next slice of a paced pass may begin.
     slice_due: Instant,
     /// When messages are due during the hold.
     schedule: Option<Schedule>,
     next_message: u64,
-    /// Turns of connections that had gone, or were being opened anew.
+    /// Turns of connections that had ended, or were being reopened.
     vacant: u64,
     churn: Option<RateLimiter>,
     churn_cursor: u32,
@@ -125,7 +125,7 @@ pub(super) struct Flood<'a, P: Protocol> {
     cpu_before_ramp: Option<f64>,
     lost_at_tick: u64,
     unconfirmed: u64,
-    /// The rest of them is not asked for.
+    /// Whether the rest of a pass is skipped.
     has_given_up: bool,
     is_signalled: bool,
     alarm: Alarm,
@@ -138,7 +138,7 @@ pub(super) struct Flood<'a, P: Protocol> {
 
 impl<'a, P: Protocol> Flood<'a, P> {
     /// # Errors
-    /// No descriptor is left for its clock.
+    /// No descriptor is left for its timer.
     pub(super) fn new(
         setup: &'a Setup,
         settings: Settings,
@@ -199,7 +199,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         (self.stats, self.ends)
     }
 
-    /// Does what can be done now, and sets the alarm for what can't.
+    /// Does what is due now, and arms the timer for the rest.
     fn go_on(&mut self, cx: &mut Cx) {
         while let Some(next) = self.advance(Instant::now()) {
             self.enter(next);
@@ -215,7 +215,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         }
     }
 
-    /// Reads what has come, as far as one turn allows.
+    /// Reads received packets, up to the bound of one turn.
     fn read(&mut self, cx: &mut Cx) {
         let mut buffer = std::mem::take(&mut self.buffer);
         for _ in 0..PACKETS_PER_TURN {
@@ -236,7 +236,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         self.buffer = buffer;
     }
 
-    /// The device is gone: nothing more can be sent or received.
+    /// The device has failed: nothing more can be sent or received.
     fn fail(&mut self, cx: &mut Cx, error: &io::Error) {
         log::error!("{} can't be read: {error}", self.ends.link.name());
         let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
@@ -254,7 +254,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         }
     }
 
-    /// Works at the present phase; says which one follows once it is over.
+    /// Continues the present phase; returns the next one when it is over.
     fn advance(&mut self, now: Instant) -> Option<Phase> {
         match self.phase {
             Phase::WayBack | Phase::Ramp | Phase::Reopen => self.open_due(now),
@@ -263,7 +263,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
                 self.close_due(now);
                 self.open_due(now);
             }
-            // What churn has closed comes back.
+            // Reopens what churn has closed.
             Phase::HoldEnd => self.open_due(now),
             Phase::Drop | Phase::Drain => self.reset_due(now),
             Phase::Verify => self.ask_more(now),
@@ -288,14 +288,14 @@ impl<'a, P: Protocol> Flood<'a, P> {
             Phase::Hold if self.stats.held == 0 && is_opened => Some(Phase::HoldEnd),
             Phase::HoldEnd if is_opened && self.settings.storm => Some(Phase::Drop),
             Phase::Drop if is_passed => Some(Phase::Reopen),
-            Phase::HoldEnd if is_opened => Some(self.last_proof()),
-            Phase::Reopen if is_opened => Some(self.last_proof()),
+            Phase::HoldEnd if is_opened => Some(self.last_verification()),
+            Phase::Reopen if is_opened => Some(self.last_verification()),
             Phase::Verify if is_quiet && is_passed => Some(Phase::Drain),
             _ => None,
         }
     }
 
-    /// What has stopped the ramp keeps nothing from coming back later.
+    /// A reason that has stopped the ramp does not prevent reopening later.
     fn opens_no_more(&self) -> bool {
         match self.phase {
             Phase::WayBack | Phase::Ramp => self.stats.stop.is_some(),
@@ -303,7 +303,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         }
     }
 
-    fn last_proof(&self) -> Phase {
+    fn last_verification(&self) -> Phase {
         if self.settings.verify { Phase::Verify } else { Phase::Drain }
     }
 
@@ -410,7 +410,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         if let Some(per_second) = self.settings.churn_per_second {
             self.churn = Some(RateLimiter::new(per_second, self.phase_began));
             let per_second = format::count(per_second);
-            line = format!("{line}; {per_second} a second are closed and opened anew");
+            line = format!("{line}; {per_second} a second are closed and reopened");
         }
         self.progress.begin("holding", &line);
     }
@@ -433,7 +433,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
             stats.skipped = (self.next_message - self.vacant).saturating_sub(stats.sent);
             stats.seconds = self.stats.started.elapsed().saturating_sub(stats.began);
             stats.end_interval(stats.seconds);
-            // Where a signal ends it, some wait for their answers.
+            // After a signal, some are unanswered.
             stats.unanswered += self.ends.waiting() as u64;
         }
         self.opening.give_up();
@@ -529,7 +529,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         self.wake_at(now + wait);
     }
 
-    /// Says whether there was one that waits for nothing.
+    /// Closes the next connection without an unanswered message; returns whether there was one.
     fn close_one(&mut self) -> bool {
         for _ in 0..self.ends.count() {
             let index = self.churn_cursor % self.ends.count();
@@ -572,7 +572,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         }
     }
 
-    /// Asks all that are up, as many at once as may be under way.
+    /// Sends a heartbeat on all that are up, with a bounded number under way.
     fn ask_more(&mut self, now: Instant) {
         let mut sends = SENDS_PER_TURN;
         while self.cursor < self.ends.count() && self.ends.waiting() < self.settings.in_flight_max {
@@ -593,7 +593,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         self.ends.counters.retransmitted > 0 || self.ends.link.unsent > 0
     }
 
-    /// Asks no more, and waits for no more answers.
+    /// Sends no more heartbeats, and waits for no more answers.
     fn give_up_confirming(&mut self) {
         let left = self.ends.count() - self.cursor;
         self.unconfirmed += u64::from(left) + self.ends.waiting() as u64;
@@ -638,7 +638,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
             } => {
                 self.note_failure(index, was, why, has_part);
             }
-            // It is this end that closes them.
+            // This end closes them.
             Event::Ended { .. } if matches!(self.phase, Phase::Drain | Phase::Confirm) => {}
             Event::Ended { .. } if self.phase == Phase::Drop => {
                 self.stats.held -= 1;
@@ -674,7 +674,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         }
     }
 
-    /// A message was answered, of the hold or of the second proof.
+    /// A message of the hold or of the second verification was answered.
     fn note_answer(&mut self, index: u32, latency: Duration, now: Instant) {
         self.stall.note_success();
         if self.phase == Phase::Verify {
@@ -765,7 +765,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         }
     }
 
-    /// A connection that was held has gone.
+    /// A held connection has ended.
     fn note_loss(&mut self, was: Stage, why: Why, has_part: bool) {
         if was == Stage::Asked && self.schedule.is_some() {
             if why == Why::Mismatch {
@@ -787,7 +787,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         self.stats.lose_one(errno);
     }
 
-    /// The alarm rings at the earliest of the times that are asked for.
+    /// Arms the timer for the earliest of the given times.
     fn wake_at(&mut self, at: Instant) {
         let now = Instant::now();
         if self.alarm_at.is_some_and(|set| set <= at && set > now) {
@@ -906,14 +906,14 @@ impl<P: Protocol> Handler for Flood<'_, P> {
             self.tick(cx);
         } else {
             self.expiry = arm(cx, EXPIRY);
-            // What has come already is not late.
+            // Packets that have already arrived are not late.
             self.read(cx);
             self.expire(Instant::now());
         }
         self.go_on(cx);
     }
 
-    /// The first signal ends the run early and in order, the second at once.
+    /// The first signal ends the run early and in order, the second one immediately.
     fn on_signal(&mut self, cx: &mut Cx, signal: Signal) {
         if std::mem::replace(&mut self.is_signalled, true) {
             self.progress.end();
@@ -925,7 +925,7 @@ impl<P: Protocol> Handler for Flood<'_, P> {
         }
         if !matches!(self.phase, Phase::Drain | Phase::Confirm) {
             self.stats.stop = Some(Stop::Interrupted);
-            self.progress.warn("ending early; a second signal leaves at once");
+            self.progress.warn("ending early; a second signal exits immediately");
         }
         self.go_on(cx);
     }

@@ -1,4 +1,4 @@
-//! Hostile packets: what the bytes of a fuzzer say comes from the device.
+//! Hostile packets: the bytes of a fuzzer as packets of the device.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ const COUNT: u32 = 16;
 const TIMEOUT: Duration = Duration::from_secs(2);
 const STEP: Duration = Duration::from_millis(70);
 
-/// What is sent goes nowhere.
+/// Discards what is sent.
 #[derive(Debug)]
 struct Nowhere;
 
@@ -21,8 +21,7 @@ impl Link for Nowhere {
     }
 }
 
-/// Plays bytes: each piece is a packet as it stands, or a segment of the server's whose numbers are near those that are
-/// expected.
+/// Plays bytes: each piece is a raw packet, or a segment of the server with sequence numbers near the expected ones.
 #[cfg_attr(not(fuzzing), expect(unreachable_pub, reason = "the fuzz target is another crate"))]
 pub fn play_packets(bytes: &[u8]) {
     let (Ok(prefix), Ok(server)) = ("198.18.0.0/24".parse(), "198.18.0.1:9900".parse()) else {

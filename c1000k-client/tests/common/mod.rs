@@ -88,7 +88,7 @@ impl Server {
         raise_descriptor_limit().unwrap();
         let end = Arc::new(AtomicBool::new(false));
         let to_drop = Arc::new(AtomicUsize::new(0));
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let (is_over, count) = (Arc::clone(&end), Arc::clone(&to_drop));
         let service = Service {
             manner,
@@ -101,12 +101,12 @@ impl Server {
         };
         let thread = thread::spawn(move || {
             let (mut reactor, first_port) = listen();
-            tell.send((first_port, reactor.context().waker())).unwrap();
+            sender.send((first_port, reactor.context().waker())).unwrap();
             let mut service = service;
             reactor.run(&mut service).unwrap();
             service.peak
         });
-        let (first_port, waker) = told.recv_timeout(DEADLINE).unwrap();
+        let (first_port, waker) = receiver.recv_timeout(DEADLINE).unwrap();
         Self { first_port, end, to_drop, waker, thread: Some(thread) }
     }
 

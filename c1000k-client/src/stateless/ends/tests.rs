@@ -1,4 +1,4 @@
-//! The ends against a model of a server's TCP, over a link that loses, doubles and reorders packets.
+//! The ends against a model of a server's TCP, over a link that loses, duplicates and reorders packets.
 
 use std::collections::BTreeMap;
 
@@ -30,24 +30,24 @@ impl Link for Outbox {
     }
 }
 
-/// One connection as the server has it.
+/// The server's state of a connection.
 #[derive(Debug)]
 struct Served {
     receive_next: u32,
-    /// The first number that was not acknowledged, its SYN included.
+    /// The first unacknowledged number, with the SYN.
     unacknowledged: u32,
-    /// What was sent from there on, without the SYN.
+    /// The data sent from there on, without the SYN.
     sent: Vec<u8>,
     is_established: bool,
     resend_at: Instant,
 }
 
-/// An echo server that does what RFC 9293 says, as far as it is needed.
+/// An echo server with the required parts of RFC 9293.
 #[derive(Debug, Default)]
 struct Server {
     connections: BTreeMap<u32, Served>,
     out: Vec<Vec<u8>>,
-    /// Bytes of an answer that go into one segment.
+    /// The segment size of answers.
     segment_bytes: usize,
 }
 
@@ -163,7 +163,7 @@ impl Server {
     }
 }
 
-/// The two ends of the world and what lies between them.
+/// Clients, server, and the link between them.
 struct World<P: Protocol> {
     ends: Ends<P, Outbox>,
     server: Server,
@@ -184,7 +184,7 @@ impl<P: Protocol> World<P> {
         }
     }
 
-    /// What becomes of packets on their way.
+    /// Loss, duplication and order of packets on the link.
     fn carried(&mut self, packets: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
         let mut carried = vec![];
         for packet in packets {
@@ -292,7 +292,7 @@ fn what_comes_twice_is_acknowledged_twice() {
     let (client, server) = tuples().of(0);
     let (receive_next, first) = world.ends.numbers(0);
     let echo = b"Hello Server, connections num:1";
-    // The whole answer once more, as where its acknowledgment was lost; and a keepalive with one old byte.
+    // The complete answer again, as if its acknowledgment was lost; and a keepalive with one old byte.
     for payload in [&echo[..], &echo[30..]] {
         let mut packet = vec![];
         Segment {
