@@ -73,7 +73,7 @@ fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     let target = target::within_limits(arguments, &machine, &requirements);
     announce(&target)?;
     let endpoint = arguments.metrics.map(Endpoint::open).transpose()?;
-    let stats = flood(arguments, &target, &machine, endpoint)?;
+    let stats = connect(arguments, &target, &machine, endpoint)?;
     let outcome = judge(&target, &stats, &destinations(arguments));
     let mut record = record(arguments, &stats, outcome, descriptors, target.file_table, started_at);
     record.thresholds =
@@ -121,7 +121,7 @@ fn announce(target: &Target) -> Result<(), String> {
     Ok(())
 }
 
-fn flood(
+fn connect(
     arguments: &Arguments,
     target: &Target,
     machine: &Machine,

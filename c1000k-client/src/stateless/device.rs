@@ -9,7 +9,7 @@ use ipnet::Ipv4Net;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
-use super::ends::Link;
+use super::tcp::Link;
 use super::tuple::device_address;
 
 /// The queue of the device: more packets than arrive between two turns of this process.

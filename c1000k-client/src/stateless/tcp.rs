@@ -1,8 +1,8 @@
-//! The client ends of all connections: TCP for a peer that has no sockets.
+//! TCP of the clients, which have no sockets.
 //!
-//! The state of an end is computed where possible: its addresses and ports from its index, its initial sequence number
+//! The state of a connection is computed where possible: its addresses and ports from its index, its initial sequence number
 //! from a keyed hash of the index, its next sequence number from the number of messages sent. The stored state is 8
-//! bytes: the position in the server's stream, the number of messages sent, and the stage. The state that an end needs
+//! bytes: the position in the server's stream, the number of messages sent, and the stage. The state that it needs
 //! only while it waits for the server is in a separate table.
 //!
 //! All I/O is done by a [`Link`].
@@ -57,23 +57,23 @@ pub(crate) enum Stage {
     Asked,
 }
 
-/// The stored state of an end.
+/// The stored state of a connection.
 #[derive(Clone, Copy, Debug, Default)]
-struct End {
+struct Connection {
     /// The server's next sequence number.
     receive_next: u32,
     /// The stage in the upper 3 bits, the number of messages sent in the others.
     word: u32,
 }
 
-/// Memory of an idle end.
-pub(crate) const END_BYTES: usize = size_of::<End>();
-const _: () = assert!(END_BYTES == 8);
+/// Memory of an idle connection.
+pub(crate) const CONNECTION_BYTES: usize = size_of::<Connection>();
+const _: () = assert!(CONNECTION_BYTES == 8);
 
 const STAGE_SHIFT: u32 = 29;
 const MESSAGES_MASK: u32 = (1 << STAGE_SHIFT) - 1;
 
-impl End {
+impl Connection {
     fn stage(self) -> Stage {
         match self.word >> STAGE_SHIFT {
             1 => Stage::Connecting,
@@ -93,7 +93,7 @@ impl End {
     }
 }
 
-/// The state of an end that waits for the server.
+/// The state of a connection that waits for the server.
 #[derive(Debug)]
 struct Waiting<S> {
     /// When the connect was started, or the message was due.
@@ -116,7 +116,7 @@ pub(crate) enum Event {
     Opened { index: u32, latency: Duration },
     /// The answer is complete.
     Answered { index: u32, was: Stage, latency: Duration },
-    /// It has ended, but not by [`reset`](Ends::reset).
+    /// It has ended, but not by [`reset`](Tcp::reset).
     Ended { index: u32, was: Stage, why: Why, has_part: bool },
     /// The server no longer has the connection.
     Confirmed { index: u32 },
@@ -148,9 +148,9 @@ pub(crate) struct Counters {
     pub(crate) strays: u64,
 }
 
-/// All ends, over one link.
+/// All connections, over one link.
 #[derive(Debug)]
-pub(crate) struct Ends<P: Protocol, L> {
+pub(crate) struct Tcp<P: Protocol, L> {
     protocol: P,
     tuples: Tuples,
     pub(crate) link: L,
@@ -160,9 +160,9 @@ pub(crate) struct Ends<P: Protocol, L> {
     timeout: Duration,
     /// A connection is up only after its first answer.
     verify: bool,
-    ends: Vec<End>,
+    connections: Vec<Connection>,
     waiting: HashMap<u32, Waiting<P::State>>,
-    /// Ends that wait, by time; some have been answered since.
+    /// Connections that wait, by time; some have been answered since.
     deadlines: BinaryHeap<Reverse<(Instant, u32)>>,
     /// The maximum that waited at once.
     waiting_max: usize,
@@ -173,8 +173,8 @@ pub(crate) struct Ends<P: Protocol, L> {
     packet: Vec<u8>,
 }
 
-impl<P: Protocol, L: Link> Ends<P, L> {
-    /// Creates this many ends, all closed.
+impl<P: Protocol, L: Link> Tcp<P, L> {
+    /// Creates this many connections, all closed.
     pub(crate) fn new(
         protocol: P,
         tuples: Tuples,
@@ -190,7 +190,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
             random: RandomState::new(),
             timeout,
             verify,
-            ends: vec![End::default(); count as usize],
+            connections: vec![Connection::default(); count as usize],
             waiting: HashMap::new(),
             deadlines: BinaryHeap::new(),
             waiting_max: 0,
@@ -206,16 +206,16 @@ impl<P: Protocol, L: Link> Ends<P, L> {
     }
 
     pub(crate) fn count(&self) -> u32 {
-        self.ends.len() as u32
+        self.connections.len() as u32
     }
 
     pub(crate) fn stage(&self, index: u32) -> Stage {
-        self.ends[index as usize].stage()
+        self.connections[index as usize].stage()
     }
 
     /// Whether the server has answered it.
     pub(crate) fn was_open(&self, index: u32) -> bool {
-        self.ends[index as usize].receive_next != 0
+        self.connections[index as usize].receive_next != 0
     }
 
     /// The number that waits for the server.
@@ -223,16 +223,16 @@ impl<P: Protocol, L: Link> Ends<P, L> {
         self.waiting.len()
     }
 
-    /// Memory of all ends, with the maximum that waited at once.
+    /// Memory of all connections, with the maximum that waited at once.
     pub(crate) fn state_bytes(&self) -> u64 {
         let waiting = size_of::<(u32, Waiting<P::State>)>() + size_of::<(Instant, u32)>();
-        (self.ends.len() * END_BYTES + self.waiting_max * waiting) as u64
+        (self.connections.len() * CONNECTION_BYTES + self.waiting_max * waiting) as u64
     }
 
     /// Sends a SYN for a closed connection.
     pub(crate) fn open(&mut self, index: u32, now: Instant) {
-        self.ends[index as usize] = End::default();
-        self.ends[index as usize].set_stage(Stage::Connecting);
+        self.connections[index as usize] = Connection::default();
+        self.connections[index as usize].set_stage(Stage::Connecting);
         let state = self.protocol.state();
         self.wait(index, now, now, SYN_TIMEOUT, state);
         self.send_syn(index);
@@ -240,22 +240,28 @@ impl<P: Protocol, L: Link> Ends<P, L> {
 
     /// Sends a message, which was due at this time, on a connection that is up.
     pub(crate) fn ask(&mut self, index: u32, due: Instant, now: Instant) {
-        self.ends[index as usize].set_stage(Stage::Asked);
+        self.connections[index as usize].set_stage(Stage::Asked);
         self.begin_message(index, due, now);
     }
 
     /// Resets a connection; no event follows.
     pub(crate) fn reset(&mut self, index: u32) {
-        let end = &mut self.ends[index as usize];
-        let was = end.stage();
-        end.set_stage(Stage::Closed);
+        let connection = &mut self.connections[index as usize];
+        let was = connection.stage();
+        connection.set_stage(Stage::Closed);
         self.waiting.remove(&index);
         if was == Stage::Closed {
             return;
         }
         let sequence = self.send_next(index);
         let flags = Flags { rst: true, ..Flags::default() };
-        self.send(index, sequence, Some(self.ends[index as usize].receive_next), flags, false);
+        self.send(
+            index,
+            sequence,
+            Some(self.connections[index as usize].receive_next),
+            flags,
+            false,
+        );
     }
 
     /// Asks the server whether it still has a connection that was reset.
@@ -276,7 +282,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
             self.counters.strays += 1;
             return None;
         };
-        match self.ends[index as usize].stage() {
+        match self.connections[index as usize].stage() {
             Stage::Closed => self.on_closed(index, &segment),
             Stage::Connecting => self.on_connecting(index, &segment, now),
             stage => self.on_established(index, stage, &segment, now),
@@ -297,7 +303,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
             if now >= end {
                 return Some(self.time_out(index));
             }
-            let stage = self.ends[index as usize].stage();
+            let stage = self.connections[index as usize].stage();
             let first = if stage == Stage::Connecting { SYN_TIMEOUT } else { MESSAGE_TIMEOUT };
             waiting.resent += 1;
             let wait = first.saturating_mul(2_u32.saturating_pow(waiting.resent));
@@ -317,7 +323,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
     }
 
     fn time_out(&mut self, index: u32) -> Event {
-        let was = self.ends[index as usize].stage();
+        let was = self.connections[index as usize].stage();
         if was == Stage::Closed {
             self.waiting.remove(&index);
             return Event::Unconfirmed { index };
@@ -333,7 +339,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
         if matches!(why, Why::TimedOut | Why::Mismatch | Why::Eof) {
             self.reset(index);
         } else {
-            self.ends[index as usize].set_stage(Stage::Closed);
+            self.connections[index as usize].set_stage(Stage::Closed);
             self.waiting.remove(&index);
         }
         Event::Ended { index, was, why, has_part }
@@ -365,13 +371,13 @@ impl<P: Protocol, L: Link> Ends<P, L> {
             return None;
         }
         let since = self.waiting.get(&index)?.since;
-        self.ends[index as usize].receive_next = segment.sequence.wrapping_add(1);
+        self.connections[index as usize].receive_next = segment.sequence.wrapping_add(1);
         if self.verify {
-            self.ends[index as usize].set_stage(Stage::Opening);
+            self.connections[index as usize].set_stage(Stage::Opening);
             self.begin_message(index, now, now);
         } else {
             self.waiting.remove(&index);
-            self.ends[index as usize].set_stage(Stage::Up);
+            self.connections[index as usize].set_stage(Stage::Up);
             self.acknowledge(index);
         }
         Some(Event::Opened { index, latency: now.saturating_duration_since(since) })
@@ -384,7 +390,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
         segment: &Segment<'_>,
         now: Instant,
     ) -> Option<Event> {
-        let receive_next = self.ends[index as usize].receive_next;
+        let receive_next = self.connections[index as usize].receive_next;
         if segment.flags.rst {
             if segment.sequence == receive_next {
                 return Some(self.end(index, Why::Reset));
@@ -429,8 +435,8 @@ impl<P: Protocol, L: Link> Ends<P, L> {
 
     /// The next bytes of the server's stream, and perhaps its end.
     fn on_new(&mut self, index: u32, bytes: &[u8], has_end: bool, now: Instant) -> Option<Event> {
-        let end = &mut self.ends[index as usize];
-        end.receive_next = end.receive_next.wrapping_add(bytes.len() as u32);
+        let connection = &mut self.connections[index as usize];
+        connection.receive_next = connection.receive_next.wrapping_add(bytes.len() as u32);
         let answer = if bytes.is_empty() {
             Answer::Partial
         } else {
@@ -454,9 +460,9 @@ impl<P: Protocol, L: Link> Ends<P, L> {
             return None;
         }
         let since = self.waiting.remove(&index)?.since;
-        let end = &mut self.ends[index as usize];
-        let was = end.stage();
-        end.set_stage(Stage::Up);
+        let connection = &mut self.connections[index as usize];
+        let was = connection.stage();
+        connection.set_stage(Stage::Up);
         Some(Event::Answered { index, was, latency: now.saturating_duration_since(since) })
     }
 
@@ -481,9 +487,9 @@ impl<P: Protocol, L: Link> Ends<P, L> {
 
     fn begin_message(&mut self, index: u32, due: Instant, now: Instant) {
         let mut state = self.protocol.state();
-        let end = &mut self.ends[index as usize];
-        let is_first = end.messages() == 0;
-        end.word += 1;
+        let connection = &mut self.connections[index as usize];
+        let is_first = connection.messages() == 0;
+        connection.word += 1;
         self.message.clear();
         if is_first {
             self.protocol.open(&mut state, number(index), &mut self.message);
@@ -498,7 +504,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
     fn send_message(&mut self, index: u32) {
         let mut state = self.protocol.state();
         self.message.clear();
-        if self.ends[index as usize].messages() == 1 {
+        if self.connections[index as usize].messages() == 1 {
             self.protocol.open(&mut state, number(index), &mut self.message);
         } else {
             self.protocol.heartbeat(&mut state, number(index), &mut self.message);
@@ -508,14 +514,14 @@ impl<P: Protocol, L: Link> Ends<P, L> {
 
     fn send_last_message(&mut self, index: u32) {
         let sequence = self.send_next(index).wrapping_sub(self.message.len() as u32);
-        let receive_next = self.ends[index as usize].receive_next;
+        let receive_next = self.connections[index as usize].receive_next;
         self.send(index, sequence, Some(receive_next), Flags::default(), true);
     }
 
-    /// This end's next sequence number.
+    /// The client's next sequence number.
     fn send_next(&mut self, index: u32) -> u32 {
         let first = self.initial(index).wrapping_add(1);
-        let messages = self.ends[index as usize].messages();
+        let messages = self.connections[index as usize].messages();
         if messages == 0 {
             return first;
         }
@@ -532,10 +538,11 @@ impl<P: Protocol, L: Link> Ends<P, L> {
         first.wrapping_add(opening).wrapping_add(heartbeats)
     }
 
-    /// What the server sends next, and the first number that this end sent after its SYN.
+    /// What the server sends next, and the first number that the client sent after its SYN.
     #[cfg(any(test, fuzzing))]
     pub(super) fn numbers(&self, index: u32) -> (u32, u32) {
-        let receive_next = self.ends.get(index as usize).map_or(0, |end| end.receive_next);
+        let receive_next =
+            self.connections.get(index as usize).map_or(0, |connection| connection.receive_next);
         (receive_next, self.initial(index).wrapping_add(1))
     }
 
@@ -550,14 +557,14 @@ impl<P: Protocol, L: Link> Ends<P, L> {
 
     fn acknowledge(&mut self, index: u32) {
         let sequence = self.send_next(index);
-        let receive_next = self.ends[index as usize].receive_next;
+        let receive_next = self.connections[index as usize].receive_next;
         self.send(index, sequence, Some(receive_next), Flags::default(), false);
     }
 
     /// A probe one byte before the expected number, which the server must answer.
     fn send_probe(&mut self, index: u32) {
         let sequence = self.send_next(index).wrapping_sub(1);
-        let receive_next = self.ends[index as usize].receive_next;
+        let receive_next = self.connections[index as usize].receive_next;
         self.send(index, sequence, Some(receive_next), Flags::default(), false);
     }
 
