@@ -284,12 +284,11 @@ fn targets(arguments: &Arguments, stats: &RunStats, outcome: &Outcome) -> Vec<Ta
         };
         return given.map(only).collect();
     }
-    let share = outcome.target.div_ceil(arguments.targets.len() as u64);
     let part = |(target, part): (String, &TargetStats)| TargetRecord {
         target,
         attempted: part.attempted,
         established: part.peak,
-        failed: part.failed.min(share.saturating_sub(part.peak)),
+        failed: part.failed.min(outcome.failed),
         lost: part.lost,
     };
     given.zip(&stats.targets).map(part).collect()

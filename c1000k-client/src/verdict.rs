@@ -37,10 +37,7 @@ pub(crate) fn judge(target: &Target, stats: &RunStats, to: &[Destination]) -> Ou
         Some((limit, detail)) => (Some(limit), Some(detail)),
         None => (None, loss(stats)),
     };
-    let target = match stats.stop {
-        Some(stop) if !target.is_asked && stop.is_limit() && stats.peak > 0 => stats.peak,
-        _ => target.connections,
-    };
+    let target = if is_lowered(target, stats) { stats.peak } else { target.connections };
     let is_reached = stats.peak >= target
         && target > 0
         && stats.lost == 0
@@ -54,6 +51,20 @@ pub(crate) fn judge(target: &Target, stats: &RunStats, to: &[Destination]) -> Ou
     // Connections that a full server dropped past a lowered target do not belong to it.
     let failed = stats.failed.min(target.saturating_sub(stats.peak));
     Outcome { target, failed, verdict, limit, detail }
+}
+
+/// Whether limits have lowered a target that was not given. A fault does not, nor do failed connections to a target that
+/// was not stopped.
+fn is_lowered(target: &Target, stats: &RunStats) -> bool {
+    let of_targets = stats.targets.iter().filter_map(|target| target.stop);
+    let stops: Vec<Stop> = stats.stop.into_iter().chain(of_targets).collect();
+    let has_failed = |target: &TargetStats| target.stop.is_none() && target.failed > 0;
+    let is_complete = stats.stop.is_some() || !stats.targets.iter().any(has_failed);
+    !target.is_asked
+        && stats.peak > 0
+        && !stops.is_empty()
+        && stops.into_iter().all(Stop::is_limit)
+        && is_complete
 }
 
 /// Whether each pass has verified all of them, if there were passes.
@@ -70,16 +81,16 @@ fn cap(target: &Target, stats: &RunStats, to: &[Destination]) -> Option<(Limit, 
         None if stats.peak == 0 && stats.failed > 0 => Some(nothing_came(stats)),
         stop => stop,
     };
+    let stopped = stopped_targets(target, stats).filter(|_| stop != Some(Stop::Interrupted));
     let is_by_target = stats.stop.is_none() || stop_of_all(&stats.targets).is_some();
-    if is_by_target
-        && stop != Some(Stop::Interrupted)
-        && let Some(stopped) = stopped_targets(target, stats)
-    {
-        return Some(stopped);
+    if is_by_target && stopped.is_some() {
+        return stopped;
     }
     if let Some(stop) = stop {
         let next = next_limit(stop, target, stats);
-        return Some((limit_of(stop), sentence(stop, stats.peak, target, stats, to) + &next));
+        let others = stopped.map_or_else(String::new, |(_, detail)| format!("; {detail}"));
+        let detail = sentence(stop, stats.peak, target, stats, to);
+        return Some((limit_of(stop), detail + &next + &others));
     }
     if stats.peak < u64::from(target.goal) && stats.failed > 0 {
         return Some(failed(stats));
@@ -644,6 +655,31 @@ mod tests {
         let start = "nothing listens on 127.0.0.2:9900-9999: start";
         assert!(detail.starts_with(start), "{detail}");
         assert!(!detail.contains("127.0.0.1"), "{detail}");
+    }
+
+    #[test]
+    fn a_limit_of_one_target_lowers_the_goal_and_a_fault_of_one_does_not() {
+        let of = |run: Option<Stop>, first: Option<Stop>| {
+            let mut stats = stats(7);
+            (stats.stop, stats.failed) = (run, 3);
+            stats.targets = vec![of_target(1, 2, first), of_target(2, 5, None)];
+            stats.targets[0].failed = 3;
+            stats
+        };
+        let (full, down) = (Some(Stop::ServerFull), Some(Stop::NothingListens));
+        let unasked = Target { is_asked: false, ..asked(10) };
+        let outcome = judge(&unasked, &of(None, full), to());
+        assert_eq!((outcome.target, outcome.failed, outcome.verdict), (7, 0, Verdict::Reached));
+        assert_eq!(outcome.limit, Some(Limit::Server));
+        assert_eq!(judge(&asked(10), &of(None, full), to()).verdict, Verdict::Short);
+        assert_eq!(judge(&unasked, &of(None, down), to()).target, 10);
+        let mut other = of(None, full);
+        other.targets[1].failed = 1;
+        assert_eq!(judge(&unasked, &other, to()).verdict, Verdict::Short);
+        let both = judge(&unasked, &of(Some(Stop::Descriptors(Errno::EMFILE)), down), to());
+        assert_eq!((both.target, both.limit), (10, Some(Limit::Descriptors)));
+        let detail = both.detail.unwrap();
+        assert!(detail.contains("; nothing listens on 127.0.0.1:9900-9999"), "{detail}");
     }
 
     #[test]
