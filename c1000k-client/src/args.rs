@@ -960,7 +960,7 @@ mod tests {
     }
 
     #[test]
-    fn address_and_port_are_the_whole_of_the_common_case() {
+    fn address_and_port_are_enough() {
         let arguments = of("192.0.2.1 9900").unwrap();
         assert_eq!(
             arguments,
@@ -1002,7 +1002,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_usage_says_what_is_wrong_and_what_is_right() {
+    fn wrong_usage_is_explained_with_the_remedy() {
         for (line, part) in [
             ("", "<TARGET>"),
             ("127.0.0.1:9900 9901", "give one of them"),
@@ -1106,7 +1106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_port_may_stand_in_the_target_or_be_left_out() {
+    fn the_port_may_be_in_the_target_or_be_left_out() {
         for (line, destination) in [
             ("127.0.0.1", "127.0.0.1:9900"),
             ("localhost", "127.0.0.1:9900"),
@@ -1140,7 +1140,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_and_rates_are_read_as_people_type_them() {
+    fn counts_and_rates_may_have_units() {
         let arguments = of("127.0.0.1 -c 1e6 --rate 1000/s").unwrap();
         assert_eq!(
             (arguments.connections, arguments.stages[0].per_second),

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_passes_and_a_refusal_does_not() {
+    fn a_timeout_is_temporary_and_a_refusal_is_not() {
         assert_eq!(meaning(Errno::ETIMEDOUT), Meaning::Transient);
         assert_eq!(meaning(Errno::EAGAIN), Meaning::Transient);
         assert_eq!(meaning(Errno::ECONNREFUSED), Meaning::NothingListens);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn each_connection_gets_three_further_attempts_with_growing_pauses() {
+    fn each_connection_gets_three_retries_with_growing_pauses() {
         let start = Instant::now();
         let mut retries = Retries::default();
         let mut now = start;

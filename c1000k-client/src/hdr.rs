@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_made_is_one_line() {
+    fn a_file_that_cannot_be_created_is_one_line() {
         let line = HdrFile::create(Path::new("/nowhere/run.hgrm")).unwrap_err();
         assert!(line.contains("/nowhere/run.hgrm") && line.contains("another file"), "{line}");
     }

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_made_up_for_by_ten_milliseconds_only() {
+    fn the_burst_after_a_pause_is_ten_milliseconds() {
         let start = Instant::now();
         let mut pace = RateLimiter::new(10_000, start);
         assert_eq!(taken(&mut pace, start), 1);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn stages_follow_each_other_and_the_last_rate_goes_on() {
+    fn stages_follow_each_other_and_the_last_rate_continues() {
         let start = Instant::now();
         let stage =
             |per_second, seconds| Stage { per_second, duration: Duration::from_secs(seconds) };

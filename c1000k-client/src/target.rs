@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn left_out_it_is_what_the_limits_allow_on_both_ends() {
+    fn without_a_given_target_it_is_what_the_limits_allow_on_both_ends() {
         for ip in ["127.0.0.1", "192.0.2.1"] {
             let target = target_of(&format!("{ip} 9900"));
             assert_eq!(
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn asked_for_it_stays_and_is_tried_as_far_as_it_goes() {
+    fn a_given_target_stays_and_is_tried_up_to_the_limits() {
         let target = target_of("127.0.0.1 9900 -c 50k");
         assert_eq!((target.is_asked, target.connections, target.goal), (true, 50_000, 19_968));
         let detail = target.cap.unwrap().detail;
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn with_registered_files_descriptors_are_no_cap() {
+    fn with_registered_files_descriptors_are_not_a_limit() {
         let arguments = args::of("127.0.0.1 9900").unwrap();
         let descriptors = Some(DescriptorLimit { soft: 20_000, hard: 20_000 });
         let local_ports = Some(32_768..=60_999);
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn on_loopback_more_sources_are_taken_where_one_is_too_few() {
+    fn on_loopback_more_sources_are_used_if_one_is_too_few() {
         let machine = Machine { local_ports: Some(32_768..=60_999), ..Machine::default() };
         for (line, sources) in [
             ("127.0.0.1 9900 -c 2800k", 0),
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn tuples_are_a_cap() {
+    fn tuples_are_a_limit() {
         let target = target_of("127.0.0.1 9900 --ports 1 -c 19k");
         assert_eq!(target.cap, None);
         let arguments = args::of("127.0.0.1 9900 --ports 1").unwrap();

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn a_wrong_condition_is_explained() {
         for (text, part) in [
             ("lost", "no operator"),
             ("lots>0", "those are established, verified"),

@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ran_out_of_files_is_named_by_the_table_and_the_errno() {
+    fn a_shortage_of_files_is_named_by_the_table_and_the_errno() {
         let registered = Target { file_table: FileTable::Registered, ..asked(10) };
         let detail = |target: &Target, errno| {
             let mut stats = stats(9);
@@ -501,13 +501,13 @@ mod tests {
     }
 
     #[test]
-    fn all_held_and_proven_twice_is_reached() {
+    fn all_held_and_verified_twice_is_reached() {
         let outcome = judge(&asked(10), &stats(10), to());
         assert_eq!((outcome.verdict, outcome.limit), (Verdict::Reached, None));
     }
 
     #[test]
-    fn all_held_without_a_proof_is_no_more_than_held() {
+    fn all_held_without_verification_is_held() {
         let mut unverified = stats(10);
         unverified.verified_passes = vec![];
         assert_eq!(judge(&asked(10), &unverified, to()).verdict, Verdict::Held);
@@ -515,14 +515,14 @@ mod tests {
     }
 
     #[test]
-    fn a_lowered_target_that_is_reached_names_its_cap() {
+    fn a_lowered_target_that_is_reached_names_its_limit() {
         let outcome = judge(&left_out(10), &stats(10), to());
         assert_eq!(outcome.verdict, Verdict::Reached);
         assert_eq!(outcome.limit, Some(Limit::Descriptors));
     }
 
     #[test]
-    fn a_target_that_was_asked_for_and_reached_has_met_no_limit() {
+    fn a_given_target_that_is_reached_has_no_limit() {
         let target = Target { is_asked: true, ..left_out(10) };
         assert_eq!(judge(&target, &stats(10), to()).limit, None);
         assert_eq!(judge(&target, &stats(9), to()).limit, Some(Limit::Descriptors));
@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_server_lowers_a_target_that_nobody_asked_for() {
+    fn a_full_server_lowers_a_target_that_was_not_given() {
         let mut full = stats(7);
         (full.stop, full.failed) = (Some(Stop::ServerFull), 3);
         let outcome = judge(&left_out(10), &full, to());
@@ -575,14 +575,14 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_full_before_the_first_is_no_success() {
+    fn a_server_that_is_full_before_the_first_connection_is_a_failure() {
         let mut full = stats(0);
         full.stop = Some(Stop::ServerFull);
         assert_eq!(judge(&left_out(10), &full, to()).verdict, Verdict::Short);
     }
 
     #[test]
-    fn skipping_the_echo_is_advised_to_whom_it_helps() {
+    fn skipping_the_echo_is_advised_where_it_helps() {
         for stop in [Stop::ServerFull, Stop::ServerSilent] {
             let mut nothing = stats(0);
             nothing.stop = Some(stop);
@@ -594,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn most_of_them_lost_is_the_servers_end_whatever_came_first() {
+    fn losing_most_connections_comes_before_other_reasons() {
         for stop in [None, Some(Stop::ServerFull), Some(Stop::ServerGone)] {
             let mut gone = stats(10);
             gone.stop = stop;
@@ -614,7 +614,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_attempts_that_all_failed_are_told_by_what_they_met() {
+    fn a_few_attempts_that_all_failed_are_named_by_their_failure() {
         for (errno, limit, part) in [
             (Errno::ENETUNREACH, Limit::Network, "ENETUNREACH"),
             (Errno::ETIMEDOUT, Limit::Network, "ETIMEDOUT"),
@@ -697,7 +697,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_unix_domain_socket_lacks_is_named() {
+    fn the_fault_of_a_unix_domain_socket_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let of = |name: &str, stop| {
             let to = Destination::new(folder.path().join(name), 1);

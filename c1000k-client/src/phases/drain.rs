@@ -157,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn a_ramp_of_no_time_or_of_no_speed_is_no_trouble() {
+    fn a_ramp_without_time_or_without_speed_has_a_valid_rate() {
         assert_eq!(resets_per_second(0, Duration::ZERO), RESETS_PER_SECOND_MIN);
         assert_eq!(resets_per_second(1, Duration::from_secs(3600)), RESETS_PER_SECOND_MIN);
         assert_eq!(slice(false, 7, Duration::ZERO).0, SLOTS_PER_SLICE_MAX);
     }
 
     #[test]
-    fn on_loopback_the_kernel_gets_to_deliver_before_its_queue_is_full() {
+    fn on_loopback_the_kernel_can_deliver_before_its_queue_is_full() {
         let (slots, pause) = slice(true, 1_000_000, Duration::from_secs(30));
         assert!(slots < 1_000 / 2, "{slots} resets at once");
         assert!(pause > Duration::ZERO);

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_were_not_asked_for_are_a_mismatch() {
+    fn unsolicited_bytes_are_a_mismatch() {
         let mut state = Echo.state();
         assert_eq!(receive(&mut state, b"Hello"), Answer::Mismatch);
         let (mut state, message) = asked(77);

@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_a_mismatch() {
+    fn an_invalid_answer_is_a_mismatch() {
         for text in [
             "SSH-2.0-OpenSSH_9\r\n",
             "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unasked_response_is_a_mismatch_and_a_second_request_is_like_the_first() {
+    fn an_unsolicited_response_is_a_mismatch_and_a_second_request_equals_the_first() {
         let http = Http::new("example.com:8080", "/health?x=1");
         let (mut state, mut first, mut second) = (http.state(), vec![], vec![]);
         assert_eq!(http.receive(&mut state, 1, WHOLE[0].as_bytes(), &mut first), Answer::Mismatch);

@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_says_by_itself_is_no_answer() {
+    fn unsolicited_messages_are_not_answers() {
         let websocket = WebSocket::new("example.com", "/chat", echo("hello"));
         let mut state = opened(&websocket, 7);
         let mut out = vec![];
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_against_the_protocol_are_a_mismatch() {
+    fn frames_that_violate_the_protocol_are_a_mismatch() {
         let websocket = WebSocket::new("example.com", "/chat", None);
         let too_long = [0x82, 127, 0, 0, 0, 0, 0x10, 0, 0, 0];
         for bytes in [&too_long[..], &[0x81, 0x80, 1, 2, 3, 4], &[0x83, 0]] {

@@ -144,7 +144,7 @@ fn a_signal_at_any_turn_loses_no_connection_and_ends_the_run() {
 
 /// Its local port can only be the one that it connects to.
 #[test]
-fn a_connect_that_reaches_itself_is_never_counted() {
+fn a_connection_to_itself_is_never_counted() {
     for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
         for (verify, is_unspecified) in [(true, false), (false, false), (true, true)] {
             let Ok(listener) = TcpListener::bind((ip, 0)) else { continue };
@@ -172,7 +172,7 @@ fn a_connect_that_reaches_itself_is_never_counted() {
 
 /// EADDRNOTAVAIL, as if IPv6 is switched off.
 #[test]
-fn a_machine_without_an_address_lacks_no_ports() {
+fn a_machine_without_an_address_does_not_blame_the_ports() {
     let progress = Progress::Lines;
     let plan = Plan::new(vec![Ipv4Addr::new(192, 0, 2, 1).into()], 9900, 3, 28_232);
     let (mut reactor, mut client) = client(settings(5), Ipv4Addr::LOCALHOST, plan, &progress);
@@ -203,7 +203,7 @@ impl Handler for SlowTurn<'_, '_> {
 }
 
 #[test]
-fn a_hold_is_as_long_as_asked_whenever_its_turn_began() {
+fn a_hold_has_the_given_length_whenever_its_turn_began() {
     let progress = Progress::Lines;
     let hold = Duration::from_millis(20);
     // A goal of 0 ends the ramp at once. The held connection is not a new one.

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_of_a_segment_is_noticed() {
+    fn a_flipped_bit_of_a_segment_is_detected() {
         let mut packet = vec![];
         segment(b"hello").write(&mut packet);
         assert!(Segment::parse(&packet).is_some());

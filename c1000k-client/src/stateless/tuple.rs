@@ -90,7 +90,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_connection_is_found_by_its_ends(index in any::<u32>(), ports in 1..=1_000_u16) {
+        fn a_connection_is_found_by_its_addresses(index in any::<u32>(), ports in 1..=1_000_u16) {
             let tuples = tuples("198.18.0.0/15", ports);
             prop_assume!(u64::from(index) < tuples.room());
             let (client, server) = tuples.of(index);
@@ -100,7 +100,7 @@ mod tests {
         }
 
         #[test]
-        fn other_ends_are_of_no_connection(
+        fn other_addresses_belong_to_no_connection(
             ip in any::<u32>(), port in any::<u16>(), server_port in any::<u16>(),
         ) {
             let tuples = tuples("198.18.0.0/15", 100);

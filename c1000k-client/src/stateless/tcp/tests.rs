@@ -262,7 +262,7 @@ fn open_ask_and_close<P: Protocol>(mut world: World<P>) {
 }
 
 #[test]
-fn a_good_link_takes_no_segment_twice() {
+fn a_good_link_needs_no_retransmission() {
     let mut world = World::new(Echo, 0, 1, 1_460);
     for index in 0..COUNT {
         world.tcp.open(index, world.now);
@@ -273,7 +273,7 @@ fn a_good_link_takes_no_segment_twice() {
 }
 
 #[test]
-fn an_old_connection_of_the_server_is_cleared_away() {
+fn an_old_connection_of_the_server_is_reset() {
     let mut world = World::new(Echo, 0, 1, 1_460);
     world.tcp.open(0, world.now);
     world.until_quiet();
@@ -285,7 +285,7 @@ fn an_old_connection_of_the_server_is_cleared_away() {
 }
 
 #[test]
-fn what_comes_twice_is_acknowledged_twice() {
+fn a_duplicate_is_acknowledged_again() {
     let mut world = World::new(Echo, 0, 1, 1_460);
     world.tcp.open(0, world.now);
     world.until_quiet();
@@ -341,7 +341,7 @@ fn a_reset_that_is_not_of_the_connection_does_not_end_it() {
 }
 
 #[test]
-fn a_silent_server_ends_each_wait() {
+fn a_silent_server_ends_each_connection_in_time() {
     let mut tcp = Tcp::new(Echo, tuples(), Outbox::default(), 2, TIMEOUT, true);
     let mut now = Instant::now();
     tcp.open(0, now);
@@ -364,7 +364,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn everything_comes_through_a_bad_link(
+    fn everything_arrives_over_a_bad_link(
         lost in 1..20_u32, seed in any::<u64>(), segment_bytes in 5..50_usize,
     ) {
         open_ask_and_close(World::new(Echo, lost, seed, segment_bytes));
