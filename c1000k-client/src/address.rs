@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unix_domain_socket_may_be_spoken_to_in_any_protocol() {
+    fn a_unix_domain_socket_may_have_any_protocol() {
         for (text, scheme, socket, path, protocol) in [
             ("unix:/run/a.sock", Scheme::Tcp, "/run/a.sock", "", "unix"),
             ("UNIX:a:b", Scheme::Tcp, "a:b", "", "unix"),
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_target_says_what_would_be() {
+    fn an_invalid_target_is_explained() {
         for (text, part) in [
             ("", "neither an address nor a name"),
             ("tcp://", "neither an address nor a name"),

@@ -1,4 +1,4 @@
-//! The command line: [`Typed`] as clap reads it, [`Arguments`] once all of it is known to make sense.
+//! The command line: [`Typed`] as clap reads it, [`Arguments`] after validation.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
@@ -31,21 +31,21 @@ const TARGETS_MAX: usize = 256;
 const SOURCES_MAX: usize = 65_536;
 /// Source addresses times destination ports at most: the plan keeps a few bytes of each pair.
 const PAIRS_MAX: usize = 1 << 22;
-/// Connects under way at once at most, whatever is asked for.
+/// The maximum of `--in-flight`.
 const IN_FLIGHT_MAX: u64 = 65_536;
-/// Connects under way at once for each destination port, where nothing is asked for.
+/// The default of `--in-flight` for each destination port.
 const IN_FLIGHT_PER_PORT: u64 = 64;
-/// Connects under way at once, where nothing is asked for.
+/// The default of `--in-flight` at most.
 const IN_FLIGHT_DEFAULT_MAX: u64 = 1_024;
-/// The first port, where none is given.
+/// The default first port.
 const FIRST_PORT: u16 = 9900;
-/// Destination ports, where nothing is asked for.
+/// The default number of destination ports.
 const PORTS: u64 = 100;
-/// How long connections are held, where nothing is asked for.
+/// The default duration of the hold.
 const HOLD: Duration = Duration::from_secs(5);
-/// The client tells times apart that are at most 71 minutes apart.
+/// The client's timestamps wrap around after 71 minutes.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(3600);
-/// What a connection may have in its queue.
+/// The bound of a connection's write queue.
 const MESSAGE_BYTES_MAX: u64 = 256 * 1024;
 /// Durations are at most this: a day.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -64,17 +64,17 @@ pub(crate) struct Arguments {
     pub(crate) connections: Option<u64>,
     /// Empty: the kernel's choice.
     pub(crate) sources: Vec<ZonedIp>,
-    /// Empty: as fast as may be.
+    /// Empty: as fast as possible.
     pub(crate) stages: Vec<Stage>,
     pub(crate) in_flight_max: usize,
     pub(crate) connect_timeout: Duration,
     pub(crate) hold: Duration,
     pub(crate) verify: bool,
-    /// What is sent during the hold.
+    /// The messages sent during the hold.
     pub(crate) workload: Option<Workload>,
     pub(crate) churn_per_second: Option<u64>,
     pub(crate) storm: bool,
-    /// `None`: what the protocol has for a heartbeat.
+    /// `None`: the protocol's own heartbeat.
     pub(crate) message: Option<MessageChoice>,
     pub(crate) fail_if: Vec<Condition>,
     pub(crate) hdr: Option<PathBuf>,
@@ -82,7 +82,7 @@ pub(crate) struct Arguments {
     pub(crate) json: Option<Output>,
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) check: CheckArgs,
-    /// This many sources as if they were listed.
+    /// Count this many sources as if they were listed.
     pub(crate) sources_unlisted: Option<u64>,
     /// The clients have no sockets.
     pub(crate) stateless: Option<stateless::Setup>,
@@ -125,7 +125,7 @@ impl Arguments {
 /// Reads the command line.
 ///
 /// # Errors
-/// The exit code, after the help, the version or what is wrong was printed.
+/// The exit code, after the help, the version or an error was printed.
 pub(crate) fn parse() -> Result<Arguments, ExitCode> {
     let typed = command_line::parse_and_start_log::<Typed>()?;
     typed.validate().map_err(|refusal| command_line::fail(refusal.code, &refusal.line))
@@ -146,8 +146,8 @@ impl From<String> for Refusal {
 
 /// A target may be left out for a check, which clap can't show.
 const USAGES: &str = "\
-c1000k-client [OPTIONS] <TARGET> [FIRST_PORT]
-       c1000k-client [OPTIONS] --check [TARGET] [FIRST_PORT]";
+c1000k-client [OPTIONS] <TARGET>... [FIRST_PORT]
+       c1000k-client [OPTIONS] --check [TARGET]... [FIRST_PORT]";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -161,8 +161,8 @@ Examples:
   c1000k-client 192.0.2.1 192.0.2.2 192.0.2.3 -c 3M
   c1000k-client 192.0.2.1 --check -c 1M       what this machine allows, without a run";
 
-/// Opens very many TCP connections to a server, proves each one alive by an echo, holds them, proves them again, and
-/// says what stopped it.
+/// Opens many connections to a server, verifies each by an echo, holds them, verifies them again, and names the limit
+/// that it reached.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, after_help = EXAMPLES)]
 #[command(override_usage = USAGES)]
@@ -193,7 +193,7 @@ struct Typed {
     #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
     rate: Option<u64>,
 
-    /// A course for the ramp, as 10k/s:1m,0:30s,20k/s:1m; the last rate goes on until the target is reached
+    /// The rates of the ramp, as 10k/s:1m,0:30s,20k/s:1m; the last rate continues until the target is reached
     #[arg(long, value_name = "RATE:DURATION,...", value_parser = parse_stage, value_delimiter = ',')]
     #[arg(conflicts_with = "rate")]
     stages: Vec<Stage>,
@@ -206,19 +206,19 @@ struct Typed {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration, allow_hyphen_values = true)]
     connect_timeout: Duration,
 
-    /// How long all of them are held after the ramp [default: 5s, or with --heartbeat its length]
+    /// How long all connections are held after the ramp [default: 5s, or with --heartbeat its length]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     hold: Option<Duration>,
 
-    /// Skip the echo that proves each connection alive
+    /// Skip the echo that verifies each connection
     #[arg(long)]
     no_verify: bool,
 
-    /// The certificate authority of the server, for URLs that say TLS [default: those that this machine trusts]
+    /// The server's certificate authority, for protocols over TLS [default: those that this machine trusts]
     #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
     ca: Option<PathBuf>,
 
-    /// Take any certificate
+    /// Accept any certificate
     #[arg(long)]
     insecure: bool,
 
@@ -229,19 +229,19 @@ struct Typed {
     #[arg(long, value_name = "PATH", value_parser = Output::parse)]
     json: Option<Output>,
 
-    /// Serve figures for Prometheus at /metrics of this address; a port alone is one of 127.0.0.1
+    /// Serve metrics for Prometheus at /metrics of this address; a port alone is one of 127.0.0.1
     #[arg(long, value_name = "ADDR", value_parser = Endpoint::parse_address)]
     metrics: Option<SocketAddr>,
 
     #[command(flatten)]
     check: CheckArgs,
 
-    /// With --check: the number of source addresses, which need not exist, in place of --source
+    /// With --check: the number of source addresses, which need not exist, instead of --source
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     #[arg(requires = "check", conflicts_with = "source")]
     sources: Option<u64>,
 
-    /// No flag of this program, but of many others
+    /// Not a flag of this program, but of many others
     #[arg(long, hide = true, value_name = "PORT", num_args = 0..=1, default_missing_value = "9900")]
     port: Option<String>,
 
@@ -282,17 +282,17 @@ impl AsRef<OutputArgs> for Typed {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Workload")]
 struct WorkloadArgs {
-    /// During the hold each connection sends a message once in this time, all of them spread evenly
+    /// During the hold, each connection sends one message in this time, spread evenly over the connections
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     #[arg(conflicts_with_all = ["message_rate", "no_verify"])]
     heartbeat: Option<Duration>,
 
-    /// Messages a second during the hold, sent by the connections in turn
+    /// Messages per second during the hold, sent by the connections in turn
     #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
     #[arg(conflicts_with = "no_verify")]
     message_rate: Option<u64>,
 
-    /// Only this part of the connections sends messages during the hold
+    /// The part of the connections that sends messages during the hold [default: 100%]
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent, allow_hyphen_values = true)]
     active: Option<f64>,
 
@@ -301,29 +301,29 @@ struct WorkloadArgs {
     #[arg(conflicts_with_all = ["message", "no_verify"])]
     message_size: Option<u64>,
 
-    /// Send this text, or the contents of a file, as each message; \r, \n, \t, \0, \xHH and \\ are understood
+    /// Send this text, or the contents of a file, as each message; \r, \n, \t, \0, \xHH and \\ are escapes
     #[arg(long, value_name = "TEXT|@FILE", value_parser = parse_text)]
     #[arg(conflicts_with = "no_verify")]
     message: Option<Text>,
 
-    /// What the server answers to --message [default: the same text]
+    /// The server's answer to --message [default: the same text]
     #[arg(long, value_name = "TEXT|@FILE", value_parser = parse_text, requires = "message")]
     expect: Option<Text>,
 
-    /// Connections closed by reset, and opened anew, each second of the hold
+    /// Connections per second that are closed by reset and reopened during the hold
     #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
     churn: Option<u64>,
 
-    /// After the hold close all connections at once, and open them anew
+    /// After the hold, close all connections at once and reopen them
     #[arg(long)]
     storm: bool,
 
-    /// Exit with 1 if this holds at the end, as 'echo.p99>50ms', 'connect.p999>1s', 'lost>0'; may be given several times
+    /// Exit with 1 if this is true at the end, as 'echo.p99>50ms', 'connect.p999>1s', 'lost>0'; may be given several times
     #[arg(long, value_name = "EXPR", value_parser = Condition::parse, allow_hyphen_values = true)]
     fail_if: Vec<Condition>,
 
-    /// Write the latencies to this file: as a log of HdrHistogram, second by second, or with the ending .hgrm as its
-    /// percentiles
+    /// Write the latencies to this file: as a log of HdrHistogram with one interval per second, or with the extension
+    /// .hgrm as percentiles
     #[arg(long, value_name = "FILE")]
     hdr: Option<PathBuf>,
 }
@@ -332,21 +332,21 @@ struct WorkloadArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Stateless clients")]
 struct StatelessArgs {
-    /// Be all clients without sockets, by a tun device: as root, or in an own user and network namespace
+    /// Run the clients without sockets, by a tun device: as root, or in a user and network namespace
     #[arg(long, conflicts_with_all = ["source", "sources"])]
     stateless: bool,
 
-    /// The addresses of the clients; the device has the first one, where a server of this machine is reached
+    /// The addresses of the clients; the device has the first one, at which a server of this machine is reached
     #[arg(long, value_name = "CIDR", requires = "stateless", default_value = "198.18.0.0/15")]
     stateless_prefix: Ipv4Net,
 
-    /// For tests: the share of the packets that is dropped, in both directions
+    /// For tests: the percentage of packets that are dropped, in both directions
     #[arg(long, hide = true, value_name = "PERCENT", requires = "stateless", value_parser = parse_percent)]
     stateless_loss: Option<f64>,
 }
 
 impl StatelessArgs {
-    /// Where the server is reached, and from where.
+    /// The addresses of server and clients.
     fn setup(
         &self,
         scheme: Scheme,
@@ -418,7 +418,7 @@ impl StatelessArgs {
     }
 }
 
-/// Whether all addresses of a block can be those of hosts.
+/// Whether all addresses of a block can belong to hosts.
 fn is_of_hosts(block: Ipv4Net) -> bool {
     let not = ["0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"];
     let mut not = not.into_iter().filter_map(|text| text.parse::<Ipv4Net>().ok());
@@ -479,17 +479,17 @@ impl WorkloadArgs {
     }
 }
 
-/// What messages are.
+/// The messages of a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MessageChoice {
     /// This many bytes.
     OfSize(usize),
-    /// This, and what the server answers where that is something else.
+    /// This, and the server's answer if it differs.
     Text { message: Vec<u8>, expected: Option<Vec<u8>> },
 }
 
 impl MessageChoice {
-    /// The bytes, and what the server answers where that is something else.
+    /// The bytes, and the server's answer if it differs.
     pub(crate) fn into_text(self) -> (Vec<u8>, Option<Vec<u8>>) {
         match self {
             Self::OfSize(bytes) => (Message::of_size(bytes).into_bytes(), None),
@@ -498,7 +498,7 @@ impl MessageChoice {
     }
 }
 
-/// Whether the protocol can have such messages.
+/// Refuses messages that the protocol can't have.
 fn check_message(scheme: Scheme, message: Option<&MessageChoice>) -> Result<(), String> {
     let name = scheme.name();
     match (scheme, message) {
@@ -512,7 +512,7 @@ fn check_message(scheme: Scheme, message: Option<&MessageChoice>) -> Result<(), 
     }
 }
 
-/// Whether a message fits into one segment.
+/// Refuses a message that does not fit into one segment.
 fn check_segment(message: Option<&MessageChoice>) -> Result<(), String> {
     let length = match message {
         None => 0,
@@ -528,7 +528,7 @@ fn check_segment(message: Option<&MessageChoice>) -> Result<(), String> {
     ))
 }
 
-/// Bytes as they were typed, or as a file has them.
+/// Bytes from the command line or from a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Text(Vec<u8>);
 
@@ -579,7 +579,7 @@ fn parse_stage(text: &str) -> Result<Stage, String> {
     at_most(stage.duration, "a stage").map(|()| stage)
 }
 
-/// How many connections the stages come to; `None` where there are none, or a rate that has no end.
+/// The number of connections of all stages; `None` without stages, or if the last one has no end.
 fn opened_by(stages: &[Stage]) -> Option<u64> {
     let is_rate = |stage: &Stage| stage.duration == DURATION_MAX;
     if stages.is_empty() || stages.iter().any(is_rate) {
@@ -861,7 +861,7 @@ fn at_most(value: Duration, flag: &str) -> Result<(), String> {
     if value <= DURATION_MAX { Ok(()) } else { Err(format!("{flag} is more than 24h: give less")) }
 }
 
-/// The addresses that a list names, each once, in the order of the list.
+/// The addresses of a list, each once, in its order.
 fn sources(list: &str) -> Result<Vec<ZonedIp>, String> {
     let mut seen = HashSet::new();
     let mut addresses: Vec<ZonedIp> = Vec::new();
@@ -933,7 +933,7 @@ fn source_range(item: &str) -> Result<(IpAddrRange, u32), String> {
     Ok((range, zone))
 }
 
-/// The arguments in a line of text, or the line that says what is wrong.
+/// Parses the arguments in a line of text; the error is one line.
 #[cfg(test)]
 pub(crate) fn of(line: &str) -> Result<Arguments, String> {
     Typed::try_parse_from(format!("c1000k-client {line}").split_whitespace())
@@ -960,7 +960,7 @@ mod tests {
     }
 
     #[test]
-    fn address_and_port_are_the_whole_of_the_common_case() {
+    fn address_and_port_are_enough() {
         let arguments = of("192.0.2.1 9900").unwrap();
         assert_eq!(
             arguments,
@@ -1002,7 +1002,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_usage_says_what_is_wrong_and_what_is_right() {
+    fn wrong_usage_is_explained_with_the_remedy() {
         for (line, part) in [
             ("", "<TARGET>"),
             ("127.0.0.1:9900 9901", "give one of them"),
@@ -1106,7 +1106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_port_may_stand_in_the_target_or_be_left_out() {
+    fn the_port_may_be_in_the_target_or_be_left_out() {
         for (line, destination) in [
             ("127.0.0.1", "127.0.0.1:9900"),
             ("localhost", "127.0.0.1:9900"),
@@ -1140,7 +1140,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_and_rates_are_read_as_people_type_them() {
+    fn counts_and_rates_may_have_units() {
         let arguments = of("127.0.0.1 -c 1e6 --rate 1000/s").unwrap();
         assert_eq!(
             (arguments.connections, arguments.stages[0].per_second),
@@ -1154,8 +1154,8 @@ mod tests {
         let help = Typed::command().render_help().to_string();
         for part in [
             "Examples:\n",
-            "Usage: c1000k-client [OPTIONS] <TARGET> [FIRST_PORT]\n",
-            "\n       c1000k-client [OPTIONS] --check [TARGET] [FIRST_PORT]\n",
+            "Usage: c1000k-client [OPTIONS] <TARGET>... [FIRST_PORT]\n",
+            "\n       c1000k-client [OPTIONS] --check [TARGET]... [FIRST_PORT]\n",
             "--source 192.0.2.16-192.0.2.31",
         ] {
             assert!(help.contains(part), "{help}");

@@ -32,13 +32,13 @@ use crate::target::{self, Target};
 use crate::target_stats::TargetStats;
 use crate::verdict::{Outcome, judge};
 
-/// Slots beyond the goal, for connections that are gone but not yet taken out.
+/// Slots beyond the goal, for connections that have ended but are not removed yet.
 const SLOTS_SPARE: usize = 64;
 
-/// Fewer failures in a row than this may be chance.
+/// Fewer consecutive failures may be chance.
 const CONSECUTIVE_FAILURES_MIN: u32 = 100;
 
-/// Does what the command line asks for, and says how to exit.
+/// Runs the program; returns its exit code.
 pub fn run_command() -> ExitCode {
     let code = obey();
     command_line::flush_log();
@@ -73,7 +73,7 @@ fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     let target = target::within_limits(arguments, &machine, &requirements);
     announce(&target)?;
     let endpoint = arguments.metrics.map(Endpoint::open).transpose()?;
-    let stats = flood(arguments, &target, &machine, endpoint)?;
+    let stats = connect(arguments, &target, &machine, endpoint)?;
     let outcome = judge(&target, &stats, &destinations(arguments));
     let mut record = record(arguments, &stats, outcome, descriptors, target.file_table, started_at);
     record.thresholds =
@@ -83,7 +83,7 @@ fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     written.map(|()| code)
 }
 
-/// Where that is refused, the run goes as far as the limit does.
+/// If that is refused, the run continues within the present limit.
 fn raise_limit() -> Option<DescriptorLimit> {
     let raised = raise_descriptor_limit()
         .inspect_err(|error| log::warn!("the descriptor limit can't be read: {error}"))
@@ -106,7 +106,7 @@ fn check_sources(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-/// Says what will be tried, and what stands in the way of more.
+/// Logs the target, and the limit that prevents a higher one.
 fn announce(target: &Target) -> Result<(), String> {
     match &target.cap {
         Some(cap) if target.goal == 0 => {
@@ -121,7 +121,7 @@ fn announce(target: &Target) -> Result<(), String> {
     Ok(())
 }
 
-fn flood(
+fn connect(
     arguments: &Arguments,
     target: &Target,
     machine: &Machine,
@@ -183,7 +183,7 @@ fn flood(
     }
 }
 
-/// All that a run needs but its protocol.
+/// Everything that a run needs except its protocol.
 struct Setup<'a> {
     target: &'a Target,
     settings: Settings,
@@ -236,7 +236,7 @@ impl Setup<'_> {
     }
 }
 
-/// What may help where a reactor can't be made.
+/// The remedy if a reactor can't be created.
 fn remedy(target: &Target, error: &reactor::Error) -> &'static str {
     match target.file_table {
         _ if error.errno().is_none() => "see ulimit -v and ulimit -d, or give a lower -c",
@@ -284,12 +284,11 @@ fn targets(arguments: &Arguments, stats: &RunStats, outcome: &Outcome) -> Vec<Ta
         };
         return given.map(only).collect();
     }
-    let share = outcome.target.div_ceil(arguments.targets.len() as u64);
     let part = |(target, part): (String, &TargetStats)| TargetRecord {
         target,
         attempted: part.attempted,
         established: part.peak,
-        failed: part.failed.min(share.saturating_sub(part.peak)),
+        failed: part.failed.min(outcome.failed),
         lost: part.lost,
     };
     given.zip(&stats.targets).map(part).collect()
@@ -354,7 +353,7 @@ fn record(
     }
 }
 
-/// From when until when the most connections were held, by the clock of the calendar; `None` where none were.
+/// The wall-clock times from and until which the maximum was held; `None` if no connection was held.
 fn held_between(stats: &RunStats) -> Option<(SystemTime, SystemTime)> {
     let first_connect = SystemTime::now().checked_sub(stats.started.elapsed())?;
     let last_pass = stats.verify_seconds.get(1).copied().unwrap_or(0.0);
@@ -363,8 +362,8 @@ fn held_between(stats: &RunStats) -> Option<(SystemTime, SystemTime)> {
     (stats.peak > 0).then_some((from, from + held))
 }
 
-/// The record, the summary and the exit code. Where nothing at all was held, one line says why. A record that can't be
-/// written takes nothing from the summary. Signals that come while a pipe is not read end the program.
+/// Writes the record and the summary; returns the exit code. If no connection was held, one line gives the reason. The
+/// summary is also printed if the record can't be written. A signal ends the program while a pipe is not read.
 fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, String> {
     let write = |json: &Output| json.write(record);
     let (waiting, prompt) = match &arguments.json {

@@ -1,8 +1,7 @@
-//! Floods a server with TCP connections, proves every one of them alive, and says what stopped it.
+//! Opens many connections to a server, verifies each of them, holds them, and reports what limited their number.
 //!
-//! The program is [`run_command`]. For another program that wants a crowd, a [`Client`] is the service of a
-//! [`reactor::Reactor`]: it takes a run through its phases over the routes of a [`Plan`], speaks a
-//! [`Protocol`](protocols::Protocol), and counts in a [`RunStats`].
+//! The program is [`run_command`]. For other programs a [`Client`] is the handler of a [`reactor::Reactor`]: it runs the
+//! phases over the routes of a [`Plan`], with a [`Protocol`](protocols::Protocol), and counts in a [`RunStats`].
 //!
 //! - A new protocol is a file in `protocols/` and a line in its `mod.rs`.
 //! - A new phase is a file in `phases/` and a line in the list of its `mod.rs`.

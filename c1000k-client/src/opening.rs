@@ -1,8 +1,7 @@
-//! Opening connections: over which routes and how fast, and what becomes of attempts that fail.
+//! Opening connections: routes, rates, and the handling of failed attempts.
 //!
-//! The ramp opens the connections of the goal, one after the other; later phases open those again that they have
-//! closed. Each target has its own lane, and the lanes take turns. A connection belongs to one target from its first
-//! attempt to the end of the run: its number says to which.
+//! The ramp opens the connections of the goal; later phases reopen those that they have closed. Each target has its own
+//! lane, and the lanes take turns. A connection belongs to one target for the whole run, which follows from its number.
 
 mod lane;
 
@@ -108,7 +107,7 @@ impl Opening {
         })
     }
 
-    /// When the first of the attempts that are not due now will be.
+    /// When the first attempt that is not due yet will be due.
     fn next_due(&self, now: Instant) -> Option<Instant> {
         self.lanes.iter().filter_map(Lane::next_due).filter(|&due| due > now).min()
     }
@@ -119,7 +118,7 @@ impl Opening {
 }
 
 impl<P: Protocol> Run<'_, P> {
-    /// Opens as many as may be under way; says whether there is nothing left to open or to wait for.
+    /// Opens as many as may be under way; returns whether there is nothing left to open or to wait for.
     pub(crate) fn open_more(&mut self, cx: &mut Cx<P>) -> bool {
         while let Some(lane) = self.lane_to_open(cx) {
             let Some(work) = self.next_work(lane, cx.now()) else { break };
@@ -254,7 +253,7 @@ impl<P: Protocol> Run<'_, P> {
     /// tried.
     fn note_refused_call(&mut self, error: &Error, lane: usize, route: &Route, work: &Work) {
         let Some(errno) = errno(error) else {
-            // A bound of the reactor, which was made for the goal: no more can be opened.
+            // The bound of the reactor, which was chosen for the goal: no more can be opened.
             log::error!("no connection can be added: {error}");
             self.stop(Stop::Descriptors(Errno::EMFILE));
             return self.put_back(lane, work);
@@ -356,7 +355,7 @@ impl<P: Protocol> Run<'_, P> {
 
     fn note_errno(&mut self, errno: Errno, pair: u32, number: u32, retries: u8) {
         match meaning(errno) {
-            Meaning::NobodyListens => self.note_refusal(pair, number),
+            Meaning::NothingListens => self.note_refusal(pair, number),
             Meaning::TurnedAway => self.note_turned_away(number),
             Meaning::Final => {
                 self.fail(number);
@@ -371,7 +370,7 @@ impl<P: Protocol> Run<'_, P> {
         self.stats.fail(self.opening.target_of(number), 1);
     }
 
-    /// Nothing listens on that port: the connection is tried on another one, and soon all others are too.
+    /// Nothing listens on that port: the connection is tried on another one, and after a few refusals so are all others.
     fn note_refusal(&mut self, pair: u32, number: u32) {
         let lane = self.opening.lane_of(number);
         lane.try_again(number);
@@ -381,7 +380,7 @@ impl<P: Protocol> Run<'_, P> {
         }
     }
 
-    /// The server accepted it and dropped it. It is tried again as long as others get through.
+    /// The server accepted it and dropped it. It is tried again as long as others succeed.
     fn note_turned_away(&mut self, number: u32) {
         self.stats.turned_away += 1;
         self.stats.targets[self.opening.target_of(number)].turned_away += 1;
@@ -407,7 +406,7 @@ impl<P: Protocol> Run<'_, P> {
         }
     }
 
-    /// Without verification, a connection that the server does not want looks open for a moment.
+    /// Without verification, a connection that the server refuses appears open for a moment.
     pub(crate) fn note_drop(&mut self, conn: &Conn<P::State>, reason: &CloseReason) {
         let target = &mut self.stats.targets[self.opening.target_of(conn.number)];
         target.held -= 1;
@@ -421,7 +420,7 @@ impl<P: Protocol> Run<'_, P> {
         self.note_turned_away(conn.number);
     }
 
-    /// A connection has opened; says after how long, or nothing where it has reached itself and is given up.
+    /// A connection has opened; returns its latency, or `None` if it is connected to itself and closed.
     pub(crate) fn note_open(
         &mut self,
         cx: &mut Cx<P>,

@@ -1,4 +1,4 @@
-//! What a run has counted.
+//! Counters of a run.
 
 use std::time::{Duration, Instant};
 
@@ -25,21 +25,21 @@ pub enum Stop {
     Memory(Errno),
     /// Epoll watches ran out.
     Watches,
-    /// This machine has no address to reach the server from, or has it no more.
+    /// This machine has no address from which it can reach the server, or has lost it.
     NoAddress,
     /// No pair of source and destination port had a local port left.
     Ports,
-    /// The server dropped one connection after the other before its echo.
+    /// The server dropped consecutive connections before their echo.
     ServerFull,
-    /// Connections opened, and nothing came back.
+    /// Connections opened and were not answered.
     ServerSilent,
-    /// Other bytes came back than were sent.
+    /// The server sent other bytes than it received.
     NotAnEcho,
     /// Nothing listened, on any port.
     NothingListens,
-    /// Nothing listened any more, or most of what was held has gone.
+    /// Nothing listened any more, or most connections were lost.
     ServerGone,
-    /// Connects were not answered, or failed in a way that does not pass.
+    /// Connects were not answered, or failed permanently.
     Network(Errno),
     /// The backlog of a Unix-domain socket stayed full.
     BacklogFull,
@@ -98,35 +98,35 @@ pub struct RunStats {
     pub held: u64,
     /// The most connections held at once.
     pub peak: u64,
-    /// Connections that were held, at once or one after the other.
+    /// Connections that were held at any time.
     pub opened: u64,
     /// Connections given up.
     pub failed: u64,
-    /// Connections held once and then gone before the end.
+    /// Connections that ended before the run did.
     pub lost: u64,
-    /// How they went.
+    /// The same by errno.
     pub losses: Failures,
-    /// Those of them that had a part of their last echo back.
+    /// Those of them that had received a part of their last echo.
     pub lost_in_part: u64,
     /// Failed attempts by errno.
     pub failures: Failures,
-    /// Attempts after the first.
+    /// Attempts after the first one.
     pub retried: u64,
     /// Connections that the server dropped before their echo.
     pub turned_away: u64,
     /// Connections that were open for a whole connect time-out without their echo.
     pub unanswered: u64,
-    /// Of the last two, those that had a part of their echo back.
+    /// Of the last two, those that had received a part of their echo.
     pub answered_in_part: u64,
-    /// What the server has to answer.
+    /// The expected answer, in words.
     pub(crate) expected: &'static str,
-    /// What was wrong with its first wrong answer.
+    /// The mistake in its first wrong answer.
     pub(crate) complaint: Option<String>,
-    /// A connect has reached itself.
+    /// A connect has connected to itself.
     pub is_self_connected: bool,
-    /// Proven connections by pass.
+    /// Verified connections by pass.
     pub verified_passes: Vec<u64>,
-    /// How long each pass took.
+    /// The duration of each pass.
     pub verify_seconds: Vec<f64>,
     /// Why no more were opened.
     pub stop: Option<Stop>,
@@ -134,24 +134,24 @@ pub struct RunStats {
     pub started: Instant,
     /// From the first connect to the last connection held.
     pub ramp: Duration,
-    /// How long they were held.
+    /// The duration of the hold.
     pub hold: Duration,
     /// From a connect to its connection.
     pub(crate) connect_latency: Latencies,
     /// The messages during the hold.
     pub(crate) workload: WorkloadStats,
-    /// What was closed and opened anew during the hold.
+    /// Connections closed and reopened during the hold.
     pub(crate) churn: ChurnStats,
-    /// What was closed and opened anew after it.
+    /// Connections closed and reopened after it.
     pub(crate) storm: StormStats,
-    /// Processor time that the ramp took.
+    /// Processor time of the ramp.
     pub(crate) ramp_cpu_seconds: Option<f64>,
-    /// Segments sent again; `None` where the kernel has sent them.
+    /// Retransmitted segments; `None` if the kernel sends the segments.
     pub(crate) retransmitted: Option<u64>,
-    /// Bytes that stateless clients took.
+    /// Memory of stateless clients.
     pub(crate) state_bytes: Option<u64>,
     series: Series<RampPoint>,
-    /// When the series wants its next point, counted from `started`.
+    /// When the next point of the series is due, since `started`.
     sample_due: Duration,
 }
 
@@ -194,7 +194,7 @@ impl RunStats {
         })
     }
 
-    /// The ramp begins now, whatever was opened before.
+    /// The ramp begins now; earlier connections do not count for its time.
     pub(crate) fn restart(&mut self, now: Instant) {
         self.started = now;
         self.series = Series::new();
@@ -202,7 +202,7 @@ impl RunStats {
         self.sample(now);
     }
 
-    /// The ramp is over: notes what it took.
+    /// The ramp is over: notes its processor time.
     pub(crate) fn note_ramp_cpu(&mut self, before: Option<f64>) {
         self.ramp_cpu_seconds = cpu_seconds().zip(before).map(|(now, before)| now - before);
     }
@@ -214,7 +214,7 @@ impl RunStats {
         self.peak = self.peak.max(self.held);
     }
 
-    /// The ramp has lasted until now.
+    /// Notes that the ramp has lasted until now.
     pub(crate) fn note_ramp(&mut self, now: Instant) {
         self.ramp = now.duration_since(self.started);
         if self.ramp >= self.sample_due {
@@ -222,7 +222,7 @@ impl RunStats {
         }
     }
 
-    /// One that was held has gone; without an errno its stream has ended.
+    /// A held connection has ended; without an errno by an end of its stream.
     pub(crate) fn lose_one(&mut self, errno: Option<Errno>) {
         self.held -= 1;
         self.lost += 1;
@@ -232,12 +232,12 @@ impl RunStats {
         }
     }
 
-    /// Whether a part of the echo is what most of the attempts without a whole one got.
+    /// Whether most of the attempts without a complete echo received a part of it.
     pub(crate) fn has_answers_in_part(&self) -> bool {
         self.answered_in_part * 2 > self.unanswered + self.turned_away
     }
 
-    /// Whether most of what was held has gone, of each target that had any.
+    /// Whether most connections were lost, of each target that had any.
     pub(crate) fn has_lost_most(&self) -> bool {
         let mut had_any = self.targets.iter().filter(|target| target.opened > 0);
         self.lost > 0 && self.lost * 2 >= self.opened && had_any.all(TargetStats::has_lost_most)
@@ -262,7 +262,7 @@ impl RunStats {
         self.targets[index].failed += count;
     }
 
-    /// What is lost so far, and how.
+    /// The lost connections so far, by errno.
     pub(crate) fn loss_line(&self) -> String {
         format!(
             "{} of {} lost so far ({})",
@@ -299,13 +299,13 @@ impl RunStats {
         self.series.clone().into_points()
     }
 
-    /// Proven connections of the last pass; `None` where no proof was asked for.
+    /// Verified connections of the last pass; `None` without verification.
     pub fn verified(&self) -> Option<u64> {
         self.verified_passes.last().copied()
     }
 }
 
-/// Processor time of this process so far, in the program and in the kernel on its behalf.
+/// Processor time of this process so far, in user mode and in the kernel.
 pub(crate) fn cpu_seconds() -> Option<f64> {
     let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
     let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
@@ -317,7 +317,7 @@ pub(crate) fn cpu_seconds() -> Option<f64> {
 pub(crate) struct WorkloadStats {
     /// Connections that send.
     pub(crate) connections: u64,
-    /// Between two messages of one connection.
+    /// The time between two messages of one connection.
     pub(crate) period: Duration,
     /// When the first message was due, since the first connect.
     pub(crate) began: Duration,
@@ -327,7 +327,7 @@ pub(crate) struct WorkloadStats {
     pub(crate) answered: u64,
     pub(crate) mismatched: u64,
     pub(crate) unanswered: u64,
-    /// Sent after their time, as the answer before was missing.
+    /// Messages sent late, because the previous answer was missing.
     pub(crate) late: u64,
     /// Turns of connections that waited for an answer until the hold was over.
     pub(crate) skipped: u64,
@@ -363,7 +363,7 @@ impl WorkloadStats {
         })
     }
 
-    /// `None` where no messages were asked for, or the run did not come to them.
+    /// `None` without messages, or if the run ended before them.
     pub(crate) fn record(&self) -> Option<Workload> {
         (self.connections > 0).then(|| Workload {
             connections: self.connections,
@@ -395,7 +395,7 @@ impl WorkloadStats {
     }
 }
 
-/// Counters of the connections that were closed and opened anew during the hold.
+/// Counters of the connections that were closed and reopened during the hold.
 #[derive(Debug)]
 pub(crate) struct ChurnStats {
     pub(crate) closed: u64,
@@ -420,9 +420,9 @@ impl ChurnStats {
 pub(crate) struct StormStats {
     pub(crate) dropped: u64,
     pub(crate) back: u64,
-    /// Until the last one had gone.
+    /// Time until the last one was closed.
     pub(crate) drop: Duration,
-    /// From then until the last one was back.
+    /// Time from then until the last one was reopened.
     pub(crate) reopen: Duration,
     /// From a connect to its connection.
     pub(crate) latency: Latencies,

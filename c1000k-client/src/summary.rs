@@ -1,4 +1,4 @@
-//! The end of a run in text for people: the verdict first, then what stands behind it.
+//! The summary of a run as text: the verdict first, then the figures.
 
 use std::fmt::Write;
 
@@ -12,7 +12,7 @@ use crate::run::some;
 /// Width of the names.
 const NAME: usize = 16;
 
-/// The summary, one fact a line.
+/// The summary, one fact per line.
 pub(crate) fn render(record: &ClientRecord) -> String {
     let mut lines = vec![headline(record)];
     let mut fact = |name: &str, value: String| lines.push(format!("  {name:NAME$} {value}"));
@@ -35,8 +35,7 @@ pub(crate) fn render(record: &ClientRecord) -> String {
         }
     }
     if let Some(churn) = &record.churn {
-        let counts =
-            format!("{} closed, {} opened anew", count(churn.closed), count(churn.reopened));
+        let counts = format!("{} closed, {} reopened", count(churn.closed), count(churn.reopened));
         fact("churn", with_latency(counts, &churn.connect_latency_us));
     }
     if let Some(storm) = &record.storm {
@@ -79,10 +78,10 @@ fn headline(record: &ClientRecord) -> String {
     let held = format!("{} of {target} held", count(record.established));
     match record.verdict {
         Verdict::Reached => {
-            format!("REACHED: {held}, each proven when it opened and after the hold")
+            format!("REACHED: {held}, each verified when it opened and after the hold")
         }
         Verdict::Held => {
-            format!("HELD, NOT VERIFIED: {held}; no echo was asked for on them (--no-verify)")
+            format!("HELD, NOT VERIFIED: {held}; none was verified (--no-verify)")
         }
         Verdict::Short => format!("SHORT: {held}"),
     }
@@ -108,7 +107,7 @@ fn failed(record: &ClientRecord) -> String {
     text
 }
 
-/// Faults are named where there are any.
+/// Faults are only shown if there are any.
 fn messages(workload: &Workload) -> String {
     let mut text = format!(
         "{} sent, {}, {} answered",
@@ -127,7 +126,7 @@ fn messages(workload: &Workload) -> String {
     text
 }
 
-/// From the time that a message was due.
+/// Measured from the time that a message was due.
 fn echo_latency(us: &LatencyUs) -> Option<String> {
     let text = |value: Option<u64>| value.map(|us| duration(us as f64 / 1e6));
     Some(format!(

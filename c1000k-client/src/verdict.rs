@@ -1,4 +1,4 @@
-//! What a run has shown: reached or short, what capped it, and what to do about it.
+//! The verdict of a run: reached or short, the limit, and the remedy.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -21,13 +21,13 @@ const SENTENCES_MAX: usize = 3;
 /// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
-    /// What was to be reached, as far as limits and server allowed where nothing was asked for.
+    /// The target; if none was given, what limits and server allowed.
     pub(crate) target: u64,
     /// Connections of the target that were given up.
     pub(crate) failed: u64,
     pub(crate) verdict: Verdict,
     pub(crate) limit: Option<Limit>,
-    /// What capped the run and what to do about it, in one line.
+    /// What limited the run, and the remedy, in one line.
     pub(crate) detail: Option<String>,
 }
 
@@ -37,29 +37,40 @@ pub(crate) fn judge(target: &Target, stats: &RunStats, to: &[Destination]) -> Ou
         Some((limit, detail)) => (Some(limit), Some(detail)),
         None => (None, loss(stats)),
     };
-    let target = match stats.stop {
-        Some(stop) if !target.is_asked && stop.is_limit() && stats.peak > 0 => stats.peak,
-        _ => target.connections,
-    };
+    let target = if is_lowered(target, stats) { stats.peak } else { target.connections };
     let is_reached = stats.peak >= target
         && target > 0
         && stats.lost == 0
         && stats.stop != Some(Stop::Interrupted)
-        && is_proven(stats, target);
+        && is_verified(stats, target);
     let verdict = match stats.verified() {
         _ if !is_reached => Verdict::Short,
         Some(_) => Verdict::Reached,
         None => Verdict::Held,
     };
-    // Those that a full server dropped past a lowered target were never part of it.
+    // Connections that a full server dropped past a lowered target do not belong to it.
     let failed = stats.failed.min(target.saturating_sub(stats.peak));
     Outcome { target, failed, verdict, limit, detail }
 }
 
-/// Whether each pass that was asked for has proven all of them.
-fn is_proven(stats: &RunStats, target: u64) -> bool {
+/// Whether limits have lowered a target that was not given. A fault does not, nor do failed connections to a target that
+/// was not stopped.
+fn is_lowered(target: &Target, stats: &RunStats) -> bool {
+    let of_targets = stats.targets.iter().filter_map(|target| target.stop);
+    let stops: Vec<Stop> = stats.stop.into_iter().chain(of_targets).collect();
+    let has_failed = |target: &TargetStats| target.stop.is_none() && target.failed > 0;
+    let is_complete = stats.stop.is_some() || !stats.targets.iter().any(has_failed);
+    !target.is_asked
+        && stats.peak > 0
+        && !stops.is_empty()
+        && stops.into_iter().all(Stop::is_limit)
+        && is_complete
+}
+
+/// Whether each pass has verified all of them, if there were passes.
+fn is_verified(stats: &RunStats, target: u64) -> bool {
     let passes = &stats.verified_passes;
-    passes.is_empty() || (passes.len() == 2 && passes.iter().all(|&proven| proven >= target))
+    passes.is_empty() || (passes.len() == 2 && passes.iter().all(|&verified| verified >= target))
 }
 
 fn cap(target: &Target, stats: &RunStats, to: &[Destination]) -> Option<(Limit, String)> {
@@ -70,16 +81,16 @@ fn cap(target: &Target, stats: &RunStats, to: &[Destination]) -> Option<(Limit, 
         None if stats.peak == 0 && stats.failed > 0 => Some(nothing_came(stats)),
         stop => stop,
     };
+    let stopped = stopped_targets(target, stats).filter(|_| stop != Some(Stop::Interrupted));
     let is_by_target = stats.stop.is_none() || stop_of_all(&stats.targets).is_some();
-    if is_by_target
-        && stop != Some(Stop::Interrupted)
-        && let Some(stopped) = stopped_targets(target, stats)
-    {
-        return Some(stopped);
+    if is_by_target && stopped.is_some() {
+        return stopped;
     }
     if let Some(stop) = stop {
         let next = next_limit(stop, target, stats);
-        return Some((limit_of(stop), sentence(stop, stats.peak, target, stats, to) + &next));
+        let others = stopped.map_or_else(String::new, |(_, detail)| format!("; {detail}"));
+        let detail = sentence(stop, stats.peak, target, stats, to);
+        return Some((limit_of(stop), detail + &next + &others));
     }
     if stats.peak < u64::from(target.goal) && stats.failed > 0 {
         return Some(failed(stats));
@@ -91,7 +102,7 @@ fn cap(target: &Target, stats: &RunStats, to: &[Destination]) -> Option<(Limit, 
     Some((lowered.limit, lowered.detail.clone()))
 }
 
-/// The limit of this machine that is met next, where another was met first: to raise that one alone does not lead far.
+/// The limit of this machine that is next if another one was reached first: raising only that one does not help much.
 fn next_limit(stop: Stop, target: &Target, stats: &RunStats) -> String {
     match &target.cap {
         Some(cap) if stop.is_limit() && stats.peak > 0 && cap.limit != limit_of(stop) => {
@@ -101,7 +112,7 @@ fn next_limit(stop: Stop, target: &Target, stats: &RunStats) -> String {
     }
 }
 
-/// Too few attempts to end the ramp by themselves, and none of them came to anything: what the last one met.
+/// The failure of the last attempt, if all failed and they were too few to end the ramp.
 fn nothing_came(stats: &RunStats) -> Stop {
     match stats.failures.last() {
         Some(Errno::EBADMSG) => Stop::NotAnEcho,
@@ -183,13 +194,13 @@ fn sentence(
     match stop {
         Stop::Descriptors(Errno::EMFILE) if target.file_table == FileTable::Registered => {
             format!(
-                "descriptors ran out at {held} (EMFILE): no further table of registered files could be had; to go \
+                "descriptors ran out at {held} (EMFILE): no further table of registered files could be created; to go \
              further: raise ulimit -l, which both ends of one user share, or ulimit -n"
             )
         }
         Stop::Descriptors(errno) => format!(
             "descriptors ran out at {held} ({errno:?}); to go further: \
-             raise ulimit -n, or fs.file-max where the whole system is short of them"
+             raise ulimit -n, or fs.file-max if the whole system has too few"
         ),
         Stop::Memory(errno) => format!(
             "the kernel has no memory for more than {held} ({errno:?}); to go further: \
@@ -200,7 +211,7 @@ fn sentence(
              raise fs.epoll.max_user_watches"
         ),
         Stop::Ports if peak == 0 => format!(
-            "no local port is free for {to} (EADDRNOTAVAIL){}: other connections to it have them; \
+            "no local port is free for {to} (EADDRNOTAVAIL){}: other connections to it use them; \
              give more ports (--ports), another --source, or a wider net.ipv4.ip_local_port_range",
             reserved(target)
         ),
@@ -210,7 +221,7 @@ fn sentence(
             reserved(target)
         ),
         Stop::NoAddress => format!(
-            "this machine has no address to reach {to} from (EADDRNOTAVAIL): look at `ip address`, \
+            "this machine has no address from which it can reach {to} (EADDRNOTAVAIL): look at `ip address`, \
              and for IPv6 whether it is switched off (net.ipv6.conf.*.disable_ipv6)"
         ),
         Stop::ServerFull if peak == 0 && stats.verified().is_none() => format!(
@@ -238,7 +249,7 @@ fn sentence(
         Stop::ServerSilent if peak == 0 => format!(
             "the server on {to} takes connections and answers none: it hangs, or is {no_server}"
         ),
-        Stop::ServerSilent if is_proven(stats, peak) => format!(
+        Stop::ServerSilent if is_verified(stats, peak) => format!(
             "the server was the cap: it answers {held} and leaves all others waiting; \
              to go further: raise its limit (ulimit -n) where it runs"
         ),
@@ -257,7 +268,7 @@ fn sentence(
              --ports of a server that runs"
         ),
         Stop::ServerGone => format!(
-            "nothing listens on {to} any more: the server let go of its ports at {held}; \
+            "nothing listens on {to} any more: the server closed its ports at {held}; \
              look at its log"
         ),
         Stop::Network(errno) if peak == 0 => format!(
@@ -265,7 +276,7 @@ fn sentence(
              firewalls on the way"
         ),
         Stop::Network(errno) => format!(
-            "the network gave no more than {held} ({errno:?}): look at the route, firewalls and \
+            "the network allowed no more than {held} ({errno:?}): look at the route, firewalls and \
              nf_conntrack_max on the way, and whether the server still accepts"
         ),
         Stop::BacklogFull => format!(
@@ -321,7 +332,7 @@ fn is_echo(stats: &RunStats) -> bool {
     stats.expected == ECHO
 }
 
-/// What a server is that does not answer as it should.
+/// What kind of server does not answer as expected.
 fn no_server(stats: &RunStats) -> String {
     if is_echo(stats) {
         return "no echo server (--no-verify skips the echo)".to_owned();
@@ -341,12 +352,12 @@ fn reserved(target: &Target) -> String {
     }
 }
 
-/// Some were lost, which is no cap.
+/// Some were lost, which is not a limit.
 fn loss(stats: &RunStats) -> Option<String> {
     (stats.lost > 0).then(|| losses(stats))
 }
 
-/// What became of those that were held once, by what was seen of most of them.
+/// What happened to the lost connections, by the most frequent failure.
 fn losses(stats: &RunStats) -> String {
     let lost = format!(
         "{} of {} lost ({}){}",
@@ -378,7 +389,7 @@ fn losses(stats: &RunStats) -> String {
              {most_at_once} were held at once; look at its log and its idle timeout"
         ),
         Seen::Closed if stats.has_lost_most() => format!(
-            "the server went away: {lost}; look at its log: was it killed for want of memory, or \
+            "the server went away: {lost}; look at its log: was it killed because memory ran out, or \
              does it close idle connections?"
         ),
         Seen::Closed => format!(
@@ -390,9 +401,9 @@ fn losses(stats: &RunStats) -> String {
     }
 }
 
-/// What was seen of most of the lost connections.
+/// The most frequent failure of lost connections.
 enum Seen {
-    /// Bytes that were not sent, or not asked for.
+    /// Wrong or unexpected bytes.
     OtherBytes,
     Silence,
     /// The end of the stream, or a reset.
@@ -414,7 +425,7 @@ fn limit_of_losses(stats: &RunStats) -> Limit {
     if let Seen::Failed = seen(stats) { Limit::Network } else { Limit::Server }
 }
 
-/// Some were given up, one by one.
+/// Some could not be opened.
 fn failed(stats: &RunStats) -> (Limit, String) {
     let failed = format!(
         "given up: {}{}",
@@ -475,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ran_out_of_files_is_named_by_the_table_and_the_errno() {
+    fn a_shortage_of_files_is_named_by_the_table_and_the_errno() {
         let registered = Target { file_table: FileTable::Registered, ..asked(10) };
         let detail = |target: &Target, errno| {
             let mut stats = stats(9);
@@ -490,48 +501,48 @@ mod tests {
     }
 
     #[test]
-    fn all_held_and_proven_twice_is_reached() {
+    fn all_held_and_verified_twice_is_reached() {
         let outcome = judge(&asked(10), &stats(10), to());
         assert_eq!((outcome.verdict, outcome.limit), (Verdict::Reached, None));
     }
 
     #[test]
-    fn all_held_without_a_proof_is_no_more_than_held() {
-        let mut unproven = stats(10);
-        unproven.verified_passes = vec![];
-        assert_eq!(judge(&asked(10), &unproven, to()).verdict, Verdict::Held);
-        assert_eq!(judge(&asked(11), &unproven, to()).verdict, Verdict::Short);
+    fn all_held_without_verification_is_held() {
+        let mut unverified = stats(10);
+        unverified.verified_passes = vec![];
+        assert_eq!(judge(&asked(10), &unverified, to()).verdict, Verdict::Held);
+        assert_eq!(judge(&asked(11), &unverified, to()).verdict, Verdict::Short);
     }
 
     #[test]
-    fn a_lowered_target_that_is_reached_names_its_cap() {
+    fn a_lowered_target_that_is_reached_names_its_limit() {
         let outcome = judge(&left_out(10), &stats(10), to());
         assert_eq!(outcome.verdict, Verdict::Reached);
         assert_eq!(outcome.limit, Some(Limit::Descriptors));
     }
 
     #[test]
-    fn a_target_that_was_asked_for_and_reached_has_met_no_limit() {
+    fn a_given_target_that_is_reached_has_no_limit() {
         let target = Target { is_asked: true, ..left_out(10) };
         assert_eq!(judge(&target, &stats(10), to()).limit, None);
         assert_eq!(judge(&target, &stats(9), to()).limit, Some(Limit::Descriptors));
     }
 
     #[test]
-    fn one_that_is_lost_unproven_or_missing_is_short() {
+    fn one_that_is_lost_unverified_or_missing_is_short() {
         let mut lost = stats(10);
         lost.lost = 1;
-        let mut unproven = stats(10);
-        unproven.verified_passes = vec![10, 9];
+        let mut unverified = stats(10);
+        unverified.verified_passes = vec![10, 9];
         let mut once = stats(10);
         once.verified_passes = vec![10];
-        for stats in [lost, unproven, once, stats(9)] {
+        for stats in [lost, unverified, once, stats(9)] {
             assert_eq!(judge(&asked(10), &stats, to()).verdict, Verdict::Short, "{stats:?}");
         }
     }
 
     #[test]
-    fn a_full_server_lowers_a_target_that_nobody_asked_for() {
+    fn a_full_server_lowers_a_target_that_was_not_given() {
         let mut full = stats(7);
         (full.stop, full.failed) = (Some(Stop::ServerFull), 3);
         let outcome = judge(&left_out(10), &full, to());
@@ -564,14 +575,14 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_full_before_the_first_is_no_success() {
+    fn a_server_that_is_full_before_the_first_connection_is_a_failure() {
         let mut full = stats(0);
         full.stop = Some(Stop::ServerFull);
         assert_eq!(judge(&left_out(10), &full, to()).verdict, Verdict::Short);
     }
 
     #[test]
-    fn skipping_the_echo_is_advised_to_whom_it_helps() {
+    fn skipping_the_echo_is_advised_where_it_helps() {
         for stop in [Stop::ServerFull, Stop::ServerSilent] {
             let mut nothing = stats(0);
             nothing.stop = Some(stop);
@@ -583,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn most_of_them_lost_is_the_servers_end_whatever_came_first() {
+    fn losing_most_connections_comes_before_other_reasons() {
         for stop in [None, Some(Stop::ServerFull), Some(Stop::ServerGone)] {
             let mut gone = stats(10);
             gone.stop = stop;
@@ -603,7 +614,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_attempts_that_all_failed_are_told_by_what_they_met() {
+    fn a_few_attempts_that_all_failed_are_named_by_their_failure() {
         for (errno, limit, part) in [
             (Errno::ENETUNREACH, Limit::Network, "ENETUNREACH"),
             (Errno::ETIMEDOUT, Limit::Network, "ETIMEDOUT"),
@@ -647,6 +658,31 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_one_target_lowers_the_goal_and_a_fault_of_one_does_not() {
+        let of = |run: Option<Stop>, first: Option<Stop>| {
+            let mut stats = stats(7);
+            (stats.stop, stats.failed) = (run, 3);
+            stats.targets = vec![of_target(1, 2, first), of_target(2, 5, None)];
+            stats.targets[0].failed = 3;
+            stats
+        };
+        let (full, down) = (Some(Stop::ServerFull), Some(Stop::NothingListens));
+        let unasked = Target { is_asked: false, ..asked(10) };
+        let outcome = judge(&unasked, &of(None, full), to());
+        assert_eq!((outcome.target, outcome.failed, outcome.verdict), (7, 0, Verdict::Reached));
+        assert_eq!(outcome.limit, Some(Limit::Server));
+        assert_eq!(judge(&asked(10), &of(None, full), to()).verdict, Verdict::Short);
+        assert_eq!(judge(&unasked, &of(None, down), to()).target, 10);
+        let mut other = of(None, full);
+        other.targets[1].failed = 1;
+        assert_eq!(judge(&unasked, &other, to()).verdict, Verdict::Short);
+        let both = judge(&unasked, &of(Some(Stop::Descriptors(Errno::EMFILE)), down), to());
+        assert_eq!((both.target, both.limit), (10, Some(Limit::Descriptors)));
+        let detail = both.detail.unwrap();
+        assert!(detail.contains("; nothing listens on 127.0.0.1:9900-9999"), "{detail}");
+    }
+
+    #[test]
     fn losses_are_named_by_target() {
         let mut stats = stats(10);
         stats.targets = vec![of_target(1, 5, None), of_target(2, 5, None)];
@@ -661,7 +697,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_unix_domain_socket_lacks_is_named() {
+    fn the_fault_of_a_unix_domain_socket_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let of = |name: &str, stop| {
             let to = Destination::new(folder.path().join(name), 1);

@@ -12,7 +12,7 @@ use crate::protocols::Protocol;
 use crate::run::{Conn, ConnStage, Cx, Run, TICK, arm, cancel, some};
 use crate::stats::cpu_seconds;
 
-/// Without a proof to wait for, a connection that is dropped as young as this was never let in.
+/// Without verification, a connection that is dropped within this time was not admitted.
 const PROBATION: Duration = Duration::from_secs(1);
 
 /// Opens connections until the goal is reached, or something stops it.
@@ -20,20 +20,20 @@ const PROBATION: Duration = Duration::from_secs(1);
 pub(crate) struct Ramp {
     held_at_tick: u64,
     cpu_before: Option<f64>,
-    /// Without proofs, the end of the youngest connection's probation.
+    /// Without verification, the end of the youngest connection's probation.
     settle: Option<TimerId>,
     is_over: bool,
 }
 
 impl Ramp {
-    /// Opens as many as may be under way, and ends the ramp when there is nothing left to wait for.
+    /// Opens as many as may be under way, and ends the ramp when nothing is left.
     fn open_more<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         if run.open_more(cx) {
             self.settle_down(cx, run);
         }
     }
 
-    /// Ends the ramp. Without proofs it first waits until the youngest connection is past its probation.
+    /// Ends the ramp. Without verification it first waits for the end of the youngest connection's probation.
     fn settle_down<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &Run<'_, P>) {
         let youngest = run.stats.started.elapsed().saturating_sub(run.stats.ramp);
         if run.settings.verify || run.stats.held == 0 || youngest >= PROBATION {
@@ -43,13 +43,13 @@ impl Ramp {
         }
     }
 
-    /// The connection is proven, or needs no proof.
+    /// The connection is verified, or needs no verification.
     fn keep<P: Protocol>(&mut self, run: &mut Run<'_, P>, conn: &mut Conn<P::State>) {
         run.keep(conn);
         run.stats.note_ramp(Instant::now());
     }
 
-    /// Nothing more will be opened, and what is still under way never will be.
+    /// No more is opened, and what is still under way has failed.
     fn complete<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         run.stats.failures.count_unfinished(run.opening.under_way as u64);
         run.fail_opening(cx);

@@ -1,4 +1,4 @@
-//! The storm: all connections are reset at once, as where a network or a gateway fails, and come back together.
+//! The storm: all connections are reset at once, as if a network or a gateway failed, and are reopened together.
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,11 @@ use crate::failures;
 use crate::protocols::Protocol;
 use crate::run::{Conn, ConnStage, Cx, Run, some};
 
-/// Closes all, and opens as many again.
+/// Closes all connections and reopens them.
 #[derive(Debug, Default)]
 pub(crate) struct Storm {
     resets: Resets,
-    /// When the last one had gone, and the first one began to come back.
+    /// When the last one was closed, and the first one was reopened.
     ebb: Option<Instant>,
     is_over: bool,
 }
@@ -25,7 +25,7 @@ impl Storm {
         self.is_over = self.is_over || run.open_more(cx);
     }
 
-    /// Once all are gone, they come back.
+    /// Reopens the connections once all are closed.
     fn turn<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         if self.ebb.is_some() || !self.resets.are_done(cx) || run.stats.held > 0 {
             return;
@@ -70,7 +70,7 @@ impl<P: Protocol> Phase<P> for Storm {
         if !self.is_over {
             return;
         }
-        // Those that did not come back are lost.
+        // Connections that were not reopened are lost.
         let missing = run.stats.storm.dropped.saturating_sub(run.stats.storm.back);
         for _ in 0..missing {
             run.stats.losses.count(failures::NOT_BACK);

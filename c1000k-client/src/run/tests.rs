@@ -1,4 +1,4 @@
-//! Runs against an echo server in a thread, turn by turn: so a signal can come at any moment of them.
+//! Runs against an echo server in a thread, turn by turn, so that a signal can come in any turn.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::sync::Arc;
@@ -100,7 +100,7 @@ fn plan(port: u16) -> Plan {
     Plan::new(vec![], port, 1, 28_232)
 }
 
-/// Runs it to its end, with a signal before the given turn; says how many turns there were.
+/// Runs it to its end, with a signal before the given turn; returns the number of turns.
 fn run(
     reactor: &mut Reactor<EchoConn>,
     client: &mut Client<'_, Echo>,
@@ -123,7 +123,7 @@ fn run(
 #[test]
 fn a_signal_at_any_turn_loses_no_connection_and_ends_the_run() {
     let server = EchoServer::start();
-    // Without proofs, most of the turns are those of the probation's second.
+    // Without verification, most of the turns are in the second of probation.
     for (verify, step) in [(true, 1), (false, 101)] {
         for signal_at in (0..).step_by(step) {
             let progress = Progress::Lines;
@@ -144,7 +144,7 @@ fn a_signal_at_any_turn_loses_no_connection_and_ends_the_run() {
 
 /// Its local port can only be the one that it connects to.
 #[test]
-fn a_connect_that_reaches_itself_is_never_counted() {
+fn a_connection_to_itself_is_never_counted() {
     for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
         for (verify, is_unspecified) in [(true, false), (false, false), (true, true)] {
             let Ok(listener) = TcpListener::bind((ip, 0)) else { continue };
@@ -170,9 +170,9 @@ fn a_connect_that_reaches_itself_is_never_counted() {
     }
 }
 
-/// EADDRNOTAVAIL, as where IPv6 is switched off.
+/// EADDRNOTAVAIL, as if IPv6 is switched off.
 #[test]
-fn a_machine_without_an_address_lacks_no_ports() {
+fn a_machine_without_an_address_does_not_blame_the_ports() {
     let progress = Progress::Lines;
     let plan = Plan::new(vec![Ipv4Addr::new(192, 0, 2, 1).into()], 9900, 3, 28_232);
     let (mut reactor, mut client) = client(settings(5), Ipv4Addr::LOCALHOST, plan, &progress);
@@ -203,10 +203,10 @@ impl Handler for SlowTurn<'_, '_> {
 }
 
 #[test]
-fn a_hold_is_as_long_as_asked_whenever_its_turn_began() {
+fn a_hold_has_the_given_length_whenever_its_turn_began() {
     let progress = Progress::Lines;
     let hold = Duration::from_millis(20);
-    // A goal of none ends the ramp at once. Whoever is held then is not new.
+    // A goal of 0 ends the ramp at once. The held connection is not a new one.
     let settings = Settings { hold, ..settings(0) };
     let (mut reactor, mut client) = client(settings, Ipv4Addr::LOCALHOST, plan(9900), &progress);
     client.run.stats.hold_one();

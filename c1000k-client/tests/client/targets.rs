@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use c1000k_record::{ClientRecord, Limit, Verdict};
 
-use crate::common::{Client, Manner, Server, record, run};
+use crate::common::{Client, Manner, Server, record as record_of, run};
 use crate::error_line;
 
 fn established(record: &ClientRecord) -> Vec<u64> {
@@ -92,6 +92,18 @@ fn a_full_target_lowers_the_goal_that_was_not_given_and_fails_one_that_was() {
     let detail = record.limit_detail.unwrap();
     let start = format!("127.0.0.1:{}: the server was the cap: it dropped", full.first_port);
     assert!(detail.starts_with(&start) && detail.contains("past 100 connections"), "{detail}");
+
+    let words = format!(
+        "127.0.0.1:{} 127.0.0.1:{} --ports 1 --file-table process --hold 10ms --json -",
+        full.first_port, roomy.first_port
+    );
+    let ended = Client::start_after("ulimit -n 512", &words).end();
+    let record = record_of(&ended);
+    assert_eq!((ended.code, record.verdict), (Some(0), Verdict::Reached), "{ended:?}");
+    assert_eq!((record.limit, record.failed), (Some(Limit::Server), 0), "{ended:?}");
+    assert_eq!((established(&record)[0], record.target), (100, record.established));
+    assert!(established(&record)[1] > 200, "{ended:?}");
+    assert!(record.targets.iter().all(|target| target.failed == 0), "{ended:?}");
 }
 
 #[test]
@@ -105,7 +117,7 @@ fn losses_are_counted_by_target() {
     client.await_line("holding ");
     assert_eq!(dying.die(), 200);
     let ended = client.end();
-    let record = record(&ended);
+    let record = record_of(&ended);
     assert_eq!((ended.code, record.lost), (Some(1), 200), "{ended:?}");
     assert_eq!((lost(&record), record.verified), (vec![0, 200], Some(200)), "{ended:?}");
     let detail = record.limit_detail.unwrap();

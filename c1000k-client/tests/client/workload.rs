@@ -25,7 +25,7 @@ fn each_connection_sends_once_in_a_heartbeat() {
         workload.latency_us.p50 > Some(0) && workload.latency_us.p9999 <= workload.latency_us.max
     );
     assert!(workload.histogram.is_some() && record.connect_histogram.is_some());
-    assert_eq!(record.verified_passes, [500, 500], "messages are no proofs");
+    assert_eq!(record.verified_passes, [500, 500], "messages do not verify");
     let passed: Vec<bool> = record.thresholds.iter().map(|threshold| threshold.passed).collect();
     assert_eq!(passed, [true, true]);
     let summary = ended.stderr.join("\n");
@@ -46,8 +46,8 @@ fn a_rate_is_kept_by_the_active_part_alone() {
     assert_eq!((workload.connections, workload.sent, workload.answered), (20, 1_000, 1_000));
 }
 
-/// A server that stands still for half a second of one and a half: a client that waited for it before it sends on, and
-/// measured from there, would see it in one message of each connection only.
+/// A server that pauses for half a second of one and a half. A client that waited for each answer before it sends, and
+/// measured from there, would see the pause in only one message of each connection.
 #[test]
 fn a_pause_of_the_server_is_in_the_latency_of_every_message_that_was_due_in_it() {
     let server =
@@ -219,7 +219,7 @@ fn churn_and_a_storm_go_on_where_the_server_is_full() {
     assert_eq!(record.verified, Some(600));
 }
 
-/// It takes the first thousand that come, once.
+/// The server accepts 1,500 connections in all: half of them again after the storm.
 #[test]
 fn what_does_not_come_back_after_a_storm_is_lost() {
     let server = Server::start(Manner::RefuseAfter(1_500), 1);
