@@ -9,7 +9,7 @@ use c1000k_host::command_line::{self, SHORT, fail, print_error};
 use c1000k_host::format;
 use c1000k_host::limits::{DescriptorLimit, raise_descriptor_limit};
 use c1000k_host::ports::LOCAL_PORTS_DEFAULT;
-use c1000k_host::usage::ProcessUsage;
+use c1000k_host::usage::{ProcessUsage, processors};
 use c1000k_record::endpoint::Endpoint;
 use c1000k_record::{
     CLIENT_SCHEMA, ClientRecord, Descriptors, Head, Output, TargetRecord, Verdict, per_second,
@@ -350,6 +350,10 @@ fn record(
         ramp_cpu_seconds: stats.ramp_cpu_seconds,
         in_flight_max: Some(arguments.in_flight_max as u64),
         has_rate: !arguments.stages.is_empty(),
+        connection_bytes: stats.usage.connection_bytes(),
+        process_bytes_per_connection: stats.usage.process_bytes_per_connection(),
+        hold_series: stats.hold_series(),
+        processors: processors(),
     }
 }
 

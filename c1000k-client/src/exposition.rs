@@ -85,3 +85,32 @@ impl Collector for Snapshot {
         figures.gauges("echo_seconds", help, "quantile", quantiles(self.echo))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use prometheus_client::encoding::text;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+
+    #[test]
+    fn the_dashboard_shows_metrics_that_exist() {
+        let stats = RunStats::new(Instant::now(), true).unwrap();
+        let mut registry = Registry::with_prefix(PREFIX);
+        registry.register_collector(Box::new(Snapshot::of(&stats, 1)));
+        let mut page = String::new();
+        text::encode(&mut page, &registry).unwrap();
+        let dashboard = include_str!("../../packaging/grafana.json");
+        let mut shown = 0;
+        for (at, _) in dashboard.match_indices(PREFIX) {
+            let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            let name = dashboard[at..].split(|c| !is_of_name(c)).next().unwrap_or_default();
+            let name = name.trim_end_matches("_total");
+            assert!(page.contains(&format!("# HELP {name} ")), "{name} is not in\n{page}");
+            shown += 1;
+        }
+        assert!(shown > 5, "the dashboard shows {shown} metrics of the client");
+    }
+}

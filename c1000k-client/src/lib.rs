@@ -29,6 +29,7 @@ mod summary;
 mod target;
 mod target_stats;
 mod threshold;
+mod usage;
 mod verdict;
 
 pub use command::run_command;

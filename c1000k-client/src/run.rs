@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use c1000k_host::command_line;
 use c1000k_host::format;
+use c1000k_record::ConnectionBytes;
 use c1000k_record::endpoint::Endpoint;
 use nix::errno::Errno;
 use reactor::{
@@ -35,6 +36,9 @@ use crate::target_stats::TargetStats;
 
 /// The interval of progress and of the check for stalls.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
+
+/// The reactor's memory of an idle connection without its state.
+const SLOT_BYTES: u64 = 24;
 
 /// The settings of a run.
 #[derive(Clone, Debug)]
@@ -403,6 +407,7 @@ impl<'a, P: Protocol> Client<'a, P> {
             destinations.push((destination, plan));
             protocols.push(protocol);
         }
+        stats.usage.layers = Some(layers::<P>());
         let mut phases = VecDeque::from([Hold::new(&settings)?.into()]);
         if settings.storm {
             phases.push_back(Storm::default().into());
@@ -480,6 +485,7 @@ impl<'a, P: Protocol> Client<'a, P> {
     fn tick(&mut self, cx: &mut Cx<P>) {
         self.tick = arm(cx, TICK);
         self.run.publish();
+        self.run.stats.sample_hold(Instant::now());
         let is_stalled = self.run.stall.tick() > self.run.patience();
         self.phase.tick(cx, &mut self.run, is_stalled);
     }
@@ -549,6 +555,12 @@ impl<P: Protocol> Handler for Client<'_, P> {
             self.go_on(cx);
         }
     }
+}
+
+/// The memory of a connection in this process, by the sizes of its parts.
+fn layers<P: Protocol>() -> ConnectionBytes {
+    let own = size_of::<Conn<P::State>>() - size_of::<P::State>();
+    ConnectionBytes { client: SLOT_BYTES + own as u64, ..P::connection_bytes() }
 }
 
 /// How long nothing may succeed: one time-out before the first success, two after it.

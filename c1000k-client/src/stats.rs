@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use c1000k_host::format;
+use c1000k_host::usage::MachineTime;
 use c1000k_record::series::{self, Series};
 use c1000k_record::{Churn, RampPoint, Storm, Workload};
 use nix::errno::Errno;
@@ -15,6 +16,7 @@ use crate::latency::Latencies;
 use crate::protocols::ECHO;
 use crate::run::some;
 use crate::target_stats::{TargetStats, stop_of_all};
+use crate::usage::Usage;
 
 /// Why no more connections were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +152,13 @@ pub struct RunStats {
     pub(crate) retransmitted: Option<u64>,
     /// Memory of stateless clients.
     pub(crate) state_bytes: Option<u64>,
+    /// The memory of the connections at this end.
+    pub(crate) usage: Usage,
+    /// Latencies of the connects since the last point of a series.
+    recent_latency: Latencies,
     series: Series<RampPoint>,
+    hold_series: Series<RampPoint>,
+    is_ramp_over: bool,
     /// When the next point of the series is due, since `started`.
     sample_due: Duration,
 }
@@ -189,7 +197,11 @@ impl RunStats {
             ramp_cpu_seconds: None,
             retransmitted: None,
             state_bytes: None,
+            usage: Usage::start(),
+            recent_latency: Latencies::new()?,
             series: Series::new(),
+            hold_series: Series::new(),
+            is_ramp_over: false,
             sample_due: Duration::ZERO,
         })
     }
@@ -205,6 +217,13 @@ impl RunStats {
     /// The ramp is over: notes its processor time.
     pub(crate) fn note_ramp_cpu(&mut self, before: Option<f64>) {
         self.ramp_cpu_seconds = cpu_seconds().zip(before).map(|(now, before)| now - before);
+        self.is_ramp_over = true;
+    }
+
+    /// A connect of the ramp is complete.
+    pub(crate) fn note_connect(&mut self, latency: Duration) {
+        self.connect_latency.record(latency);
+        self.recent_latency.record(latency);
     }
 
     /// One more connection is held.
@@ -291,12 +310,42 @@ impl RunStats {
     /// Adds a point to the ramp's series.
     pub(crate) fn sample(&mut self, now: Instant) {
         let elapsed = now.duration_since(self.started);
-        self.series.push(RampPoint { seconds: elapsed.as_secs_f64(), established: self.held });
+        let point = self.point(elapsed);
+        self.series.push(point);
         self.sample_due = elapsed + series::step(elapsed);
+    }
+
+    /// Adds a point to the series of the time after the ramp; nothing before that.
+    pub(crate) fn sample_hold(&mut self, now: Instant) {
+        if self.is_ramp_over {
+            let point = self.point(now.duration_since(self.started));
+            self.hold_series.push(point);
+        }
+    }
+
+    fn point(&mut self, elapsed: Duration) -> RampPoint {
+        let latency = self.recent_latency.percentiles();
+        self.recent_latency.clear();
+        let machine = MachineTime::read();
+        RampPoint {
+            seconds: elapsed.as_secs_f64(),
+            established: self.held,
+            failures: Some(self.failures.by_name().clone()),
+            lost: Some(self.lost),
+            connect_p50_us: latency.p50,
+            connect_p99_us: latency.p99,
+            cpu_seconds: cpu_seconds(),
+            machine_busy_seconds: machine.map(|machine| machine.busy_seconds),
+            machine_softirq_seconds: machine.map(|machine| machine.softirq_seconds),
+        }
     }
 
     pub(crate) fn ramp_series(&self) -> Vec<RampPoint> {
         self.series.clone().into_points()
+    }
+
+    pub(crate) fn hold_series(&self) -> Vec<RampPoint> {
+        self.hold_series.clone().into_points()
     }
 
     /// Verified connections of the last pass; `None` without verification.

@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
-use c1000k_host::format::{count, counted, duration, rate};
+use c1000k_host::format::{bytes, bytes_each, count, counted, duration, rate};
 use c1000k_record::{
-    ClientRecord, LatencyUs, TargetRecord, Threshold, Verdict, Workload, per_second,
+    ClientRecord, ConnectionBytes, LatencyUs, TargetRecord, Threshold, Verdict, Workload,
+    per_second,
 };
 
 use crate::run::some;
@@ -26,6 +27,9 @@ pub(crate) fn render(record: &ClientRecord) -> String {
     );
     if let Some(latency) = latency(&record.connect_latency_us) {
         fact("connect latency", latency);
+    }
+    if let Some(layers) = &record.connection_bytes {
+        fact("per connection", memory(layers, record.process_bytes_per_connection));
     }
     fact("held for", duration(record.hold_seconds));
     if let Some(workload) = &record.workload {
@@ -139,6 +143,18 @@ fn echo_latency(us: &LatencyUs) -> Option<String> {
     ))
 }
 
+/// The memory of a connection by layer, and the growth of the whole process.
+fn memory(layers: &ConnectionBytes, process: Option<f64>) -> String {
+    let kernel = layers.kernel.map(|kernel| format!("kernel {}", bytes_each(kernel)));
+    let tls = (layers.tls > 0).then(|| format!("TLS {}", bytes(layers.tls)));
+    let protocol = (layers.protocol > 0).then(|| format!("protocol {}", bytes(layers.protocol)));
+    let client = format!("client {}", bytes(layers.client));
+    let process = process.map(|process| format!("process in all {}", bytes_each(process)));
+    let parts: Vec<_> =
+        [kernel, tls, protocol, Some(client), process].into_iter().flatten().collect();
+    parts.join(", ")
+}
+
 fn judged(threshold: &Threshold) -> String {
     let outcome = if threshold.passed { "pass" } else { "FAIL" };
     let value = match threshold.value {
@@ -160,4 +176,20 @@ fn with_latency(text: String, us: &LatencyUs) -> String {
 fn latency(us: &LatencyUs) -> Option<String> {
     let text = |value: Option<u64>| value.map(|us| duration(us as f64 / 1e6));
     Some(format!("median {}, p99 {}, longest {}", text(us.p50)?, text(us.p99)?, text(us.max)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_of_a_connection_is_shown_by_layer() {
+        let tls = ConnectionBytes { kernel: Some(4_035.2), tls: 1_312, protocol: 24, client: 40 };
+        assert_eq!(
+            memory(&tls, Some(3_991.0)),
+            "kernel 4,035 B, TLS 1,312 B, protocol 24 B, client 40 B, process in all 3,991 B"
+        );
+        let plain = ConnectionBytes { client: 40, ..ConnectionBytes::default() };
+        assert_eq!(memory(&plain, None), "client 40 B");
+    }
 }

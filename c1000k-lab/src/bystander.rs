@@ -1,31 +1,29 @@
-//! A connection that has nothing to do with the fault and echoes all along.
+//! The bystander: a connection that takes no part in the fault, and sends one message after the other.
 //!
-//! It measures how long its echoes take. What of a delay is the machine's and not the server's is measured beside it:
-//! how long the server and this thread waited for a processor while they could have run, and how much too long this
-//! thread slept.
+//! It measures the latency of its echoes, and how much of it the machine caused: how long the server and this thread were
+//! runnable and had no processor, and how much too late this thread was woken.
 
-use std::fs::File;
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, gettid};
+use procfs::process::{Process, Schedstat};
 use serde::{Deserialize, Serialize};
 
+use crate::load::name_of;
 use crate::namespace::Namespace;
-use crate::peers::name_of;
 use crate::sockets::{connect, echo};
 
 const PAUSE: Duration = Duration::from_millis(2);
 const MESSAGE: &[u8] = b"bystanderbystanderbystanderbystanderbystanderbystanderbystander";
 
-/// What a bystander has seen.
+/// What a bystander measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Seen {
+pub(crate) struct Latencies {
     pub(crate) echoes: usize,
     pub(crate) p50_ms: Option<f64>,
     pub(crate) p99_ms: Option<f64>,
@@ -35,21 +33,21 @@ pub(crate) struct Seen {
     pub(crate) lost: Option<String>,
 }
 
-/// A bystander at work, on a thread of its own.
+/// A running bystander, on its own thread.
 #[derive(Debug)]
 pub(crate) struct Bystander {
-    thread: JoinHandle<Seen>,
-    orders: Arc<Orders>,
+    thread: JoinHandle<Latencies>,
+    control: Arc<Control>,
 }
 
 #[derive(Debug, Default)]
-struct Orders {
-    is_silent: AtomicBool,
+struct Control {
+    is_paused: AtomicBool,
     is_over: AtomicBool,
 }
 
 impl Bystander {
-    /// Connects, and begins once the first echo has come back.
+    /// Connects, and starts after its first echo.
     pub(crate) fn start(
         to: SocketAddr,
         server: Pid,
@@ -61,41 +59,48 @@ impl Bystander {
             Ok(stream)
         };
         let stream = match namespace {
-            Some(namespace) => namespace.there.run(first)?,
+            Some(namespace) => namespace.network.run(first)?,
             None => first()?,
         };
-        let orders = Arc::<Orders>::default();
-        let given = Arc::clone(&orders);
-        Ok(Self { thread: thread::spawn(move || watch(&stream, server, &given)), orders })
+        let control = Arc::<Control>::default();
+        let shared = Arc::clone(&control);
+        Ok(Self { thread: thread::spawn(move || measure(&stream, server, &shared)), control })
     }
 
-    /// Its echoes wake the server too.
+    /// While wake-ups of the server are counted, which its messages cause too.
     pub(crate) fn pause(&self) {
-        self.orders.is_silent.store(true, Ordering::Relaxed);
+        self.control.is_paused.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn resume(&self) {
-        self.orders.is_silent.store(false, Ordering::Relaxed);
+        self.control.is_paused.store(false, Ordering::Relaxed);
     }
 
-    /// Waits for its last echo, half a minute at most.
-    pub(crate) fn end(self) -> Result<Seen> {
-        self.orders.is_over.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow!("the bystander failed"))
+    /// Waits for its last echo, for at most 30 s.
+    pub(crate) fn end(self) -> Result<Latencies> {
+        self.control.is_over.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("the bystander panicked"))
     }
 }
 
-fn watch(stream: &TcpStream, server: Pid, orders: &Orders) -> Seen {
-    let schedules = ["/proc/thread-self/schedstat".to_owned(), format!("/proc/{server}/schedstat")];
-    let schedules: Vec<File> = schedules.iter().filter_map(|path| File::open(path).ok()).collect();
+fn measure(stream: &TcpStream, server: Pid, control: &Control) -> Latencies {
+    let own = Process::myself().and_then(|own| own.task_from_tid(gettid().as_raw())).ok();
+    let server = Process::new(server.as_raw()).ok();
+    // The sum so far; zero if the kernel does not count it.
+    let waits_for_a_processor = || {
+        let own = own.as_ref().and_then(|task| task.schedstat().ok());
+        let server = server.as_ref().and_then(|process| process.schedstat().ok());
+        let delays = [own, server].into_iter().flatten();
+        Duration::from_nanos(delays.map(|Schedstat { run_delay, .. }| run_delay).sum())
+    };
     let mut echoes = Vec::new();
     let (mut oversleep, mut unexplained, mut lost) = (Duration::ZERO, Duration::ZERO, None);
-    while !orders.is_over.load(Ordering::Relaxed) {
-        if orders.is_silent.load(Ordering::Relaxed) {
+    while !control.is_over.load(Ordering::Relaxed) {
+        if control.is_paused.load(Ordering::Relaxed) {
             thread::sleep(Duration::from_millis(50));
             continue;
         }
-        let waited = waits_for_a_processor(&schedules);
+        let waited = waits_for_a_processor();
         let started = Instant::now();
         if let Err(error) = echo(stream, MESSAGE) {
             lost = Some(name_of(&error));
@@ -103,7 +108,7 @@ fn watch(stream: &TcpStream, server: Pid, orders: &Orders) -> Seen {
         }
         let took = started.elapsed();
         echoes.push(took);
-        let waited = waits_for_a_processor(&schedules).saturating_sub(waited);
+        let waited = waits_for_a_processor().saturating_sub(waited);
         unexplained = unexplained.max(took.saturating_sub(waited));
         let started = Instant::now();
         thread::sleep(PAUSE);
@@ -114,7 +119,7 @@ fn watch(stream: &TcpStream, server: Pid, orders: &Orders) -> Seen {
         let last = echoes.len().checked_sub(1)?;
         Some(milliseconds(echoes[percent * last / 100]))
     };
-    Seen {
+    Latencies {
         echoes: echoes.len(),
         p50_ms: at(50),
         p99_ms: at(99),
@@ -125,18 +130,7 @@ fn watch(stream: &TcpStream, server: Pid, orders: &Orders) -> Seen {
     }
 }
 
-/// So far; nothing where the kernel does not count them.
-fn waits_for_a_processor(schedules: &[File]) -> Duration {
-    let waits = schedules.iter().map(|schedule| {
-        let mut buffer = [0; 128];
-        let count = schedule.read_at(&mut buffer, 0).unwrap_or(0);
-        let text = String::from_utf8_lossy(&buffer[..count]);
-        text.split_whitespace().nth(1).and_then(|waited| waited.parse().ok()).unwrap_or(0)
-    });
-    Duration::from_nanos(waits.sum())
-}
-
-/// To a hundredth.
+/// Rounded to hundredths.
 fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
 }

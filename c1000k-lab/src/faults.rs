@@ -1,6 +1,6 @@
-//! Does to a real server what networks, peers and machines do to it, and checks that it holds.
+//! Injects faults of networks, peers and machines into a real server, and checks the result.
 //!
-//! A row is a function that plays one fault and notes what it sees; [`rows`] has the table of them.
+//! A row is a function that injects one fault and records what it measures; [`rows`] has the table of them.
 
 mod report;
 mod rows;
@@ -12,33 +12,31 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use c1000k_host::check::FileTableChoice;
-use c1000k_host::command_line::{self, REACHED, SHORT, USAGE};
-use c1000k_host::limits::raise_descriptor_limit;
+use c1000k_host::command_line::{self, REACHED, SHORT};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 
-use crate::patience;
-use crate::programs::Programs;
 use crate::server::Lab;
 
-pub(crate) use report::Check;
+pub(crate) use report::{Check, Skipped};
 
-/// Does to a real server what networks, peers and machines do to it, and checks that it holds
+/// Injects faults of networks, peers and machines into a real server, and checks the result
 ///
-/// Each row of docs/reliability.md that this machine can show is played against the programs on loopback or in network
-/// namespaces of its own; a bystander connection echoes all along. For each row a record goes to DIR. Exits 1 if a row
-/// does not hold, and 2 for wrong usage.
+/// Each row of docs/reliability.md that this machine allows runs against the programs on loopback or in separate network
+/// namespaces, while a bystander connection continuously sends and reads echoes. Each row writes a record to DIR. Exits
+/// with 1 if a row fails, and with 2 for wrong usage.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// All that do not take minutes if left out
-    #[arg(value_name = "ROW")]
+    /// By default all rows that do not take minutes
+    #[arg(value_name = "ROW", hide_possible_values = true, value_parser = PossibleValuesParser::new(rows::ROWS.iter().map(|row| row.name)))]
     rows: Vec<String>,
-    /// Where the records go
+    /// The folder for the records
     #[arg(long, value_name = "DIR", default_value = "out/faults")]
     out: PathBuf,
-    /// Where the server's sockets live, but in rows that are about one of them
+    /// The table that holds the server's sockets, in rows that do not set it
     #[arg(long, value_name = "TABLE", value_enum, default_value = "auto")]
     file_table: FileTableChoice,
-    /// Print the names of the rows
+    /// Print the names of the rows and exit
     #[arg(long)]
     list: bool,
 }
@@ -48,29 +46,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         let lines = rows::ROWS.iter().map(|row| format!("{:20} {}\n", row.name, row.fault));
         return Ok(command_line::deliver(REACHED, &lines.collect::<String>()));
     }
-    let mut chosen = Vec::new();
-    for name in &arguments.rows {
-        match rows::ROWS.iter().find(|row| row.name == name) {
-            Some(row) => chosen.push(row),
-            None => {
-                return Ok(command_line::fail(
-                    USAGE,
-                    &format!("no row is called '{name}'; --list prints them"),
-                ));
-            }
-        }
-    }
-    if chosen.is_empty() {
-        chosen.extend(rows::ROWS.iter().filter(|row| !row.is_long));
-    }
-    patience::take_interrupts()?;
-    raise_descriptor_limit()?;
+    let is_chosen = |row: &&rows::Row| match arguments.rows.is_empty() {
+        true => !row.is_long,
+        false => arguments.rows.iter().any(|name| name == row.name),
+    };
+    let chosen: Vec<_> = rows::ROWS.iter().filter(is_chosen).collect();
     fs::create_dir_all(&arguments.out)?;
-    let lab = Lab { programs: Programs::find()?, file_table: arguments.file_table.as_str() };
-    let states = run::play_all(&lab, &chosen, &arguments.out)?;
-    Ok(if states.contains(&report::State::Fails) {
-        ExitCode::from(SHORT)
-    } else {
-        ExitCode::SUCCESS
-    })
+    let states = run::run_all(&Lab::new(arguments.file_table)?, &chosen, &arguments.out)?;
+    let has_failed = states.contains(&report::State::Fails);
+    Ok(ExitCode::from(if has_failed { SHORT } else { REACHED }))
 }

@@ -1,14 +1,14 @@
-//! Virtual machines with a kernel of their own: the host gives orders, and process 1 of each guest follows them.
+//! Virtual machines with a kernel of their own: the host sends requests, and process 1 of each guest handles them.
 
 pub(crate) mod guests;
 pub(crate) mod init;
 pub(crate) mod initramfs;
 pub(crate) mod million;
-pub(crate) mod order;
 pub(crate) mod packages;
 pub(crate) mod qemu;
+pub(crate) mod request;
 
-/// The card of one end of a cable: two qemu processes number theirs alike.
+/// The MAC address of one end of a cable; each qemu process would number its cards from the same start.
 pub(crate) fn card(cable: u8, end: u8) -> String {
     format!("52:54:00:c1:{cable:02x}:{end:02x}")
 }

@@ -1,22 +1,18 @@
-//! Runs the programs on real sockets: a million connections, faults, soaks, and counts of system calls; and tries the
-//! tune scripts.
+//! Runs the programs on real sockets: a million connections, faults, soak tests, and counts of system calls; and tests
+//! the tune scripts.
 
 mod bystander;
 mod cgroup;
-mod crowd;
 mod faults;
 mod guest;
+mod load;
 mod million;
 mod namespace;
-mod patience;
-mod peers;
 mod process;
 mod programs;
 mod record;
-mod say;
 mod scenarios;
 mod server;
-mod skipped;
 mod snapshot;
 mod soak;
 mod sockets;
@@ -24,15 +20,18 @@ mod syn;
 mod syscalls;
 mod trace;
 mod tune_test;
+mod wait;
 
+use std::fmt::Display;
 use std::hint::black_box;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use c1000k_host::command_line::{self, SHORT, USAGE};
 use clap::{Parser, Subcommand};
 
-/// Runs the programs on real sockets, and checks what comes of it
+/// Runs the programs on real sockets, and checks the outcome
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Arguments {
@@ -53,8 +52,8 @@ enum Command {
     #[command(hide = true)]
     Guest(guest::init::Arguments),
     #[command(hide = true)]
-    Inside(process::Inside),
-    /// Writes so much memory, and ends
+    Isolated(process::Isolated),
+    /// Writes this many bytes of memory, and ends
     #[command(hide = true)]
     Touch {
         bytes: usize,
@@ -76,20 +75,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// What is wrong, in clap's words, without its tips and the usage.
+/// The error without clap's tips and usage.
 fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let what = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
-    let words: Vec<&str> = what.split_whitespace().collect();
-    format!("{}; see --help", words.join(" "))
+    format!("{}; see --help", what.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 fn run(command: &Command) -> Result<ExitCode> {
     match command {
-        Command::Inside(arguments) => {
-            process::run_inside(arguments)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Isolated(arguments) => process::run_isolated(arguments),
         Command::Churn(arguments) => soak::churn::run(arguments),
         Command::Faults(arguments) => faults::run(arguments),
         Command::Million(arguments) => million::run(arguments),
@@ -103,4 +98,9 @@ fn run(command: &Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Prints a line on standard output, and ignores a closed pipe: a run does not end because its reader has.
+fn print_line(line: impl Display) {
+    let _ = writeln!(io::stdout(), "{line}");
 }

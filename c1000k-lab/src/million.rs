@@ -1,18 +1,17 @@
-//! From one command to the proof: runs server and clients against each other, natively where this machine allows it and
-//! else in guests, and keeps the records.
+//! Runs server and clients against each other, natively if this machine allows it, otherwise in guests, and collects
+//! the records.
 
 mod capacity;
 mod hosts;
 mod native;
 pub(crate) mod plan;
-mod teardown;
+pub(crate) mod teardown;
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use c1000k_host::check::{Requirements, predict};
@@ -21,51 +20,51 @@ use c1000k_host::format;
 use c1000k_report::Report;
 use c1000k_report::run::{Run, Topology};
 use clap::Args;
-use procfs::Current;
 
 use crate::guest::million as guest;
-use crate::namespace::Maker;
-use crate::patience;
-use crate::process::{Place, Process, inside};
-use crate::programs::{Programs, revision, root};
-use crate::say::say;
+use crate::namespace::Privilege;
+use crate::print_line;
+use crate::process::{Isolation, Process, isolated};
+use crate::programs::{Programs, date, date_for_name, revision, root};
+use crate::snapshot::describe_machine;
+use crate::wait;
 use plan::Plan;
 
-/// As slow as a machine may be that has never touched its memory before, for each GB.
-const TOUCHED_WITHIN_PER_GB: u64 = 60;
+/// For the first touch of a virtual machine's memory.
+const TOUCH_SECONDS_PER_GB: u64 = 60;
 
-/// Holds N TCP connections with one single-threaded reactor, and proves it
+/// Holds N TCP connections with one single-threaded reactor, and verifies them
 ///
-/// Server and clients run against each other, and records, logs and snapshots of the kernel go to a folder with a page
-/// about the run. Exits as the client does: 0 target reached and verified, 1 short of it, 2 wrong usage.
+/// Server and clients run against each other. Records, logs, snapshots of the kernel's figures and a summary go to a
+/// folder. Exits as the client does: 0 if the target was reached and verified, 1 if not, 2 for wrong usage.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Connections, as in 15000, 10k or 1M
     #[arg(value_name = "N", default_value = "1M", value_parser = plan::parse_connections)]
     connections: u64,
-    /// On this machine itself
+    /// Run on this machine
     #[arg(long, conflicts_with = "vm")]
     native: bool,
-    /// In a virtual machine that this boots; neither: natively where N fits, else so
+    /// Run in virtual machines, which this boots; by default only if N does not fit natively
     #[arg(long)]
     vm: bool,
-    /// Which ends are on which host
+    /// Both ends on one host, or a server and two clients on three
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Topology::OneHost)]
     topology: Topology,
-    /// The clients have no sockets: one program is all of them, by a tun device
+    /// Clients without sockets: one program simulates all of them over a tun device
     #[arg(long, conflicts_with_all = ["vm", "topology", "memory"])]
     stateless: bool,
-    /// Of the virtual machine, or of all three together; as in 14G, 900M
+    /// Memory of the virtual machines together, as in 14G or 900M
     #[arg(long, value_name = "SIZE", value_parser = plan::parse_mebibytes)]
     memory: Option<u64>,
-    /// Of these for the server (three-hosts): half if left out
+    /// The server's part of it (three-hosts), by default half
     #[arg(long, value_name = "SIZE", requires = "memory", value_parser = plan::parse_mebibytes)]
     server_memory: Option<u64>,
-    /// Touch as much memory first as the run will need: on a virtual machine, memory that is touched for the first time
-    /// may be slow, and then the ramp is, by no fault of the software
+    /// Before the run, write as much memory as it will need: in a virtual machine the first touch may be slow, and would
+    /// slow down the ramp
     #[arg(long)]
     warm: bool,
-    /// A new folder; out/million-N-DATE if left out
+    /// A new folder, by default out/million-N-DATE
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -73,7 +72,8 @@ pub(crate) struct Arguments {
 /// Where the connections are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Where {
-    Native(Option<Maker>),
+    /// With the privilege to create network namespaces, if the run needs some.
+    Native(Option<Privilege>),
     Guests,
 }
 
@@ -108,19 +108,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     make_folder(&plan.out)?;
     let programs = match place {
-        Where::Native(_) => Programs::named_by("MILLION_BINARIES")?,
+        Where::Native(_) => Programs::find("MILLION_BINARIES")?,
         Where::Guests => Programs::for_guests()?,
     };
     fs::write(plan.out.join("machine.txt"), machine(&plan, arguments.warm, place)?)?;
-    if let Where::Native(Some(maker)) = place {
-        maker.prepare()?;
+    if let Where::Native(Some(privilege)) = place {
+        privilege.enter()?;
     }
-    patience::take_interrupts()?;
+    wait::handle_interrupts()?;
     if arguments.warm {
         touch_first(&plan)?;
     }
     let count = format::count(connections);
-    say(format!(
+    print_line(format!(
         "{count} connections, {}, {}: {}",
         topology.name(),
         place.name(),
@@ -131,76 +131,50 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Where::Guests => guest::run(&plan, programs)?,
     };
     match summarize(&plan.out) {
-        Ok(text) => say(text),
-        Err(why) => say(format!("there is no summary: {why}")),
+        Ok(text) => print_line(text),
+        Err(why) => print_line(format!("there is no summary: {why}")),
     }
     match code {
-        0 => say(format!("reached: {count} connections held and verified")),
-        _ => say(format!("short of {count}: see the last lines of the client above")),
+        0 => print_line(format!("reached: {count} connections held and verified")),
+        _ => print_line(format!("short of {count}: see the last lines of the client above")),
     }
-    say(format!("records, logs and snapshots: {}", plan.out.display()));
+    print_line(format!("records, logs and snapshots: {}", plan.out.display()));
     Ok(ExitCode::from(code))
 }
 
-/// Short of descriptors, files or watches a run that was asked for is tried as far as it goes; short of memory it would
-/// be the machine that pays, and with the ports taken there is nothing to try.
+/// If `--native` was given, a limit of descriptors, files or watches only lowers the number of connections; too little
+/// memory and ports in use prevent the run.
 fn decide(arguments: &Arguments, plan: &Plan) -> Result<Where> {
     if arguments.vm {
         return Ok(Where::Guests);
     }
     let obstacles = capacity::obstacles(plan)?;
-    let has_hosts = plan.topology == Topology::OneHost && !plan.stateless;
-    let maker = if has_hosts { None } else { Maker::find() };
-    let no_hosts = (!has_hosts && maker.is_none()).then_some(
-        "hosts that are network namespaces want ip and unshare (Debian: apt-get install iproute2 util-linux), and \
-         root or user namespaces",
+    let needs_namespaces = plan.topology == Topology::ThreeHosts || plan.stateless;
+    let privilege = if needs_namespaces { Privilege::find() } else { None };
+    let no_namespaces = (needs_namespaces && privilege.is_none()).then_some(
+        "network namespaces need ip and unshare (Debian: apt-get install iproute2 util-linux), and root or user \
+         namespaces",
     );
     if !arguments.native && !plan.stateless {
-        let why = obstacles.first().map(|obstacle| obstacle.line.as_str()).or(no_hosts);
-        return Ok(match why {
-            None => Where::Native(maker),
-            Some(why) => {
-                say(format!("a virtual machine, for natively {why}"));
-                Where::Guests
-            }
-        });
+        let reason = obstacles.first().map(|obstacle| obstacle.line.as_str()).or(no_namespaces);
+        let Some(reason) = reason else { return Ok(Where::Native(privilege)) };
+        print_line(format!("in a virtual machine, because natively {reason}"));
+        return Ok(Where::Guests);
     }
-    let in_guests = words(arguments, plan).join(" ");
+    let alternative = if plan.stateless { "" } else { "; or run with --vm instead of --native" };
     for obstacle in &obstacles {
-        match plan.stateless {
-            true => say(format!("capped: {}", obstacle.line)),
-            false => say(format!(
-                "capped: {}; or without changing this machine: scripts/million {in_guests}",
-                obstacle.line
-            )),
-        }
+        print_line(format!("capped: {}{alternative}", obstacle.line));
     }
-    if let Some(why) = obstacles.iter().find_map(|obstacle| obstacle.stops) {
-        bail!("not started: {why}");
+    if let Some(reason) = obstacles.iter().find_map(|obstacle| obstacle.prevents) {
+        bail!("not started: {reason}");
     }
-    if let Some(why) = no_hosts {
-        bail!("{why}{}", if plan.stateless { "" } else { "; or run with --vm" });
+    if let Some(reason) = no_namespaces {
+        bail!("{reason}{alternative}");
     }
     if !obstacles.is_empty() {
-        say("trying as far as it goes");
+        print_line("opening as many as fit");
     }
-    Ok(Where::Native(maker))
-}
-
-/// The words that have the run in guests.
-fn words(arguments: &Arguments, plan: &Plan) -> Vec<String> {
-    let mut words = vec![plan.connections.to_string(), "--vm".to_owned()];
-    if plan.topology == Topology::ThreeHosts {
-        words.extend(["--topology", plan.topology.name()].map(str::to_owned));
-    }
-    let sizes = [("--memory", plan.memory_mb), ("--server-memory", plan.server_memory_mb)];
-    for (name, mebibytes) in sizes {
-        words.extend(mebibytes.iter().flat_map(|size| [name.to_owned(), format!("{size}M")]));
-    }
-    if arguments.warm {
-        words.push("--warm".to_owned());
-    }
-    words
+    Ok(Where::Native(privilege))
 }
 
 fn out_default(connections: u64) -> PathBuf {
@@ -209,14 +183,7 @@ fn out_default(connections: u64) -> PathBuf {
         thousands if thousands.is_multiple_of(1_000) => format!("{}k", thousands / 1_000),
         single => single.to_string(),
     };
-    root().join(format!(
-        "out/million-{name}-{}",
-        date().replace(['-', ':', 'Z'], "").replace('T', "-")
-    ))
-}
-
-fn date() -> String {
-    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+    root().join(format!("out/million-{name}-{}", date_for_name()))
 }
 
 fn make_folder(out: &Path) -> Result<()> {
@@ -228,52 +195,47 @@ fn make_folder(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The run and the machine, a line for each thing.
+/// The text of `machine.txt`: the run and the machine.
 fn machine(plan: &Plan, is_warm: bool, place: Where) -> Result<String> {
     let folder = env::var("MILLION_BINARIES").map(|folder| format!("MILLION_BINARIES={folder} "));
-    let words: Vec<String> =
-        env::args_os().skip(2).map(|word| word.display().to_string()).collect();
-    let kernel = |name: &str| fs::read_to_string(format!("/proc/sys/kernel/{name}"));
-    let mut lines = vec![
-        format!("command: {}scripts/million {}", folder.unwrap_or_default(), words.join(" ")),
+    let arguments: Vec<String> =
+        env::args_os().skip(2).map(|argument| argument.display().to_string()).collect();
+    let lines = [
+        format!("command: {}scripts/million {}", folder.unwrap_or_default(), arguments.join(" ")),
         format!("where: {}", place.name()),
         format!("topology: {}", plan.topology.name()),
         format!("clients: {}", if plan.stateless { "stateless" } else { "with sockets" }),
         format!("date: {}", date()),
         format!("git: {}", revision()),
         format!("target: {}", plan.connections),
-        format!("memory touched before the run: {}", if is_warm { "yes" } else { "no" }),
+        format!("memory touched before the run: {}\n", if is_warm { "yes" } else { "no" }),
     ];
-    // A guest's is not known yet.
-    if place != Where::Guests {
-        lines.extend([
-            "accel: none".to_owned(),
-            format!("kernel: {} {}", kernel("ostype")?.trim(), kernel("osrelease")?.trim()),
-            format!("cpus: {}", thread::available_parallelism()?),
-            format!("memory_kb: {}", procfs::Meminfo::current()?.mem_total >> 10),
-        ]);
-    }
-    Ok(lines.join("\n") + "\n")
+    // A guest's description is added when it has booted.
+    let machine = match place {
+        Where::Native(_) => format!("accel: none\n{}", describe_machine()?),
+        Where::Guests => String::new(),
+    };
+    Ok(lines.join("\n") + &machine)
 }
 
-/// A process writes as much memory as the run will need, and ends.
+/// Starts a process that writes as much memory as the run will need, and ends.
 fn touch_first(plan: &Plan) -> Result<()> {
     let bytes = plan.memory_mb.map_or_else(
         || predict(&Requirements::new(plan.role(), plan.connections)).total_bytes(),
         |size| size << 20,
     );
-    say(format!("touching {} of memory first", format::bytes(bytes)));
-    let place = Place { is_expendable: true, ..Place::default() };
-    let mut command = inside(&place, env::current_exe()?)?;
+    print_line(format!("touching {} of memory first", format::bytes(bytes)));
+    let place = Isolation { is_killed_first: true, ..Isolation::default() };
+    let mut command = isolated(&place, env::current_exe()?)?;
     let mut process = Process::spawn("memory", command.arg("touch").arg(bytes.to_string()))?;
-    let within = Duration::from_secs(TOUCHED_WITHIN_PER_GB * (1 + bytes / 1_000_000_000));
-    if !process.wait(within)?.success() {
+    let timeout = Duration::from_secs(TOUCH_SECONDS_PER_GB * (1 + bytes / 1_000_000_000));
+    if process.wait(timeout)? != 0 {
         bail!("the memory could not be touched");
     }
     Ok(())
 }
 
-/// Writes the page about the run, and returns its verdict. The exit code stays the client's, whatever it finds.
+/// Writes the summary of the run, and returns its verdict, which does not affect the exit code.
 fn summarize(out: &Path) -> Result<String, Box<dyn std::error::Error>> {
     let report = Report::new(Run::read(out)?)?;
     report.write(out)?;

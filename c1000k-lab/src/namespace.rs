@@ -1,6 +1,5 @@
-//! Network namespaces, which have no names and end with what is in them.
+//! Network namespaces without names: each exists while it is open or a process runs in it.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
@@ -9,44 +8,44 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
+use c1000k_host::usage::NetCounters;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{getgid, getpid, getuid};
 
+use crate::faults::Skipped;
 use crate::process::tool;
-use crate::skipped::Skipped;
 
 static NUMBERS: AtomicU32 = AtomicU32::new(0);
 
-/// How many of them can have addresses of their own, in all processes together.
+/// Namespaces with separate addresses, of all processes together.
 const NUMBERS_MAX: u32 = 4_000;
 
 /// The name of the link's end in the namespace.
 const INSIDE: &str = "inside";
 
-/// A card that is not there.
+/// A MAC address that no card has.
 const NO_CARD: &str = "02:c1:00:00:00:01";
 
-/// Where network namespaces can be made.
+/// How this process may create network namespaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Maker {
-    /// Here, by this process as it is.
-    Here,
-    /// In a user namespace of an ordinary user's own.
-    OwnUser,
+pub(crate) enum Privilege {
+    Direct,
+    /// In its own user namespace, in which an ordinary user is root.
+    UserNamespace,
 }
 
-impl Maker {
-    /// `None` where none can be made, or not be set up.
+impl Privilege {
+    /// `None` if it can't create them, or can't set up links in them.
     pub(crate) fn find() -> Option<Self> {
         let user = ["--user", "--map-root-user", "--net", "true"];
         tool("ip", &["-V"]).ok()?;
-        let here = tool("unshare", &["--net", "true"]).map(|()| Self::Here);
-        here.or_else(|_| tool("unshare", &user).map(|()| Self::OwnUser)).ok()
+        let direct = tool("unshare", &["--net", "true"]).map(|()| Self::Direct);
+        direct.or_else(|_| tool("unshare", &user).map(|()| Self::UserNamespace)).ok()
     }
 
-    /// From here on this process can make them. Belongs before any other thread.
-    pub(crate) fn prepare(self) -> Result<()> {
-        if self == Self::OwnUser {
+    /// Enters the user namespace if necessary. Call it before any thread is started.
+    pub(crate) fn enter(self) -> Result<()> {
+        if self == Self::UserNamespace {
             let (user, group) = (getuid(), getgid());
             unshare(CloneFlags::CLONE_NEWUSER)?;
             fs::write("/proc/self/setgroups", "deny")?;
@@ -62,38 +61,38 @@ impl Maker {
 pub(crate) struct Network(File);
 
 impl Network {
-    /// Inherits settings from the network namespace of the calling thread.
+    /// Inherits settings of the calling thread's network namespace.
     pub(crate) fn new() -> Result<Self> {
-        let made = thread::spawn(|| {
+        let thread = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
             Ok(Self(File::open("/proc/thread-self/ns/net")?))
         });
-        made.join().map_err(|_| anyhow!("the thread that makes it failed"))?
+        thread.join().map_err(|_| anyhow!("the thread that creates a namespace panicked"))?
     }
 
-    /// Its file, for other processes: as long as this one lives.
+    /// Its file, for other processes, which exists while this one is open.
     pub(crate) fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/fd/{}", getpid(), self.0.as_raw_fd()))
     }
 
-    /// Takes the calling thread there, permanently.
+    /// Moves the calling thread into it, permanently.
     fn enter(&self) -> Result<()> {
         Ok(setns(&self.0, CloneFlags::CLONE_NEWNET)?)
     }
 
-    /// Does something there, on a thread of its own.
-    pub(crate) fn run<T: Send>(&self, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    /// Runs a function in it, on a separate thread.
+    pub(crate) fn run<T: Send>(&self, function: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {
-            let there = scope.spawn(|| self.enter().and_then(|()| what()));
-            there.join().map_err(|_| anyhow!("what ran in the namespace failed"))?
+            let thread = scope.spawn(|| self.enter().and_then(|()| function()));
+            thread.join().map_err(|_| anyhow!("the thread in the namespace panicked"))?
         })
     }
 
-    pub(crate) fn ip(&self, arguments: &[&str]) -> Result<()> {
-        self.run(|| tool("ip", arguments))
+    pub(crate) fn ip(&self, arguments: &str) -> Result<()> {
+        self.run(|| ip(arguments))
     }
 
-    /// Sets what is the namespace's own, as in `net/ipv4/tcp_rmem`.
+    /// Writes a setting of the namespace, as in `net/ipv4/tcp_rmem`.
     pub(crate) fn set(&self, setting: &str, value: &str) -> Result<()> {
         self.run(|| {
             fs::write(format!("/proc/sys/{setting}"), value).with_context(|| setting.to_owned())
@@ -101,10 +100,10 @@ impl Network {
     }
 }
 
-/// A network namespace that is joined to this one by a link: `outer` here, `inner` there.
+/// A network namespace and its link to this one: `outer` is the address here, `inner` the address in the namespace.
 #[derive(Debug)]
 pub(crate) struct Namespace {
-    pub(crate) there: Network,
+    pub(crate) network: Network,
     device: String,
     pub(crate) outer: Ipv4Addr,
     pub(crate) inner: Ipv4Addr,
@@ -112,100 +111,69 @@ pub(crate) struct Namespace {
 
 impl Namespace {
     /// # Errors
-    /// [`Skipped`] where none can be made.
+    /// [`Skipped`] if none can be created.
     pub(crate) fn new() -> Result<Self> {
-        Self::make().map_err(|why| Skipped(format!("no network namespace here: {why:#}")).into())
+        Self::create().map_err(|why| {
+            Skipped(format!("no network namespace can be created here: {why:#}")).into()
+        })
     }
 
-    fn make() -> Result<Self> {
-        let there = Network::new()?;
+    fn create() -> Result<Self> {
+        let network = Network::new()?;
         let number = (getpid().as_raw().cast_unsigned().wrapping_mul(16)
             + NUMBERS.fetch_add(1, Ordering::Relaxed))
             % NUMBERS_MAX;
-        // 198.18/15 is for benchmarks.
+        // 198.18.0.0/15 is reserved for benchmarks.
         let first = u32::from(Ipv4Addr::new(198, 18, 0, 0)) + 4 * number;
         let space = Self {
-            there,
+            network,
             device: format!("c1kf{number}"),
             outer: Ipv4Addr::from(first + 1),
             inner: Ipv4Addr::from(first + 2),
         };
-        let here = getpid().to_string();
-        space.there.ip(&[
-            "link",
-            "add",
-            INSIDE,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            &space.device,
-            "netns",
-            &here,
-        ])?;
-        space.there.ip(&["addr", "add", &format!("{}/30", space.inner), "dev", INSIDE])?;
-        tool("ip", &["addr", "add", &format!("{}/30", space.outer), "dev", &space.device])?;
-        tool("ip", &["link", "set", &space.device, "up"])?;
-        space.there.ip(&["link", "set", "lo", "up"])?;
+        let (device, here) = (&space.device, getpid());
+        space
+            .network
+            .ip(&format!("link add {INSIDE} type veth peer name {device} netns {here}"))?;
+        space.network.ip(&format!("addr add {}/30 dev {INSIDE}", space.inner))?;
+        ip(&format!("addr add {}/30 dev {device}", space.outer))?;
+        ip(&format!("link set {device} up"))?;
+        space.network.ip("link set lo up")?;
         space.link_up()?;
         Ok(space)
     }
 
-    /// Takes the link down: the far end, so that this one keeps its route, and nothing leaves by another way meanwhile.
+    /// Takes down the far end of the link, so that this end keeps its route and no packet takes another one.
     pub(crate) fn link_down(&self) -> Result<()> {
-        self.there.ip(&["link", "set", INSIDE, "down"])
+        self.network.ip(&format!("link set {INSIDE} down"))
     }
 
     pub(crate) fn link_up(&self) -> Result<()> {
-        self.there.ip(&["link", "set", INSIDE, "up"])?;
-        // Forged addresses get their answers sent, to nowhere.
-        self.there.ip(&["route", "replace", "default", "via", &self.outer.to_string()])
+        self.network.ip(&format!("link set {INSIDE} up"))?;
+        // Replies to forged addresses need a route.
+        self.network.ip(&format!("route replace default via {}", self.outer))
     }
 
-    /// This end answers no more, and no error is reported to the other: frames go to a card that is not there.
+    /// Makes this end unreachable: the other end sees no error, and its frames go to a card that does not exist.
     pub(crate) fn vanish(&self) -> Result<()> {
-        let card = fs::read_to_string(format!("/sys/class/net/{}/address", self.device))?;
-        let outer = self.outer.to_string();
-        self.there.ip(&[
-            "neigh",
-            "replace",
-            &outer,
-            "lladdr",
-            card.trim(),
-            "dev",
-            INSIDE,
-            "nud",
-            "permanent",
-        ])?;
-        tool("ip", &["link", "set", &self.device, "address", NO_CARD])
+        let Self { device, outer, .. } = self;
+        let card = fs::read_to_string(format!("/sys/class/net/{device}/address"))?;
+        let card = card.trim();
+        self.network
+            .ip(&format!("neigh replace {outer} lladdr {card} dev {INSIDE} nud permanent"))?;
+        ip(&format!("link set {device} address {NO_CARD}"))
     }
 
-    /// The value of one of its own TCP counters.
+    /// One of the TCP counters of the namespace.
     pub(crate) fn counter(&self, name: &str) -> Result<u64> {
-        let text = self.there.run(|| Ok(fs::read_to_string("/proc/thread-self/net/netstat")?))?;
-        counters(&text)
-            .get(name)
-            .copied()
-            .with_context(|| format!("the kernel has no counter {name}"))
+        let counters = self.network.run(|| {
+            let netstat = fs::read_to_string("/proc/thread-self/net/netstat")?;
+            Ok(NetCounters::parse(&netstat, ""))
+        })?;
+        counters.value(name).with_context(|| format!("the kernel has no counter {name}"))
     }
 }
 
-/// A line of names and one of values.
-fn counters(netstat: &str) -> BTreeMap<&str, u64> {
-    let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
-    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-    let values = values.split_whitespace().map_while(|value| value.parse().ok());
-    names.split_whitespace().zip(values).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counters_are_read_by_name() {
-        let text = "IpExt: InNoRoutes\nIpExt: 9\nTcpExt: SyncookiesSent ListenDrops\nTcpExt: 7 8\n";
-        assert_eq!(counters(text).get("ListenDrops"), Some(&8));
-        assert_eq!(counters(text).get("InNoRoutes"), None);
-    }
+fn ip(arguments: &str) -> Result<()> {
+    tool("ip", &arguments.split(' ').collect::<Vec<_>>())
 }

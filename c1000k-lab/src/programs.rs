@@ -1,59 +1,53 @@
-//! The programs under test, and where they lie.
+//! The programs under test, and their folder.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+
+use crate::process::output;
 
 /// A folder with `c1000k-server` and `c1000k-client`.
 #[derive(Debug)]
 pub(crate) struct Programs(pub(crate) PathBuf);
 
 impl Programs {
-    /// `FAULTS_BINARIES` names their folder; without it cargo builds them, where it runs this, and else they lie beside
+    /// In the folder that the variable names; else those that cargo builds, if it runs this program; else those beside
     /// this program.
-    pub(crate) fn find() -> Result<Self> {
-        Self::named_by("FAULTS_BINARIES")
+    pub(crate) fn find(variable: &str) -> Result<Self> {
+        match (env::var_os(variable), env::var_os("CARGO_MANIFEST_DIR")) {
+            (None, Some(package)) => Self::within(&build(Path::new(&package), &[], None)?),
+            _ => Self::find_built(variable),
+        }
     }
 
     /// The same without building any.
-    pub(crate) fn beside() -> Result<Self> {
-        match env::var_os("FAULTS_BINARIES") {
+    pub(crate) fn find_built(variable: &str) -> Result<Self> {
+        match env::var_os(variable) {
             Some(folder) => Self::within(Path::new(&folder)),
             None => Self::within(env::current_exe()?.parent().context("no folder")?),
         }
     }
 
-    /// The same by another variable.
-    pub(crate) fn named_by(variable: &str) -> Result<Self> {
-        let folder = match (env::var_os(variable), env::var_os("CARGO_MANIFEST_DIR")) {
-            (Some(folder), _) => PathBuf::from(folder),
-            (None, Some(package)) => build(Path::new(&package), &[], None)?,
-            (None, None) => env::current_exe()?.parent().context("no folder")?.to_owned(),
-        };
-        Self::within(&folder)
-    }
-
-    /// Those for a guest, which has no libraries for them. `MILLION_BINARIES` names their folder; without it cargo
-    /// builds them.
+    /// For a guest, which has no libraries: linked statically.
     pub(crate) fn for_guests() -> Result<Self> {
-        let folder = match (env::var_os("MILLION_BINARIES"), env::var_os("CARGO_MANIFEST_DIR")) {
-            (Some(folder), _) => PathBuf::from(folder),
+        let variable = "MILLION_BINARIES";
+        match (env::var_os(variable), env::var_os("CARGO_MANIFEST_DIR")) {
+            (Some(_), _) => Self::find_built(variable),
             (None, Some(package)) => {
                 let target = ["--target", "x86_64-unknown-linux-gnu"];
-                build(Path::new(&package), &target, Some("-C target-feature=+crt-static"))?
+                let flags = Some("-C target-feature=+crt-static");
+                Self::within(&build(Path::new(&package), &target, flags)?)
             }
-            (None, None) => {
-                bail!("programs for a guest want cargo to run this, or MILLION_BINARIES")
-            }
-        };
-        Self::within(&folder)
+            (None, None) => bail!("for guests run this by cargo, or set {variable}"),
+        }
     }
 
     fn within(folder: &Path) -> Result<Self> {
-        // A relative path would be looked up in PATH.
+        // A bare name would be looked up in PATH.
         let programs = Self(folder.canonicalize().with_context(|| folder.display().to_string())?);
         for name in ["c1000k-server", "c1000k-client"] {
             if !programs.path(name).is_file() {
@@ -68,13 +62,13 @@ impl Programs {
     }
 }
 
-/// What cargo says of each artifact.
+/// cargo's message about an artifact.
 #[derive(Debug, Deserialize)]
 struct Message {
     executable: Option<PathBuf>,
 }
 
-/// Builds both, and says where cargo put them, whatever target folder or triple is set.
+/// Builds both, and returns their folder, whatever target folder or triple is configured.
 fn build(package: &Path, options: &[&str], flags: Option<&str>) -> Result<PathBuf> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     if let Some(flags) = flags {
@@ -89,40 +83,42 @@ fn build(package: &Path, options: &[&str], flags: Option<&str>) -> Result<PathBu
         .output()
         .context("cargo")?;
     if !output.status.success() {
-        bail!("the build failed; cargo's words are above");
+        bail!("the build failed; cargo's messages are above");
     }
     folder_of("c1000k-server", &String::from_utf8_lossy(&output.stdout))
 }
 
-/// The checkout, where cargo runs this, and else the folder that one stands in.
+/// The checkout if cargo runs this program, else the current folder.
 pub(crate) fn root() -> PathBuf {
     let package = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     package.as_deref().and_then(Path::parent).map_or_else(|| ".".into(), Path::to_owned)
 }
 
-/// What git says of the code.
+/// As `git describe` prints it.
 pub(crate) fn revision() -> String {
-    let described = Command::new("git")
-        .args(["describe", "--always", "--dirty"])
-        .current_dir(root())
-        .stderr(Stdio::null())
-        .output();
-    match described {
-        Ok(output) if output.status.success() => {
-            String::from_utf8_lossy(&output.stdout).trim().to_owned()
-        }
-        _ => "unknown".to_owned(),
-    }
+    let mut git = Command::new("git");
+    output(git.args(["describe", "--always", "--dirty"]).current_dir(root()))
+        .unwrap_or_else(|_| "unknown".to_owned())
 }
 
-fn folder_of(program: &str, said: &str) -> Result<PathBuf> {
-    for line in said.lines() {
+/// Now, as in `2026-11-27T22:14:43Z`.
+pub(crate) fn date() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+/// Now, for the name of a folder: `20261127-221443`.
+pub(crate) fn date_for_name() -> String {
+    date().replace(['-', ':', 'Z'], "").replace('T', "-")
+}
+
+fn folder_of(program: &str, messages: &str) -> Result<PathBuf> {
+    for line in messages.lines() {
         let message: Message = serde_json::from_str(line).context("cargo's message")?;
         if let Some(path) = message.executable.filter(|path| path.ends_with(program)) {
             return Ok(path.parent().context("no folder")?.to_owned());
         }
     }
-    bail!("cargo does not say where {program} is")
+    bail!("cargo does not print where {program} is")
 }
 
 #[cfg(test)]
@@ -130,11 +126,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_folder_is_the_one_that_cargo_names() {
-        let said = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
+    fn the_folder_is_that_of_cargos_messages() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
                     {\"reason\":\"compiler-artifact\",\"executable\":\"/a folder/c1000k-server\"}\n\
                     {\"reason\":\"build-finished\",\"success\":true}";
-        assert_eq!(folder_of("c1000k-server", said).unwrap(), Path::new("/a folder"));
-        assert!(folder_of("c1000k-client", said).is_err());
+        assert_eq!(folder_of("c1000k-server", messages).unwrap(), Path::new("/a folder"));
+        assert!(folder_of("c1000k-client", messages).is_err());
     }
 }

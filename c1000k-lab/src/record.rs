@@ -1,4 +1,4 @@
-//! The records of the programs under test: the only place that knows where their types live.
+//! The records of the programs under test.
 
 use std::fs;
 use std::path::Path;
@@ -12,8 +12,8 @@ pub(crate) use c1000k_record::{ClientRecord, Limit, ServerRecord, Verdict};
 /// Reads a server's record, in which no field may be missing.
 pub(crate) fn server(path: &Path) -> Result<ServerRecord> {
     let mut record = ServerRecord::read(path)?;
-    is_whole(path, &record)?;
-    // It names paths of this machine, and is long.
+    check_fields(path, &record)?;
+    // The arguments have paths of this machine, and the series is long.
     record.head.argv.clear();
     record.series.clear();
     Ok(record)
@@ -22,17 +22,17 @@ pub(crate) fn server(path: &Path) -> Result<ServerRecord> {
 /// Reads a client's record, in which no field may be missing.
 pub(crate) fn client(path: &Path) -> Result<ClientRecord> {
     let record = ClientRecord::read(path)?;
-    is_whole(path, &record)?;
+    check_fields(path, &record)?;
     Ok(record)
 }
 
-/// The types read records of older versions too, with a default for what these lack. A program under test is of this
-/// version, so that a field which its record lacks is an error and no default.
-fn is_whole(path: &Path, record: &impl Serialize) -> Result<()> {
-    let written: Value = serde_json::from_slice(&fs::read(path)?)?;
+/// The types also read records of older versions, with a default for missing fields. The programs under test have this
+/// version, so a missing field is an error here.
+fn check_fields(path: &Path, record: &impl Serialize) -> Result<()> {
+    let fields: Value = serde_json::from_slice(&fs::read(path)?)?;
     let known = serde_json::to_value(record)?;
     for (name, _) in known.as_object().context("a record is an object")? {
-        if written.get(name).is_none() {
+        if fields.get(name).is_none() {
             bail!("{} lacks {name}", path.display());
         }
     }
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_that_is_missing_is_an_error_and_no_zero() {
+    fn a_missing_field_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("client.json");
         let contract = r#"{"schema": "c1000k.client/1", "target": 10, "attempted": 10, "established": 9,

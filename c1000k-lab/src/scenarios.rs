@@ -1,105 +1,102 @@
-//! Faults that want a kernel of their own: a guest whose memory, file table, epoll watches or tracked connections run
-//! out under load, or whose network loses packets.
+//! Faults that need a separate kernel: a guest whose memory, file table, epoll watches or table of tracked connections is
+//! exhausted under load, or whose network loses packets.
 //!
-//! A scenario boots guests, plays, and compares what was counted with what must be.
+//! A scenario boots guests, runs programs in them, and compares the counters with expected values.
 
 mod check;
 mod full;
 mod memory;
 mod network;
-mod scene;
+mod run;
 pub(crate) mod soak;
 mod tune;
 
-use std::env;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
 use crate::guest::guests::{ALONE, Guests};
-use crate::guest::initramfs::More;
+use crate::guest::initramfs::Extras;
 use crate::guest::packages::Packages;
 use crate::guest::qemu::{Kit, Spec};
 use crate::million::plan::parse_mebibytes;
-use crate::patience;
-use crate::programs::Programs;
-use crate::say::say;
+use crate::print_line;
+use crate::programs::{Programs, date, date_for_name, revision, root};
+use crate::wait;
 use check::Checks;
-use scene::Scene;
+use run::Run;
 
 const SMALL_MB: u64 = 512;
 
-/// Plays faults that want a kernel of their own, in guests
+/// Injects faults that need a separate kernel, in guests
 ///
-/// Each scenario boots guests, runs server and clients in them while something runs out, and compares what was counted
-/// with what must be; its records go to DIR/guest-NAME. Exits 1 if one does not hold, and 2 for wrong usage.
+/// Each scenario boots guests, runs server and clients in them while a resource is exhausted, and compares the counters
+/// with expected values; its records go to DIR/guest-NAME. Exits with 1 if a scenario fails, and with 2 for wrong usage.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// All but soak if left out, which `scripts/soak --vm` plays
+    /// By default all but soak, which `scripts/soak --vm` runs
     #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(SCENARIOS.iter().map(|scenario| scenario.name)))]
     names: Vec<String>,
-    /// Of the server's guest in 'memory', as in 2G or 900M; the client's is somewhat larger
+    /// Memory of the server's guest in 'memory', as in 2G or 900M; the client's guest gets 256M more
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_mebibytes)]
     memory: u64,
-    /// A new folder, out/scenarios-DATE if left out
+    /// A new folder, by default out/scenarios-DATE
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
-/// What a scenario may be asked for.
+/// The parameters of the scenarios.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) memory_mb: u64,
     pub(crate) soak: soak::Soak,
 }
 
-/// A scenario: its guests, and what is played in them.
+/// A scenario: its guests, and the function that runs it.
 #[derive(Debug)]
 struct Scenario {
     name: &'static str,
     guests: fn(&Settings) -> Vec<Spec>,
-    /// A tool of this machine that it needs, and its package.
+    /// A tool of this machine that it needs, and the Debian package of the tool.
     tool: Option<(&'static str, &'static str)>,
-    play: fn(&mut Scene<'_>) -> Result<()>,
+    run: fn(&mut Run<'_>) -> Result<()>,
+}
+
+impl Scenario {
+    const fn new(
+        name: &'static str,
+        guests: fn(&Settings) -> Vec<Spec>,
+        run: fn(&mut Run<'_>) -> Result<()>,
+    ) -> Self {
+        Self { name, guests, tool: None, run }
+    }
+
+    /// Copies a tool of this machine into the guest.
+    const fn with(self, tool: &'static str, package: &'static str) -> Self {
+        Self { tool: Some((tool, package)), ..self }
+    }
 }
 
 const SCENARIOS: [Scenario; 9] = [
-    Scenario { name: "memory", guests: memory::pair, tool: None, play: memory::memory },
-    Scenario { name: "cgroup", guests: |_| alone(30_000), tool: None, play: memory::cgroup },
-    Scenario { name: "watches", guests: |_| alone(10_000), tool: None, play: full::watches },
-    Scenario { name: "files", guests: |_| alone(10_000), tool: None, play: full::files },
-    Scenario {
-        name: "loss",
-        guests: |_| alone(10_000),
-        // busybox' own knows no netem.
-        tool: Some(("tc", "iproute2")),
-        play: network::loss,
-    },
-    Scenario {
-        name: "stateless",
-        guests: |_| alone(10_000),
-        // busybox' own knows no netem.
-        tool: Some(("tc", "iproute2")),
-        play: network::stateless,
-    },
-    Scenario { name: "conntrack", guests: |_| alone(10_000), tool: None, play: network::conntrack },
-    Scenario {
-        name: tune::NAME,
-        guests: |_| alone(10_000),
-        // busybox' own does not know it.
-        tool: Some(("flock", "util-linux")),
-        play: tune::tune,
-    },
-    Scenario { name: soak::NAME, guests: soak::guests, tool: None, play: soak::soak },
+    Scenario::new("memory", memory::pair, memory::memory),
+    Scenario::new("cgroup", |_| alone(30_000), memory::cgroup),
+    Scenario::new("watches", |_| alone(10_000), full::watches),
+    Scenario::new("files", |_| alone(10_000), full::files),
+    // busybox has a tc without netem.
+    Scenario::new("loss", |_| alone(10_000), network::loss).with("tc", "iproute2"),
+    Scenario::new("stateless", |_| alone(10_000), network::stateless).with("tc", "iproute2"),
+    Scenario::new("conntrack", |_| alone(10_000), network::conntrack),
+    // Debian's busybox lacks flock.
+    Scenario::new(tune::NAME, |_| alone(10_000), tune::tune).with("flock", "util-linux"),
+    Scenario::new(soak::NAME, soak::guests, soak::soak),
 ];
 
-/// Beside those of every guest.
+/// In addition to the modules of every guest.
 const MODULES: [&str; 6] = [
     "drivers/net/tun",
     "lib/libcrc32c",
@@ -115,88 +112,89 @@ fn alone(connections: u64) -> Vec<Spec> {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    patience::take_interrupts()?;
+    wait::handle_interrupts()?;
     let named = |name: &str| SCENARIOS.iter().find(|scenario| scenario.name == name);
     let mut chosen: Vec<&Scenario> =
         arguments.names.iter().filter_map(|name| named(name)).collect();
     if chosen.is_empty() {
         chosen.extend(SCENARIOS.iter().filter(|scenario| scenario.name != soak::NAME));
     }
-    let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    let date = date.replace(['-', ':', 'Z'], "").replace('T', "-");
-    let out = arguments.out.clone().unwrap_or_else(|| format!("out/scenarios-{date}").into());
+    let out = arguments
+        .out
+        .clone()
+        .unwrap_or_else(|| format!("out/scenarios-{}", date_for_name()).into());
     let settings = Settings { memory_mb: arguments.memory, soak: soak::Soak::default() };
-    let stage = Stage::new(&out, settings)?;
-    let mut broken = Vec::new();
+    let runner = Runner::new(&out, settings)?;
+    let mut failed = Vec::new();
     for scenario in &chosen {
-        let holds = match stage.play(scenario) {
+        let holds = match runner.run(scenario) {
             Ok(holds) => holds,
             Err(why) => {
-                patience::go_on()?;
-                say(format!("{}: {why:#}", scenario.name));
+                wait::check_deadline()?;
+                print_line(format!("{}: {why:#}", scenario.name));
                 false
             }
         };
         if !holds {
-            broken.push(scenario.name);
+            failed.push(scenario.name);
         }
     }
     let names: Vec<&str> = chosen.iter().map(|scenario| scenario.name).collect();
-    if broken.is_empty() {
-        say(format!("held: {}; records: {}", names.join(" "), out.display()));
+    if failed.is_empty() {
+        print_line(format!("held: {}; records: {}", names.join(" "), out.display()));
         return Ok(ExitCode::SUCCESS);
     }
-    bail!("not held: {}; records: {}", broken.join(" "), out.display());
+    bail!("not held: {}; records: {}", failed.join(" "), out.display());
 }
 
-/// Plays the soak alone, with its records in `OUT/guest-soak`, and says whether the scenario held.
-pub(crate) fn play_soak(out: &Path, soak: soak::Soak) -> Result<bool> {
-    patience::take_interrupts()?;
-    let stage = Stage::new(out, Settings { memory_mb: 0, soak })?;
+/// Runs the soak test, with its records in `OUT/guest-soak`; returns whether all its checks hold.
+pub(crate) fn run_soak(out: &Path, soak: soak::Soak) -> Result<bool> {
+    wait::handle_interrupts()?;
+    let runner = Runner::new(out, Settings { memory_mb: 0, soak })?;
     let scenario = SCENARIOS.iter().find(|scenario| scenario.name == soak::NAME);
-    stage.play(scenario.context("the soak is one of them")?)
+    runner.run(scenario.context("there is no scenario for it")?)
 }
 
-/// What all scenarios of a run have in common.
+/// Runs scenarios with the same programs, settings and folder.
 #[derive(Debug)]
-struct Stage {
+struct Runner {
     out: PathBuf,
     settings: Settings,
     kit: Kit,
 }
 
-impl Stage {
+impl Runner {
     fn new(out: &Path, settings: Settings) -> Result<Self> {
-        // Before the programs are built, which takes minutes.
+        // Fails early: building the programs takes minutes.
         Packages::fetch()?;
         let kit = Kit::new(Programs::for_guests()?)?;
         fs::create_dir_all(out).with_context(|| out.display().to_string())?;
         Ok(Self { out: out.canonicalize()?, settings, kit })
     }
 
-    /// Whether all that must hold does. What fails before its end leaves what there is.
-    fn play(&self, scenario: &Scenario) -> Result<bool> {
+    /// Returns whether all checks hold. A scenario that fails before its checks leaves the files that exist.
+    fn run(&self, scenario: &Scenario) -> Result<bool> {
         let name = scenario.name;
         let out = self.out.join(format!("guest-{name}"));
         if out.exists() {
-            bail!("{} is there already: give --out a new folder", out.display());
+            bail!("{} exists already: give --out a new folder", out.display());
         }
         fs::create_dir(&out)?;
-        say(format!("== {name}: {}", out.display()));
+        print_line(format!("== {name}: {}", out.display()));
         self.write_machine(name, &out)?;
         let tools = scenario.tool.map(|(tool, package)| find_tool(tool, package)).transpose()?;
-        let scripts = (name == tune::NAME).then(scripts_folder).transpose()?;
-        let more = More { modules: &MODULES, tools: tools.into_iter().collect(), scripts };
-        let machine = self.kit.machine(&out, &more)?;
+        let scripts = (name == tune::NAME).then(|| root().join("scripts"));
+        let extras = Extras { modules: &MODULES, tools: tools.into_iter().collect(), scripts };
+        let machine = self.kit.machine(&out, &extras)?;
         let specs = (scenario.guests)(&self.settings);
-        let guests = Guests::boot(machine, &out, &specs, scene::shown)?;
-        let mut scene = Scene::new(&out, &self.settings, guests, Checks::create(&out)?);
-        if let Err(why) = (scenario.play)(&mut scene) {
-            patience::go_on()?;
-            scene.checks.fail(&format!("{why:#}"))?;
-            scene.save();
+        let guests = Guests::boot(machine, &out, &specs, run::shown)?;
+        let mut run = Run::new(&out, &self.settings, guests, Checks::create(&out)?);
+        if let Err(why) = (scenario.run)(&mut run) {
+            wait::check_deadline()?;
+            run.checks.fail(&format!("{why:#}"))?;
+            run.save();
         }
-        Ok(scene.checks.all_hold)
+        Ok(run.checks.all_hold)
     }
 
     fn write_machine(&self, scenario: &str, out: &Path) -> Result<()> {
@@ -206,20 +204,12 @@ impl Stage {
         }
         let mut file = File::create(out.join("machine.txt"))?;
         writeln!(file, "command: {command}")?;
-        writeln!(file, "date: {}", humantime::format_rfc3339_seconds(SystemTime::now()))?;
-        writeln!(file, "git: {}", crate::programs::revision())?;
+        writeln!(file, "date: {}\ngit: {}", date(), revision())?;
         Ok(writeln!(file, "accel: {}", self.kit.accelerator.name())?)
     }
 }
 
-/// Of the checkout that cargo runs this from.
-fn scripts_folder() -> Result<PathBuf> {
-    let package =
-        env::var_os("CARGO_MANIFEST_DIR").context("the scripts want cargo to run this")?;
-    Ok(Path::new(&package).join("../scripts"))
-}
-
-/// Ordinary users may not have it in their PATH.
+/// Finds a tool without PATH, which lacks sbin for ordinary users.
 fn find_tool(name: &str, package: &str) -> Result<PathBuf> {
     let folders = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
     let mut paths = folders.iter().map(|folder| Path::new(folder).join(name));
@@ -240,13 +230,13 @@ mod tests {
         arguments: Arguments,
     }
 
-    fn parse(words: &[&str]) -> Option<Arguments> {
-        let words = [&["scenarios"], words].concat();
-        Probe::try_parse_from(words).ok().map(|probe| probe.arguments)
+    fn parse(arguments: &[&str]) -> Option<Arguments> {
+        let arguments = [&["scenarios"], arguments].concat();
+        Probe::try_parse_from(arguments).ok().map(|probe| probe.arguments)
     }
 
     #[test]
-    fn scenarios_go_by_their_names_and_memory_by_a_size() {
+    fn names_and_sizes_are_parsed() {
         let all = parse(&[]).unwrap();
         assert_eq!((all.names.len(), all.memory), (0, 1_024));
         let two = parse(&["loss", "cgroup", "--memory", "320M"]).unwrap();
@@ -255,8 +245,8 @@ mod tests {
         for size in ["", "14", "M", "ten", "0G", "00M"] {
             assert!(parse(&["--memory", size]).is_none(), "{size:?}");
         }
-        for words in [&["flood"][..], &["--memory"], &["--out"], &["--bogus"]] {
-            assert!(parse(words).is_none(), "{words:?}");
+        for arguments in [&["flood"][..], &["--memory"], &["--out"], &["--bogus"]] {
+            assert!(parse(arguments).is_none(), "{arguments:?}");
         }
     }
 }

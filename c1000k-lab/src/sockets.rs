@@ -1,4 +1,4 @@
-//! Single connections, which wait for what they want, for a bounded time.
+//! Blocking connections, with a time-out for each call.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 
-/// For each read and each write.
+use crate::load::WRONG_ECHO;
+
+/// For each connect, read and write.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Ports in a row on one address.
+/// Consecutive ports of one address.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ports {
     pub(crate) ip: Ipv4Addr,
@@ -19,7 +21,7 @@ pub(crate) struct Ports {
 }
 
 impl Ports {
-    /// Each in turn.
+    /// Round robin.
     pub(crate) fn address(self, number: usize) -> SocketAddr {
         let offset = number % usize::from(self.count);
         SocketAddr::from((self.ip, self.first + offset as u16))
@@ -37,27 +39,27 @@ fn connect_within(to: SocketAddr, timeout: Duration) -> std::io::Result<TcpStrea
     Ok(stream)
 }
 
-/// From here on its reads and writes wait, and at most for so long.
+/// Makes reads and writes block, with a time-out.
 pub(crate) fn block(stream: &TcpStream, timeout: Duration) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))
 }
 
-/// Reads as much as there is, up to `count`, until the peer's end.
+/// Reads up to `count` bytes, or until the end of the stream.
 pub(crate) fn receive(stream: &TcpStream, count: usize) -> std::io::Result<Vec<u8>> {
     let mut received = Vec::with_capacity(count);
     stream.take(count as u64).read_to_end(&mut received)?;
     Ok(received)
 }
 
-/// An echo, which has to be right.
+/// Sends a message, and reads and verifies its echo.
 pub(crate) fn echo(mut stream: &TcpStream, message: &[u8]) -> std::io::Result<()> {
     stream.write_all(message)?;
     let mut received = vec![0; message.len()];
     stream.read_exact(&mut received)?;
     if received != message {
-        return Err(std::io::Error::new(ErrorKind::InvalidData, "a wrong echo"));
+        return Err(std::io::Error::new(ErrorKind::InvalidData, WRONG_ECHO));
     }
     Ok(())
 }
@@ -65,10 +67,10 @@ pub(crate) fn echo(mut stream: &TcpStream, message: &[u8]) -> std::io::Result<()
 /// Whether a new connection gets its echo.
 pub(crate) fn is_admitted(to: SocketAddr) -> bool {
     let connected = connect_within(to, Duration::from_secs(5));
-    connected.and_then(|stream| echo(&stream, b"anybody there?")).is_ok()
+    connected.and_then(|stream| echo(&stream, b"are you there?")).is_ok()
 }
 
-/// Sends a block again and again, and reads at the same time; whether the same came back.
+/// Sends a block repeatedly and reads at the same time; returns whether each echo was correct.
 pub(crate) fn pump(stream: &TcpStream, block: &[u8], times: usize) -> Result<bool> {
     thread::scope(|scope| {
         let sender = scope.spawn(|| {
@@ -77,24 +79,19 @@ pub(crate) fn pump(stream: &TcpStream, block: &[u8], times: usize) -> Result<boo
         });
         let mut received = vec![0; block.len()];
         let mut stream = stream;
-        let mut is_right = true;
-        for _ in 0..times {
-            is_right &= stream.read_exact(&mut received).is_ok() && received == block;
-            if !is_right {
-                break;
-            }
-        }
-        let sent = sender.join().map_err(|_| anyhow!("the sender failed"))?;
-        Ok(is_right && sent.is_ok())
+        let mut reads_block = || stream.read_exact(&mut received).is_ok() && received == block;
+        let is_correct = (0..times).all(|_| reads_block());
+        let sent = sender.join().map_err(|_| anyhow!("the sender panicked"))?;
+        Ok(is_correct && sent.is_ok())
     })
 }
 
-/// The first of `count` ports in a row that nothing listens on.
+/// The first of `count` consecutive ports on which nothing listens.
 pub(crate) fn free_ports(count: u16) -> Result<u16> {
     let start = 21_000 + (std::process::id() % 100) as u16 * 40;
     let is_free = |port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
     let mut firsts = (start..32_000).step_by(usize::from(count));
     firsts
         .find(|&first| (first..first + count).all(is_free))
-        .with_context(|| format!("no {count} free ports in a row"))
+        .with_context(|| format!("no {count} consecutive free ports"))
 }

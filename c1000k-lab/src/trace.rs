@@ -1,4 +1,4 @@
-//! System calls that fail: the server is traced, and a chosen call that it makes does nothing but return an error.
+//! Injects errors into system calls: the server is traced, and a chosen call only returns an error.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -13,19 +13,19 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::skipped::Skipped;
+use crate::faults::Skipped;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A call that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
     Accept4,
-    /// One that adds to the interest.
+    /// With EPOLL_CTL_ADD.
     EpollCtlAdd,
 }
 
-/// The calls of a process's main thread, which stop for us one by one; it is let go when this is dropped.
+/// Traces the system calls of a process's main thread, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Tracer {
     shared: Arc<Shared>,
@@ -41,19 +41,19 @@ struct Shared {
 
 impl Tracer {
     /// # Errors
-    /// [`Skipped`] where no process may be traced.
+    /// [`Skipped`] if processes can't be traced.
     pub(crate) fn start(pid: Pid) -> Result<Self> {
         let shared = Arc::<Shared>::default();
         let (sender, events) = channel();
-        let given = Arc::clone(&shared);
-        // The kernel takes the orders of the thread alone that has begun it.
+        let shared_with_thread = Arc::clone(&shared);
+        // The kernel accepts requests only from the thread that attached.
         thread::spawn(move || {
-            let begun = begin(pid)
+            let attached = attach(pid)
                 .map_err(|why| Skipped(format!("no process can be traced here: {why:#}")).into());
-            let is_begun = begun.is_ok();
-            let _ = sender.send(begun);
-            if is_begun {
-                let _ = sender.send(follow(pid, &given));
+            let is_attached = attached.is_ok();
+            let _ = sender.send(attached);
+            if is_attached {
+                let _ = sender.send(follow(pid, &shared_with_thread));
             }
         });
         let tracer = Self { shared, events };
@@ -61,38 +61,38 @@ impl Tracer {
         Ok(tracer)
     }
 
-    /// From here on this call, and no other, fails with this error.
-    pub(crate) fn fail(&self, call: Call, with: Errno) -> Result<()> {
-        self.set(Some((call, with)))
+    /// Makes this call, and no other, fail with this error.
+    pub(crate) fn fail(&self, call: Call, errno: Errno) -> Result<()> {
+        self.set(Some((call, errno)))
     }
 
-    /// From here on no call fails.
+    /// Lets all calls succeed again.
     pub(crate) fn fail_none(&self) -> Result<()> {
         self.set(None)
     }
 
     fn set(&self, failing: Option<(Call, Errno)>) -> Result<()> {
-        *self.shared.failing.lock().map_err(|_| anyhow!("the tracer failed"))? = failing;
+        *self.shared.failing.lock().map_err(|_| anyhow!("the tracer panicked"))? = failing;
         Ok(())
     }
 
-    /// How often it has begun to wait for events so far. The tracing itself puts it to sleep at each call, so that what
-    /// the kernel counts says nothing.
+    /// How often the process has waited for events so far. Context switches are no measure, because tracing causes
+    /// some at each call.
     pub(crate) fn waits(&self) -> u64 {
         self.shared.waits.load(Ordering::Relaxed)
     }
 
-    /// Lets the process go.
+    /// Detaches.
     pub(crate) fn end(self) -> Result<()> {
         self.shared.is_over.store(true, Ordering::Relaxed);
         self.next_event()
     }
 
     fn next_event(&self) -> Result<()> {
-        match self.events.recv_timeout(PATIENCE) {
+        match self.events.recv_timeout(EVENT_TIMEOUT) {
             Ok(event) => event,
             Err(RecvTimeoutError::Timeout) => bail!("the traced process makes no call"),
-            Err(RecvTimeoutError::Disconnected) => bail!("the tracer failed"),
+            Err(RecvTimeoutError::Disconnected) => bail!("the tracer panicked"),
         }
     }
 }
@@ -103,7 +103,7 @@ impl Drop for Tracer {
     }
 }
 
-fn begin(pid: Pid) -> Result<()> {
+fn attach(pid: Pid) -> Result<()> {
     ptrace::seize(pid, Options::PTRACE_O_TRACESYSGOOD)?;
     ptrace::interrupt(pid)?;
     waitpid(pid, Some(WaitPidFlag::__WALL))?;
@@ -111,7 +111,7 @@ fn begin(pid: Pid) -> Result<()> {
     Ok(())
 }
 
-/// Takes stop after stop: each call stops when it is made and when it returns.
+/// Handles the stops: the process stops when it makes a call and when the call returns.
 fn follow(pid: Pid, shared: &Shared) -> Result<()> {
     let mut is_made = false;
     let mut failing = None;
@@ -134,7 +134,7 @@ fn follow(pid: Pid, shared: &Shared) -> Result<()> {
             }
             _ => {}
         }
-        // Between two calls nothing of it is changed.
+        // Not during a call whose registers have to be restored.
         if !is_made && shared.is_over.load(Ordering::Relaxed) {
             return Ok(ptrace::detach(pid, signal)?);
         }
@@ -142,14 +142,14 @@ fn follow(pid: Pid, shared: &Shared) -> Result<()> {
     }
 }
 
-/// A call is being made: what it must return if it is to fail, and the argument that it was given.
+/// Handles the start of a call. Returns the error if the call is to fail, and its replaced argument.
 fn on_call(pid: Pid, shared: &Shared) -> Result<Option<(Errno, u64)>> {
     let mut registers = ptrace::getregs(pid)?;
     let number = registers::number(&registers);
     if registers::WAITS.contains(&number) {
         shared.waits.fetch_add(1, Ordering::Relaxed);
     }
-    let failing = *shared.failing.lock().map_err(|_| anyhow!("the tracer failed"))?;
+    let failing = *shared.failing.lock().map_err(|_| anyhow!("the tracer panicked"))?;
     let Some((call, errno)) = failing else { return Ok(None) };
     let is_meant = match call {
         Call::Accept4 => number == libc::SYS_accept4,
@@ -161,7 +161,7 @@ fn on_call(pid: Pid, shared: &Shared) -> Result<Option<(Errno, u64)>> {
     if !is_meant {
         return Ok(None);
     }
-    // On no descriptor it does nothing.
+    // With an invalid descriptor the call has no effect.
     let argument = registers::set_argument_1(&mut registers, u64::MAX);
     ptrace::setregs(pid, registers).context("the call can't be changed")?;
     Ok(Some((errno, argument)))
@@ -182,7 +182,7 @@ mod registers {
         registers.rsi
     }
 
-    /// Returns what it was.
+    /// Returns the old value.
     pub(super) fn set_argument_1(registers: &mut user_regs_struct, value: u64) -> u64 {
         std::mem::replace(&mut registers.rdi, value)
     }
@@ -208,12 +208,12 @@ mod registers {
         registers.regs[1]
     }
 
-    /// Returns what it was.
+    /// Returns the old value.
     pub(super) fn set_argument_1(registers: &mut user_regs_struct, value: u64) -> u64 {
         std::mem::replace(&mut registers.regs[0], value)
     }
 
-    /// The result stands where the first argument stood.
+    /// The result is in the register of the first argument.
     pub(super) fn set_result(registers: &mut user_regs_struct, errno: Errno, _argument_1: u64) {
         registers.regs[0] = (-i64::from(errno as i32)).cast_unsigned();
     }

@@ -1,11 +1,10 @@
-//! Applies tune-server and tune-client and takes them back, and compares every value on the way.
+//! Applies and reverts tune-server and tune-client, and compares every value before and after.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{Read, Seek};
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,11 +12,11 @@ use clap::Args;
 use nix::unistd::Uid;
 use tempfile::TempDir;
 
-use crate::patience;
 use crate::process::Process;
 use crate::programs::Programs;
+use crate::wait;
 
-/// What the scripts may change, as far as a kernel has it.
+/// The settings that the scripts may change; a kernel may lack some.
 const KEYS: &[&str] = &[
     "fs.nr_open",
     "fs.file-max",
@@ -34,21 +33,21 @@ const KEYS: &[&str] = &[
 ];
 
 const CONNECTIONS: u64 = 3_000_000;
-const CONNECTIONS_WORD: &str = "3M";
-/// What a process needs with 100 listening ports.
+const CONNECTIONS_OPTION: &str = "3M";
+/// What a process with 100 listening ports needs.
 const DESCRIPTORS: u64 = CONNECTIONS + 132;
 
-/// Far above what the scripts take; they wait for each other for half a minute.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// A script waits for the other for at most 30 s.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Applies the settings of scripts/tune-* and takes them back, and checks that each value is as it was
+/// Applies and reverts the settings of scripts/tune-*, and checks that each value is restored
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("where").required(true)))]
 pub(crate) struct Arguments {
-    /// On a copy of this machine's settings, which any user may do
+    /// On a copy of this machine's settings, as any user
     #[arg(long, group = "where")]
     fake: bool,
-    /// On this kernel itself, as root: for a guest that is thrown away
+    /// On this kernel, as root: for a disposable guest
     #[arg(long, group = "where")]
     really: bool,
     /// The folder of the scripts
@@ -58,33 +57,32 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.really && !Uid::effective().is_root() {
-        bail!(
-            "--really changes settings of the kernel: run it as root, in a guest that is thrown away"
-        );
+        bail!("--really changes settings of the kernel: run it as root, in a disposable guest");
     }
-    patience::take_interrupts()?;
+    wait::handle_interrupts()?;
     let fake = if arguments.fake { Some(fake_root()?) } else { None };
     let scripts = arguments.scripts.canonicalize().context("--scripts")?;
-    let mut test = Test { fake, scripts, programs: Programs::beside()?, before: BTreeMap::new() };
+    let (logs, programs) = (tempfile::tempdir()?, Programs::find_built("FAULTS_BINARIES")?);
+    let mut test = Test { fake, logs, scripts, programs, before: BTreeMap::new() };
     test.before = test.settings();
     test.run_all()?;
     println!("tune-test: passed");
     Ok(ExitCode::SUCCESS)
 }
 
-/// The scripts' view of this machine, with a tracker that is in use and a strict reverse path.
+/// A copy of this machine's settings, with connection tracking in use and a strict reverse path filter.
 fn fake_root() -> Result<TempDir> {
     let folder = tempfile::tempdir()?;
     let root = folder.path();
     let copies = KEYS
         .iter()
         .filter_map(|key| Some((*key, fs::read_to_string(path(Path::new("/"), key)).ok()?)));
-    let made_up = [
+    let changed = [
         ("net.netfilter.nf_conntrack_max", "262144\n"),
         ("net.netfilter.nf_conntrack_count", "7\n"),
         ("net.ipv4.conf.all.rp_filter", "1\n"),
     ];
-    for (key, text) in copies.chain(made_up.map(|(key, text)| (key, text.to_owned()))) {
+    for (key, text) in copies.chain(changed.map(|(key, text)| (key, text.to_owned()))) {
         let file = path(root, key);
         fs::create_dir_all(file.parent().context("no folder")?)?;
         fs::write(file, text)?;
@@ -99,36 +97,25 @@ fn path(root: &Path, key: &str) -> PathBuf {
 
 struct Test {
     fake: Option<TempDir>,
+    logs: TempDir,
     scripts: PathBuf,
     programs: Programs,
     before: BTreeMap<&'static str, String>,
 }
 
-/// A script that runs, and where its words go.
-struct Running {
-    process: Process,
-    words: File,
-}
-
 struct Ended {
-    code: Option<i32>,
+    code: i32,
     text: String,
 }
 
-impl Running {
-    fn end(mut self) -> Result<Ended> {
-        let code = self.process.wait(DEADLINE)?.code();
-        let mut text = String::new();
-        self.words.rewind()?;
-        self.words.read_to_string(&mut text)?;
-        Ok(Ended { code, text })
-    }
+fn end(mut script: Process) -> Result<Ended> {
+    Ok(Ended { code: script.wait(TIMEOUT)?, text: script.log()? })
+}
 
-    fn succeed(self) -> Result<String> {
-        let Ended { code, text } = self.end()?;
-        ensure!(code == Some(0), "it exits with {code:?}: {text}");
-        Ok(text)
-    }
+fn succeed(script: Process) -> Result<String> {
+    let Ended { code, text } = end(script)?;
+    ensure!(code == 0, "it exits with {code}: {text}");
+    Ok(text)
 }
 
 impl Test {
@@ -182,8 +169,7 @@ impl Test {
         let line = format!("\nroot hard nofile {DESCRIPTORS}\n");
         let limits = self.text("etc/security/limits.d/90-c1000k-server.conf");
         ensure!(limits.contains(&line), "no drop-in has{line}");
-        self.server("--revert")?;
-        self.expect_as_before("reverting the server")
+        self.revert("server", "reverting the server")
     }
 
     fn applying_twice_is_applying_once(&self) -> Result<()> {
@@ -196,8 +182,7 @@ impl Test {
         let once = (self.settings(), self.drop_ins());
         self.client(apply)?;
         ensure!((self.settings(), self.drop_ins()) == once, "applying twice differs from once");
-        self.client("--revert")?;
-        self.expect_as_before("reverting the client")
+        self.revert("client", "reverting the client")
     }
 
     fn a_smaller_target_takes_back_what_it_does_not_need(&self) -> Result<()> {
@@ -205,8 +190,7 @@ impl Test {
         self.server("-c 1 --ports 1 --apply")?;
         let is_back = self.settings()["fs.nr_open"] == self.before["fs.nr_open"];
         ensure!(is_back, "a smaller target leaves fs.nr_open raised");
-        self.server("--revert")?;
-        self.expect_as_before("reverting a smaller target")
+        self.revert("server", "reverting a smaller target")
     }
 
     fn either_order_of_reverting_restores(&self) -> Result<()> {
@@ -214,10 +198,9 @@ impl Test {
             self.server("--apply")?;
             self.client("-c 2M --apply")?;
             self.at_least("fs.nr_open", DESCRIPTORS)?;
-            self.start(first, "--revert")?.succeed()?;
+            self.run(first, "--revert")?;
             self.at_least("fs.nr_open", 2_000_032)?;
-            self.start(second, "--revert")?.succeed()?;
-            self.expect_as_before(&format!("reverting the {first} first"))?;
+            self.revert(second, &format!("reverting the {first} first"))?;
         }
         Ok(())
     }
@@ -228,36 +211,35 @@ impl Test {
                 self.start("server", "--apply")?,
                 self.start("client", "-c 2M --ports 40 --apply")?,
             ];
-            both.into_iter().try_for_each(|script| script.succeed().map(drop))?;
+            both.into_iter().try_for_each(|script| succeed(script).map(drop))?;
             self.at_least("fs.nr_open", DESCRIPTORS)?;
             self.has_wide_ports()?;
             let both = [self.start("server", "--revert")?, self.start("client", "--revert")?];
-            both.into_iter().try_for_each(|script| script.succeed().map(drop))?;
+            both.into_iter().try_for_each(|script| succeed(script).map(drop))?;
             self.expect_as_before("applying and reverting both at once")?;
         }
         Ok(())
     }
 
-    /// Some kernels (Debian's 6.1.192) refuse a `tcp_rmem` below 4096; then that has to be said.
+    /// Some kernels (Debian's 6.1.192) refuse a `tcp_rmem` below 4096; then that must be reported.
     fn the_original_is_applied_or_its_refusal_is_reported(&self) -> Result<()> {
         let tiny = "512 512 1024";
-        let Ended { text, .. } = self.start("server", "--original --apply")?.end()?;
+        let Ended { text, .. } = end(self.start("server", "--original --apply")?)?;
         if self.value("net.ipv4.tcp_rmem")? != tiny {
             let stays = text.lines().find(|line| line.contains("tcp_rmem stays at"));
             ensure!(
                 stays.is_some_and(|line| line.ends_with(&format!("the kernel refuses {tiny}"))),
-                "tcp_rmem is not the original, and nothing is said of it: {text}"
+                "tcp_rmem is not the original, and that is not reported: {text}"
             );
         }
         ensure!(self.value("net.ipv4.tcp_wmem")? == tiny, "tcp_wmem is not the original: {text}");
         self.at_least("fs.nr_open", 2_000_000)?;
         self.at_least("net.ipv4.tcp_mem", 524_288)?;
-        self.server("--revert")?;
-        self.expect_as_before("reverting the original")
+        self.revert("server", "reverting the original")
     }
 
     fn wrong_usage_is_refused(&self) -> Result<()> {
-        for words in [
+        for options in [
             "--apply --revert",
             "-c",
             "-c 0",
@@ -266,13 +248,13 @@ impl Test {
             "--nonsense",
             "--root /no/such/directory",
         ] {
-            let Ended { code, text } = self.start("server", words)?.end()?;
-            ensure!(code == Some(2), "{words} is not refused as wrong usage: {code:?}, {text}");
+            let Ended { code, text } = end(self.start("server", options)?)?;
+            ensure!(code == 2, "{options} is not refused as wrong usage: {code}, {text}");
         }
         Ok(())
     }
 
-    /// The kernel takes the larger of `all` and the interface's own value, which is loose already here.
+    /// The kernel uses the larger of `all` and the interface's value, which is loose here.
     fn what_is_enough_is_left_alone(&self, root: &Path) -> Result<()> {
         let all = "net.ipv4.conf.all.rp_filter";
         let own = path(root, "net.ipv4.conf.eth0.rp_filter");
@@ -281,14 +263,14 @@ impl Test {
         fs::write(&own, "2\n")?;
         fs::write(path(root, all), "0\n")?;
         self.client("--sources 2 --apply")?;
-        ensure!(self.value(all)? == "0", "a loose reverse path is set once more");
+        ensure!(self.value(all)? == "0", "a loose reverse path filter is set again");
         self.client("--revert")?;
         fs::remove_dir_all(folder)?;
         fs::write(path(root, all), &self.before[all])?;
         self.expect_as_before("a reverse path that was loose")
     }
 
-    /// A file where a folder should be is as good as a file system that can't be written, and works for root too.
+    /// Not even root can create files below a regular file.
     fn nothing_changes_before_the_old_values_are_kept(&self, root: &Path) -> Result<()> {
         let state = root.join("var/lib/c1000k");
         fs::create_dir_all(root.join("var/lib"))?;
@@ -315,11 +297,10 @@ impl Test {
             "an apply that can not write its drop-in changes the kernel"
         );
         fs::remove_file(drop_ins)?;
-        self.server("--revert")?;
-        self.expect_as_before("an apply that can not write its drop-in")
+        self.revert("server", "an apply that can not write its drop-in")
     }
 
-    /// A setting that even root may not write stands in for a /proc/sys that is read-only.
+    /// A setting that even root can't write replaces one that the kernel refuses.
     fn a_value_that_the_kernel_keeps_is_not_forgotten(&self, root: &Path) -> Result<()> {
         self.server("--apply")?;
         let (file, aside) = (path(root, "fs.nr_open"), root.join("kept"));
@@ -330,8 +311,7 @@ impl Test {
         let is_kept = state.lines().any(|line| line.starts_with("fs.nr_open "));
         ensure!(is_kept, "the value of a refused revert is forgotten: {state}");
         fs::rename(aside, file)?;
-        self.server("--revert")?;
-        self.expect_as_before("a revert that was refused at first")
+        self.revert("server", "a revert that was refused at first")
     }
 
     fn a_state_that_is_gone_is_reported(&self, root: &Path) -> Result<()> {
@@ -340,40 +320,44 @@ impl Test {
         fs::rename(&state, &aside)?;
         self.fails("server", "--revert", "previous is gone")?;
         fs::rename(aside, state)?;
-        self.server("--revert")?;
-        self.expect_as_before("a state that was gone")
+        self.revert("server", "a state that was gone")
     }
 
-    fn server(&self, words: &str) -> Result<String> {
-        self.start("server", words)?.succeed().with_context(|| format!("tune-server {words}"))
+    fn server(&self, options: &str) -> Result<String> {
+        self.run("server", options)
     }
 
-    fn client(&self, words: &str) -> Result<String> {
-        self.start("client", words)?.succeed().with_context(|| format!("tune-client {words}"))
+    fn client(&self, options: &str) -> Result<String> {
+        self.run("client", options)
     }
 
-    fn fails(&self, role: &str, words: &str, part: &str) -> Result<String> {
-        let Ended { code, text } = self.start(role, words)?.end()?;
-        ensure!(code == Some(1) && text.contains(part), "tune-{role} {words}: {code:?}, {text}");
+    fn run(&self, role: &str, options: &str) -> Result<String> {
+        succeed(self.start(role, options)?).with_context(|| format!("tune-{role} {options}"))
+    }
+
+    fn revert(&self, role: &str, what: &str) -> Result<()> {
+        self.run(role, "--revert")?;
+        self.expect_as_before(what)
+    }
+
+    fn fails(&self, role: &str, options: &str, part: &str) -> Result<String> {
+        let Ended { code, text } = end(self.start(role, options)?)?;
+        ensure!(code == 1 && text.contains(part), "tune-{role} {options}: {code}, {text}");
         Ok(text)
     }
 
-    /// Starts a script for the connections that this is about, unless the words have others.
-    fn start(&self, role: &str, words: &str) -> Result<Running> {
-        let words_file = tempfile::tempfile()?;
+    /// Starts a script for `CONNECTIONS`, unless the options have another number.
+    fn start(&self, role: &str, options: &str) -> Result<Process> {
         let mut command = Command::new(self.scripts.join(format!("tune-{role}")));
         if let Some(root) = &self.fake {
             command.arg("--root").arg(root.path());
         }
         command
-            .args(["-c", CONNECTIONS_WORD])
-            .args(words.split_whitespace())
+            .args(["-c", CONNECTIONS_OPTION])
+            .args(options.split_whitespace())
             .env("C1000K_SERVER", self.programs.path("c1000k-server"))
-            .env("C1000K_CLIENT", self.programs.path("c1000k-client"))
-            .stdin(Stdio::null())
-            .stdout(words_file.try_clone()?)
-            .stderr(words_file.try_clone()?);
-        Ok(Running { process: Process::spawn("script", &mut command)?, words: words_file })
+            .env("C1000K_CLIENT", self.programs.path("c1000k-client"));
+        Process::spawn_logged("script", &mut command, self.logs.path().join(role))
     }
 
     fn root(&self) -> &Path {
@@ -384,7 +368,7 @@ impl Test {
         fs::read_to_string(self.root().join(file)).unwrap_or_default()
     }
 
-    /// All that the scripts have left in files.
+    /// The contents of all files that the scripts may leave.
     fn drop_ins(&self) -> String {
         let files =
             ["sysctl.d", "security/limits.d", "modules-load.d"].into_iter().flat_map(|folder| {
@@ -397,7 +381,7 @@ impl Test {
         KEYS.iter().filter_map(|key| Some((*key, self.value(key).ok()?))).collect()
     }
 
-    /// Its numbers, one space apart.
+    /// Its numbers, separated by one space.
     fn value(&self, key: &str) -> Result<String> {
         let text = fs::read_to_string(path(self.root(), key)).with_context(|| key.to_owned())?;
         Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))

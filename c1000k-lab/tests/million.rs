@@ -1,4 +1,4 @@
-//! `million` with stubs for the programs: what is said, what is recorded, and the exit code.
+//! Runs `million` with stubs for the programs, and checks output, records and exit codes.
 
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 const READY: &str = "echo ready; exec sleep 60";
 
-/// A folder, with a blank as any may have one, for the programs and the records.
+/// A folder for the programs and the records, with a space in its path.
 struct Stubs(TempDir);
 
 impl Stubs {
@@ -33,7 +33,7 @@ impl Stubs {
         fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// The exit code, and what was said.
+    /// Returns the exit code and both outputs.
     fn run(&self, options: &[&str]) -> (i32, String) {
         let output = Command::new(env!("CARGO_BIN_EXE_c1000k-lab"))
             .args(["million", "100", "--native", "--topology", topology(), "--out"])
@@ -42,22 +42,22 @@ impl Stubs {
             .env("MILLION_BINARIES", self.path("bin"))
             .output()
             .unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.code().unwrap(), String::from_utf8(said).unwrap())
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap(), String::from_utf8(text).unwrap())
     }
 
-    fn refuses_to_run(&self, words: &str) {
-        let (code, said) = self.run(&[]);
-        assert_eq!(code, 1, "{said}");
-        assert!(said.contains(words), "{words} is not in {said}");
+    fn refuses_to_run(&self, reason: &str) {
+        let (code, text) = self.run(&[]);
+        assert_eq!(code, 1, "{text}");
+        assert!(text.contains(reason), "{reason} is not in {text}");
         fs::remove_dir_all(self.path("out")).unwrap();
     }
 }
 
-/// Three hosts where they can be had, for their ports are free whatever runs here.
+/// Three hosts if possible, because the ports in their namespaces are free.
 fn topology() -> &'static str {
-    let works = |words: &[&str]| {
-        let output = Command::new(words[0]).args(&words[1..]).output();
+    let works = |command: &[&str]| {
+        let output = Command::new(command[0]).args(&command[1..]).output();
         output.is_ok_and(|output| output.status.success())
     };
     let has_namespaces = works(&["ip", "link"])
@@ -68,7 +68,7 @@ fn topology() -> &'static str {
 
 #[test]
 fn wrong_usage_is_one_line_and_code_2() {
-    for words in [
+    for options in [
         "0",
         "1",
         "9M",
@@ -88,10 +88,10 @@ fn wrong_usage_is_one_line_and_code_2() {
         "--topology ring",
     ] {
         let mut lab = Command::new(env!("CARGO_BIN_EXE_c1000k-lab"));
-        let output = lab.arg("million").args(words.split(' ')).output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{words}: {said}");
-        assert!(said.lines().count() == 1 && said.ends_with("; see --help\n"), "{words}: {said}");
+        let output = lab.arg("million").args(options.split(' ')).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{options}: {text}");
+        assert!(text.lines().count() == 1 && text.ends_with("; see --help\n"), "{options}: {text}");
     }
 }
 
@@ -120,9 +120,9 @@ fn already_in_use_is_not_ready() {
 fn the_record_says_whether_memory_was_touched() {
     for (options, touched) in [(&[][..], "no"), (&["--warm"], "yes")] {
         let stubs = Stubs::new(READY, "echo 'holding 50 connections'; sleep 3");
-        let (code, said) = stubs.run(options);
-        assert_eq!(code, 0, "{said}");
-        assert!(said.contains("reached: 100 connections held and verified"), "{said}");
+        let (code, text) = stubs.run(options);
+        assert_eq!(code, 0, "{text}");
+        assert!(text.contains("reached: 100 connections held and verified"), "{text}");
         let machine = fs::read_to_string(stubs.path("out/machine.txt")).unwrap();
         let line = format!("memory touched before the run: {touched}");
         assert!(machine.lines().any(|found| found == line), "{machine}");
@@ -139,9 +139,9 @@ fn the_record_says_whether_memory_was_touched() {
 fn the_exit_code_is_the_worst_of_the_clients_and_1_where_a_signal_ended_one() {
     for (client, code) in [("exit 1", 1), ("exit 2", 2), ("exit 77", 1), ("kill -9 $$", 1)] {
         let stubs = Stubs::new(READY, client);
-        let (found, said) = stubs.run(&[]);
-        assert_eq!(found, code, "{client}: {said}");
-        assert!(said.contains("short of 100: see the last lines of the client above"), "{said}");
+        let (found, text) = stubs.run(&[]);
+        assert_eq!(found, code, "{client}: {text}");
+        assert!(text.contains("short of 100: see the last lines of the client above"), "{text}");
     }
 }
 
@@ -150,7 +150,7 @@ fn a_folder_that_is_not_empty_is_left_as_it_is() {
     let stubs = Stubs::new(READY, "exit 0");
     fs::create_dir(stubs.path("out")).unwrap();
     fs::write(stubs.path("out/client.json"), "an older record").unwrap();
-    let (code, said) = stubs.run(&[]);
-    assert!(code == 1 && said.contains("is not empty: give --out a new folder"), "{said}");
+    let (code, text) = stubs.run(&[]);
+    assert!(code == 1 && text.contains("is not empty: give --out a new folder"), "{text}");
     assert_eq!(fs::read_dir(stubs.path("out")).unwrap().count(), 1);
 }

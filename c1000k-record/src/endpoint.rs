@@ -1,4 +1,4 @@
-//! A page of figures for Prometheus, served by a thread of its own beside what it is about.
+//! Metrics for Prometheus, served by a thread of their own.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -13,15 +13,15 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-/// What a request may take to come, and its answer to go.
+/// The time-out of a request, and of its answer.
 const REQUEST_WITHIN: Duration = Duration::from_secs(2);
-/// Where accepting fails, as without a descriptor.
+/// The pause if accepting fails, for example without a free descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The longest request.
+/// The maximum length of a request.
 const REQUEST_BYTES_MAX: usize = 8 * 1024;
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Serves what was published last to whoever asks for `/metrics`, one request at a time.
+/// Serves the metrics that were published last at `/metrics`, one request at a time.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     page: Arc<Mutex<Arc<str>>>,
@@ -29,10 +29,10 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Listens from here on. Its thread takes no signals.
+    /// Listens on the address. All signals are blocked in its thread.
     ///
     /// # Errors
-    /// The system refuses the address, or has no thread.
+    /// The address can't be bound, or no thread can be started.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         let address = listener.local_addr()?;
@@ -41,7 +41,7 @@ impl Endpoint {
         let serve = move || {
             loop {
                 match listener.accept() {
-                    // A reader that goes away has what it wanted.
+                    // It is no error if the reader closes the connection early.
                     Ok((stream, _)) => _ = answer(stream, &shared),
                     Err(_) => thread::sleep(PAUSE),
                 }
@@ -58,19 +58,19 @@ impl Endpoint {
     /// Reads `ADDRESS:PORT`, or a port of the loopback address.
     ///
     /// # Errors
-    /// A sentence that says what is understood.
+    /// A sentence about what is accepted.
     pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
         let port = || text.trim_start_matches(':').parse().ok();
         let loopback = || Some((Ipv4Addr::LOCALHOST, port()?).into());
         text.parse().ok().or_else(loopback).ok_or_else(|| {
-            format!("{text:?} is no address; write it as 127.0.0.1:9100, [::1]:9100 or 9100")
+            format!("{text:?} is not an address; write it as 127.0.0.1:9100, [::1]:9100 or 9100")
         })
     }
 
-    /// The same for a program's `--metrics`.
+    /// Listens on the address of a program's `--metrics`.
     ///
     /// # Errors
-    /// One line that says why.
+    /// One line with the reason.
     pub fn open(address: SocketAddr) -> Result<Self, String> {
         let endpoint = Self::bind(address).map_err(|error| {
             format!("--metrics {address} can't be served: {error}; give another address or port")
@@ -79,42 +79,42 @@ impl Endpoint {
         Ok(endpoint)
     }
 
-    /// Where it listens: with the port that the system chose, where that was left to it.
+    /// The address that it listens on; if port 0 was given, with the port that the system chose.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Shows these figures from now on, under names that begin with `prefix`.
+    /// Serves these metrics from now on, under names that begin with `prefix`.
     pub fn publish(&self, prefix: &str, figures: Box<dyn Collector>) {
         let mut registry = Registry::with_prefix(prefix);
         registry.register_collector(figures);
         let mut page = String::new();
-        // Into a String it can always be written.
+        // Writing to a String does not fail.
         if text::encode(&mut page, &registry).is_ok() {
             *self.page.lock().unwrap_or_else(PoisonError::into_inner) = Arc::from(page);
         }
     }
 }
 
-/// Writes figures of one moment, which a [`Collector`] has.
+/// Writes the metrics of a [`Collector`].
 #[derive(Debug)]
 pub struct Figures<'a>(pub DescriptorEncoder<'a>);
 
 impl Figures<'_> {
-    /// What only grows.
+    /// Writes a counter.
     ///
     /// # Errors
-    /// The page can't be written.
+    /// The text can't be written.
     pub fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)
     }
 
-    /// The same for each of several labels.
+    /// Writes a counter for each label.
     ///
     /// # Errors
-    /// The page can't be written.
+    /// The text can't be written.
     pub fn counters<'l>(
         &mut self,
         name: &str,
@@ -130,18 +130,18 @@ impl Figures<'_> {
         Ok(())
     }
 
-    /// What goes up and down; nothing where it is not known.
+    /// Writes a gauge; nothing if its value is not known.
     ///
     /// # Errors
-    /// The page can't be written.
+    /// The text can't be written.
     pub fn gauge(&mut self, name: &str, help: &str, value: Option<f64>) -> fmt::Result {
         self.gauges(name, help, "", value.into_iter().map(|value| ("", value)))
     }
 
-    /// The same for each of several labels.
+    /// Writes a gauge for each label.
     ///
     /// # Errors
-    /// The page can't be written.
+    /// The text can't be written.
     pub fn gauges<'l>(
         &mut self,
         name: &str,
@@ -177,7 +177,7 @@ fn answer(mut stream: TcpStream, page: &Mutex<Arc<str>>) -> io::Result<()> {
     let (status, body): (_, Arc<str>) = if is_for_metrics(&request) {
         ("200 OK", Arc::clone(&page.lock().unwrap_or_else(PoisonError::into_inner)))
     } else {
-        ("404 Not Found", Arc::from("the figures are at /metrics\n"))
+        ("404 Not Found", Arc::from("the metrics are at /metrics\n"))
     };
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_published_last_is_served() {
+    fn the_metrics_published_last_are_served() {
         let endpoint = Endpoint::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         for open in [7, 8] {
             endpoint.publish("c1000k_test", Box::new(Open(open)));
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_harms_nothing() {
+    fn a_malformed_request_is_answered_and_breaks_nothing() {
         let endpoint = Endpoint::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let too_long = "x".repeat(2 * REQUEST_BYTES_MAX);
         for (request, answer) in [

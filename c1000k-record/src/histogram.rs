@@ -1,14 +1,14 @@
-//! Histograms in a record: HdrHistogram V2, compressed, in base64, as HdrHistogram's own logs have them.
+//! Histograms in a record: HdrHistogram V2, compressed, in base64, as in HdrHistogram logs.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
 
-/// A record has one of some kilobytes at most.
+/// Those in a record have a few kilobytes.
 const TEXT_BYTES_MAX: usize = 1 << 20;
 
-/// The histogram as text; `None` where it is empty.
+/// The histogram as text; `None` if it is empty.
 #[must_use]
 pub fn encode(histogram: &Histogram<u64>) -> Option<String> {
     let mut bytes = Vec::new();
@@ -16,7 +16,7 @@ pub fn encode(histogram: &Histogram<u64>) -> Option<String> {
     (!histogram.is_empty() && written.is_ok()).then(|| STANDARD.encode(bytes))
 }
 
-/// The histogram that a text has; `None` where it has none.
+/// The histogram from its text; `None` if the text is invalid.
 #[must_use]
 pub fn decode(text: &str) -> Option<Histogram<u64>> {
     if text.len() > TEXT_BYTES_MAX {

@@ -1,4 +1,4 @@
-//! Files of a run, which anybody may have put there: read only where they are regular, and only so far.
+//! Reads the files of a run. They are untrusted: only regular files are read, and only up to a bound.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -7,20 +7,20 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
-/// A record of 3,600 points is half a megabyte.
+/// A record with two series of 3,600 points has about 2 MB.
 pub(crate) const RECORD_BYTES_MAX: u64 = 64 << 20;
 
-/// `slabinfo`, the longest of the texts, has some 30 kB.
+/// `slabinfo`, the longest of the texts, has about 30 kB.
 pub(crate) const TEXT_BYTES_MAX: u64 = 4 << 20;
 
-/// The whole of a regular file.
+/// The content of a regular file.
 ///
 /// # Errors
-/// The file can't be read, is a pipe, a device or a folder, or is longer than `bytes_max`.
+/// The file can't be read, is not a regular file, or is longer than `bytes_max`.
 pub(crate) fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    // Looked at before it is opened, for that alone does something to a device.
+    // Checked before it is opened, because opening a device can have an effect.
     check_regular(&fs::metadata(path)?)?;
-    // Something else may stand there by now, and to open a pipe would wait for its writer.
+    // It may have been replaced since, and opening a pipe would wait for its writer.
     let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
     let file = File::options().read(true).custom_flags(flags).open(path)?;
     check_regular(&file.metadata()?)?;
@@ -32,7 +32,7 @@ pub(crate) fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The text of such a file; `None` where it can't be had. What is no UTF-8 is replaced.
+/// The text of such a file; `None` if it can't be read. Invalid UTF-8 is replaced.
 #[must_use]
 pub fn text(path: &Path) -> Option<String> {
     let bytes = read(path, TEXT_BYTES_MAX).ok()?;

@@ -1,12 +1,12 @@
-//! What a run writes down: the records of client and server, how they are written as JSON, and how they are read again.
+//! The results of a run: the records of client and server, and how they are written as JSON and read again.
 //!
 //! - [`ClientRecord`] and [`ServerRecord`] are the two records.
-//! - [`schema`] has the shape of both as JSON Schema.
-//! - [`series`] keeps figures over time in a bounded number of points.
-//! - [`endpoint`] serves figures to Prometheus while a program runs.
+//! - [`schema`] describes both as JSON Schema.
+//! - [`series`] keeps a time series in a bounded number of points.
+//! - [`endpoint`] serves metrics to Prometheus while a program runs.
 //! - [`histogram`] writes and reads the histograms in them.
-//! - [`output`] is where `--json PATH` points.
-//! - [`input`] reads the files of a run, which anybody may have put there.
+//! - [`output`] writes them to the file of `--json PATH`.
+//! - [`input`] reads the files of a run, which any user may have put there.
 
 pub mod endpoint;
 pub mod histogram;
@@ -18,8 +18,8 @@ pub mod series;
 
 pub use output::Output;
 pub use record::{
-    CLIENT_SCHEMA, Churn, ClientRecord, Descriptors, FileTable, Head, LatencyUs, Limit,
-    MemoryGuard, Prediction, RampPoint, ReadError, SERVER_SCHEMA, ServerPoint, ServerRecord, Storm,
-    TargetRecord, Threshold, Verdict, Workload, per_second, time_text,
+    CLIENT_SCHEMA, Churn, ClientRecord, ConnectionBytes, Descriptors, FileTable, Head, LatencyUs,
+    Limit, MemoryGuard, Prediction, RampPoint, ReadError, SERVER_SCHEMA, ServerPoint, ServerRecord,
+    Storm, TargetRecord, Threshold, Verdict, Workload, per_second, time_text,
 };
 pub use series::Series;

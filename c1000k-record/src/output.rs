@@ -1,10 +1,9 @@
-//! Where `--json PATH` points: a file, or standard output for `-`.
+//! Writes a record to `--json PATH`: a file, or standard output for `-`.
 //!
-//! A path is checked before the run, because a run of ten minutes must not end in a record that
-//! can't be written. A file is replaced whole, so that half a record is never read; only one that
-//! can't be replaced (a file mounted into a container, or in a folder that takes no new file) is
-//! overwritten. What can't be written all the same, for a disk that is full by now, goes to
-//! standard error.
+//! A path is checked before the run, so that a run of ten minutes does not end with a record that can't be written. A
+//! file is replaced atomically, so that no reader finds half a record; only one that can't be replaced (a file mounted
+//! into a container, or in a folder that is not writable) is overwritten. A record that still can't be written, because
+//! the disk is full by then, is printed on standard error.
 
 use std::fmt;
 use std::fs::{self, File, Permissions};
@@ -23,17 +22,17 @@ use nix::unistd::{AccessFlags, Uid, faccessat};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-/// So long a pipe's reader may take to come, once the record is there.
+/// How long writing waits for the reader of a pipe.
 const READER_WAIT: Duration = Duration::from_secs(2);
 const READER_POLL: Duration = Duration::from_millis(10);
 
-/// A record takes so much, and a long run's more: with less left the disk is full.
+/// The size of a short run's record. A disk with less room counts as full.
 const ROOM_BYTES: usize = 32 * 1024;
 
-/// As many links may lead to a file, as for the kernel.
+/// The maximum of symbolic links that are followed, as in the kernel.
 const LINKS_MAX: usize = 40;
 
-/// The bit of a folder's mode with which only its owner and theirs may replace files in it.
+/// The bit of a folder's mode with which only owners of folder or file may replace files in it.
 const STICKY: u32 = 0o1000;
 
 /// Where a record is written.
@@ -49,7 +48,7 @@ const STICKY: u32 = 0o1000;
 pub enum Output {
     /// Standard output: `-` or `/dev/stdout` on the command line.
     Stdout,
-    /// A file, replaced whole; or a pipe or device, written to as it is.
+    /// A file, which is replaced; or a pipe or device, which is written to.
     Path(PathBuf),
 }
 
@@ -62,13 +61,13 @@ impl Output {
         match text {
             "" => Err("the path is empty; name a file, or - for standard output".to_owned()),
             "-" => Ok(Self::Stdout),
-            // As a path it would be what lies behind it: a file to be replaced, with the summary in the old one.
+            // As a path it would be the file behind it, which would be replaced, with the summary in the old one.
             "/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1" => Ok(Self::Stdout),
             path => Ok(Self::Path(path.into())),
         }
     }
 
-    /// Whether writing may have to wait for a reader: a pipe or a terminal, and no file.
+    /// Whether writing may wait for a reader: it is not a file.
     #[must_use]
     pub fn may_wait(&self) -> bool {
         match self {
@@ -77,11 +76,11 @@ impl Output {
         }
     }
 
-    /// Tells now whether [`write`](Self::write) could work later; leaves nothing behind.
+    /// Checks whether [`write`](Self::write) can succeed later, without leaving anything behind.
     ///
     /// # Errors
-    /// The path is a folder or a socket, may not be written, or lies where there is no room; or
-    /// standard output was opened for reading, or is a device that takes nothing.
+    /// The path is a folder or a socket, is not writable, or its disk is full; or standard output was opened for
+    /// reading only, or is a full device.
     pub fn check_writable(&self) -> Result<(), OutputError> {
         let checked = match self {
             Self::Stdout => check_stdout(),
@@ -95,17 +94,17 @@ impl Output {
 
     /// Writes the record as one JSON object with a newline at its end.
     ///
-    /// A reader of standard output that has gone away is no error: no one is left to be told.
+    /// If the reader of standard output has closed it, that is not an error.
     ///
     /// # Errors
-    /// The system refused to make, write or rename the file; or no one opened the pipe within two seconds.
+    /// The file can't be created, written or renamed; or the pipe has no reader within two seconds.
     pub fn write<T: Serialize>(&self, record: &T) -> Result<(), OutputError> {
         let text = text_of(record).map_err(|error| self.error(error))?;
         let outcome = match self {
-            Self::Stdout => check_stdout().and_then(|()| pour(io::stdout().lock(), &text)),
+            Self::Stdout => check_stdout().and_then(|()| write_all(io::stdout().lock(), &text)),
             Self::Path(path) => WriteMethod::of(path).and_then(|method| match method {
                 WriteMethod::Replace(file) => replace_or_overwrite(&file, &text),
-                WriteMethod::WriteThrough(file) => pour(open_through(&file)?, &text),
+                WriteMethod::WriteThrough(file) => write_all(open_through(&file)?, &text),
             }),
         };
         outcome.map_err(|error| self.error(error))
@@ -125,7 +124,7 @@ impl fmt::Display for Output {
     }
 }
 
-/// A record that can't be written, in one line that names the place, the reason and the remedy.
+/// A record that can't be written; displayed in one line with the place, the reason and the remedy.
 #[derive(Debug)]
 pub struct OutputError {
     output: Output,
@@ -133,11 +132,11 @@ pub struct OutputError {
 }
 
 impl OutputError {
-    /// Prints the record on standard error instead, whole, however long its reader takes; says so in
-    /// one line with the error. A log that goes there too is to be flushed before.
+    /// Prints the complete record on standard error instead, and waits for the reader; returns one line with the error.
+    /// A log on standard error is to be flushed first.
     #[must_use]
     pub fn print_instead<T: Serialize>(&self, record: &T) -> String {
-        let printed = text_of(record).and_then(|text| pour(io::stderr().lock(), &text));
+        let printed = text_of(record).and_then(|text| write_all(io::stderr().lock(), &text));
         match printed {
             Ok(()) => format!("{self}; it was printed on standard error instead"),
             Err(_) => self.to_string(),
@@ -169,7 +168,7 @@ impl std::error::Error for OutputError {
     }
 }
 
-/// How a path is written to.
+/// How a path is written.
 enum WriteMethod {
     Replace(PathBuf),
     WriteThrough(PathBuf),
@@ -177,14 +176,14 @@ enum WriteMethod {
 
 impl WriteMethod {
     fn of(path: &Path) -> io::Result<Self> {
-        // `Path` overlooks what the kernel takes for a folder.
+        // `Path` ignores these endings, by which the kernel requires a folder.
         if [b"/".as_slice(), b"/."].iter().any(|end| path.as_os_str().as_bytes().ends_with(end)) {
             return Err(io::ErrorKind::IsADirectory.into());
         }
         match fs::metadata(path) {
             Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
             Ok(found) if found.file_type().is_socket() => Err(io::Error::other("it is a socket")),
-            // A link stays a link: what it points to is replaced.
+            // A link is kept: its target is replaced.
             Ok(found) if found.is_file() => Ok(Self::Replace(path.canonicalize()?)),
             Ok(_) => Ok(Self::WriteThrough(path.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -195,21 +194,21 @@ impl WriteMethod {
     }
 }
 
-/// Where links lead whose end does not exist yet.
+/// The target of symbolic links, which does not exist yet.
 fn end_of_links(path: &Path) -> io::Result<PathBuf> {
     let mut end = path.to_owned();
     for _ in 0..LINKS_MAX {
         let Ok(next) = fs::read_link(&end) else { return Ok(end) };
-        // From the link's own folder, unless it is absolute.
+        // Relative to the folder of the link, unless it is absolute.
         end = end.parent().unwrap_or(Path::new("")).join(next);
     }
     Err(Errno::ELOOP.into())
 }
 
-/// Whether standard output takes what is written to it.
+/// Whether standard output can be written.
 ///
 /// # Errors
-/// It is open for reading only, or a device that takes nothing.
+/// It is open for reading only, or a full device.
 pub fn check_stdout() -> io::Result<()> {
     let (mode, file) = stdout_as_opened()?;
     match mode {
@@ -219,9 +218,9 @@ pub fn check_stdout() -> io::Result<()> {
     }
 }
 
-/// Whether standard output is `/dev/null`, open for reading and writing. A process of Rust that is started without a
-/// standard output gets that in its place, and can't tell it from what a parent chose, as Python's `DEVNULL`. A shell's
-/// `>/dev/null` is open for writing only.
+/// Whether standard output is `/dev/null`, open for reading and writing. A Rust program that is started without a
+/// standard output gets that instead, and can't distinguish it from what its parent chose, such as Python's `DEVNULL`.
+/// A shell's `>/dev/null` is open for writing only.
 #[must_use]
 pub fn stdout_may_be_closed() -> bool {
     let is_null = |(mode, file): (OFlag, File)| {
@@ -238,7 +237,7 @@ fn stdout_as_opened() -> io::Result<(OFlag, File)> {
     Ok((mode, File::from(stdout.as_fd().try_clone_to_owned()?)))
 }
 
-/// A pipe is not opened: that would wait for its reader, and closing it again end what it reads.
+/// A pipe is not opened: that would wait for its reader, and closing it again would end the reader's input.
 fn check_through(path: &Path) -> io::Result<()> {
     if fs::metadata(path)?.file_type().is_fifo() {
         faccessat(AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS)?;
@@ -248,66 +247,66 @@ fn check_through(path: &Path) -> io::Result<()> {
     check_device(File::options().write(true).custom_flags(flags).open(path)?)
 }
 
-/// Nothing at all is written, which a device that is always full refuses too.
+/// Writes zero bytes, which also fails on a full device.
 fn check_device(mut device: File) -> io::Result<()> {
     device.write(&[]).map(drop)
 }
 
-/// Whether the file can be replaced or, where it is there, be overwritten.
+/// Whether the file can be replaced or, if it exists, be overwritten.
 fn check_file(path: &Path) -> io::Result<()> {
     let replaced =
         temporary_beside(path).and_then(|file| file.as_file().write_all(&[0; ROOM_BYTES]));
     let overwritten = File::options().write(true).open(path);
     match (replaced, overwritten) {
-        (Ok(()), Err(error)) if is_immutable(&error) || is_kept_by_its_folder(path) => Err(error),
-        (Err(error), Ok(_)) if is_for_want_of_room(&error) => Err(error),
+        (Ok(()), Err(error)) if is_immutable(&error) || is_sticky(path) => Err(error),
+        (Err(error), Ok(_)) if is_full(&error) => Err(error),
         (Ok(()), _) | (_, Ok(_)) => Ok(()),
         (Err(error), Err(_)) => Err(error),
     }
 }
 
-/// What `chattr +i` has set apart can't be renamed over either.
+/// A file with `chattr +i` can't be replaced either.
 fn is_immutable(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::EPERM as i32)
 }
 
-/// Whether a file is there that its folder lets no one but the owners replace, as `/tmp` does.
-fn is_kept_by_its_folder(path: &Path) -> bool {
+/// Whether the file exists and only the owners of file or folder may replace it, as in `/tmp`.
+fn is_sticky(path: &Path) -> bool {
     let folder = fs::metadata(folder_of(path));
     let (Ok(file), Ok(folder)) = (fs::metadata(path), folder) else { return false };
     let user = Uid::effective().as_raw();
     folder.mode() & STICKY != 0 && user != file.uid() && user != folder.uid()
 }
 
-fn is_for_want_of_room(error: &io::Error) -> bool {
+fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
-/// One JSON object with a newline at its end.
+/// One JSON object, followed by a newline.
 fn text_of<T: Serialize>(record: &T) -> io::Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(record)?;
     text.push(b'\n');
     Ok(text)
 }
 
-/// Puts a file in place whole: at each moment a reader finds the old one or the new one. A link or a
-/// pipe that was there is replaced, and not followed or written to.
+/// Replaces a file atomically: a reader finds the old one or the new one. A link or a pipe is replaced, and not
+/// followed or written to.
 ///
 /// # Errors
-/// The system refused to make, write or rename the file; what was there is left as it was.
+/// The file can't be created, written or renamed; the old one is unchanged.
 pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let file = temporary_beside(path)?;
-    // Not by the temporary file's own means, which name it in their errors.
+    // Not by the methods of the temporary file, whose errors contain its name.
     file.as_file().write_all(text)?;
     file.persist(path)?;
     Ok(())
 }
 
-/// Replaces the file, or overwrites it where it can't be replaced but for want of room.
+/// Replaces the file, or overwrites it if it can't be replaced for another reason than a full disk.
 fn replace_or_overwrite(path: &Path, text: &[u8]) -> io::Result<()> {
     replace(path, text).or_else(|error| match File::options().write(true).open(path) {
-        Ok(mut file) if !is_for_want_of_room(&error) => {
+        Ok(mut file) if !is_full(&error) => {
             file.set_len(0)?;
             file.write_all(text)
         }
@@ -322,23 +321,23 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// A file in the same folder, because a rename can't leave its file system.
+/// A file in the same folder, because a file can't be renamed to another file system.
 fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
     if path.file_name().is_none() {
         return Err(io::ErrorKind::IsADirectory.into());
     }
     let folder = folder_of(path);
     fs::metadata(folder)?;
-    // As any new file: what the umask leaves of it, not the 0600 of a secret.
+    // The mode of any new file, which the umask reduces, instead of 0600.
     tempfile::Builder::new()
         .prefix(".c1000k-")
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(folder)
-        // The name of the temporary file would only puzzle the reader of the message.
+        // Without the name of the temporary file, which would be confusing.
         .map_err(|error| error.kind().into())
 }
 
-/// Opens a pipe or a device. To open a pipe waits for its reader, so it is seen first that there is one.
+/// Opens a pipe or a device. Opening a pipe waits for its reader, so it is first checked that there is one.
 fn open_through(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.write(true);
@@ -359,7 +358,7 @@ fn open_through(path: &Path) -> io::Result<File> {
     }
 }
 
-fn pour(mut out: impl Write, text: &[u8]) -> io::Result<()> {
+fn write_all(mut out: impl Write, text: &[u8]) -> io::Result<()> {
     match out.write_all(text).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         outcome => outcome,
@@ -416,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_folder_and_a_folder_in_place_of_a_file_are_told_in_one_line() {
+    fn a_missing_folder_and_a_folder_in_place_of_a_file_are_errors_of_one_line() {
         let folder = tempfile::tempdir().unwrap();
         for bad in [folder.path().join("none/run.json"), folder.path().to_owned()] {
             let error = to(&bad).check_writable().unwrap_err().to_string();
@@ -470,12 +469,12 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_replaced_is_overwritten() {
-        // Nothing can be made beside this one, whoever asks: the name of the process.
+        // The name of the process: no user can create a file beside it.
         let name = Path::new("/proc/self/comm");
         to(name).check_writable().unwrap();
         to(name).write(&7).unwrap();
         assert_eq!(fs::read_to_string(name).unwrap().trim_end(), "7");
-        // For what lies in the folder of a run, which may be anybody's, that would be unsafe.
+        // In the folder of a run, which is untrusted, overwriting would be unsafe.
         assert!(replace(name, b"8").is_err());
         assert_eq!(fs::read_to_string(name).unwrap().trim_end(), "7");
     }
@@ -503,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_is_written_to_and_without_a_reader_it_is_an_error_in_good_time() {
+    fn a_pipe_is_written_to_and_without_a_reader_it_is_an_error_in_time() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("fifo");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -524,6 +523,6 @@ mod tests {
     fn a_reader_that_went_away_is_no_error() {
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
-        pour(writer, b"{}").unwrap();
+        write_all(writer, b"{}").unwrap();
     }
 }

@@ -1,8 +1,7 @@
 //! The records that client and server write at the end of a run, one JSON object each.
 //!
-//! The names of the fields are stable: scripts and dashboards read them. Fields may be added, and
-//! a record without the later ones still reads. A figure that could not be had is `null`, never
-//! left out and never a made-up zero.
+//! The names of the fields are stable, because scripts and dashboards read them. Fields may be added, and older records
+//! without them can still be read. A figure that is not known is `null`: it is never omitted, and never 0.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,12 +15,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::input;
 
-/// What `schema` says in a client's record.
+/// The value of `schema` in a client's record.
 pub const CLIENT_SCHEMA: &str = "c1000k.client/1";
-/// What `schema` says in a server's record.
+/// The value of `schema` in a server's record.
 pub const SERVER_SCHEMA: &str = "c1000k.server/1";
 
-/// What both records begin with.
+/// The fields that both records have.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Head {
     /// The kind of record and its version: `c1000k.client/1` or `c1000k.server/1`.
@@ -29,62 +28,62 @@ pub struct Head {
     /// The version of the program.
     #[serde(default)]
     pub version: String,
-    /// The command as it was given.
+    /// The command line.
     #[serde(default)]
     pub argv: Vec<String>,
-    /// When the run began, in UTC, as RFC 3339 to the second.
+    /// The start of the run: RFC 3339, in UTC, to the second.
     #[serde(default)]
     pub started_at: String,
 }
 
-/// What a client asked for, what it held and what stopped it.
+/// The result of a client's run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ClientRecord {
-    /// Its schema is [`CLIENT_SCHEMA`].
+    /// The common fields; `schema` is [`CLIENT_SCHEMA`].
     #[serde(flatten)]
     pub head: Head,
-    /// The connections asked for.
+    /// The requested connections, or the number that the limits allow.
     pub target: u64,
-    /// The connects that were started, retries included.
+    /// Connects that were started, including retries.
     pub attempted: u64,
-    /// The most connections held at once.
+    /// The maximum of connections held at once.
     pub established: u64,
-    /// The connections whose echo came back whole in the last pass; null where none was asked for.
+    /// Connections whose complete echo was received in the last pass; null with `--no-verify`.
     pub verified: Option<u64>,
-    /// The connections given up.
+    /// Connections that failed permanently.
     pub failed: u64,
-    /// Failed connects, retried ones included: errno name to count.
+    /// Failed connects, including retried ones: errno name to count.
     pub failures: BTreeMap<String, u64>,
-    /// The connections that were established and then gone before the hold ended.
+    /// Connections that were established and ended before the hold did.
     pub lost: u64,
-    /// What capped the run; null where nothing did.
+    /// What limited the run; null if nothing did.
     pub limit: Option<Limit>,
-    /// From the first connect to the last connection established.
+    /// Time from the first connect until the last connection was established.
     pub ramp_seconds: f64,
     /// Established connections per second of the ramp.
     pub connects_per_second: f64,
-    /// From a connect to its connection, in microseconds.
+    /// Time from a connect until it was established, in microseconds.
     pub connect_latency_us: LatencyUs,
-    /// Whether the target was reached and all that was asked for was proven.
+    /// Whether the target was reached and verified.
     pub verdict: Verdict,
 
     /// The server's address and first port, or its Unix-domain socket (`unix:/run/server.sock`); several are separated
     /// by a comma and a space.
     #[serde(default)]
     pub destination: String,
-    /// How many destination ports were used, of all targets together; 0 for a Unix-domain socket.
+    /// The number of destination ports, of all targets together; 0 for a Unix-domain socket.
     #[serde(default)]
     pub ports: u64,
-    /// The source addresses asked for; empty where the choice was the kernel's.
+    /// The source addresses; empty if the kernel chose.
     #[serde(default)]
     pub sources: Vec<String>,
-    /// How many connections each pass of echoes proved, in order.
+    /// Connections that each pass of echoes verified, in order.
     #[serde(default)]
     pub verified_passes: Vec<u64>,
-    /// Connects that were tried again.
+    /// Connects that were retried.
     #[serde(default)]
     pub retried: u64,
-    /// Connections that the server refused or reset while they were being opened.
+    /// Connections that the server refused or reset before they were verified.
     #[serde(default)]
     pub refused_by_server: u64,
     /// How long all connections were held after the ramp.
@@ -93,71 +92,84 @@ pub struct ClientRecord {
     /// How long each pass of echoes took, in order.
     #[serde(default)]
     pub verify_seconds: Vec<f64>,
-    /// Connections held over the time of the ramp, at most 3,600 points.
+    /// The client over the time of the ramp; at most 3,600 points.
     #[serde(default)]
     pub ramp_series: Vec<RampPoint>,
-    /// RLIMIT_NOFILE as the run had it; null where it could not be read.
+    /// RLIMIT_NOFILE during the run; null if it could not be read.
     #[serde(default)]
     pub descriptors: Option<Descriptors>,
-    /// A sentence for people on what capped the run and what raises it.
+    /// A sentence about what limited the run, and the remedy.
     #[serde(default)]
     pub limit_detail: Option<String>,
-    /// When the most connections were held first, in UTC, as RFC 3339 to the millisecond; null where
-    /// none were.
+    /// The time at which the maximum was first held: RFC 3339, in UTC, to the millisecond; null if no connection was
+    /// held.
     #[serde(default)]
     pub held_from: Option<String>,
-    /// Until when they were held at least: the end of the last pass of echoes, or of the hold.
+    /// The time until which they were held: the end of the last pass of echoes, or of the hold.
     #[serde(default)]
     pub held_until: Option<String>,
-    /// Where its sockets lived; null where it did not say.
+    /// The table that held its sockets; null in older records and for clients without sockets.
     #[serde(default)]
     pub file_table: Option<FileTable>,
-    /// The protocol that was spoken; empty where it did not say.
+    /// The protocol, as the scheme of the URL; empty in older records.
     #[serde(default)]
     pub protocol: String,
-    /// Every connect latency, as a compressed HdrHistogram V2 in base64; null where nothing connected.
+    /// All connect latencies, as a compressed HdrHistogram V2 in base64; null if nothing connected.
     #[serde(default)]
     pub connect_histogram: Option<String>,
-    /// The messages during the hold; null where none were asked for.
+    /// The messages during the hold; null if none were requested.
     #[serde(default)]
     pub workload: Option<Workload>,
-    /// What was closed and opened anew during the hold; null where none was asked for.
+    /// Connections that were closed and reopened during the hold; null without `--churn`.
     #[serde(default)]
     pub churn: Option<Churn>,
-    /// What was closed at once after the hold, and came back; null where none was asked for.
+    /// Connections that were closed together after the hold and reopened; null without `--storm`.
     #[serde(default)]
     pub storm: Option<Storm>,
-    /// The thresholds that were asked for, in order.
+    /// The thresholds of `--fail-if`, in order.
     #[serde(default)]
     pub thresholds: Vec<Threshold>,
-    /// The clients had no sockets: the program was their TCP, over a tun device.
+    /// Whether the clients had no sockets: the program itself was their TCP, over a tun device.
     #[serde(default)]
     pub stateless: bool,
-    /// Segments that stateless clients sent again; null where the kernel is the clients' TCP.
+    /// Segments that stateless clients retransmitted; null for clients with sockets.
     #[serde(default)]
     pub retransmitted: Option<u64>,
-    /// Bytes that stateless clients took: those of all connections, and of the most that ever waited for an answer
-    /// at once; null for clients with sockets.
+    /// Memory of stateless clients: of all connections, and of the maximum that waited for an answer at once; null
+    /// for clients with sockets.
     #[serde(default)]
     pub state_bytes: Option<u64>,
-    /// The most memory that the client ever had resident; null where it could not be read.
+    /// The maximum resident memory of the client; null if it could not be read.
     #[serde(default)]
     pub rss_peak_bytes: Option<u64>,
-    /// Processor time that the client spent in the program; null where it could not be read.
+    /// Processor time of the client in user mode; null if it could not be read.
     #[serde(default)]
     pub cpu_user_seconds: Option<f64>,
-    /// Processor time that it spent in the kernel.
+    /// Processor time of the client in the kernel.
     #[serde(default)]
     pub cpu_system_seconds: Option<f64>,
-    /// Processor time of either kind that the ramp took; null where it could not be read.
+    /// Processor time of both kinds during the ramp; null if it could not be read.
     #[serde(default)]
     pub ramp_cpu_seconds: Option<f64>,
-    /// The connects that could be under way at once; null where the record does not say.
+    /// The maximum of connects in flight; null in older records.
     #[serde(default)]
     pub in_flight_max: Option<u64>,
-    /// Whether a rate was asked for (`--rate`, `--stages`).
+    /// Whether a rate was given (`--rate`, `--stages`).
     #[serde(default)]
     pub has_rate: bool,
+    /// The memory of one connection at the client's end, by layer; null for clients without sockets, and in older
+    /// records.
+    #[serde(default)]
+    pub connection_bytes: Option<ConnectionBytes>,
+    /// Growth of the client's process during the ramp, per connection; null if it could not be read.
+    #[serde(default)]
+    pub process_bytes_per_connection: Option<f64>,
+    /// The client over the time after the ramp, until the end; at most 3,600 points.
+    #[serde(default)]
+    pub hold_series: Vec<RampPoint>,
+    /// The processors of its machine; null if they could not be counted.
+    #[serde(default)]
+    pub processors: Option<u64>,
     /// The targets in the order of the command line, and the part of each; empty in records of earlier versions.
     #[serde(default)]
     pub targets: Vec<TargetRecord>,
@@ -178,7 +190,23 @@ pub struct TargetRecord {
     pub lost: u64,
 }
 
-/// Messages sent during the hold, at times that were fixed before.
+/// The memory of one connection at the client's end, by layer.
+///
+/// The layers of the process are the sizes of their types, so what they allocate is not included: TLS keeps its keys
+/// and buffers on the heap. `process_bytes_per_connection` includes it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ConnectionBytes {
+    /// The kernel: growth of the slabs that connections use, per socket; null if the slabs can't be read.
+    pub kernel: Option<f64>,
+    /// The TLS session; 0 without TLS.
+    pub tls: u64,
+    /// The state of the protocol.
+    pub protocol: u64,
+    /// The reactor's slot, and the client's own state.
+    pub client: u64,
+}
+
+/// Messages sent during the hold, on a fixed schedule.
 ///
 /// Each message that was sent is answered, mismatched or unanswered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -187,85 +215,85 @@ pub struct Workload {
     pub connections: u64,
     /// The time between two messages of one connection.
     pub period_seconds: f64,
-    /// How long messages were sent, and the last ones waited for.
+    /// Time from the first message until the last answer, or until it timed out.
     pub seconds: f64,
     /// The messages sent.
     pub sent: u64,
-    /// Those whose answer came whole and in time.
+    /// Messages whose complete answer was received in time.
     pub answered: u64,
-    /// Those that were answered by other bytes.
+    /// Messages that were answered with other bytes.
     pub mismatched: u64,
-    /// Those whose connection ended, or whose time ran out, before the answer was whole.
+    /// Messages whose connection ended, or that timed out, before the answer was complete.
     pub unanswered: u64,
-    /// Those sent after their time, because the connection still waited for the answer before.
+    /// Messages sent after they were due, because the connection still waited for the previous answer.
     pub late: u64,
-    /// Those never sent, because the connection waited for the answer before until the hold was over.
+    /// Messages never sent, because the connection waited for the previous answer until the end of the hold.
     #[serde(default)]
     pub skipped: u64,
-    /// From the time a message was due to its answer, in microseconds.
+    /// Time from when a message was due until its answer, in microseconds.
     pub latency_us: LatencyUs,
-    /// Every latency, as a compressed HdrHistogram V2 in base64; null where nothing was answered.
+    /// All latencies, as a compressed HdrHistogram V2 in base64; null if nothing was answered.
     pub histogram: Option<String>,
 }
 
-/// Connections that the client closed during the hold, one after the other, and opened anew.
+/// Connections that the client closed one by one during the hold and reopened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Churn {
     /// The connections closed, by reset.
     pub closed: u64,
-    /// Those of them that came back, verified where that was asked for.
+    /// Connections that were established again, and verified unless `--no-verify` was given.
     pub reopened: u64,
-    /// From a connect to its connection, in microseconds.
+    /// Time from a connect until it was established, in microseconds.
     pub connect_latency_us: LatencyUs,
-    /// Every latency, as a compressed HdrHistogram V2 in base64; null where nothing connected.
+    /// All latencies, as a compressed HdrHistogram V2 in base64; null if nothing connected.
     pub histogram: Option<String>,
 }
 
-/// Connections that the client closed all at once after the hold, and opened anew.
+/// Connections that the client closed together after the hold and reopened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Storm {
     /// The connections closed, by reset.
     pub dropped: u64,
-    /// Those of them that came back, verified where that was asked for.
+    /// Connections that were established again, and verified unless `--no-verify` was given.
     pub back: u64,
-    /// From the first reset to the last.
+    /// Time from the first reset to the last.
     pub drop_seconds: f64,
-    /// From then until the last connection was back.
+    /// Time from then until the last connection was established again.
     pub reopen_seconds: f64,
-    /// From a connect to its connection, in microseconds.
+    /// Time from a connect until it was established, in microseconds.
     pub connect_latency_us: LatencyUs,
-    /// Every latency, as a compressed HdrHistogram V2 in base64; null where nothing connected.
+    /// All latencies, as a compressed HdrHistogram V2 in base64; null if nothing connected.
     pub histogram: Option<String>,
 }
 
 /// A condition under which a run fails.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Threshold {
-    /// As it was given: `echo.p99>50ms`.
+    /// The condition as it was given: `echo.p99>50ms`.
     pub expression: String,
-    /// What was measured, latencies in microseconds; null where nothing was, which does not pass.
+    /// The measured value, latencies in microseconds; null if nothing was measured, which does not pass.
     pub value: Option<f64>,
-    /// Whether the condition did not hold.
+    /// Whether the run passed: the condition is false.
     pub passed: bool,
 }
 
-/// What a server accepted, held and spent.
+/// The result of a server's run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServerRecord {
-    /// Its schema is [`SERVER_SCHEMA`].
+    /// The common fields; `schema` is [`SERVER_SCHEMA`].
     #[serde(flatten)]
     pub head: Head,
-    /// The connections accepted and kept.
+    /// Connections that were accepted and admitted.
     pub accepted: u64,
-    /// The most connections open at once.
+    /// The maximum of connections open at once.
     pub peak: u64,
-    /// The connections open when the record was made.
+    /// Connections open when the record was written.
     pub open: u64,
-    /// The connections turned away.
+    /// Connections that were refused.
     pub refused: u64,
-    /// The connections closed, by whichever side.
+    /// Connections that were closed by either side.
     pub closed: u64,
-    /// Events that came for a connection already gone, and were dropped.
+    /// Events for connections that had already ended, which were dropped.
     pub stale_events: u64,
     /// Failed accepts: errno name to count.
     pub accept_errors: BTreeMap<String, u64>,
@@ -273,100 +301,101 @@ pub struct ServerRecord {
     pub bytes_in: u64,
     /// Bytes of payload sent.
     pub bytes_out: u64,
-    /// What the process grew by from start to peak, per connection: `rss_at_peak_bytes` less
-    /// `rss_at_start_bytes`, by the connections open then. Null where it can't be determined.
+    /// Growth of the process from start to peak, per connection: (`rss_at_peak_bytes` - `rss_at_start_bytes`) /
+    /// connections open then. Null if it could not be measured.
     pub user_bytes_per_connection: Option<f64>,
-    /// What one end of a connection costs the kernel: what its slabs grew by, per socket added, so
-    /// that it is the same whether the other end lies in this kernel or not. Null where it can't be
-    /// told.
+    /// Kernel memory of one end of a connection: growth of the slabs per added socket, so that it is the same whether
+    /// the other end is in this kernel or not. Null if it could not be measured.
     pub kernel_bytes_per_connection: Option<f64>,
-    /// The most memory the process ever had resident, and at least each other figure of it here; null
-    /// where it can't be determined.
+    /// The maximum resident memory of the process, at least the largest sample; null if it could not be measured.
     pub rss_peak_bytes: Option<u64>,
-    /// Processor time spent in the program.
+    /// Processor time in user mode.
     pub cpu_user_seconds: f64,
-    /// Processor time spent in the kernel on its behalf.
+    /// Processor time in the kernel on behalf of the process.
     pub cpu_system_seconds: f64,
 
-    /// How long it ran.
+    /// How long the server ran.
     #[serde(default)]
     pub uptime_seconds: f64,
-    /// The address it listened on.
+    /// The address that the server listened on.
     #[serde(default)]
     pub bind: String,
-    /// The first of its ports.
+    /// The first port.
     #[serde(default)]
     pub first_port: u16,
-    /// How many ports it listened on.
+    /// The number of ports.
     #[serde(default)]
     pub ports: u64,
     /// `echo` or `sink`.
     #[serde(default)]
     pub mode: String,
-    /// The connections it was ready to hold.
+    /// The maximum of connections that the server would admit.
     #[serde(default)]
     pub connections_max: u64,
-    /// The reactor threads.
+    /// The number of reactor threads.
     #[serde(default)]
     pub threads: u64,
-    /// How often accepting paused, for want of descriptors, memory or watches.
+    /// How often accepting paused because descriptors, memory or epoll watches ran out.
     #[serde(default)]
     pub accept_pauses: u64,
-    /// The connections turned away: reason to count.
+    /// Connections that were refused: reason to count.
     #[serde(default)]
     pub refused_by: BTreeMap<String, u64>,
-    /// The connections that ended before both sides had finished, by the server's rules or by TCP: reason to count.
+    /// Connections that ended before both sides had finished, because of the server's rules or TCP: reason to count.
     #[serde(default)]
     pub closed_by: BTreeMap<String, u64>,
-    /// Lines of the log that were not read in time.
+    /// Log lines that were dropped because they were not read in time.
     #[serde(default)]
     pub log_lines_dropped: u64,
-    /// What the memory guard saw and did; null where memory could not be read.
+    /// The memory guard; null if memory could not be read.
     #[serde(default)]
     pub memory_guard: Option<MemoryGuard>,
-    /// How often the reactor woke from waiting.
+    /// How often `epoll_wait` returned.
     #[serde(default)]
     pub wakeups: u64,
-    /// What each slab cache grew by from start to peak, in bytes in all: cache to bytes. The other
-    /// ends are in it where they lie in this kernel. Null where the slabs may not be read.
+    /// Growth of each slab cache from start to peak: cache to bytes in all. The other ends of the connections are
+    /// included if they are in this kernel. Null if the slabs can't be read.
     #[serde(default)]
     pub kernel_bytes_by_slab: Option<BTreeMap<String, u64>>,
-    /// Those caches of a connection that the kernel shows under another's name: own name to the one
-    /// in `/proc/slabinfo`.
+    /// Slab caches that the kernel has merged and shows under another name: original name to the name in
+    /// `/proc/slabinfo`.
     #[serde(default)]
     pub slabs_shown_as: BTreeMap<String, String>,
-    /// Resident memory once all ports listened.
+    /// Resident memory before the first connection.
     #[serde(default)]
     pub rss_at_start_bytes: Option<u64>,
-    /// Resident memory when the record was made.
+    /// Resident memory when the record was written.
     #[serde(default)]
     pub rss_now_bytes: Option<u64>,
-    /// Resident memory when the most connections were open.
+    /// Resident memory with the most connections.
     #[serde(default)]
     pub rss_at_peak_bytes: Option<u64>,
-    /// What the server expected to spend; null where it did not say.
+    /// The predicted memory; null in older records.
     #[serde(default)]
     pub prediction: Option<Prediction>,
-    /// What the kernel's own counters grew by during the run, under the kernel's names
-    /// (`ListenOverflows`, `ListenDrops`); a counter that could not be read is not in it.
+    /// Growth of the kernel's counters during the run, by the kernel's names (`ListenOverflows`, `ListenDrops`);
+    /// without those that could not be read.
     #[serde(default)]
     pub counters: BTreeMap<String, u64>,
     /// The server over time, at most 3,600 points.
     #[serde(default)]
     pub series: Vec<ServerPoint>,
-    /// Where its sockets lived; null where it did not say.
+    /// The table that held its sockets; null in older records.
     #[serde(default)]
     pub file_table: Option<FileTable>,
+    /// The processors of its machine; null if they could not be counted.
+    #[serde(default)]
+    pub processors: Option<u64>,
 }
 
-/// Where the sockets of a program live.
+/// The table that holds the sockets of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FileTable {
-    /// Among the descriptors of the process, which RLIMIT_NOFILE bounds.
+    /// The descriptor table of the process, which RLIMIT_NOFILE bounds.
     Process,
-    /// Among the registered files of an io_uring.
+    /// Tables of registered files of io_uring.
     Registered,
     /// A name that this version does not know.
     #[serde(other)]
@@ -383,7 +412,7 @@ impl fmt::Display for FileTable {
     }
 }
 
-/// Percentiles of a latency in microseconds; null where nothing was measured.
+/// Percentiles of a latency in microseconds; null if nothing was measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LatencyUs {
     /// The median.
@@ -397,28 +426,28 @@ pub struct LatencyUs {
     /// 99.99% were at most this.
     #[serde(default)]
     pub p9999: Option<u64>,
-    /// The longest.
+    /// The maximum.
     pub max: Option<u64>,
 }
 
-/// What capped a run.
+/// What limited a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Limit {
     /// RLIMIT_NOFILE of the client, or the system's file table.
     Descriptors,
-    /// No 5-tuple was left: ports times sources times destinations.
+    /// 5-tuples: local ports times source addresses times destination ports.
     Ports,
-    /// The kernel had no memory for more sockets.
+    /// The kernel's memory for sockets.
     Memory,
     /// fs.epoll.max_user_watches.
     Watches,
-    /// The server refused more, or went away.
+    /// The server refused connections, or went away.
     Server,
-    /// Connects timed out, or no route led to the server.
+    /// Connects timed out, or there was no route to the server.
     Network,
-    /// A person or a supervisor ended the run early.
+    /// A signal ended the run early.
     Interrupted,
     /// A name that this version does not know.
     #[serde(other)]
@@ -444,11 +473,11 @@ impl fmt::Display for Limit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The target was reached and everything asked for was verified.
+    /// The target was reached and verified.
     Reached,
-    /// The target was held, and nothing was verified, as asked (`--no-verify`).
+    /// The target was held, and not verified (`--no-verify`).
     Held,
-    /// The run fell short of its target, or lost or could not prove a part of it.
+    /// The run did not reach its target, or connections were lost or not verified.
     Short,
 }
 
@@ -465,71 +494,101 @@ impl fmt::Display for Verdict {
 /// RLIMIT_NOFILE; "unlimited" is the largest number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Descriptors {
-    /// The limit in force.
+    /// The soft limit.
     pub soft: u64,
-    /// What it may be raised to.
+    /// The hard limit, to which the soft one may be raised.
     pub hard: u64,
 }
 
-/// One point of a client's ramp.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// One point of a client's ramp, or of the time after it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RampPoint {
-    /// Since the first connect.
+    /// Time since the first connect.
     pub seconds: f64,
-    /// Connections held then.
+    /// Connections held.
     pub established: u64,
+    /// Failed attempts so far: errno name to count; null in older records.
+    #[serde(default)]
+    pub failures: Option<BTreeMap<String, u64>>,
+    /// Connections lost so far; null in older records.
+    #[serde(default)]
+    pub lost: Option<u64>,
+    /// The median latency of the connects that completed just before, in microseconds; null if there were none.
+    #[serde(default)]
+    pub connect_p50_us: Option<u64>,
+    /// The latency that 99% of them did not exceed.
+    #[serde(default)]
+    pub connect_p99_us: Option<u64>,
+    /// Processor time of the process so far, in user mode and in the kernel; null if unknown.
+    #[serde(default)]
+    pub cpu_seconds: Option<f64>,
+    /// Time that the processors of the machine have been busy since it started, in all; null if unknown.
+    #[serde(default)]
+    pub machine_busy_seconds: Option<f64>,
+    /// The part of it in soft interrupts, in which the kernel handles packets.
+    #[serde(default)]
+    pub machine_softirq_seconds: Option<f64>,
 }
 
 /// One point of a server's life.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServerPoint {
-    /// Since the server began.
+    /// Time since the server started.
     pub seconds: f64,
-    /// Connections open then.
+    /// Open connections.
     pub open: u64,
     /// Resident memory of the process.
     pub rss_bytes: Option<u64>,
-    /// Memory of the kernel in sockets and what belongs to them.
+    /// Kernel memory of sockets and their files; if the slabs can't be read, only of queued data.
     pub kernel_socket_bytes: Option<u64>,
-    /// Processor time spent so far, in the program and in the kernel on its behalf.
+    /// Processor time of the process so far, in user mode and in the kernel; null if unknown.
     #[serde(default)]
     pub cpu_seconds: Option<f64>,
+    /// Time that the processors of the machine have been busy since it started, in all; null if unknown.
+    #[serde(default)]
+    pub machine_busy_seconds: Option<f64>,
+    /// The part of it in soft interrupts, in which the kernel handles packets.
+    #[serde(default)]
+    pub machine_softirq_seconds: Option<f64>,
+    /// Connections refused so far: reason to count; null in older records.
+    #[serde(default)]
+    pub refused_by: Option<BTreeMap<String, u64>>,
 }
 
-/// How a server kept from running out of memory.
+/// The memory guard, which keeps a server from running out of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryGuard {
-    /// Whether it refused all new connections at the end.
+    /// Whether it admitted no connections at the end.
     pub closed: bool,
-    /// How often it stopped admitting.
+    /// How often it stopped admitting connections.
     pub closings: u64,
-    /// For how long in all.
+    /// For how long, in all.
     pub closed_seconds: f64,
-    /// How often memory was looked at.
+    /// The number of samples.
     pub looks: u64,
-    /// What was to be kept free.
+    /// The memory to be kept free.
     pub reserve_bytes: u64,
-    /// What was free at the last look.
+    /// Free memory at the last sample.
     pub room_bytes: u64,
-    /// The least that was free at any look.
+    /// The minimum of free memory in all samples.
     pub room_min_bytes: u64,
-    /// What a connection was seen to take of it.
+    /// The memory of a connection, as measured.
     pub bytes_per_connection: u64,
 }
 
-/// What a number of connections was expected to cost before the run.
+/// The memory that a number of connections was expected to take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Prediction {
-    /// For this many connections.
+    /// The number of connections.
     pub connections: u64,
-    /// What the processes grow by.
+    /// Growth of the processes.
     pub process_bytes: u64,
-    /// What the kernel grows by for their ends on this machine; queued data comes on top.
+    /// Growth of the kernel's memory for their ends on this machine, without queued data.
     pub kernel_bytes: u64,
 }
 
 impl Prediction {
-    /// Both together.
+    /// The sum of both.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         self.kernel_bytes.saturating_add(self.process_bytes)
@@ -540,7 +599,7 @@ impl Head {
     /// The head of this process's record.
     #[must_use]
     pub fn new(schema: &str, version: &str, started_at: SystemTime) -> Self {
-        // Arguments need not be UTF-8, and `args` panics where one is not.
+        // Arguments need not be UTF-8, and `args` panics if one is not.
         let argv = std::env::args_os();
         Self {
             schema: schema.to_owned(),
@@ -555,15 +614,15 @@ impl ClientRecord {
     /// Reads a client's record from a file.
     ///
     /// # Errors
-    /// The file can't be read, is no such record, or its `schema` is another.
+    /// The file can't be read, is not such a record, or has another `schema`.
     pub fn read(path: &Path) -> Result<Self, ReadError> {
         let record: Self = read(path, CLIENT_SCHEMA)?;
         Ok(record)
     }
 
-    /// From when until when the connections were held, at least; `None` where it can't be determined.
+    /// The time from and until which the connections were held; `None` if it is not known.
     ///
-    /// A record without these fields says it to the second.
+    /// For older records it is calculated to the second.
     #[must_use]
     pub fn held_between(&self) -> Option<(SystemTime, SystemTime)> {
         let time = |text: &str| humantime::parse_rfc3339(text).ok();
@@ -578,7 +637,7 @@ impl ClientRecord {
     }
 }
 
-/// A time of a record's, to the millisecond.
+/// A time as a record has it, to the millisecond.
 #[must_use]
 pub fn time_text(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
@@ -588,14 +647,14 @@ impl ServerRecord {
     /// Reads a server's record from a file.
     ///
     /// # Errors
-    /// The file can't be read, is no such record, or its `schema` is another.
+    /// The file can't be read, is not such a record, or has another `schema`.
     pub fn read(path: &Path) -> Result<Self, ReadError> {
         let record: Self = read(path, SERVER_SCHEMA)?;
         Ok(record)
     }
 }
 
-/// `count / seconds`, and 0 where no time has passed.
+/// `count / seconds`; 0 if no time has passed.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "a count below 2^53 is exact")]
 pub fn per_second(count: u64, seconds: f64) -> f64 {
@@ -608,21 +667,21 @@ pub fn per_second(count: u64, seconds: f64) -> f64 {
 pub enum ReadError {
     /// The file could not be read.
     Io(PathBuf, io::Error),
-    /// The file is no JSON, or a field is missing or of another type.
+    /// The file is not JSON, or a field is missing or of another type.
     Malformed(PathBuf, serde_json::Error),
-    /// The record is of another kind or a later version.
+    /// The record is of another program or a later version.
     Schema {
         /// The file.
         path: PathBuf,
-        /// What its `schema` says.
+        /// Its `schema`.
         found: String,
-        /// What was looked for.
+        /// The expected `schema`.
         expected: &'static str,
     },
 }
 
 impl ReadError {
-    /// Whether the file is simply not there.
+    /// Whether the file does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Io(_, error) if error.kind() == io::ErrorKind::NotFound)
@@ -635,13 +694,13 @@ impl fmt::Display for ReadError {
             Self::Io(path, error) => write!(f, "cannot read {}: {error}", path.display()),
             Self::Malformed(path, error) => write!(
                 f,
-                "{} is not a whole record: {error}; it was cut off or changed, run again",
+                "{} is not a complete record: {error}; it was truncated or changed, run again",
                 path.display()
             ),
             Self::Schema { path, found, expected } => write!(
                 f,
-                "{} has schema {found:?} where {expected:?} is needed; \
-                 give the file of the other program, or read it with a version that knows it",
+                "{} has schema {found:?} instead of {expected:?}; \
+                 give the record of the other program, or use a version that supports it",
                 path.display()
             ),
         }
@@ -707,6 +766,7 @@ mod tests {
         assert_eq!(record.ramp_series, []);
         assert_eq!(record.file_table, None);
         assert_eq!(record.descriptors, None);
+        assert_eq!((record.connection_bytes, record.process_bytes_per_connection), (None, None));
     }
 
     #[test]
@@ -767,7 +827,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_a_cut_one_and_a_foreign_one_are_told_apart() {
+    fn a_missing_file_a_truncated_one_and_one_of_another_schema_are_distinguished() {
         let missing = ClientRecord::read(Path::new("/nonexistent/client.json")).unwrap_err();
         assert!(missing.is_not_found(), "{missing}");
 
@@ -793,7 +853,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hold_is_told_by_its_fields_and_else_to_the_second() {
+    fn the_hold_is_known_by_its_fields_and_else_to_the_second() {
         let mut record: ClientRecord = serde_json::from_str(OLD_CLIENT).unwrap();
         assert_eq!(record.held_between(), None, "it does not say when it began");
         record.head.started_at = "2001-09-09T01:46:40Z".to_owned();

@@ -1,7 +1,7 @@
 //! The records as JSON Schema (draft 2020-12), made from their types.
 //!
-//! A schema holds for every record of its version, old and new: fields that were added later may be missing, and fields
-//! that this program does not know may be there.
+//! A schema is valid for every record of its version, old and new: fields that were added later may be missing, and
+//! unknown fields are allowed.
 
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
@@ -42,7 +42,7 @@ fn schema_of<T: JsonSchema>(version: &str) -> Schema {
     schema
 }
 
-/// A figure that could not be had is null and never left out; only a field that was added later has a default.
+/// A figure that is not known is null and never omitted; only a field that was added later has a default.
 fn require_what_has_no_default(schema: &mut Schema) {
     let Some(Value::Object(properties)) = schema.get("properties") else { return };
     let fields = properties.iter().filter(|(_, field)| field.get("default").is_none());
@@ -50,7 +50,7 @@ fn require_what_has_no_default(schema: &mut Schema) {
     schema.insert("required".to_owned(), Value::Array(required));
 }
 
-/// A comment is wrapped in the code, and a description need not be.
+/// Comments are wrapped in the code; a description is one line.
 fn join_lines(schema: &mut Schema) {
     if let Some(Value::String(text)) = schema.get_mut("description") {
         *text = text.replace('\n', " ");

@@ -1,16 +1,16 @@
-//! Figures over time in a bounded number of points.
+//! Time series with a bounded number of points.
 //!
-//! A series that fills up forgets every second point and from then on keeps half as many, so it
-//! covers a run of any length evenly and at a fixed size.
+//! When a series is full, every second point is removed, and from then on half as many are kept. So it covers a run of
+//! any length evenly, at a bounded size.
 
 use std::mem;
 use std::time::Duration;
 
-/// The most points a series ever holds.
+/// The maximum number of points of a series.
 pub const POINTS_MAX: usize = 3_600;
 
-/// How long to wait for the next point of something that began so long ago: a run of half a second
-/// gets as many points as one of ten seconds, and a long one no more than one a second.
+/// The time until the next point, by the time since the start: a run of half a second gets as many points as one of ten
+/// seconds, and a long one at most one per second.
 ///
 /// ```
 /// use c1000k_record::series::step;
@@ -25,7 +25,7 @@ pub fn step(elapsed: Duration) -> Duration {
     (elapsed / 50).clamp(Duration::from_millis(20), Duration::from_secs(1))
 }
 
-/// Points that were offered at an even pace, or closer at first, thinned out to at most [`POINTS_MAX`].
+/// Points at equal intervals, or at shorter ones at first, of which at most [`POINTS_MAX`] are kept.
 ///
 /// ```
 /// use c1000k_record::Series;
@@ -41,10 +41,10 @@ pub fn step(elapsed: Duration) -> Duration {
 #[derive(Debug, Clone)]
 pub struct Series<T> {
     points: Vec<T>,
-    /// The newest point, where it is not one of those kept.
+    /// The newest point, if it is not one of those kept.
     newest: Option<T>,
     offered: u64,
-    /// One of each `stride` points that are offered is kept.
+    /// One of `stride` points is kept.
     stride: u64,
 }
 
@@ -55,13 +55,13 @@ impl<T> Default for Series<T> {
 }
 
 impl<T> Series<T> {
-    /// A series without a point; it allocates as it grows.
+    /// An empty series; it allocates as it grows.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Offers the next point. The first and the newest one are always kept.
+    /// Adds the next point. The first and the newest one are always kept.
     pub fn push(&mut self, point: T) {
         let is_kept = self.offered.is_multiple_of(self.stride);
         self.offered += 1;
@@ -71,7 +71,7 @@ impl<T> Series<T> {
         }
         self.newest = None;
         self.points.push(point);
-        // One place stays free for the newest point.
+        // One place is reserved for the newest point.
         if self.points.len() == POINTS_MAX {
             self.thin_out();
         }
@@ -87,7 +87,7 @@ impl<T> Series<T> {
     fn thin_out(&mut self) {
         self.stride *= 2;
         let mut is_kept = false;
-        // POINTS_MAX is even, so the last point is one of those that go: it stays as the newest.
+        // POINTS_MAX is even, so the last point is one of those removed: it is kept as the newest.
         self.newest = self.points.pop();
         let points = mem::take(&mut self.points);
         self.points = points

@@ -1,50 +1,61 @@
-//! What limited a run, and how that is known.
+//! What limited a run, with the evidence.
 //!
-//! A limit that a program met and named comes first. Where the target was reached, what limited the speed of the ramp is
-//! told: a processor, the accept queues, or the connects that may be under way at once.
+//! A limit that a program reached and named comes first. Otherwise it is what limited the rate of the ramp: the accept
+//! queues, a processor, or the maximum of connects in flight.
 
 use std::fmt;
 
 use c1000k_host::format;
-use c1000k_record::{ClientRecord, Limit, ServerRecord};
+use c1000k_record::{ClientRecord, Limit, ServerPoint, ServerRecord};
 use serde::Serialize;
 
 use crate::cost::float;
 use crate::run::Run;
 
-/// A thread that is busy for so much of the time has no more to give.
+/// A thread that is busy for this share of the time is saturated.
 const BUSY: f64 = 0.9;
 
-/// Of the connections that were accepted: this many overflows of accept queues are no chance.
+/// The same for all processors of a machine.
+const MACHINE_BUSY: f64 = 0.95;
+
+/// If other processes took more than this share of a busy machine, they are the limit.
+const OTHERS_SHARE: f64 = 0.5;
+
+/// Over a shorter ramp, the resolution of the kernel's processor times is too low.
+const RAMP_SECONDS_MIN: f64 = 0.1;
+
+/// Overflows of accept queues, as a share of the accepted connections, from which on they are significant.
 const OVERFLOWS_SHARE: f64 = 0.001;
 
-/// With so much of the connects that may be under way at once, their number times their latency explains the rate.
+/// If this share of the maximum of connects in flight was in use, it explains the rate together with their latency.
 const IN_FLIGHT_SHARE: f64 = 0.7;
 
-/// From here on the ramp counts as over for the server: the last connections come late.
+/// The share of the peak at which the ramp counts as over for the server: the last connections may be late.
 const PEAK_SHARE: f64 = 0.98;
 
 /// What limited a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bottleneck {
-    /// The processor of the client's thread.
+    /// Processor time of the client's thread.
     ClientCpu,
-    /// The processor of the server's threads.
+    /// Processor time of the server's threads.
     ServerCpu,
+    /// Processor time of other processes on a machine of the run.
+    OtherCpu,
     /// The server's accept queues.
     Backlog,
     /// 5-tuples.
     Ports,
-    /// Descriptors, of a process or of the system.
+    /// Descriptors of a process or of the system.
     Descriptors,
-    /// Memory, of the kernel or of the server.
+    /// Memory of the kernel or of the server.
     Memory,
-    /// The way between client and server.
+    /// The network between client and server.
     Network,
-    /// A bound that the server was given.
+    /// A bound that was configured for the server.
     ServerBound,
-    /// What was asked for: a rate.
+    /// The requested rate.
     Asked,
 }
 
@@ -53,13 +64,14 @@ impl fmt::Display for Bottleneck {
         f.pad(match self {
             Self::ClientCpu => "the client's CPU",
             Self::ServerCpu => "the server's CPU",
+            Self::OtherCpu => "other processes on the machine",
             Self::Backlog => "the server's accept queues",
             Self::Ports => "ports",
             Self::Descriptors => "descriptors",
             Self::Memory => "memory",
             Self::Network => "the network",
-            Self::ServerBound => "the server's own bound",
-            Self::Asked => "the rate that was asked for",
+            Self::ServerBound => "a bound of the server",
+            Self::Asked => "the requested rate",
         })
     }
 }
@@ -67,13 +79,13 @@ impl fmt::Display for Bottleneck {
 /// What limited a run, with the evidence in one sentence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What it was.
+    /// The limit.
     pub bottleneck: Bottleneck,
-    /// How that is known.
+    /// The evidence.
     pub evidence: String,
 }
 
-/// What limited the run; `None` where no figure shows it.
+/// What limited the run; `None` if no figure shows it.
 #[must_use]
 pub fn find(run: &Run) -> Option<Finding> {
     let server = run.server.as_ref();
@@ -81,17 +93,18 @@ pub fn find(run: &Run) -> Option<Finding> {
     clients()
         .find_map(|client| met(client, server))
         .or_else(|| overflows(clients().any(|client| client.retried > 0), server?))
-        .or_else(|| clients().find_map(|client| speed(client, server)))
+        .or_else(|| clients().find_map(|client| speed(client, server, run.is_one_kernel())))
 }
 
 fn finding(bottleneck: Bottleneck, evidence: impl Into<String>) -> Option<Finding> {
     Some(Finding { bottleneck, evidence: evidence.into() })
 }
 
-/// A limit that the client has met, or that the server has met where the client saw only its refusals.
+/// A limit that the client reached, or that the server reached if the client saw only its refusals.
 fn met(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding> {
-    let detail = || client.limit_detail.clone().unwrap_or_else(|| "the client says so".to_owned());
-    // What a full queue drops looks like a silent network, or a server that refuses.
+    let detail =
+        || client.limit_detail.clone().unwrap_or_else(|| "by the client's record".to_owned());
+    // For the client, a full queue looks like a network without answers, or like a server that refuses.
     let queues = || overflows(true, server?);
     match client.limit? {
         Limit::Descriptors => finding(Bottleneck::Descriptors, detail()),
@@ -106,7 +119,7 @@ fn met(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding> 
     }
 }
 
-/// Why the server took no more.
+/// Why the server refused connections.
 fn of_server(server: &ServerRecord) -> Option<Finding> {
     if let Some(guard) = server.memory_guard.filter(|guard| guard.closings > 0) {
         let times = format::counted(guard.closings, "time");
@@ -134,11 +147,11 @@ fn of_server(server: &ServerRecord) -> Option<Finding> {
     let bound = format::count(server.connections_max);
     is_full.then(|| Finding {
         bottleneck: Bottleneck::ServerBound,
-        evidence: format!("the server held as many as it was ready to: {bound}"),
+        evidence: format!("the server reached its maximum of connections: {bound}"),
     })
 }
 
-/// Accept queues that were full.
+/// Full accept queues.
 fn overflows(had_retries: bool, server: &ServerRecord) -> Option<Finding> {
     let overflows = *server.counters.get("ListenOverflows")?;
     let share = float(overflows) / float(server.accepted.max(1));
@@ -153,16 +166,16 @@ fn overflows(had_retries: bool, server: &ServerRecord) -> Option<Finding> {
     })
 }
 
-/// What kept the ramp from being faster.
-fn speed(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding> {
+/// What limited the rate of the ramp.
+fn speed(
+    client: &ClientRecord,
+    server: Option<&ServerRecord>,
+    is_one_machine: bool,
+) -> Option<Finding> {
     let client_busy = client.ramp_cpu_seconds.map(|cpu| cpu / client.ramp_seconds.max(1e-9));
     let server_busy = server.and_then(busy_share);
+    let shares = busy_text(client_busy, server_busy);
     let [client_busy, server_busy] = [client_busy, server_busy].map(|busy| busy.unwrap_or(0.0));
-    let shares = format!(
-        "during the ramp the client was busy for {} of the time, the server for {}",
-        format::percent(client_busy.min(1.0)),
-        format::percent(server_busy.min(1.0))
-    );
     if client_busy >= BUSY && client_busy >= server_busy {
         return finding(Bottleneck::ClientCpu, shares);
     }
@@ -172,12 +185,17 @@ fn speed(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding
     if client.has_rate {
         return finding(Bottleneck::Asked, shares);
     }
+    let threads = server.map_or(0.0, |server| float(server.threads.max(1)));
+    let used = [client_busy, server_busy * threads];
+    if let Some(found) = busy_machine(client, server, is_one_machine, used, &shares) {
+        return Some(found);
+    }
     let latency = float(client.connect_latency_us.p50?) / 1e6;
     let explained = latency * client.connects_per_second / float(client.in_flight_max?.max(1));
     (explained >= IN_FLIGHT_SHARE).then(|| Finding {
         bottleneck: Bottleneck::Network,
         evidence: format!(
-            "{shares}; {} under way at once, with a median latency of {}, allow {} a second: more --in-flight is \
+            "{shares}; {} in flight with a median latency of {}, allow {} a second; a higher --in-flight is \
              faster",
             format::counted(client.in_flight_max.unwrap_or(0), "connect"),
             format::duration(latency),
@@ -186,18 +204,105 @@ fn speed(client: &ClientRecord, server: Option<&ServerRecord>) -> Option<Finding
     })
 }
 
-/// Which share of the time the server's threads were busy while the connections came.
-fn busy_share(server: &ServerRecord) -> Option<f64> {
+/// How busy client and server were, as a clause.
+fn busy_text(client: Option<f64>, server: Option<f64>) -> String {
+    let [client, server] =
+        [client, server].map(|busy| busy.map(|busy| format::percent(busy.min(1.0))));
+    match (client, server) {
+        (Some(client), Some(server)) => format!(
+            "during the ramp the client was busy for {client} of the time, the server for {server}"
+        ),
+        (Some(client), None) => format!(
+            "during the ramp the client was busy for {client} of the time; the server's share is unknown"
+        ),
+        (None, Some(server)) => format!(
+            "during the ramp the server was busy for {server} of the time; the client's share is unknown"
+        ),
+        (None, None) => "how busy client and server were is unknown".to_owned(),
+    }
+}
+
+/// A machine whose processors were all busy, by the processors that client and server used.
+fn busy_machine(
+    client: &ClientRecord,
+    server: Option<&ServerRecord>,
+    is_one_machine: bool,
+    [client_used, server_used]: [f64; 2],
+    shares: &str,
+) -> Option<Finding> {
+    let of_client = machine_shares(client).zip(client.processors);
+    let of_server = server.and_then(|server| server_machine_shares(server).zip(server.processors));
+    let used = client_used + server_used;
+    let (machine, ([busy, softirq], processors), used) = if is_one_machine {
+        ("the machine", of_client.or(of_server)?, used)
+    } else {
+        let client = of_client.map(|shares| ("the client's machine", shares, client_used));
+        let server = of_server.map(|shares| ("the server's machine", shares, server_used));
+        [client, server].into_iter().flatten().max_by(|a, b| a.1.0[0].total_cmp(&b.1.0[0]))?
+    };
+    if busy < MACHINE_BUSY {
+        return None;
+    }
+    // Soft interrupts handle the packets of the run.
+    let others = (1.0 - (used / float(processors) + softirq) / busy).clamp(0.0, 1.0);
+    let bottleneck = if others > OTHERS_SHARE {
+        Bottleneck::OtherCpu
+    } else if server_used > client_used && (is_one_machine || machine == "the server's machine") {
+        Bottleneck::ServerCpu
+    } else {
+        Bottleneck::ClientCpu
+    };
+    finding(
+        bottleneck,
+        format!(
+            "{shares}; all processors of {machine} were busy for {}, with {} of that for other processes",
+            format::percent(busy.min(1.0)),
+            format::percent(others)
+        ),
+    )
+}
+
+/// The share of the time of all processors of the client's machine that they were busy during the ramp, and in soft
+/// interrupts.
+pub(crate) fn machine_shares(client: &ClientRecord) -> Option<[f64; 2]> {
+    let (first, last) = (client.ramp_series.first()?, client.ramp_series.last()?);
+    let seconds = last.seconds - first.seconds;
+    let busy = last.machine_busy_seconds? - first.machine_busy_seconds?;
+    let softirq = last.machine_softirq_seconds? - first.machine_softirq_seconds?;
+    shares_of(client.processors?, seconds, [busy, softirq])
+}
+
+/// The same for the server's machine.
+fn server_machine_shares(server: &ServerRecord) -> Option<[f64; 2]> {
+    let (first, last) = ramp_points(server)?;
+    let busy = last.machine_busy_seconds? - first.machine_busy_seconds?;
+    let softirq = last.machine_softirq_seconds? - first.machine_softirq_seconds?;
+    shares_of(server.processors?, last.seconds - first.seconds, [busy, softirq])
+}
+
+fn shares_of(processors: u64, seconds: f64, times: [f64; 2]) -> Option<[f64; 2]> {
+    let shares = times.map(|time| time / (seconds * float(processors)));
+    let is_known = seconds >= RAMP_SECONDS_MIN && shares.iter().all(|share| share.is_finite());
+    is_known.then_some(shares)
+}
+
+/// The share of the time that each of the server's threads was busy during the ramp.
+pub(crate) fn busy_share(server: &ServerRecord) -> Option<f64> {
+    let (first, last) = ramp_points(server)?;
+    let cpu = last.cpu_seconds? - first.cpu_seconds?;
+    let seconds = (last.seconds - first.seconds).max(1e-9);
+    Some(cpu / seconds / float(server.threads.max(1)))
+}
+
+/// The server's samples before its first connection and at the end of the ramp.
+fn ramp_points(server: &ServerRecord) -> Option<(&ServerPoint, &ServerPoint)> {
     let enough = float(server.peak) * PEAK_SHARE;
     let before = server.series.iter().rposition(|point| point.open == 0 && point.seconds >= 0.0);
     let end = server.series.iter().position(|point| float(point.open) >= enough)?;
     let before = before
         .filter(|&before| before < end)
         .or_else(|| server.series[..end].iter().rposition(|point| point.open == 0))?;
-    let (first, last) = (&server.series[before], &server.series[end]);
-    let cpu = last.cpu_seconds? - first.cpu_seconds?;
-    let seconds = (last.seconds - first.seconds).max(1e-9);
-    Some(cpu / seconds / float(server.threads.max(1)))
+    Some((&server.series[before], &server.series[end]))
 }
 
 #[cfg(test)]
@@ -234,7 +339,7 @@ mod tests {
         record.extend(more);
     }
 
-    /// A ramp of ten seconds that began after five.
+    /// A ramp of ten seconds that begins after five.
     fn series(cpu: f64) -> Value {
         let point = |seconds: f64, open: u64, cpu: f64| {
             json!({ "seconds": seconds, "open": open, "rss_bytes": null,
@@ -252,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_is_named_by_what_shows_it() {
+    fn each_limit_is_named_with_its_evidence() {
         let plain = || server(json!({}));
         let limited = |limit: &str| client(json!({ "limit": limit, "limit_detail": "so it is" }));
         for (limit, bottleneck) in [
@@ -269,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn why_a_server_took_no_more_is_its_own_record() {
+    fn why_a_server_refused_is_known_from_its_record() {
         let refused = || client(json!({ "limit": "server" }));
         let guard = json!({ "closed": true, "closings": 2, "closed_seconds": 1.0, "looks": 9,
             "reserve_bytes": 1, "room_bytes": 1, "room_min_bytes": 70_000_000, "bytes_per_connection": 1 });
@@ -289,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn full_accept_queues_are_told_by_the_kernels_counter() {
+    fn full_accept_queues_are_known_from_the_kernels_counter() {
         let overflowed = |count: u64| server(json!({ "counters": { "ListenOverflows": count } }));
         let (named, evidence) = found(client(json!({})), overflowed(50)).expect("it overflowed");
         assert!(named == Bottleneck::Backlog && evidence.contains("50 times"), "{evidence}");
@@ -297,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn the_busier_thread_is_what_kept_the_ramp_from_being_faster() {
+    fn the_busier_thread_limited_the_rate() {
         let busy = |client_cpu: f64, server_cpu: f64| {
             found(client(json!({ "ramp_cpu_seconds": client_cpu })), server(series(server_cpu)))
         };
@@ -313,7 +418,74 @@ mod tests {
     }
 
     #[test]
-    fn latency_explains_the_rate_or_what_was_asked_for_does() {
+    fn a_busy_machine_is_a_limit_by_what_used_most_of_it() {
+        // Of two processors over ten seconds.
+        let on_machine = |busy: f64, softirq: f64, cpu: f64| {
+            let point = |seconds: f64, established: u64| {
+                let share = seconds / 10.0;
+                json!({ "seconds": seconds, "established": established,
+                    "machine_busy_seconds": 7.0 + busy * share,
+                    "machine_softirq_seconds": 3.0 + softirq * share })
+            };
+            client(json!({ "ramp_cpu_seconds": cpu, "processors": 2,
+                "ramp_series": [point(0.0, 0), point(10.0, 1000)] }))
+        };
+        let (named, evidence) = found(on_machine(20.0, 2.0, 2.0), server(series(1.0))).unwrap();
+        assert_eq!(named, Bottleneck::OtherCpu, "{evidence}");
+        assert!(
+            evidence.contains("the machine were busy for 100.0%")
+                && evidence.contains("75.0% of that for other"),
+            "{evidence}"
+        );
+        for (busy, softirq, client, server_cpu, named) in [
+            (20.0, 2.0, 8.0, 5.0, Some(Bottleneck::ClientCpu)),
+            (20.0, 2.0, 5.0, 8.0, Some(Bottleneck::ServerCpu)),
+            (20.0, 12.0, 2.0, 1.0, Some(Bottleneck::ClientCpu)),
+            (18.9, 2.0, 2.0, 1.0, None),
+            (20.0, 2.0, 9.5, 1.0, Some(Bottleneck::ClientCpu)),
+        ] {
+            let outcome = found(on_machine(busy, softirq, client), server(series(server_cpu)));
+            assert_eq!(outcome.map(|found| found.0), named, "{busy} {softirq} {client}");
+        }
+        let unknown = client(json!({ "ramp_cpu_seconds": 1.0, "processors": 2,
+            "ramp_series": [{ "seconds": 0.0, "established": 0 }] }));
+        assert_eq!(found(unknown, server(series(1.0))), None);
+    }
+
+    #[test]
+    fn a_share_that_is_not_known_is_not_zero() {
+        let rate = json!({ "has_rate": true });
+        let (_, evidence) = found(client(rate.clone()), server(json!({}))).unwrap();
+        assert!(evidence.ends_with("is unknown") && !evidence.contains('%'), "{evidence}");
+        let (_, evidence) = found(client(rate), server(series(2.0))).unwrap();
+        assert!(
+            evidence.contains("server was busy for 20.0% of the time; the client's"),
+            "{evidence}"
+        );
+        let alone = client(json!({ "ramp_cpu_seconds": 9.5 }));
+        let evidence = speed(&alone, None, true).unwrap().evidence;
+        assert!(evidence.contains("busy for 95.0% of the time; the server's"), "{evidence}");
+    }
+
+    #[test]
+    fn a_busy_machine_of_the_server_is_named_as_such() {
+        let mut run = Run::default();
+        run.machine.0 = vec![("topology".to_owned(), "three-hosts".to_owned())];
+        run.clients = vec![("client-1".to_owned(), client(json!({ "ramp_cpu_seconds": 1.0 })))];
+        let mut record = server(series(8.0));
+        record.processors = Some(1);
+        for point in &mut record.series {
+            point.machine_busy_seconds = Some(point.seconds);
+            point.machine_softirq_seconds = Some(0.0);
+        }
+        run.server = Some(record);
+        let found = find(&run).expect("its machine is busy");
+        assert_eq!(found.bottleneck, Bottleneck::ServerCpu);
+        assert!(found.evidence.contains("processors of the server's machine"), "{found:?}");
+    }
+
+    #[test]
+    fn latency_or_the_requested_rate_explains_the_rate() {
         let waiting = json!({ "in_flight_max": 8, "connect_latency_us": { "p50": 76_000 } });
         let (named, evidence) = found(client(waiting), server(series(1.0))).expect("it waited");
         assert!(named == Bottleneck::Network && evidence.contains("8 connects"), "{evidence}");

@@ -1,8 +1,13 @@
-//! The charts of a run, as SVG that needs no font of the machine it is drawn on.
+//! The charts of a run, as SVG. Drawing them needs no fonts.
+
+mod growth;
+mod sides;
+mod timeline;
 
 use std::error::Error;
 
 use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -14,14 +19,16 @@ use crate::escape::visible;
 use crate::run::Run;
 use crate::trend;
 
-/// One drawing.
+pub use sides::{Sides, compare};
+
+/// A chart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chart {
     /// The name of its file.
     pub file_name: &'static str,
-    /// What it shows.
+    /// The title.
     pub title: &'static str,
-    /// The drawing.
+    /// The SVG.
     pub svg: String,
 }
 
@@ -30,8 +37,17 @@ pub struct Chart {
 /// # Errors
 /// A drawing can't be laid out.
 pub fn charts(run: &Run) -> Result<Vec<Chart>, Box<dyn Error>> {
-    let drawn =
-        [connections(run)?, rate(run)?, latency(run)?, cost_per_connection(run)?, memory(run)?];
+    let drawn = [
+        connections(run)?,
+        rate(run)?,
+        growth::connect_latency(run)?,
+        latency(run)?,
+        timeline::errors(run)?,
+        timeline::processors(run)?,
+        cost_per_connection(run)?,
+        growth::memory(run)?,
+        memory(run)?,
+    ];
     Ok(drawn.into_iter().flatten().collect())
 }
 
@@ -41,9 +57,11 @@ type Drawn<T> = Result<T, Box<dyn Error>>;
 const WIDTH: u32 = 860;
 const HEIGHT: u32 = 440;
 const PANEL_HEIGHT: u32 = 200;
+const LABEL_SIZE: i32 = 16;
 const TEXT: RGBColor = RGBColor(32, 36, 40);
 const GRID: RGBColor = RGBColor(226, 229, 233);
-/// Told apart in print and by most of those who confuse colours (Okabe and Ito).
+/// Distinct in print and to most people with colour blindness (Okabe and Ito; with a darker yellow, which is visible on
+/// white). `report.html` replaces them in a dark colour scheme.
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
@@ -51,11 +69,11 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(204, 121, 167),
     RGBColor(86, 180, 233),
     RGBColor(213, 94, 0),
-    RGBColor(240, 228, 66),
+    RGBColor(138, 123, 0),
     RGBColor(150, 150, 150),
 ];
 
-/// The server's connections over its life, else each client's over its ramp.
+/// The server's connections over its whole run; without its record, those of each client over its ramp.
 fn connections(run: &Run) -> Drawn<Option<Chart>> {
     let server = run.server.iter().map(|server| {
         let points = server.series.iter().map(|point| (point.seconds, float(point.open)));
@@ -68,14 +86,16 @@ fn connections(run: &Run) -> Drawn<Option<Chart>> {
         run.clients.iter().map(|(name, client)| (name.clone(), ramp(&client.ramp_series)));
     let is_drawable = |line: &Line| line.1.len() > 1;
     let mut lines: Vec<Line> = server.filter(is_drawable).collect();
+    let mut time = SERVER_TIME;
     if lines.is_empty() {
         lines = clients.filter(is_drawable).collect();
+        time = CLIENT_TIME;
     }
     let scale = Scale { label: "connections", text: |value| format::count(format::rounded(value)) };
-    over_time("connections.svg", "Connections over time", scale, &lines)
+    over_time("connections.svg", "Connections over time", (time, scale), &lines)
 }
 
-/// The memory of the server and of the kernel's sockets over the server's life.
+/// The memory of the server's process and of the kernel's sockets over time.
 fn memory(run: &Run) -> Drawn<Option<Chart>> {
     let Some(server) = &run.server else { return Ok(None) };
     let process = server.series.iter();
@@ -89,13 +109,13 @@ fn memory(run: &Run) -> Drawn<Option<Chart>> {
     ];
     lines.retain(|line| line.1.len() > 1);
     let scale = Scale { label: "memory", text: |value| format::bytes(format::rounded(value)) };
-    over_time("memory.svg", "Memory over time", scale, &lines)
+    over_time("memory.svg", "Memory over time", (SERVER_TIME, scale), &lines)
 }
 
-/// A name and points of seconds and value.
+/// A name, and points of seconds and value.
 type Line = (String, Vec<(f64, f64)>);
 
-/// What the upright axis counts.
+/// The label of an axis, and its values as text.
 struct Scale {
     label: &'static str,
     text: fn(f64) -> String,
@@ -104,7 +124,7 @@ struct Scale {
 fn over_time(
     file_name: &'static str,
     title: &'static str,
-    scale: Scale,
+    (time, scale): (Scale, Scale),
     lines: &[Line],
 ) -> Drawn<Option<Chart>> {
     let points = || lines.iter().flat_map(|(_, points)| points);
@@ -117,57 +137,74 @@ fn over_time(
         let area = below_keys(area, lines.iter().map(|(name, _)| name.as_str()).zip(COLOURS))?;
         draw_lines(
             &area,
-            &scale,
+            (&time, &scale),
             (seconds, most),
             lines.iter().map(|(_, points)| points.as_slice()),
         )
     })
 }
 
-/// Draws lines over time, from zero up.
+/// Draws lines over time.
 fn draw_lines<'a>(
     area: &Drawing<'_>,
-    scale: &Scale,
+    (time, scale): (&Scale, &Scale),
     (seconds, most): (f64, f64),
     lines: impl Iterator<Item = &'a [(f64, f64)]>,
 ) -> Drawn<()> {
+    let mut plot = plot(area, time, scale, (seconds, most))?;
+    for (points, colour) in lines.zip(COLOURS) {
+        plot.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
+    }
+    Ok(())
+}
+
+const TIME: Scale = Scale { label: "time, s", text: |value| format!("{value}") };
+const SERVER_TIME: Scale = Scale { label: "time since the start of the server, s", ..TIME };
+const CLIENT_TIME: Scale = Scale { label: "time since the first connect, s", ..TIME };
+
+type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+/// Draws axes and grid, both from zero.
+fn plot<'a, 'b>(
+    area: &'a Drawing<'b>,
+    across: &Scale,
+    upright: &Scale,
+    (right, top): (f64, f64),
+) -> Drawn<Plot<'a, 'b>> {
     let mut chart = ChartBuilder::on(area)
         .margin(12)
-        .margin_right(28)
+        .margin_right(40)
         .x_label_area_size(46)
         .y_label_area_size(98)
-        .build_cartesian_2d(0.0..seconds, 0.0..most * 1.08)?;
+        .build_cartesian_2d(0.0..right, 0.0..top * 1.08)?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
         .axis_style(TEXT)
-        .label_style(text(14))
-        .axis_desc_style(text(15))
-        .x_desc("time, s")
-        .y_desc(scale.label)
-        .x_label_formatter(&|value| format!("{value}"))
-        .y_label_formatter(&|value| (scale.text)(*value))
+        .label_style(text(LABEL_SIZE))
+        .axis_desc_style(text(LABEL_SIZE + 1))
+        .x_labels(9)
+        .x_desc(across.label)
+        .y_desc(upright.label)
+        .x_label_formatter(&|value| (across.text)(*value))
+        .y_label_formatter(&|value| (upright.text)(*value))
         .draw()?;
-    for (points, colour) in lines.zip(COLOURS) {
-        chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
-    }
-    Ok(())
+    Ok(chart)
 }
 
 /// One of several figures over the same time.
 #[derive(Debug, Clone)]
 pub struct Panel {
-    /// What it counts.
+    /// The label.
     pub label: &'static str,
-    /// A value of it as text.
+    /// A value as text.
     pub text: fn(f64) -> String,
-    /// Seconds and value.
+    /// Points of seconds and value.
     pub points: Vec<(f64, f64)>,
 }
 
-/// Figures over the same time, each in a panel of its own from zero up; those without points are left out. `None`
-/// where there are none.
+/// Figures over the same time, each in its own panel; those without points are omitted. `None` if all are.
 ///
 /// # Errors
 /// The drawing can't be laid out.
@@ -187,13 +224,13 @@ pub fn panels(
         for (area, panel) in area.split_evenly((shown.len(), 1)).iter().zip(&shown) {
             let scale = Scale { label: panel.label, text: panel.text };
             let line = panel.points.as_slice();
-            draw_lines(area, &scale, (seconds, highest(panel)), std::iter::once(line))?;
+            draw_lines(area, (&TIME, &scale), (seconds, highest(panel)), std::iter::once(line))?;
         }
         Ok(())
     })
 }
 
-/// Bars of the rate over each tenth of the connections, one group of bars a tenth.
+/// Bars of the rate over each tenth of the connections, with one bar for each client.
 fn rate(run: &Run) -> Drawn<Option<Chart>> {
     let rates: Vec<(&str, [f64; 10])> = run
         .clients
@@ -218,8 +255,8 @@ fn rate(run: &Run) -> Drawn<Option<Chart>> {
             .light_line_style(TRANSPARENT)
             .bold_line_style(GRID)
             .axis_style(TEXT)
-            .label_style(text(14))
-            .axis_desc_style(text(15))
+            .label_style(text(LABEL_SIZE))
+            .axis_desc_style(text(LABEL_SIZE + 1))
             .x_labels(10)
             .x_desc("tenth of the connections")
             .y_desc("connects per second")
@@ -238,8 +275,8 @@ fn rate(run: &Run) -> Drawn<Option<Chart>> {
     })
 }
 
-/// The latency at each percentile, for connects and messages of each client. Both axes are logarithmic: each step to the
-/// right leaves a tenth of what the one before left.
+/// The latency at each percentile, for connects and messages of each client. Both axes are logarithmic: the distance
+/// from 100% shrinks to a tenth with each step to the right.
 fn latency(run: &Run) -> Drawn<Option<Chart>> {
     let lines: Vec<Line> = run
         .clients
@@ -271,14 +308,14 @@ fn latency(run: &Run) -> Drawn<Option<Chart>> {
             .margin_right(40)
             .x_label_area_size(46)
             .y_label_area_size(98)
-            .build_cartesian_2d((0.0..most).step(1.0), (low..high).step(1.0))?;
+            .build_cartesian_2d((0.0..most).step(1.0), (low..high + 0.05).step(1.0))?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
             .bold_line_style(GRID)
             .axis_style(TEXT)
-            .label_style(text(14))
-            .axis_desc_style(text(15))
+            .label_style(text(LABEL_SIZE))
+            .axis_desc_style(text(LABEL_SIZE + 1))
             .x_desc("percentile")
             .y_desc("latency")
             .x_label_formatter(&|nines| percentile_name(*nines))
@@ -294,7 +331,7 @@ fn latency(run: &Run) -> Drawn<Option<Chart>> {
 /// For each percentile the number of its nines, and the logarithm of the latency in microseconds.
 fn percentiles(text: &str) -> Option<Vec<(f64, f64)>> {
     let histogram = histogram::decode(text)?;
-    // The longest one stands where only every n-th point is left.
+    // The maximum is at the percentile of one in all latencies.
     let nines_max = float(histogram.len()).log10();
     let point = |share: f64, us: u64| (-(1.0 - share).log10(), float(us.max(1)).log10());
     let steps = (0..).map(|step| f64::from(step) / 10.0).take_while(|nines| *nines < nines_max);
@@ -312,7 +349,7 @@ fn percentile_name(nines: f64) -> String {
     format!("{:.*}%", usize::try_from(places).unwrap_or(0), 100.0 - 100.0 * 10_f64.powf(-nines))
 }
 
-/// One bar a kernel, stacked by slab cache, with the server's process in front of its own kernel.
+/// One bar for each kernel, stacked by slab cache; that of the server's kernel begins with the server's process.
 fn cost_per_connection(run: &Run) -> Drawn<Option<Chart>> {
     let process = cost::process(run).bytes_each;
     let bars: Vec<Bar> = cost::kernels(run)
@@ -338,7 +375,7 @@ fn cost_per_connection(run: &Run) -> Drawn<Option<Chart>> {
 
 const BAR_HEIGHT: u32 = 210;
 
-/// What a connection takes on one kernel.
+/// The memory of a connection in one kernel.
 struct Bar {
     heading: String,
     parts: Vec<Part>,
@@ -375,7 +412,7 @@ impl Bar {
 }
 
 fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Drawn<()> {
-    area.draw(&Text::new(visible(&bar.heading), (16, 8), text(15)))?;
+    area.draw(&Text::new(visible(&bar.heading), (16, 8), text(LABEL_SIZE + 1)))?;
     let (_, below) = area.split_vertically(30);
     let keys: Vec<_> = bar
         .parts
@@ -395,8 +432,8 @@ fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Drawn<()> {
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
         .axis_style(TEXT)
-        .label_style(text(14))
-        .axis_desc_style(text(15))
+        .label_style(text(LABEL_SIZE))
+        .axis_desc_style(text(LABEL_SIZE + 1))
         .x_desc("bytes per connection")
         .x_label_formatter(&|value| format::count(format::rounded(*value)))
         .draw()?;
@@ -409,26 +446,34 @@ fn draw_bar(bar: &Bar, most: f64, area: &Drawing<'_>) -> Drawn<()> {
     Ok(())
 }
 
-/// Draws what each colour means, four to a line, and gives the area that is left.
+/// Draws the legend and returns the area below it.
 fn below_keys<'a, 'b>(
     area: &Drawing<'a>,
     keys: impl Iterator<Item = (&'b str, RGBColor)>,
 ) -> Drawn<Drawing<'a>> {
-    let mut lines = 0;
-    for (index, (name, colour)) in (0_i32..).zip(keys) {
-        let (x, y) = (16 + index % 4 * 208, 4 + index / 4 * 24);
+    const LEFT: i32 = 16;
+    const LINE: i32 = 24;
+    let right = i32::try_from(WIDTH)? - LEFT;
+    let (mut x, mut y) = (LEFT, 4);
+    for (name, colour) in keys {
+        let name = visible(name);
+        // The text is measured when it is shown; these are the width of a letter, and the space between entries.
+        let width = 20 + 7 * i32::try_from(name.chars().count())? + 20;
+        if x > LEFT && x + width > right {
+            (x, y) = (LEFT, y + LINE);
+        }
         area.draw(&Rectangle::new([(x, y), (x + 14, y + 14)], colour.filled()))?;
-        area.draw(&Text::new(visible(name), (x + 20, y + 2), text(14)))?;
-        lines = index / 4 + 1;
+        area.draw(&Text::new(name, (x + 20, y + 1), text(LABEL_SIZE)))?;
+        x += width;
     }
-    Ok(area.split_vertically(lines * 24).1)
+    Ok(area.split_vertically(y + LINE).1)
 }
 
 fn text(size: i32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&TEXT)
 }
 
-/// Draws a chart below its title.
+/// Draws a chart with its title.
 fn draw(
     file_name: &'static str,
     title: &'static str,
@@ -439,7 +484,7 @@ fn draw(
     {
         let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
         area.fill(&WHITE)?;
-        let heading = text(19).pos(Pos::new(HPos::Left, VPos::Top));
+        let heading = text(21).pos(Pos::new(HPos::Left, VPos::Top));
         area.draw(&Text::new(title, (16, 14), heading))?;
         let (_, below) = area.split_vertically(40);
         content(&below)?;
@@ -455,6 +500,41 @@ mod tests {
     fn panel(label: &'static str, points: &[(f64, f64)]) -> Panel {
         let text = |value| format::count(format::rounded(value));
         Panel { label, text, points: points.to_vec() }
+    }
+
+    #[test]
+    fn the_page_replaces_colours_of_the_charts_in_a_dark_scheme() {
+        let sheet = include_str!("export/html/style.css");
+        let name =
+            |colour: &RGBColor| format!("\"#{:02X}{:02X}{:02X}\"", colour.0, colour.1, colour.2);
+        let used: Vec<String> = [TEXT, GRID, WHITE].iter().chain(&COLOURS).map(name).collect();
+        for colour in &used[..3] {
+            assert!(sheet.contains(colour), "{colour}");
+        }
+        let replaced = sheet.split('[').skip(1).filter_map(|selector| selector.split_once('='));
+        let replaced: Vec<_> = replaced.filter(|(name, _)| *name != "style*").collect();
+        assert!(replaced.len() > used.len());
+        for (_, value) in replaced {
+            let colour = value.split(']').next().unwrap();
+            assert!(used.iter().any(|used| used == colour), "{colour} is not in a chart");
+        }
+    }
+
+    #[test]
+    fn a_legend_that_is_too_long_continues_on_the_next_line() {
+        let lines = |names: &[&str]| {
+            let mut svg = String::new();
+            let area = SVGBackend::with_string(&mut svg, (WIDTH, HEIGHT)).into_drawing_area();
+            let keys = names.iter().copied().zip(COLOURS);
+            let below = below_keys(&area, keys).unwrap();
+            (HEIGHT - below.dim_in_pixel().1) / 24
+        };
+        assert_eq!(lines(&["client"]), 1);
+        assert_eq!(lines(&["client, p50", "client, p99", "server", "machine, busy"]), 1);
+        let long = "machine of client-1, soft interrupts";
+        assert_eq!(lines(&[long, long]), 1);
+        assert_eq!(lines(&[long, long, long, long]), 2);
+        assert_eq!(lines(&[&"x".repeat(500), "server"]), 2);
     }
 
     #[test]

@@ -1,187 +1,399 @@
-//! Two runs side by side.
+//! Two runs, or two series of runs, side by side.
+//!
+//! The runs of a series differ although nothing was changed: that is the noise. If both sides have several runs, each
+//! difference is within the noise or beyond it; otherwise that is unknown.
 
+use std::error::Error;
 use std::path::Path;
 
 use c1000k_host::format;
 use c1000k_record::{ClientRecord, LatencyUs, ServerRecord, Workload};
 
+use crate::bottleneck;
+use crate::chart::{self, Chart};
 use crate::cost;
 use crate::escape::markdown;
-use crate::run::{Moment, Run};
-use crate::table::table;
+use crate::run::{Moment, Run, RunError, folders_in};
+use crate::table::{columns, table, text_table};
 use crate::trend;
+use crate::verdict;
 
-/// Two runs, or two series of them, side by side.
+/// Two sides, and the figures that at least one of them has.
 #[derive(Debug)]
 pub struct Comparison {
-    /// The folders.
-    pub names: [String; 2],
-    /// How many runs each side has.
-    pub runs: [usize; 2],
-    /// The figures that both or one of them have.
+    /// The two sides.
+    pub sides: [Side; 2],
+    /// The figures.
     pub rows: Vec<Row>,
 }
 
-/// One figure of both sides: where a side has several runs, their median.
-#[derive(Clone, Debug)]
+/// One run, or a series of runs.
+#[derive(Debug)]
+pub struct Side {
+    /// The folder, as it was given.
+    pub name: String,
+    /// The runs; at least one.
+    pub runs: Vec<Run>,
+}
+
+/// A figure of both sides.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// What it is.
+    /// Its name.
     pub name: &'static str,
-    /// In seconds, bytes or pieces; `None` where it was not seen.
-    pub values: [Option<f64>; 2],
-    /// How far the runs of one side lie apart, as a share of their median: the larger of both; `None` where there is but
-    /// one run each.
-    pub noise: Option<f64>,
-    text: fn(f64) -> String,
+    /// Its unit.
+    pub unit: Unit,
+    /// Its values on each side; `None` if no run of the side has it.
+    pub values: [Option<Spread>; 2],
+}
+
+/// The values of a figure in several runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// The median; the mean of the two middle values if their number is even.
+    pub median: f64,
+    /// The minimum.
+    pub min: f64,
+    /// The maximum.
+    pub max: f64,
+    /// The number of runs that have the figure.
+    pub runs: usize,
+}
+
+/// Whether a difference is more than noise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// A side has only one value.
+    Unknown,
+    /// The ranges of the two sides overlap.
+    Within,
+    /// All values of one side are above all values of the other.
+    Beyond,
+}
+
+/// The unit of a figure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// A number of connections or messages.
+    Count,
+    /// Seconds.
+    Seconds,
+    /// Microseconds.
+    Microseconds,
+    /// Per second.
+    PerSecond,
+    /// Bytes in all.
+    Bytes,
+    /// Bytes per connection.
+    BytesEach,
+    /// A fraction of 1.
+    Share,
+    /// The quotient of two figures.
+    Ratio,
 }
 
 impl Comparison {
-    /// Of the runs of two sides; neither is empty.
-    #[must_use]
-    pub fn new(names: [String; 2], sides: [&[Run]; 2]) -> Self {
-        let rows = FIGURES.iter().filter_map(|figure| figure.row(sides)).collect();
-        Self { names, runs: sides.map(<[Run]>::len), rows }
+    /// Reads two folders. Each has a run, or folders with one run each.
+    ///
+    /// # Errors
+    /// A folder has neither, or a record can't be read.
+    pub fn read(first: &Path, second: &Path) -> Result<Self, RunError> {
+        let sides = [Side::read(first)?, Side::read(second)?];
+        let rows = FIGURES.iter().filter_map(|figure| figure.row(&sides)).collect();
+        Ok(Self { sides, rows })
     }
 
     /// Whether a side has several runs.
     #[must_use]
     pub fn has_noise(&self) -> bool {
-        self.runs.iter().any(|&runs| runs > 1)
+        self.sides.iter().any(|side| side.runs.len() > 1)
     }
 
-    /// As a table of text or Markdown.
+    /// A table in Markdown.
     #[must_use]
     pub fn table(&self) -> String {
-        let [first, second] = &self.names;
-        if self.has_noise() {
-            let rows: Vec<_> = self.rows.iter().map(Row::cells).collect();
-            return table(["", first, second, "ratio", "noise"], &rows);
-        }
+        self.table_of(&self.sides.each_ref().map(|side| side.name.clone()))
+    }
+
+    fn table_of(&self, [first, second]: &[String; 2]) -> String {
         let rows: Vec<_> = self.rows.iter().map(Row::cells).collect();
+        if self.has_noise() {
+            let heading = ["", first, second, "ratio", "noise", "difference"];
+            return columns(heading, &rows, |column| (1..5).contains(&column));
+        }
         let rows: Vec<_> =
-            rows.into_iter().map(|[name, one, two, ratio, _]| [name, one, two, ratio]).collect();
+            rows.into_iter().map(|[name, one, two, ratio, ..]| [name, one, two, ratio]).collect();
         table(["", first, second, "ratio"], &rows)
     }
 
-    /// As a page.
+    /// A page in Markdown.
     #[must_use]
     pub(crate) fn page(&self) -> String {
+        let [first, second] = self.sides.each_ref().map(|side| side.runs.len());
         let noise = if self.has_noise() {
-            let [first, second] = self.runs;
+            let judged = if first > 1 && second > 1 {
+                "A difference is beyond the noise if all values of one side are above all values of the other."
+            } else {
+                "One side has a single run, so whether a difference is noise is unknown."
+            };
             format!(
-                "Medians of {first} and {second} runs. The noise is how far the runs of one side lie apart, as a share \
-                 of their median: a ratio that is closer to 1 than that shows nothing."
+                "Medians of {first} and {second} runs, with minimum and maximum in brackets. The noise is the range of \
+                 the runs of one side as a share of their median, the larger of the two sides. {judged}"
             )
         } else {
-            "One run each: how much of a difference is noise is not known. Give folders with several runs to see it."
+            "One run on each side, so whether a difference is noise is unknown. Compare folders with several runs each \
+             to see the noise."
                 .to_owned()
         };
         let names = self.short_names();
-        let table = Self { names: names.clone(), runs: self.runs, rows: self.rows.clone() }.table();
-        let names = names.each_ref().map(|name| markdown(name));
-        format!("# {} and {}\n\n{noise}\n\n{table}", names[0], names[1])
+        let table = self.table_of(&names);
+        let runs: Vec<_> = self.sides.iter().flat_map(|side| &side.runs).map(run_cells).collect();
+        let runs = text_table(["run", "verdict", "limited by"], &runs);
+        let [first, second] = names.each_ref().map(|name| markdown(name));
+        format!("# {first} and {second}\n\n{noise}\n\n{table}\n## Runs\n\n{runs}")
     }
 
-    /// The last parts of the folders' names, where these differ.
+    /// The charts of both sides.
+    ///
+    /// # Errors
+    /// A drawing can't be laid out.
+    pub fn charts(&self) -> Result<Vec<Chart>, Box<dyn Error>> {
+        let [first, second] = self.short_names();
+        let [one, two] = self.sides.each_ref().map(|side| side.runs.as_slice());
+        chart::compare(&[(&first, one), (&second, two)])
+    }
+
+    /// The last parts of the folders' names, if they differ.
     fn short_names(&self) -> [String; 2] {
         let last = |name: &str| Path::new(name).file_name().map(|name| name.display().to_string());
-        match self.names.each_ref().map(|name| last(name)) {
+        let names = self.sides.each_ref().map(|side| &side.name);
+        match names.map(|name| last(name)) {
             [Some(first), Some(second)] if first != second => [first, second],
-            _ => self.names.clone(),
+            _ => names.map(Clone::clone),
         }
     }
 }
 
+fn run_cells(run: &Run) -> [String; 3] {
+    let limited_by = bottleneck::find(run).map(|finding| finding.bottleneck.to_string());
+    let limited_by = limited_by.unwrap_or_else(|| "unknown".to_owned());
+    [run.folder.display().to_string(), verdict::headline(run), limited_by]
+}
+
+impl Side {
+    /// The run in the folder, or the runs in its folders.
+    fn read(folder: &Path) -> Result<Self, RunError> {
+        let runs = match Run::read(folder) {
+            Err(RunError::Empty(_)) => runs_in(folder)?,
+            run => vec![run?],
+        };
+        Ok(Self { name: folder.display().to_string(), runs })
+    }
+}
+
+fn runs_in(folder: &Path) -> Result<Vec<Run>, RunError> {
+    let mut runs = Vec::new();
+    for path in folders_in(folder) {
+        match Run::read(&path) {
+            Err(RunError::Empty(_)) => {}
+            run => runs.push(run?),
+        }
+    }
+    if runs.is_empty() { Err(RunError::Empty(folder.to_owned())) } else { Ok(runs) }
+}
+
 impl Row {
-    /// The second to the first.
+    /// The median of the second side divided by that of the first.
     #[must_use]
     pub fn ratio(&self) -> Option<f64> {
         match self.values {
-            [Some(first), Some(second)] if first != 0.0 => Some(second / first),
+            [Some(first), Some(second)] if first.median != 0.0 => {
+                Some(second.median / first.median)
+            }
             _ => None,
         }
     }
 
-    fn cells(&self) -> [String; 5] {
-        let text = |value: Option<f64>| value.map_or_else(|| "not seen".to_owned(), self.text);
+    /// The range of the runs of one side as a share of their median, the larger of the two sides; `None` if neither
+    /// side has several runs.
+    #[must_use]
+    pub fn noise(&self) -> Option<f64> {
+        self.values.iter().flatten().filter_map(Spread::share).reduce(f64::max)
+    }
+
+    /// Whether the difference is more than noise.
+    #[must_use]
+    pub fn difference(&self) -> Difference {
+        match self.values {
+            [Some(first), Some(second)] if first.runs > 1 && second.runs > 1 => {
+                let is_apart = first.max < second.min || second.max < first.min;
+                if is_apart { Difference::Beyond } else { Difference::Within }
+            }
+            _ => Difference::Unknown,
+        }
+    }
+
+    fn cells(&self) -> [String; 6] {
+        let [first, second] = self.values.map(|spread| {
+            spread.map_or_else(|| "not seen".to_owned(), |spread| spread.text(self.unit))
+        });
         let ratio = self.ratio().map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"));
-        let noise = self.noise.map_or_else(|| "-".to_owned(), format::percent);
-        [self.name.to_owned(), text(self.values[0]), text(self.values[1]), ratio, noise]
+        let noise = self.noise().map_or_else(|| "-".to_owned(), format::percent);
+        let difference = match self.difference() {
+            Difference::Unknown => "unknown",
+            Difference::Within => "within the noise",
+            Difference::Beyond => "beyond the noise",
+        };
+        [self.name.to_owned(), first, second, ratio, noise, difference.to_owned()]
     }
 }
 
-/// The figures of a run that were seen, in seconds, bytes or pieces.
+impl Difference {
+    /// The name in JSON and CSV.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Within => "within",
+            Self::Beyond => "beyond",
+        }
+    }
+}
+
+impl Unit {
+    /// The name in JSON and CSV.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Count => "count",
+            Self::Seconds => "seconds",
+            Self::Microseconds => "microseconds",
+            Self::PerSecond => "per_second",
+            Self::Bytes | Self::BytesEach => "bytes",
+            Self::Share => "share",
+            Self::Ratio => "ratio",
+        }
+    }
+
+    /// A value with its unit.
+    #[must_use]
+    pub fn text(self, value: f64) -> String {
+        match self {
+            Self::Count => format::count(format::rounded(value)),
+            Self::Seconds => format::duration(value),
+            Self::Microseconds => format::duration(value / 1e6),
+            Self::PerSecond => format::rate(value),
+            Self::Bytes => format::bytes(format::rounded(value)),
+            Self::BytesEach => format::bytes_each(value),
+            Self::Share => format::percent(value),
+            Self::Ratio => format!("{value:.2}"),
+        }
+    }
+}
+
+impl Spread {
+    fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let [lower, upper] = [(values.len() - 1) / 2, values.len() / 2];
+        let median = f64::midpoint(values[lower], values[upper]);
+        Some(Self { median, min, max, runs: values.len() })
+    }
+
+    fn share(&self) -> Option<f64> {
+        let has_share = self.runs > 1 && self.median != 0.0;
+        has_share.then(|| (self.max - self.min) / self.median)
+    }
+
+    /// `26,239/s (25,747/s to 27,001/s)`.
+    fn text(&self, unit: Unit) -> String {
+        let [median, min, max] = [self.median, self.min, self.max].map(|value| unit.text(value));
+        if min == max { median } else { format!("{median} ({min} to {max})") }
+    }
+}
+
+/// The figures of one run.
 pub(crate) fn figures(run: &Run) -> impl Iterator<Item = (&'static str, Option<f64>)> {
     FIGURES.iter().map(move |figure| (figure.name, (figure.of)(run)))
 }
 
-/// A figure, how it is read from a run and how it is shown.
+/// A figure, and how it is read from a run.
 struct Figure {
     name: &'static str,
     of: fn(&Run) -> Option<f64>,
-    text: fn(f64) -> String,
+    unit: Unit,
+}
+
+impl Figure {
+    fn row(&self, sides: &[Side; 2]) -> Option<Row> {
+        let spread = |side: &Side| Spread::of(side.runs.iter().filter_map(self.of).collect());
+        let values = sides.each_ref().map(spread);
+        (values != [None, None]).then_some(Row { name: self.name, unit: self.unit, values })
+    }
 }
 
 const FIGURES: [Figure; 24] = [
-    Figure { name: "asked for", of: |run| summed(run, |client| client.target), text: whole },
-    Figure { name: "held at once", of: |run| run.connections().map(cost::float), text: whole },
+    Figure { name: "asked for", of: |run| summed(run, |client| client.target), unit: Unit::Count },
+    Figure {
+        name: "held at once",
+        of: |run| run.connections().map(cost::float),
+        unit: Unit::Count,
+    },
     Figure {
         name: "verified, last pass",
         of: |run| run.verified().filter(|_| !run.clients.is_empty()).map(cost::float),
-        text: whole,
+        unit: Unit::Count,
     },
-    Figure { name: "failed", of: |run| summed(run, |client| client.failed), text: whole },
-    Figure { name: "lost", of: |run| summed(run, |client| client.lost), text: whole },
-    Figure { name: "ramp", of: ramp_seconds, text: format::duration },
-    Figure { name: "connects per second", of: connects_per_second, text: format::rate },
-    Figure { name: "rate, last tenths over first", of: trend_ratio, text: two_places },
-    Figure { name: "connect latency, p50", of: |run| latency(run, |it| it.p50), text: span_us },
-    Figure { name: "connect latency, p99", of: |run| latency(run, |it| it.p99), text: span_us },
-    Figure { name: "connect latency, max", of: |run| latency(run, |it| it.max), text: span_us },
-    Figure { name: "messages sent", of: |run| workload(run, |it| it.sent), text: whole },
-    Figure { name: "messages answered", of: |run| workload(run, |it| it.answered), text: whole },
-    Figure { name: "echo latency, p50", of: |run| echo(run, |it| it.p50), text: span_us },
-    Figure { name: "echo latency, p99", of: |run| echo(run, |it| it.p99), text: span_us },
-    Figure { name: "echo latency, p99.99", of: |run| echo(run, |it| it.p9999), text: span_us },
-    Figure { name: "server's process at the peak", of: process_peak, text: size },
-    Figure { name: "server's process, a connection", of: process_cost, text: format::bytes_each },
-    Figure { name: "kernel, one end of a connection", of: kernel_cost, text: format::bytes_each },
-    Figure { name: "server's CPU, user", of: |run| server(run, user), text: format::duration },
-    Figure { name: "server's CPU, system", of: |run| server(run, system), text: format::duration },
-    Figure { name: "process memory that came back", of: process_back, text: format::percent },
-    Figure { name: "slab memory that came back", of: slab_back, text: format::percent },
-    Figure { name: "memory in use at the peak", of: memory_used, text: size },
+    Figure { name: "failed", of: |run| summed(run, |client| client.failed), unit: Unit::Count },
+    Figure { name: "lost", of: |run| summed(run, |client| client.lost), unit: Unit::Count },
+    Figure { name: "ramp", of: ramp_seconds, unit: Unit::Seconds },
+    Figure { name: "connects per second", of: connects_per_second, unit: Unit::PerSecond },
+    Figure { name: "rate, last tenths over first", of: trend_ratio, unit: Unit::Ratio },
+    Figure {
+        name: "connect latency, p50",
+        of: |run| latency(run, |it| it.p50),
+        unit: Unit::Microseconds,
+    },
+    Figure {
+        name: "connect latency, p99",
+        of: |run| latency(run, |it| it.p99),
+        unit: Unit::Microseconds,
+    },
+    Figure {
+        name: "connect latency, max",
+        of: |run| latency(run, |it| it.max),
+        unit: Unit::Microseconds,
+    },
+    Figure { name: "messages sent", of: |run| workload(run, |it| it.sent), unit: Unit::Count },
+    Figure {
+        name: "messages answered",
+        of: |run| workload(run, |it| it.answered),
+        unit: Unit::Count,
+    },
+    Figure {
+        name: "echo latency, p50",
+        of: |run| echo(run, |it| it.p50),
+        unit: Unit::Microseconds,
+    },
+    Figure {
+        name: "echo latency, p99",
+        of: |run| echo(run, |it| it.p99),
+        unit: Unit::Microseconds,
+    },
+    Figure {
+        name: "echo latency, p99.99",
+        of: |run| echo(run, |it| it.p9999),
+        unit: Unit::Microseconds,
+    },
+    Figure { name: "server's process at the peak", of: process_peak, unit: Unit::Bytes },
+    Figure { name: "server's process, a connection", of: process_cost, unit: Unit::BytesEach },
+    Figure { name: "kernel, one end of a connection", of: kernel_cost, unit: Unit::BytesEach },
+    Figure { name: "server's CPU, user", of: |run| server(run, user), unit: Unit::Seconds },
+    Figure { name: "server's CPU, system", of: |run| server(run, system), unit: Unit::Seconds },
+    Figure { name: "process memory that came back", of: process_back, unit: Unit::Share },
+    Figure { name: "slab memory that came back", of: slab_back, unit: Unit::Share },
+    Figure { name: "memory in use at the peak", of: memory_used, unit: Unit::Bytes },
 ];
-
-impl Figure {
-    fn row(&self, sides: [&[Run]; 2]) -> Option<Row> {
-        let seen = sides.map(|runs| {
-            let mut values: Vec<f64> = runs.iter().filter_map(|run| (self.of)(run)).collect();
-            values.sort_by(f64::total_cmp);
-            values
-        });
-        let values = seen.each_ref().map(|values| median(values));
-        let noise = seen.iter().filter_map(|values| spread(values)).reduce(f64::max);
-        (values != [None, None]).then_some(Row { name: self.name, values, noise, text: self.text })
-    }
-}
-
-/// Of values in order.
-fn median(values: &[f64]) -> Option<f64> {
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => None,
-        count if count % 2 == 1 => Some(values[middle]),
-        _ => Some(f64::midpoint(values[middle - 1], values[middle])),
-    }
-}
-
-/// How far values in order lie apart, as a share of their median.
-fn spread(values: &[f64]) -> Option<f64> {
-    let (first, last) = (values.first()?, values.last()?);
-    let median = median(values).filter(|median| values.len() > 1 && *median != 0.0)?;
-    Some((last - first) / median)
-}
 
 fn summed(run: &Run, figure: fn(&ClientRecord) -> u64) -> Option<f64> {
     run.sum(figure).filter(|_| !run.clients.is_empty()).map(cost::float)
@@ -191,18 +403,18 @@ fn ramp_seconds(run: &Run) -> Option<f64> {
     run.clients.iter().map(|(_, client)| client.ramp_seconds).reduce(f64::max)
 }
 
-/// Of all clients together, as if they had begun at once.
+/// The sum over the clients, as if they had started at the same time.
 fn connects_per_second(run: &Run) -> Option<f64> {
     run.clients.iter().map(|(_, client)| client.connects_per_second).reduce(|a, b| a + b)
 }
 
-/// That of the client that slowed down the most.
+/// The ratio of the client that slowed down the most.
 fn trend_ratio(run: &Run) -> Option<f64> {
     let tenths = run.clients.iter().filter_map(|(_, client)| trend::tenths(&client.ramp_series));
     tenths.map(|tenths| trend::ratio(&tenths)).reduce(f64::min)
 }
 
-/// That of the client with the longest.
+/// The maximum over the clients.
 fn latency(run: &Run, figure: fn(&LatencyUs) -> Option<u64>) -> Option<f64> {
     run.clients
         .iter()
@@ -211,13 +423,13 @@ fn latency(run: &Run, figure: fn(&LatencyUs) -> Option<u64>) -> Option<f64> {
         .map(cost::float)
 }
 
-/// Of all clients together; nothing where none of them sent messages.
+/// The sum over the clients; `None` if none of them sent messages.
 fn workload(run: &Run, figure: fn(&Workload) -> u64) -> Option<f64> {
     let workloads = run.clients.iter().filter_map(|(_, client)| client.workload.as_ref());
     workloads.map(figure).reduce(u64::saturating_add).map(cost::float)
 }
 
-/// That of the client with the longest.
+/// The maximum over the clients.
 fn echo(run: &Run, figure: fn(&LatencyUs) -> Option<u64>) -> Option<f64> {
     let workloads = run.clients.iter().filter_map(|(_, client)| client.workload.as_ref());
     workloads.filter_map(|workload| figure(&workload.latency_us)).max().map(cost::float)
@@ -231,10 +443,10 @@ fn process_cost(run: &Run) -> Option<f64> {
     cost::process(run).bytes_each
 }
 
-/// Of one end, so that runs on one host and on three compare.
+/// The memory of one end, so that runs on one host and on three can be compared.
 fn kernel_cost(run: &Run) -> Option<f64> {
-    let told = || run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
-    cost::server_end_bytes(run).or_else(told)
+    let reported = || run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
+    cost::server_end_bytes(run).or_else(reported)
 }
 
 fn server(run: &Run, figure: fn(&ServerRecord) -> f64) -> Option<f64> {
@@ -261,32 +473,37 @@ fn memory_used(run: &Run) -> Option<f64> {
     run.snapshot(run.server_host(), Moment::Peak)?.memory_used_bytes.map(cost::float)
 }
 
-fn whole(value: f64) -> String {
-    format::count(format::rounded(value))
-}
-
-fn size(value: f64) -> String {
-    format::bytes(format::rounded(value))
-}
-
-fn two_places(value: f64) -> String {
-    format!("{value:.2}")
-}
-
-fn span_us(value: f64) -> String {
-    format::duration(value / 1e6)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_noise_is_how_far_runs_of_one_side_lie_apart() {
-        assert_eq!(median(&[1.0, 2.0, 10.0]), Some(2.0));
+        let spread = |values: &[f64]| Spread::of(values.to_vec());
+        let median = |values: &[f64]| spread(values).map(|spread| spread.median);
+        let share = |values: &[f64]| spread(values).and_then(|spread| spread.share());
+        assert_eq!(median(&[1.0, 10.0, 2.0]), Some(2.0));
         assert_eq!(median(&[1.0, 3.0]), Some(2.0));
-        assert_eq!((median(&[]), spread(&[])), (None, None));
-        assert_eq!(spread(&[9.0, 10.0, 11.0]), Some(0.2));
-        assert_eq!((spread(&[5.0]), spread(&[0.0, 0.0])), (None, None));
+        assert_eq!((median(&[]), share(&[])), (None, None));
+        assert_eq!(share(&[9.0, 10.0, 11.0]), Some(0.2));
+        assert_eq!((share(&[5.0]), share(&[0.0, 0.0])), (None, None));
+        let of = |median, min, max, runs| Some(Spread { median, min, max, runs });
+        assert_eq!(spread(&[9.0, 1.0, 2.0, 4.0]), of(3.0, 1.0, 9.0, 4));
+    }
+
+    #[test]
+    fn a_difference_is_beyond_the_noise_if_no_values_overlap() {
+        let difference = |first: &[f64], second: &[f64]| {
+            let values = [first, second].map(|values| Spread::of(values.to_vec()));
+            Row { name: "", unit: Unit::Count, values }.difference()
+        };
+        assert_eq!(difference(&[1.0, 2.0], &[3.0, 4.0]), Difference::Beyond);
+        assert_eq!(difference(&[3.0, 4.0], &[1.0, 2.0]), Difference::Beyond);
+        assert_eq!(difference(&[1.0, 3.0], &[2.0, 4.0]), Difference::Within);
+        assert_eq!(difference(&[1.0, 2.0], &[2.0, 4.0]), Difference::Within);
+        for few in [&[][..], &[9.0]] {
+            assert_eq!(difference(few, &[1.0, 2.0]), Difference::Unknown);
+            assert_eq!(difference(&[1.0, 2.0], few), Difference::Unknown);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What a connection cost, in the process and in the kernel, and what came back after the teardown.
+//! The memory of a connection, in the process and in the kernel, and how much was returned after the teardown.
 
 use std::collections::BTreeSet;
 
@@ -13,15 +13,15 @@ use crate::snapshot::Snapshot;
 pub struct HostCost {
     /// The host.
     pub host: String,
-    /// The ends of each connection that lie in this kernel: 1 or 2.
+    /// The ends of each connection that are in this kernel: 1 or 2.
     pub ends: u64,
-    /// The connections divided by.
+    /// The number of connections.
     pub connections: u64,
-    /// The caches that grew for the connections, the largest first.
+    /// The caches that grew with the connections, the largest first.
     pub caches: Vec<CacheCost>,
-    /// What all the other caches grew or shrank by, per connection.
+    /// Growth of all other caches, per connection; negative if they shrank.
     pub rest_bytes: f64,
-    /// One end of a connection by the caches that connections live in, whatever else the machine did.
+    /// The memory of one end of a connection, by the caches that connections use.
     pub end_bytes: f64,
 }
 
@@ -32,41 +32,58 @@ pub struct CacheCost {
     pub name: String,
     /// Objects per connection.
     pub objects: f64,
-    /// The size of one.
+    /// The size of one object.
     pub object_bytes: u64,
     /// Bytes of pages per connection.
     pub bytes: f64,
 }
 
 impl HostCost {
-    /// The host and which ends of its connections lie there, for people.
+    /// The host and the ends of its connections there, as text.
     #[must_use]
     pub fn name(&self) -> String {
         let ends = if self.ends == 2 { "both ends" } else { "one end" };
         format!("kernel of host {}, with {ends} of each connection", self.host)
     }
 
-    /// The whole of it, per connection.
+    /// The total per connection.
     #[must_use]
     pub fn bytes(&self) -> f64 {
         self.rest_bytes + self.caches.iter().map(|cache| cache.bytes).sum::<f64>()
     }
 }
 
-/// The cost on each kernel that showed its slabs before and at the peak.
+/// The memory of a connection in each kernel whose slabs are known before and at the peak.
 #[must_use]
 pub fn kernels(run: &Run) -> Vec<HostCost> {
-    // Hosts that share a kernel show the same slabs: the server's host tells of all connections.
-    let is_told = |host: &&str| !run.is_one_kernel() || *host == run.server_host();
-    run.hosts().filter(is_told).filter_map(|host| kernel(run, host)).collect()
+    // Hosts that share a kernel show the same slabs: those of the server's host have all connections.
+    let is_shown = |host: &&str| !run.is_one_kernel() || *host == run.server_host();
+    run.hosts().filter(is_shown).filter_map(|host| kernel(run, host)).collect()
 }
 
-/// What the server's end of a connection took of the slabs that connections live in, which is what
-/// the server weighs too.
+/// The memory of the server's end of a connection, by the slab caches that connections use. The server measures it by
+/// the same caches.
 #[must_use]
 pub fn server_end_bytes(run: &Run) -> Option<f64> {
     let costs = kernels(run);
     Some(costs.iter().find(|cost| cost.host == run.server_host())?.end_bytes)
+}
+
+/// The bytes of one socket in each slab cache of a connection, by the server's record, the largest first.
+#[must_use]
+pub fn recorded_slabs(run: &Run) -> Vec<(&str, f64)> {
+    let Some(server) = run.server.as_ref().filter(|server| server.peak > 0) else {
+        return Vec::new();
+    };
+    let sockets = float(server.peak) * float(run.ends_in_kernel());
+    let slabs = server.kernel_bytes_by_slab.iter().flatten();
+    let mut slabs: Vec<_> = slabs
+        // The growth of all other caches is not a part of a connection.
+        .filter(|(name, _)| *name != "other")
+        .map(|(name, bytes)| (name.as_str(), float(*bytes) / sockets))
+        .collect();
+    slabs.sort_by(|(_, first), (_, second)| second.total_cmp(first));
+    slabs
 }
 
 fn kernel(run: &Run, host: &str) -> Option<HostCost> {
@@ -75,7 +92,7 @@ fn kernel(run: &Run, host: &str) -> Option<HostCost> {
     let peak = run.snapshot(host, Moment::Peak)?.slabs.as_ref()?;
     let mut caches = growth(before, peak, connections);
     caches.sort_by(|a, b| b.bytes.total_cmp(&a.bytes));
-    // A cache of the connections has an object for each of them, or nearly so.
+    // A cache that connections use has an object for almost every one of them.
     let (caches, rest): (Vec<_>, Vec<_>) =
         caches.into_iter().partition(|cache| cache.objects > 0.5 && cache.bytes > 0.0);
     let rest_bytes = rest.iter().map(|cache| cache.bytes).sum();
@@ -106,16 +123,16 @@ fn growth(before: &SlabUsage, peak: &SlabUsage, connections: u64) -> Vec<CacheCo
 pub struct ProcessMemory {
     /// Before the first connection.
     pub before_bytes: Option<u64>,
-    /// With all of them.
+    /// At the peak.
     pub peak_bytes: Option<u64>,
     /// After the teardown.
     pub after_bytes: Option<u64>,
-    /// What it grew by to the peak, per connection.
+    /// Growth until the peak, per connection.
     pub bytes_each: Option<f64>,
 }
 
-/// The server's memory by its own record, else by the snapshots: one of the two for all figures, for
-/// they are of other moments.
+/// The server's memory by its record, or else by the snapshots. All figures are from one of the two, because they are
+/// of different moments.
 #[must_use]
 pub fn process(run: &Run) -> ProcessMemory {
     let recorded = run.server.as_ref().map(ProcessMemory::recorded);
@@ -154,15 +171,14 @@ impl ProcessMemory {
         }
     }
 
-    /// The share of what it grew by that it gave back.
+    /// The share of its growth that was returned.
     #[must_use]
     pub fn share_returned(&self) -> Option<f64> {
         share_returned(self.before_bytes?, self.peak_bytes?, self.after_bytes?)
     }
 }
 
-/// The share of what the slabs that connections have to themselves grew by, on a host, that came
-/// back after the teardown.
+/// The share of the growth of the slabs that only connections use that was returned after the teardown, on a host.
 #[must_use]
 pub fn slab_share_returned(run: &Run, host: &str) -> Option<f64> {
     let bytes = |moment| run.snapshot(host, moment).and_then(Snapshot::connection_bytes);

@@ -1,14 +1,14 @@
-//! Text that others wrote, for a terminal and for a page: it shows all that is in it, and does nothing.
+//! Escapes untrusted text for a terminal and for a page, so that it is shown and not interpreted.
 //!
-//! Names of files, lines of `machine.txt` and the strings of a record are such text. A terminal obeys control
-//! codes, and a page Markdown and HTML.
+//! Names of files, lines of `machine.txt` and the strings of a record are such text. A terminal interprets control
+//! codes, a page Markdown and HTML.
 
 use std::fmt::Write;
 
 use c1000k_host::format::is_unseen;
 pub use c1000k_host::format::visible;
 
-/// [`visible`] text in which Markdown and HTML find nothing to format.
+/// [`visible`] text, with Markdown and HTML escaped.
 #[must_use]
 pub(crate) fn markdown(text: &str) -> String {
     let shown = visible(text);
@@ -29,12 +29,12 @@ pub(crate) fn markdown(text: &str) -> String {
     page
 }
 
-/// JSON in which each character that is not seen is written as its escape; it means the same.
+/// JSON in which each invisible character is escaped; its meaning is unchanged.
 #[must_use]
 pub(crate) fn json(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
-        // The spaces and line breaks between the values; within strings JSON escapes them itself.
+        // White space between values; within strings it is escaped already.
         if is_unseen(character) && !matches!(character, '\n' | '\t') {
             for unit in character.encode_utf16(&mut [0; 2]) {
                 let _ = write!(shown, "\\u{unit:04x}");
@@ -46,13 +46,13 @@ pub(crate) fn json(text: &str) -> String {
     shown
 }
 
-/// Whether Markdown, and what GitHub adds to it, would not leave the character as it is.
+/// Whether the character has a meaning in Markdown or GitHub's extensions.
 fn formats(before: char, character: char, after: &str) -> bool {
     match character {
         '\\' | '`' | '*' | '[' | ']' | '|' | '~' | '$' => true,
-        // Within a word it stays, as in `limit_detail`.
+        // Within a word it has none, as in `limit_detail`.
         '_' => !(before.is_alphanumeric() && after.starts_with(char::is_alphanumeric)),
-        // An address becomes a link.
+        // A URL would become a link.
         ':' => after.starts_with("//"),
         '.' => before.eq_ignore_ascii_case(&'w'),
         _ => false,

@@ -1,13 +1,13 @@
-//! How the figures of a run are shown to people, and whether its client, its server and the kernel agree on them.
+//! Reports on a run: its figures, charts, and whether client, server and kernel agree.
 //!
-//! From what the program `c1000k-report` reads to what it writes:
+//! In the order from input to output of the program `c1000k-report`:
 //! - [`run`] and [`snapshot`] read the folder of a run.
-//! - [`cost`], [`trend`] and [`agree`] draw conclusions, which a [`Report`] has together with the charts.
-//! - [`verdict`], [`export`], [`chart`] and [`compare`] show them, with all text of others [escaped](escape).
+//! - [`cost`], [`trend`], [`bottleneck`] and [`checks`] evaluate it; a [`Report`] has the results and the charts.
+//! - [`verdict`], [`export`], [`chart`] and [`compare`] present them, with untrusted text [escaped](escape).
 
-pub mod agree;
 pub mod bottleneck;
 pub mod chart;
+pub mod checks;
 pub mod compare;
 pub mod cost;
 pub mod escape;

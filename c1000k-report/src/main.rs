@@ -1,5 +1,4 @@
-//! `c1000k-report`: reads the folder of a run and tells what it shows, sets two runs side by side, or prints the JSON
-//! Schema of a record.
+//! `c1000k-report`: summarizes the folder of a run, compares runs, or prints the JSON Schema of a record.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -8,7 +7,7 @@ use std::process::ExitCode;
 
 use c1000k_host::command_line::{self, SHORT, USAGE, fail};
 use c1000k_record::{Verdict, input, output, schema};
-use c1000k_report::agree::{Check, CheckOutcome};
+use c1000k_report::checks::{Check, CheckOutcome};
 use c1000k_report::compare::Comparison;
 use c1000k_report::escape::visible;
 use c1000k_report::export::Format;
@@ -16,7 +15,7 @@ use c1000k_report::run::{Run, RunError};
 use c1000k_report::{Report, verdict};
 use clap::{Parser, Subcommand, ValueEnum};
 
-/// Tell what a run shows, from the folder that it left.
+/// Summarize a run, or compare runs, from their folders.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = false)]
 struct Arguments {
@@ -26,37 +25,38 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write summary.md, report.html, summary.json and the charts into the folder of a run, and print its verdict.
+    /// Write summary.md, report.html, summary.json, summary.csv, series.csv and the charts into the folder of a run,
+    /// and print its verdict.
     ///
     /// Exits with 0 if the target was reached and no check disagrees, with 1 if the run fell short, if a client's or
-    /// the server's record is missing, or if clients, server and kernel disagree. What only the snapshots of the kernel
-    /// tell may be missing, which is said; where all of them are, a summary.md that tells of more checks is kept.
+    /// the server's record is missing, or if clients, server and kernel disagree. Snapshots of the kernel may be
+    /// missing, which is reported; if all of them are, an existing summary.md with more checks is kept.
     Summarize {
         /// The folder of the run
         folder: PathBuf,
         /// Print this on standard output instead, and write nothing
         #[arg(long, value_name = "FORMAT")]
         format: Option<Format>,
-        /// Also exit with 1 if a check could not be made for want of a record or a snapshot
+        /// Also exit with 1 if a check could not be made because a record or a snapshot is missing
         #[arg(long)]
         check: bool,
     },
-    /// Print the figures of two runs side by side.
+    /// Compare two runs, or two series of runs, side by side.
     ///
-    /// A folder may hold several runs instead, each in a folder of its own: then medians are compared, and the noise stands
-    /// beside each ratio.
+    /// A folder may have several runs instead, each in its own folder. Then medians are compared, each with its minimum
+    /// and maximum, and each difference is within the noise or beyond it.
     Compare {
-        /// The folder of the one run
+        /// The folder of the first run, or of several runs
         first: PathBuf,
-        /// The folder of the other; ratios are of it to the first
+        /// The folder of the second; ratios are second to first
         second: PathBuf,
-        /// Print this instead of a table of text
+        /// Print this format instead of a text table
         #[arg(long, value_name = "FORMAT")]
         format: Option<Format>,
     },
     /// Print the JSON Schema of a record.
     Schema {
-        /// Whose record
+        /// The program that writes the record
         program: Program,
     },
 }
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
         Command::Schema { program } => print_schema(program),
     };
     outcome.unwrap_or_else(|error| {
-        // What was given is no run; all else is the system's refusal.
+        // The argument is not a run; other errors come from the system.
         let code = if error.is::<RunError>() { USAGE } else { SHORT };
         fail(code, &visible(&error.to_string()))
     })
@@ -101,23 +101,23 @@ fn summarize(
         None => conclude(folder, &report)?,
     }
     let Report { run, checks, .. } = &report;
-    // Held without verification is what was asked for, and no less.
+    // With `--no-verify`, held is what was requested.
     let is_reached = run.verdict().is_some_and(|verdict| verdict != Verdict::Short);
     let is_good = is_reached && run.missing().is_empty();
     let passes = is_good && pass(checks, is_strict);
     Ok(if passes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Prints the verdict, and writes the charts and every format into the folder, unless they lie there already and tell
-/// of more.
+/// Prints the verdict, and writes the charts and every format into the folder, unless the existing ones have more
+/// checks.
 fn conclude(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
     let page = folder.join(Format::Markdown.exporter().file_name());
-    // Neither may keep the other from being done.
+    // If one of the two fails, the other is still done.
     let printed = print(&format!("{}\n", report.verdict()));
-    if tells_of_more(&page, report) {
+    if has_more_checks(&page, report) {
         warn_of_missing_snapshots(
             report,
-            "; summary.md is kept, because more checks were made for it: remove it to have a new one",
+            "; summary.md is kept, because it has more checks: remove it to write a new one",
         );
         return Ok(printed?);
     }
@@ -127,8 +127,8 @@ fn conclude(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
     Ok(print(&format!("{}\n", Report::pages(folder)))?)
 }
 
-/// Whether a page was made of snapshots that have been taken away since.
-fn tells_of_more(page: &Path, report: &Report) -> bool {
+/// Whether the existing page was made with snapshots that have been removed since.
+fn has_more_checks(page: &Path, report: &Report) -> bool {
     let made = input::text(page).and_then(|page| verdict::checks_made_with_snapshots(&page));
     let has_snapshots = report.run.hosts().next().is_some();
     !has_snapshots && made.is_some_and(|made| made > verdict::checks_made(&report.checks))
@@ -146,7 +146,7 @@ fn pass(checks: &[Check], is_strict: bool) -> bool {
     checks.iter().filter(|check| !check.is_speed).all(|check| match check.outcome {
         CheckOutcome::Agrees | CheckOutcome::NotJudged => true,
         CheckOutcome::Disagrees => false,
-        CheckOutcome::NotSeen => !is_strict,
+        CheckOutcome::Unknown => !is_strict,
     })
 }
 
@@ -155,27 +155,13 @@ fn compare(
     second: &Path,
     format: Option<Format>,
 ) -> Result<ExitCode, Box<dyn Error>> {
-    let names = [first, second].map(|folder| folder.display().to_string());
-    let comparison = Comparison::new(names, [&runs(first)?, &runs(second)?]);
+    let comparison = Comparison::read(first, second)?;
     let text = match format {
         Some(format) => format.exporter().compare(&comparison)?,
         None => comparison.table(),
     };
     deliver(&text)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The run of a folder, or those of the folders in it.
-fn runs(folder: &Path) -> Result<Vec<Run>, RunError> {
-    let read = Run::read(folder);
-    if read.is_ok() {
-        return read.map(|run| vec![run]);
-    }
-    let folders = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
-    let mut folders: Vec<PathBuf> = folders.map(|entry| entry.path()).collect();
-    folders.sort();
-    let runs: Vec<Run> = folders.iter().filter_map(|folder| Run::read(folder).ok()).collect();
-    if runs.is_empty() { read.map(|run| vec![run]) } else { Ok(runs) }
 }
 
 fn print_schema(program: Program) -> Result<ExitCode, Box<dyn Error>> {
@@ -187,14 +173,14 @@ fn print_schema(program: Program) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints what was asked for, which must not be lost.
+/// Prints the requested output; an error if it can't be written.
 fn deliver(text: &str) -> Result<(), String> {
     command_line::warn_if_stdout_may_be_closed();
     output::check_stdout().map_err(|error| command_line::not_printed(&error))?;
     print(text)
 }
 
-/// Prints; a reader that has gone away, as `head` does, is no error.
+/// Prints; it is no error if the reader has closed the pipe, as `head` does.
 fn print(text: &str) -> Result<(), String> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

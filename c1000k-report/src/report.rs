@@ -1,4 +1,4 @@
-//! A run with all that is concluded from it.
+//! A run with its checks and charts.
 
 use std::error::Error;
 use std::path::Path;
@@ -6,14 +6,14 @@ use std::path::Path;
 use c1000k_record::output;
 use clap::ValueEnum;
 
-use crate::agree::{self, Check};
 use crate::chart::{self, Chart};
+use crate::checks::{self, Check};
 use crate::escape::visible;
 use crate::export::Format;
 use crate::run::Run;
 use crate::verdict;
 
-/// What there is to tell of a run.
+/// A run with its checks and charts.
 #[derive(Debug)]
 pub struct Report {
     /// The run.
@@ -30,7 +30,7 @@ impl Report {
     /// # Errors
     /// A chart can't be laid out.
     pub fn new(run: Run) -> Result<Self, Box<dyn Error>> {
-        let (checks, charts) = (agree::checks(&run), chart::charts(&run)?);
+        let (checks, charts) = (checks::all(&run), chart::charts(&run)?);
         Ok(Self { run, checks, charts })
     }
 
@@ -40,7 +40,7 @@ impl Report {
         verdict::text(&self.run, &self.checks)
     }
 
-    /// The paths of the pages for people that [`write`](Self::write) leaves in a folder, one a line.
+    /// The paths of the pages that [`write`](Self::write) writes into a folder, one per line.
     #[must_use]
     pub fn pages(folder: &Path) -> String {
         let pages = [Format::Markdown, Format::Html].map(|format| {

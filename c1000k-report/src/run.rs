@@ -1,6 +1,6 @@
-//! A run as it lies in its folder: the records, the machine and what the kernel said meanwhile.
+//! A run, read from its folder: the records, the machine and snapshots of the kernel.
 //!
-//! Everything but one record may be missing; whoever asks for it gets `None` and says so.
+//! Everything but one record may be missing, which is `None` and reported as missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -25,9 +25,9 @@ pub struct Run {
     pub clients: Vec<(String, ClientRecord)>,
     /// The server's record.
     pub server: Option<ServerRecord>,
-    /// What `machine.txt` says.
+    /// The lines of `machine.txt`.
     pub machine: MachineFile,
-    /// Host to moment to what its kernel said.
+    /// The snapshots, by host and moment.
     hosts: BTreeMap<String, BTreeMap<String, Snapshot>>,
 }
 
@@ -35,23 +35,23 @@ pub struct Run {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MachineFile(pub Vec<(String, String)>);
 
-/// Which ends of a connection live on which kernel.
+/// The hosts of the two ends of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Topology {
     /// Server and clients on one host
     OneHost,
-    /// A server and two clients, each on a host of its own
+    /// A server and two clients, each on its own host
     ThreeHosts,
 }
 
-/// Why what several clients held can't be added up to connections held at once.
+/// Why the connections of several clients can't be added up to connections held at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Apart {
-    /// There was no moment at which all of them held.
+    /// Their holds do not overlap.
     Times,
     /// They name different servers.
     Servers,
-    /// A record does not say when it held.
+    /// A record does not have the times of its hold.
     TimesUnknown,
 }
 
@@ -70,7 +70,7 @@ impl Run {
     /// Reads a folder.
     ///
     /// # Errors
-    /// The folder can't be read, holds no record at all, or holds a malformed one.
+    /// The folder can't be read, has no record, or has a malformed one.
     pub fn read(folder: &Path) -> Result<Self, RunError> {
         let clients = client_records(folder)?;
         let server = present(ServerRecord::read(&folder.join("server.json")))?;
@@ -88,7 +88,7 @@ impl Run {
         Ok(run)
     }
 
-    /// The server asked its kernel, and all hosts of a run have the same.
+    /// Applies the names that the server found in its kernel; all hosts of a run have the same kernel.
     fn name_merged_slabs(&mut self) {
         let Some(server) = &self.server else { return };
         let snapshots = self.hosts.values_mut().flat_map(BTreeMap::values_mut);
@@ -99,16 +99,15 @@ impl Run {
         }
     }
 
-    /// Where the ends of the connections were; where nothing tells, what holds for one host is supposed.
+    /// The hosts of the connections; one host if they are not known.
     #[must_use]
     pub fn topology(&self) -> Topology {
-        self.topology_told().unwrap_or(Topology::OneHost)
+        self.topology_known().unwrap_or(Topology::OneHost)
     }
 
-    /// Where the ends of the connections were, as `machine.txt`, the snapshots or the addresses tell; `None` where
-    /// none does.
+    /// The hosts of the connections, by `machine.txt`, the snapshots or the addresses; `None` if they are not known.
     #[must_use]
-    pub fn topology_told(&self) -> Option<Topology> {
+    pub fn topology_known(&self) -> Option<Topology> {
         let is_loopback = |(_, client): &(String, ClientRecord)| {
             client.destination.split(", ").all(|to| {
                 is_unix(to) || to.parse().is_ok_and(|to: SocketAddr| to.ip().is_loopback())
@@ -124,8 +123,8 @@ impl Run {
         }
     }
 
-    /// Whether both ends of each connection lie in the memory of one kernel; three hosts that are
-    /// network namespaces of one machine share theirs.
+    /// Whether both ends of each connection are in one kernel. Three hosts that are network namespaces of one machine
+    /// share its kernel.
     #[must_use]
     pub fn is_one_kernel(&self) -> bool {
         !self.is_stateless()
@@ -139,13 +138,13 @@ impl Run {
         self.clients.iter().any(|(_, client)| client.stateless)
     }
 
-    /// The ends of each connection that lie in the memory of one kernel.
+    /// The number of ends of each connection that are in one kernel.
     #[must_use]
     pub fn ends_in_kernel(&self) -> u64 {
         if self.is_one_kernel() { 2 } else { 1 }
     }
 
-    /// The host that the server ran on.
+    /// The host of the server.
     #[must_use]
     pub fn server_host(&self) -> &'static str {
         match self.topology() {
@@ -154,7 +153,7 @@ impl Run {
         }
     }
 
-    /// The hosts that a run has, the server's first.
+    /// The hosts of such a run, the server's first.
     #[must_use]
     pub fn hosts_expected(&self) -> &'static [&'static str] {
         match self.topology() {
@@ -163,18 +162,18 @@ impl Run {
         }
     }
 
-    /// The hosts that left snapshots.
+    /// The hosts that have snapshots.
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
         self.hosts.keys().map(String::as_str)
     }
 
-    /// What a host's kernel said at a moment.
+    /// The snapshot of a host at a moment.
     #[must_use]
     pub fn snapshot(&self, host: &str, moment: Moment) -> Option<&Snapshot> {
         self.hosts.get(host)?.get(moment.name())
     }
 
-    /// The clients that there should be.
+    /// The expected number of clients.
     #[must_use]
     pub fn clients_expected(&self) -> usize {
         match self.topology() {
@@ -183,13 +182,13 @@ impl Run {
         }
     }
 
-    /// Whether the record of each client is there.
+    /// Whether the records of all clients exist.
     #[must_use]
     pub fn has_all_clients(&self) -> bool {
         self.clients.len() >= self.clients_expected()
     }
 
-    /// The records that should be there and are not.
+    /// The names of missing records.
     #[must_use]
     pub fn missing(&self) -> Vec<&'static str> {
         let expected: &[&str] = match self.topology() {
@@ -205,7 +204,7 @@ impl Run {
         missing
     }
 
-    /// The folders of snapshots that should be there and are not: of all hosts, of one, or of a moment of it.
+    /// The missing folders of snapshots: that of all hosts, of a host, or of a moment of it.
     #[must_use]
     pub fn missing_snapshots(&self) -> Vec<String> {
         if self.hosts.is_empty() {
@@ -223,10 +222,10 @@ impl Run {
         missing
     }
 
-    /// Why the clients did not hold their connections at once, as far as the records tell; `None` where they did.
+    /// Why the clients did not hold their connections at once, by the records; `None` if they did.
     #[must_use]
     pub fn apart(&self) -> Option<Apart> {
-        // One that held nothing adds nothing.
+        // A client without connections does not matter.
         let holders = || {
             self.clients.iter().map(|(_, client)| client).filter(|client| client.established > 0)
         };
@@ -244,8 +243,8 @@ impl Run {
         (last_begin >= first_end).then_some(Apart::Times)
     }
 
-    /// Whether the server itself had as many at once, and from no others than these clients: then it had theirs,
-    /// whatever the clocks and addresses of the clients say.
+    /// Whether the server had at least as many connections at once, and none of other clients. Then it had those of
+    /// these clients, whatever their clocks and addresses say.
     fn is_seen_by_server(&self) -> bool {
         let sum = |figure: fn(&ClientRecord) -> u64| {
             total(self.clients.iter().map(|(_, client)| figure(client)))
@@ -281,31 +280,31 @@ impl Run {
         server.map(|server| server.peak).or_else(|| self.connections()).filter(|held| *held > 0)
     }
 
-    /// A figure summed over the clients; `None` where a record is missing.
+    /// The sum of a figure over the clients; `None` if a record is missing.
     #[must_use]
     pub fn sum(&self, figure: impl Fn(&ClientRecord) -> u64) -> Option<u64> {
         self.has_all_clients().then(|| total(self.clients.iter().map(|(_, client)| figure(client))))
     }
 
-    /// The connections proven by the last pass of those clients that were to make one; `None` where none was, or a
-    /// record is missing.
+    /// The connections verified in the last pass, of the clients that verified; `None` if none did, or a record is
+    /// missing.
     #[must_use]
     pub fn verified(&self) -> Option<u64> {
         let each: Vec<u64> =
             self.clients.iter().filter_map(|(_, client)| client.verified).collect();
-        let is_told = self.has_all_clients() && !each.is_empty();
-        is_told.then(|| total(each.into_iter()))
+        let is_known = self.has_all_clients() && !each.is_empty();
+        is_known.then(|| total(each.into_iter()))
     }
 
-    /// The connections of those clients that were told to prove none.
+    /// The connections of the clients that did not verify (`--no-verify`).
     #[must_use]
     pub fn unverified(&self) -> u64 {
         let skipped = self.clients.iter().filter(|(_, client)| client.verified.is_none());
         total(skipped.map(|(_, client)| client.established))
     }
 
-    /// The connections held at once, as the clients say, else as the server does. Of clients that held apart it is
-    /// what the server says, else those of the largest of them.
+    /// The connections held at once, by the clients' records, or else by the server's. If the clients did not hold them
+    /// at once, those of the server, or else those of the client with the most.
     #[must_use]
     pub fn connections(&self) -> Option<u64> {
         let server = self.server.as_ref().map(|server| server.peak);
@@ -327,8 +326,8 @@ impl Run {
         Some(client.established).filter(|held| *held > 0)
     }
 
-    /// Whether the records contradict the verdicts in them: a target that was not reached, or more connections than the
-    /// server ever had.
+    /// Whether the records contradict their verdicts: the target was not reached, or the server never had as many
+    /// connections.
     #[must_use]
     pub fn is_contradicted(&self) -> bool {
         let claims_too_much = self.clients.iter().any(|(_, client)| {
@@ -340,8 +339,8 @@ impl Run {
         claims_too_much || (server_had_fewer && is_comparable)
     }
 
-    /// Short, where a client is; else what all clients say, the least of it; `None` where a client's record is
-    /// missing, they held apart, or the figures contradict them.
+    /// Short if a client's verdict is; otherwise the lowest of all clients. `None` if a client's record is missing, if
+    /// they did not hold at once, or if the figures contradict their verdicts.
     #[must_use]
     pub fn verdict(&self) -> Option<Verdict> {
         if self.is_contradicted() {
@@ -356,20 +355,20 @@ impl Run {
         is_whole.then(|| least.unwrap_or(Verdict::Reached))
     }
 
-    /// Whether no other process can have moved what the whole system counts: in a guest that ran nothing else.
+    /// Whether no other process can have changed the figures of the whole system: in a guest that ran nothing else.
     #[must_use]
     pub fn is_alone(&self) -> bool {
         self.machine.value("where") == Some("vm")
     }
 
-    /// The same for what is counted in each network namespace: on three hosts each has its own.
+    /// The same for the figures of a network namespace: each of three hosts has its own.
     #[must_use]
     pub fn is_alone_in_its_network(&self) -> bool {
         let has_its_own = self.machine.value("where") == Some("native");
         self.is_alone() || (has_its_own && self.topology() == Topology::ThreeHosts)
     }
 
-    /// What capped each client that was capped, and its own words on it.
+    /// The limits of clients that were limited, with the details.
     pub fn limits(&self) -> impl Iterator<Item = (&str, Limit, Option<&str>)> {
         self.clients.iter().filter_map(|(name, client)| {
             Some((name.as_str(), client.limit?, client.limit_detail.as_deref()))
@@ -384,8 +383,8 @@ impl MachineFile {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
-    /// Whether memory was touched before the run, so that the host of a virtual machine had given it already; `None`
-    /// where it is not reported.
+    /// Whether memory was touched before the run, so that the host of a virtual machine had already allocated it;
+    /// `None` if it is not known.
     #[must_use]
     pub fn memory_warmed(&self) -> Option<bool> {
         match self.value("memory touched before the run")? {
@@ -405,7 +404,7 @@ impl MachineFile {
 impl Moment {
     const ALL: [Self; 3] = [Self::Before, Self::Peak, Self::After];
 
-    /// The name of its folder.
+    /// The name of the folder.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -434,18 +433,18 @@ impl fmt::Display for Apart {
             Self::Servers => {
                 "the clients name different servers, and no server's record has all of them"
             }
-            Self::TimesUnknown => "a client's record does not tell when it held",
+            Self::TimesUnknown => "a client's record does not say when it held",
         })
     }
 }
 
-/// A folder that is no run.
+/// Why a folder is not a run.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum RunError {
     /// The folder can't be listed.
     Folder(PathBuf, io::Error),
-    /// The folder holds no record.
+    /// The folder has no record.
     Empty(PathBuf),
     /// A record can't be read.
     Record(ReadError),
@@ -477,7 +476,7 @@ impl std::error::Error for RunError {
     }
 }
 
-/// A sum that no record, however absurd, overflows.
+/// A saturating sum, because the figures of a record are untrusted.
 pub(crate) fn total(values: impl Iterator<Item = u64>) -> u64 {
     values.fold(0, u64::saturating_add)
 }
@@ -517,6 +516,12 @@ fn hosts(folder: &Path) -> BTreeMap<String, BTreeMap<String, Snapshot>> {
     names(folder).unwrap_or_default().into_iter().map(shown_moments).collect()
 }
 
+/// The folders in a folder, sorted; none if it can't be read.
+pub(crate) fn folders_in(folder: &Path) -> Vec<PathBuf> {
+    let paths = names(folder).unwrap_or_default().into_iter().map(|name| folder.join(name));
+    paths.filter(|path| path.is_dir()).collect()
+}
+
 /// The names in a folder, sorted.
 fn names(folder: &Path) -> io::Result<Vec<OsString>> {
     let names: io::Result<Vec<_>> =
@@ -526,7 +531,7 @@ fn names(folder: &Path) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// A file's name for people: what is no UTF-8 is replaced.
+/// A file's name as text; invalid UTF-8 is replaced.
 fn shown(name: &OsStr) -> String {
     name.display().to_string()
 }

@@ -1,5 +1,5 @@
-//! What the kernel reported at one moment, read from the copies of `/proc` files that a run has saved, by the same parsers
-//! that read the live files.
+//! What the kernel reported at one moment, read from the copies of `/proc` files that a run has saved, by the same
+//! parsers that read the live files.
 //!
 //! Each file may be missing (`slabinfo` needs root): its figures are then `None`.
 
@@ -9,7 +9,7 @@ use c1000k_host::memory::Meminfo;
 use c1000k_host::usage::{NetCounters, SlabUsage, SocketUsage, rss_of_rollup, rss_of_status};
 use c1000k_record::input;
 
-/// The page that `slabinfo` counts in, as on x86-64.
+/// The page size in which `slabinfo` counts, as on x86-64.
 const PAGE_BYTES: u64 = 4_096;
 
 /// The files of one host at one moment.
@@ -30,7 +30,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Reads what there is in a folder such as `snapshots/one/peak`.
+    /// Reads the files in a folder such as `snapshots/one/peak`.
     #[must_use]
     pub fn read(folder: &Path) -> Self {
         let text = |name: &str| input::text(&folder.join(name));
@@ -50,7 +50,7 @@ impl Snapshot {
         }
     }
 
-    /// The pages of the slab caches that connections have to themselves.
+    /// The pages of the slab caches that only connections use.
     #[must_use]
     pub fn connection_bytes(&self) -> Option<u64> {
         Some(self.slabs.as_ref()?.connection_bytes())

@@ -1,21 +1,27 @@
-//! Tables as people read them in a terminal and as a page shows them.
+//! Tables in Markdown, aligned for a terminal.
 
 use crate::escape::markdown;
 
-/// Wider cells stick out, so that one of them does not make all others as wide.
+/// Wider cells are not aligned, so that a single one does not widen the whole column.
 const WIDTH_MAX: usize = 120;
 
-/// A table with a heading; the first column is text, the others stand right.
+/// A table with a heading; all columns but the first are right-aligned.
 pub(crate) fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
     columns(heading, rows, |column| column > 0)
 }
 
-/// A table of which every column is text.
+/// A table of text with one right-aligned column, the last but one.
+pub(crate) fn table_with_notes<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
+    columns(heading, rows, |column| column + 2 == N)
+}
+
+/// A table with left-aligned columns.
 pub(crate) fn text_table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
     columns(heading, rows, |_| false)
 }
 
-fn columns<const N: usize>(
+/// A table with a heading; columns of figures are right-aligned.
+pub(crate) fn columns<const N: usize>(
     heading: [&str; N],
     rows: &[[String; N]],
     is_right: impl Fn(usize) -> bool,

@@ -1,10 +1,10 @@
-//! Whether the last connections came as fast as the first ones.
+//! Whether the last connections were opened as fast as the first ones.
 
 use c1000k_record::RampPoint;
 
 use crate::cost::float;
 
-/// Fewer points can't tell ten rates apart.
+/// Fewer points are not enough for ten rates.
 const POINTS_MIN: usize = 10;
 
 /// The rate over each tenth of the connections, per second.
@@ -22,7 +22,7 @@ pub fn tenths(ramp: &[RampPoint]) -> Option<[f64; 10]> {
     for (rate, tenth) in rates.iter_mut().zip(1_u32..) {
         let ended = reached_at(ramp, share * f64::from(tenth))?;
         *rate = share / (ended - began);
-        // Points that share one moment tell no rate.
+        // Points of one moment give no rate.
         if !rate.is_finite() || *rate <= 0.0 {
             return None;
         }
@@ -44,15 +44,14 @@ fn median(a: f64, b: f64, c: f64) -> f64 {
 
 /// When this many connections stood, on the straight line between two points.
 fn reached_at(ramp: &[RampPoint], connections: f64) -> Option<f64> {
-    let mut before = RampPoint { seconds: 0.0, established: 0 };
+    let (mut seconds, mut established) = (0.0, 0.0);
     for point in ramp {
         if float(point.established) >= connections {
-            let step = float(point.established) - float(before.established);
-            let share =
-                if step > 0.0 { (connections - float(before.established)) / step } else { 1.0 };
-            return Some(before.seconds + share * (point.seconds - before.seconds));
+            let step = float(point.established) - established;
+            let share = if step > 0.0 { (connections - established) / step } else { 1.0 };
+            return Some(seconds + share * (point.seconds - seconds));
         }
-        before = *point;
+        (seconds, established) = (point.seconds, float(point.established));
     }
     None
 }
@@ -66,7 +65,7 @@ mod tests {
         (1..=100)
             .map(|second| {
                 established += rate(second);
-                RampPoint { seconds: f64::from(second), established }
+                RampPoint { seconds: f64::from(second), established, ..RampPoint::default() }
             })
             .collect()
     }
@@ -79,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ramp_that_slows_down_is_seen() {
+    fn a_ramp_that_slows_down_has_a_trend() {
         let slowing = ramp(|second| if second <= 50 { 2_000 } else { 1_000 });
         assert!((ratio(&tenths(&slowing).unwrap()) - 0.5).abs() < 1e-6);
     }
@@ -91,11 +90,11 @@ mod tests {
     }
 
     #[test]
-    fn too_few_points_tell_nothing() {
+    fn too_few_points_give_no_trend() {
         assert_eq!(tenths(&[]), None);
         assert_eq!(tenths(&ramp(|_| 1_000)[..9]), None);
         assert_eq!(tenths(&ramp(|_| 0)), None);
-        let frozen = vec![RampPoint { seconds: 0.0, established: 100 }; 20];
+        let frozen = vec![RampPoint { established: 100, ..RampPoint::default() }; 20];
         assert_eq!(tenths(&frozen), None);
     }
 }

@@ -1,16 +1,16 @@
-//! How a run ended, in a few lines for people.
+//! The verdict on a run, in a few lines of text.
 
 use std::fmt::Write;
 
 use c1000k_host::format;
 use c1000k_record::Verdict;
 
-use crate::agree::{Check, CheckOutcome};
 use crate::bottleneck::{self, Finding};
+use crate::checks::{Check, CheckOutcome};
 use crate::escape::visible;
 use crate::run::{Apart, Run};
 
-/// What the line of the counts of checks begins with.
+/// The prefix of the line with the counts of checks.
 const CHECKS: &str = "Checks: ";
 
 /// The verdict in a few lines.
@@ -41,7 +41,7 @@ pub fn text(run: &Run, checks: &[Check]) -> String {
         "\n{CHECKS}{} agree, {} disagree, {} not seen, {} not judged",
         count(CheckOutcome::Agrees),
         count(CheckOutcome::Disagrees),
-        count(CheckOutcome::NotSeen),
+        count(CheckOutcome::Unknown),
         count(CheckOutcome::NotJudged)
     );
     for check in checks {
@@ -54,13 +54,13 @@ pub fn text(run: &Run, checks: &[Check]) -> String {
             CheckOutcome::NotJudged => {
                 write!(text, "\nNot judged: {name}: expected {expected}, found {found}; {note}")
             }
-            CheckOutcome::Agrees | CheckOutcome::NotSeen => Ok(()),
+            CheckOutcome::Agrees | CheckOutcome::Unknown => Ok(()),
         };
     }
     text
 }
 
-/// Which snapshots are missing, and which checks were not made for want of them; `None` where none is missing.
+/// The missing snapshots, and the checks that were not made because of them; `None` if none is missing.
 #[must_use]
 pub fn missing_snapshots(run: &Run, checks: &[Check]) -> Option<String> {
     let missing = run.missing_snapshots();
@@ -74,13 +74,13 @@ pub fn missing_snapshots(run: &Run, checks: &[Check]) -> Option<String> {
     })
 }
 
-/// How many checks were made: those that were seen.
+/// The number of checks that were made: those whose outcome is known.
 #[must_use]
 pub fn checks_made(checks: &[Check]) -> usize {
-    checks.iter().filter(|check| check.outcome != CheckOutcome::NotSeen).count()
+    checks.iter().filter(|check| check.outcome != CheckOutcome::Unknown).count()
 }
 
-/// The same as a page tells it that this program has written earlier; `None` where it was made without snapshots, too.
+/// The same number in a page that this program wrote earlier; `None` if there were no snapshots then either.
 #[must_use]
 pub fn checks_made_with_snapshots(page: &str) -> Option<usize> {
     if page.lines().any(|line| line.starts_with("Missing: snapshots,")) {
@@ -92,7 +92,7 @@ pub fn checks_made_with_snapshots(page: &str) -> Option<usize> {
         .try_fold(0_usize, |sum, count| sum.checked_add(count?))
 }
 
-fn headline(run: &Run) -> String {
+pub(crate) fn headline(run: &Run) -> String {
     let word = match run.verdict() {
         Some(Verdict::Held) => "Held, not verified".to_owned(),
         Some(verdict) => capitalized(&verdict.to_string()),

@@ -107,7 +107,7 @@ fn what_is_no_such_record_is_invalid() {
 }
 
 #[test]
-fn a_figure_that_could_not_be_had_is_null_and_never_left_out() {
+fn an_unavailable_figure_is_null_and_never_left_out() {
     let fixture = Fixture::one_host();
     for (program, field) in [("client", "verified"), ("server", "user_bytes_per_connection")] {
         let validator = jsonschema::validator_for(&schema(program)).unwrap();

@@ -23,7 +23,7 @@ const CONNECTIONS: u64 = 3_000;
 const PORTS: u16 = 10;
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The variable that tells the test that it is inside, and where the programs are.
+/// The variable that is set within the namespace, to the folder of the programs.
 const INSIDE: &str = "C1000K_TOGETHER_INSIDE";
 
 #[test]

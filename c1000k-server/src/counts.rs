@@ -9,3 +9,8 @@ pub(crate) fn add_each(counts: &mut Counts, more: &Counts) {
         *counts.entry(reason).or_default() += count;
     }
 }
+
+/// As a record has them.
+pub(crate) fn by_name(counts: &Counts) -> BTreeMap<String, u64> {
+    counts.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect()
+}

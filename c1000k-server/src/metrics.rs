@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use c1000k_host::format;
-use c1000k_host::usage::{KernelCost, KernelMeter, NetCounters, ProcessUsage, SocketUsage};
+use c1000k_host::usage::{
+    KernelCost, KernelMeter, MachineTime, NetCounters, ProcessUsage, SocketUsage,
+};
 use c1000k_record::ServerPoint;
 use c1000k_record::endpoint::Endpoint;
 use c1000k_record::series::{self, Series};
 use reactor::Stats;
 
 use crate::admission::Overload;
-use crate::counts::{Counts, add_each};
+use crate::counts::{Counts, add_each, by_name};
 use crate::exposition;
 
 /// A sample is taken at least this often, to find the peak, even if status lines are rarer.
@@ -233,6 +235,7 @@ impl Sampler {
     fn note(&mut self, metrics: &Metrics) {
         let connections = metrics.connections;
         self.rss_max_bytes = self.rss_max_bytes.max(metrics.rss_bytes());
+        let machine = MachineTime::read();
         self.series.push(ServerPoint {
             seconds: metrics.uptime.as_secs_f64(),
             open: connections,
@@ -241,6 +244,9 @@ impl Sampler {
             cpu_seconds: metrics
                 .process
                 .map(|process| process.cpu_user_seconds + process.cpu_system_seconds),
+            machine_busy_seconds: machine.map(|machine| machine.busy_seconds),
+            machine_softirq_seconds: machine.map(|machine| machine.softirq_seconds),
+            refused_by: Some(by_name(&metrics.refused_by)),
         });
         let is_peak = self.peak.as_ref().is_none_or(|peak| connections >= peak.connections);
         if connections > 0 && is_peak {

@@ -1,16 +1,16 @@
 //! The result of a run: the record for programs, and a summary for users.
 
-use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use c1000k_host::check::{FileTable, Requirements, Role, predict};
 use c1000k_host::command_line::log_lines_dropped;
 use c1000k_host::errno_name;
 use c1000k_host::format;
+use c1000k_host::usage::processors;
 use c1000k_record::{Head, MemoryGuard, Prediction, SERVER_SCHEMA, ServerRecord};
 
 use crate::args::Settings;
-use crate::counts::Counts;
+use crate::counts::by_name;
 use crate::echo::RESET;
 use crate::metrics::{Metrics, Sampler};
 use crate::plan::Plan;
@@ -74,11 +74,8 @@ pub(crate) fn record(
         counters: sampler.counters(),
         series: sampler.take_series(),
         file_table: Some(plan.file_table.into()),
+        processors: processors(),
     }
-}
-
-fn by_name(counts: &Counts) -> BTreeMap<String, u64> {
-    counts.iter().map(|(&reason, &times)| (reason.to_owned(), times)).collect()
 }
 
 /// The predicted memory of this number of connections.

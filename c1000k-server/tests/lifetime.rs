@@ -642,6 +642,16 @@ fn figures(port: u16) -> String {
     String::from_utf8(text).unwrap()
 }
 
+/// The metrics with this prefix that the dashboard shows, without their suffix `_total`.
+fn dashboard_names(prefix: &str) -> Vec<&'static str> {
+    let dashboard = include_str!("../../packaging/grafana.json");
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let name = |(at, _)| dashboard[at..].split(|c| !is_of_name(c)).next().unwrap_or_default();
+    let names: Vec<_> = dashboard.match_indices(prefix).map(name).collect();
+    assert!(names.len() > 3, "the dashboard shows {names:?}");
+    names.into_iter().map(|name| name.trim_end_matches("_total")).collect()
+}
+
 #[test]
 fn its_metrics_are_served_while_it_runs() {
     let port = free_ports(1);
@@ -653,6 +663,9 @@ fn its_metrics_are_served_while_it_runs() {
     let text = figures(port);
     for line in ["accepted_total 3", "received_bytes_total 15", "overloaded 0.0"] {
         assert!(text.contains(&format!("\nc1000k_server_{line}\n")), "{line}: {text}");
+    }
+    for name in dashboard_names("c1000k_server_") {
+        assert!(text.contains(&format!("# HELP {name} ")), "the dashboard shows {name}: {text}");
     }
     drop(streams);
     assert!(shows("\nc1000k_server_closed_total 3\n"), "{}", figures(port));

@@ -22,10 +22,10 @@ tune() {
     LIMITS=$TUNE_ROOT/etc/security/limits.d/90-c1000k-$ROLE.conf
     MODULES=$TUNE_ROOT/etc/modules-load.d/90-c1000k-$ROLE.conf
     STATE=$TUNE_ROOT/var/lib/c1000k/previous
-    HEADER="# By scripts/tune-$ROLE for $CONNECTIONS connections; its --revert takes this back."
+    HEADER="# By scripts/tune-$ROLE for $CONNECTIONS connections; scripts/tune-$ROLE --revert reverts it."
     case $MODE in
-        print) ask && show || return ;;
-        apply) lock && ask || return; apply ;;
+        print) make_plan && show || return ;;
+        apply) lock && make_plan || return; apply ;;
         revert) lock || return; revert ;;
     esac
     return "$FAILED"
@@ -35,16 +35,16 @@ usage() {
     cat <<TEXT
 scripts/tune-$ROLE [OPTIONS]: set up this machine's kernel for a $ROLE of N connections
 
-  -c, --connections N  1,000,000 if left out; 10k and 1M are understood
-      --ports N        listening ports of the server, 100 if left out
-      --sources N      source addresses of the client, 1 if left out
-      --original       the values of the original test instead, tiny socket buffers included
-      --apply          do it, now and for each start of the machine
-      --revert         take it back, to the values that were there before
+  -c, --connections N  connections, as in 10k or 1M (default 1M)
+      --ports N        listening ports of the server (default 100)
+      --sources N      source addresses of the client (default 1)
+      --original       use the values of the original test, with tiny socket buffers
+      --apply          apply the settings now and at each boot
+      --revert         restore the previous values
       --root DIR       treat DIR as / (for tests)
 
-Without --apply and --revert it prints what it would write, and changes nothing. What is needed it asks of
-c1000k-$ROLE: the one that C1000K_SERVER or C1000K_CLIENT names, else the one built here, else the one on PATH.
+Without --apply and --revert it prints what it would write, and changes nothing. It gets the requirements from
+c1000k-$ROLE: the program that C1000K_SERVER or C1000K_CLIENT names, or the one built here, or the one on PATH.
 TEXT
 }
 
@@ -56,7 +56,7 @@ parse() {
                 case $1 in
                     --ports) PORTS=$2 ;;
                     --sources) SOURCES=$2 ;;
-                    --root) [ -d "$2" ] && TUNE_ROOT=$2 || misuse "$2 is no directory" ;;
+                    --root) [ -d "$2" ] && TUNE_ROOT=$2 || misuse "$2 is not a directory" ;;
                     *) CONNECTIONS=$2 ;;
                 esac
                 shift
@@ -67,7 +67,7 @@ parse() {
                 MODE=${1#--}
                 ;;
             -h | --help) usage && exit 0 ;;
-            *) misuse "$1 is not understood" ;;
+            *) misuse "unknown argument $1" ;;
         esac
         shift
     done
@@ -103,35 +103,35 @@ lock() {
         fi
         sleep 1
     done
-    refuse "the other script has been at work for $seconds_max s ($file)"
+    refuse "the other script has held the lock for $seconds_max s ($file)"
 }
 
-# Gets the requirements from the program and makes the PLAN from them. They must include the descriptor limit, even if
+# Gets the requirements from the program and sets PLAN. They must include the descriptor limit, even if
 # registered files are not available.
-ask() {
+make_plan() {
     local built=${CARGO_TARGET_DIR:-$LIB/../../target}/release/c1000k-$ROLE
     [ -x "$built" ] || built=c1000k-$ROLE
     PROGRAM=${PROGRAM:-$built}
     if ! command -v "$PROGRAM" >/dev/null; then
-        fail "there is no program $PROGRAM: cargo build --release -p c1000k-$ROLE makes it; see --help for others"
+        fail "there is no program $PROGRAM: build it by cargo build --release -p c1000k-$ROLE; --help names others"
         return 1
     fi
     set -- --connections "$CONNECTIONS" --ports "$PORTS" --file-table process --root "${TUNE_ROOT:-/}"
-    # An address for documentation, so that the server counts as a remote one. Nothing connects to it.
+    # An address for documentation stands for a remote server. Nothing connects to it.
     [ "$ROLE" = server ] || set -- "$@" --sources "$SOURCES" 192.0.2.1
-    NEEDS=$("$PROGRAM" --check --print sysctl "$@") || return
+    REQUIREMENTS=$("$PROGRAM" --check --print sysctl "$@") || return
     if [ -n "$ORIGINAL" ]; then
-        WANTED=$(original)
+        SETTINGS=$(original)
     else
-        printf '%s\n' "$NEEDS" | sed -n 's/^#note: /note: /p' >&2
-        WANTED=$(needed)
+        printf '%s\n' "$REQUIREMENTS" | sed -n 's/^#note: /note: /p' >&2
+        SETTINGS=$(needed)
     fi
     PLAN=$(plan)
 }
 
 # Each setting as key|mark|value|purpose, where the mark is `enough`, `exactly` or nothing.
 needed() {
-    printf '%s\n' "$NEEDS" | awk '
+    printf '%s\n' "$REQUIREMENTS" | awk '
         /^# / { purpose = substr($0, 3) }
         /^#limits.d: root hard nofile / { print "limit.nofile||" $NF "|descriptors of a process" }
         / = / { mark = sub(/^#/, "") ? "enough" : ""; key = $1; sub(/^[^=]*= /, ""); print key "|" mark "|" $0 "|" purpose }'
@@ -149,9 +149,9 @@ TEXT
     needed | awk -F '|' '$1 == "net.netfilter.nf_conntrack_max" { print $1 "||2000000|" $4 }'
 }
 
-# Each setting of this kernel as key|before|value|purpose, where value is what it should become.
+# Each setting of this kernel as key|before|value|purpose, where value is the new one.
 plan() {
-    printf '%s\n' "$WANTED" | while IFS='|' read -r key mark needed purpose; do
+    printf '%s\n' "$SETTINGS" | while IFS='|' read -r key mark needed purpose; do
         kept=$(before_of "$key")
         before=${kept:-$(value_of "$key")}
         [ -n "$before" ] || continue
@@ -229,7 +229,7 @@ limits_text() {
     done
 }
 
-# The module must be loaded when its limit is set at boot.
+# The module must be loaded before its limit is set at boot.
 modules_text() {
     ! changes | grep -q '^net.netfilter' || printf '%s\n' "$HEADER" nf_conntrack
 }
@@ -241,9 +241,9 @@ show() {
     printf '%s\n' "$PLAN" | awk -F '|' '
         $2 == $3 && !shown++ { print "Enough as they are:" }
         $2 == $3 { printf "  %-32s %s\n", $1, $2 }'
-    [ -n "$ORIGINAL" ] || echo 'Left alone: tcp_rmem and tcp_wmem (tiny ones save nothing), the stack limit.'
-    echo "A service takes its limit from its unit: LimitNOFILE=$(printf '%s\n' "$WANTED" | awk -F '|' '/^limit/ { print $3 }')"
-    echo 'Nothing is changed. As root, --apply does it and --revert takes it back.'
+    [ -n "$ORIGINAL" ] || echo 'Unchanged: tcp_rmem and tcp_wmem (tiny ones save nothing), the stack limit.'
+    echo "A service takes its limit from its unit: LimitNOFILE=$(printf '%s\n' "$SETTINGS" | awk -F '|' '/^limit/ { print $3 }')"
+    echo 'Nothing is changed. As root, --apply applies it and --revert reverts it.'
 }
 
 show_file() {
@@ -266,10 +266,10 @@ TEXT
             fail "fs.nr_open is below $limit, so ${LIMITS#"$TUNE_ROOT"} is not written"
         fi
     else
-        fail 'without its drop-in a setting would be gone at the next start, so the kernel is left as it is'
+        fail 'without its drop-in a setting would be lost at the next boot, so the kernel is left as it is'
     fi
     forget
-    [ "$FAILED" -ne 0 ] || echo "applied for $CONNECTIONS connections; a new descriptor limit counts from the next login on"
+    [ "$FAILED" -ne 0 ] || echo "applied for $CONNECTIONS connections; a new descriptor limit applies from the next login"
 }
 
 revert() {
@@ -279,7 +279,7 @@ revert() {
             set_value "$key" "${other:-$before}"
         done <"$STATE"
     elif [ -f "$SYSCTLS" ] || [ -f "$LIMITS" ] || [ -f "$MODULES" ]; then
-        fail "$STATE is gone: the drop-ins are removed, and the kernel's values stay until its next start"
+        fail "$STATE is gone: the drop-ins are removed, and the kernel's values stay until the next boot"
     else
         echo 'nothing is applied'
         return
@@ -308,7 +308,7 @@ remember() {
     )"
 }
 
-# Drops values that are restored and that no drop-in sets any more, and finally the state file.
+# Removes values that are restored and that no drop-in sets any more, and finally the state file.
 forget() {
     [ -f "$STATE" ] || return 0
     # The limit of a login exists only in its drop-in.

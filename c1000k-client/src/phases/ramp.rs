@@ -54,6 +54,7 @@ impl Ramp {
         run.stats.failures.count_unfinished(run.opening.under_way as u64);
         run.fail_opening(cx);
         run.stats.sample(Instant::now());
+        run.stats.usage.note_peak(run.stats.held);
         run.stats.verify_seconds =
             run.stats.verified_passes.iter().map(|_| run.stats.ramp.as_secs_f64()).collect();
         if !run.settings.verify && run.stats.turned_away > 0 {
@@ -114,7 +115,7 @@ impl<P: Protocol> Phase<P> for Ramp {
         conn: &mut Conn<P::State>,
     ) {
         let Some(latency) = run.note_open(cx, token, conn) else { return };
-        run.stats.connect_latency.record(latency);
+        run.stats.note_connect(latency);
         if run.settings.verify {
             run.open(cx, token, conn);
         } else {

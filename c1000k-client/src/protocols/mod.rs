@@ -10,6 +10,8 @@ mod websocket;
 use std::cell::OnceCell;
 use std::fmt::Debug;
 
+use c1000k_record::ConnectionBytes;
+
 pub use echo::Echo;
 pub use http::Http;
 pub use message::Message;
@@ -33,6 +35,12 @@ pub trait Protocol: Debug {
     /// The mistake in the first wrong answer, if it is known.
     fn complaint(&self) -> Option<String> {
         None
+    }
+
+    /// The memory of a connection in the layers of the protocol, by the sizes of their types.
+    #[must_use]
+    fn connection_bytes() -> ConnectionBytes {
+        ConnectionBytes { protocol: size_of::<Self::State>() as u64, ..ConnectionBytes::default() }
     }
 
     /// The state of a connection that is about to be opened.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use c1000k_record::ConnectionBytes;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, UnbufferedClientConnection, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
@@ -194,6 +195,12 @@ fn append(out: &mut Vec<u8>, mut write: impl FnMut(&mut [u8]) -> Result<usize, O
 
 impl<P: Protocol> Protocol for Tls<P> {
     type State = TlsState<P::State>;
+
+    fn connection_bytes() -> ConnectionBytes {
+        let own = size_of::<Self::State>() - size_of::<P::State>();
+        let session = size_of::<UnbufferedClientConnection>();
+        ConnectionBytes { tls: (own + session) as u64, ..P::connection_bytes() }
+    }
 
     fn state(&self) -> Self::State {
         let inner = self.inner.state();

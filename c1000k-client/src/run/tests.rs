@@ -10,7 +10,7 @@ use reactor::{Config, ListenOptions, Reactor, Status};
 
 use super::*;
 use crate::failures;
-use crate::protocols::Echo;
+use crate::protocols::{Echo, Tls};
 
 /// No run of a test is longer.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -219,4 +219,17 @@ fn a_hold_has_the_given_length_whenever_its_turn_began() {
         assert!(began.elapsed() < DEADLINE, "{client:?}");
     }
     assert!(client.into_stats().hold >= hold);
+}
+
+#[test]
+fn the_layers_of_a_connection_are_the_sizes_of_their_types() {
+    let plain = layers::<Echo>();
+    assert_eq!((plain.kernel, plain.tls), (None, 0));
+    assert_eq!(plain.protocol, size_of::<<Echo as Protocol>::State>() as u64);
+    let conn = size_of::<Conn<<Echo as Protocol>::State>>() as u64;
+    assert_eq!(plain.protocol + plain.client, SLOT_BYTES + conn);
+    let secure = layers::<Tls<Echo>>();
+    assert_eq!(secure.protocol, plain.protocol);
+    // A session of rustls takes more than the state around it.
+    assert!(secure.tls > 500, "{secure:?}");
 }

@@ -622,7 +622,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
                 match self.phase {
                     Phase::Reopen => self.stats.storm.latency.record(latency),
                     Phase::Hold | Phase::HoldEnd => self.stats.churn.latency.record(latency),
-                    _ => self.stats.connect_latency.record(latency),
+                    _ => self.stats.note_connect(latency),
                 }
                 if !self.settings.verify {
                     self.keep(index, now);
@@ -805,6 +805,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
             let snapshot = Snapshot::of(&self.stats, self.settings.goal);
             endpoint.publish(exposition::PREFIX, Box::new(snapshot));
         }
+        self.stats.sample_hold(Instant::now());
         self.progress.tick(&self.stats, self.tcp.waiting(), || self.line());
         self.held_at_tick = self.stats.held;
         if self.schedule.is_some() {

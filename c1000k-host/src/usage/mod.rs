@@ -3,6 +3,7 @@
 mod counters;
 mod kernel;
 mod process;
+mod processors;
 mod slab;
 mod sockets;
 
@@ -10,6 +11,7 @@ pub use {
     counters::NetCounters,
     kernel::{KernelCost, KernelMeter},
     process::{ProcessUsage, rss_of_rollup, rss_of_status},
+    processors::{MachineTime, processors},
     slab::{SlabCache, SlabReader, SlabUsage},
     sockets::SocketUsage,
 };

@@ -1,4 +1,4 @@
-//! The faults, each with what must hold: the rows of docs/reliability.md. A new one is a function and a line of the table.
+//! The table of the rows: each fault, and what must hold. A new row is a function and a line of the table.
 
 mod exhaustion;
 mod many;
@@ -10,14 +10,14 @@ use anyhow::Result;
 
 use super::run::Run;
 
-/// A fault, and how it is played.
+/// A fault, and the function that runs it.
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) name: &'static str,
     pub(crate) fault: &'static str,
     pub(crate) must_hold: &'static str,
-    pub(crate) play: fn(&mut Run<'_>) -> Result<()>,
-    /// It takes minutes, and is not played unless it is asked for.
+    pub(crate) run: fn(&mut Run<'_>) -> Result<()>,
+    /// It takes minutes, and runs only if named.
     pub(crate) is_long: bool,
 }
 
@@ -26,58 +26,58 @@ impl Row {
         name: &'static str,
         fault: &'static str,
         must_hold: &'static str,
-        play: fn(&mut Run<'_>) -> Result<()>,
+        run: fn(&mut Run<'_>) -> Result<()>,
     ) -> Self {
-        Self { name, fault, must_hold, play, is_long: false }
+        Self { name, fault, must_hold, run, is_long: false }
     }
 }
 
 #[rustfmt::skip]
 pub(crate) const ROWS: &[Row] = &[
     Row::new("descriptors", "RLIMIT_NOFILE 200 from the start, 5,000 clients",
-        "holds all it can, refuses the rest, idles, and takes new ones as soon as old ones leave", exhaustion::descriptors),
+        "holds all it can, refuses the rest, idles, and takes new ones as soon as old ones close", exhaustion::descriptors),
     Row::new("registered-files", "RLIMIT_NOFILE 200 from the start, 5,000 clients, registered files",
         "holds all of them, and leaves none in a table", exhaustion::registered_files),
     Row::new("descriptors-lowered", "RLIMIT_NOFILE lowered to 200 while it runs: EMFILE on accept, 5,000 clients",
-        "the same, with those that wait served as soon as others leave", exhaustion::descriptors_lowered),
-    Row::new("exhausted", "ENFILE, ENOMEM, ENOBUFS on each accept, ENOSPC, ENOMEM on each epoll_ctl that adds (put in by a tracer)",
-        "holds what it has, wakes a few times a second, and takes those that waited as soon as the fault is over", exhaustion::exhausted),
+        "the same, and those that wait are served as soon as others close", exhaustion::descriptors_lowered),
+    Row::new("exhausted", "ENFILE, ENOMEM, ENOBUFS on each accept, ENOSPC, ENOMEM on each epoll_ctl that adds (injected by a tracer)",
+        "holds what it has, wakes a few times a second, and takes those that waited as soon as the fault ends", exhaustion::exhausted),
     Row::new("memory-cgroup", "a memory cgroup of 12 MB, 18,000 clients",
-        "not killed; each one admitted echoes; refusals are counted; when clients leave it admits again", memory::cgroup),
+        "not killed; each admitted connection echoes; refusals are counted; when connections close it admits again", memory::cgroup),
     Row::new("memory-pause", "the same with --overload pause", "the same, and peers wait instead of being reset", memory::pause),
     Row::new("killed-clients", "15,000 clients killed with SIGKILL at once",
-        "no leak of slot or descriptor; a bystander never stalls for 100 ms", many::killed_clients),
+        "no slot or descriptor leaks; the bystander is never delayed by 100 ms", many::killed_clients),
     Row::new("rst-burst", "15,000 connections reset in one burst", "the same", many::rst_burst),
-    Row::new("half-closes", "5,000 peers that send, half-close, and then read", "each gets its echo, then the end; no leak", many::half_closes),
+    Row::new("half-closes", "5,000 peers that send, half-close, and then read", "each gets its echo, then the end of the stream; no leak", many::half_closes),
     Row::new("reset-before-accept", "2,000 connections reset before they are accepted (the server is stopped meanwhile)",
-        "no leak, no error that stops it", many::reset_before_accept),
+        "no leak, and no error that ends the server", many::reset_before_accept),
     Row::new("slowloris", "15,000 peers that send one byte each second",
         "the bystander's latency and the memory stay bounded", many::slowloris),
     Row::new("messages-at-once", "15,000 peers that send 8 to 32 KiB at once, three times",
-        "each gets its whole echo; a bystander never stalls for 100 ms", many::messages_at_once),
-    Row::new("tiny-windows", "the same with receive buffers of 4 KiB, so that each echo goes in many parts",
+        "each gets its complete echo; the bystander is never delayed by 100 ms", many::messages_at_once),
+    Row::new("tiny-windows", "the same with receive buffers of 4 KiB, so that each echo is sent in many parts",
         "the same", many::tiny_windows),
     Row::new("never-reading", "500 peers that send up to 1 MB and read nothing",
-        "each costs a bounded queue, is dropped after --slow-reader-timeout, and harms no other", memory::never_reading),
+        "each costs a bounded queue, is dropped after --slow-reader-timeout, and affects no other connection", memory::never_reading),
     Row::new("never-reading-many", "15,000 peers that send up to 1 MB and read nothing",
-        "all queues together are bounded, each of them is dropped and counted, and no other is harmed", memory::never_reading_many),
+        "all queues together are bounded, each is dropped and counted, and no other connection is affected", memory::never_reading_many),
     Row::new("full-accept-queue", "5,000 connects at ports with a backlog of 16, the server stopped for 2 s",
         "the overflow is counted (ListenOverflows), reported and recovered from", network::full_accept_queue),
     Row::new("syn-flood", "50,000 SYNs from forged addresses, as fast as they can be sent",
-        "the bystander goes on, others get in meanwhile, and it recovers", network::syn_flood),
+        "the bystander is served, others are admitted meanwhile, and the server recovers", network::syn_flood),
     Row::new("bytes", "random bytes on 20 connections, 1 GB on one, a million messages of one byte",
-        "all of it is echoed right", many::odd_bytes),
+        "all of it is echoed correctly", many::odd_bytes),
     Row::new("sigterm-under-load", "SIGTERM with 1,000 busy connections and 50 whose output is queued",
-        "everything that was read is handed over within the grace; exit code 0; the record is written", shutdown::sigterm_under_load),
+        "everything that was read is sent back within the grace period; exit code 0; the record is written", shutdown::sigterm_under_load),
     Row::new("sigkill-restart", "SIGKILL with 10,000 connections, then a restart",
         "listens again at once on the same ports", shutdown::sigkill_restart),
     Row::new("server-killed", "the server killed under a client that holds 10,000",
-        "the client reports truly, within seconds", shutdown::server_killed),
+        "the client reports it correctly, within seconds", shutdown::server_killed),
     Row::new("link-down", "the network link down for 5 s, and up again",
-        "connections live on; the client reports truly and never hangs", network::link_down),
+        "connections survive; the client reports correctly and never hangs", network::link_down),
     Row::new("peer-machine-gone",
-        "the machine of 1,000 peers vanishes without a word: 500 silent ones of a server with --keepalive 1s, and 500 with an answer under way of one with --tcp-user-timeout 3s",
-        "each server finds out within the time given, and lets go of them", network::peer_machine_gone),
+        "the machine of 1,000 peers disappears without a FIN or RST: 500 silent peers of a server with --keepalive 1s, and 500 with an answer in flight of one with --tcp-user-timeout 3s",
+        "each server detects it within that time, and closes the connections", network::peer_machine_gone),
     Row::new("suspended", "the server suspended for 12 s with 5,000 idle timeouts of 5 s due meanwhile (SIGSTOP, SIGCONT)",
         "each timeout fires once, without a storm", shutdown::suspended),
     Row { is_long: true, ..Row::new("suspended-minutes", "the same for 3 minutes", "the same", shutdown::suspended_minutes) },
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_row_has_a_name_of_its_own_that_a_file_can_have() {
+    fn each_row_has_a_unique_name_that_is_a_valid_file_name() {
         let mut names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
         assert!(names.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '-')));
         names.sort_unstable();

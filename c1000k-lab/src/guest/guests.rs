@@ -1,4 +1,4 @@
-//! The host's side: orders for the guests of a run, and what they answer.
+//! The host's side: sends requests to the guests of a run, and receives their replies.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -11,22 +11,22 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Error, Result, anyhow};
 use nix::sys::signal::Signal;
 
-use super::order::{Condition, Message, Numbered, Order};
 use super::qemu::{Machine, Running, Spec};
-use crate::patience;
+use super::request::{Condition, Message, Numbered, Request};
+use crate::print_line;
 use crate::process::tool;
-use crate::say::say;
+use crate::wait;
 
 /// The name of a guest with both ends.
 pub(crate) const ALONE: &str = "one";
 
-const BOOTED_WITHIN: Duration = Duration::from_secs(300);
-const OFF_WITHIN: Duration = Duration::from_secs(30);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// For what a guest does at once; an emulated one is slow. As much comes on top of the time of a wait.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(120);
+/// For a reply, in addition to the time-out of the condition that the request waits for: an emulated guest is slow.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(120);
 
-const TICK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const CONSOLE_LINES: usize = 20;
 
 #[derive(Debug)]
@@ -34,12 +34,12 @@ struct Guest {
     name: &'static str,
     running: Running,
     console: PathBuf,
-    /// What it said of its machine when it had booted.
+    /// The description of its machine, once it has booted.
     machine: Option<String>,
-    has_shipped: bool,
+    is_collected: bool,
 }
 
-/// By the guest's place; `None` once it says no more.
+/// The index of a guest and its message; `None` at the end of its messages.
 type Received = (usize, Option<Message>);
 
 /// The guests of a run; killed when dropped.
@@ -47,34 +47,34 @@ type Received = (usize, Option<Message>);
 pub(crate) struct Guests<'a> {
     out: PathBuf,
     guests: Vec<Guest>,
-    inbox: Receiver<Received>,
-    outbox: Sender<Received>,
-    orders: u64,
-    answers: BTreeMap<u64, Result<String, String>>,
-    /// What a person sees of a message.
+    receiver: Receiver<Received>,
+    sender: Sender<Received>,
+    requests: u64,
+    replies: BTreeMap<u64, Result<String, String>>,
+    /// What to print of a message.
     shown: fn(&Message) -> Option<String>,
-    /// Clients, by guest and name, that are to end early when a person asks for that.
+    /// Clients, by guest and name, that the first interrupt ends early.
     pub(crate) clients: Vec<(&'static str, &'static str)>,
-    // Last, for the guests work in its folder.
+    // The last field: the guests use its folder.
     machine: Machine<'a>,
 }
 
 impl<'a> Guests<'a> {
-    /// Returns when all of them take orders, and adds to `machine.txt` what the first one says of its machine.
+    /// Returns when all guests accept requests, and appends the description of the first one's machine to `machine.txt`.
     pub(crate) fn boot(
         machine: Machine<'a>,
         out: &Path,
         specs: &[Spec],
         shown: fn(&Message) -> Option<String>,
     ) -> Result<Self> {
-        let (outbox, inbox) = channel();
+        let (sender, receiver) = channel();
         let mut guests = Self {
             out: out.to_owned(),
             guests: Vec::new(),
-            inbox,
-            outbox,
-            orders: 0,
-            answers: BTreeMap::new(),
+            receiver,
+            sender,
+            requests: 0,
+            replies: BTreeMap::new(),
             shown,
             clients: Vec::new(),
             machine,
@@ -82,12 +82,12 @@ impl<'a> Guests<'a> {
         for spec in specs {
             guests.add(spec)?;
         }
-        guests.receive_until("all guests have booted", BOOTED_WITHIN, |guests| {
+        guests.receive_until("all guests have booted", BOOT_TIMEOUT, |guests| {
             guests.guests.iter().all(|guest| guest.machine.is_some())
         })?;
         let mut record = OpenOptions::new().append(true).open(out.join("machine.txt"))?;
-        let described = guests.guests.first().and_then(|guest| guest.machine.as_deref());
-        record.write_all(described.unwrap_or_default().as_bytes())?;
+        let description = guests.guests.first().and_then(|guest| guest.machine.as_deref());
+        record.write_all(description.unwrap_or_default().as_bytes())?;
         Ok(guests)
     }
 
@@ -96,18 +96,18 @@ impl<'a> Guests<'a> {
             ALONE => "console.log".to_owned(),
             name => format!("console-{name}.log"),
         });
-        let (running, said) = self.machine.boot(spec, &console)?;
-        let (place, outbox) = (self.guests.len(), self.outbox.clone());
+        let (running, messages) = self.machine.boot(spec, &console)?;
+        let (index, sender) = (self.guests.len(), self.sender.clone());
         thread::spawn(move || {
-            for line in BufReader::new(said).lines().map_while(Result::ok) {
-                // What firmware or kernel may write there is no message.
+            for line in BufReader::new(messages).lines().map_while(Result::ok) {
+                // Firmware and kernel may write other lines.
                 if let Ok(message) = serde_json::from_str(&line) {
-                    let _ = outbox.send((place, Some(message)));
+                    let _ = sender.send((index, Some(message)));
                 }
             }
-            let _ = outbox.send((place, None));
+            let _ = sender.send((index, None));
         });
-        let guest = Guest { name: spec.name, running, console, machine: None, has_shipped: false };
+        let guest = Guest { name: spec.name, running, console, machine: None, is_collected: false };
         self.guests.push(guest);
         Ok(())
     }
@@ -116,135 +116,130 @@ impl<'a> Guests<'a> {
         self.guests.iter().map(|guest| guest.name).collect()
     }
 
-    /// The answer of one guest.
-    pub(crate) fn ask(&mut self, name: &str, order: Order) -> Result<String> {
-        self.ask_all(&[name], &order)?.pop().context("one answer")
+    fn named(&mut self, name: &str) -> Result<&mut Guest> {
+        let guest = self.guests.iter_mut().find(|guest| guest.name == name);
+        guest.with_context(|| format!("there is no guest '{name}'"))
     }
 
-    /// The same order for several guests at once.
-    pub(crate) fn ask_all(&mut self, names: &[&str], order: &Order) -> Result<Vec<String>> {
-        let answers = self.ask_each(names, |_| order.clone())?;
-        let answers = names.iter().zip(answers);
-        answers.map(|(name, said)| said.map_err(|why| anyhow!("guest '{name}': {why}"))).collect()
+    /// Sends a request to one guest, and returns its reply.
+    pub(crate) fn request(&mut self, name: &str, request: Request) -> Result<String> {
+        self.request_all(&[name], &request)?.pop().context("a guest sends one reply")
     }
 
-    /// Orders for several guests at once, by the place of the name, and their answers.
-    pub(crate) fn ask_each(
+    /// Sends a request to several guests at once, and returns their replies.
+    pub(crate) fn request_all(&mut self, names: &[&str], request: &Request) -> Result<Vec<String>> {
+        let replies = self.request_each(names, |_| request.clone())?;
+        let replies = names.iter().zip(replies);
+        replies.map(|(name, reply)| reply.map_err(|why| anyhow!("guest '{name}': {why}"))).collect()
+    }
+
+    /// Sends a request to each of several guests at once, by the index of its name, and returns their replies.
+    pub(crate) fn request_each(
         &mut self,
         names: &[&str],
-        order: impl Fn(usize) -> Order,
+        request: impl Fn(usize) -> Request,
     ) -> Result<Vec<Result<String, String>>> {
-        let (mut numbers, mut what, mut within) = (Vec::new(), String::new(), Duration::ZERO);
-        for (place, name) in names.iter().enumerate() {
-            let order = order(place);
-            what = format!("{order:?}");
-            within = within.max(ANSWERED_WITHIN + time_given(&order));
-            numbers.push(self.send(name, order)?);
+        let (mut numbers, mut what, mut timeout) = (Vec::new(), String::new(), Duration::ZERO);
+        for (index, name) in names.iter().enumerate() {
+            let request = request(index);
+            what = format!("{request:?}");
+            timeout = timeout.max(REPLY_TIMEOUT + request.timeout());
+            numbers.push(self.send(name, request)?);
         }
-        self.receive_until(&what, within, |guests| {
-            numbers.iter().all(|number| guests.answers.contains_key(number))
+        self.receive_until(&what, timeout, |guests| {
+            numbers.iter().all(|number| guests.replies.contains_key(number))
         })?;
-        Ok(numbers.iter().filter_map(|number| self.answers.remove(number)).collect())
+        Ok(numbers.iter().filter_map(|number| self.replies.remove(number)).collect())
     }
 
-    fn send(&mut self, name: &str, order: Order) -> Result<u64> {
-        self.orders += 1;
-        let number = self.orders;
-        let line = serde_json::to_string(&Numbered { number, order })? + "\n";
-        let guest = self.guests.iter_mut().find(|guest| guest.name == name);
-        let guest = guest.with_context(|| format!("there is no guest '{name}'"))?;
-        guest
-            .running
-            .orders
-            .write_all(line.as_bytes())
-            .with_context(|| format!("the guest '{name}' takes no orders"))?;
+    fn send(&mut self, name: &str, request: Request) -> Result<u64> {
+        self.requests += 1;
+        let number = self.requests;
+        let line = serde_json::to_string(&Numbered { number, request })? + "\n";
+        let sent = self.named(name)?.running.requests.write_all(line.as_bytes());
+        sent.with_context(|| format!("the guest '{name}' accepts no requests"))?;
         Ok(number)
     }
 
     fn receive_until(
         &mut self,
         what: &str,
-        within: Duration,
+        timeout: Duration,
         is_over: impl Fn(&Self) -> bool,
     ) -> Result<()> {
-        let until = Instant::now() + within;
+        let deadline = Instant::now() + timeout;
         while !is_over(self) {
             self.check_interrupts()?;
-            let why = match self.inbox.recv_timeout(TICK) {
-                Ok((place, Some(message))) => {
-                    self.take(place, message);
+            let why = match self.receiver.recv_timeout(POLL_INTERVAL) {
+                Ok((index, Some(message))) => {
+                    self.handle(index, message);
                     continue;
                 }
-                Ok((place, None)) if self.guests[place].has_shipped => continue,
-                Ok((place, None)) => format!("the guest '{}' died", self.guests[place].name),
-                Err(RecvTimeoutError::Timeout) if Instant::now() < until => continue,
-                Err(_) => format!("time-out after {} s", within.as_secs()),
+                Ok((index, None)) if self.guests[index].is_collected => continue,
+                Ok((index, None)) => format!("the guest '{}' ended", self.guests[index].name),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => continue,
+                Err(_) => format!("time-out after {} s", timeout.as_secs()),
             };
-            return Err(self.failure(&format!("{why}, and this was awaited: {what}")));
+            return Err(self.failure(&format!("{why} while this was awaited: {what}")));
         }
         Ok(())
     }
 
-    fn take(&mut self, place: usize, message: Message) {
-        let guest = &mut self.guests[place];
+    fn handle(&mut self, index: usize, message: Message) {
+        let guest = &mut self.guests[index];
         let shown_name = if guest.name == ALONE { "guest" } else { guest.name };
         for line in (self.shown)(&message).iter().flat_map(|text| text.lines()) {
-            say(format!("  {shown_name}: {line}"));
+            print_line(format!("  {shown_name}: {line}"));
         }
         match message {
             Message::Booted(machine) => guest.machine = Some(machine),
-            Message::Answer { number, answer } => {
-                self.answers.insert(number, answer);
+            Message::Reply { number, result } => {
+                self.replies.insert(number, result);
             }
             Message::Progress { .. } | Message::Ended { .. } => {}
         }
     }
 
-    /// The first one has the clients end early and write what they have; the next one ends all.
+    /// The first interrupt ends the clients early, which then write their records; the second one ends the run.
     fn check_interrupts(&mut self) -> Result<()> {
-        patience::go_on()?;
-        if !patience::is_asked_to_end_early() {
+        wait::check_deadline()?;
+        if !wait::is_early_end_requested() || self.clients.is_empty() {
             return Ok(());
         }
-        let clients = std::mem::take(&mut self.clients);
-        if clients.is_empty() {
-            return Ok(());
-        }
-        say(
-            "ending early: the clients close what they hold and write their records; again to end at once",
+        print_line(
+            "ending early: the clients close their connections and write their records; interrupt again to end at once",
         );
-        for (guest, name) in clients {
+        for (guest, name) in std::mem::take(&mut self.clients) {
             for signal in [Signal::SIGINT, Signal::SIGCONT] {
-                self.send(guest, Order::signal(name, signal))?;
+                self.send(guest, Request::signal(name, signal))?;
             }
         }
         Ok(())
     }
 
-    /// What was the matter, after the end of each console.
+    /// Prints the ends of the consoles and qemu's logs, and returns the error.
     fn failure(&self, why: &str) -> Error {
         for guest in &self.guests {
-            say(format!("the last lines of {}:", guest.console.display()));
+            print_line(format!("the last lines of {}:", guest.console.display()));
             let console = fs::read(&guest.console).unwrap_or_default();
             let lines: Vec<_> = console.lines().map_while(Result::ok).collect();
             for line in &lines[lines.len().saturating_sub(CONSOLE_LINES)..] {
-                say(format!("    {line}"));
+                print_line(format!("    {line}"));
             }
             let log = fs::read(&guest.running.log).unwrap_or_default();
             for line in log.lines().map_while(Result::ok) {
-                say(format!("    qemu: {line}"));
+                print_line(format!("    qemu: {line}"));
             }
         }
-        anyhow!("{why}; what there is lies in {}", self.out.display())
+        anyhow!("{why}; the files so far are in {}", self.out.display())
     }
 
-    /// Has one guest put all its files into the folder of the run, and ends it.
+    /// Copies all files of a guest to the folder of the run, and ends the guest.
     pub(crate) fn collect(&mut self, name: &'static str) -> Result<()> {
-        self.ask(name, Order::Ship)?;
-        let guest =
-            self.guests.iter_mut().find(|guest| guest.name == name).context("it answered")?;
-        guest.has_shipped = true;
-        if guest.running.process.wait(OFF_WITHIN).is_err() {
+        self.request(name, Request::Collect)?;
+        let guest = self.named(name)?;
+        guest.is_collected = true;
+        if guest.running.process.wait(POWER_OFF_TIMEOUT).is_err() {
             guest.running.process.kill()?;
         }
         let disk = guest.running.disk.display().to_string();
@@ -256,15 +251,7 @@ impl<'a> Guests<'a> {
     }
 }
 
-/// What was meant to take time.
-fn time_given(order: &Order) -> Duration {
-    match order {
-        Order::Await { within_seconds, .. } => Duration::from_secs(*within_seconds),
-        _ => Duration::ZERO,
-    }
-}
-
 /// Waits for a condition in a guest.
-pub(crate) fn wait_for(condition: Condition, within_seconds: u64) -> Order {
-    Order::Await { condition, within_seconds }
+pub(crate) fn wait_for(condition: Condition, timeout_seconds: u64) -> Request {
+    Request::Await { condition, timeout_seconds }
 }

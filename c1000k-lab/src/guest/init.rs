@@ -1,13 +1,12 @@
-//! Process 1 of a guest: prepares the kernel for N connections, does what the host orders, and ships what it kept.
+//! Process 1 of a guest: prepares the kernel for N connections, handles the host's requests, and writes its files to the disk at the end.
 
-mod orders;
+mod conditions;
 mod programs;
-mod wait;
+mod requests;
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, ExitCode, Stdio};
-use std::thread;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -16,42 +15,43 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::getpid;
-use procfs::{Current, Meminfo};
 
-use super::initramfs::{BUSYBOX, MODULES_LISTED};
-use super::order::Message;
+use super::initramfs::{BUSYBOX, MODULE_LIST};
+use super::request::Message;
 use crate::million::plan::address;
-use orders::Guest;
+use crate::process::output;
+use crate::snapshot;
+use requests::Guest;
 
-/// Where the programs work, and what is shipped.
+/// For the files of the programs, which the host collects.
 const OUT: &str = "/out";
 
-/// What the console says when orders are taken.
+/// A line of the console: the guest accepts requests.
 pub(super) const BOOTED: &str = "lab: booted";
 
-/// Is process 1 of a guest
+/// Runs as process 1 of a guest
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The guest's name
     name: String,
-    /// What the kernel is prepared for
+    /// The kernel is prepared for this many connections
     connections: u64,
-    /// Which end of its cables this guest is
+    /// The end of its cables: 1 or 2
     #[arg(long, default_value_t = 1)]
     end: u8,
-    /// Each cable that it has, by number
+    /// The number of each of its cables
     #[arg(long)]
     cable: Vec<u8>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if getpid().as_raw() != 1 {
-        bail!("only as process 1 of a guest, which `scenarios` and `million --vm` boot");
+        bail!("this runs only as process 1 of a guest, which `scenarios` and `million --vm` boot");
     }
     for (kind, path) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
         mount(Some(kind), path, Some(kind), MsFlags::empty(), None::<&str>).context(path)?;
     }
-    // Programs that are not root write here too.
+    // Ordinary users write here too.
     fs::set_permissions(OUT, fs::Permissions::from_mode(0o1777))?;
     Command::new(BUSYBOX).args(["--install", "-s", "/bin"]).status()?;
     load_modules()?;
@@ -59,15 +59,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     join_network(arguments)?;
     let mut guest = Guest::new(arguments)?;
     println!("{BOOTED}");
-    guest.send(&Message::Booted(describe_machine()?))?;
-    guest.follow_orders()?;
+    guest.send(&Message::Booted(snapshot::describe_machine()?))?;
+    guest.serve_requests()?;
     reboot(RebootMode::RB_POWER_OFF)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// In the order of the list, in which they depend on each other.
+/// In the order of the list, which has dependencies first.
 fn load_modules() -> Result<()> {
-    for path in fs::read_to_string(MODULES_LISTED)?.lines() {
+    for path in fs::read_to_string(MODULE_LIST)?.lines() {
         finit_module(File::open(path)?, c"", ModuleInitFlags::empty()).context(path.to_owned())?;
     }
     Ok(())
@@ -86,11 +86,11 @@ fn set(setting: &str, value: &str) -> Result<()> {
     fs::write(format!("/proc/sys/{setting}"), value).with_context(|| setting.to_owned())
 }
 
-/// The kernel's fq_codel drops frames that waited for 5 ms, as they do before an emulated cable, and a burst of a
-/// thousand connects overflows the usual 1,000 frames; a lost RST is never sent again, and the peer would keep its dead
-/// connection. bfifo counts bytes, room for 750,000 small frames here (32,767 is the longest queue this kernel takes),
-/// and so loses none. The other end is entered permanently: a slow guest may answer an ARP request too late, and every
-/// frame to a neighbour that does not answer is dropped.
+/// No frame may be dropped: an RST is never retransmitted, and its receiver would keep the connection. The default
+/// fq_codel drops frames that have waited for 5 ms, as they do before an emulated cable, and a burst of a thousand
+/// connects overflows its usual 1,000 frames. bfifo counts bytes, and has room for 750,000 small frames here (32,767 is
+/// the longest queue that this kernel allows). The entry of the other end is permanent, because a slow guest may answer
+/// an ARP request too late.
 fn join_network(arguments: &Arguments) -> Result<()> {
     set("net/core/default_qdisc", "bfifo")?;
     shell("ip link set lo up")?;
@@ -105,23 +105,7 @@ fn join_network(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn describe_machine() -> Result<String> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let memory_kb = Meminfo::current()?.mem_total >> 10;
-    let cpus = thread::available_parallelism()?;
-    Ok(format!("kernel: Linux {}\ncpus: {cpus}\nmemory_kb: {memory_kb}\n", release.trim()))
-}
-
-/// What a command prints; an error if it fails.
+/// Returns what a command prints; an error if it fails.
 fn shell(command: &str) -> Result<String> {
-    let output = Command::new(BUSYBOX)
-        .args(["sh", "-c", command])
-        .env("PATH", "/bin")
-        .stdin(Stdio::null())
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        bail!("{command}: {said}{}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(said.trim().to_owned())
+    output(Command::new(BUSYBOX).args(["sh", "-c", command]).env("PATH", "/bin"))
 }

@@ -1,4 +1,4 @@
-//! What a guest boots into: this program as process 1, the programs under test, busybox, and modules of the kernel.
+//! The initramfs of a guest: this program as process 1, the programs under test, busybox, and modules of the kernel.
 
 use std::env;
 use std::fs;
@@ -11,15 +11,15 @@ use super::packages::Packages;
 use crate::process::tool;
 use crate::programs::Programs;
 
-/// Process 1, started with the words of the kernel's command line.
+/// Process 1; its arguments are on the kernel's command line.
 pub(crate) const INIT: &str = "/bin/c1000k-lab";
 pub(super) const BUSYBOX: &str = "/bin/busybox";
 /// The modules that process 1 loads, in order.
-pub(super) const MODULES_LISTED: &str = "/modules";
+pub(super) const MODULE_LIST: &str = "/modules";
 
 const FOLDERS: [&str; 5] = ["dev", "out", "proc", "sys", "tmp"];
 
-/// In the order in which they depend on each other.
+/// Dependencies first.
 const MODULES: [&str; 9] = [
     "net/core/failover",
     "drivers/net/net_failover",
@@ -32,23 +32,23 @@ const MODULES: [&str; 9] = [
     "drivers/net/virtio_net",
 ];
 
-/// What some guests have beside the rest.
+/// Additional files of some guests.
 #[derive(Debug, Default)]
-pub(crate) struct More {
-    /// Modules that an order loads: they lie in `/lib`.
+pub(crate) struct Extras {
+    /// Modules that a scenario loads, in `/lib`.
     pub(crate) modules: &'static [&'static str],
-    /// Programs of this machine, which go to `/bin`.
+    /// Programs of this machine, in `/bin`.
     pub(crate) tools: Vec<PathBuf>,
-    /// A folder that goes to `/scripts`.
+    /// A folder, as `/scripts`.
     pub(crate) scripts: Option<PathBuf>,
 }
 
-/// The programs need no libraries.
+/// Server and client must be linked statically.
 pub(super) fn build(
     file: &Path,
     packages: &Packages,
     programs: &Programs,
-    more: &More,
+    extras: &Extras,
 ) -> Result<()> {
     let tree = Tree(file.with_extension("tree"));
     for folder in FOLDERS {
@@ -59,28 +59,28 @@ pub(super) fn build(
         tree.copy(&programs.path(name), &format!("/bin/{name}"))?;
     }
     let this = env::current_exe()?;
-    // What a debugger reads would take of the guest's memory.
+    // Debug information would use the guest's memory.
     tool("strip", &["--strip-debug", "-o", &text(&tree.path(INIT)), &text(&this)])?;
     tree.copy_libraries(&this)?;
-    for tool in &more.tools {
+    for tool in &extras.tools {
         tree.copy(tool, &format!("/bin/{}", name_of(tool)))?;
         tree.copy_libraries(tool)?;
     }
-    if let Some(scripts) = &more.scripts {
+    if let Some(scripts) = &extras.scripts {
         tool("cp", &["-r", &text(scripts), &text(&tree.path("/scripts"))])?;
     }
-    let mut listed = String::new();
-    for module in MODULES.iter().chain(more.modules) {
+    let mut list = String::new();
+    for module in MODULES.iter().chain(extras.modules) {
         let (from, path) = (packages.module(module), format!("/lib/{}.ko", name_of(module)));
-        // Else it is built into the kernel.
+        // A missing one is built into the kernel.
         if from.is_file() {
             tree.copy(&from, &path)?;
             if MODULES.contains(module) {
-                listed += &format!("{path}\n");
+                list += &format!("{path}\n");
             }
         }
     }
-    fs::write(tree.path(MODULES_LISTED), listed)?;
+    fs::write(tree.path(MODULE_LIST), list)?;
     let pack = r#"cd "$1" && "$0" find . | "$0" cpio -o -H newc >"$2""#;
     tool("sh", &["-c", pack, &text(&packages.busybox()), &text(&tree.0), &text(file)])?;
     Ok(fs::remove_dir_all(&tree.0)?)
@@ -101,7 +101,7 @@ impl Tree {
         Ok(())
     }
 
-    /// To their own paths, where the loader looks for them.
+    /// To the same paths, where the loader looks for them.
     fn copy_libraries(&self, program: &Path) -> Result<()> {
         let libraries = libraries_of(program)?;
         libraries.iter().try_for_each(|library| self.copy(library, &text(library)))
@@ -116,12 +116,12 @@ fn name_of(path: impl AsRef<Path>) -> String {
     path.as_ref().file_name().unwrap_or_default().display().to_string()
 }
 
-/// Those that `ldd` names; none where a program is linked statically.
+/// The libraries that `ldd` names; none if the program is linked statically.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().context("ldd")?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let words = said.split_whitespace().filter(|word| word.starts_with('/'));
-    Ok(words.map(PathBuf::from).filter(|path| path.is_file()).collect())
+    let output = String::from_utf8_lossy(&output.stdout).into_owned();
+    let paths = output.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(paths.map(PathBuf::from).filter(|path| path.is_file()).collect())
 }
 
 #[cfg(test)]
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_libraries_of_a_program_are_found_and_their_loader_too() {
+    fn libraries_of_a_program_include_the_loader() {
         let libraries = libraries_of(&env::current_exe().unwrap()).unwrap();
         let has = |name| libraries.iter().any(|path| text(path).contains(name));
         assert!(has("libc.so"), "{libraries:?}");

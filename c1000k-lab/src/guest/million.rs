@@ -12,25 +12,23 @@ use c1000k_report::run::Topology;
 use nix::sys::signal::Signal;
 
 use super::guests::{ALONE, Guests, wait_for};
-use super::initramfs::More;
-use super::order::{Condition, Message, Order, Start};
+use super::initramfs::Extras;
 use super::packages::Packages;
 use super::qemu::{Kit, Spec};
+use super::request::{Condition, Message, Request, Start};
 use crate::million::plan::{FIRST_PORT, Plan, Share};
-use crate::patience;
+use crate::million::teardown::SOCKETS_LEFT_MAX;
+use crate::print_line;
 use crate::programs::Programs;
-use crate::say::say;
+use crate::wait;
 
 const MB: u64 = 1_000_000;
 
-/// What a kernel takes beside connections.
+/// For a kernel, without connections.
 const KERNEL_MB: u64 = 256;
 
-/// What stays with the host: qemu itself, caches, the rest.
+/// For qemu, caches and everything else of the host.
 const HOST_RESERVE_MB: u64 = 768;
-
-/// Sockets that may be left of those that came with the connections.
-const SOCKETS_LEFT_MAX: u64 = 50;
 
 /// The server's guest first.
 fn guests(plan: &Plan, memory_mb: u64) -> Vec<Spec> {
@@ -52,56 +50,53 @@ fn guests(plan: &Plan, memory_mb: u64) -> Vec<Spec> {
     [server].into_iter().chain(clients).collect()
 }
 
-/// Longer than emulated guests take to open, prove or close all connections.
-fn seconds_max(plan: &Plan) -> u64 {
+/// A time-out for emulated guests that open, verify or close all connections.
+fn timeout_seconds(plan: &Plan) -> u64 {
     300 + plan.connections / 250
 }
 
-fn start(name: &str, words: &str) -> Order {
-    let words = words.split(' ').map(str::to_owned).collect();
-    Order::Start(Start { name: name.to_owned(), user: 0, cgroup: None, words })
+fn start(name: &str, command: &str) -> Request {
+    let command = command.split(' ').map(str::to_owned).collect();
+    Request::Start(Start { name: name.to_owned(), user: 0, cgroup: None, command })
 }
 
-/// Its time-out is generous, for a guest may be emulated and slow.
-fn start_client(share: &Share) -> Order {
+/// With a long time-out, because an emulated guest is slow.
+fn start_client(share: &Share) -> Request {
     let Share { client, server, connections } = share;
-    let words = format!(
+    let command = format!(
         "c1000k-client {server} {FIRST_PORT} -c {connections} --hold 10s --connect-timeout 60s \
          --json /out/{client}.json"
     );
-    start(client, &words)
+    start(client, &command)
 }
 
-/// Fails early where there is not enough memory, or no qemu or kernel to be had. Returns the MiB that the guests get: as
-/// asked for, or a fifth more than is needed, where the host has it.
+/// Fails early without enough memory, qemu or a kernel. Returns the guests' memory in MiB: as requested, or a fifth more
+/// than needed if the host has it.
 pub(crate) fn prepare(plan: &Plan) -> Result<u64> {
     let connections = format::count(plan.connections);
-    let kernels = match plan.topology {
-        Topology::OneHost => 1,
-        Topology::ThreeHosts => 3,
-    };
+    let kernels = if plan.topology == Topology::OneHost { 1 } else { 3 };
     let needed = predict(&Requirements::new(Role::Both, plan.connections)).total_bytes() / MB
         + kernels * KERNEL_MB;
     let room = memory_available().map_or(0, |room| room.bytes >> 20);
     let available = room.saturating_sub(HOST_RESERVE_MB);
     let memory_mb = match plan.memory_mb {
-        Some(asked) if asked > available => bail!(
+        Some(requested) if requested > available => bail!(
             "--memory asks for {} MB, and this machine can give {} MB",
-            format::count(asked),
+            format::count(requested),
             format::count(available)
         ),
-        Some(asked) => asked,
+        Some(requested) => requested,
         None if available < needed => bail!(
-            "{connections} connections in a virtual machine need {} MB, and this machine can give {} MB: free some, or ask \
-             for fewer",
+            "{connections} connections in a virtual machine need {} MB, and this machine can give {} MB: free some, or open fewer \
+             connections",
             format::count(needed),
             format::count(available)
         ),
         None => available.min(needed * 6 / 5),
     };
     if memory_mb < needed {
-        say(format!(
-            "capped: {connections} connections need some {} MB, and --memory gives {} MB: trying as far as it goes",
+        print_line(format!(
+            "capped: {connections} connections need {} MB, and --memory gives {} MB: opening as many as fit",
             format::count(needed),
             format::count(memory_mb)
         ));
@@ -110,30 +105,30 @@ pub(crate) fn prepare(plan: &Plan) -> Result<u64> {
     Ok(memory_mb)
 }
 
-/// What a person sees: the clients' progress and their last words, and how the server ended.
+/// The clients' progress and last lines, and the server's exit code.
 fn shown(message: &Message) -> Option<String> {
     match message {
         Message::Progress { name, line } if name != "server" => Some(line.clone()),
-        Message::Ended { name, code, words } if name == "server" => match code {
+        Message::Ended { name, code, output } if name == "server" => match code {
             0 => Some("the server ended with code 0".to_owned()),
-            _ => Some(format!("the server ended with code {code}: {words}")),
+            _ => Some(format!("the server ended with code {code}: {output}")),
         },
-        Message::Ended { words, .. } => Some(words.clone()),
+        Message::Ended { output, .. } => Some(output.clone()),
         _ => None,
     }
 }
 
-/// Boots the guests, has the connections opened, held, proven and closed, and returns the clients' exit code.
+/// Boots the guests, lets the clients open, hold, verify and close the connections, and returns the clients' exit code.
 pub(crate) fn run(plan: &Plan, programs: Programs) -> Result<u8> {
-    let memory_mb = plan.memory_mb.context("how much memory the guests get")?;
+    let memory_mb = plan.memory_mb.context("the guests' memory is not known")?;
     let kit = Kit::new(programs)?;
     let accelerator = kit.accelerator.name();
     let mut record = OpenOptions::new().append(true).open(plan.out.join("machine.txt"))?;
     writeln!(record, "accel: {accelerator}")?;
-    let machine = kit.machine(&plan.out, &More::default())?;
+    let machine = kit.machine(&plan.out, &Extras::default())?;
     let specs = guests(plan, memory_mb);
     let names: Vec<&str> = specs.iter().map(|spec| spec.name).collect();
-    say(format!(
+    print_line(format!(
         "booting {} with {} MB in all ({accelerator})",
         names.join(" "),
         format::count(memory_mb)
@@ -141,63 +136,65 @@ pub(crate) fn run(plan: &Plan, programs: Programs) -> Result<u8> {
     let began = Instant::now();
     let mut guests = Guests::boot(machine, &plan.out, &specs, shown)?;
     let server = specs[0].name;
-    guests.ask(server, start("server", "c1000k-server --json /out/server.json"))?;
-    guests.ask(server, wait_for(Condition::says("server", "ready"), 120))?;
+    guests.request(server, start("server", "c1000k-server --json /out/server.json"))?;
+    guests.request(server, wait_for(Condition::logged("server", "ready"), 120))?;
     let sockets = wait_for(Condition::Drained { sockets_max: u64::MAX }, 0);
-    let sockets = guests.ask_all(&names, &sockets)?;
-    guests.ask_all(&names, &Order::Snapshot("before".to_owned()))?;
-    say(format!("ready after {} s; opening connections", began.elapsed().as_secs()));
+    let sockets = guests.request_all(&names, &sockets)?;
+    guests.request_all(&names, &Request::Snapshot("before".to_owned()))?;
+    print_line(format!("ready after {} s; opening connections", began.elapsed().as_secs()));
     let code = run_clients(plan, &mut guests)?;
-    // The server's guest first, which waits until all its sockets are gone: a client's guest may still have its last
-    // RSTs in the queue before the cable, and must not be switched off with them.
+    // The server's guest first, until all its sockets are closed: a client's guest may still have its last RSTs in the
+    // queue before the cable, and must not be powered off with them.
     for (spec, before) in specs.iter().zip(sockets) {
         let sockets_max = before.parse::<u64>()? + SOCKETS_LEFT_MAX;
         let drained = Condition::DrainedOrStalled { sockets_max };
-        guests.ask(spec.name, wait_for(drained, seconds_max(plan)))?;
+        guests.request(spec.name, wait_for(drained, timeout_seconds(plan)))?;
         end(plan, &mut guests, spec.name, spec.name == server)?;
     }
     Ok(code)
 }
 
-/// Returns their exit code. The peak is one moment for all guests: a client that holds is stopped until each does.
+/// Returns the worst exit code. The snapshots of the peak are taken at one moment: a client that holds its connections is
+/// stopped until all clients do.
 fn run_clients(plan: &Plan, guests: &mut Guests<'_>) -> Result<u8> {
     let shares = plan.shares();
     let host =
         |share: &Share| if plan.topology == Topology::OneHost { ALONE } else { share.client };
     let hosts: Vec<&str> = shares.iter().map(host).collect();
     let wait = |place: usize, condition: fn(String) -> Condition| {
-        wait_for(condition(shares[place].client.to_owned()), seconds_max(plan))
+        wait_for(condition(shares[place].client.to_owned()), timeout_seconds(plan))
     };
-    patience::be_gentle_once();
+    wait::defer_first_interrupt();
     guests.clients = shares.iter().map(|share| (host(share), share.client)).collect();
-    guests.ask_each(&hosts, |place| start_client(&shares[place]))?;
-    let held = guests.ask_each(&hosts, |place| wait(place, Condition::Holds))?;
-    // One that ends does not hold any more.
+    guests.request_each(&hosts, |place| start_client(&shares[place]))?;
+    let held = guests.request_each(&hosts, |place| wait(place, Condition::Holds))?;
+    // A client that has ended holds none.
     if held.iter().any(Result::is_ok) {
-        guests.ask_all(&guests.names(), &Order::Snapshot("peak".to_owned()))?;
-        guests.ask_each(&hosts, |place| Order::signal(shares[place].client, Signal::SIGCONT))?;
+        guests.request_all(&guests.names(), &Request::Snapshot("peak".to_owned()))?;
+        guests
+            .request_each(&hosts, |place| Request::signal(shares[place].client, Signal::SIGCONT))?;
     }
     let mut worst = 0;
-    for code in guests.ask_each(&hosts, |place| wait(place, Condition::Ended))? {
+    for code in guests.request_each(&hosts, |place| wait(place, Condition::Ended))? {
         let code: u8 = code.map_err(Error::msg)?.parse()?;
-        // Above 2 a signal has ended it.
+        // A signal ended it if the code is above 2.
         worst = worst.max(if code > 2 { 1 } else { code });
     }
     Ok(worst)
 }
 
-/// Once its connections are gone.
+/// Takes the last snapshots of a guest without connections, and ends it.
 fn end(plan: &Plan, guests: &mut Guests<'_>, name: &'static str, has_server: bool) -> Result<()> {
-    // What RCU and the slab caches still free.
-    guests.ask(name, Order::Run("sleep 2".to_owned()))?;
-    guests.ask(name, Order::Snapshot("after".to_owned()))?;
+    // RCU and the slab caches free memory meanwhile.
+    guests.request(name, Request::Run("sleep 2".to_owned()))?;
+    guests.request(name, Request::Snapshot("after".to_owned()))?;
     if has_server {
-        // One that has died takes no signal.
-        let _ = guests.ask(name, Order::signal("server", Signal::SIGTERM));
+        // It may have ended by itself.
+        let _ = guests.request(name, Request::signal("server", Signal::SIGTERM));
         let ended = Condition::Ended("server".to_owned());
-        guests.ask(name, wait_for(ended, seconds_max(plan)))?;
+        guests.request(name, wait_for(ended, timeout_seconds(plan)))?;
     }
-    guests.ask(name, Order::Snapshot("end".to_owned()))?;
+    guests.request(name, Request::Snapshot("end".to_owned()))?;
     guests.collect(name)
 }
 

@@ -1,4 +1,4 @@
-//! What keeps a run from being held natively.
+//! The limits of this machine that are too low for a native run.
 
 use std::net::{Ipv4Addr, TcpListener};
 
@@ -16,16 +16,15 @@ use super::plan::{FIRST_PORT, PORTS, Plan};
 #[derive(Debug)]
 pub(crate) struct Obstacle {
     pub(crate) line: String,
-    /// Why nothing is to be tried.
-    pub(crate) stops: Option<&'static str>,
+    /// The reason if the run must not be tried.
+    pub(crate) prevents: Option<&'static str>,
 }
 
-/// What keeps the connections from being held here; from here on this process and its children may have as many
-/// descriptors as they need, or as there are.
+/// Returns the limits that are too low. Raises the descriptor limit as far as needed and permitted.
 pub(crate) fn obstacles(plan: &Plan) -> Result<Vec<Obstacle>> {
     let needed = descriptors_for(plan.connections, PORTS.into());
     if raise_descriptor_limit()?.limit.hard < needed {
-        // Ordinary users may not, and registered files need none.
+        // Only root may; registered files need no descriptors.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, needed, needed);
     }
     let mut machine = Machine::read();
@@ -37,20 +36,20 @@ pub(crate) fn obstacles(plan: &Plan) -> Result<Vec<Obstacle>> {
     let (requirements, refusal) =
         requirements.in_file_table(FileTableChoice::Auto, &machine).map_err(Error::msg)?;
     let mut obstacles = of_limits(machine, &requirements, refusal.as_deref());
-    // In namespaces they have the ports to themselves.
+    // In a separate namespace all ports are free.
     if plan.topology == Topology::OneHost && !plan.stateless {
         obstacles.extend(taken_port().map(|port| Obstacle {
             line: format!(
                 "port {port} is in use, and the server listens on {FIRST_PORT} to {}; end the process that holds it",
                 FIRST_PORT + PORTS - 1
             ),
-            stops: Some("the server's ports are taken"),
+            prevents: Some("the server's ports are taken"),
         }));
     }
     Ok(obstacles)
 }
 
-/// `refusal` is why descriptors are taken though they are too few.
+/// `refusal` is the reason why registered files are not available.
 fn of_limits(
     machine: Machine,
     requirements: &Requirements,
@@ -58,7 +57,7 @@ fn of_limits(
 ) -> Vec<Obstacle> {
     let total_bytes = machine.memory.as_ref().map_or(0, |room| room.total_bytes);
     let reserve_bytes = reserve_bytes(total_bytes);
-    // Over loopback a client has more addresses than it needs, and namespaces set their own range.
+    // The client uses more loopback addresses if necessary, and namespaces have their own port range.
     let mut machine = Machine { local_ports: None, ..machine };
     if let Some(room) = &mut machine.memory {
         room.bytes = room.bytes.saturating_sub(reserve_bytes);
@@ -66,28 +65,28 @@ fn of_limits(
     let binding =
         caps(&machine, requirements).filter(|cap| cap.connections < requirements.connections);
     let obstacle = |cap: c1000k_host::check::Cap| {
-        let more = match (cap.kind, refusal) {
+        let detail = match (cap.kind, refusal) {
             (CapKind::Memory, _) => {
-                format!(", beside the server's reserve of {}", format::bytes(reserve_bytes))
+                format!(", in addition to the server's reserve of {}", format::bytes(reserve_bytes))
             }
             (CapKind::Descriptors, Some(refusal)) => format!(" ({refusal})"),
             _ => String::new(),
         };
         Obstacle {
             line: format!(
-                "{} of {} connections fit: {}{more}; to go further: {}",
+                "{} of {} connections fit: {}{detail}; to go further: {}",
                 format::count(cap.connections),
                 format::count(requirements.connections),
                 cap.reason,
                 cap.remedy
             ),
-            stops: (cap.kind == CapKind::Memory).then_some("memory would run out"),
+            prevents: (cap.kind == CapKind::Memory).then_some("memory would run out"),
         }
     };
     binding.map(obstacle).collect()
 }
 
-/// The first of the server's ports that it can't have.
+/// The first of the server's ports that is in use.
 fn taken_port() -> Option<u16> {
     (FIRST_PORT..FIRST_PORT + PORTS)
         .find(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err())
@@ -128,14 +127,14 @@ mod tests {
             ..SystemDescriptorLimits::default()
         };
         let machine = Machine { system_descriptors, ..Machine::default() };
-        let words = lines(machine.clone(), FileTable::Process, None);
-        assert!(words.len() == 1 && words[0].contains("fs.file-max is 100,000"), "{words:?}");
+        let found = lines(machine.clone(), FileTable::Process, None);
+        assert!(found.len() == 1 && found[0].contains("fs.file-max is 100,000"), "{found:?}");
         let root = Machine { exceeds_file_max: true, ..machine };
         assert!(lines(root, FileTable::Process, None).is_empty());
     }
 
     #[test]
-    fn the_server_keeps_its_reserve_and_want_of_memory_stops_the_run() {
+    fn the_servers_reserve_is_kept_and_too_little_memory_prevents_the_run() {
         let room = |bytes| MemoryRoom {
             bytes,
             total_bytes: 24 << 30,
@@ -146,9 +145,9 @@ mod tests {
         let requirements = Requirements::new(Role::Both, 1_000_000);
         assert!(of_limits(machine(10_000_000_000), &requirements, None).is_empty());
         let obstacles = of_limits(machine(9_000_000_000), &requirements, None);
-        assert_eq!(obstacles[0].stops, Some("memory would run out"));
+        assert_eq!(obstacles[0].prevents, Some("memory would run out"));
         assert!(
-            obstacles[0].line.contains("beside the server's reserve of 1.1 GB"),
+            obstacles[0].line.contains("in addition to the server's reserve of 1.1 GB"),
             "{obstacles:?}"
         );
     }

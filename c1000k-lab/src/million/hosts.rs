@@ -1,4 +1,4 @@
-//! The hosts of a native run: this one alone, or three network namespaces.
+//! The hosts of a native run: this machine, or network namespaces.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ const LOCAL_PORTS: &str = "10000 65535";
 
 const HASH_TABLE: &str = "net/ipv4/tcp_child_ehash_entries";
 
-/// By their names, the server's first.
+/// By name, the server's first.
 #[derive(Debug)]
 pub(super) struct Hosts(Vec<(&'static str, Option<Network>)>);
 
@@ -23,14 +23,14 @@ impl Hosts {
     pub(super) fn new(plan: &Plan) -> Result<Self> {
         match plan.topology {
             Topology::OneHost if plan.stateless => {
-                Ok(Self(vec![("one", Some(host(&cradle(plan.connections)?)?))]))
+                Ok(Self(vec![("one", Some(host(&parent_namespace(plan.connections)?)?))]))
             }
             Topology::OneHost => Ok(Self(vec![("one", None)])),
             Topology::ThreeHosts => three(plan.connections),
         }
     }
 
-    /// Where a program runs; `None` is this host.
+    /// The network namespace of a program; `None` is this process's.
     pub(super) fn network(&self, program: &str) -> Option<&Network> {
         match &self.0[..] {
             [(_, only)] => only.as_ref(),
@@ -38,46 +38,46 @@ impl Hosts {
         }
     }
 
-    /// What the kernel says of itself on each of them; of the server's process where its host is.
+    /// Takes a snapshot on each host, on the first one with the server's process.
     pub(super) fn snapshot(&self, out: &Path, moment: &str, server: Option<Pid>) -> Result<()> {
-        for (place, (name, network)) in self.0.iter().enumerate() {
+        for (index, (name, network)) in self.0.iter().enumerate() {
             let folder = out.join("snapshots").join(name).join(moment);
-            let take = || snapshot::take(&folder, server.filter(|_| place == 0));
+            let take = || snapshot::take(&folder, server.filter(|_| index == 0));
             network.as_ref().map_or_else(take, |network| network.run(take))?;
         }
         Ok(())
     }
 }
 
-/// The namespace that others are made in. They have hash tables of their own for their connections where it says so, from
-/// Linux 6.1 on.
-fn cradle(connections: u64) -> Result<Network> {
-    let cradle = Network::new()?;
+/// The namespace in which the hosts are created. Since Linux 6.1 it determines the size of their separate hash tables of
+/// connections.
+fn parent_namespace(connections: u64) -> Result<Network> {
+    let parent = Network::new()?;
     if Path::new("/proc/sys").join(HASH_TABLE).exists() {
-        cradle.set(HASH_TABLE, &connections.to_string())?;
+        parent.set(HASH_TABLE, &connections.to_string())?;
     }
-    Ok(cradle)
+    Ok(parent)
 }
 
-fn host(cradle: &Network) -> Result<Network> {
-    let host = cradle.run(Network::new)?;
-    host.ip(&["link", "set", "lo", "up"])?;
+fn host(parent: &Network) -> Result<Network> {
+    let host = parent.run(Network::new)?;
+    host.ip("link set lo up")?;
     host.set("net/ipv4/ip_local_port_range", LOCAL_PORTS)?;
     Ok(host)
 }
 
-/// The server's host is joined to each client's by a link.
+/// A link connects the server's host to each client's.
 fn three(connections: u64) -> Result<Hosts> {
-    let cradle = cradle(connections)?;
-    let host = || host(&cradle);
+    let parent = parent_namespace(connections)?;
+    let host = || host(&parent);
     let (server, clients) = (host()?, [host()?, host()?]);
     for (link, client) in (1..).zip(&clients) {
-        let (here, there) = (format!("eth{link}"), client.path().display().to_string());
-        server
-            .ip(&["link", "add", &here, "type", "veth", "peer", "name", "eth0", "netns", &there])?;
-        for (host, end, device) in [(&server, 1, here.as_str()), (client, 2, "eth0")] {
-            host.ip(&["address", "add", &format!("{}/24", address(link, end)), "dev", device])?;
-            host.ip(&["link", "set", device, "up"])?;
+        let device = format!("eth{link}");
+        let namespace = client.path().display().to_string();
+        server.ip(&format!("link add {device} type veth peer name eth0 netns {namespace}"))?;
+        for (host, end, device) in [(&server, 1, device.as_str()), (client, 2, "eth0")] {
+            host.ip(&format!("address add {}/24 dev {device}", address(link, end)))?;
+            host.ip(&format!("link set {device} up"))?;
         }
     }
     let [first, second] = clients.map(Some);

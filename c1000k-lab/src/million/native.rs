@@ -1,11 +1,8 @@
-//! Server and clients as processes of this machine.
+//! The native run: server and clients are processes of this machine.
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,23 +12,23 @@ use nix::sys::signal::Signal;
 
 use super::hosts::Hosts;
 use super::plan::{FIRST_PORT, Plan, Share};
-use super::teardown::{self, Teardown};
-use crate::patience::{self, sleep};
-use crate::process::{Place, Process, inside};
+use super::teardown::{self, SOCKETS_LEFT_MAX, Teardown};
+use crate::print_line;
+use crate::process::{Isolation, Process, isolated};
 use crate::programs::Programs;
-use crate::say::say;
+use crate::wait::{self, sleep};
 
 const HOLD: &str = "5s";
-const READY_WITHIN: Duration = Duration::from_secs(20);
-const PAUSE: Duration = Duration::from_millis(200);
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Lines of the log of a server that does not start.
-const LAST_LINES: usize = 5;
+/// The teardown ends if no socket has been closed for this long.
+const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Has the connections opened, held, proven and closed, and returns the clients' exit code.
+/// Lets the clients open, hold, verify and close the connections; returns the worst exit code of the clients.
 pub(super) fn run(plan: &Plan, programs: &Programs) -> Result<u8> {
     // The first interrupt ends the clients early.
-    patience::be_gentle_once();
+    wait::defer_first_interrupt();
     let native = Native { plan, path: path(programs)?, hosts: Hosts::new(plan)? };
     let mut server = native.start_server()?;
     native.snapshot("before", Some(&server))?;
@@ -40,15 +37,18 @@ pub(super) fn run(plan: &Plan, programs: &Programs) -> Result<u8> {
     native.watch(&server, &mut clients)?;
     let mut code = 0;
     for client in &mut clients {
-        // Above 2 or without a code a signal has ended it.
-        let ended = client.process.wait(PAUSE)?.code();
-        code = code.max(
-            ended.and_then(|code| u8::try_from(code).ok()).filter(|&code| code <= 2).unwrap_or(1),
-        );
+        code = code.max(match client.process.wait(POLL_INTERVAL)? {
+            code @ 0..=2 => code as u8,
+            // A signal ended it.
+            _ => 1,
+        });
     }
-    let mut teardown = Teardown::new(sockets_before, plan.connections, Instant::now());
-    while !teardown.is_over(sockets()?, Instant::now()) {
-        sleep(PAUSE)?;
+    let deadline =
+        Instant::now() + teardown::TIMEOUT + Duration::from_secs(plan.connections / 10_000);
+    let sockets_max = sockets_before + SOCKETS_LEFT_MAX;
+    let mut teardown = Teardown::new(sockets_max, STALL_TIMEOUT, Instant::now());
+    while !teardown.is_over(sockets()?, Instant::now()) && Instant::now() < deadline {
+        sleep(POLL_INTERVAL)?;
     }
     native.snapshot("after", Some(&server))?;
     native.stop(&mut server)?;
@@ -56,45 +56,27 @@ pub(super) fn run(plan: &Plan, programs: &Programs) -> Result<u8> {
     Ok(code)
 }
 
-/// The programs first, by their bare names: so no record names a path of this machine.
+/// A `PATH` with the folder of the programs first: they are started by their names, so that no record has a path of this
+/// machine.
 fn path(programs: &Programs) -> Result<OsString> {
-    let others = env::var_os("PATH").unwrap_or_default();
-    Ok(env::join_paths([programs.0.clone()].into_iter().chain(env::split_paths(&others)))?)
+    let path = env::var_os("PATH").unwrap_or_default();
+    Ok(env::join_paths([programs.0.clone()].into_iter().chain(env::split_paths(&path)))?)
 }
 
-/// TCP sockets of all namespaces that are allocated, those that were reset and are not freed yet included.
+/// The allocated TCP sockets of all namespaces, including those that were reset and are not freed yet.
 fn sockets() -> Result<u64> {
     Ok(SocketUsage::read().context("/proc/self/net/sockstat can't be read")?.tcp_alloc)
 }
 
-/// A program of the run.
+/// A client of the run.
 #[derive(Debug)]
-struct Program {
+struct Client {
     name: &'static str,
     process: Process,
-    log: Log,
-    /// A client that holds is stopped until all of them do.
+    /// Bytes of its log that were shown.
+    shown: usize,
+    /// It holds its connections, and is stopped until all clients do.
     holds: bool,
-}
-
-/// A log that is still written.
-#[derive(Debug)]
-struct Log {
-    file: BufReader<File>,
-    line: Vec<u8>,
-}
-
-impl Log {
-    /// The next line that is whole.
-    fn next(&mut self) -> Result<Option<String>> {
-        self.file.read_until(b'\n', &mut self.line)?;
-        if !self.line.ends_with(b"\n") {
-            return Ok(None);
-        }
-        let line = String::from_utf8_lossy(&self.line).trim_end().to_owned();
-        self.line.clear();
-        Ok(Some(line))
-    }
 }
 
 #[derive(Debug)]
@@ -105,79 +87,52 @@ struct Native<'a> {
 }
 
 impl Native<'_> {
-    /// In the folder of the run, and in a process group of its own: Ctrl-C reaches this process alone, which then ends the
-    /// others in order.
-    fn start(&self, program: &str, name: &'static str, words: &[&str]) -> Result<Program> {
-        let log = self.plan.out.join(format!("{name}.log"));
-        let file = File::create(&log)?;
-        let place = Place {
+    /// Starts a program in the folder of the run, in a separate process group: Ctrl-C reaches only this process, which then
+    /// ends the others in order.
+    fn start(&self, program: &str, name: &str, arguments: &[&str]) -> Result<Process> {
+        let place = Isolation {
             network: self.hosts.network(name).map(|network| network.path()),
-            is_expendable: true,
-            ..Place::default()
+            is_killed_first: true,
+            ..Isolation::default()
         };
-        let mut command = inside(&place, program)?;
-        command.args(words).env("PATH", &self.path).current_dir(&self.plan.out).process_group(0);
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let process = Process::spawn(name, &mut command)?;
-        let log = Log { file: BufReader::new(File::open(log)?), line: Vec::new() };
-        Ok(Program { name, process, log, holds: false })
+        let out = &self.plan.out;
+        let mut command = isolated(&place, program)?;
+        command.args(arguments).env("PATH", &self.path).current_dir(out).process_group(0);
+        Process::spawn_logged(name, &mut command, out.join(format!("{name}.log")))
     }
 
-    fn start_server(&self) -> Result<Program> {
+    fn start_server(&self) -> Result<Process> {
         let bind = match self.plan.topology {
             Topology::OneHost if !self.plan.stateless => "127.0.0.1",
             _ => "0.0.0.0",
         };
-        let words = ["--bind", bind, "--json", "server.json"];
-        let mut server = self.start("c1000k-server", "server", &words)?;
-        let (ends, mut last) = (Instant::now() + READY_WITHIN, Vec::new());
-        loop {
-            // Before its log is read, which then is all of it.
-            let is_running = server.process.is_running();
-            while let Some(line) = server.log.next()? {
-                if is_ready(&line) {
-                    return Ok(server);
-                }
-                last.push(line);
-            }
-            if is_running && Instant::now() < ends {
-                sleep(PAUSE)?;
-                continue;
-            }
-            for line in last.iter().skip(last.len().saturating_sub(LAST_LINES)) {
-                eprintln!("{line}");
-            }
-            if is_running {
-                bail!(
-                    "the server did not get ready within {} s; its last lines are above",
-                    READY_WITHIN.as_secs()
-                );
-            }
-            bail!("the server could not be started; its last lines are above");
-        }
+        let arguments = ["--bind", bind, "--json", "server.json"];
+        let mut server = self.start("c1000k-server", "server", &arguments)?;
+        server.await_log("ready", READY_TIMEOUT).context("the server could not be started")?;
+        Ok(server)
     }
 
-    fn start_clients(&self) -> Result<Vec<Program>> {
-        let start = |share: Share| {
-            let (first, count) = (FIRST_PORT.to_string(), share.connections.to_string());
-            let record = format!("{}.json", share.client);
-            let mut words =
-                vec![&*share.server, &first, "-c", &count, "--hold", HOLD, "--json", &record];
-            words.extend(self.plan.stateless.then_some("--stateless"));
-            self.start("c1000k-client", share.client, &words)
+    fn start_clients(&self) -> Result<Vec<Client>> {
+        let start = |Share { client, server, connections }| {
+            let (first, count) = (FIRST_PORT.to_string(), connections.to_string());
+            let record = format!("{client}.json");
+            let mut arguments =
+                vec![&*server, &first, "-c", &count, "--hold", HOLD, "--json", &record];
+            arguments.extend(self.plan.stateless.then_some("--stateless"));
+            let process = self.start("c1000k-client", client, &arguments)?;
+            Ok(Client { name: client, process, shown: 0, holds: false })
         };
         self.plan.shares().into_iter().map(start).collect()
     }
 
-    /// Relays the clients' logs until all have ended, and takes the peak when all of them hold. Past their time they get
-    /// as long as a teardown to end by themselves.
-    fn watch(&self, server: &Program, clients: &mut [Program]) -> Result<()> {
-        let within = Duration::from_secs(60 + self.plan.connections / 200);
-        let ends = Instant::now() + within;
+    /// Prints the clients' logs until all have ended, and takes the snapshot of the peak when all of them hold. After the
+    /// time-out they get the time of a teardown to end early.
+    fn watch(&self, server: &Process, clients: &mut [Client]) -> Result<()> {
+        let timeout = Duration::from_secs(60 + self.plan.connections / 200);
+        let deadline = Instant::now() + timeout;
         let (mut is_peak_taken, mut is_ending) = (false, false);
         loop {
-            let is_running = relay(clients)?;
-            if !is_running {
+            if !relay(clients)? {
                 return Ok(());
             }
             let all_hold =
@@ -187,76 +142,73 @@ impl Native<'_> {
                 is_peak_taken = true;
                 signal(clients, &[Signal::SIGCONT]);
             }
-            let is_late = Instant::now() >= ends;
-            if !is_ending && (is_late || patience::is_asked_to_end_early()) {
+            let is_late = Instant::now() >= deadline;
+            if !is_ending && (is_late || wait::is_early_end_requested()) {
                 if is_late {
-                    say(format!(
-                        "time-out: the clients were not done after {} s; ending them",
-                        within.as_secs()
+                    print_line(format!(
+                        "time-out: the clients have not ended after {} s",
+                        timeout.as_secs()
                     ));
                 }
-                say("ending early: the clients close what they hold and write their records");
+                print_line(
+                    "ending early: the clients close their connections and write their records",
+                );
                 signal(clients, &[Signal::SIGINT, Signal::SIGCONT]);
                 is_ending = true;
             }
-            if Instant::now() >= ends + teardown::WITHIN {
+            if Instant::now() >= deadline + teardown::TIMEOUT {
                 bail!(
-                    "the clients did not end within {} s; what there is lies in {}",
-                    teardown::WITHIN.as_secs(),
+                    "the clients did not end within {} s; their files are in {}",
+                    teardown::TIMEOUT.as_secs(),
                     self.plan.out.display()
                 );
             }
-            sleep(PAUSE)?;
+            sleep(POLL_INTERVAL)?;
         }
     }
 
-    fn stop(&self, server: &mut Program) -> Result<()> {
+    fn stop(&self, server: &mut Process) -> Result<()> {
         // It may have ended by itself.
-        let _ = server.process.signal(Signal::SIGTERM);
-        let code = match server.process.wait(teardown::WITHIN) {
-            Ok(status) if status.success() => return Ok(()),
-            Ok(status) => status.to_string(),
+        let _ = server.signal(Signal::SIGTERM);
+        let outcome = match server.wait(teardown::TIMEOUT) {
+            Ok(0) => return Ok(()),
+            Ok(code) => format!("code {code}"),
             Err(why) => why.to_string(),
         };
-        server.process.kill()?;
-        say(format!(
-            "the server ended with {code}: see {}",
-            self.plan.out.join("server.log").display()
-        ));
+        server.kill()?;
+        let log = self.plan.out.join("server.log");
+        print_line(format!("the server ended with {outcome}: see {}", log.display()));
         Ok(())
     }
 
-    fn snapshot(&self, moment: &str, server: Option<&Program>) -> Result<()> {
-        let server = server.map(|server| server.process.pid());
-        self.hosts.snapshot(&self.plan.out, moment, server)
+    fn snapshot(&self, moment: &str, server: Option<&Process>) -> Result<()> {
+        self.hosts.snapshot(&self.plan.out, moment, server.map(Process::pid))
     }
 }
 
-/// As a word: not in "already in use".
-fn is_ready(line: &str) -> bool {
-    line.split_whitespace().any(|word| word.starts_with("ready"))
-}
-
-/// Shows what the clients have said since, and returns whether one still runs.
-fn relay(clients: &mut [Program]) -> Result<bool> {
+/// Prints the new lines of the clients' logs, and returns whether a client still runs.
+fn relay(clients: &mut [Client]) -> Result<bool> {
     let mut is_running = false;
     for client in clients {
-        // Before its log is read, which then is all of it.
+        // Before its log is read, which then is complete.
         is_running |= client.process.is_running();
-        while let Some(line) = client.log.next()? {
-            say(format!("  {}: {line}", client.name));
+        let log = client.process.log()?;
+        let complete = log.rfind('\n').map_or(0, |end| end + 1);
+        for line in log.get(client.shown..complete).unwrap_or_default().lines() {
+            print_line(format!("  {}: {line}", client.name));
             if line.contains("holding ") && line.contains(" connections") {
-                // Its connections stay up meanwhile, for they are the kernel's.
+                // The kernel keeps its connections open meanwhile.
                 let _ = client.process.signal(Signal::SIGSTOP);
                 client.holds = true;
             }
         }
+        client.shown = complete;
     }
     Ok(is_running)
 }
 
-/// To those that still run.
-fn signal(clients: &[Program], signals: &[Signal]) {
+/// Signals all clients; those that have ended ignore it.
+fn signal(clients: &[Client], signals: &[Signal]) {
     for client in clients {
         for &signal in signals {
             let _ = client.process.signal(signal);

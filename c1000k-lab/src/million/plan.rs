@@ -1,4 +1,4 @@
-//! What a run is to be: natively and in guests.
+//! The parameters of a run, native or in guests.
 
 use std::path::PathBuf;
 
@@ -19,9 +19,9 @@ pub(crate) struct Plan {
     pub(crate) topology: Topology,
     /// The clients have no sockets.
     pub(crate) stateless: bool,
-    /// MiB of all guests together.
+    /// In MiB, of all guests together.
     pub(crate) memory_mb: Option<u64>,
-    /// MiB of these for the server.
+    /// In MiB, of the server's guest.
     pub(crate) server_memory_mb: Option<u64>,
     /// An empty folder.
     pub(crate) out: PathBuf,
@@ -30,7 +30,7 @@ pub(crate) struct Plan {
 /// A client's part of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Share {
-    /// The client's name, and with three hosts its host's.
+    /// The client's name; with three hosts also its host's.
     pub(crate) client: &'static str,
     /// The server's address.
     pub(crate) server: String,
@@ -38,7 +38,7 @@ pub(crate) struct Share {
 }
 
 impl Plan {
-    /// Which ends have sockets here.
+    /// The ends that have sockets here.
     pub(crate) fn role(&self) -> Role {
         if self.stateless { Role::Server } else { Role::Both }
     }
@@ -65,19 +65,19 @@ pub(crate) fn address(link: u8, end: u8) -> String {
     format!("10.199.{link}.{end}")
 }
 
-/// Reads how many connections are asked for.
+/// Parses the number of connections.
 pub(crate) fn parse_connections(text: &str) -> Result<u64, String> {
     let most = c1000k_host::format::count(CONNECTIONS_MAX);
     match parse_count(text)? {
         count @ 2..=CONNECTIONS_MAX => Ok(count),
-        _ => Err(format!("2 to {most} can be asked for")),
+        _ => Err(format!("must be 2 to {most}")),
     }
 }
 
-/// Reads a size as in 900M or 14G, in MiB.
+/// Parses a size as in 900M or 14G; returns MiB.
 pub(crate) fn parse_mebibytes(text: &str) -> Result<u64, String> {
     match parse_bytes(text)? >> 20 {
-        0 => Err("less than 1M; a size is written as 900M or 14G".to_owned()),
+        0 => Err("less than 1M; a size is written as in 900M or 14G".to_owned()),
         mebibytes => Ok(mebibytes),
     }
 }
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_are_read_as_people_write_them_within_bounds() {
+    fn counts_are_parsed_within_bounds() {
         for (text, count) in
             [("15000", 15_000), ("10k", 10_000), ("2M", 2_000_000), ("08", 8), ("2500k", 2_500_000)]
         {
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_in_mebibytes() {
+    fn sizes_are_parsed_as_mebibytes() {
         assert_eq!(parse_mebibytes("512M"), Ok(512));
         assert_eq!(parse_mebibytes("14g"), Ok(14_336));
         for text in ["", "14", "12", "M", "0G", "00M"] {

@@ -1,13 +1,12 @@
-//! What was counted, held against what must be.
+//! Comparisons of counters with expected values.
 
-use std::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
 
-/// What a figure must be.
+/// The expected value of a counter.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Must {
     Equal(u64),
@@ -16,27 +15,17 @@ pub(super) enum Must {
     Exceed(u64),
 }
 
-use crate::say::say;
+use crate::print_line;
 use Must::{BeAtLeast, BeAtMost, Equal, Exceed};
 
 impl Must {
-    fn holds(self, found: u64) -> bool {
+    /// Returns whether it holds, and its description.
+    fn holds(self, found: u64) -> (bool, String) {
         match self {
-            Equal(wanted) => found == wanted,
-            BeAtLeast(wanted) => found >= wanted,
-            BeAtMost(wanted) => found <= wanted,
-            Exceed(wanted) => found > wanted,
-        }
-    }
-}
-
-impl fmt::Display for Must {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Equal(wanted) => write!(f, "== {wanted}"),
-            BeAtLeast(wanted) => write!(f, ">= {wanted}"),
-            BeAtMost(wanted) => write!(f, "<= {wanted}"),
-            Exceed(wanted) => write!(f, "> {wanted}"),
+            Equal(expected) => (found == expected, format!("== {expected}")),
+            BeAtLeast(expected) => (found >= expected, format!(">= {expected}")),
+            BeAtMost(expected) => (found <= expected, format!("<= {expected}")),
+            Exceed(expected) => (found > expected, format!("> {expected}")),
         }
     }
 }
@@ -54,10 +43,11 @@ impl Checks {
     }
 
     pub(super) fn expect(&mut self, what: &str, found: u64, must: Must) -> Result<()> {
-        self.note(must.holds(found), &format!("{what}: {found} (must be {must})"))
+        let (holds, must) = must.holds(found);
+        self.note(holds, &format!("{what}: {found} (must be {must})"))
     }
 
-    /// The scenario could not be played to its end.
+    /// Records that the scenario failed before its checks.
     pub(super) fn fail(&mut self, why: &str) -> Result<()> {
         self.note(false, why)
     }
@@ -65,7 +55,7 @@ impl Checks {
     fn note(&mut self, holds: bool, what: &str) -> Result<()> {
         self.all_hold &= holds;
         let line = format!("{}  {what}", if holds { "holds" } else { "FAILS" });
-        say(&line);
+        print_line(&line);
         Ok(writeln!(self.file, "{line}")?)
     }
 }
@@ -75,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_comparison_is_written_down_and_one_that_fails_stays() {
+    fn each_comparison_is_recorded_and_a_failure_persists() {
         let folder = tempfile::tempdir().unwrap();
         let mut checks = Checks::create(folder.path()).unwrap();
         checks.expect("lost", 0, Equal(0)).unwrap();
@@ -88,6 +78,6 @@ mod tests {
         let text = std::fs::read_to_string(folder.path().join("checks.txt")).unwrap();
         assert!(text.starts_with("holds  lost: 0 (must be == 0)\n"), "{text}");
         assert!(text.contains("FAILS  held: 5 (must be > 5)\n"), "{text}");
-        assert!(!Equal(1).holds(0) && !BeAtLeast(1).holds(0) && !BeAtMost(1).holds(2));
+        assert!(!Equal(1).holds(0).0 && !BeAtLeast(1).holds(0).0 && !BeAtMost(1).holds(2).0);
     }
 }

@@ -1,14 +1,14 @@
-//! The tune scripts on a real kernel, whose settings they raise and take back.
+//! The tune scripts on a real kernel, whose settings they raise and restore.
 
 use anyhow::Result;
 
-use super::scene::{ROOT, Scene};
+use super::run::{ROOT, Run};
 
 pub(super) const NAME: &str = "tune";
 
-pub(super) fn tune(scene: &mut Scene<'_>) -> Result<()> {
-    scene.start("tune-test", ROOT, None, "c1000k-lab tune-test --really")?;
-    scene.await_end("tune-test", 300)?;
-    scene.collect()?;
-    scene.expect_code("tune-test", 0)
+pub(super) fn tune(run: &mut Run<'_>) -> Result<()> {
+    run.start("tune-test", ROOT, None, "c1000k-lab tune-test --really")?;
+    run.await_end("tune-test", 300)?;
+    run.collect()?;
+    run.expect_code("tune-test", 0)
 }

@@ -1,8 +1,8 @@
-//! The crowd of a soak: it holds connections, and each second many of them leave and others come.
+//! The load of the soak test: it holds connections, and closes and opens many of them each second.
 //!
-//! Each connection says something when it opens and again at half of its life. One slot in ten is never closed; one in
-//! fifty falls silent after its first echo, and the server's idle timeout must take it. Every other one leaves by a
-//! reset. In the end each must echo once more, and then all are reset.
+//! A connection sends a message when it opens, and another at half of its life. One slot in ten is never closed. One in
+//! fifty becomes silent after its first echo, and the server's idle timeout must close it. Every other close is a reset.
+//! At the end each connection must echo once more, and then all are reset.
 
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -16,22 +16,22 @@ use c1000k_host::limits::raise_descriptor_limit;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use crate::peers::{Event, Peers, State};
+use crate::load::{Event, Load, State, WRONG_ECHO};
 use crate::sockets::Ports;
 
 const PERMANENT_EVERY: usize = 10;
 const SILENT_EVERY: usize = 50;
 const IN_FLIGHT_MAX: usize = 4_000;
-/// Turns between two looks at the events.
-const TURNS_MAX: usize = 100;
-/// For the last echoes.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Lost connections that are reported one by one.
-const COMPLAINTS_MAX: u64 = 20;
-/// A reset is sent once, and the kernel's queue of loopback packets holds a thousand.
+/// Slots that are handled between two polls.
+const SLOTS_MAX: usize = 100;
+/// For the echoes at the end.
+const LAST_ECHOES_TIMEOUT: Duration = Duration::from_secs(120);
+/// Lost connections that are reported.
+const REPORTS_MAX: u64 = 20;
+/// Without a pause: a reset is sent only once, and the kernel's queue of loopback packets holds a thousand.
 const RESETS_MAX: usize = 64;
 
-/// Holds connections that come and go
+/// Holds connections, and closes and opens many of them each second
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// The server's address
@@ -41,20 +41,20 @@ pub(crate) struct Arguments {
     /// Connections
     #[arg(value_parser = clap::value_parser!(u32).range(2..))]
     connections: u32,
-    /// For how long they come and go
+    /// How long connections close and open
     seconds: f64,
     /// The server's ports
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
     ports: u16,
-    /// Closes and opens a second
+    /// Connections that close and open per second
     #[arg(long, default_value_t = 1_000.0)]
     churn: f64,
-    /// Opens a second at the beginning
+    /// Connections that open per second at the start
     #[arg(long, default_value_t = 10_000.0)]
     rate: f64,
 }
 
-/// What is printed, one a line: a sample each second, and the summary at the end.
+/// A line of the output: a sample each second, and finally the summary.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Line {
@@ -62,7 +62,7 @@ pub(crate) enum Line {
     Summary(Summary),
 }
 
-/// The counts so far, and the longest wait for an echo since the last sample.
+/// The counts so far, and the longest latency since the last sample.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) seconds: f64,
@@ -79,9 +79,9 @@ pub(crate) struct Summary {
     pub(crate) seconds: f64,
     pub(crate) opened_per_second: f64,
     pub(crate) closed_per_second: f64,
-    /// When the coming and going ended.
+    /// At the end of the churn.
     pub(crate) held: usize,
-    /// Those whose last echo came back.
+    /// Those that echoed once more at the end.
     pub(crate) proven: usize,
     #[serde(flatten)]
     pub(crate) counts: Counts,
@@ -90,35 +90,35 @@ pub(crate) struct Summary {
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Counts {
     pub(crate) opened: u64,
-    /// By this side.
+    /// By this program.
     pub(crate) closed: u64,
-    /// By the server, as they were silent.
+    /// By the server's idle timeout.
     pub(crate) timed_out: u64,
     pub(crate) lost: u64,
-    /// Echoes that were not what was said.
+    /// Echoes that differ from the message.
     pub(crate) wrong: u64,
     pub(crate) echoes: u64,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     raise_descriptor_limit()?;
-    let summary = play(arguments)?;
+    let summary = churn(arguments)?;
     let Counts { lost, wrong, .. } = summary.counts;
-    let is_right = lost == 0 && wrong == 0 && summary.proven == summary.connections;
-    say(&Line::Summary(summary))?;
-    Ok(if is_right { ExitCode::SUCCESS } else { ExitCode::from(SHORT) })
+    let is_correct = lost == 0 && wrong == 0 && summary.proven == summary.connections;
+    print(&Line::Summary(summary))?;
+    Ok(if is_correct { ExitCode::SUCCESS } else { ExitCode::from(SHORT) })
 }
 
-fn play(arguments: &Arguments) -> Result<Summary> {
+fn churn(arguments: &Arguments) -> Result<Summary> {
     let mut churn = Churn::new(arguments)?;
     churn.ramp(arguments.rate)?;
     let ramp_seconds = churn.seconds();
-    churn.come_and_go(arguments.churn, Duration::from_secs_f64(arguments.seconds))?;
+    churn.close_and_open(arguments.churn, Duration::from_secs_f64(arguments.seconds))?;
     let seconds = churn.seconds() - ramp_seconds;
     let (held, connections) = (churn.connected, churn.slots.len());
     let Counts { opened, closed, timed_out, .. } = churn.counts;
-    let proven = churn.prove()?;
-    churn.leave();
+    let proven = churn.verify()?;
+    churn.reset_all();
     Ok(Summary {
         connections,
         ramp_seconds,
@@ -131,25 +131,24 @@ fn play(arguments: &Arguments) -> Result<Summary> {
     })
 }
 
-fn say(line: &Line) -> Result<()> {
+fn print(line: &Line) -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{}", serde_json::to_string(line)?)?;
     Ok(out.flush()?)
 }
 
-/// What is known of a slot beside its peer.
+/// A slot's connection, in addition to its state in the load.
 #[derive(Debug, Clone)]
 struct Slot {
-    /// Stands in each message, so that an echo of another life is wrong.
-    life: u32,
-    asked_at: Instant,
+    /// The number of the slot's connections so far. Each message contains it, so an echo of an earlier connection is wrong.
+    generation: u32,
+    sent_at: Instant,
     is_silent: bool,
 }
 
 #[derive(Debug)]
 struct Churn {
-    peers: Peers,
-    ports: Ports,
+    load: Load,
     slots: Vec<Slot>,
     began: Instant,
     sampled_at: Instant,
@@ -163,10 +162,10 @@ struct Churn {
 impl Churn {
     fn new(arguments: &Arguments) -> Result<Self> {
         let now = Instant::now();
-        let slot = Slot { life: 0, asked_at: now, is_silent: false };
+        let ports = Ports { ip: arguments.ip, first: arguments.first_port, count: arguments.ports };
+        let slot = Slot { generation: 0, sent_at: now, is_silent: false };
         Ok(Self {
-            peers: Peers::new()?,
-            ports: Ports { ip: arguments.ip, first: arguments.first_port, count: arguments.ports },
+            load: Load::new(ports)?,
             slots: vec![slot; arguments.connections as usize],
             began: now,
             sampled_at: now,
@@ -186,136 +185,127 @@ impl Churn {
         while next < self.slots.len() || self.in_flight > 0 {
             let due = self.seconds() * per_second;
             while next < self.slots.len() && (next as f64) < due && self.in_flight < IN_FLIGHT_MAX {
-                self.start(next)?;
+                self.open(next)?;
                 next += 1;
             }
-            self.take_events()?;
+            self.handle_events()?;
         }
         Ok(())
     }
 
-    fn come_and_go(&mut self, per_second: f64, duration: Duration) -> Result<()> {
+    fn close_and_open(&mut self, per_second: f64, duration: Duration) -> Result<()> {
         let (started, count) = (Instant::now(), self.slots.len());
-        let (mut place, mut turned) = (0, 0.0);
+        let (mut slot, mut replaced) = (0, 0.0);
         while started.elapsed() < duration {
             let due = started.elapsed().as_secs_f64() * per_second;
-            for _ in 0..TURNS_MAX {
-                if turned >= due || self.in_flight >= IN_FLIGHT_MAX {
+            for _ in 0..SLOTS_MAX {
+                if replaced >= due || self.in_flight >= IN_FLIGHT_MAX {
                     break;
                 }
-                turned += f64::from(u8::from(self.turn(place)?));
-                self.half((place + count / 2) % count)?;
-                place = (place + 1) % count;
+                replaced += f64::from(u8::from(self.replace(slot)?));
+                self.half_of_life((slot + count / 2) % count)?;
+                slot = (slot + 1) % count;
             }
-            self.take_events()?;
+            self.handle_events()?;
         }
         Ok(())
     }
 
-    fn start(&mut self, slot: usize) -> Result<()> {
-        let known = &mut self.slots[slot];
-        *known = Slot { life: known.life + 1, asked_at: Instant::now(), is_silent: false };
-        match self.peers.connect(slot, self.ports.address(slot))? {
+    fn open(&mut self, slot: usize) -> Result<()> {
+        let generation = self.slots[slot].generation + 1;
+        self.slots[slot] = Slot { generation, sent_at: Instant::now(), is_silent: false };
+        match self.load.connect(slot)? {
             Ok(()) => self.in_flight += 1,
-            Err(why) => self.lose(slot, &why),
+            Err(reason) => self.count_lost(slot, &reason),
         }
         Ok(())
     }
 
-    fn lose(&mut self, slot: usize, why: &str) {
-        if self.counts.lost < COMPLAINTS_MAX {
-            eprintln!("lost connection {slot} at {:.1} s: {why}", self.seconds());
+    fn count_lost(&mut self, slot: usize, reason: &str) {
+        if self.counts.lost < REPORTS_MAX {
+            eprintln!("lost connection {slot} at {:.1} s: {reason}", self.seconds());
         }
         self.counts.lost += 1;
     }
 
-    /// It has something to say, and is connected.
-    fn ask(&mut self, slot: usize, state: State) -> Result<()> {
-        let known = &mut self.slots[slot];
-        known.asked_at = Instant::now();
-        let message = format!("life {} of connection {slot}, still there?", known.life);
+    fn send(&mut self, slot: usize, state: State) -> Result<()> {
+        let connection = &mut self.slots[slot];
+        connection.sent_at = Instant::now();
+        let message = format!("connection {} of slot {slot}, still there?", connection.generation);
         self.in_flight += usize::from(state == State::Open);
-        match self.peers.say(slot, message.into_bytes()) {
+        match self.load.send(slot, message.into_bytes()) {
             Ok(()) => Ok(()),
-            Err(why) => self.gone(slot, State::Waiting, &why),
+            Err(reason) => self.on_closed(slot, State::Waiting, &reason),
         }
     }
 
-    /// The server has closed it: as it must where nothing was said for long.
-    fn gone(&mut self, slot: usize, state: State, why: &str) -> Result<()> {
-        self.forget(state);
+    /// The server must close silent connections, and no others.
+    fn on_closed(&mut self, slot: usize, state: State, reason: &str) -> Result<()> {
+        self.uncount(state);
         if !self.slots[slot].is_silent {
-            self.lose(slot, why);
+            self.count_lost(slot, reason);
             return Ok(());
         }
         self.counts.timed_out += 1;
-        self.start(slot)
+        self.open(slot)
     }
 
-    fn forget(&mut self, state: State) {
+    fn uncount(&mut self, state: State) {
         self.in_flight -= usize::from(state != State::Open);
         self.connected -= usize::from(state != State::Connecting);
     }
 
-    fn take_events(&mut self) -> Result<()> {
-        for (slot, event) in self.peers.poll(Duration::from_millis(1))? {
+    fn handle_events(&mut self) -> Result<()> {
+        for (slot, event) in self.load.poll(Duration::from_millis(1))? {
             match event {
                 Event::Connected => {
                     self.counts.opened += 1;
                     self.connected += 1;
-                    self.ask(slot, State::Waiting)?;
+                    self.send(slot, State::Waiting)?;
                 }
                 Event::Echoed => {
                     self.in_flight -= 1;
                     self.counts.echoes += 1;
-                    self.echo_max = self.echo_max.max(self.slots[slot].asked_at.elapsed());
+                    self.echo_max = self.echo_max.max(self.slots[slot].sent_at.elapsed());
                 }
-                Event::Gone(state, why) => {
-                    self.counts.wrong += u64::from(why == "a wrong echo");
-                    self.gone(slot, state, &why)?;
+                Event::Closed(state, reason) => {
+                    self.counts.wrong += u64::from(reason == WRONG_ECHO);
+                    self.on_closed(slot, state, &reason)?;
                 }
             }
         }
-        self.sample()
-    }
-
-    fn sample(&mut self) -> Result<()> {
         if self.sampled_at.elapsed() < Duration::from_secs(1) {
             return Ok(());
         }
         self.sampled_at = Instant::now();
         let echo_max_ms = std::mem::take(&mut self.echo_max).as_secs_f64() * 1e3;
-        say(&Line::Sample(Sample {
-            seconds: self.seconds(),
-            open: self.connected,
-            counts: self.counts,
-            echo_max_ms,
-        }))
+        let (seconds, open, counts) = (self.seconds(), self.connected, self.counts);
+        print(&Line::Sample(Sample { seconds, open, counts, echo_max_ms }))
     }
 
     fn is_open(&self, slot: usize) -> bool {
-        self.peers.get(slot).is_some_and(|peer| peer.state == State::Open)
+        self.load.get(slot).is_some_and(|connection| connection.state == State::Open)
     }
 
-    /// The slot's turn: what was in it leaves, and another comes. Whether that happened.
-    fn turn(&mut self, slot: usize) -> Result<bool> {
+    /// Closes the slot's connection and opens another, unless it is permanent or silent; returns whether it did.
+    fn replace(&mut self, slot: usize) -> Result<bool> {
         if !self.is_open(slot) || self.slots[slot].is_silent {
             return Ok(false);
         }
         if slot.is_multiple_of(PERMANENT_EVERY) {
-            self.ask(slot, State::Open)?;
+            self.send(slot, State::Open)?;
             return Ok(false);
         }
         let is_reset = !self.counts.closed.is_multiple_of(2);
         self.counts.closed += 1;
-        self.peers.remove(slot, is_reset);
-        self.forget(State::Open);
-        self.start(slot)?;
+        self.load.remove(slot, is_reset);
+        self.uncount(State::Open);
+        self.open(slot)?;
         Ok(true)
     }
 
-    /// At half of its life: it speaks, or falls silent until the end.
-    fn half(&mut self, slot: usize) -> Result<()> {
+    /// Sends a message, or becomes silent.
+    fn half_of_life(&mut self, slot: usize) -> Result<()> {
         if !self.is_open(slot) || self.slots[slot].is_silent {
             return Ok(());
         }
@@ -323,32 +313,32 @@ impl Churn {
             self.slots[slot].is_silent = true;
             return Ok(());
         }
-        self.ask(slot, State::Open)
+        self.send(slot, State::Open)
     }
 
-    /// Each one speaks once more, also those that fell silent and are not closed yet; how many were heard.
-    fn prove(&mut self) -> Result<usize> {
+    /// Returns how many echo once more, including silent ones that are not closed yet.
+    fn verify(&mut self) -> Result<usize> {
         for slot in 0..self.slots.len() {
             if self.is_open(slot) {
-                self.ask(slot, State::Open)?;
+                self.send(slot, State::Open)?;
             }
             self.await_in_flight(IN_FLIGHT_MAX - 1)?;
         }
         self.await_in_flight(0)?;
-        Ok(self.peers.count(State::Open))
+        Ok(self.load.open())
     }
 
-    fn await_in_flight(&mut self, most: usize) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while self.in_flight > most && Instant::now() < deadline {
-            self.take_events()?;
+    fn await_in_flight(&mut self, max: usize) -> Result<()> {
+        let deadline = Instant::now() + LAST_ECHOES_TIMEOUT;
+        while self.in_flight > max && Instant::now() < deadline {
+            self.handle_events()?;
         }
         Ok(())
     }
 
-    fn leave(&mut self) {
+    fn reset_all(&mut self) {
         for slot in 0..self.slots.len() {
-            self.peers.remove(slot, true);
+            self.load.remove(slot, true);
             if slot.is_multiple_of(RESETS_MAX) {
                 thread::sleep(Duration::from_millis(1));
             }
@@ -363,7 +353,7 @@ mod tests {
 
     use super::*;
 
-    /// Echoes until its peer's end, each byte changed by `change`.
+    /// Echoes until the end of the stream, with each byte XORed with `change`.
     fn echo(mut stream: TcpStream, change: u8) {
         let mut buffer = [0; 256];
         while let Ok(count @ 1..) = stream.read(&mut buffer) {
@@ -374,8 +364,8 @@ mod tests {
         }
     }
 
-    /// Twenty connections, fifty of which come and go each second, with a server that echoes so.
-    fn play_against(change: u8) -> Summary {
+    /// Twenty connections to such a server, fifty of which close and open per second.
+    fn churn_against(change: u8) -> Summary {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let first_port = listener.local_addr().unwrap().port();
         thread::spawn(move || {
@@ -384,13 +374,14 @@ mod tests {
             }
         });
         let ip = Ipv4Addr::LOCALHOST;
-        let (connections, seconds, ports, churn, rate) = (20, 0.6, 1, 50.0, 10_000.0);
-        play(&Arguments { ip, first_port, connections, seconds, ports, churn, rate }).unwrap()
+        let (connections, seconds, ports, per_second, rate) = (20, 0.6, 1, 50.0, 10_000.0);
+        churn(&Arguments { ip, first_port, connections, seconds, ports, churn: per_second, rate })
+            .unwrap()
     }
 
     #[test]
-    fn connections_come_and_go_and_all_of_them_echo() {
-        let Summary { held, proven, counts, .. } = play_against(0);
+    fn connections_close_and_open_and_all_of_them_echo() {
+        let Summary { held, proven, counts, .. } = churn_against(0);
         assert_eq!((held, proven), (20, 20));
         assert_eq!((counts.lost, counts.wrong, counts.timed_out), (0, 0, 0));
         assert!(counts.closed > 10 && counts.opened == 20 + counts.closed, "{counts:?}");
@@ -398,7 +389,7 @@ mod tests {
 
     #[test]
     fn wrong_echoes_are_counted_and_their_connections_lost() {
-        let Summary { held, proven, counts, .. } = play_against(1);
+        let Summary { held, proven, counts, .. } = churn_against(1);
         assert_eq!((held, proven, counts.lost, counts.wrong), (0, 0, 20, 20));
     }
 }

@@ -1,14 +1,31 @@
-//! The figures for spreadsheets: a line each, the name first, with the bare number in seconds, bytes or pieces.
+//! The figures for spreadsheets: one per line, its name first, then its value without a unit.
 
 use std::error::Error;
 
 use super::Export;
 use crate::Report;
-use crate::compare::{Comparison, figures};
+use crate::compare::{Comparison, Spread, figures};
 
-/// Comma-separated values, as RFC 4180 has them.
+/// Comma-separated values (RFC 4180).
 #[derive(Debug)]
 pub(super) struct Csv;
+
+/// The columns of a comparison: medians, and the ranges of the runs.
+const COMPARISON: [&str; 13] = [
+    "figure",
+    "first",
+    "second",
+    "ratio",
+    "noise",
+    "difference",
+    "unit",
+    "first_min",
+    "first_max",
+    "first_runs",
+    "second_min",
+    "second_max",
+    "second_runs",
+];
 
 impl Export for Csv {
     fn file_name(&self) -> &'static str {
@@ -23,15 +40,38 @@ impl Export for Csv {
     fn compare(&self, comparison: &Comparison) -> Result<String, Box<dyn Error>> {
         let rows = comparison.rows.iter().map(|row| {
             let [first, second] = row.values;
-            let numbers = [first, second, row.ratio(), row.noise].map(number);
-            let [first, second, ratio, noise] = numbers;
-            [row.name.to_owned(), first, second, ratio, noise]
+            let medians = [first, second].map(|side| number(side.map(|side| side.median)));
+            let [ratio, noise] = [row.ratio(), row.noise()].map(number);
+            let [one, two] = medians;
+            let [first_min, first_max, first_runs] = ends(first);
+            let [second_min, second_max, second_runs] = ends(second);
+            [
+                row.name.to_owned(),
+                one,
+                two,
+                ratio,
+                noise,
+                row.difference().name().to_owned(),
+                row.unit.name().to_owned(),
+                first_min,
+                first_max,
+                first_runs,
+                second_min,
+                second_max,
+                second_runs,
+            ]
         });
-        text(["figure", "first", "second", "ratio", "noise"], rows)
+        text(COMPARISON, rows)
     }
 }
 
-/// Empty where there is none.
+/// Minimum, maximum and number of runs.
+fn ends(side: Option<Spread>) -> [String; 3] {
+    let runs = side.map_or(0, |side| side.runs);
+    [number(side.map(|side| side.min)), number(side.map(|side| side.max)), runs.to_string()]
+}
+
+/// Empty if it is unknown.
 fn number(value: Option<f64>) -> String {
     value.map_or_else(String::new, |value| value.to_string())
 }

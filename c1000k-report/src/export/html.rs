@@ -1,20 +1,22 @@
-//! The same page as one HTML file, which needs nothing beside it: light or dark as the reader's screen is, wide, narrow
-//! or printed.
+//! The same page as one self-contained HTML file, for light and dark colour schemes, wide and narrow screens, and
+//! print.
 
 use std::error::Error;
 
 use pulldown_cmark::{CowStr, Event, Options, Parser, Tag, TagEnd};
 
 use super::Export;
-use super::markdown::Markdown;
+use super::markdown::{Markdown, chart_section};
 use crate::Report;
 use crate::chart::Chart;
 use crate::compare::Comparison;
 
-/// What the page looks like.
+/// The style sheet.
 const STYLE: &str = include_str!("html/style.css");
 
-/// The page, with its charts in it.
+const FIGURE_END: &str = "</figure>\n";
+
+/// The page, with embedded charts.
 #[derive(Debug)]
 pub(super) struct Html;
 
@@ -28,7 +30,8 @@ impl Export for Html {
     }
 
     fn compare(&self, comparison: &Comparison) -> Result<String, Box<dyn Error>> {
-        Ok(html(&Markdown.compare(comparison)?, &[]))
+        let charts = comparison.charts()?;
+        Ok(html(&(Markdown.compare(comparison)? + "\n" + &chart_section(&charts)), &charts))
     }
 }
 
@@ -45,8 +48,7 @@ fn html(page: &str, charts: &[Chart]) -> String {
     )
 }
 
-/// The page's parts: charts in place of the links to them, tables that may be wider than the screen, and no HTML of
-/// others.
+/// The parts of the page: charts instead of the links to them, tables that scroll, and HTML in the text escaped.
 fn events<'a>(page: &'a str, charts: &'a [Chart]) -> Vec<Event<'a>> {
     let mut chart = None;
     let mut events = Vec::new();
@@ -54,13 +56,22 @@ fn events<'a>(page: &'a str, charts: &'a [Chart]) -> Vec<Event<'a>> {
         match event {
             Event::Start(Tag::Image { dest_url, .. }) => {
                 chart = charts.iter().find(|chart| *chart.file_name == *dest_url);
+                // A figure can't be in a paragraph; each chart is alone in its own.
+                if matches!(events.last(), Some(Event::Start(Tag::Paragraph))) {
+                    events.pop();
+                }
             }
             Event::End(TagEnd::Image) => {
                 if let Some(chart) = chart.take() {
+                    let title = chart.title;
+                    let label = format!("<figure role=\"img\" aria-label=\"{title}\">");
+                    events.push(Event::Html(label.into()));
                     events.push(Event::Html(CowStr::Borrowed(&chart.svg)));
+                    events.push(Event::Html(CowStr::Borrowed(FIGURE_END)));
                 }
             }
-            // The title of a chart stands in the chart.
+            Event::End(TagEnd::Paragraph) if ends_figure(events.last()) => {}
+            // The chart has its title already.
             Event::Text(_) if chart.is_some() => {}
             Event::Html(text) | Event::InlineHtml(text) => events.push(Event::Text(text)),
             Event::Start(Tag::Table(alignments)) => {
@@ -75,6 +86,10 @@ fn events<'a>(page: &'a str, charts: &'a [Chart]) -> Vec<Event<'a>> {
         }
     }
     events
+}
+
+fn ends_figure(event: Option<&Event<'_>>) -> bool {
+    matches!(event, Some(Event::Html(html)) if **html == *FIGURE_END)
 }
 
 /// The first heading as text.

@@ -1,25 +1,26 @@
-//! The summary for programs: one JSON object with stable names, to which fields may be added.
+//! The summary for programs: one JSON object. Its names are stable; fields may be added.
 
 use std::collections::BTreeMap;
 use std::error::Error;
 
 use c1000k_record::{
-    Churn, ClientRecord, FileTable, LatencyUs, Limit, ServerRecord, Storm, Threshold, Workload,
+    Churn, ClientRecord, ConnectionBytes, FileTable, LatencyUs, Limit, ServerRecord, Storm,
+    Threshold, Workload,
 };
 use serde::Serialize;
 
 use super::Export;
-use crate::agree::{Check, CheckOutcome};
 use crate::bottleneck::{self, Finding};
-use crate::compare::Comparison;
+use crate::checks::{Check, CheckOutcome};
+use crate::compare::{Comparison, Row, Spread};
 use crate::cost::{self, HostCost, ProcessMemory};
 use crate::run::{Run, Topology};
 use crate::{Report, escape};
 
-/// What `schema` says.
+/// The value of `schema`.
 pub const SUMMARY_SCHEMA: &str = "c1000k.summary/1";
 
-/// The object, with a line break at its end. A figure that could not be had is null.
+/// The object, followed by a newline. A figure that is not known is null.
 #[derive(Debug)]
 pub(super) struct Json;
 
@@ -34,30 +35,26 @@ impl Export for Json {
     }
 
     fn compare(&self, comparison: &Comparison) -> Result<String, Box<dyn Error>> {
-        let [first, second] = &comparison.names;
-        let figures = comparison.rows.iter().map(|row| {
-            let [first, second] = row.values;
-            let ratio = row.ratio();
-            (row.name, Compared { first, second, ratio, noise: row.noise })
-        });
+        let [first, second] = &comparison.sides;
+        let figures = comparison.rows.iter().map(|row| (row.name, Compared::of(row)));
         let object = Compare {
             schema: "c1000k.comparison/1",
-            first,
-            second,
-            runs: comparison.runs,
+            first: &first.name,
+            second: &second.name,
+            runs: [first.runs.len(), second.runs.len()],
             figures: figures.collect(),
         };
         Ok(escape::json(&serde_json::to_string_pretty(&object)?) + "\n")
     }
 }
 
-/// Two runs side by side; all figures in seconds, bytes or pieces.
+/// Two runs side by side. The unit of each figure is given.
 #[derive(Debug, Serialize)]
 struct Compare<'a> {
     schema: &'static str,
     first: &'a str,
     second: &'a str,
-    /// How many runs each side has; figures are their medians.
+    /// The number of runs on each side; figures are their medians.
     runs: [usize; 2],
     figures: BTreeMap<&'static str, Compared>,
 }
@@ -67,8 +64,38 @@ struct Compared {
     first: Option<f64>,
     second: Option<f64>,
     ratio: Option<f64>,
-    /// How far the runs of one side lie apart, as a share of their median; null with one run each.
+    /// The range of the runs of one side as a share of their median; null with one run each.
     noise: Option<f64>,
+    /// `unknown`, `within` the noise or `beyond` it.
+    difference: &'static str,
+    unit: &'static str,
+    first_min: Option<f64>,
+    first_max: Option<f64>,
+    first_runs: usize,
+    second_min: Option<f64>,
+    second_max: Option<f64>,
+    second_runs: usize,
+}
+
+impl Compared {
+    fn of(row: &Row) -> Self {
+        let [first, second] = row.values;
+        let runs = |side: Option<Spread>| side.map_or(0, |side| side.runs);
+        Self {
+            first: first.map(|side| side.median),
+            second: second.map(|side| side.median),
+            ratio: row.ratio(),
+            noise: row.noise(),
+            difference: row.difference().name(),
+            unit: row.unit.name(),
+            first_min: first.map(|side| side.min),
+            first_max: first.map(|side| side.max),
+            first_runs: runs(first),
+            second_min: second.map(|side| side.min),
+            second_max: second.map(|side| side.max),
+            second_runs: runs(second),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -76,9 +103,9 @@ struct Summary<'a> {
     schema: &'static str,
     /// `reached`, `short` or another verdict of the clients'; `apart` or `unknown`.
     verdict: String,
-    /// Why it is `apart`.
+    /// The reason if it is `apart`.
     verdict_detail: Option<String>,
-    /// What limited the run, and how that is known; null where no figure shows it.
+    /// What limited the run, with the evidence; null if no figure shows it.
     bottleneck: Option<Finding>,
     missing: Vec<&'static str>,
     missing_snapshots: Vec<String>,
@@ -121,6 +148,8 @@ struct Client<'a> {
     held_from: Option<&'a str>,
     held_until: Option<&'a str>,
     file_table: Option<FileTable>,
+    connection_bytes: Option<ConnectionBytes>,
+    process_bytes_per_connection: Option<f64>,
     workload: Option<&'a Workload>,
     churn: Option<&'a Churn>,
     storm: Option<&'a Storm>,
@@ -179,7 +208,7 @@ fn summary<'a>(run: &'a Run, checks: &'a [Check]) -> Summary<'a> {
         bottleneck: bottleneck::find(run),
         missing: run.missing(),
         missing_snapshots: run.missing_snapshots(),
-        topology: run.topology_told().map(Topology::name),
+        topology: run.topology_known().map(Topology::name),
         memory_warmed: run.machine.memory_warmed(),
         target: sum(|client| client.target),
         held_at_once: run.connections(),
@@ -221,6 +250,8 @@ impl<'a> Client<'a> {
             held_from: client.held_from.as_deref(),
             held_until: client.held_until.as_deref(),
             file_table: client.file_table,
+            connection_bytes: client.connection_bytes,
+            process_bytes_per_connection: client.process_bytes_per_connection,
             workload: client.workload.as_ref(),
             churn: client.churn.as_ref(),
             storm: client.storm.as_ref(),
@@ -270,7 +301,7 @@ impl<'a> CheckRow<'a> {
         let outcome = match check.outcome {
             CheckOutcome::Agrees => "agrees",
             CheckOutcome::Disagrees => "disagrees",
-            CheckOutcome::NotSeen => "not_seen",
+            CheckOutcome::Unknown => "not_seen",
             CheckOutcome::NotJudged => "not_judged",
         };
         let Check { name, expected, found, note, .. } = check;

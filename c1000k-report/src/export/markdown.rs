@@ -1,4 +1,4 @@
-//! The page that tells a run: the verdict first, then what backs it.
+//! The page of a run: the verdict first, then the figures behind it.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -8,22 +8,35 @@ use c1000k_record::{ClientRecord, LatencyUs, Threshold};
 
 use super::Export;
 use crate::Report;
-use crate::agree::{Check, PASSES_MAX};
+use crate::bottleneck::{busy_share, machine_shares};
 use crate::chart::Chart;
+use crate::checks::{CONNECTIONS_TO_WEIGH_MIN, Check, PASSES_MAX};
 use crate::compare::Comparison;
 use crate::cost::{self, HostCost, float};
 use crate::escape::markdown;
 use crate::run::{Moment, Run, Topology, total};
-use crate::table::{table, text_table};
+use crate::table::{columns, table, table_with_notes, text_table};
 use crate::{trend, verdict};
 
-/// More are not shown.
+/// The maximum shown for each client.
 const THRESHOLDS_MAX: usize = 100;
 
-/// `scripts/million` writes some ten.
+/// The maximum shown of each kind.
+const ERRORS_MAX: usize = 50;
+
+/// The maximum shown of a server's record.
+const SLABS_MAX: usize = 20;
+
+/// If the slabs grew by more than this multiple of a connection's memory, other processes caused it.
+const SLABS_SHARE_MAX: f64 = 1.25;
+
+/// How the kernel's memory of a connection is measured.
+const SLABS: &str = "growth of its slabs, per socket";
+
+/// `scripts/million` writes about ten; more are not shown.
 const MACHINE_LINES_MAX: usize = 100;
 
-/// The page, with links to the charts that lie beside it.
+/// The page, with links to the charts in the same folder.
 #[derive(Debug)]
 pub(super) struct Markdown;
 
@@ -43,22 +56,24 @@ impl Export for Markdown {
 
 fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
     let held = run.connections().map_or_else(|| "No".to_owned(), format::count);
-    let topology = run.topology_told().map(|topology| format!(", {}", topology.name()));
+    let topology = run.topology_known().map(|topology| format!(", {}", topology.name()));
     let topology = topology.unwrap_or_default();
     let sections = [
         format!("# {held} connections{topology}\n\n{}\n", paragraphs(run, checks)),
+        machine(run),
         chart_section(charts),
         figures(run),
         clients(run),
+        errors_section(run),
+        processor_section(run),
         workload_section(run),
         reopened_section(run),
         thresholds(run),
         cost_section(run),
         original(run),
-        agreement(checks),
+        checks_section(checks),
         rate_section(run),
         teardown(run),
-        machine(run),
     ];
     sections.into_iter().filter(|section| !section.is_empty()).collect::<Vec<_>>().join("\n")
 }
@@ -107,7 +122,7 @@ fn figures(run: &Run) -> String {
         rows.push(row("ramp", format::duration(longest(|client| client.ramp_seconds))));
         rows.push(row("hold", format::duration(longest(|client| client.hold_seconds))));
     }
-    format!("## What was asked and held\n\n{}", table(["", "count"], &rows))
+    format!("## Requested and held\n\n{}", table(["", "count"], &rows))
 }
 
 fn passes(run: &Run) -> Vec<[String; 2]> {
@@ -143,7 +158,77 @@ fn clients(run: &Run) -> String {
     if rows.is_empty() { String::new() } else { table(heading, &rows) }
 }
 
-/// Latencies are counted from the time a message was due.
+/// Empty for a run without errors.
+fn errors_section(run: &Run) -> String {
+    let mut rows = Vec::new();
+    let mut add = |program: &str, what: &str, count: u64| {
+        if count > 0 {
+            rows.push([program.to_owned(), what.to_owned(), format::count(count)]);
+        }
+    };
+    for (name, client) in &run.clients {
+        for (error, count) in client.failures.iter().take(ERRORS_MAX) {
+            add(name, &format!("attempts failed, {error}"), *count);
+        }
+        add(name, "connections lost", client.lost);
+    }
+    if let Some(server) = &run.server {
+        for (reason, count) in server.refused_by.iter().take(ERRORS_MAX) {
+            add("server", &format!("connections refused, {reason}"), *count);
+        }
+        for (error, count) in server.accept_errors.iter().take(ERRORS_MAX) {
+            add("server", &format!("accepts failed, {error}"), *count);
+        }
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let heading = ["program", "error", "count"];
+    format!("## Errors\n\n{}", columns(heading, &rows, |column| column == 2))
+}
+
+/// Empty without the client's figures, which older records do not have.
+fn processor_section(run: &Run) -> String {
+    let mut rows = Vec::new();
+    for (name, client) in &run.clients {
+        let (Some(user), Some(system)) = (client.cpu_user_seconds, client.cpu_system_seconds)
+        else {
+            continue;
+        };
+        let seconds = client.ramp_seconds;
+        let busy = client.ramp_cpu_seconds.filter(|_| seconds > 0.0).map(|cpu| cpu / seconds);
+        rows.push(processor_row(name, Some([user, system]), busy));
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    if let Some(server) = &run.server {
+        let total = [server.cpu_user_seconds, server.cpu_system_seconds];
+        rows.push(processor_row("server, each thread", Some(total), busy_share(server)));
+    }
+    for (name, client) in &run.clients {
+        let machine =
+            if run.is_one_kernel() { "machine".into() } else { format!("machine of {name}") };
+        let Some([busy, softirq]) = machine_shares(client) else { continue };
+        rows.push(processor_row(&format!("{machine}, all processors"), None, Some(busy)));
+        rows.push(processor_row(&format!("{machine}, soft interrupts"), None, Some(softirq)));
+        if run.is_one_kernel() {
+            break;
+        }
+    }
+    let heading = ["", "user", "system", "busy during the ramp"];
+    format!("## Processor time\n\n{}", table(heading, &rows))
+}
+
+fn processor_row(name: &str, total: Option<[f64; 2]>, busy: Option<f64>) -> [String; 4] {
+    let [user, system] = match total {
+        Some(total) => total.map(format::duration),
+        None => ["-", "-"].map(str::to_owned),
+    };
+    [name.to_owned(), user, system, seen(busy.map(|share| format::percent(share.clamp(0.0, 1.0))))]
+}
+
+/// The messages during the hold. Latencies are counted from the time a message was due.
 fn workload_section(run: &Run) -> String {
     let of = |(name, client): &(String, ClientRecord)| {
         let workload = client.workload.as_ref()?;
@@ -178,7 +263,7 @@ fn workload_section(run: &Run) -> String {
         ["client", "senders", "every", "sent", "answered", "p50", "p99", "p99.9", "p99.99", "max"];
     format!(
         "## Messages during the hold\n\nEach latency is counted from the time the message was due, \
-         whether it could be sent then or not.\n\n{}\n{}",
+         even if it was sent later.\n\n{}\n{}",
         table(heading, &rows),
         table(fault_heading, &fault_rows)
     )
@@ -215,7 +300,7 @@ fn reopened_section(run: &Run) -> String {
     }
     let heading =
         ["client", "", "closed", "back", "in", "connect p50", "connect p99", "connect max"];
-    format!("## Closed and opened anew\n\n{}", table(heading, &rows))
+    format!("## Closed and reopened\n\n{}", table(heading, &rows))
 }
 
 fn thresholds(run: &Run) -> String {
@@ -238,34 +323,84 @@ fn thresholds(run: &Run) -> String {
 fn cost_section(run: &Run) -> String {
     let mut text = "## What a connection costs\n\n".to_owned();
     let memory = cost::process(run);
-    let _ = writeln!(
-        text,
-        "The server's process: {} a connection; resident {} before, {} at the peak.\n",
-        seen(memory.bytes_each.map(format::bytes_each)),
-        seen(memory.before_bytes.map(format::bytes)),
-        seen(memory.peak_bytes.map(format::bytes))
-    );
+    let resident = [("before", memory.before_bytes), ("at the peak", memory.peak_bytes)];
+    let resident = resident
+        .map(|(moment, bytes)| bytes.map(|bytes| format!("{} {moment}", format::bytes(bytes))));
+    let resident: Vec<_> = resident.into_iter().flatten().collect();
+    let each = memory.bytes_each.map(|bytes| format!("{} a connection", format::bytes_each(bytes)));
+    let resident = (!resident.is_empty()).then(|| format!("resident {}", resident.join(", ")));
+    let known: Vec<_> = [each, resident].into_iter().flatten().collect();
+    let known = seen((!known.is_empty()).then(|| known.join("; ")));
+    let _ = writeln!(text, "The server's process: {known}.\n");
     let kernels = cost::kernels(run);
-    if kernels.is_empty() {
-        text.push_str(&kernel_told(run));
-    }
     if kernels.iter().any(|cost| !cost.caches.is_empty()) {
         text.push_str(
-            "A kernel merges caches whose objects have one size, and shows them under the name of \
-             one of them.\n\n",
+            "The kernel merges caches whose objects have the same size, and shows them under the name \
+             of one of them.\n\n",
         );
     }
-    let blocks: Vec<String> = kernels.iter().map(kernel_cost).collect();
+    let mut blocks: Vec<String> = kernels.iter().map(kernel_cost).collect();
+    if blocks.is_empty() {
+        blocks.push(kernel_reported(run));
+    }
+    blocks.extend(layers(run));
     text + &blocks.join("\n")
 }
 
-/// What the server says itself, where no snapshots do.
-fn kernel_told(run: &Run) -> String {
-    let told = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
-    let found = seen(told.map(|bytes| {
-        format!("{} for one end of a connection, by the server", format::bytes_each(bytes))
+/// The memory of a connection by layer, at the client's end and at the server's. `None` without a client's figures.
+fn layers(run: &Run) -> Option<String> {
+    let mut rows = Vec::new();
+    let mut add = |end: &str, layer: &str, bytes: Option<f64>, note: &str| {
+        rows.extend(bytes.map(|bytes| {
+            [end.to_owned(), layer.to_owned(), format::bytes_each(bytes), note.to_owned()]
+        }));
+    };
+    let mut has_layers = false;
+    for (name, client) in &run.clients {
+        // With few connections, the growth of the process is mostly that of its fixed parts.
+        let is_weighed = client.established >= CONNECTIONS_TO_WEIGH_MIN;
+        let process = client.process_bytes_per_connection.filter(|_| is_weighed);
+        let Some(layers) = client.connection_bytes else { continue };
+        has_layers = true;
+        add(name, "kernel", layers.kernel.filter(|_| is_weighed), SLABS);
+        add(
+            name,
+            "TLS",
+            Some(float(layers.tls)).filter(|tls| *tls > 0.0),
+            "session, size of the type",
+        );
+        let protocol = if client.protocol.is_empty() { "protocol" } else { &client.protocol };
+        add(name, protocol, Some(float(layers.protocol)), "state, size of the type");
+        add(name, "client", Some(float(layers.client)), "slot and state, sizes of the types");
+        add(name, "whole process", process, "growth during the ramp, with all that it allocates");
+    }
+    let kernel =
+        cost::server_end_bytes(run).or_else(|| run.server.as_ref()?.kernel_bytes_per_connection);
+    add("server", "kernel", kernel, SLABS);
+    // The snapshots have them in more detail.
+    let mut slabs = cost::recorded_slabs(run);
+    let total: f64 = slabs.iter().map(|(_, bytes)| bytes).sum();
+    let is_shown = cost::kernels(run).is_empty()
+        && run.server.as_ref().is_some_and(|server| server.peak >= CONNECTIONS_TO_WEIGH_MIN)
+        && kernel.is_none_or(|kernel| total <= kernel * SLABS_SHARE_MAX);
+    slabs.retain(|_| is_shown);
+    for (name, bytes) in slabs.into_iter().take(SLABS_MAX) {
+        add("server", &format!("kernel, {name}"), Some(bytes), "growth of this slab, per socket");
+    }
+    add("server", "whole process", cost::process(run).bytes_each, "growth from start to peak");
+    has_layers.then(|| {
+        let heading = ["end", "layer", "per connection", "measured as"];
+        format!("By layer, at each end of a connection:\n\n{}", table_with_notes(heading, &rows))
+    })
+}
+
+/// The kernel's memory as the server measured it, if there are no snapshots of the slabs.
+fn kernel_reported(run: &Run) -> String {
+    let reported = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
+    let found = seen(reported.map(|bytes| {
+        format!("{} for one end of a connection, by the server's record", format::bytes_each(bytes))
     }));
-    format!("The kernel: {found}; the slabs of the host are not in the snapshots.\n")
+    format!("The kernel: {found}; there are no snapshots of the host's slabs.\n")
 }
 
 fn kernel_cost(cost: &HostCost) -> String {
@@ -285,26 +420,26 @@ fn kernel_cost(cost: &HostCost) -> String {
         [name.to_owned(), String::new(), String::new(), format::bytes_each(bytes)]
     };
     rows.push(last("all other caches", cost.rest_bytes));
-    rows.push(last("together", cost.bytes()));
+    rows.push(last("total", cost.bytes()));
     let mut text = format!(
         "The {}, by slab cache, pages included ({} connections):\n\n{}",
         markdown(&cost.name()),
         format::count(cost.connections),
-        table(["cache", "objects", "size of one", "a connection"], &rows)
+        table(["cache", "objects", "object size", "per connection"], &rows)
     );
     if cost.ends == 2 {
         let _ = writeln!(text, "\nThat is {} an end.", format::bytes_each(cost.bytes() / 2.0));
     }
     let _ = writeln!(
         text,
-        "\nOther processes move slabs too. By the caches that connections live in, of those shared \
-         with all files one object each, an end takes {}.",
+        "\nOther processes change slabs too. By the caches that connections use, with one object of each cache \
+         that all files share, one end takes {}.",
         format::bytes_each(cost.end_bytes)
     );
     text
 }
 
-/// The test that this software repeats, beside its own figures, where the hosts are the same.
+/// The figures of the test that this software repeats beside those of this run, if its hosts are the same.
 fn original(run: &Run) -> String {
     if run.topology() != Topology::ThreeHosts || run.is_one_kernel() {
         return String::new();
@@ -320,24 +455,24 @@ fn original(run: &Run) -> String {
         ["memory in use, server".into(), "2.6 GB".into(), memory("server")],
         ["memory in use, client 1".into(), "1.2 GB".into(), memory("client-1")],
         ["memory in use, client 2".into(), "1.2 GB".into(), memory("client-2")],
-        ["the end".into(), "server killed for want of memory at 1,150,000 (6 GB)".into(), end(run)],
+        ["the end".into(), "server killed, out of memory, at 1,150,000 (6 GB)".into(), end(run)],
     ];
     format!(
-        "## Beside the original test\n\n{}\nMemory in use is the whole host's: what is neither \
-         free nor cache.\n",
+        "## Compared with the original test\n\n{}\nMemory in use is that of the whole host, without \
+         free memory and caches.\n",
         table(["", "original", "this run"], &rows)
     )
 }
 
 fn end(run: &Run) -> String {
     match (&run.server, run.snapshot("server", Moment::After)) {
-        (Some(_), Some(_)) => "server outlived the teardown".to_owned(),
+        (Some(_), Some(_)) => "server still running after the teardown".to_owned(),
         (Some(_), None) => "server wrote its record".to_owned(),
         (None, _) => "not seen".to_owned(),
     }
 }
 
-fn agreement(checks: &[Check]) -> String {
+fn checks_section(checks: &[Check]) -> String {
     let rows: Vec<_> = checks
         .iter()
         .map(|check| {
@@ -345,7 +480,7 @@ fn agreement(checks: &[Check]) -> String {
             [name.clone(), expected.clone(), found.clone(), outcome.to_string(), note.clone()]
         })
         .collect();
-    let heading = ["check", "expected", "found", "agrees", "what it means"];
+    let heading = ["check", "expected", "found", "agrees", "what is checked"];
     format!("## Checks: client, server and kernel\n\n{}", text_table(heading, &rows))
 }
 
@@ -376,20 +511,21 @@ fn rate_section(run: &Run) -> String {
 
 fn teardown(run: &Run) -> String {
     let mut rows = vec![row(
-        "the server's process",
+        "server's process",
         seen(cost::process(run).share_returned().map(format::percent)),
     )];
     for cost in cost::kernels(run) {
         rows.push(row(
-            &format!("slabs that connections have to themselves, host {}", cost.host),
+            &format!("slabs that only connections use, host {}", cost.host),
             seen(cost::slab_share_returned(run, &cost.host).map(format::percent)),
         ));
     }
-    let heading = ["memory that came back, of what was grown", "share"];
+    let heading = ["memory returned, as a share of its growth", "share"];
     format!("## After the teardown\n\n{}", table(heading, &rows))
 }
 
-fn chart_section(charts: &[Chart]) -> String {
+/// Links to the charts in the same folder.
+pub(super) fn chart_section(charts: &[Chart]) -> String {
     let links: String =
         charts.iter().map(|chart| format!("\n![{}]({})\n", chart.title, chart.file_name)).collect();
     if links.is_empty() { links } else { format!("## Charts\n{links}") }

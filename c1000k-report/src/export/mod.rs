@@ -1,11 +1,12 @@
-//! What is made of a report for others to read: a file for each format.
+//! Writes a report in several formats.
 //!
-//! A format is a file of this folder with an implementation of [`Export`], and its lines in [`Format`].
+//! A format is a file in this folder with an implementation of [`Export`], and a variant of [`Format`].
 
 mod csv;
 mod html;
 mod json;
 mod markdown;
+mod series;
 
 use std::error::Error;
 
@@ -16,7 +17,7 @@ use crate::compare::Comparison;
 
 pub use json::SUMMARY_SCHEMA;
 
-/// How a report is written down.
+/// A format of a report.
 pub trait Export {
     /// The name of the file in the folder of the run.
     fn file_name(&self) -> &'static str;
@@ -45,10 +46,12 @@ pub enum Format {
     Json,
     /// The figures of summary.csv
     Csv,
+    /// The figures over time of series.csv
+    Series,
 }
 
 impl Format {
-    /// What writes this format.
+    /// The implementation of this format.
     #[must_use]
     pub fn exporter(self) -> &'static dyn Export {
         match self {
@@ -56,6 +59,7 @@ impl Format {
             Self::Html => &html::Html,
             Self::Json => &json::Json,
             Self::Csv => &csv::Csv,
+            Self::Series => &series::Series,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Memory runs out: that of a cgroup, and that of queues which are not read.
+//! Memory runs out in a cgroup, or queues grow because peers do not read.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -6,44 +6,43 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
 use crate::cgroup::MemoryCgroup;
-use crate::crowd::{Arrival, Crowd};
-use crate::faults::run::{Run, many};
+use crate::faults::run::{Run, require_descriptors};
+use crate::load::{Load, Ramp};
 use crate::namespace::Namespace;
-use crate::patience::{sleep, wait_until};
 use crate::server::{Server, Setup};
 use crate::sockets::is_admitted;
+use crate::wait::{sleep, wait_until};
 
 const CGROUP_BYTES: u64 = 12 << 20;
 const PEERS: usize = 18_000;
 
 pub(super) fn cgroup(run: &mut Run<'_>) -> Result<()> {
     let cgroup = MemoryCgroup::new(CGROUP_BYTES)?;
-    let server = serve_in(run, &cgroup, &["--max-connections", "19000"])?;
-    let mut crowd = Crowd::new(server.ports())?;
-    crowd.add(many(PEERS)?)?;
-    let (held, refused) = (crowd.open(), crowd.reset());
-    run.figure("held", held);
-    run.figure("refused", refused);
-    run.figure("peak_bytes", cgroup.peak_bytes());
-    run.figure("kills", cgroup.kills()?);
+    let mut server = serve_in(run, &cgroup, &["--max-connections", "19000"])?;
+    let mut load = Load::new(server.ports())?;
+    load.add(require_descriptors(PEERS)?)?;
+    let (held, refused) = (load.open(), load.reset());
+    run.figures(json!({"held": held, "refused": refused}));
+    run.figures(json!({"peak_bytes": cgroup.peak_bytes(), "kills": cgroup.kills()?}));
     run.check("not killed", server.process.is_running() && cgroup.kills()? == 0);
     run.check("many are held", held > 3_000);
     run.check("all others were reset", held + refused == PEERS);
-    run.check("each one admitted echoes", crowd.prove()? == held);
-    server.await_log("| refusing: memory", Duration::from_secs(10))?;
-    crowd.close(held / 2);
-    let is_let_in = || Ok(is_admitted(server.address(0)));
-    let took = wait_until("it admits again", Duration::from_secs(15), is_let_in)?;
-    crowd.add(held / 4)?;
+    run.check("each admitted connection echoes", load.verify()? == held);
+    server.process.await_log("| refusing: memory", Duration::from_secs(10))?;
+    load.close(held / 2);
+    let is_admitted_again = || Ok(is_admitted(server.address(0)));
+    let took = wait_until("it admits again", Duration::from_secs(15), is_admitted_again)?;
+    load.add(held / 4)?;
     run.seconds("room_again_seconds", took);
-    run.figure("held_again", crowd.open());
-    run.check("it admits again", crowd.open() > held - held / 2 + held / 8);
-    run.check("all of them echo", crowd.prove()? == crowd.open());
-    drop(crowd);
-    let record = run.ends(server)?;
+    run.figure("held_again", load.open());
+    run.check("it admits again", load.open() > held - held / 2 + held / 8);
+    run.check("all of them echo", load.verify()? == load.open());
+    drop(load);
+    let record = run.end(server)?;
     run.figure("guard", serde_json::to_string(&record.memory_guard)?);
     run.figure("kills_at_end", cgroup.kills()?);
     let counted = record.refused_by.get("memory").copied().unwrap_or(0);
@@ -55,28 +54,23 @@ pub(super) fn cgroup(run: &mut Run<'_>) -> Result<()> {
 pub(super) fn pause(run: &mut Run<'_>) -> Result<()> {
     let cgroup = MemoryCgroup::new(CGROUP_BYTES)?;
     let server = serve_in(run, &cgroup, &["--max-connections", "19000", "--overload", "pause"])?;
-    let mut crowd = Crowd::new(server.ports())?;
-    let arrival = Arrival {
-        patience: Duration::from_millis(1_500),
-        in_flight_max: 2_000,
-        ..Arrival::default()
-    };
-    crowd.add_as(many(PEERS)?, arrival)?;
-    let held = crowd.open();
-    run.figure("held", held);
-    run.figure("waiting", crowd.waiting());
-    run.figure("kills", cgroup.kills()?);
-    run.figure("reset", crowd.reset());
+    let mut load = Load::new(server.ports())?;
+    let stall_timeout = Duration::from_millis(1_500);
+    let ramp = Ramp { in_flight_max: 2_000, stall_timeout, ..Ramp::default() };
+    load.ramp(require_descriptors(PEERS)?, ramp)?;
+    let held = load.open();
+    run.figures(json!({"held": held, "waiting": load.waiting()}));
+    run.figures(json!({"kills": cgroup.kills()?, "reset": load.reset()}));
     run.check("not killed", server.process.is_running() && cgroup.kills()? == 0);
-    run.check("none is reset", crowd.gone() == 0);
-    run.check("each one admitted echoes", held > 3_000 && crowd.prove()? == held);
-    crowd.close_open(held / 2);
-    let wanted = held - held / 4;
-    crowd.step_until(Duration::from_secs(30), |crowd| crowd.open() >= wanted)?;
-    run.figure("held_again", crowd.open());
-    run.check("those that waited get in", crowd.open() >= wanted);
-    drop(crowd);
-    run.ends(server).map(drop)
+    run.check("none is reset", load.failed() == 0);
+    run.check("each admitted connection echoes", held > 3_000 && load.verify()? == held);
+    load.close_open(held / 2);
+    let expected = held - held / 4;
+    load.run_until(Duration::from_secs(30), |load| load.open() >= expected)?;
+    run.figure("held_again", load.open());
+    run.check("those that waited are admitted", load.open() >= expected);
+    drop(load);
+    run.end(server).map(drop)
 }
 
 fn serve_in(run: &Run<'_>, cgroup: &MemoryCgroup, arguments: &[&str]) -> Result<Server> {
@@ -84,24 +78,24 @@ fn serve_in(run: &Run<'_>, cgroup: &MemoryCgroup, arguments: &[&str]) -> Result<
 }
 
 pub(super) fn never_reading(run: &mut Run<'_>) -> Result<()> {
-    // At most 128 KiB and its overhead of the process each.
-    let closed_by = play_never_reading(run, 500, 64 << 10, 500 * (160 << 10))?;
+    // At most 128 KiB per peer, and its overhead.
+    let closed_by = send_without_reading(run, 500, 64 << 10, 500 * (160 << 10))?;
     run.check("the record counts each of them", closed_by.get("slow_reader") == Some(&500));
     Ok(())
 }
 
 pub(super) fn never_reading_many(run: &mut Run<'_>) -> Result<()> {
-    let count = many(15_000)?;
-    // 256 MiB of queues at most, and as much again for what holds them.
-    let closed_by = play_never_reading(run, count, 16 << 10, 512 << 20)?;
+    let count = require_descriptors(15_000)?;
+    // At most 256 MiB of queues, and the same for their overhead.
+    let closed_by = send_without_reading(run, count, 16 << 10, 512 << 20)?;
     let reasons = ["slow_reader", "queues_full", "tcp_mem"];
     let dropped: u64 = reasons.iter().filter_map(|&reason| closed_by.get(reason)).sum();
     run.check("the record counts each of them", dropped == count as u64);
     Ok(())
 }
 
-/// What the record says of how they were dropped.
-fn play_never_reading(
+/// Runs peers that send and never read; returns the record's `closed_by`.
+fn send_without_reading(
     run: &mut Run<'_>,
     count: usize,
     kernel_bytes: usize,
@@ -113,43 +107,40 @@ fn play_never_reading(
         namespace: Some(&namespace),
         ..Setup::default()
     })?;
-    // Else the kernel takes megabytes for each of them before anything waits in the server.
+    // With its defaults the kernel would buffer megabytes per peer before the server has to queue anything.
     for setting in ["tcp_rmem", "tcp_wmem"] {
         let sizes = format!("4096 {kernel_bytes} {kernel_bytes}");
-        namespace.there.set(&format!("net/ipv4/{setting}"), &sizes)?;
+        namespace.network.set(&format!("net/ipv4/{setting}"), &sizes)?;
     }
     let (before, rss) = (server.descriptors()?, server.rss_bytes()?);
     let mut peers = Vec::with_capacity(count);
     for number in 0..count {
-        peers.push((deaf_peer(&server, number, kernel_bytes)?, 0));
+        peers.push((peer_without_window(&server, number, kernel_bytes)?, 0));
     }
     let mut peak = 0;
     let started = Instant::now();
     for _ in 0..12 {
         for (number, (stream, sent)) in peers.iter_mut().enumerate() {
-            // All at once they would fill the kernel's memory for TCP, and each wait be one for a lost packet.
-            let due = Duration::from_millis(number as u64).saturating_sub(started.elapsed());
-            if !due.is_zero() {
-                sleep(due)?;
-            }
+            // Without pauses the kernel's memory for TCP would be full, and the peers would wait for retransmissions.
+            sleep(Duration::from_millis(number as u64).saturating_sub(started.elapsed()))?;
             *sent += send_up_to(stream, (1 << 20) - *sent);
         }
         peak = peak.max(server.rss_bytes()?.saturating_sub(rss));
         sleep(Duration::from_millis(100))?;
     }
-    run.figure("sent_bytes", peers.iter().map(|(_, sent)| *sent).sum::<usize>());
-    run.figure("process_grew_bytes", peak);
+    let sent: usize = peers.iter().map(|(_, sent)| *sent).sum();
+    run.figures(json!({"sent_bytes": sent, "process_grew_bytes": peak}));
     run.check("the process stays within its bounds", peak < process_bytes_max);
     let are_dropped = || Ok(server.descriptors()? <= before);
     let took = wait_until("they are dropped", Duration::from_secs(60), are_dropped)?;
     run.seconds("dropped_seconds", took);
     drop(peers);
-    let record = run.ends(server)?;
+    let record = run.end(server)?;
     run.counts("closed_by", &record.closed_by);
     Ok(record.closed_by)
 }
 
-fn deaf_peer(server: &Server, number: usize, kernel_bytes: usize) -> Result<TcpStream> {
+fn peer_without_window(server: &Server, number: usize, kernel_bytes: usize) -> Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_recv_buffer_size(4096)?;
     socket.set_send_buffer_size(kernel_bytes)?;
@@ -158,13 +149,13 @@ fn deaf_peer(server: &Server, number: usize, kernel_bytes: usize) -> Result<TcpS
     Ok(socket.into())
 }
 
-/// As much as is taken just now.
-fn send_up_to(stream: &mut TcpStream, most: usize) -> usize {
+/// Sends as much as the kernel accepts now.
+fn send_up_to(stream: &mut TcpStream, max: usize) -> usize {
     let mut sent = 0;
-    while sent < most {
+    while sent < max {
         match stream.write(&[b'x'; 1 << 16]) {
             Ok(count) => sent += count,
-            // Full, or dropped already.
+            // The send buffer is full, or the connection was dropped.
             Err(_) => break,
         }
     }

@@ -1,4 +1,4 @@
-//! The network, and the machines at its other end.
+//! The network fails, or the machines of the peers do.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -6,37 +6,38 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use nix::sys::signal::Signal;
+use serde_json::json;
 
-use super::many::start_client;
-use crate::crowd::Crowd;
-use crate::faults::run::{Run, many};
+use super::many::{record_path, start_client};
+use crate::faults::run::{Run, require_descriptors};
+use crate::load::{Load, State};
 use crate::namespace::Namespace;
-use crate::patience::sleep;
-use crate::record::{Verdict, client as client_record};
+use crate::record::{ClientRecord, Verdict, client as client_record};
 use crate::server::{Server, Setup};
 use crate::sockets::is_admitted;
 use crate::syn;
+use crate::wait::sleep;
 
 pub(super) fn full_accept_queue(run: &mut Run<'_>) -> Result<()> {
-    let count = many(5_000)?;
+    let count = require_descriptors(5_000)?;
     let namespace = Namespace::new()?;
     let server = serve_in(run, &namespace, &["--backlog", "16"])?;
-    let mut crowd = Crowd::new(server.ports())?;
+    let mut load = Load::new(server.ports())?;
     server.process.signal(Signal::SIGSTOP)?;
-    crowd.start_many(count)?;
-    crowd.settle(Duration::from_secs(2))?;
+    load.connect_many(count)?;
+    load.run_for(Duration::from_secs(2))?;
     server.process.signal(Signal::SIGCONT)?;
-    let is_over = |crowd: &Crowd| crowd.open() >= count || crowd.gone() > 0;
-    let took = crowd.step_until(Duration::from_secs(60), is_over)?;
-    run.figure("open", crowd.open());
+    let is_over = |load: &Load| load.open() >= count || load.failed() > 0;
+    let took = load.run_until(Duration::from_secs(60), is_over)?;
+    run.figure("open", load.open());
     run.seconds("recovered_seconds", took);
-    run.check("all get in in the end", crowd.open() == count);
-    drop(crowd);
-    let record = run.ends_suspended(server)?;
+    run.check("all are admitted in the end", load.open() == count);
+    drop(load);
+    let record = run.end_delayed(server)?;
     let counter = |name: &str| record.counters.get(name).copied();
-    run.figure("listen_overflows", counter("ListenOverflows"));
-    run.figure("listen_drops", counter("ListenDrops"));
-    let is_counted = counter("ListenOverflows").is_some_and(|count| count > 0);
+    let (overflows, drops) = (counter("ListenOverflows"), counter("ListenDrops"));
+    run.figures(json!({"listen_overflows": overflows, "listen_drops": drops}));
+    let is_counted = overflows.is_some_and(|count| count > 0);
     run.check("the overflow is in the record", is_counted);
     Ok(())
 }
@@ -52,69 +53,63 @@ pub(super) fn syn_flood(run: &mut Run<'_>) -> Result<()> {
     let SocketAddr::V4(target) = server.address(0) else { bail!("no IPv4 address") };
     let started = Instant::now();
     let flood = thread::spawn(move || syn::flood(target, 50_000));
-    let (mut got_in, mut tried) = (0, 0);
+    let (mut admitted, mut tried) = (0, 0);
     while !flood.is_finished() {
-        got_in += usize::from(is_admitted(server.address(tried)));
+        admitted += usize::from(is_admitted(server.address(tried)));
         tried += 1;
         sleep(Duration::from_millis(50))?;
     }
-    flood.join().map_err(|_| anyhow!("the flood failed"))??;
+    flood.join().map_err(|_| anyhow!("the flood panicked"))??;
     run.seconds("flood_seconds", started.elapsed());
-    run.figure("got_in", got_in);
-    run.figure("tried", tried);
-    run.check("others get in during the flood", tried > 0 && got_in as f64 >= 0.9 * tried as f64);
+    run.figures(json!({"got_in": admitted, "tried": tried}));
+    let are_admitted = tried > 0 && admitted as f64 >= 0.9 * tried as f64;
+    run.check("others are admitted during the flood", are_admitted);
     run.check("and after it", is_admitted(server.address(0)));
-    run.gone_again(&server, before)?;
+    run.check_all_closed(&server, before)?;
     let cookies = namespace.counter("SyncookiesSent")?;
     run.figure("syn_cookies_sent", cookies);
     run.figure("request_queue_full", namespace.counter("TCPReqQFullDoCookies")?);
     let dropped = namespace.counter("TCPReqQFullDrop")?;
-    run.check("the kernel saw a flood", cookies + dropped > 0);
-    run.ends(server).map(drop)
+    run.check("the kernel counts a flood", cookies + dropped > 0);
+    run.end(server).map(drop)
 }
 
 pub(super) fn link_down(run: &mut Run<'_>) -> Result<()> {
     let namespace = Namespace::new()?;
     let server = serve_in(run, &namespace, &[])?;
-    let mut crowd = Crowd::new(server.ports())?;
-    crowd.add(500)?;
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("client.json");
-    let json = path.to_string_lossy();
-    let words = ["-c", "2000", "--rate", "500", "--hold", "2s", "--json", &json];
-    let mut client = start_client(run, &server, &words)?;
+    let mut load = Load::new(server.ports())?;
+    load.add(500)?;
+    let (_folder, path) = record_path()?;
+    let arguments = ["-c", "2000", "--rate", "500", "--hold", "2s", "--json", &path];
+    let mut client = start_client(run, &server, &arguments)?;
     sleep(Duration::from_millis(1_500))?;
     namespace.link_down()?;
-    let asked = crowd.ask()?;
-    crowd.settle(Duration::from_secs(5))?;
-    let is_silent = asked.len() == 500 && crowd.connected_and_waiting() == 500;
-    run.check("nothing comes back while it is down", is_silent);
+    let slots = load.send_all()?;
+    load.run_for(Duration::from_secs(5))?;
+    let is_silent = slots.len() == 500 && load.count(State::Waiting) == 500;
+    run.check("nothing comes back while the link is down", is_silent);
     namespace.link_up()?;
     let started = Instant::now();
-    run.check("all echo again", crowd.echoes_of(&asked, Duration::from_secs(60))? == 500);
+    run.check("all echo again", load.await_echoes(&slots, Duration::from_secs(60))? == 500);
     run.seconds("echoing_again_seconds", started.elapsed());
-    let code = client.wait(Duration::from_secs(90))?.code();
-    let record = client_record(&path)?;
-    run.figure("client_exit", code);
-    run.figure("established", record.established);
-    run.figure("verified", record.verified);
-    run.figure("failed", record.failed);
-    run.figure("retried", record.retried);
+    let code = client.wait(Duration::from_secs(90))?;
+    let record = client_record(path.as_ref())?;
+    let ClientRecord { established, verified, failed, retried, verdict, .. } = record;
+    run.figures(json!({"client_exit": code, "established": established, "verified": verified}));
+    run.figures(json!({"failed": failed, "retried": retried}));
     run.counts("failures", &record.failures);
-    run.figure("verdict", record.verdict.to_string());
-    let is_reached = code == Some(0);
-    run.check(
-        "the client's exit code is its verdict",
-        is_reached == (record.verdict == Verdict::Reached),
-    );
-    // A connect that meets the dead link is tried again, or ends the ramp where the kernel says EHOSTUNREACH.
+    run.figure("verdict", verdict.to_string());
+    let is_reached = code == 0;
+    let is_verdict = is_reached == (verdict == Verdict::Reached);
+    run.check("the client's exit code is its verdict", is_verdict);
+    // A connect during that time is retried, or ends the ramp if the kernel reports EHOSTUNREACH.
     let adds_up = match is_reached {
-        true => record.established == 2_000 && record.verified == Some(2_000),
-        false => record.failed > 0 && record.failures.values().sum::<u64>() == record.failed,
+        true => established == 2_000 && verified == Some(2_000),
+        false => failed > 0 && record.failures.values().sum::<u64>() == failed,
     };
     run.check("the client's figures add up", adds_up);
-    drop(crowd);
-    run.ends_suspended(server).map(drop)
+    drop(load);
+    run.end_delayed(server).map(drop)
 }
 
 pub(super) fn peer_machine_gone(run: &mut Run<'_>) -> Result<()> {
@@ -131,9 +126,12 @@ pub(super) fn peer_machine_gone(run: &mut Run<'_>) -> Result<()> {
     let aborted = namespace.counter("TCPAbortOnTimeout")?;
     run.figure("tcp_abort_on_timeout", aborted);
     run.check("the kernel counts each of them", aborted == 1_000);
-    let record = run.ends(probing)?;
+    let record = run.end(probing)?;
     run.counts("closed_by", &record.closed_by);
-    run.check("so does the record", record.closed_by.get("tcp_timeout") == Some(&500));
+    run.check(
+        "the record counts each of the silent peers",
+        record.closed_by.get("tcp_timeout") == Some(&500),
+    );
     Ok(())
 }
 
@@ -143,14 +141,14 @@ fn machine_vanishes(
     probing: &Server,
     answering: &Server,
 ) -> Result<()> {
-    let (mut silent, mut asking) = (Crowd::new(probing.ports())?, Crowd::new(answering.ports())?);
+    let (mut silent, mut asking) = (Load::new(probing.ports())?, Load::new(answering.ports())?);
     let before = [probing.descriptors()?, answering.descriptors()?];
     silent.add(500)?;
     asking.add(500)?;
     sleep(Duration::from_secs(4))?;
-    run.check("those who answer probes stay", probing.descriptors()? == before[0] + 500);
+    run.check("peers that answer probes stay", probing.descriptors()? == before[0] + 500);
     answering.process.signal(Signal::SIGSTOP)?;
-    asking.ask()?;
+    asking.send_all()?;
     sleep(Duration::from_millis(200))?;
     namespace.vanish()?;
     let vanished = Instant::now();
@@ -168,8 +166,8 @@ fn machine_vanishes(
     run.seconds("silent_gone_seconds", probed);
     run.seconds("answered_gone_seconds", answered);
     let is_between = |took: Duration, least| (least..=10.0).contains(&took.as_secs_f64());
-    run.check("three unanswered probes, a second apart, end it", is_between(probed, 2.0));
-    run.check("an answer that is not taken ends it after 3 s", is_between(answered, 2.9));
-    run.check("only their machine knows nothing of it", silent.open() == 500);
+    run.check("three unanswered probes, one per second, close it", is_between(probed, 2.0));
+    run.check("an unacknowledged answer closes it after 3 s", is_between(answered, 2.9));
+    run.check("the silent peers see no error", silent.open() == 500);
     Ok(())
 }

@@ -9,22 +9,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use nix::sys::signal::Signal;
+use serde_json::json;
 
-use super::many::start_client;
-use crate::crowd::{Crowd, greeting};
-use crate::faults::run::{Run, many};
-use crate::patience::{sleep, wait_until};
-use crate::peers::Peers;
+use super::many::{record_path, start_client};
+use crate::faults::run::{Run, require_descriptors};
+use crate::load::{Load, first_message};
 use crate::record::{Limit, Verdict, client as client_record, server as server_record};
 use crate::server::{Server, Setup};
 use crate::sockets::{block, connect, is_admitted};
+use crate::wait::{sleep, wait_until};
 
 const TALK: &[u8] = &[b't'; 600];
 
 pub(super) fn sigterm_under_load(run: &mut Run<'_>) -> Result<()> {
     let mut server = serve_without_bystander(run, &["--grace", "20s"])?;
-    let mut crowd = Crowd::new(server.ports())?;
-    crowd.add(1_000)?;
+    let mut load = Load::new(server.ports())?;
+    load.add(1_000)?;
     let (mut slow, mut sent) = (Vec::new(), 0);
     for number in 0..50 {
         let stream = connect(server.address(number))?;
@@ -32,27 +32,25 @@ pub(super) fn sigterm_under_load(run: &mut Run<'_>) -> Result<()> {
         slow.push(stream);
     }
     let is_over = AtomicBool::new(false);
-    let (code, took, talked, heard) = thread::scope(|scope| -> Result<_> {
-        let talker = scope.spawn(|| talk(crowd.into_peers(), &is_over));
+    let (code, took, talked, received) = thread::scope(|scope| -> Result<_> {
+        let talker = scope.spawn(|| talk(load, &is_over));
         let outcome = end_under_load(&mut server, slow);
         is_over.store(true, Ordering::Relaxed);
-        let talked = talker.join().map_err(|_| anyhow!("the talkers failed"))??;
-        let (code, took, heard) = outcome?;
-        Ok((code, took, talked, heard))
+        let talked =
+            talker.join().map_err(|_| anyhow!("the thread of the busy peers panicked"))??;
+        let (code, took, received) = outcome?;
+        Ok((code, took, talked, received))
     })?;
     run.figure("exit_code", code);
     run.seconds("seconds", took);
     let record = server_record(&server.record_path)?;
-    run.figure("queued_senders", 50);
-    run.figure("sent_bytes", sent);
-    run.figure("heard_bytes", heard);
-    run.figure("talked_bytes", talked);
-    run.figure("bytes_in", record.bytes_in);
-    run.figure("bytes_out", record.bytes_out);
-    run.check("exit code 0", code == Some(0));
-    run.check("all that was read was sent back", record.bytes_in == record.bytes_out);
+    run.figures(json!({"queued_senders": 50, "sent_bytes": sent, "heard_bytes": received}));
+    let (bytes_in, bytes_out) = (record.bytes_in, record.bytes_out);
+    run.figures(json!({"talked_bytes": talked, "bytes_in": bytes_in, "bytes_out": bytes_out}));
+    run.check("exit code 0", code == 0);
+    run.check("all that was read was sent back", bytes_in == bytes_out);
     run.check("nothing was left open", record.open == 0 && record.accepted == record.closed);
-    run.check("and all of it arrived", heard + talked == record.bytes_out);
+    run.check("and all of it arrived", received + talked == bytes_out);
     Ok(())
 }
 
@@ -60,32 +58,29 @@ fn serve_without_bystander(run: &Run<'_>, arguments: &[&str]) -> Result<Server> 
     run.serve_as(&Setup { arguments, has_no_bystander: true, ..Setup::default() })
 }
 
-/// SIGTERM, and half a second later the slow ones read what waits for them: exit code, how long it took, and what they
-/// have got.
-fn end_under_load(
-    server: &mut Server,
-    slow: Vec<TcpStream>,
-) -> Result<(Option<i32>, Duration, u64)> {
+/// Sends SIGTERM; half a second later the slow peers read what is queued for them. Returns the exit code, the time until
+/// the end, and how many bytes the peers read.
+fn end_under_load(server: &mut Server, slow: Vec<TcpStream>) -> Result<(i32, Duration, u64)> {
     sleep(Duration::from_secs(1))?;
     server.process.signal(Signal::SIGTERM)?;
     let started = Instant::now();
     sleep(Duration::from_millis(500))?;
     let readers: Vec<_> =
         slow.into_iter().map(|stream| thread::spawn(move || drain(&stream))).collect();
-    let code = server.process.wait(Duration::from_secs(60))?.code();
+    let code = server.process.wait(Duration::from_secs(60))?;
     let took = started.elapsed();
-    let mut heard = 0;
+    let mut received = 0;
     for reader in readers {
-        heard += reader.join().map_err(|_| anyhow!("a reader failed"))?;
+        received += reader.join().map_err(|_| anyhow!("a reader panicked"))?;
     }
-    Ok((code, took, heard))
+    Ok((code, took, received))
 }
 
-/// Writes until the server takes no more.
-fn fill(mut stream: &TcpStream, most: usize) -> Result<usize> {
+/// Writes until the server accepts no more.
+fn fill(mut stream: &TcpStream, max: usize) -> Result<usize> {
     stream.set_nonblocking(true)?;
     let (mut sent, mut quiet) = (0, 0);
-    while sent < most && quiet < 10 {
+    while sent < max && quiet < 10 {
         match stream.write(&[b'q'; 1 << 16]) {
             Ok(count) => (sent, quiet) = (sent + count, 0),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -99,44 +94,44 @@ fn fill(mut stream: &TcpStream, most: usize) -> Result<usize> {
     Ok(sent)
 }
 
-/// Reads to the end, whatever that is.
+/// Reads until the end or an error.
 fn drain(mut stream: &TcpStream) -> u64 {
     let mut buffer = vec![0; 1 << 20];
-    let mut heard = 0;
+    let mut received = 0;
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
-        heard += count as u64;
+        received += count as u64;
     }
-    heard
+    received
 }
 
-/// Each one says something as soon as it has heard the last, until all have been closed; returns what they have heard,
-/// their greetings included. Once the server has ended there is nothing more to wait for.
-fn talk(mut peers: Peers, is_over: &AtomicBool) -> Result<u64> {
+/// Sends on each connection again after each read, until all are closed or the server has ended. Returns how many bytes
+/// were read, including the echoes of the first messages.
+fn talk(mut load: Load, is_over: &AtomicBool) -> Result<u64> {
     let mut left = BTreeSet::new();
     let mut talked = 0;
-    for (slot, peer) in peers.iter() {
-        talked += greeting(slot).len() as u64;
-        (&peer.stream).write_all(TALK)?;
+    for (slot, connection) in load.iter() {
+        talked += first_message(slot).len() as u64;
+        (&connection.stream).write_all(TALK)?;
         left.insert(slot);
     }
     let mut buffer = vec![0; 1 << 16];
     while !left.is_empty() {
-        let ready = peers.wait(Duration::from_millis(100))?;
+        let ready = load.wait(Duration::from_millis(100))?;
         if ready.is_empty() && is_over.load(Ordering::Relaxed) {
             break;
         }
         for slot in ready {
-            let Some(peer) = peers.get(slot) else { continue };
-            match (&peer.stream).read(&mut buffer) {
+            let Some(connection) = load.get(slot) else { continue };
+            match (&connection.stream).read(&mut buffer) {
                 Ok(count @ 1..) => {
                     talked += count as u64;
-                    // A server that is leaving need not take it.
-                    let _ = (&peer.stream).write(TALK);
+                    // A server that is shutting down may refuse it.
+                    let _ = (&connection.stream).write(TALK);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 _ => {
                     left.remove(&slot);
-                    peers.remove(slot, false);
+                    load.remove(slot, false);
                 }
             }
         }
@@ -146,9 +141,7 @@ fn talk(mut peers: Peers, is_over: &AtomicBool) -> Result<u64> {
 
 pub(super) fn sigkill_restart(run: &mut Run<'_>) -> Result<()> {
     let mut server = serve_without_bystander(run, &[])?;
-    let mut crowd = Crowd::new(server.ports())?;
-    crowd.add(many(10_000)?)?;
-    run.check("10,000 are held", crowd.open() == 10_000);
+    let _load = run.load(&server, 10_000)?;
     server.process.kill()?;
     let started = Instant::now();
     let again =
@@ -156,33 +149,31 @@ pub(super) fn sigkill_restart(run: &mut Run<'_>) -> Result<()> {
     run.check("serves", is_admitted(again.address(0)));
     run.seconds("serving_again_seconds", started.elapsed());
     sleep(Duration::from_millis(500))?;
-    run.ends(again).map(drop)
+    run.end(again).map(drop)
 }
 
 pub(super) fn server_killed(run: &mut Run<'_>) -> Result<()> {
     let mut server = serve_without_bystander(run, &[])?;
-    let count = many(10_000)?;
+    let count = require_descriptors(10_000)?;
     let before = server.descriptors()?;
-    let folder = tempfile::tempdir()?;
-    let path = folder.path().join("client.json");
-    let json = path.to_string_lossy();
-    let words = ["-c", &count.to_string(), "--hold", "1h", "--json", &json];
-    let mut client = start_client(run, &server, &words)?;
+    let (_folder, path) = record_path()?;
+    let arguments = ["-c", &count.to_string(), "--hold", "1h", "--json", &path];
+    let mut client = start_client(run, &server, &arguments)?;
     let all_held = || Ok(server.descriptors()? >= before + count);
     wait_until("all are held", Duration::from_secs(60), all_held)?;
     sleep(Duration::from_secs(1))?;
     server.process.kill()?;
     let started = Instant::now();
-    let code = client.wait(Duration::from_secs(30))?.code();
-    let record = client_record(&path)?;
+    let code = client.wait(Duration::from_secs(30))?;
+    let record = client_record(path.as_ref())?;
     run.figure("client_exit", code);
     run.seconds("seconds", started.elapsed());
-    run.figure("lost", record.lost);
-    run.figure("limit", record.limit.map(|limit| limit.to_string()));
-    run.figure("verdict", record.verdict.to_string());
-    run.check("exit code 1, verdict short", code == Some(1) && record.verdict == Verdict::Short);
+    let (limit, verdict) =
+        (record.limit.map(|limit| limit.to_string()), record.verdict.to_string());
+    run.figures(json!({"lost": record.lost, "limit": limit, "verdict": verdict}));
+    run.check("exit code 1, verdict short", code == 1 && record.verdict == Verdict::Short);
     run.check("all are reported as lost", record.lost == count as u64);
-    run.check("the server is named", record.limit == Some(Limit::Server));
+    run.check("the limit is the server", record.limit == Some(Limit::Server));
     Ok(())
 }
 
@@ -196,20 +187,18 @@ pub(super) fn suspended_minutes(run: &mut Run<'_>) -> Result<()> {
 
 fn suspend(run: &mut Run<'_>, duration: Duration) -> Result<()> {
     let server = serve_without_bystander(run, &["--idle-timeout", "5s"])?;
-    let mut crowd = Crowd::new(server.ports())?;
     let before = server.descriptors()?;
-    crowd.add(many(5_000)?)?;
-    run.check("all are held", crowd.open() == 5_000);
+    let _load = run.load(&server, 5_000)?;
     server.process.signal(Signal::SIGSTOP)?;
     sleep(duration)?;
     let cpu = server.cpu_seconds()?;
     server.process.signal(Signal::SIGCONT)?;
-    run.gone_again(&server, before)?;
+    run.check_all_closed(&server, before)?;
     run.seconds("cpu_seconds", Duration::try_from_secs_f64(server.cpu_seconds()? - cpu)?);
     let wakes = server.wakes_per_second(|| sleep(Duration::from_secs(3)))?;
     run.figure("wakes_per_second", wakes);
     run.check("no storm afterwards", wakes < 20.0);
-    let record = run.ends(server)?;
+    let record = run.end(server)?;
     run.counts("closed_by", &record.closed_by);
     let is_each = record.closed_by.len() == 1 && record.closed_by.get("idle") == Some(&5_000);
     run.check("each fired once", is_each);

@@ -1,4 +1,4 @@
-//! What a scenario does with its guests, and what is expected of those that ran in them.
+//! What scenarios do in their guests, and what they expect of the programs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,18 +12,18 @@ use super::Settings;
 use super::check::Checks;
 use super::check::Must::{BeAtMost, Equal};
 use crate::guest::guests::{Guests, wait_for};
-use crate::guest::order::{Condition, Message, Order, Start};
+use crate::guest::request::{Condition, Message, Request, Start};
 use crate::million::plan::{FIRST_PORT, address};
+use crate::print_line;
 use crate::record::{self, ClientRecord, Limit, ServerRecord};
-use crate::say::say;
 
-/// A client waits so long for each connect where the machine is meant to be slow and nothing else.
-pub(super) const PATIENT: &str = "--connect-timeout 60s";
+/// For a client of a server that is slow under this fault.
+pub(super) const LONG_CONNECT_TIMEOUT: &str = "--connect-timeout 60s";
 
 /// The name of the program under test, and of its files.
 pub(super) const SERVER: &str = "server";
 
-/// Listeners, and what a kernel keeps for a moment.
+/// Listeners, and sockets that the kernel frees a moment later.
 const IDLE_SOCKETS_MAX: u64 = 150;
 
 /// Users of the guests.
@@ -33,21 +33,21 @@ pub(super) const USER_2: u32 = 1002;
 pub(super) const USER_3: u32 = 1003;
 pub(super) const USER_4: u32 = 1004;
 
-/// A scenario that is being played.
+/// A running scenario.
 #[derive(Debug)]
-pub(super) struct Scene<'a> {
+pub(super) struct Run<'a> {
     pub(super) settings: &'a Settings,
     pub(super) checks: Checks,
     out: PathBuf,
     guests: Guests<'a>,
-    /// The guests of server and clients, the same one where there is one.
+    /// The guests of server and clients, which may be the same.
     server: &'static str,
     clients: &'static str,
-    /// Exit codes by the program's name.
+    /// Exit codes by program.
     codes: BTreeMap<String, u64>,
 }
 
-/// While something is waited for: how it goes.
+/// Prints the progress of the programs.
 pub(super) fn shown(message: &Message) -> Option<String> {
     match message {
         Message::Progress { name, line } => Some(format!("{name}: {line}")),
@@ -55,7 +55,7 @@ pub(super) fn shown(message: &Message) -> Option<String> {
     }
 }
 
-impl<'a> Scene<'a> {
+impl<'a> Run<'a> {
     pub(super) fn new(
         out: &Path,
         settings: &'a Settings,
@@ -68,19 +68,19 @@ impl<'a> Scene<'a> {
         Self { settings, checks, out, guests, server, clients, codes }
     }
 
-    /// A command for the shell of the server's guest; the answer is what it prints.
-    pub(super) fn run(&mut self, command: &str) -> Result<String> {
-        self.order(Order::Run(command.to_owned()))
+    /// Runs a command in a shell of the server's guest, and returns its output.
+    pub(super) fn shell(&mut self, command: &str) -> Result<String> {
+        self.request(Request::Run(command.to_owned()))
     }
 
-    /// An order for the server's guest.
-    pub(super) fn order(&mut self, order: Order) -> Result<String> {
-        self.guests.ask(self.server, order)
+    /// Sends a request to the server's guest.
+    pub(super) fn request(&mut self, request: Request) -> Result<String> {
+        self.guests.request(self.server, request)
     }
 
     /// Waits in the server's guest.
-    pub(super) fn wait(&mut self, condition: Condition, within_seconds: u64) -> Result<String> {
-        self.order(wait_for(condition, within_seconds))
+    pub(super) fn wait(&mut self, condition: Condition, timeout_seconds: u64) -> Result<String> {
+        self.request(wait_for(condition, timeout_seconds))
     }
 
     fn guest_of(&self, program: &str) -> &'static str {
@@ -92,19 +92,19 @@ impl<'a> Scene<'a> {
         name: &str,
         user: u32,
         cgroup: Option<&str>,
-        words: &str,
+        command: &str,
     ) -> Result<()> {
-        let words = words.split_whitespace().map(str::to_owned).collect();
+        let command = command.split_whitespace().map(str::to_owned).collect();
         let cgroup = cgroup.map(str::to_owned);
-        let start = Start { name: name.to_owned(), user, cgroup, words };
-        self.guests.ask(self.guest_of(name), Order::Start(start)).map(drop)
+        let start = Start { name: name.to_owned(), user, cgroup, command };
+        self.guests.request(self.guest_of(name), Request::Start(start)).map(drop)
     }
 
-    /// As the first user; returns when it is ready.
+    /// As the first user; returns when the server is ready.
     pub(super) fn start_server(&mut self, cgroup: Option<&str>, options: &str) -> Result<()> {
-        let words = format!("c1000k-server --json /out/server.json {options}");
-        self.start(SERVER, USER_1, cgroup, &words)?;
-        self.wait(Condition::says(SERVER, "ready"), 120).map(drop)
+        let command = format!("c1000k-server --json /out/server.json {options}");
+        self.start(SERVER, USER_1, cgroup, &command)?;
+        self.wait(Condition::logged(SERVER, "ready"), 120).map(drop)
     }
 
     pub(super) fn start_client(
@@ -114,26 +114,26 @@ impl<'a> Scene<'a> {
         connections: u64,
         options: &str,
     ) -> Result<()> {
-        say(format!("client '{name}': {} connections", format::count(connections)));
+        print_line(format!("client '{name}': {} connections", format::count(connections)));
         let to = if self.clients == self.server { "127.0.0.1".to_owned() } else { address(1, 1) };
         let record = format!("/out/{name}.json");
-        let words =
+        let command =
             format!("c1000k-client {to} {FIRST_PORT} -c {connections} --json {record} {options}");
-        self.start(name, user, None, &words)
+        self.start(name, user, None, &command)
     }
 
-    /// Waits for the end of a program.
-    pub(super) fn await_end(&mut self, name: &str, within_seconds: u64) -> Result<()> {
-        let ended = wait_for(Condition::Ended(name.to_owned()), within_seconds);
-        let code = self.guests.ask(self.guest_of(name), ended)?.parse()?;
+    /// Waits until a program has ended.
+    pub(super) fn await_end(&mut self, name: &str, timeout_seconds: u64) -> Result<()> {
+        let ended = wait_for(Condition::Ended(name.to_owned()), timeout_seconds);
+        let code = self.guests.request(self.guest_of(name), ended)?.parse()?;
         self.codes.insert(name.to_owned(), code);
         Ok(())
     }
 
-    /// Waits until a client holds, and stops it, so that others may be played against it for as long as they take.
-    pub(super) fn freeze(&mut self, name: &str, within_seconds: u64) -> Result<()> {
-        let holds = wait_for(Condition::Holds(name.to_owned()), within_seconds);
-        self.guests.ask(self.guest_of(name), holds).map(drop)
+    /// Waits until a client holds its connections, and stops the client, so that it holds them until it is resumed.
+    pub(super) fn pause(&mut self, name: &str, timeout_seconds: u64) -> Result<()> {
+        let holds = wait_for(Condition::Holds(name.to_owned()), timeout_seconds);
+        self.guests.request(self.guest_of(name), holds).map(drop)
     }
 
     pub(super) fn resume(&mut self, name: &str) -> Result<()> {
@@ -141,13 +141,13 @@ impl<'a> Scene<'a> {
     }
 
     fn signal(&mut self, name: &str, signal: Signal) -> Result<()> {
-        self.guests.ask(self.guest_of(name), Order::signal(name, signal)).map(drop)
+        self.guests.request(self.guest_of(name), Request::signal(name, signal)).map(drop)
     }
 
-    /// What this client held, as its record says.
+    /// The field of a client's record.
     pub(super) fn established(&mut self, client: &str) -> Result<u64> {
-        let order = Order::Established(client.to_owned());
-        Ok(self.guests.ask(self.guest_of(client), order)?.parse()?)
+        let established = Request::Established(client.to_owned());
+        Ok(self.guests.request(self.guest_of(client), established)?.parse()?)
     }
 
     pub(super) fn server_wakes(&mut self) -> Result<u64> {
@@ -156,12 +156,12 @@ impl<'a> Scene<'a> {
     }
 
     pub(super) fn snapshot(&mut self, moment: &str) -> Result<()> {
-        self.order(Order::Snapshot(moment.to_owned())).map(drop)
+        self.request(Request::Snapshot(moment.to_owned())).map(drop)
     }
 
     /// Waits until the server's guest has no connection left.
-    pub(super) fn drained(&mut self, within_seconds: u64) -> Result<()> {
-        self.wait(Condition::Drained { sockets_max: IDLE_SOCKETS_MAX }, within_seconds).map(drop)
+    pub(super) fn drained(&mut self, timeout_seconds: u64) -> Result<()> {
+        self.wait(Condition::Drained { sockets_max: IDLE_SOCKETS_MAX }, timeout_seconds).map(drop)
     }
 
     /// Ends the server.
@@ -170,21 +170,21 @@ impl<'a> Scene<'a> {
         self.await_end(SERVER, 60)
     }
 
-    /// Ends all guests; their files are here then.
+    /// Collects the files of all guests and ends them.
     pub(super) fn collect(&mut self) -> Result<()> {
         self.guests.names().into_iter().try_for_each(|name| self.guests.collect(name))
     }
 
-    /// What a failed scenario leaves, as far as it can be had.
+    /// The same after a failure, with what else may help.
     pub(super) fn save(&mut self) {
         for name in self.guests.names() {
-            let _ = self.guests.ask(name, Order::Snapshot("failure".to_owned()));
-            let _ = self.guests.ask(name, Order::Run("cp /proc/net/tcp /out/tcp".to_owned()));
+            let _ = self.guests.request(name, Request::Snapshot("failure".to_owned()));
+            let _ = self.guests.request(name, Request::Run("cp /proc/net/tcp /out/tcp".to_owned()));
             let _ = self.guests.collect(name);
         }
     }
 
-    // -- once all files are here
+    // The following need the collected files.
 
     pub(super) fn client(&self, name: &str) -> Result<ClientRecord> {
         record::client(&self.out.join(format!("{name}.json")))
@@ -194,16 +194,16 @@ impl<'a> Scene<'a> {
         record::server(&self.out.join("server.json"))
     }
 
-    /// Lines of the guests' kernels with one of these words.
-    pub(super) fn kernel_lines(&self, words: &[&str]) -> Result<u64> {
+    /// The number of lines in the guests' kernel logs with one of these texts.
+    pub(super) fn kernel_lines(&self, texts: &[&str]) -> Result<u64> {
         let mut count = 0;
         for entry in fs::read_dir(&self.out)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if name.starts_with("kernel") && name.ends_with(".log") {
                 let log = String::from_utf8_lossy(&fs::read(&path)?).to_lowercase();
-                let is_one = |line: &&str| words.iter().any(|word| line.contains(word));
-                count += log.lines().filter(is_one).count() as u64;
+                let matches = |line: &&str| texts.iter().any(|text| line.contains(text));
+                count += log.lines().filter(matches).count() as u64;
             }
         }
         Ok(count)
@@ -217,12 +217,12 @@ impl<'a> Scene<'a> {
         self.checks.expect(&format!("{name}: exit code"), self.code(name)?, Equal(code))
     }
 
-    /// What was admitted stays alive: nothing lost, and every echo once more.
+    /// No connection is lost, and each echoes once more.
     pub(super) fn expect_alive(&mut self, name: &str) -> Result<()> {
         let record = self.client(name)?;
         self.checks.expect(&format!("{name}: lost"), record.lost, Equal(0))?;
-        let what = format!("{name}: proven again after the hold");
-        self.checks.expect(&what, proven_again(&record)?, Equal(record.established))
+        let what = format!("{name}: verified again after the hold");
+        self.checks.expect(&what, verified_again(&record)?, Equal(record.established))
     }
 
     pub(super) fn expect_all(&mut self, name: &str) -> Result<()> {
@@ -249,11 +249,15 @@ impl<'a> Scene<'a> {
     }
 
     pub(super) fn expect_few_wakes(&mut self, when: &str, wakes: u64) -> Result<()> {
-        self.checks.expect(&format!("server: wake-ups a second while {when}"), wakes, BeAtMost(50))
+        self.checks.expect(
+            &format!("server: wake-ups per second while {when}"),
+            wakes,
+            BeAtMost(50),
+        )
     }
 }
 
-/// The second pass of echoes, which comes after the hold.
-pub(super) fn proven_again(record: &ClientRecord) -> Result<u64> {
+/// The second pass of echoes, after the hold.
+pub(super) fn verified_again(record: &ClientRecord) -> Result<u64> {
     record.verified_passes.get(1).copied().context("the record has no second pass of echoes")
 }

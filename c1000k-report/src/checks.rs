@@ -1,9 +1,9 @@
 //! Whether the clients, the server and the kernel agree.
 //!
-//! Each counted for itself, so a connection that one of them made up shows as a disagreement. What
-//! was not seen is called so: it neither agrees nor disagrees. Much of what the kernel counts is the
-//! whole system's, and speed depends on it: a figure that other processes can have moved is judged
-//! only as far as they can't, and else shown.
+//! Each of them counts independently, so a connection that only one of them has is a disagreement. What could not be
+//! checked is unknown: it neither agrees nor disagrees. Many of the kernel's figures are for the whole system, and
+//! speed depends on it. So a figure that other processes may have changed is shown and not judged, unless they can't be
+//! the cause.
 
 use std::fmt;
 
@@ -15,60 +15,60 @@ use crate::run::{Apart, Moment, Run, Topology};
 use crate::snapshot::Snapshot;
 use crate::trend;
 
-/// A run makes two; of more, as a record might tell, the first are asked for.
+/// A run makes two passes; if a record has more, only the first ones are checked.
 pub(crate) const PASSES_MAX: usize = 16;
-/// With fewer, a page more or less weighs on each of them.
-const CONNECTIONS_TO_WEIGH_MIN: u64 = 1_000;
-/// Sockets that others on the machine, and the 100 listeners, may open or close meanwhile.
+/// With fewer connections, a single page changes the bytes of each too much.
+pub(crate) const CONNECTIONS_TO_WEIGH_MIN: u64 = 1_000;
+/// Sockets that other processes may open or close during the run, and the 100 listeners.
 const SOCKETS_TOLERANCE: u64 = 200;
-/// Slab objects that caches keep aside per processor.
+/// Free slab objects that the caches keep for each processor.
 const OBJECTS_TOLERANCE: u64 = 2_000;
-/// The server weighs its slabs at another moment than the snapshots do.
+/// The server reads the slabs at another moment than the snapshots.
 const KERNEL_BYTES_TOLERANCE: f64 = 0.05;
 /// The kernel keeps some pages in half-filled slabs.
 const SLAB_RETURNED_MIN: f64 = 0.9;
-/// Below it the last connections came slower than the first.
+/// Below this ratio, the last connections were opened more slowly than the first.
 const TREND_MIN: f64 = 0.9;
-/// A prediction further off than this was wrong.
+/// A prediction that differs by more is wrong.
 const PREDICTION_TOLERANCE: f64 = 0.1;
-/// Snapshots are of another moment than the server's samples, and its own work takes some pages.
+/// Snapshots are of another moment than the server's samples, and the server uses some pages temporarily.
 const PROCESS_MEMORY_TOLERANCE_PART: u64 = 20;
 const PROCESS_MEMORY_TOLERANCE_BYTES: u64 = 256 * 1024;
-/// What the server may use of its own, whatever it holds.
+/// The bound of the server's process without connections.
 const PROCESS_FIXED_BYTES_MAX: u64 = 24_000_000;
-/// What it may use for each connection.
+/// The bound of each connection in the server's process.
 const PROCESS_BYTES_PER_CONNECTION_MAX: u64 = 48;
 
-/// One question, what the answer had to be and what it was.
+/// A check, with its expected and its actual result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    /// The question.
+    /// What is checked.
     pub name: String,
-    /// What had to be, with its tolerance.
+    /// The expected result, with its tolerance.
     pub expected: String,
-    /// What was.
+    /// The actual result.
     pub found: String,
     /// Whether the two agree.
     pub outcome: CheckOutcome,
-    /// What it means, or why it was not seen.
+    /// What the check means, or why its result is unknown.
     pub note: String,
-    /// It is about speed, which is shown and never asked for.
+    /// It is about speed, which is shown and never judged.
     pub is_speed: bool,
-    /// It was not seen for want of a snapshot of the kernel.
+    /// It is unknown because a snapshot of the kernel is missing.
     pub lacks_snapshot: bool,
 }
 
-/// How a check came out.
+/// The outcome of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckOutcome {
     /// As expected.
     Agrees,
     /// Not as expected.
     Disagrees,
-    /// Not as expected, for which the run need not be the cause.
+    /// Not as expected, possibly for another reason than the run.
     NotJudged,
     /// A record or a snapshot is missing.
-    NotSeen,
+    Unknown,
 }
 
 impl fmt::Display for CheckOutcome {
@@ -77,14 +77,14 @@ impl fmt::Display for CheckOutcome {
             Self::Agrees => "yes",
             Self::Disagrees => "NO",
             Self::NotJudged => "not judged",
-            Self::NotSeen => "not seen",
+            Self::Unknown => "not seen",
         })
     }
 }
 
-/// All checks of a run, in the order in which a sceptic asks.
+/// All checks of a run, the counts of connections first.
 #[must_use]
-pub fn checks(run: &Run) -> Vec<Check> {
+pub fn all(run: &Run) -> Vec<Check> {
     let mut checks = vec![held(run), accepted(run), closed(run), refused(run)];
     for (name, client) in &run.clients {
         checks.push(verdict(name, client));
@@ -106,15 +106,15 @@ pub fn checks(run: &Run) -> Vec<Check> {
 fn held(run: &Run) -> Check {
     let check = Question::new("Connections held at once", "the server's peak is the clients' sum");
     let (Some(clients), Some(server)) = (run.sum(|client| client.established), &run.server) else {
-        return check.not_seen(RECORD_MISSING);
+        return check.unknown(RECORD_MISSING);
     };
     if let Some(why) = run.incomparable() {
-        return check.not_seen(why);
+        return check.unknown(why);
     }
     if let Some(apart) = run.apart() {
-        return check.not_seen(apart.to_string());
+        return check.unknown(apart.to_string());
     }
-    // The server may take a new connection before it knows that the old one has gone.
+    // The server may accept a new connection before it knows that the old one has ended.
     if run.clients.iter().any(|(_, client)| client.churn.is_some() || client.storm.is_some()) {
         let expected = format!("at least {}", format::count(clients));
         return check.judge(expected, format::count(server.peak), server.peak >= clients);
@@ -125,13 +125,13 @@ fn held(run: &Run) -> Check {
 fn accepted(run: &Run) -> Check {
     let check = Question::new("Connections accepted", "all that the clients say they held");
     let (Some(clients), Some(server)) = (run.sum(|client| client.established), &run.server) else {
-        return check.not_seen(RECORD_MISSING);
+        return check.unknown(RECORD_MISSING);
     };
     if let Some(why) = run.incomparable() {
-        return check.not_seen(why);
+        return check.unknown(why);
     }
     if run.apart() == Some(Apart::Servers) {
-        return check.not_seen(Apart::Servers.to_string());
+        return check.unknown(Apart::Servers.to_string());
     }
     check.judge(
         format!("at least {}", format::count(clients)),
@@ -142,7 +142,7 @@ fn accepted(run: &Run) -> Check {
 
 fn closed(run: &Run) -> Check {
     let check = Question::new("Connections accounted for", "accepted is closed plus open");
-    let Some(server) = &run.server else { return check.not_seen(RECORD_MISSING) };
+    let Some(server) = &run.server else { return check.unknown(RECORD_MISSING) };
     check.equal(server.accepted, server.closed.saturating_add(server.open))
 }
 
@@ -151,7 +151,7 @@ fn refused(run: &Run) -> Check {
         Question::new("Connections refused", "each refusal of the server reached its client");
     let (Some(clients), Some(server)) = (run.sum(|client| client.refused_by_server), &run.server)
     else {
-        return check.not_seen(RECORD_MISSING);
+        return check.unknown(RECORD_MISSING);
     };
     check.judge(
         format!("at least {}", format::count(server.refused)),
@@ -163,7 +163,7 @@ fn refused(run: &Run) -> Check {
 fn verdict(name: &str, client: &ClientRecord) -> Check {
     let is_verified = client.verified.is_none_or(|verified| verified >= client.established);
     let is_whole = client.established >= client.target && client.lost == 0 && is_verified;
-    // A run that was cut off may have been whole until then.
+    // A run that was interrupted may have been complete until then.
     let follows = match client.verified {
         _ if !is_whole || client.limit == Some(Limit::Interrupted) => Verdict::Short,
         Some(_) => Verdict::Reached,
@@ -176,7 +176,7 @@ fn verdict(name: &str, client: &ClientRecord) -> Check {
     )
 }
 
-/// Nothing where the run sent no messages.
+/// `None` if the run sent no messages.
 fn messages(name: &str, client: &ClientRecord) -> Option<Check> {
     let workload = client.workload.as_ref()?;
     let question = Question::new(
@@ -187,7 +187,7 @@ fn messages(name: &str, client: &ClientRecord) -> Option<Check> {
     Some(question.equal(workload.sent, found.saturating_add(workload.unanswered)))
 }
 
-/// One check for each pass of echoes, or one that says that none was made.
+/// One check for each pass of echoes, or one that is unknown if there was none.
 fn verified(name: &str, client: &ClientRecord) -> Vec<Check> {
     let passes = match client.verified_passes.as_slice() {
         [] => client.verified.into_iter().collect(),
@@ -195,7 +195,7 @@ fn verified(name: &str, client: &ClientRecord) -> Vec<Check> {
     };
     if passes.is_empty() {
         let check = Question::new(format!("Echoes of {name}"), "");
-        return vec![check.not_seen("the run was asked to skip them")];
+        return vec![check.unknown("the run did not verify (--no-verify)")];
     }
     let count = passes.len();
     let check = |(pass, verified): (usize, u64)| {
@@ -210,7 +210,7 @@ fn verified(name: &str, client: &ClientRecord) -> Vec<Check> {
     (1..).zip(passes).take(PASSES_MAX).map(check).collect()
 }
 
-/// Sockets in use by the kernel's count.
+/// The kernel's count of sockets in use.
 fn sockets(run: &Run, host: &str) -> Check {
     let ends = if run.topology() == Topology::OneHost && !run.is_stateless() { 2 } else { 1 };
     let check = Question::new(
@@ -218,10 +218,10 @@ fn sockets(run: &Run, host: &str) -> Check {
         format!("sockstat rose by {ends} for each connection"),
     );
     if let Some(why) = sockets_unknown(run) {
-        return check.not_seen(why);
+        return check.unknown(why);
     }
     let Some(connections) = run.connections_of(host) else {
-        return check.not_seen(RECORD_MISSING);
+        return check.unknown(RECORD_MISSING);
     };
     let inuse = |moment| run.snapshot(host, moment).and_then(|snapshot| snapshot.tcp_inuse);
     let (Some(before), Some(peak)) = (inuse(Moment::Before), inuse(Moment::Peak)) else {
@@ -242,7 +242,7 @@ fn sockets_unknown(run: &Run) -> Option<&'static str> {
     run.has_unix_sockets().then_some(UNIX_SOCKETS).or_else(|| run.incomparable())
 }
 
-/// Sockets by the kernel's allocator, which knows nothing of the other counters.
+/// Sockets by the kernel's allocator, which is independent of the other counters.
 fn tcp_objects(run: &Run, host: &str) -> Check {
     let ends = run.ends_in_kernel();
     let check = Question::new(
@@ -250,10 +250,10 @@ fn tcp_objects(run: &Run, host: &str) -> Check {
         format!("the TCP caches rose by {ends} for each connection"),
     );
     if let Some(why) = sockets_unknown(run) {
-        return check.not_seen(why);
+        return check.unknown(why);
     }
     let Some(connections) = run.connections_of(host) else {
-        return check.not_seen(RECORD_MISSING);
+        return check.unknown(RECORD_MISSING);
     };
     let objects = |moment| run.snapshot(host, moment).and_then(Snapshot::tcp_objects);
     let (Some(before), Some(peak)) = (objects(Moment::Before), objects(Moment::Peak)) else {
@@ -271,28 +271,28 @@ fn tcp_objects(run: &Run, host: &str) -> Check {
 fn kernel_bytes(run: &Run) -> Check {
     let check = Question::new(
         "Kernel bytes for one end of a connection",
-        "the server's own figure is that of the snapshots, by the slab caches that connections live in",
+        "the server's figure equals that of the snapshots, by the slab caches of a connection",
     );
     let reported = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
-    let Some(reported) = reported else { return check.not_seen("the server's figure is missing") };
+    let Some(reported) = reported else { return check.unknown("the server's figure is missing") };
     let Some(seen) = cost::server_end_bytes(run) else {
         return check.no_snapshot(SLABINFO_MISSING);
     };
-    check.unless(is_weighed_with_others(run)).judge(
+    check.unless(may_include_others(run)).judge(
         format!("{}, within {}", format::bytes_each(seen), format::percent(KERNEL_BYTES_TOLERANCE)),
         format::bytes_each(reported),
         is_within(seen, reported, KERNEL_BYTES_TOLERANCE),
     )
 }
 
-/// The kernel's view of the process, which the server asks for itself too.
+/// The memory of the process by the snapshots and by the server's record.
 fn process_memory(run: &Run) -> Check {
     let check = Question::new(
         "Memory of the server's process at the peak",
-        "the server's own figure is that of the snapshots",
+        "the server's figure equals that of the snapshots",
     );
     let reported = run.server.as_ref().and_then(|server| server.rss_at_peak_bytes);
-    let Some(reported) = reported else { return check.not_seen("the server's figure is missing") };
+    let Some(reported) = reported else { return check.unknown("the server's figure is missing") };
     let Some(seen) = cost::process_seen(run).peak_bytes else {
         return check.no_snapshot("the server's process at the peak is missing");
     };
@@ -310,7 +310,7 @@ fn process_bytes(run: &Run) -> Check {
         "24 MB and 48 B for each connection at most",
     );
     let (Some(connections), Some(peak)) = (run.connections(), cost::process(run).peak_bytes) else {
-        return check.no_snapshot("neither record nor snapshots tell it");
+        return check.no_snapshot("neither record nor snapshots have it");
     };
     let most = PROCESS_FIXED_BYTES_MAX
         .saturating_add(connections.saturating_mul(PROCESS_BYTES_PER_CONNECTION_MAX));
@@ -320,7 +320,7 @@ fn process_bytes(run: &Run) -> Check {
 fn slab_returned(run: &Run, host: &str) -> Check {
     let check = Question::new(
         format!("Slab memory given back on host {host}"),
-        "after the teardown, of what the caches that connections have to themselves grew by",
+        "share of the growth of the caches that only connections use, after the teardown",
     );
     let Some(share) = cost::slab_share_returned(run, host) else {
         return check
@@ -337,7 +337,7 @@ fn listen_counters(run: &Run) -> [Check; 2] {
     let delta = |name: &str, figure: fn(&Snapshot) -> Option<u64>| {
         let check = Question::new(
             format!("{name} on the server's host"),
-            "no connection was dropped for a full accept queue",
+            "no connection was dropped because an accept queue was full",
         );
         let at = |moment| run.snapshot(run.server_host(), moment).and_then(figure);
         let last = at(Moment::After).or_else(|| at(Moment::Peak));
@@ -347,7 +347,7 @@ fn listen_counters(run: &Run) -> [Check; 2] {
             Some(found) => {
                 check.unless((!run.is_alone_in_its_network()).then_some(OTHERS)).equal(0, found)
             }
-            None => check.no_snapshot("neither record nor snapshots tell it"),
+            None => check.no_snapshot("neither record nor snapshots have it"),
         }
     };
     [
@@ -363,13 +363,13 @@ fn rate_trend(name: &str, client: &ClientRecord) -> Check {
     )
     .about_speed();
     let Some(tenths) = trend::tenths(&client.ramp_series) else {
-        return check.not_seen("the ramp has too few points to tell ten rates apart");
+        return check.unknown("the ramp has too few points for ten rates");
     };
     let ratio = trend::ratio(&tenths);
     check.judge(format!("at least {TREND_MIN:.2}"), apart(ratio, TREND_MIN, 2), ratio >= TREND_MIN)
 }
 
-/// What the server predicted against what it and the kernel then used; nothing where it predicted nothing.
+/// The server's prediction and the memory that it and the kernel used; `None` without a prediction.
 fn prediction(run: &Run) -> Option<Check> {
     let server = run.server.as_ref()?;
     let predicted = server.prediction.filter(|predicted| predicted.connections > 0)?;
@@ -387,7 +387,7 @@ fn prediction(run: &Run) -> Option<Check> {
         format::bytes_each(kernel)
     );
     let expected = each(predicted.process_bytes) + each(predicted.kernel_bytes);
-    Some(check(note).unless(is_weighed_with_others(run)).judge(
+    Some(check(note).unless(may_include_others(run)).judge(
         format!(
             "{}, within {}",
             format::bytes_each(expected),
@@ -398,13 +398,13 @@ fn prediction(run: &Run) -> Option<Check> {
     ))
 }
 
-/// Why what a connection was found to weigh need not be its own weight.
-fn is_weighed_with_others(run: &Run) -> Option<&'static str> {
+/// Why the measured memory of a connection may include other memory.
+fn may_include_others(run: &Run) -> Option<&'static str> {
     let are_few = run.connections().is_none_or(|count| count < CONNECTIONS_TO_WEIGH_MIN);
     (!run.is_alone()).then_some(OTHERS).or(are_few.then_some(FEW))
 }
 
-/// What a connection took of the process and, for one end, of the kernel.
+/// The memory of a connection in the server's process, and of one end in the kernel.
 fn server_costs(run: &Run) -> Option<(f64, f64)> {
     let process = cost::process(run).bytes_each?;
     let kernel =
@@ -412,64 +412,64 @@ fn server_costs(run: &Run) -> Option<(f64, f64)> {
     Some((process, kernel))
 }
 
-/// Each host whose kernel is its own: of those that share one, the server's.
+/// The hosts with different kernels; of those that share one, the server's.
 fn kernel_hosts(run: &Run) -> &'static [&'static str] {
     let hosts = run.hosts_expected();
     if run.is_one_kernel() { &hosts[..1] } else { hosts }
 }
 
-/// A figure with this many places, or with as many more as tell it from the bound that it misses.
+/// A figure with this number of decimal places, or with more if it would otherwise look like the bound that it misses.
 fn apart(value: f64, bound: f64, places: usize) -> String {
     let text = |value: f64, places| format!("{value:.places$}");
-    let tells = |places: &usize| value >= bound || text(value, *places) != text(bound, *places);
-    text(value, (places..places + 6).find(tells).unwrap_or(places + 6))
+    let is_distinct =
+        |places: &usize| value >= bound || text(value, *places) != text(bound, *places);
+    text(value, (places..places + 6).find(is_distinct).unwrap_or(places + 6))
 }
 
 fn is_within(expected: f64, found: f64, share: f64) -> bool {
     (found - expected).abs() <= expected * share
 }
 
-const OTHERS: &str = "other processes count here too, and may have moved it";
+const OTHERS: &str = "other processes count here too, and may have changed it";
 const FEW: &str = "too few connections to weigh one of them";
 const SPEED: &str = "speed also depends on what else the machine does";
 const UNIX_SOCKETS: &str = "the kernel's figures of TCP do not include Unix-domain sockets";
 const RECORD_MISSING: &str = "a record is missing";
 const SLABINFO_MISSING: &str = "slabinfo before or at the peak is missing; it needs root";
 
-/// A check that has no answer yet.
+/// A check without its result.
 struct Question {
     name: String,
     note: String,
     is_speed: bool,
-    /// Why a miss need not be the run's fault.
-    excuse: Option<&'static str>,
+    /// Why an unexpected result may have another cause than the run.
+    reason: Option<&'static str>,
 }
 
 impl Question {
     fn new(name: impl Into<String>, note: impl Into<String>) -> Self {
-        Self { name: name.into(), note: note.into(), is_speed: false, excuse: None }
+        Self { name: name.into(), note: note.into(), is_speed: false, reason: None }
     }
 
     fn about_speed(self) -> Self {
         Self { is_speed: true, ..self }.unless(Some(SPEED))
     }
 
-    /// A miss is shown and not judged, where there is an excuse for it.
-    fn unless(self, excuse: Option<&'static str>) -> Self {
-        Self { excuse: self.excuse.or(excuse), ..self }
+    /// With a reason, an unexpected result is shown and not judged.
+    fn unless(self, reason: Option<&'static str>) -> Self {
+        Self { reason: self.reason.or(reason), ..self }
     }
 
-    /// Other processes may open and close what is counted; but whatever they do, all of ours must be among what is
-    /// there.
+    /// Other processes may open and close more of what is counted; but the run's own must be included in any case.
     fn unless_others(self, is_alone: bool, ours: u64, there: u64, tolerance: u64) -> Self {
         let are_there = there.saturating_add(tolerance) >= ours;
         self.unless((!is_alone && are_there).then_some(OTHERS))
     }
 
     fn judge(self, expected: String, found: String, agrees: bool) -> Check {
-        let (outcome, note) = match self.excuse {
+        let (outcome, note) = match self.reason {
             _ if agrees => (CheckOutcome::Agrees, self.note),
-            Some(excuse) => (CheckOutcome::NotJudged, format!("{}; {excuse}", self.note)),
+            Some(reason) => (CheckOutcome::NotJudged, format!("{}; {reason}", self.note)),
             None => (CheckOutcome::Disagrees, self.note),
         };
         let Self { name, is_speed, .. } = self;
@@ -485,12 +485,12 @@ impl Question {
         self.judge(text, format::count(found), expected.abs_diff(found) <= tolerance)
     }
 
-    fn not_seen(self, why: impl Into<String>) -> Check {
+    fn unknown(self, why: impl Into<String>) -> Check {
         Check {
             name: self.name,
             expected: "-".to_owned(),
             found: "-".to_owned(),
-            outcome: CheckOutcome::NotSeen,
+            outcome: CheckOutcome::Unknown,
             note: why.into(),
             is_speed: self.is_speed,
             lacks_snapshot: false,
@@ -498,7 +498,7 @@ impl Question {
     }
 
     fn no_snapshot(self, why: &str) -> Check {
-        Check { lacks_snapshot: true, ..self.not_seen(why) }
+        Check { lacks_snapshot: true, ..self.unknown(why) }
     }
 }
 

@@ -1,26 +1,26 @@
-//! What must hold of a soak, its record and its chart.
+//! The checks, the record and the chart of a soak test.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use c1000k_host::format;
 use c1000k_report::chart::{self, Panel};
 use procfs::Current;
 use serde::Serialize;
 
 use super::churn::{Line, Sample, Summary};
-use super::{Arguments, Observed, ServerSample};
-use crate::bystander::Seen;
+use super::{Arguments, Measurements, ServerSample};
+use crate::bystander::Latencies;
 use crate::faults::Check;
 use crate::record::ServerRecord;
 
-/// What an allocator may still come to hold once each connection has been replaced several times.
+/// Growth of the process by its allocator, after each connection has been replaced several times.
 const GROWTH_BYTES_MAX: u64 = 512 * 1024;
 const POINTS_MAX: usize = 300;
 
-/// The record of a soak.
+/// The record of a soak test.
 #[derive(Debug, Serialize)]
 pub(super) struct Record {
     minutes: f64,
@@ -30,7 +30,7 @@ pub(super) struct Record {
     load_average: f32,
     peers: Summary,
     slopes_per_hour_second_half: BTreeMap<&'static str, f64>,
-    bystander: Option<Seen>,
+    bystander: Option<Latencies>,
     checks: Vec<Check>,
     server: ServerRecord,
     series: Series,
@@ -42,15 +42,15 @@ struct Series {
     server: Vec<ServerSample>,
 }
 
-pub(super) fn judge(arguments: &Arguments, observed: Observed) -> Result<Record> {
-    let (points, peers) = read_peers(&observed.peers)?;
+pub(super) fn evaluate(arguments: &Arguments, measurements: Measurements) -> Result<Record> {
+    let (points, peers) = read_peers(&measurements.peers)?;
     let steady_from = peers.ramp_seconds + 5.0;
     let steady_until = peers.ramp_seconds + peers.seconds - 2.0;
     let is_steady =
         |sample: &&ServerSample| steady_from < sample.seconds && sample.seconds < steady_until;
-    let steady: Vec<&ServerSample> = observed.samples.iter().filter(is_steady).collect();
+    let steady: Vec<&ServerSample> = measurements.samples.iter().filter(is_steady).collect();
     let half = &steady[steady.len() / 2..];
-    let checks = checks(arguments, &peers, &steady, &observed)?;
+    let checks = checks(arguments, &peers, &steady, &measurements)?;
     let slope = |value: fn(&ServerSample) -> Option<u64>| {
         let points = half.iter().filter_map(|sample| Some((sample.seconds, value(sample)? as f64)));
         (slope_of(&points.collect::<Vec<_>>()) * 3600.0).round()
@@ -70,98 +70,92 @@ pub(super) fn judge(arguments: &Arguments, observed: Observed) -> Result<Record>
         load_average: procfs::LoadAverage::current()?.one,
         peers,
         slopes_per_hour_second_half: slopes,
-        bystander: observed.bystander,
+        bystander: measurements.bystander,
         checks,
-        server: observed.server,
-        series: Series { peers: thinned(points), server: thinned(observed.samples) },
+        server: measurements.server,
+        series: Series { peers: thinned(points), server: thinned(measurements.samples) },
     })
 }
 
-/// The samples, and the summary, which comes last.
-fn read_peers(said: &str) -> Result<(Vec<Sample>, Summary)> {
+/// Returns the samples, and the summary that follows them.
+fn read_peers(output: &str) -> Result<(Vec<Sample>, Summary)> {
     let mut samples = Vec::new();
-    // What they complain of stands between.
-    for line in said.lines().filter(|line| line.starts_with('{')) {
+    // Lost connections are reported in between.
+    for line in output.lines().filter(|line| line.starts_with('{')) {
         match serde_json::from_str(line)? {
             Line::Sample(sample) => samples.push(sample),
             Line::Summary(summary) => return Ok((samples, summary)),
         }
     }
-    Err(anyhow!("the crowd did not end by itself"))
+    Err(anyhow!("the peers printed no summary"))
 }
 
 fn checks(
     arguments: &Arguments,
     peers: &Summary,
     steady: &[&ServerSample],
-    observed: &Observed,
+    measurements: &Measurements,
 ) -> Result<Vec<Check>> {
-    let (server, counts) = (&observed.server, &peers.counts);
+    let (server, counts) = (&measurements.server, &peers.counts);
     let (opened, closed) = (peers.opened_per_second, peers.closed_per_second);
     let count = format::count;
     let (connections, per_second) = (peers.connections as f64, f64::from(arguments.churn));
     let idle_closes = server.closed_by.get("idle").copied().unwrap_or(0);
-    // They fall silent after half a life, a quarter of the time-out.
+    // A connection becomes silent at half of its life, which is a quarter of the time-out.
     let is_due = peers.seconds > 1.5 * f64::from(arguments.idle_seconds());
-    let beside = u64::from(observed.bystander.is_some());
-    let most = steady
-        .iter()
-        .map(|sample| sample.descriptors)
-        .max()
-        .context("it was too short to be judged")?;
-    let least = steady.iter().map(|sample| sample.descriptors).min().unwrap_or(most);
-    // In a guest what is counted is the files that are open there, of both ends.
+    let bystanders = u64::from(measurements.bystander.is_some());
+    let descriptors = || steady.iter().map(|sample| sample.descriptors);
+    let most = descriptors().max().context("the soak test was too short")?;
+    let least = descriptors().min().unwrap_or(most);
+    // In a guest the open files of both ends are counted.
     let ends = if arguments.vm { 2.0 } else { 1.0 };
     let half = &steady[steady.len() / 2..];
-    let [first, .., last] = half else { return Err(anyhow!("it was too short to be judged")) };
+    let [first, .., last] = half else { bail!("the soak test was too short") };
     let grown = last.rss_bytes.saturating_sub(first.rss_bytes);
     let all_closed = server.open == 0 && server.accepted == server.closed;
-    let mut checks = vec![
-        Check::new(
-            format!(
-                "{} were held to the end, and all of them echoed",
-                count(peers.connections as u64)
-            ),
-            peers.held as f64 > 0.98 * connections && peers.proven == peers.connections,
+    let mut checks = Vec::new();
+    let mut check = |what: String, holds| checks.push(Check::new(what, holds));
+    check(
+        format!("{} were held to the end, and all echoed", count(peers.connections as u64)),
+        peers.held as f64 > 0.98 * connections && peers.proven == peers.connections,
+    );
+    let least_churn = 0.95 * per_second;
+    check(
+        format!(
+            "at least {least_churn:.0} opened and closed per second ({opened:.0} and {closed:.0})"
         ),
-        Check::new(
-            format!(
-                "at least {:.0} opened and closed a second ({opened:.0} and {closed:.0})",
-                0.95 * per_second
-            ),
-            opened.min(closed) >= 0.95 * per_second,
+        opened.min(closed) >= least_churn,
+    );
+    check(
+        "no connection was lost or refused, and no echo was wrong".to_owned(),
+        counts.lost == 0 && counts.wrong == 0 && server.refused == 0,
+    );
+    check(
+        format!(
+            "the idle timeout closed the silent ones, and no other ({})",
+            count(counts.timed_out)
         ),
-        Check::new(
-            "no connection was lost or refused, and no echo was wrong",
-            counts.lost == 0 && counts.wrong == 0 && server.refused == 0,
-        ),
-        Check::new(
-            format!(
-                "the idle timeout took those that fell silent, and no other ({})",
-                count(counts.timed_out)
-            ),
-            idle_closes == counts.timed_out && (counts.timed_out > 0 || !is_due),
-        ),
-        Check::new(
-            format!("accepted is what was opened ({}), and all is closed", count(server.accepted)),
-            all_closed && server.accepted == counts.opened + beside,
-        ),
-        Check::new(
-            format!("descriptors are flat ({} to {})", count(least), count(most)),
-            most as f64 <= ends * connections * 1.02 + 250.0,
-        ),
-        Check::new(
-            format!("the process did not grow in the second half ({} bytes)", count(grown)),
-            grown <= GROWTH_BYTES_MAX,
-        ),
-    ];
-    if let Some(seen) = &observed.bystander {
-        checks.push(Check::new("the bystander was served to the end", seen.lost.is_none()));
+        idle_closes == counts.timed_out && (counts.timed_out > 0 || !is_due),
+    );
+    check(
+        format!("as many were accepted as opened ({}), and all are closed", count(server.accepted)),
+        all_closed && server.accepted == counts.opened + bystanders,
+    );
+    check(
+        format!("descriptors are flat ({} to {})", count(least), count(most)),
+        most as f64 <= ends * connections * 1.02 + 250.0,
+    );
+    check(
+        format!("the process did not grow in the second half ({} bytes)", count(grown)),
+        grown <= GROWTH_BYTES_MAX,
+    );
+    if let Some(latencies) = &measurements.bystander {
+        check("the bystander was served to the end".to_owned(), latencies.lost.is_none());
     }
     Ok(checks)
 }
 
-/// Of the line of least squares.
+/// The slope of the least-squares line.
 fn slope_of(points: &[(f64, f64)]) -> f64 {
     let count = points.len() as f64;
     let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
@@ -182,8 +176,8 @@ impl Record {
     }
 
     pub(super) fn draw(&self, folder: &Path) -> Result<()> {
-        let bytes = |value| format::bytes(format::rounded(value));
-        let count = |value| format::count(format::rounded(value));
+        let bytes: fn(f64) -> String = |value| format::bytes(format::rounded(value));
+        let count: fn(f64) -> String = |value| format::count(format::rounded(value));
         let server = |value: fn(&ServerSample) -> Option<u64>| {
             let points = self.series.server.iter();
             points.filter_map(|sample| Some((sample.seconds, value(sample)? as f64))).collect()
@@ -191,30 +185,15 @@ impl Record {
         let peers = |value: fn(&Sample) -> u64| {
             self.series.peers.iter().map(|sample| (sample.seconds, value(sample) as f64)).collect()
         };
+        let panel = |label, text, points| Panel { label, text, points };
         let panels = [
-            Panel {
-                label: "process's memory",
-                text: bytes,
-                points: server(|sample| Some(sample.rss_bytes)),
-            },
-            Panel {
-                label: "descriptors",
-                text: count,
-                points: server(|sample| Some(sample.descriptors)),
-            },
-            Panel { label: "open", text: count, points: peers(|sample| sample.open as u64) },
-            Panel {
-                label: "opened in all",
-                text: count,
-                points: peers(|sample| sample.counts.opened),
-            },
-            Panel {
-                label: "kernel's slabs",
-                text: bytes,
-                points: server(|sample| sample.kernel_slab_bytes),
-            },
+            panel("process's memory", bytes, server(|sample| Some(sample.rss_bytes))),
+            panel("descriptors", count, server(|sample| Some(sample.descriptors))),
+            panel("open", count, peers(|sample| sample.open as u64)),
+            panel("opened in all", count, peers(|sample| sample.counts.opened)),
+            panel("kernel's slabs", bytes, server(|sample| sample.kernel_slab_bytes)),
         ];
-        let drawn = chart::panels("soak.svg", "A soak over time", &panels)
+        let drawn = chart::panels("soak.svg", "A soak test over time", &panels)
             .map_err(|why| anyhow!("{why}"))?;
         match drawn {
             Some(chart) => Ok(fs::write(folder.join(chart.file_name), chart.svg)?),
@@ -235,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_that_was_cut_off_is_an_error() {
+    fn output_without_a_summary_is_an_error() {
         let sample =
             r#"{"sample": {"seconds": 1.0, "open": 1, "opened": 1, "closed": 0, "timed_out": 0,
             "lost": 0, "wrong": 0, "echoes": 1, "echo_max_ms": 0.1}}"#
