@@ -748,8 +748,8 @@ fn scheme_of(given: &[Given]) -> Result<Scheme, String> {
     match given.iter().find(|target| target.address.scheme != scheme) {
         Some(other) => Err(format!(
             "{} and {} have different protocols ({} and {}): run one client for each",
-            first.text,
-            other.text,
+            format::visible(&first.text),
+            format::visible(&other.text),
             scheme.name(),
             other.address.scheme.name()
         )),
@@ -790,9 +790,10 @@ fn resolve(
         let destination = destination(&address, port, ports, sources.first().copied())?;
         if let Some(other) = targets.iter().find(|other| other.destination.overlaps(&destination)) {
             let line = format!(
-                "{} and {text} are the same server ({destination}): give each once, and --ports if \
+                "{} and {} are the same server ({destination}): give each once, and --ports if \
                  their ports overlap",
-                other.text
+                format::visible(&other.text),
+                format::visible(&text)
             );
             return Err(line.into());
         }

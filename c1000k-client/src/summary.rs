@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use c1000k_host::format::{bytes, bytes_each, count, counted, duration, rate};
+use c1000k_host::format::{bytes, bytes_each, count, counted, duration, rate, visible};
 use c1000k_record::{
     ClientRecord, ConnectionBytes, LatencyUs, TargetRecord, Threshold, Verdict, Workload,
     per_second,
@@ -69,7 +69,7 @@ pub(crate) fn render(record: &ClientRecord) -> String {
 fn part_of(target: &TargetRecord) -> String {
     format!(
         "{}: {} established, {} attempted, {} failed, {} lost",
-        target.target,
+        visible(&target.target),
         count(target.established),
         count(target.attempted),
         count(target.failed),

@@ -125,6 +125,20 @@ fn losses_are_counted_by_target() {
 }
 
 #[test]
+fn control_characters_of_a_path_are_escaped() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["a\u{1b}[2J", "b"].map(|name| folder.path().join(name));
+    let _servers = paths.each_ref().map(|path| Server::start_unix(path, Manner::Echo, None));
+    let targets = paths.each_ref().map(|path| format!("unix:{}", path.display()));
+    let (ended, record) = run(&format!("{} {} -c 10 --hold 10ms", targets[0], targets[1]));
+    assert_eq!((ended.code, &record.targets[0].target), (Some(0), &targets[0]), "{ended:?}");
+    assert!(ended.stderr.iter().all(|line| !line.contains('\u{1b}')), "{ended:?}");
+    assert!(ended.stderr.iter().any(|line| line.contains(r"a\u{1b}[2J: 5 established")));
+    let ended = Client::start(&format!("{} redis+{}", targets[0], targets[0])).end();
+    assert!(!error_line(&ended).contains('\u{1b}') && ended.code == Some(2), "{ended:?}");
+}
+
+#[test]
 fn targets_that_cannot_be_one_run_are_wrong_usage() {
     for (words, part) in [
         ("127.0.0.1 127.0.0.1:9950", "are the same server"),
