@@ -158,7 +158,7 @@ impl TargetAddress {
         matches!(self.host, Host::Unix(_))
     }
 
-    /// Host and port as they stand in an HTTP request.
+    /// Host and port, for HTTP requests.
     pub(crate) fn authority(&self, port: u16) -> String {
         let host = match &self.host {
             Host::Ip(ZonedIp { ip: IpAddr::V6(ip), .. }) => format!("[{ip}]"),
@@ -199,7 +199,7 @@ impl TargetAddress {
 }
 
 impl Host {
-    /// As it stands in a certificate.
+    /// The name in a certificate.
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Ip(ip) => ip.ip.to_string(),

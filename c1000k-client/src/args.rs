@@ -96,7 +96,7 @@ pub(crate) struct TargetArgs {
     /// `tcp`, `unix`, `http+unix`.
     pub(crate) protocol: String,
     pub(crate) destination: Destination,
-    /// Host and port as they stand in an HTTP request.
+    /// Host and port, for HTTP requests.
     pub(crate) authority: String,
     /// The host as it was given, without the port.
     pub(crate) host: String,
