@@ -1,26 +1,34 @@
-//! What TARGET may be: an address, a name, either with a port, or a URL that says the protocol.
+//! What TARGET may be: an address, a name, either with a port, a Unix-domain socket, or a URL with the protocol.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 
 use c1000k_host::command_line::{ZonedIp, parse_ip, parse_port};
+use reactor::Address;
 
-/// What is understood.
-const WRITTEN: &str = "write the server as 192.0.2.1, [2001:db8::1]:9900, example.com, example.com:9900 or as a URL: wss://example.com/chat";
+/// The accepted forms.
+const WRITTEN: &str = "write the server as 192.0.2.1, [2001:db8::1]:9900, example.com, example.com:9900, unix:/run/server.sock or as a URL: wss://example.com/chat";
 
-/// The longest name that DNS has.
+/// The longest name of DNS.
 const NAME_BYTES_MAX: usize = 253;
 
-/// A server, before its name is resolved.
+/// The longest path of a Unix-domain socket.
+const SOCKET_BYTES_MAX: usize = 107;
+
+/// What a Unix-domain socket is called in an HTTP request and in a certificate.
+const UNIX_HOST: &str = "localhost";
+
+/// A server before its name is resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TargetAddress {
     pub(crate) scheme: Scheme,
     pub(crate) host: Host,
     pub(crate) port: Option<u16>,
-    /// Path and query, of a scheme that has them.
+    /// Path and query of the requests, for a scheme that has them.
     pub(crate) path: String,
 }
 
-/// The protocol that is spoken.
+/// The protocol over TCP or a Unix-domain socket. An echo, `tcp`, is called so over both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scheme {
     Tcp,
@@ -59,7 +67,7 @@ impl Scheme {
         SCHEMES.iter().find(|(scheme, _)| *scheme == self).map_or("", |&(_, name)| name)
     }
 
-    /// The port that such servers have; `None` for those that have none of their own.
+    /// The usual port of such servers, if there is one.
     pub(crate) fn port(self) -> Option<u16> {
         match self {
             Self::Tcp | Self::Tls => None,
@@ -84,41 +92,97 @@ impl Scheme {
 pub(crate) enum Host {
     Ip(ZonedIp),
     Name(String),
+    /// A path, or `@` and a name in the abstract namespace.
+    Unix(String),
 }
 
 impl TargetAddress {
     /// For clap's `value_parser`.
     ///
     /// # Errors
-    /// What is wrong, and what is understood.
+    /// What is wrong, and the accepted forms.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        if let Some((scheme, socket)) = split_unix(text) {
+            return Self::parse_unix(scheme, socket);
+        }
         let (scheme, text) = match text.split_once("://") {
             Some((scheme, rest)) => (Scheme::parse(scheme)?, rest),
             None => (Scheme::Tcp, text),
         };
         let (text, path) = split_path(scheme, text)?;
-        see_that_it_is_bare(text)?;
+        check_bare(text)?;
         let (host, port) = host_and_port(text)?;
         Ok(Self { scheme, host, port, path })
     }
 
-    /// Host and port as they stand in an HTTP request.
+    /// Reads what follows `unix:`. As in nginx, `:/` begins the path of a request.
+    fn parse_unix(scheme: &str, socket: &str) -> Result<Self, String> {
+        let scheme = match scheme {
+            "" => Scheme::Tcp,
+            name => Scheme::parse(name)?,
+        };
+        let (socket, path) = match socket.split_once(":/") {
+            Some((socket, path)) if scheme.has_path() => (socket, format!("/{path}")),
+            _ => (socket, String::new()),
+        };
+        let (_, path) = split_path(scheme, &path)?;
+        // A URL has an empty host before an absolute path.
+        let socket = match socket.strip_prefix("//") {
+            Some(path) if path.starts_with('/') => path,
+            Some(_) => return Err(format!("no host can stand before the path; {UNIX}")),
+            None => socket,
+        };
+        let name = socket.strip_prefix('@').unwrap_or(socket);
+        match name.len() {
+            0 => Err(format!("the path of the socket is missing; {UNIX}")),
+            1..=SOCKET_BYTES_MAX => {
+                Ok(Self { scheme, host: Host::Unix(socket.to_owned()), port: None, path })
+            }
+            length => Err(format!(
+                "the path of the socket has {length} bytes: Linux allows {SOCKET_BYTES_MAX}; \
+                 give a shorter one, such as a symbolic link or a relative path"
+            )),
+        }
+    }
+
+    /// The protocol for the record and for messages: `tcp`, `unix`, `http+unix`.
+    pub(crate) fn protocol(&self) -> String {
+        match (self.scheme, self.is_unix()) {
+            (Scheme::Tcp, true) => "unix".to_owned(),
+            (scheme, true) => format!("{}+unix", scheme.name()),
+            (scheme, false) => scheme.name().to_owned(),
+        }
+    }
+
+    pub(crate) fn is_unix(&self) -> bool {
+        matches!(self.host, Host::Unix(_))
+    }
+
+    /// Host and port, for HTTP requests.
     pub(crate) fn authority(&self, port: u16) -> String {
         let host = match &self.host {
             Host::Ip(ZonedIp { ip: IpAddr::V6(ip), .. }) => format!("[{ip}]"),
             host => host.name(),
         };
-        if self.scheme.port() == Some(port) { host } else { format!("{host}:{port}") }
+        let has_own_port = self.is_unix() || self.scheme.port() == Some(port);
+        if has_own_port { host } else { format!("{host}:{port}") }
     }
-    /// The address to connect to. Of a name's addresses it is the first of the family that is asked for, and the first
-    /// IPv4 one where any will do, as the server listens on IPv4 by default.
+
+    /// The address to connect to. Of a name's addresses it is the first of the requested family, or without a family
+    /// the first IPv4 address, as the server listens on IPv4 by default.
     ///
     /// # Errors
     /// The name has no such address, or can't be resolved.
-    pub(crate) fn resolve(&self, port: u16, is_ipv4: Option<bool>) -> Result<SocketAddr, String> {
+    pub(crate) fn resolve(&self, port: u16, is_ipv4: Option<bool>) -> Result<Address, String> {
         let name = match &self.host {
-            Host::Ip(ip) => return Ok(ip.socket_addr(port)),
+            Host::Ip(ip) => return Ok(ip.socket_addr(port).into()),
             Host::Name(name) => name,
+            Host::Unix(socket) => {
+                return Ok(match socket.strip_prefix('@') {
+                    Some(name) => Address::unix_abstract(name),
+                    None => PathBuf::from(socket).into(),
+                });
+            }
         };
         let found = (name.as_str(), port).to_socket_addrs().map_err(|error| {
             format!("{name} can't be resolved: {error}; give an address, or look at /etc/hosts and the name server")
@@ -127,21 +191,35 @@ impl TargetAddress {
             .filter(|address| is_ipv4.is_none_or(|is_ipv4| address.is_ipv4() == is_ipv4))
             .collect();
         let first = of_family.iter().find(|address| address.is_ipv4()).or(of_family.first());
-        first.copied().ok_or_else(|| format!("{name} has no address of the family of --source"))
+        first
+            .copied()
+            .map(Address::from)
+            .ok_or_else(|| format!("{name} has no address of the family of --source"))
     }
 }
 
 impl Host {
-    /// As it stands in a certificate.
+    /// The name in a certificate.
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Ip(ip) => ip.ip.to_string(),
             Self::Name(name) => name.clone(),
+            Self::Unix(_) => UNIX_HOST.to_owned(),
         }
     }
 }
 
-/// What stands before the path, and the path, which is `/` where none is given.
+/// How a Unix-domain socket is given.
+const UNIX: &str = "write it as unix:/run/server.sock, or unix:@NAME in the abstract namespace";
+
+/// The scheme, which may be empty, and the socket, of `unix:PATH` and `SCHEME+unix:PATH`.
+fn split_unix(text: &str) -> Option<(&str, &str)> {
+    let (before, socket) = text.split_once(':')?;
+    let (scheme, unix) = before.rsplit_once('+').unwrap_or(("", before));
+    unix.eq_ignore_ascii_case("unix").then_some((scheme, socket))
+}
+
+/// The text before the path, and the path, which is `/` by default.
 fn split_path(scheme: Scheme, text: &str) -> Result<(&str, String), String> {
     if !scheme.has_path() {
         return Ok((text.strip_suffix('/').unwrap_or(text), String::new()));
@@ -174,9 +252,9 @@ fn host_and_port(text: &str) -> Result<(Host, Option<u16>), String> {
     }
 }
 
-/// What a URL may have beside the host and its port is of no use here, and a bracket has its other half.
-fn see_that_it_is_bare(text: &str) -> Result<(), String> {
-    // An interface is shown as eth0@if5 where its other end is elsewhere.
+/// Refuses the parts of a URL that are not used here, and single brackets.
+fn check_bare(text: &str) -> Result<(), String> {
+    // `ip link` shows an interface as eth0@if5 if its other end is in another namespace.
     let before_zone = text.split('%').next().unwrap_or(text);
     if before_zone.contains('@') {
         return Err(format!(
@@ -271,7 +349,47 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_target_says_what_would_be() {
+    fn a_unix_domain_socket_may_have_any_protocol() {
+        for (text, scheme, socket, path, protocol) in [
+            ("unix:/run/a.sock", Scheme::Tcp, "/run/a.sock", "", "unix"),
+            ("UNIX:a:b", Scheme::Tcp, "a:b", "", "unix"),
+            ("unix:a:/b", Scheme::Tcp, "a:/b", "", "unix"),
+            ("unix:///run/a.sock", Scheme::Tcp, "/run/a.sock", "", "unix"),
+            ("unix:@name", Scheme::Tcp, "@name", "", "unix"),
+            ("http+unix:/run/a.sock", Scheme::Http, "/run/a.sock", "/", "http+unix"),
+            ("WSS+unix:a:/chat?x", Scheme::Wss, "a", "/chat?x", "wss+unix"),
+            ("http+unix:///run/a:/b", Scheme::Http, "/run/a", "/b", "http+unix"),
+            ("redis+unix:a:/b", Scheme::Redis, "a:/b", "", "redis+unix"),
+        ] {
+            let found = TargetAddress::parse(text).unwrap();
+            let host = Host::Unix(socket.to_owned());
+            assert_eq!(found, TargetAddress { scheme, host, port: None, path: path.to_owned() });
+            assert_eq!(
+                (found.protocol().as_str(), found.authority(1)),
+                (protocol, "localhost".to_owned())
+            );
+            let address = found.resolve(1, None).unwrap().to_string();
+            assert_eq!(address, format!("unix:{socket}"), "{text}");
+        }
+        let longest = "x".repeat(SOCKET_BYTES_MAX);
+        assert!(TargetAddress::parse(&format!("unix:{longest}")).is_ok());
+        assert!(TargetAddress::parse(&format!("unix:@{longest}")).is_ok());
+        for (text, part) in [
+            ("unix:", "the path of the socket is missing"),
+            ("unix:@", "the path of the socket is missing"),
+            ("http+unix::/a", "the path of the socket is missing"),
+            ("unix://host/a", "no host can stand before the path"),
+            ("ftp+unix:/a", "\"ftp\" is no protocol"),
+            ("http+unix:/a:/b c", "is no path"),
+            (&format!("unix:{longest}x"), "has 108 bytes: Linux allows 107"),
+        ] {
+            let line = TargetAddress::parse(text).expect_err(text);
+            assert!(line.contains(part) && !line.contains('\n'), "{text}: {line}");
+        }
+    }
+
+    #[test]
+    fn an_invalid_target_is_explained() {
         for (text, part) in [
             ("", "neither an address nor a name"),
             ("tcp://", "neither an address nor a name"),
@@ -312,14 +430,15 @@ mod tests {
     #[test]
     fn a_name_is_resolved_to_ipv4_where_it_has_both() {
         let localhost = TargetAddress::parse("localhost").unwrap();
-        assert_eq!(localhost.resolve(9900, None), Ok("127.0.0.1:9900".parse().unwrap()));
+        let expected: SocketAddr = "127.0.0.1:9900".parse().unwrap();
+        assert_eq!(localhost.resolve(9900, None), Ok(expected.into()));
         let nowhere = TargetAddress::parse("nowhere.invalid").unwrap();
         assert!(nowhere.resolve(9900, None).is_err_and(|line| line.contains("can't be resolved")));
     }
 
     proptest! {
         #[test]
-        fn no_text_breaks_the_parser(text in ".{0,40}", near in "((tcp|wss)://)?[\\[\\]:%./a-f0-9]{0,30}") {
+        fn no_text_breaks_the_parser(text in ".{0,40}", near in "((tcp|wss)://|(ws[+])?unix:)?[\\[\\]:%./a-f0-9]{0,30}") {
             let _ = (TargetAddress::parse(&text), TargetAddress::parse(&near));
         }
     }

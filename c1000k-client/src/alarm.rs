@@ -1,4 +1,4 @@
-//! A clock that wakes a reactor to the microsecond.
+//! A timer that wakes a reactor with microsecond resolution.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -8,11 +8,11 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use reactor::{Context, Error, Interest, WatchId};
 
-/// Wakes the reactor to the microsecond; its own timers are good to a millisecond, and many an answer is faster.
+/// Wakes the reactor with microsecond resolution; its own timers have milliseconds, and many answers are faster.
 #[derive(Debug)]
 pub(crate) struct Alarm {
     timer: TimerFd,
-    /// The descriptor that is to be watched.
+    /// The descriptor to be watched.
     unwatched: Option<OwnedFd>,
     watch: Option<WatchId>,
 }
@@ -41,14 +41,14 @@ impl Alarm {
         }
     }
 
-    /// Whether it is this one that is ready.
+    /// Whether this is the descriptor that is ready.
     pub(crate) fn is(&self, watch: WatchId) -> bool {
         self.watch == Some(watch)
     }
 
-    /// Rings after this time, and is silent until then.
+    /// Expires once after this time.
     pub(crate) fn set(&self, wait: Duration) -> Result<(), Errno> {
-        // Zero would turn it off.
+        // Zero would disarm it.
         let wait = TimeSpec::from(wait.max(Duration::from_nanos(1)));
         self.timer.set(Expiration::OneShot(wait), TimerSetTimeFlags::empty())
     }

@@ -1,4 +1,4 @@
-//! The command line: [`Typed`] as clap reads it, [`Arguments`] once all of it is known to make sense.
+//! The command line: [`Typed`] as clap reads it, [`Arguments`] after validation.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
@@ -18,64 +18,63 @@ use clap::Parser;
 use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv4Net, Ipv6AddrRange};
 
 use crate::address::{Host, Scheme, TargetAddress};
+use crate::destination::Destination;
 use crate::pacing::Stage;
 use crate::protocols::{Message, Trust};
 use crate::schedule::{Pace, STEP, Workload};
 use crate::stateless;
 use crate::threshold::Condition;
 
+/// Targets at most.
+const TARGETS_MAX: usize = 256;
 /// Source addresses at most.
 const SOURCES_MAX: usize = 65_536;
 /// Source addresses times destination ports at most: the plan keeps a few bytes of each pair.
 const PAIRS_MAX: usize = 1 << 22;
-/// Connects under way at once at most, whatever is asked for.
+/// The maximum of `--in-flight`.
 const IN_FLIGHT_MAX: u64 = 65_536;
-/// Connects under way at once for each destination port, where nothing is asked for.
+/// The default of `--in-flight` for each destination port.
 const IN_FLIGHT_PER_PORT: u64 = 64;
-/// Connects under way at once, where nothing is asked for.
+/// The default of `--in-flight` at most.
 const IN_FLIGHT_DEFAULT_MAX: u64 = 1_024;
-/// The first port, where none is given.
+/// The default first port.
 const FIRST_PORT: u16 = 9900;
-/// Destination ports, where nothing is asked for.
+/// The default number of destination ports.
 const PORTS: u64 = 100;
-/// How long connections are held, where nothing is asked for.
+/// The default duration of the hold.
 const HOLD: Duration = Duration::from_secs(5);
-/// The client tells times apart that are at most 71 minutes apart.
+/// The client's timestamps wrap around after 71 minutes.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(3600);
-/// What a connection may have in its queue.
+/// The bound of a connection's write queue.
 const MESSAGE_BYTES_MAX: u64 = 256 * 1024;
 /// Durations are at most this: a day.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// What was asked for, free of contradictions.
+/// The arguments, free of contradictions.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Arguments {
-    /// The server's address and first port.
-    pub(crate) destination: SocketAddr,
+    /// At least one.
+    pub(crate) targets: Vec<TargetArgs>,
     pub(crate) scheme: Scheme,
-    /// Host and port as they stand in an HTTP request.
-    pub(crate) authority: String,
-    /// The host as it was given.
-    pub(crate) host: String,
-    pub(crate) path: String,
-    /// What a server has to show, where TLS is spoken.
+    /// Which certificates are accepted, for a scheme with TLS.
     pub(crate) trust: Trust,
+    /// Ports of each target that has ports.
     pub(crate) ports: u16,
     /// `None`: as many as the limits allow.
     pub(crate) connections: Option<u64>,
     /// Empty: the kernel's choice.
     pub(crate) sources: Vec<ZonedIp>,
-    /// Empty: as fast as may be.
+    /// Empty: as fast as possible.
     pub(crate) stages: Vec<Stage>,
     pub(crate) in_flight_max: usize,
     pub(crate) connect_timeout: Duration,
     pub(crate) hold: Duration,
     pub(crate) verify: bool,
-    /// What is sent during the hold.
+    /// The messages sent during the hold.
     pub(crate) workload: Option<Workload>,
     pub(crate) churn_per_second: Option<u64>,
     pub(crate) storm: bool,
-    /// `None`: what the protocol has for a heartbeat.
+    /// `None`: the protocol's own heartbeat.
     pub(crate) message: Option<MessageChoice>,
     pub(crate) fail_if: Vec<Condition>,
     pub(crate) hdr: Option<PathBuf>,
@@ -83,22 +82,56 @@ pub(crate) struct Arguments {
     pub(crate) json: Option<Output>,
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) check: CheckArgs,
-    /// This many sources as if they were listed.
+    /// Count this many sources as if they were listed.
     pub(crate) sources_unlisted: Option<u64>,
     /// The clients have no sockets.
     pub(crate) stateless: Option<stateless::Setup>,
 }
 
+/// One target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TargetArgs {
+    /// As it was given.
+    pub(crate) text: String,
+    /// `tcp`, `unix`, `http+unix`.
+    pub(crate) protocol: String,
+    pub(crate) destination: Destination,
+    /// Host and port, for HTTP requests.
+    pub(crate) authority: String,
+    /// The host as it was given, without the port.
+    pub(crate) host: String,
+    /// Path and query of a request.
+    pub(crate) path: String,
+}
+
+impl Arguments {
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = &Destination> {
+        self.targets.iter().map(|target| &target.destination)
+    }
+
+    /// Number of addresses to connect to: each port of an IP address is one.
+    pub(crate) fn endpoints(&self) -> u64 {
+        self.destinations().map(|to| u64::from(to.endpoints())).sum()
+    }
+
+    /// The protocol for the record.
+    pub(crate) fn protocol(&self) -> &str {
+        let first = self.targets.first().map_or("", |target| target.protocol.as_str());
+        let is_same = self.targets.iter().all(|target| target.protocol == first);
+        if is_same { first } else { self.scheme.name() }
+    }
+}
+
 /// Reads the command line.
 ///
 /// # Errors
-/// The exit code, after the help, the version or what is wrong was printed.
+/// The exit code, after the help, the version or an error was printed.
 pub(crate) fn parse() -> Result<Arguments, ExitCode> {
     let typed = command_line::parse_and_start_log::<Typed>()?;
     typed.validate().map_err(|refusal| command_line::fail(refusal.code, &refusal.line))
 }
 
-/// Why there is nothing to run, and with which code to exit.
+/// Why nothing can be run, and the exit code.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     code: u8,
@@ -111,10 +144,10 @@ impl From<String> for Refusal {
     }
 }
 
-/// A target may be left out for a check, which clap has no way to say.
+/// A target may be left out for a check, which clap can't show.
 const USAGES: &str = "\
-c1000k-client [OPTIONS] <TARGET> [FIRST_PORT]
-       c1000k-client [OPTIONS] --check [TARGET] [FIRST_PORT]";
+c1000k-client [OPTIONS] <TARGET>... [FIRST_PORT]
+       c1000k-client [OPTIONS] --check [TARGET]... [FIRST_PORT]";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -124,24 +157,25 @@ Examples:
   c1000k-client tcp://[fe80::1%eth0]:9900 -c 1000 --json run.json
   c1000k-client 192.0.2.1 --heartbeat 60s --hold 5m --fail-if 'echo.p99>50ms'
   c1000k-client wss://chat.example.com/room -c 100k --heartbeat 30s --churn 100/s
+  c1000k-client unix:/run/server.sock -c 100k
+  c1000k-client 192.0.2.1 192.0.2.2 192.0.2.3 -c 3M
   c1000k-client 192.0.2.1 --check -c 1M       what this machine allows, without a run";
 
-/// Opens very many TCP connections to a server, proves each one alive by an echo, holds them, proves them again, and
-/// says what stopped it.
+/// Opens many connections to a server, verifies each by an echo, holds them, verifies them again, and names the limit
+/// that it reached.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, after_help = EXAMPLES)]
 #[command(override_usage = USAGES)]
 struct Typed {
     #[arg(
-        help = "The server: an address or a name, HOST:PORT, [IPV6]:PORT, or a URL that says the protocol: \
-                  tcp, tls, http, https, ws, wss, mqtt, mqtts, redis; may be left out with --check"
+        help = "The server: an address or a name, HOST:PORT, [IPV6]:PORT, a Unix-domain socket (unix:PATH), or a URL \
+                  with the protocol: tcp, tls, http, https, ws, wss, mqtt, mqtts, redis (each also as http+unix:PATH \
+                  and so on). Several share the connections evenly. A number after the last one is FIRST_PORT, the \
+                  first of the server's ports [default: 9900]; may be left out with --check"
     )]
-    #[arg(required_unless_present_any = ["check", "generate", "port"], value_parser = TargetAddress::parse)]
-    target: Option<TargetAddress>,
-
-    /// The first of the server's ports [default: 9900]
-    #[arg(value_parser = parse_port)]
-    first_port: Option<u16>,
+    #[arg(value_name = "TARGET", value_parser = Word::parse, num_args = 1..)]
+    #[arg(required_unless_present_any = ["check", "generate", "port"])]
+    words: Vec<Word>,
 
     /// Connections to open, as 15000, 10k or 1M [default: 1M, or less where the limits allow less]
     #[arg(short, long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
@@ -159,7 +193,7 @@ struct Typed {
     #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
     rate: Option<u64>,
 
-    /// A course for the ramp, as 10k/s:1m,0:30s,20k/s:1m; the last rate goes on until the target is reached
+    /// The rates of the ramp, as 10k/s:1m,0:30s,20k/s:1m; the last rate continues until the target is reached
     #[arg(long, value_name = "RATE:DURATION,...", value_parser = parse_stage, value_delimiter = ',')]
     #[arg(conflicts_with = "rate")]
     stages: Vec<Stage>,
@@ -172,19 +206,19 @@ struct Typed {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration, allow_hyphen_values = true)]
     connect_timeout: Duration,
 
-    /// How long all of them are held after the ramp [default: 5s, or with --heartbeat its length]
+    /// How long all connections are held after the ramp [default: 5s, or with --heartbeat its length]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     hold: Option<Duration>,
 
-    /// Skip the echo that proves each connection alive
+    /// Skip the echo that verifies each connection
     #[arg(long)]
     no_verify: bool,
 
-    /// The certificate authority of the server, for URLs that say TLS [default: those that this machine trusts]
+    /// The server's certificate authority, for protocols over TLS [default: those that this machine trusts]
     #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
     ca: Option<PathBuf>,
 
-    /// Take any certificate
+    /// Accept any certificate
     #[arg(long)]
     insecure: bool,
 
@@ -195,19 +229,19 @@ struct Typed {
     #[arg(long, value_name = "PATH", value_parser = Output::parse)]
     json: Option<Output>,
 
-    /// Serve figures for Prometheus at /metrics of this address; a port alone is one of 127.0.0.1
+    /// Serve metrics for Prometheus at /metrics of this address; a port alone is one of 127.0.0.1
     #[arg(long, value_name = "ADDR", value_parser = Endpoint::parse_address)]
     metrics: Option<SocketAddr>,
 
     #[command(flatten)]
     check: CheckArgs,
 
-    /// With --check: the number of source addresses, which need not exist, in place of --source
+    /// With --check: the number of source addresses, which need not exist, instead of --source
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     #[arg(requires = "check", conflicts_with = "source")]
     sources: Option<u64>,
 
-    /// No flag of this program, but of many others
+    /// Not a flag of this program, but of many others
     #[arg(long, hide = true, value_name = "PORT", num_args = 0..=1, default_missing_value = "9900")]
     port: Option<String>,
 
@@ -221,6 +255,23 @@ struct Typed {
     output: OutputArgs,
 }
 
+/// TARGET or FIRST_PORT: no target consists of digits alone.
+#[derive(Clone, Debug)]
+enum Word {
+    Target { text: String, address: TargetAddress },
+    FirstPort(u16),
+}
+
+impl Word {
+    fn parse(text: &str) -> Result<Self, String> {
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return parse_port(text).map(Self::FirstPort);
+        }
+        let address = TargetAddress::parse(text)?;
+        Ok(Self::Target { text: text.to_owned(), address })
+    }
+}
+
 impl AsRef<OutputArgs> for Typed {
     fn as_ref(&self) -> &OutputArgs {
         &self.output
@@ -231,17 +282,17 @@ impl AsRef<OutputArgs> for Typed {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Workload")]
 struct WorkloadArgs {
-    /// During the hold each connection sends a message once in this time, all of them spread evenly
+    /// During the hold, each connection sends one message in this time, spread evenly over the connections
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     #[arg(conflicts_with_all = ["message_rate", "no_verify"])]
     heartbeat: Option<Duration>,
 
-    /// Messages a second during the hold, sent by the connections in turn
+    /// Messages per second during the hold, sent by the connections in turn
     #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
     #[arg(conflicts_with = "no_verify")]
     message_rate: Option<u64>,
 
-    /// Only this part of the connections sends messages during the hold
+    /// The part of the connections that sends messages during the hold [default: 100%]
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent, allow_hyphen_values = true)]
     active: Option<f64>,
 
@@ -250,29 +301,29 @@ struct WorkloadArgs {
     #[arg(conflicts_with_all = ["message", "no_verify"])]
     message_size: Option<u64>,
 
-    /// Send this text, or the contents of a file, as each message; \r, \n, \t, \0, \xHH and \\ are understood
+    /// Send this text, or the contents of a file, as each message; \r, \n, \t, \0, \xHH and \\ are escapes
     #[arg(long, value_name = "TEXT|@FILE", value_parser = parse_text)]
     #[arg(conflicts_with = "no_verify")]
     message: Option<Text>,
 
-    /// What the server answers to --message [default: the same text]
+    /// The server's answer to --message [default: the same text]
     #[arg(long, value_name = "TEXT|@FILE", value_parser = parse_text, requires = "message")]
     expect: Option<Text>,
 
-    /// Connections closed by reset, and opened anew, each second of the hold
+    /// Connections per second that are closed by reset and reopened during the hold
     #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
     churn: Option<u64>,
 
-    /// After the hold close all connections at once, and open them anew
+    /// After the hold, close all connections at once and reopen them
     #[arg(long)]
     storm: bool,
 
-    /// Exit with 1 if this holds at the end, as 'echo.p99>50ms', 'connect.p999>1s', 'lost>0'; may be given several times
+    /// Exit with 1 if this is true at the end, as 'echo.p99>50ms', 'connect.p999>1s', 'lost>0'; may be given several times
     #[arg(long, value_name = "EXPR", value_parser = Condition::parse, allow_hyphen_values = true)]
     fail_if: Vec<Condition>,
 
-    /// Write the latencies to this file: as a log of HdrHistogram, second by second, or with the ending .hgrm as its
-    /// percentiles
+    /// Write the latencies to this file: as a log of HdrHistogram with one interval per second, or with the extension
+    /// .hgrm as percentiles
     #[arg(long, value_name = "FILE")]
     hdr: Option<PathBuf>,
 }
@@ -281,38 +332,51 @@ struct WorkloadArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Stateless clients")]
 struct StatelessArgs {
-    /// Be all clients without sockets, by a tun device: as root, or in an own user and network namespace
+    /// Run the clients without sockets, by a tun device: as root, or in a user and network namespace
     #[arg(long, conflicts_with_all = ["source", "sources"])]
     stateless: bool,
 
-    /// The addresses of the clients; the device has the first one, where a server of this machine is reached
+    /// The addresses of the clients; the device has the first one, at which a server of this machine is reached
     #[arg(long, value_name = "CIDR", requires = "stateless", default_value = "198.18.0.0/15")]
     stateless_prefix: Ipv4Net,
 
-    /// For tests: the share of the packets that is dropped, in both directions
+    /// For tests: the percentage of packets that are dropped, in both directions
     #[arg(long, hide = true, value_name = "PERCENT", requires = "stateless", value_parser = parse_percent)]
     stateless_loss: Option<f64>,
 }
 
 impl StatelessArgs {
-    /// Where the server is reached, and from where.
+    /// The addresses of server and clients.
     fn setup(
         &self,
         scheme: Scheme,
-        destination: SocketAddr,
+        targets: &[TargetArgs],
         ports: u16,
         connections: Option<u64>,
     ) -> Result<Option<stateless::Setup>, String> {
         if !self.stateless {
             return Ok(None);
         }
+        let [target] = targets else {
+            return Err(
+                "--stateless is for one target: run one client for each, each with its own \
+                        --stateless-prefix"
+                    .to_owned(),
+            );
+        };
+        let Some(ip) = target.destination.ip() else {
+            return Err(format!(
+                "--stateless is for TCP, and not for {}: leave it out",
+                target.destination
+            ));
+        };
         if !matches!(scheme, Scheme::Tcp | Scheme::Http | Scheme::Redis) {
             return Err(format!(
                 "--stateless is for tcp, http and redis, and not for {}: leave it out",
                 scheme.name()
             ));
         }
-        let SocketAddr::V4(destination) = destination else {
+        let SocketAddr::V4(destination) = ip.socket_addr(target.destination.first_port()) else {
             return Err("--stateless is for IPv4: give the server's IPv4 address".to_owned());
         };
         let prefix = self.stateless_prefix.trunc();
@@ -354,7 +418,7 @@ impl StatelessArgs {
     }
 }
 
-/// Whether all addresses of a block can be those of hosts.
+/// Whether all addresses of a block can belong to hosts.
 fn is_of_hosts(block: Ipv4Net) -> bool {
     let not = ["0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"];
     let mut not = not.into_iter().filter_map(|text| text.parse::<Ipv4Net>().ok());
@@ -415,17 +479,17 @@ impl WorkloadArgs {
     }
 }
 
-/// What messages are.
+/// The messages of a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MessageChoice {
     /// This many bytes.
     OfSize(usize),
-    /// This, and what the server answers where that is something else.
+    /// This, and the server's answer if it differs.
     Text { message: Vec<u8>, expected: Option<Vec<u8>> },
 }
 
 impl MessageChoice {
-    /// The bytes, and what the server answers where that is something else.
+    /// The bytes, and the server's answer if it differs.
     pub(crate) fn into_text(self) -> (Vec<u8>, Option<Vec<u8>>) {
         match self {
             Self::OfSize(bytes) => (Message::of_size(bytes).into_bytes(), None),
@@ -434,7 +498,7 @@ impl MessageChoice {
     }
 }
 
-/// Whether the protocol can have such messages.
+/// Refuses messages that the protocol can't have.
 fn check_message(scheme: Scheme, message: Option<&MessageChoice>) -> Result<(), String> {
     let name = scheme.name();
     match (scheme, message) {
@@ -448,7 +512,7 @@ fn check_message(scheme: Scheme, message: Option<&MessageChoice>) -> Result<(), 
     }
 }
 
-/// Whether a message fits into one segment.
+/// Refuses a message that does not fit into one segment.
 fn check_segment(message: Option<&MessageChoice>) -> Result<(), String> {
     let length = match message {
         None => 0,
@@ -464,7 +528,7 @@ fn check_segment(message: Option<&MessageChoice>) -> Result<(), String> {
     ))
 }
 
-/// Bytes as they were typed, or as a file has them.
+/// Bytes from the command line or from a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Text(Vec<u8>);
 
@@ -515,7 +579,7 @@ fn parse_stage(text: &str) -> Result<Stage, String> {
     at_most(stage.duration, "a stage").map(|()| stage)
 }
 
-/// How many connections the stages come to; `None` where there are none, or a rate that has no end.
+/// The number of connections of all stages; `None` without stages, or if the last one has no end.
 fn opened_by(stages: &[Stage]) -> Option<u64> {
     let is_rate = |stage: &Stage| stage.duration == DURATION_MAX;
     if stages.is_empty() || stages.iter().any(is_rate) {
@@ -543,12 +607,27 @@ impl Typed {
             );
             return Err(line.into());
         }
-        let scheme = self.target.as_ref().map_or(Scheme::Tcp, |target| target.scheme);
-        let first_port = first_port(self.target.as_ref(), self.first_port)?;
+        let (given, first_port) = targets_and_first_port(self.words)?;
+        let scheme = scheme_of(&given)?;
+        if !given.is_empty() && given.iter().all(|target| target.address.is_unix()) {
+            let flags = [
+                (first_port.is_some(), "FIRST_PORT"),
+                (self.ports.is_some(), "--ports"),
+                (self.source.is_some(), "--source"),
+                (self.sources.is_some(), "--sources"),
+            ];
+            if let Some((_, flag)) = flags.into_iter().find(|&(is_given, _)| is_given) {
+                let line = format!(
+                    "{flag} is for TCP: a Unix-domain socket has no ports and no source addresses"
+                );
+                return Err(line.into());
+            }
+        }
         let ports_default = if scheme.port().is_some() { 1 } else { PORTS };
-        let ports = port_count(first_port, self.ports.unwrap_or(ports_default))?;
+        let ports = self.ports.unwrap_or(ports_default);
         if self.no_verify && scheme != Scheme::Tcp {
-            let line = format!("--no-verify is for tcp: {} begins with an answer", scheme.name());
+            let line =
+                format!("--no-verify is for tcp and unix: {} begins with an answer", scheme.name());
             return Err(line.into());
         }
         if (self.ca.is_some() || self.insecure) && !scheme.is_tls() {
@@ -579,10 +658,6 @@ impl Typed {
         let workload = self.workload.workload()?;
         let message = self.workload.message()?;
         check_message(scheme, message.as_ref())?;
-        let (authority, host, path) = match &self.target {
-            Some(target) => (target.authority(first_port), target.host.name(), target.path.clone()),
-            None => (String::new(), String::new(), String::new()),
-        };
         let hold = self.hold.or(self.workload.heartbeat).unwrap_or(HOLD);
         at_most(hold, "--hold")?;
         if self.connect_timeout < Duration::from_millis(1) {
@@ -590,20 +665,22 @@ impl Typed {
                         give it as 500ms or 10s";
             return Err(line.to_owned().into());
         }
-        let sources = self.source.map_or(Ok(Vec::new()), |list| sources(&list, ports))?;
-        let destination = destination(self.target, first_port, sources.first().copied())?;
-        let stateless = self.stateless.setup(scheme, destination, ports, connections)?;
+        let sources = self.source.map_or(Ok(Vec::new()), |list| sources(&list))?;
+        let targets = resolve(given, first_port, ports, &sources)?;
+        // Each target with ports has as many.
+        let ports = targets.iter().map(|target| target.destination.endpoints()).max().unwrap_or(1);
+        let stateless = self.stateless.setup(scheme, &targets, ports, connections)?;
         if stateless.is_some() {
             check_segment(message.as_ref())?;
         }
-        let in_flight_default = (IN_FLIGHT_PER_PORT * u64::from(ports)).min(IN_FLIGHT_DEFAULT_MAX);
+        let endpoints: u64 =
+            targets.iter().map(|target| u64::from(target.destination.endpoints())).sum();
+        check_pairs(sources.len(), endpoints)?;
+        let in_flight_default = (IN_FLIGHT_PER_PORT * endpoints).min(IN_FLIGHT_DEFAULT_MAX);
         let in_flight = self.in_flight.unwrap_or(in_flight_default).min(IN_FLIGHT_MAX);
         Ok(Arguments {
-            destination,
+            targets,
             scheme,
-            authority,
-            host,
-            path,
             trust,
             ports,
             connections,
@@ -629,47 +706,135 @@ impl Typed {
     }
 }
 
-fn first_port(target: Option<&TargetAddress>, given: Option<u16>) -> Result<u16, String> {
-    match (target.and_then(|target| target.port), given) {
-        (Some(port), Some(given)) => Err(format!(
-            "the server's address has port {port} in it, and FIRST_PORT is {given}: give one of them"
-        )),
-        (port, given) => {
-            let own = target.and_then(|target| target.scheme.port());
-            Ok(port.or(given).or(own).unwrap_or(FIRST_PORT))
+/// A target before its name is resolved.
+struct Given {
+    text: String,
+    address: TargetAddress,
+}
+
+/// FIRST_PORT is the last word.
+fn targets_and_first_port(mut words: Vec<Word>) -> Result<(Vec<Given>, Option<u16>), String> {
+    let first_port = match words.last() {
+        Some(&Word::FirstPort(port)) if words.len() > 1 => {
+            words.pop();
+            Some(port)
         }
+        _ => None,
+    };
+    if words.len() > TARGETS_MAX {
+        return Err(format!(
+            "{} are too many: give at most {TARGETS_MAX}, or a name or more ports",
+            format::counted(words.len() as u64, "target")
+        ));
+    }
+    let given = |word| match word {
+        Word::Target { text, address } => Ok(Given { text, address }),
+        Word::FirstPort(port) => Err(match first_port {
+            Some(last) => format!(
+                "{port} is no target, and FIRST_PORT is the last argument, here {last}: leave one out"
+            ),
+            None => format!(
+                "{port} is no target: give the server first, then the port, as in `192.0.2.1 {port}`"
+            ),
+        }),
+    };
+    Ok((words.into_iter().map(given).collect::<Result<_, _>>()?, first_port))
+}
+
+/// A run has one protocol.
+fn scheme_of(given: &[Given]) -> Result<Scheme, String> {
+    let Some(first) = given.first() else { return Ok(Scheme::Tcp) };
+    let scheme = first.address.scheme;
+    match given.iter().find(|target| target.address.scheme != scheme) {
+        Some(other) => Err(format!(
+            "{} and {} have different protocols ({} and {}): run one client for each",
+            format::visible(&first.text),
+            format::visible(&other.text),
+            scheme.name(),
+            other.address.scheme.name()
+        )),
+        None => Ok(scheme),
     }
 }
 
-/// Where to connect to. A name is resolved here, once.
+fn first_port(target: &TargetAddress, given: Option<u16>) -> Result<u16, String> {
+    match (target.port, given) {
+        (Some(port), Some(given)) => Err(format!(
+            "the server's address has port {port} in it, and FIRST_PORT is {given}: give one of them"
+        )),
+        (port, given) => Ok(port.or(given).or(target.scheme.port()).unwrap_or(FIRST_PORT)),
+    }
+}
+
+/// Where to connect to. Names are resolved here, once. Without a target, the server is the default of this machine.
+fn resolve(
+    given: Vec<Given>,
+    port: Option<u16>,
+    ports: u64,
+    sources: &[ZonedIp],
+) -> Result<Vec<TargetArgs>, Refusal> {
+    let mut targets: Vec<TargetArgs> = Vec::with_capacity(given.len());
+    let default = || Given {
+        text: Ipv4Addr::LOCALHOST.to_string(),
+        address: TargetAddress {
+            scheme: Scheme::Tcp,
+            host: Host::Ip(Ipv4Addr::LOCALHOST.into()),
+            port: None,
+            path: String::new(),
+        },
+    };
+    let given = if given.is_empty() { vec![default()] } else { given };
+    for Given { text, address } in given {
+        let port = first_port(&address, port)?;
+        let ports = if address.is_unix() { 1 } else { port_count(port, ports)? };
+        let destination = destination(&address, port, ports, sources.first().copied())?;
+        if let Some(other) = targets.iter().find(|other| other.destination.overlaps(&destination)) {
+            let line = format!(
+                "{} and {} are the same server ({destination}): give each once, and --ports if \
+                 their ports overlap",
+                format::visible(&other.text),
+                format::visible(&text)
+            );
+            return Err(line.into());
+        }
+        targets.push(TargetArgs {
+            protocol: address.protocol(),
+            authority: address.authority(port),
+            host: address.host.name(),
+            path: address.path,
+            destination,
+            text,
+        });
+    }
+    Ok(targets)
+}
+
 fn destination(
-    target: Option<TargetAddress>,
+    target: &TargetAddress,
     port: u16,
+    ports: u16,
     source: Option<ZonedIp>,
-) -> Result<SocketAddr, Refusal> {
-    let Some(target) = target else { return Ok((Ipv4Addr::LOCALHOST, port).into()) };
+) -> Result<Destination, Refusal> {
     let is_ipv4 = source.map(|source| source.ip.is_ipv4());
     let resolved = target.resolve(port, is_ipv4).map_err(|line| Refusal { code: SHORT, line })?;
+    let destination = Destination::new(resolved, ports);
+    let Some(ip) = destination.ip() else { return Ok(destination) };
     if let Host::Name(name) = &target.host {
-        log::info!("{name} is {}", ZonedIp::from(resolved));
+        log::info!("{name} is {ip}");
     }
-    if is_of_many(resolved.ip()) {
-        let line = format!(
-            "{} is no address of one machine: give the server's own",
-            ZonedIp::from(resolved)
-        );
+    if is_of_many(ip.ip) {
+        let line = format!("{ip} is no address of one machine: give the server's own");
         return Err(line.into());
     }
     match source {
-        Some(source) if is_ipv4 != Some(resolved.is_ipv4()) => {
+        Some(source) if is_ipv4 != Some(ip.ip.is_ipv4()) => {
             let line = format!(
-                "--source {source} and the destination {} are of different families: give sources \
-                 of the destination's family",
-                ZonedIp::from(resolved)
+                "--source {source} and the destination {ip} are of different families: give sources \
+                 of the destination's family"
             );
             Err(line.into())
         }
-        _ => Ok(resolved),
+        _ => Ok(destination),
     }
 }
 
@@ -697,8 +862,8 @@ fn at_most(value: Duration, flag: &str) -> Result<(), String> {
     if value <= DURATION_MAX { Ok(()) } else { Err(format!("{flag} is more than 24h: give less")) }
 }
 
-/// The addresses that a list names, each once, in the order of the list.
-fn sources(list: &str, ports: u16) -> Result<Vec<ZonedIp>, String> {
+/// The addresses of a list, each once, in its order.
+fn sources(list: &str) -> Result<Vec<ZonedIp>, String> {
     let mut seen = HashSet::new();
     let mut addresses: Vec<ZonedIp> = Vec::new();
     for item in list.split(',') {
@@ -728,14 +893,19 @@ fn sources(list: &str, ports: u16) -> Result<Vec<ZonedIp>, String> {
             }
         }
     }
-    if addresses.len() * usize::from(ports) > PAIRS_MAX {
-        return Err(format!(
-            "{} sources x {ports} ports are more than {} pairs: give fewer of either",
-            format::count(addresses.len() as u64),
-            format::count(PAIRS_MAX as u64)
-        ));
-    }
     Ok(addresses)
+}
+
+/// The port plan has a few bytes for each pair of a source and a port.
+fn check_pairs(sources: usize, ports: u64) -> Result<(), String> {
+    if sources as u64 * ports <= PAIRS_MAX as u64 {
+        return Ok(());
+    }
+    Err(format!(
+        "{} sources x {ports} ports are more than {} pairs: give fewer of either",
+        format::count(sources as u64),
+        format::count(PAIRS_MAX as u64)
+    ))
 }
 
 /// The addresses of one item, and their zone: `a`, `a-b` or `a/bits`, the latter without network and broadcast address,
@@ -764,7 +934,7 @@ fn source_range(item: &str) -> Result<(IpAddrRange, u32), String> {
     Ok((range, zone))
 }
 
-/// The arguments in a line of text, or the line that says what is wrong.
+/// Parses the arguments in a line of text; the error is one line.
 #[cfg(test)]
 pub(crate) fn of(line: &str) -> Result<Arguments, String> {
     Typed::try_parse_from(format!("c1000k-client {line}").split_whitespace())
@@ -777,21 +947,34 @@ pub(crate) fn of(line: &str) -> Result<Arguments, String> {
 mod tests {
     use super::*;
 
+    fn to(first: &str, ports: u16) -> Destination {
+        Destination::new(first.parse::<SocketAddr>().unwrap(), ports)
+    }
+
+    /// Of the first target.
+    fn address_of(arguments: &Arguments) -> String {
+        arguments.targets[0].destination.first()
+    }
+
     fn wrong(line: &str) -> String {
         of(line).expect_err(line)
     }
 
     #[test]
-    fn address_and_port_are_the_whole_of_the_common_case() {
+    fn address_and_port_are_enough() {
         let arguments = of("192.0.2.1 9900").unwrap();
         assert_eq!(
             arguments,
             Arguments {
-                destination: "192.0.2.1:9900".parse().unwrap(),
+                targets: vec![TargetArgs {
+                    text: "192.0.2.1".to_owned(),
+                    protocol: "tcp".to_owned(),
+                    destination: to("192.0.2.1:9900", 100),
+                    authority: "192.0.2.1:9900".to_owned(),
+                    host: "192.0.2.1".to_owned(),
+                    path: String::new(),
+                }],
                 scheme: Scheme::Tcp,
-                authority: "192.0.2.1:9900".to_owned(),
-                host: "192.0.2.1".to_owned(),
-                path: String::new(),
                 trust: Trust::System,
                 ports: 100,
                 connections: None,
@@ -820,7 +1003,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_usage_says_what_is_wrong_and_what_is_right() {
+    fn wrong_usage_is_explained_with_the_remedy() {
         for (line, part) in [
             ("", "<TARGET>"),
             ("127.0.0.1:9900 9901", "give one of them"),
@@ -873,6 +1056,22 @@ mod tests {
             ("--check --print toml", "[possible values: sysctl]"),
             ("127.0.0.1 9900 --frobnicate", "--frobnicate"),
             ("127.0.0.1 9900 9901", "9901"),
+            ("9900", "9900 is no target: give the server first"),
+            ("unix:/run/a 9900", "FIRST_PORT is for TCP"),
+            ("unix:/run/a --ports 2", "--ports is for TCP"),
+            ("unix:/run/a --source 127.0.0.2", "--source is for TCP"),
+            ("unix:/run/a --stateless", "--stateless is for TCP, and not for unix:/run/a"),
+            ("redis+unix:/run/a --no-verify", "--no-verify is for tcp and unix"),
+            ("unix:", "the path of the socket is missing"),
+            ("127.0.0.1 127.0.0.2 --stateless", "--stateless is for one target"),
+            ("127.0.0.1 redis://127.0.0.2", "different protocols (tcp and redis)"),
+            ("http://127.0.0.1 https://127.0.0.1", "different protocols (http and https)"),
+            ("127.0.0.1 127.0.0.2 localhost", "127.0.0.1 and localhost are the same server"),
+            ("127.0.0.1:9900 127.0.0.1:9901", "--ports if their ports overlap"),
+            ("unix:/run/a unix:/run/a", "are the same server (unix:/run/a)"),
+            ("127.0.0.1 127.0.0.2:80 9900", "give one of them"),
+            ("127.0.0.1 ::1 --source 127.0.0.9", "families"),
+            ("127.0.0.1 127.0.0.2 --source 127.0.0.0/17", "32,766 sources x 200 ports"),
         ] {
             let message = wrong(line);
             assert!(message.contains(part), "{line}: {message}");
@@ -902,14 +1101,13 @@ mod tests {
         {
             let found = of(&format!("fe80::1%lo 9900 --source {list}")).unwrap();
             assert_eq!(found.sources.len(), count, "{list}");
-            let SocketAddr::V6(destination) = found.destination else { panic!("it is IPv6") };
-            let zone = destination.scope_id();
+            let zone = found.targets[0].destination.ip().unwrap().zone;
             assert!(zone != 0 && found.sources.iter().all(|source| source.zone == zone), "{list}");
         }
     }
 
     #[test]
-    fn the_port_may_stand_in_the_target_or_be_left_out() {
+    fn the_port_may_be_in_the_target_or_be_left_out() {
         for (line, destination) in [
             ("127.0.0.1", "127.0.0.1:9900"),
             ("localhost", "127.0.0.1:9900"),
@@ -919,12 +1117,31 @@ mod tests {
             ("[::1]:80", "[::1]:80"),
             ("tcp://127.0.0.1:80", "127.0.0.1:80"),
         ] {
-            assert_eq!(of(line).unwrap().destination.to_string(), destination, "{line}");
+            assert_eq!(address_of(&of(line).unwrap()), destination, "{line}");
         }
     }
 
     #[test]
-    fn counts_and_rates_are_read_as_people_type_them() {
+    fn several_targets_have_the_same_ports_and_their_own_paths() {
+        let found = of("127.0.0.1 [::1] unix:/run/a 80 --ports 2").unwrap();
+        let all: Vec<String> = found.destinations().map(ToString::to_string).collect();
+        assert_eq!(all, ["127.0.0.1:80-81", "[::1]:80-81", "unix:/run/a"]);
+        assert_eq!((found.endpoints(), found.ports, found.protocol()), (5, 2, "tcp"));
+        assert_eq!(found.in_flight_max, 5 * 64);
+        let found = of("127.0.0.1:9900 127.0.0.1:9901 --ports 1").unwrap();
+        assert_eq!(found.endpoints(), 2);
+        let found = of("http://127.0.0.1/a http+unix:/run/a:/b").unwrap();
+        let paths: Vec<&str> = found.targets.iter().map(|target| target.path.as_str()).collect();
+        assert_eq!((paths.as_slice(), found.protocol()), (&["/a", "/b"][..], "http"));
+        let found = of("http+unix:/run/a http+unix:/run/b").unwrap();
+        assert_eq!((found.protocol(), found.ports, found.in_flight_max), ("http+unix", 1, 128));
+        let many: Vec<String> = (1..=257).map(|last| format!("unix:{last}")).collect();
+        assert!(wrong(&many.join(" ")).contains("257 targets are too many"));
+        assert_eq!(of(&many[1..].join(" ")).unwrap().targets.len(), 256);
+    }
+
+    #[test]
+    fn counts_and_rates_may_have_units() {
         let arguments = of("127.0.0.1 -c 1e6 --rate 1000/s").unwrap();
         assert_eq!(
             (arguments.connections, arguments.stages[0].per_second),
@@ -938,8 +1155,8 @@ mod tests {
         let help = Typed::command().render_help().to_string();
         for part in [
             "Examples:\n",
-            "Usage: c1000k-client [OPTIONS] <TARGET> [FIRST_PORT]\n",
-            "\n       c1000k-client [OPTIONS] --check [TARGET] [FIRST_PORT]\n",
+            "Usage: c1000k-client [OPTIONS] <TARGET>... [FIRST_PORT]\n",
+            "\n       c1000k-client [OPTIONS] --check [TARGET]... [FIRST_PORT]\n",
             "--source 192.0.2.16-192.0.2.31",
         ] {
             assert!(help.contains(part), "{help}");

@@ -1,6 +1,6 @@
 //! The program: from the command line to the record, the summary and the exit code.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,30 +12,33 @@ use c1000k_host::ports::LOCAL_PORTS_DEFAULT;
 use c1000k_host::usage::{ProcessUsage, processors};
 use c1000k_record::endpoint::Endpoint;
 use c1000k_record::{
-    CLIENT_SCHEMA, ClientRecord, Descriptors, Head, Output, Verdict, per_second, time_text,
+    CLIENT_SCHEMA, ClientRecord, Descriptors, Head, Output, TargetRecord, Verdict, per_second,
+    time_text,
 };
 use reactor::{Config, Reactor, Signal};
 
 use crate::address::Scheme;
-use crate::args::{self, Arguments, MessageChoice};
+use crate::args::{self, Arguments, MessageChoice, TargetArgs};
+use crate::destination::{self, Destination};
 use crate::hdr::HdrFile;
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::protocols::{Echo, Http, Message, Mqtt, Protocol, Text, Tls, Trust, WebSocket};
-use crate::run::{Client, Conn, Settings};
+use crate::protocols::{Echo, Http, Message, Mqtt, Protocol, Text, Tls, WebSocket};
+use crate::run::{Client, Conn, Server, Settings};
 use crate::stateless;
 use crate::stats::RunStats;
 use crate::summary;
 use crate::target::{self, Target};
-use crate::verdict::{self, Outcome, judge};
+use crate::target_stats::TargetStats;
+use crate::verdict::{Outcome, judge};
 
-/// Slots beyond the goal, for connections that are gone but not yet taken out.
+/// Slots beyond the goal, for connections that have ended but are not removed yet.
 const SLOTS_SPARE: usize = 64;
 
-/// Fewer failures in a row than this may be chance.
+/// Fewer consecutive failures may be chance.
 const CONSECUTIVE_FAILURES_MIN: u32 = 100;
 
-/// Does what the command line asks for, and says how to exit.
+/// Runs the program; returns its exit code.
 pub fn run_command() -> ExitCode {
     let code = obey();
     command_line::flush_log();
@@ -70,8 +73,8 @@ fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     let target = target::within_limits(arguments, &machine, &requirements);
     announce(&target)?;
     let endpoint = arguments.metrics.map(Endpoint::open).transpose()?;
-    let stats = flood(arguments, &target, &machine, endpoint)?;
-    let outcome = judge(&target, &stats, destination(arguments));
+    let stats = connect(arguments, &target, &machine, endpoint)?;
+    let outcome = judge(&target, &stats, &destinations(arguments));
     let mut record = record(arguments, &stats, outcome, descriptors, target.file_table, started_at);
     record.thresholds =
         arguments.fail_if.iter().map(|condition| condition.judge(&record)).collect();
@@ -80,7 +83,7 @@ fn run(mut arguments: Arguments) -> Result<ExitCode, String> {
     written.map(|()| code)
 }
 
-/// Where that is refused, the run goes as far as the limit does.
+/// If that is refused, the run continues within the present limit.
 fn raise_limit() -> Option<DescriptorLimit> {
     let raised = raise_descriptor_limit()
         .inspect_err(|error| log::warn!("the descriptor limit can't be read: {error}"))
@@ -103,7 +106,7 @@ fn check_sources(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
-/// Says what will be tried, and what stands in the way of more.
+/// Logs the target, and the limit that prevents a higher one.
 fn announce(target: &Target) -> Result<(), String> {
     match &target.cap {
         Some(cap) if target.goal == 0 => {
@@ -118,20 +121,13 @@ fn announce(target: &Target) -> Result<(), String> {
     Ok(())
 }
 
-fn flood(
+fn connect(
     arguments: &Arguments,
     target: &Target,
     machine: &Machine,
     endpoint: Option<Endpoint>,
 ) -> Result<RunStats, String> {
-    let plan = Plan::new(
-        arguments.sources.clone(),
-        arguments.destination.port(),
-        arguments.ports,
-        machine.local_ports_free().unwrap_or(LOCAL_PORTS_DEFAULT.len() as u64),
-    );
     let settings = Settings {
-        server: arguments.destination.into(),
         goal: target.goal,
         verify: arguments.verify,
         hold: arguments.hold,
@@ -146,9 +142,10 @@ fn flood(
         consecutive_failures_max: CONSECUTIVE_FAILURES_MIN.max(2 * u32::from(arguments.ports)),
     };
     log::debug!(
-        "{} over {} ports from {} sources, at most {} under way, {} for each; in {}",
-        arguments.scheme.name(),
-        arguments.ports,
+        "{} to {} ({} in all) from {} sources, at most {} under way, {} for each; in {}",
+        arguments.protocol(),
+        destination::list(&destinations(arguments)),
+        format::counted(arguments.endpoints(), "address"),
         arguments.sources.len().max(1),
         settings.in_flight_max,
         format::duration(settings.timeout.as_secs_f64()),
@@ -158,70 +155,78 @@ fn flood(
     let mut stats =
         RunStats::new(Instant::now(), arguments.verify).ok_or("can't start the histogram")?;
     stats.workload.keeps_intervals = arguments.hdr.is_some();
-    let stateless = arguments.stateless.as_ref();
-    let run = Setup { target, settings, plan, stats, stateless };
+    let local_ports = machine.local_ports_free().unwrap_or(LOCAL_PORTS_DEFAULT.len() as u64);
+    let run = Setup { target, settings, arguments, local_ports, stats };
     let message = arguments.message.clone();
-    let host = &arguments.authority;
-    let tls = Some(&arguments.trust).filter(|_| arguments.scheme.is_tls());
-    let tls = tls.map(|trust| (arguments.host.as_str(), trust));
     match arguments.scheme {
         Scheme::Tcp | Scheme::Tls => match message {
-            None => run.play_over(tls, Echo),
-            Some(MessageChoice::OfSize(bytes)) => run.play_over(tls, Message::of_size(bytes)),
+            None => run.play_over(|_| Echo),
+            Some(MessageChoice::OfSize(bytes)) => run.play_over(|_| Message::of_size(bytes)),
             Some(MessageChoice::Text { message, expected }) => {
                 let answer = expected.unwrap_or_else(|| message.clone());
-                run.play_over(tls, Message::new(message, answer))
+                run.play_over(|_| Message::new(message.clone(), answer.clone()))
             }
         },
-        Scheme::Redis => run.play_over(tls, Message::new(b"PING\r\n".into(), b"+PONG\r\n".into())),
-        Scheme::Http | Scheme::Https => run.play_over(tls, Http::new(host, &arguments.path)),
+        Scheme::Redis => run.play_over(|_| Message::new(b"PING\r\n".into(), b"+PONG\r\n".into())),
+        Scheme::Http | Scheme::Https => run.play_over(|to| Http::new(&to.authority, &to.path)),
         Scheme::Ws | Scheme::Wss => {
             let text = message.map(|choice| {
                 let (message, expected) = choice.into_text();
                 Text { answer: expected.unwrap_or_else(|| message.clone()), message }
             });
-            run.play_over(tls, WebSocket::new(host, &arguments.path, text))
+            run.play_over(|to| WebSocket::new(&to.authority, &to.path, text.clone()))
         }
         Scheme::Mqtt | Scheme::Mqtts => {
             let payload = message.map(|choice| choice.into_text().0);
-            run.play_over(tls, Mqtt::new(std::process::id(), payload))
+            run.play_over(|_| Mqtt::new(std::process::id(), payload.clone()))
         }
     }
 }
 
-/// All that a run needs but its protocol.
+/// Everything that a run needs except its protocol.
 struct Setup<'a> {
     target: &'a Target,
     settings: Settings,
-    plan: Plan,
+    arguments: &'a Arguments,
+    /// Ports that the kernel may choose.
+    local_ports: u64,
     stats: RunStats,
-    /// The clients have no sockets.
-    stateless: Option<&'a stateless::Setup>,
 }
 
 impl Setup<'_> {
-    /// Through TLS, where a server's name and what it has to show are given.
+    /// Through TLS, for a scheme that has it.
     fn play_over<P: Protocol>(
         self,
-        tls: Option<(&str, &Trust)>,
-        protocol: P,
+        protocol: impl Fn(&TargetArgs) -> P,
     ) -> Result<RunStats, String> {
-        match tls {
-            None => self.play(protocol),
-            Some((name, trust)) => self.play(Tls::new(protocol, name, trust)?),
+        let Arguments { scheme, trust, .. } = self.arguments;
+        if scheme.is_tls() {
+            self.play(|to| Tls::new(protocol(to), &to.host, trust))
+        } else {
+            self.play(|to| Ok(protocol(to)))
         }
     }
 
-    fn play<P: Protocol>(self, protocol: P) -> Result<RunStats, String> {
-        let Self { target, settings, plan, stats, stateless } = self;
-        if let Some(setup) = stateless {
+    fn play<P: Protocol>(
+        self,
+        protocol: impl Fn(&TargetArgs) -> Result<P, String>,
+    ) -> Result<RunStats, String> {
+        let Self { target, settings, arguments, local_ports, stats } = self;
+        let mut servers = Vec::with_capacity(arguments.targets.len());
+        for to in &arguments.targets {
+            let destination = to.destination.clone();
+            let plan = plan(arguments, &destination, local_ports);
+            servers.push(Server { destination, plan, protocol: protocol(to)? });
+        }
+        if let Some(setup) = &arguments.stateless {
             let progress = Progress::new(u64::from(target.goal));
+            let protocol = servers.remove(0).protocol;
             return stateless::play(setup, settings, protocol, stats, &progress);
         }
         let mut reactor = reactor(target)
             .map_err(|error| format!("can't start: {error}; {}", remedy(target, &error)))?;
         let progress = Progress::new(u64::from(target.goal));
-        let mut client = Client::new(settings, protocol, plan, stats, &progress)
+        let mut client = Client::new(settings, servers, stats, &progress)
             .map_err(|errno| format!("can't start the clock: {errno}; see ulimit -n"))?;
         client.start(reactor.context());
         let outcome = reactor.run(&mut client);
@@ -231,7 +236,7 @@ impl Setup<'_> {
     }
 }
 
-/// What may help where a reactor can't be made.
+/// The remedy if a reactor can't be created.
 fn remedy(target: &Target, error: &reactor::Error) -> &'static str {
     match target.file_table {
         _ if error.errno().is_none() => "see ulimit -v and ulimit -d, or give a lower -c",
@@ -251,9 +256,42 @@ fn reactor<S>(target: &Target) -> Result<Reactor<Conn<S>>, reactor::Error> {
     Ok(reactor)
 }
 
-fn destination(arguments: &Arguments) -> verdict::Destination {
-    let reached = arguments.stateless.map(|setup| setup.server.into());
-    verdict::Destination { first: reached.unwrap_or(arguments.destination), ports: arguments.ports }
+/// The routes to a server. A Unix-domain socket has one, which never runs out.
+fn plan(arguments: &Arguments, to: &Destination, local_ports: u64) -> Plan {
+    if to.is_unix() {
+        return Plan::new(Vec::new(), 0, 1, u64::MAX);
+    }
+    Plan::new(arguments.sources.clone(), to.first_port(), to.ports(), local_ports)
+}
+
+fn destinations(arguments: &Arguments) -> Vec<Destination> {
+    match arguments.stateless {
+        Some(setup) => vec![Destination::new(SocketAddr::V4(setup.server), setup.ports)],
+        None => arguments.destinations().cloned().collect(),
+    }
+}
+
+/// The targets' parts of the run. The outcome leaves out failures past a target that was lowered.
+fn targets(arguments: &Arguments, stats: &RunStats, outcome: &Outcome) -> Vec<TargetRecord> {
+    let given = arguments.targets.iter().map(|target| target.text.clone());
+    if let [_] = arguments.targets[..] {
+        let only = |target| TargetRecord {
+            target,
+            attempted: stats.attempted,
+            established: stats.peak,
+            failed: outcome.failed,
+            lost: stats.lost,
+        };
+        return given.map(only).collect();
+    }
+    let part = |(target, part): (String, &TargetStats)| TargetRecord {
+        target,
+        attempted: part.attempted,
+        established: part.peak,
+        failed: part.failed.min(outcome.failed),
+        lost: part.lost,
+    };
+    given.zip(&stats.targets).map(part).collect()
 }
 
 fn record(
@@ -267,7 +305,9 @@ fn record(
     let ramp_seconds = stats.ramp.as_secs_f64();
     let held = held_between(stats);
     let usage = ProcessUsage::read();
+    let destinations = destinations(arguments);
     ClientRecord {
+        targets: targets(arguments, stats, &outcome),
         head: Head::new(CLIENT_SCHEMA, env!("CARGO_PKG_VERSION"), started_at),
         target: outcome.target,
         attempted: stats.attempted,
@@ -281,8 +321,8 @@ fn record(
         connects_per_second: per_second(stats.peak, ramp_seconds),
         connect_latency_us: stats.connect_latency.percentiles(),
         verdict: outcome.verdict,
-        destination: destination(arguments).first.to_string(),
-        ports: u64::from(arguments.ports),
+        destination: destinations.iter().map(Destination::first).collect::<Vec<_>>().join(", "),
+        ports: destinations.iter().map(|to| u64::from(to.ports())).sum(),
         sources: arguments.sources.iter().map(ToString::to_string).collect(),
         verified_passes: stats.verified_passes.clone(),
         retried: stats.retried,
@@ -295,7 +335,7 @@ fn record(
         held_from: held.map(|(from, _)| time_text(from)),
         held_until: held.map(|(_, until)| time_text(until)),
         file_table: arguments.stateless.is_none().then(|| file_table.into()),
-        protocol: arguments.scheme.name().to_owned(),
+        protocol: arguments.protocol().to_owned(),
         connect_histogram: stats.connect_latency.encoded(),
         workload: stats.workload.record(),
         churn: arguments.churn_per_second.map(|_| stats.churn.record()),
@@ -317,7 +357,7 @@ fn record(
     }
 }
 
-/// From when until when the most connections were held, by the clock of the calendar; `None` where none were.
+/// The wall-clock times from and until which the maximum was held; `None` if no connection was held.
 fn held_between(stats: &RunStats) -> Option<(SystemTime, SystemTime)> {
     let first_connect = SystemTime::now().checked_sub(stats.started.elapsed())?;
     let last_pass = stats.verify_seconds.get(1).copied().unwrap_or(0.0);
@@ -326,8 +366,8 @@ fn held_between(stats: &RunStats) -> Option<(SystemTime, SystemTime)> {
     (stats.peak > 0).then_some((from, from + held))
 }
 
-/// The record, the summary and the exit code. Where nothing at all was held, one line says why. A record that can't be
-/// written takes nothing from the summary. Signals that come while a pipe is not read end the program.
+/// Writes the record and the summary; returns the exit code. If no connection was held, one line gives the reason. The
+/// summary is also printed if the record can't be written. A signal ends the program while a pipe is not read.
 fn report(arguments: &Arguments, record: &ClientRecord) -> Result<ExitCode, String> {
     let write = |json: &Output| json.write(record);
     let (waiting, prompt) = match &arguments.json {

@@ -1,4 +1,4 @@
-//! A run at one moment as Prometheus reads it.
+//! A snapshot of a run in the exposition format of Prometheus.
 
 use c1000k_record::LatencyUs;
 use c1000k_record::endpoint::Figures;
@@ -7,10 +7,10 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use crate::stats::RunStats;
 
-/// What all names begin with.
+/// The prefix of all metric names.
 pub(crate) const PREFIX: &str = "c1000k_client";
 
-/// What is shown of a run.
+/// The exported figures of a run.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     pub(crate) target: u64,
@@ -32,7 +32,7 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// The figures of this moment.
+    /// The present figures.
     pub(crate) fn of(stats: &RunStats, goal: u32) -> Self {
         let failures = stats.failures.by_name().iter();
         Self {
@@ -67,7 +67,7 @@ impl Collector for Snapshot {
         figures.gauge("verified", "Verified in the present pass", Some(self.verified as f64))?;
         figures.counter("messages_sent", "Messages sent during the hold", self.sent)?;
         figures.counter("messages_answered", "Messages answered", self.answered)?;
-        figures.counter("reopened", "Connections closed and opened anew", self.reopened)?;
+        figures.counter("reopened", "Connections closed and reopened", self.reopened)?;
         let quantiles = |latency: LatencyUs| {
             [
                 ("0.5", latency.p50),

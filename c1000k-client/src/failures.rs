@@ -1,4 +1,4 @@
-//! What can go wrong with a connect: counted by errno, sorted by what it means, tried again a bounded number of times.
+//! Failed connects: counted by errno, classified, and retried a bounded number of times.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use c1000k_host::format;
 use nix::errno::Errno;
 
-/// Further attempts after the first, where a failure may pass by itself.
+/// Retries of a connect whose failure may be temporary.
 pub(crate) const RETRIES_MAX: u8 = 3;
 
-/// The pause before the first further attempt; it doubles for each one after it.
+/// The pause before the first retry; it doubles for each further one.
 const BACKOFF: Duration = Duration::from_millis(100);
 
-/// The name that counts an end of the stream before the echo: there is no errno for it.
+/// Counts an end of the stream before the echo, which has no errno.
 pub(crate) const EOF: &str = "EOF";
 
-/// The name that counts connections to themselves: there is no errno for it either.
+/// Counts connections to themselves, which have no errno either.
 pub(crate) const SELF_CONNECT: &str = "SELF_CONNECT";
 
-/// The name that counts connections that did not come back after a storm.
+/// Counts connections that were not reopened after a storm.
 pub(crate) const NOT_BACK: &str = "NOT_BACK";
 
 /// Failed attempts, or lost connections, by errno.
@@ -42,14 +42,14 @@ impl Failures {
         self.last = Some(errno);
     }
 
-    /// Attempts that were still under way when no more was waited for.
+    /// Counts attempts that were still under way at the end.
     pub(crate) fn count_unfinished(&mut self, count: u64) {
         if count > 0 {
             *self.counts.entry(format!("{:?}", Errno::ECANCELED)).or_default() += count;
         }
     }
 
-    /// How many there were, by the name of an errno or what stands for one.
+    /// The counts by name: an errno, or one of the names above.
     pub fn by_name(&self) -> &BTreeMap<String, u64> {
         &self.counts
     }
@@ -62,7 +62,7 @@ impl Failures {
         self.counts.contains_key(name)
     }
 
-    /// The name that was counted most often.
+    /// The name with the highest count.
     pub(crate) fn most(&self) -> Option<&str> {
         self.counts.iter().max_by_key(|&(_, &count)| count).map(|(name, _)| name.as_str())
     }
@@ -79,7 +79,7 @@ impl fmt::Display for Failures {
     }
 }
 
-/// What a failed attempt means for the run.
+/// The class of a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Meaning {
     /// Descriptors of this process or of the system have run out.
@@ -91,23 +91,23 @@ pub(crate) enum Meaning {
     /// The pair of source and destination has no local port left.
     NoLocalPort,
     /// Nothing listens on this port.
-    NobodyListens,
-    /// The server took the connection and dropped it before its echo.
+    NothingListens,
+    /// The server accepted the connection and dropped it before its echo.
     TurnedAway,
-    /// It may pass by itself.
+    /// It may be temporary.
     Transient,
-    /// It will be the same the next time.
+    /// It is permanent.
     Final,
 }
 
-/// What an errno of a connect, or of a connection before its echo, means.
+/// Classifies an errno of a connect, or of a connection before its echo.
 pub(crate) fn meaning(errno: Errno) -> Meaning {
     match errno {
         Errno::EMFILE | Errno::ENFILE => Meaning::NoDescriptor,
         Errno::ENOBUFS | Errno::ENOMEM => Meaning::NoMemory,
         Errno::ENOSPC => Meaning::NoWatch,
         Errno::EADDRNOTAVAIL => Meaning::NoLocalPort,
-        Errno::ECONNREFUSED => Meaning::NobodyListens,
+        Errno::ECONNREFUSED => Meaning::NothingListens,
         Errno::ECONNRESET | Errno::ECONNABORTED | Errno::EPIPE => Meaning::TurnedAway,
         Errno::ETIMEDOUT
         | Errno::EAGAIN
@@ -121,22 +121,22 @@ pub(crate) fn meaning(errno: Errno) -> Meaning {
     }
 }
 
-/// Connections that wait for their next attempt.
+/// Connections that wait for a retry.
 #[derive(Debug, Default)]
 pub(crate) struct Retries {
-    /// One queue for each length of pause, so each is in order of time by itself.
+    /// One queue for each pause, so that each is ordered by time.
     queues: [VecDeque<(Instant, u32)>; RETRIES_MAX as usize],
 }
 
 impl Retries {
-    /// The connection has failed after `retries` further attempts; says whether it gets another one.
+    /// The connection has failed after this many retries; returns whether it gets another one.
     pub(crate) fn push(&mut self, now: Instant, number: u32, retries: u8) -> bool {
         let Some(queue) = self.queues.get_mut(usize::from(retries)) else { return false };
         queue.push_back((now + BACKOFF * (1 << retries), number));
         true
     }
 
-    /// A connection whose pause is over, and which of its further attempts this is.
+    /// A connection whose pause is over, and the number of its retry.
     pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(u32, u8)> {
         let is_due =
             |queue: &VecDeque<(Instant, u32)>| queue.front().is_some_and(|&(due, _)| due <= now);
@@ -154,7 +154,7 @@ impl Retries {
         self.queues.iter().map(VecDeque::len).sum()
     }
 
-    /// Lets go of all of them; says how many there were.
+    /// Removes all of them; returns their number.
     pub(crate) fn give_up(&mut self) -> usize {
         let count = self.len();
         *self = Self::default();
@@ -180,17 +180,17 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_passes_and_a_refusal_does_not() {
+    fn a_timeout_is_temporary_and_a_refusal_is_not() {
         assert_eq!(meaning(Errno::ETIMEDOUT), Meaning::Transient);
         assert_eq!(meaning(Errno::EAGAIN), Meaning::Transient);
-        assert_eq!(meaning(Errno::ECONNREFUSED), Meaning::NobodyListens);
+        assert_eq!(meaning(Errno::ECONNREFUSED), Meaning::NothingListens);
         assert_eq!(meaning(Errno::ECONNRESET), Meaning::TurnedAway);
         assert_eq!(meaning(Errno::EACCES), Meaning::Final);
         assert_eq!(meaning(Errno::EMFILE), Meaning::NoDescriptor);
     }
 
     #[test]
-    fn each_connection_gets_three_further_attempts_with_growing_pauses() {
+    fn each_connection_gets_three_retries_with_growing_pauses() {
         let start = Instant::now();
         let mut retries = Retries::default();
         let mut now = start;

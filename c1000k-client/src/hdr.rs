@@ -13,7 +13,7 @@ use crate::stats::RunStats;
 
 const US_PER_MS: f64 = 1000.0;
 
-/// Lines of a percentile distribution for each halving of what is left to 100%.
+/// Lines of a percentile distribution for each halving of the distance to 100%.
 const LINES_PER_HALVING: u32 = 5;
 
 /// The file of `--hdr`, open since the start of the run.
@@ -35,16 +35,16 @@ pub(crate) struct Interval {
 
 impl HdrFile {
     /// # Errors
-    /// A line that says why there can be no such file.
+    /// One line with the reason why the file can't be created.
     pub(crate) fn create(path: &Path) -> Result<Self, String> {
         let file = File::create(path).map_err(|error| refusal(path, &error))?;
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Writes what was measured: the messages of the hold or, without such, the connects.
+    /// Writes the latencies of the messages of the hold or, without messages, of the connects.
     ///
     /// # Errors
-    /// A line that says why the file could not be written.
+    /// One line with the reason why the file could not be written.
     pub(crate) fn write(self, stats: &RunStats, started_at: SystemTime) -> Result<(), String> {
         let mut out = BufWriter::new(self.file);
         let is_distribution = self.path.extension().is_some_and(|ending| ending == "hgrm");
@@ -91,7 +91,7 @@ fn write_log(out: &mut impl Write, stats: &RunStats, started_at: SystemTime) -> 
     Ok(())
 }
 
-/// The text that HdrHistogram's plotters read: value, share, count, and the inverse of what is left to 100%.
+/// The text that HdrHistogram's plotters read: value, percentile, count, and 1/(1 - percentile).
 fn write_distribution(out: &mut impl Write, latencies: &Histogram<u64>) -> io::Result<()> {
     writeln!(
         out,
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_made_is_one_line() {
+    fn a_file_that_cannot_be_created_is_one_line() {
         let line = HdrFile::create(Path::new("/nowhere/run.hgrm")).unwrap_err();
         assert!(line.contains("/nowhere/run.hgrm") && line.contains("another file"), "{line}");
     }

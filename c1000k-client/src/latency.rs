@@ -51,15 +51,15 @@ impl Latencies {
         }
     }
 
-    /// HdrHistogram V2: some hundred bytes.
+    /// HdrHistogram V2: a few hundred bytes.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        // Into memory, and of these bounds, it can always be written.
+        // Writing to memory can't fail with these bounds.
         let _ = V2Serializer::new().serialize(&self.0, &mut bytes);
         bytes
     }
 
-    /// As a record has it; `None` where it is empty.
+    /// The encoded histogram for a record; `None` if it is empty.
     pub(crate) fn encoded(&self) -> Option<String> {
         histogram::encode(&self.0)
     }

@@ -1,8 +1,7 @@
-//! Floods a server with TCP connections, proves every one of them alive, and says what stopped it.
+//! Opens many connections to a server, verifies each of them, holds them, and reports what limited their number.
 //!
-//! The program is [`run_command`]. For another program that wants a crowd, a [`Client`] is the service of a
-//! [`reactor::Reactor`]: it takes a run through its phases over the routes of a [`Plan`], speaks a
-//! [`Protocol`](protocols::Protocol), and counts in a [`RunStats`].
+//! The program is [`run_command`]. For other programs a [`Client`] is the handler of a [`reactor::Reactor`]: it runs the
+//! phases over the routes of a [`Plan`], with a [`Protocol`](protocols::Protocol), and counts in a [`RunStats`].
 //!
 //! - A new protocol is a file in `protocols/` and a line in its `mod.rs`.
 //! - A new phase is a file in `phases/` and a line in the list of its `mod.rs`.
@@ -11,6 +10,7 @@ mod address;
 mod alarm;
 mod args;
 mod command;
+mod destination;
 mod exposition;
 mod failures;
 mod hdr;
@@ -27,18 +27,21 @@ mod stateless;
 mod stats;
 mod summary;
 mod target;
+mod target_stats;
 mod threshold;
 mod usage;
 mod verdict;
 
 pub use command::run_command;
+pub use destination::Destination;
 pub use failures::Failures;
 pub use pacing::Stage;
 pub use plan::Plan;
 pub use progress::Progress;
-pub use run::{Client, Conn, Settings};
+pub use run::{Client, Conn, Server, Settings};
 pub use schedule::{Pace, Workload};
 pub use stats::{RunStats, Stop};
+pub use target_stats::TargetStats;
 
 /// For the fuzz target of stateless clients.
 #[cfg(fuzzing)]

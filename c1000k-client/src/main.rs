@@ -1,4 +1,4 @@
-//! `c1000k-client`: see the library of that name.
+//! `c1000k-client`: see the library of the same name.
 
 use std::process::ExitCode;
 

@@ -1,7 +1,9 @@
-//! Opening connections: over which routes and how fast, and what becomes of attempts that fail.
+//! Opening connections: routes, rates, and the handling of failed attempts.
 //!
-//! The ramp opens the connections of the goal, one after the other; later phases open those again that they have
-//! closed.
+//! The ramp opens the connections of the goal; later phases reopen those that they have closed. Each target has its own
+//! lane, and the lanes take turns. A connection belongs to one target for the whole run, which follows from its number.
+
+mod lane;
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -12,188 +14,233 @@ use c1000k_host::format;
 use nix::errno::Errno;
 use reactor::{CloseReason, ConnectOptions, Error, TimerId, Token};
 
-use crate::failures::{self, Meaning, Retries, meaning};
+use self::lane::{Lane, Work};
+use crate::destination::Destination;
+use crate::failures::{self, Meaning, meaning};
 use crate::pacing::Pace;
 use crate::plan::{Plan, Route};
 use crate::protocols::Protocol;
 use crate::run::{Conn, Cx, Fault, Run, arm, cancel, errno, errno_of};
-use crate::stats::Stop;
+use crate::stats::{RunStats, Stop};
 
 /// What is to be opened, and what is under way.
 #[derive(Debug)]
 pub(crate) struct Opening {
-    plan: Plan,
-    /// `None`: as fast as may be.
+    /// One for each target.
+    lanes: Vec<Lane>,
+    /// The lane whose turn is next.
+    turn: usize,
+    /// `None`: as fast as possible.
     pub(crate) pace: Option<Pace>,
-    /// The next connection that was never tried.
-    next_number: u32,
-    /// The last one to be tried.
-    last_number: u32,
-    /// Connections that were held and closed, to be opened anew.
-    reopen: Vec<u32>,
-    /// Connections to be tried elsewhere at once.
-    again: Vec<u32>,
-    retries: Retries,
-    /// Attempts under way: they end with an answer or, where no proof is asked for, with the connection.
+    /// Attempts under way of all lanes.
     pub(crate) under_way: usize,
-    /// Drops and final failures since there were last more connections held than ever before.
-    consecutive_failures: u32,
-    /// The most connections held since they were last counted anew.
-    most_held: u64,
-    retry: Option<TimerId>,
+    /// The timer of the next attempt that is not due yet, and its time.
+    retry: Option<(TimerId, Instant)>,
     wait: Option<TimerId>,
-}
-
-/// A connection that is to be tried.
-struct Work {
-    number: u32,
-    retries: u8,
-    /// It was tried before.
-    is_known: bool,
+    /// Nothing more is opened to any target.
+    is_stopped: bool,
 }
 
 impl Opening {
-    /// This many connections over these routes.
-    pub(crate) fn new(plan: Plan, goal: u32) -> Self {
+    /// This many connections, shared evenly by the destinations.
+    pub(crate) fn new(destinations: Vec<(Destination, Plan)>, goal: u32) -> Self {
+        let step = destinations.len() as u64;
+        let lane = |(index, (to, plan))| Lane::new(to, plan, index as u64 + 1, step, goal);
         Self {
-            plan,
+            lanes: destinations.into_iter().enumerate().map(lane).collect(),
+            turn: 0,
             pace: None,
-            next_number: 1,
-            last_number: goal,
-            reopen: Vec::new(),
-            again: Vec::new(),
-            retries: Retries::default(),
             under_way: 0,
-            consecutive_failures: 0,
-            most_held: 0,
             retry: None,
             wait: None,
+            is_stopped: false,
         }
     }
 
-    /// Opens one anew that was held and has been closed.
+    /// The target of a connection.
+    pub(crate) fn target_of(&self, number: u32) -> usize {
+        (number as usize).wrapping_sub(1) % self.lanes.len()
+    }
+
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = &Destination> {
+        self.lanes.iter().map(|lane| &lane.destination)
+    }
+
+    fn lane_of(&mut self, number: u32) -> &mut Lane {
+        let index = self.target_of(number);
+        &mut self.lanes[index]
+    }
+
+    /// Opens a connection again that was held and has been closed.
     pub(crate) fn reopen(&mut self, number: u32) {
-        self.reopen.push(number);
+        self.lane_of(number).reopen(number);
     }
 
-    /// From here on more connections than `held` are a success.
-    pub(crate) fn count_from(&mut self, held: u64) {
-        self.most_held = held;
-        self.consecutive_failures = 0;
+    /// From here on only connections that were held are opened again, also to targets that got no more in the ramp. Each
+    /// of them is a success.
+    pub(crate) fn begin_reopening(&mut self) {
+        self.is_stopped = false;
+        self.lanes.iter_mut().for_each(Lane::begin_reopening);
     }
 
-    fn has_new_work(&self) -> bool {
-        self.next_number <= self.last_number || !self.again.is_empty() || !self.reopen.is_empty()
+    pub(crate) fn stop(&mut self) {
+        self.is_stopped = true;
+    }
+
+    /// One attempt less is under way.
+    fn end_attempt(&mut self, number: u32) {
+        self.under_way -= 1;
+        self.lane_of(number).under_way -= 1;
+    }
+
+    /// The next lane in turn with a connection that may be tried now. A target that does not answer takes its share of
+    /// those under way, and no more.
+    fn next_lane(&self, in_flight_max: usize, now: Instant) -> Option<usize> {
+        if self.is_stopped || self.under_way >= in_flight_max {
+            return None;
+        }
+        let count = self.lanes.len();
+        let share = in_flight_max.div_ceil(count);
+        (self.turn..self.turn + count).map(|turn| turn % count).find(|&index| {
+            let lane = &self.lanes[index];
+            lane.under_way < share && lane.has_due_work(now)
+        })
+    }
+
+    /// When the first attempt that is not due yet will be due.
+    fn next_due(&self, now: Instant) -> Option<Instant> {
+        self.lanes.iter().filter_map(Lane::next_due).filter(|&due| due > now).min()
     }
 
     fn has_work(&self) -> bool {
-        self.has_new_work() || self.retries.len() > 0
-    }
-
-    fn has_due_work(&self, now: Instant) -> bool {
-        self.has_new_work() || self.retries.next_due().is_some_and(|due| due <= now)
+        !self.is_stopped && self.lanes.iter().any(Lane::has_work)
     }
 }
 
 impl<P: Protocol> Run<'_, P> {
-    /// Opens as many as may be under way; says whether there is nothing left to open or to wait for.
+    /// Opens as many as may be under way; returns whether there is nothing left to open or to wait for.
     pub(crate) fn open_more(&mut self, cx: &mut Cx<P>) -> bool {
-        while self.may_open(cx) {
-            let Some(work) = self.next_work(cx.now()) else { break };
-            self.open_one(cx, &work);
+        while let Some(lane) = self.lane_to_open(cx) {
+            let Some(work) = self.next_work(lane, cx.now()) else { break };
+            self.open_one(cx, lane, &work);
         }
         if !self.is_opening() {
             return true;
         }
-        if self.opening.retry.is_none()
-            && let Some(due) = self.opening.retries.next_due()
-        {
-            self.opening.retry = arm(cx, due.saturating_duration_since(cx.now()));
-        }
+        self.arm_retry(cx);
         false
+    }
+
+    /// Sets the timer for the first attempt that is not due yet.
+    fn arm_retry(&mut self, cx: &mut Cx<P>) {
+        let Some(due) = self.opening.next_due(cx.now()) else { return };
+        match self.opening.retry {
+            Some((_, armed)) if armed <= due => return,
+            Some((timer, _)) => _ = cx.cancel_timer(timer),
+            None => {}
+        }
+        let timer = arm(cx, due.saturating_duration_since(cx.now()));
+        self.opening.retry = timer.map(|timer| (timer, due));
     }
 
     /// Whether something is still to be opened or waited for.
     pub(crate) fn is_opening(&self) -> bool {
-        self.opening.under_way > 0 || (self.stats.stop.is_none() && self.opening.has_work())
+        self.opening.under_way > 0 || self.opening.has_work()
+    }
+
+    /// Nothing has succeeded for too long: opens no more to the targets that still have connections to open.
+    pub(crate) fn stop_stalled(&mut self) {
+        for index in 0..self.opening.lanes.len() {
+            let lane = &self.opening.lanes[index];
+            if lane.under_way > 0 || lane.has_work() {
+                self.stop_target(index, self.stats.targets[index].stall());
+            }
+        }
     }
 
     /// Whether it was a timer of the opening, after which more may be opened.
     pub(crate) fn is_opening_timer(&mut self, timer: TimerId) -> bool {
-        let timers = [&mut self.opening.retry, &mut self.opening.wait];
-        let own = timers.into_iter().find(|own| **own == Some(timer));
-        own.is_some_and(|own| own.take().is_some())
-    }
-
-    /// Opens no more, and lets go of what was to be tried once more; says how many connections that leaves unopened.
-    pub(crate) fn end_opening(&mut self, cx: &mut Cx<P>) -> u64 {
-        cancel(cx, &mut self.opening.retry);
-        cancel(cx, &mut self.opening.wait);
-        let waiting = self.opening.again.len() + self.opening.reopen.len();
-        let unopened = self.opening.under_way + waiting + self.opening.retries.give_up();
-        self.opening.again.clear();
-        self.opening.reopen.clear();
-        unopened as u64
-    }
-
-    /// Whether the next connect may be started now. Where only the pace forbids it, a timer comes back for it.
-    fn may_open(&mut self, cx: &mut Cx<P>) -> bool {
-        if self.stats.stop.is_some()
-            || self.opening.under_way >= self.settings.in_flight_max
-            || !self.opening.has_due_work(cx.now())
-        {
-            return false;
+        if self.opening.retry.is_some_and(|(own, _)| own == timer) {
+            self.opening.retry = None;
+            return true;
         }
-        let Some(pace) = &mut self.opening.pace else { return true };
+        let is_own = self.opening.wait == Some(timer);
+        if is_own {
+            self.opening.wait = None;
+        }
+        is_own
+    }
+
+    /// Opens no more, and discards what was to be tried again.
+    pub(crate) fn end_opening(&mut self, cx: &mut Cx<P>) {
+        self.give_up_opening(cx, |_, _, _| {});
+    }
+
+    /// The same, and counts the connections that are left unopened as failed.
+    pub(crate) fn fail_opening(&mut self, cx: &mut Cx<P>) {
+        self.give_up_opening(cx, RunStats::fail);
+    }
+
+    fn give_up_opening(&mut self, cx: &mut Cx<P>, count: impl Fn(&mut RunStats, usize, u64)) {
+        cancel(cx, &mut self.opening.retry.take().map(|(timer, _)| timer));
+        cancel(cx, &mut self.opening.wait);
+        for (index, lane) in self.opening.lanes.iter_mut().enumerate() {
+            count(&mut self.stats, index, lane.give_up());
+        }
+    }
+
+    /// The lane of the next connect, if it may be started now. Where only the pace forbids it, a timer is set.
+    fn lane_to_open(&mut self, cx: &mut Cx<P>) -> Option<usize> {
+        let lane = self.opening.next_lane(self.settings.in_flight_max, cx.now())?;
+        let Some(pace) = &mut self.opening.pace else { return Some(lane) };
         match pace.take(cx.now()) {
-            Ok(()) => true,
+            Ok(()) => Some(lane),
             Err(wait) => {
                 if self.opening.wait.is_none() {
                     self.opening.wait = arm(cx, wait);
                 }
-                false
+                None
             }
         }
     }
 
-    fn next_work(&mut self, now: Instant) -> Option<Work> {
-        if let Some((number, retries)) = self.opening.retries.pop_due(now) {
-            self.stats.retried += 1;
-            return Some(Work { number, retries, is_known: true });
-        }
-        if let Some(number) = self.opening.again.pop() {
-            self.stats.retried += 1;
-            return Some(Work { number, retries: 0, is_known: true });
-        }
-        if let Some(number) = self.opening.reopen.pop() {
-            return Some(Work { number, retries: 0, is_known: true });
-        }
-        if self.opening.next_number > self.opening.last_number {
-            return None;
-        }
-        self.opening.next_number += 1;
-        Some(Work { number: self.opening.next_number - 1, retries: 0, is_known: false })
+    fn next_work(&mut self, lane: usize, now: Instant) -> Option<Work> {
+        self.opening.turn = (lane + 1) % self.opening.lanes.len();
+        let work = self.opening.lanes[lane].next_work(now)?;
+        self.stats.retried += u64::from(work.is_retry);
+        Some(work)
     }
 
-    fn open_one(&mut self, cx: &mut Cx<P>, work: &Work) {
-        let Some(route) = self.opening.plan.next_route() else {
-            self.stop(if self.opening.plan.is_closed() { nobody_left(self) } else { Stop::Ports });
-            return self.put_back(work);
+    fn open_one(&mut self, cx: &mut Cx<P>, lane: usize, work: &Work) {
+        let plan = &mut self.opening.lanes[lane].plan;
+        let Some(route) = plan.next_route() else {
+            let stop = if plan.is_closed() { self.nothing_listens(lane) } else { Stop::Ports };
+            self.stop_target(lane, stop);
+            return self.put_back(lane, work);
         };
         let conn = self.new_conn(work.number, route.pair, work.retries);
-        let destination = self.settings.server.socket_addr(route.port);
-        match cx.connect(destination, &self.options(&route), conn) {
+        let to = self.opening.lanes[lane].destination.at(route.port);
+        match cx.connect(to, &self.options(lane, &route), conn) {
             Ok(_) => {
-                self.stats.attempted += 1;
+                self.count_attempt(lane);
                 self.opening.under_way += 1;
+                let lane = &mut self.opening.lanes[lane];
+                lane.under_way += 1;
+                lane.end_pause();
             }
-            Err(error) => self.note_refused_call(&error.error, &route, work),
+            Err(error) => self.note_refused_call(&error.error, lane, &route, work),
         }
+    }
+
+    fn count_attempt(&mut self, lane: usize) {
+        self.stats.attempted += 1;
+        self.stats.targets[lane].attempted += 1;
     }
 
     /// Each option costs a system call, so none is set without need.
-    fn options(&self, route: &Route) -> ConnectOptions {
-        let is_crowded = self.opening.plan.is_crowded_by(u64::from(self.settings.goal));
+    fn options(&self, lane: usize, route: &Route) -> ConnectOptions {
+        let share = u64::from(self.settings.goal).div_ceil(self.opening.lanes.len() as u64);
+        let is_crowded = self.opening.lanes[lane].plan.is_crowded_by(share);
         ConnectOptions {
             source: route.source.map(|source| source.socket_addr(0)),
             port_range: self.settings.local_ports.clone().filter(|_| is_crowded),
@@ -202,42 +249,82 @@ impl<P: Protocol> Run<'_, P> {
         }
     }
 
-    /// The system refused to start the connect. Where something has run out, the connection has not failed: it was
-    /// not tried.
-    fn note_refused_call(&mut self, error: &Error, route: &Route, work: &Work) {
+    /// The system refused to start the connect. If something has run out, the connection has not failed: it was not
+    /// tried.
+    fn note_refused_call(&mut self, error: &Error, lane: usize, route: &Route, work: &Work) {
         let Some(errno) = errno(error) else {
-            // A bound of the reactor's own: it was made for the goal, so this is the end of it.
+            // The bound of the reactor, which was chosen for the goal: no more can be opened.
             log::error!("no connection can be added: {error}");
             self.stop(Stop::Descriptors(Errno::EMFILE));
-            return self.put_back(work);
+            return self.put_back(lane, work);
         };
         self.stats.failures.count_errno(errno);
+        let to = &self.opening.lanes[lane].destination;
         match meaning(errno) {
             Meaning::NoDescriptor => self.stop(Stop::Descriptors(errno)),
             Meaning::NoMemory => self.stop(Stop::Memory(errno)),
             Meaning::NoWatch => self.stop(Stop::Watches),
-            Meaning::NoLocalPort if !has_address(route, self.settings.server) => {
-                self.stop(Stop::NoAddress);
+            Meaning::NoLocalPort if !has_address(route, to) => {
+                self.stop_target(lane, Stop::NoAddress);
             }
-            Meaning::NoLocalPort => self.opening.plan.spend(route.pair),
+            Meaning::NoLocalPort => self.opening.lanes[lane].plan.spend(route.pair),
+            _ if to.is_unix() && errno == Errno::EAGAIN => {
+                self.count_attempt(lane);
+                self.note_full_backlog(lane);
+                return self.opening.lanes[lane].try_again(work.number);
+            }
+            // The next connect to the same path would fail in the same way.
+            Meaning::Final if to.is_unix() => {
+                self.count_attempt(lane);
+                self.stop_target(lane, Stop::Network(errno));
+                return self.opening.lanes[lane].try_again(work.number);
+            }
             _ => {
-                self.stats.attempted += 1;
+                self.count_attempt(lane);
                 return self.note_errno(errno, route.pair, work.number, work.retries);
             }
         }
-        self.put_back(work);
+        self.put_back(lane, work);
+    }
+
+    /// A Unix-domain connect is decided at once, and EAGAIN means that the backlog of the server is full.
+    fn note_full_backlog(&mut self, lane: usize) {
+        let target = &mut self.stats.targets[lane];
+        target.backlog_full += 1;
+        if target.backlog_full == 1 {
+            self.progress.warn(&format!(
+                "the backlog of {} is full (EAGAIN): the server accepts more slowly than the client connects, and \
+                 connects wait; a longer backlog of the server and net.core.somaxconn help",
+                target.destination
+            ));
+        }
+        self.opening.lanes[lane].pause(Instant::now());
     }
 
     /// The connection was not tried, this time.
-    fn put_back(&mut self, work: &Work) {
-        if work.is_known || self.stats.stop.is_none() {
-            self.opening.again.push(work.number);
+    fn put_back(&mut self, lane: usize, work: &Work) {
+        let is_stopped = self.opening.is_stopped || self.opening.lanes[lane].is_stopped;
+        if work.is_known || !is_stopped {
+            self.opening.lanes[lane].try_again(work.number);
+        }
+    }
+
+    /// Opens no more connections to this target. The others go on.
+    fn stop_target(&mut self, lane: usize, stop: Stop) {
+        let is_first = !std::mem::replace(&mut self.opening.lanes[lane].is_stopped, true);
+        self.stats.stop_target(lane, stop);
+        if is_first && self.opening.lanes.iter().any(|lane| !lane.is_stopped) {
+            self.progress.warn(&format!(
+                "no more connections to {} are opened: {}; the other targets go on",
+                self.opening.lanes[lane].destination,
+                stop.reason()
+            ));
         }
     }
 
     /// An attempt that was under way has failed.
     pub(crate) fn note_failure(&mut self, conn: &Conn<P::State>, reason: &CloseReason) {
-        self.opening.under_way -= 1;
+        self.opening.end_attempt(conn.number);
         self.stats.answered_in_part += u64::from(self.has_part(conn));
         match (conn.fault, errno_of(reason)) {
             (Some(Fault::Eof | Fault::Closed), _) | (None, None) => {
@@ -246,15 +333,16 @@ impl<P: Protocol> Run<'_, P> {
             }
             (Some(Fault::Mismatch), _) => {
                 self.stats.failures.count_errno(Errno::EBADMSG);
-                self.stats.failed += 1;
-                self.note_consecutive_failure(Stop::NotAnEcho);
+                self.fail(conn.number);
+                self.note_consecutive_failure(conn.number, Stop::NotAnEcho);
             }
             (Some(Fault::SelfConnected), _) => {
                 self.stats.failures.count(failures::SELF_CONNECT);
-                self.note_nobody(conn.pair, conn.number);
+                self.note_refusal(conn.pair, conn.number);
             }
             (Some(Fault::TimedOut), _) => {
                 self.stats.unanswered += 1;
+                self.target_of(conn).unanswered += 1;
                 self.stats.failures.count_errno(Errno::ETIMEDOUT);
                 self.note_transient(Errno::ETIMEDOUT, conn.number, conn.retries);
             }
@@ -267,50 +355,62 @@ impl<P: Protocol> Run<'_, P> {
 
     fn note_errno(&mut self, errno: Errno, pair: u32, number: u32, retries: u8) {
         match meaning(errno) {
-            Meaning::NobodyListens => self.note_nobody(pair, number),
+            Meaning::NothingListens => self.note_refusal(pair, number),
             Meaning::TurnedAway => self.note_turned_away(number),
             Meaning::Final => {
-                self.stats.failed += 1;
-                self.note_consecutive_failure(Stop::Network(errno));
+                self.fail(number);
+                self.note_consecutive_failure(number, Stop::Network(errno));
             }
             _ => self.note_transient(errno, number, retries),
         }
     }
 
-    /// Nothing listens on that port: the connection goes elsewhere, and so will all others soon.
-    fn note_nobody(&mut self, pair: u32, number: u32) {
-        self.opening.again.push(number);
-        if self.opening.plan.note_refusal(pair) && self.opening.plan.is_closed() {
-            self.stop(nobody_left(self));
+    /// The connection is given up.
+    fn fail(&mut self, number: u32) {
+        self.stats.fail(self.opening.target_of(number), 1);
+    }
+
+    /// Nothing listens on that port: the connection is tried on another one, and after a few refusals so are all others.
+    fn note_refusal(&mut self, pair: u32, number: u32) {
+        let lane = self.opening.lane_of(number);
+        lane.try_again(number);
+        if lane.plan.note_refusal(pair) && lane.plan.is_closed() {
+            let index = self.opening.target_of(number);
+            self.stop_target(index, self.nothing_listens(index));
         }
     }
 
-    /// The server let it in and dropped it. It is tried again as long as others get through.
+    /// The server accepted it and dropped it. It is tried again as long as others succeed.
     fn note_turned_away(&mut self, number: u32) {
         self.stats.turned_away += 1;
-        self.opening.again.push(number);
-        self.note_consecutive_failure(Stop::ServerFull);
+        self.stats.targets[self.opening.target_of(number)].turned_away += 1;
+        self.opening.lane_of(number).try_again(number);
+        self.note_consecutive_failure(number, Stop::ServerFull);
     }
 
     fn note_transient(&mut self, errno: Errno, number: u32, retries: u8) {
-        if !self.opening.retries.push(Instant::now(), number, retries) {
-            self.stats.failed += 1;
+        if !self.opening.lane_of(number).retries.push(Instant::now(), number, retries) {
+            self.fail(number);
         }
-        // Time-outs take their time by themselves, and come many at once after a pause of this process.
+        // Time-outs are slow by themselves, and many come at once after a pause of this process.
         if errno != Errno::ETIMEDOUT {
-            self.note_consecutive_failure(Stop::Network(errno));
+            self.note_consecutive_failure(number, Stop::Network(errno));
         }
     }
 
-    fn note_consecutive_failure(&mut self, stop: Stop) {
-        self.opening.consecutive_failures += 1;
-        if self.opening.consecutive_failures >= self.settings.consecutive_failures_max {
-            self.stop(stop);
+    fn note_consecutive_failure(&mut self, number: u32, stop: Stop) {
+        let lane = self.opening.lane_of(number);
+        lane.consecutive_failures += 1;
+        if lane.consecutive_failures >= self.settings.consecutive_failures_max {
+            self.stop_target(self.opening.target_of(number), stop);
         }
     }
 
-    /// Without a proof, a connection that the server does not want looks open for a moment.
+    /// Without verification, a connection that the server refuses appears open for a moment.
     pub(crate) fn note_drop(&mut self, conn: &Conn<P::State>, reason: &CloseReason) {
+        let target = &mut self.stats.targets[self.opening.target_of(conn.number)];
+        target.held -= 1;
+        target.opened -= 1;
         self.stats.held -= 1;
         self.stats.opened -= 1;
         match errno_of(reason) {
@@ -320,35 +420,45 @@ impl<P: Protocol> Run<'_, P> {
         self.note_turned_away(conn.number);
     }
 
-    /// A connection has opened; says after how long, or nothing where it has reached itself and is given up.
+    /// A connection has opened; returns its latency, or `None` if it is connected to itself and closed.
     pub(crate) fn note_open(
         &mut self,
         cx: &mut Cx<P>,
         token: Token,
         conn: &mut Conn<P::State>,
     ) -> Option<Duration> {
-        if self.is_its_own_peer(cx, token, conn.pair) {
-            self.tell_self_connect(conn.pair);
+        if self.is_its_own_peer(cx, token, conn) {
+            self.warn_of_self_connect(conn);
             self.give_up(cx, token, conn, Fault::SelfConnected);
             return None;
         }
-        self.opening.plan.note_success(conn.pair);
+        self.opening.lane_of(conn.number).plan.note_success(conn.pair);
         Some(self.age(conn))
     }
 
-    /// A connection is up: proven, or in need of no proof.
+    /// A connection is up: verified, or without verification open.
     pub(crate) fn keep(&mut self, conn: &mut Conn<P::State>) {
-        self.opening.under_way -= 1;
+        self.opening.end_attempt(conn.number);
         self.note_up(conn);
-        if self.stats.held > self.opening.most_held {
-            self.opening.count_from(self.stats.held);
+        let held = self.stats.targets[self.opening.target_of(conn.number)].held;
+        let lane = self.opening.lane_of(conn.number);
+        if held > lane.most_held {
+            lane.count_from(held);
         }
     }
 
-    /// Where nothing listens on a port that the kernel may also choose as the local one, a socket can connect to
-    /// itself: TCP takes its own SYN for a simultaneous open.
-    fn is_its_own_peer(&self, cx: &Cx<P>, token: Token, pair: u32) -> bool {
-        let port = self.opening.plan.port(pair);
+    /// The port that a connection goes to.
+    fn port_of(&self, conn: &Conn<P::State>) -> u16 {
+        self.opening.lanes[self.opening.target_of(conn.number)].plan.port(conn.pair)
+    }
+
+    /// If nothing listens on a port that the kernel may also choose as the local one, a socket can connect to itself:
+    /// TCP takes its own SYN for a simultaneous open.
+    fn is_its_own_peer(&self, cx: &Cx<P>, token: Token, conn: &Conn<P::State>) -> bool {
+        if self.opening.lanes[self.opening.target_of(conn.number)].destination.is_unix() {
+            return false;
+        }
+        let port = self.port_of(conn);
         let may_be_local =
             self.settings.local_ports.as_ref().is_none_or(|ports| ports.contains(&port));
         may_be_local
@@ -358,44 +468,51 @@ impl<P: Protocol> Run<'_, P> {
             })
     }
 
-    fn tell_self_connect(&mut self, pair: u32) {
+    fn warn_of_self_connect(&mut self, conn: &Conn<P::State>) {
         if std::mem::replace(&mut self.stats.is_self_connected, true) {
             return;
         }
-        let port = self.opening.plan.port(pair);
+        let port = self.port_of(conn);
         self.progress.warn(&format!(
             "nothing listens on port {port}, and a connect to it reached itself: the kernel takes local ports from \
              the same range (net.ipv4.ip_local_port_range); such connections are not counted. To keep the server's \
              ports free: sysctl -w net.ipv4.ip_local_reserved_ports={}",
-            self.opening.plan.port_span()
+            self.opening.lane_of(conn.number).plan.port_span()
         ));
     }
 
-    pub(crate) fn tell_closed_ports(&self) {
-        let mut closed = self.opening.plan.closed_ports();
-        if let (false, Some(first)) = (self.opening.plan.is_closed(), closed.next()) {
-            let count = closed.count() + 1;
-            self.progress.warn(&format!(
-                "nothing listens on {} of the ports ({first} is the first of them): \
-                 the others took their share",
-                format::count(count as u64)
-            ));
+    pub(crate) fn warn_of_closed_ports(&self) {
+        for lane in &self.opening.lanes {
+            let mut closed = lane.plan.closed_ports();
+            if let (false, Some(first)) = (lane.plan.is_closed(), closed.next()) {
+                let count = closed.count() + 1;
+                let of = match self.opening.lanes.len() {
+                    1 => "the ports".to_owned(),
+                    _ => format!("the ports of {}", lane.destination),
+                };
+                self.progress.warn(&format!(
+                    "nothing listens on {} of {of} ({first} is the first of them): \
+                     the others took their share",
+                    format::count(count as u64)
+                ));
+            }
+        }
+    }
+
+    fn nothing_listens(&self, lane: usize) -> Stop {
+        if self.stats.targets[lane].was_never_there() {
+            Stop::NothingListens
+        } else {
+            Stop::ServerGone
         }
     }
 }
 
-fn nobody_left<P: Protocol>(run: &Run<'_, P>) -> Stop {
-    if run.stats.peak == 0 && run.stats.turned_away == 0 {
-        Stop::NothingListens
-    } else {
-        Stop::ServerGone
-    }
-}
-
-/// Whether this machine has an address to reach that one from. EADDRNOTAVAIL means a want of either that or a port, and
-/// a UDP socket has ports of its own.
-fn has_address(route: &Route, server: ZonedIp) -> bool {
-    let any = match server.ip {
+/// Whether this machine has an address from which it can reach that one. EADDRNOTAVAIL means that either an address or a
+/// port is missing, and a UDP socket has ports of its own.
+fn has_address(route: &Route, to: &Destination) -> bool {
+    let Some(server) = to.ip() else { return true };
+    let any: ZonedIp = match server.ip {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };

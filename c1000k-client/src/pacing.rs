@@ -1,9 +1,9 @@
-//! Connections per second at most, without bursts.
+//! The maximum rate of new connections, without bursts.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// What was not opened in time may be made up for by at most so much at once.
+/// The largest burst after a delay.
 const BURST: Duration = Duration::from_millis(10);
 
 /// Longer than any run.
@@ -18,12 +18,12 @@ pub(crate) struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// This many permits a second from `now` on; the caller has seen to it that they are not zero.
+    /// This many permits a second from `now` on, which must not be zero.
     pub(crate) fn new(per_second: u64, now: Instant) -> Self {
         Self { interval: Duration::from_secs(1).div_f64(per_second as f64), next: now }
     }
 
-    /// Takes a permit, or says how long to wait for the next one.
+    /// Takes a permit; the error is the time until the next one.
     pub(crate) fn take(&mut self, now: Instant) -> Result<(), Duration> {
         if self.next > now {
             return Err(self.next - now);
@@ -37,16 +37,16 @@ impl RateLimiter {
 /// A part of the ramp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stage {
-    /// Connects started a second, at most; 0 is a pause.
+    /// Connects per second at most; 0 is a pause.
     pub per_second: u64,
-    /// How long it lasts.
+    /// Its duration.
     pub duration: Duration,
 }
 
-/// Stages, one after the other. The last of them that is no pause goes on for as long as there is something to open.
+/// Consecutive stages. The last one that is not a pause continues until everything is open.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// Those that follow.
+    /// The stages that follow.
     next: VecDeque<Stage>,
     /// `None` in a pause.
     limiter: Option<RateLimiter>,
@@ -62,7 +62,7 @@ impl Pace {
         Self { next, limiter: None, ends: now, last_per_second }
     }
 
-    /// Takes a permit, or says how long to wait until it is worth to ask again.
+    /// Takes a permit; the error is the time until the next call can succeed.
     pub(crate) fn take(&mut self, now: Instant) -> Result<(), Duration> {
         while self.ends <= now {
             let began = self.ends;
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_made_up_for_by_ten_milliseconds_only() {
+    fn the_burst_after_a_pause_is_ten_milliseconds() {
         let start = Instant::now();
         let mut pace = RateLimiter::new(10_000, start);
         assert_eq!(taken(&mut pace, start), 1);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn stages_follow_each_other_and_the_last_rate_goes_on() {
+    fn stages_follow_each_other_and_the_last_rate_continues() {
         let start = Instant::now();
         let stage =
             |per_second, seconds| Stage { per_second, duration: Duration::from_secs(seconds) };

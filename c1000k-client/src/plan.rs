@@ -1,8 +1,8 @@
-//! The port plan: which source and which destination port the next connection takes.
+//! The port plan of one target: which source and which destination port the next connection takes.
 //!
 //! A connection is one 5-tuple. Each pair of a source address and a destination port has room for as many connections
 //! as the kernel has local ports, and pairs are used in rotation, so all of them fill evenly. A pair that has run out
-//! of local ports, and a destination port on which nothing listens, leave the rotation. Nothing here does any I/O.
+//! of local ports, and a destination port on which nothing listens, leave the rotation. This module does no I/O.
 
 use std::collections::VecDeque;
 
@@ -11,14 +11,14 @@ use c1000k_host::command_line::ZonedIp;
 /// A destination port leaves the rotation after this many refusals in a row.
 pub(crate) const REFUSALS_MAX: u8 = 3;
 
-/// Where connections go, in rotation.
+/// The routes of connections, in rotation.
 #[derive(Debug)]
 pub struct Plan {
     /// Empty: one source, of the kernel's choice.
     sources: Vec<ZonedIp>,
     first_port: u16,
     ports: Vec<Port>,
-    /// Pairs in the order of their turns. Those that have left the rotation are taken out when their turn comes.
+    /// Pairs in the order of their turns. Those that have left the rotation are removed when their turn comes.
     ring: VecDeque<u32>,
     /// By pair: no local port is left.
     spent: Vec<bool>,
@@ -28,17 +28,17 @@ pub struct Plan {
     local_ports: u64,
 }
 
-/// What is known of a destination port.
+/// The state of a destination port.
 #[derive(Clone, Copy, Debug, Default)]
 struct Port {
     closed: bool,
     refusals: u8,
 }
 
-/// One pair: where a connection comes from and goes to.
+/// A pair of a source and a destination port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
-    /// The name of the pair.
+    /// The index of the pair.
     pub(crate) pair: u32,
     /// `None`: the kernel's choice.
     pub(crate) source: Option<ZonedIp>,
@@ -46,8 +46,8 @@ pub(crate) struct Route {
 }
 
 impl Plan {
-    /// All pairs of these sources and `ports` ports from `first_port` on. The caller has seen to it that the ports
-    /// exist and that a `u32` counts the pairs.
+    /// All pairs of these sources and `ports` ports from `first_port` on. The ports must exist, and the number of pairs
+    /// must fit a `u32`.
     pub fn new(sources: Vec<ZonedIp>, first_port: u16, ports: u16, local_ports: u64) -> Self {
         let pairs = sources.len().max(1) * usize::from(ports);
         Self {
@@ -72,8 +72,8 @@ impl Plan {
         }
     }
 
-    /// Whether this many connections would take more than half of the local ports of a pair. The kernel's own choice
-    /// gets very slow there.
+    /// Whether this many connections would take more than half of the local ports of a pair, where the kernel's own
+    /// choice of a port is very slow.
     pub(crate) fn is_crowded_by(&self, connections: u64) -> bool {
         connections.div_ceil(self.live.max(1) as u64) * 2 > self.local_ports
     }
@@ -86,7 +86,7 @@ impl Plan {
         self.spent[pair as usize] = true;
     }
 
-    /// Nothing listened on the pair's port this time; says whether that closes the port.
+    /// Nothing listened on the pair's port; returns whether the port is considered closed now.
     pub(crate) fn note_refusal(&mut self, pair: u32) -> bool {
         let index = self.port_index(pair);
         let port = &mut self.ports[index];
@@ -105,7 +105,7 @@ impl Plan {
         self.port_at(self.port_index(pair))
     }
 
-    /// All destination ports, as sysctls take them: `9900-9999`, or `9900`.
+    /// All destination ports in the syntax of sysctls: `9900-9999`, or `9900`.
     pub(crate) fn port_span(&self) -> String {
         match self.ports.len() {
             1 => self.first_port.to_string(),
@@ -113,7 +113,7 @@ impl Plan {
         }
     }
 
-    /// Someone listens on the pair's port.
+    /// A server listens on the pair's port.
     pub(crate) fn note_success(&mut self, pair: u32) {
         let index = self.port_index(pair);
         self.ports[index].refusals = 0;
@@ -188,8 +188,8 @@ mod tests {
             assert!(!plan.note_refusal(0));
             plan.note_success(0);
         }
-        let told: Vec<_> = (0..5).map(|_| plan.note_refusal(0)).collect();
-        assert_eq!(told, [false, false, true, false, false]);
+        let closed: Vec<_> = (0..5).map(|_| plan.note_refusal(0)).collect();
+        assert_eq!(closed, [false, false, true, false, false]);
         assert_eq!(plan.closed_ports().collect::<Vec<_>>(), [9900]);
         assert!(!plan.is_closed());
         assert_eq!(plan.next_route().unwrap().port, 9901);

@@ -1,4 +1,4 @@
-//! What a person sees while it runs, on standard error: a screen of a few lines on a terminal, plain lines in a pipe.
+//! Progress on standard error: a few updated lines on a terminal, plain lines in a pipe.
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -11,10 +11,10 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::stats::RunStats;
 
-/// What the bar looks like.
+/// The template of the bar.
 const BAR: &str =
     "{msg:10} [{wide_bar:.cyan/blue}] {human_pos} of {human_len}  {elapsed}, {eta} left";
-/// And a line below it.
+/// The template of a line below it.
 const LINE: &str = "{msg}";
 
 /// Lines below the bar.
@@ -31,13 +31,13 @@ pub enum Progress {
     Quiet,
 }
 
-/// A bar, and what is known of the run below it.
+/// A bar, and figures of the run below it.
 #[derive(Debug)]
 pub struct Screen {
     all: MultiProgress,
     bar: ProgressBar,
     lines: [ProgressBar; LINES],
-    /// Memory that could be had before the run.
+    /// Available memory before the run.
     room_before: Option<u64>,
 }
 
@@ -72,7 +72,7 @@ impl Screen {
         }
     }
 
-    /// What this machine has spent on each connection, and for how many more there is memory.
+    /// This machine's memory for each connection, and how many more fit.
     fn memory(&self, held: u64) -> String {
         let own = ProcessUsage::read().map_or_else(String::new, |usage| {
             format!("this process {}", format::bytes(usage.rss_bytes))
@@ -95,7 +95,7 @@ impl Screen {
 }
 
 impl Progress {
-    /// Chooses by what standard error is.
+    /// Chooses by the type of standard error.
     pub fn new(target: u64) -> Self {
         if command_line::is_quiet() {
             return Self::Quiet;
@@ -104,7 +104,7 @@ impl Progress {
             (Ok(bar), Ok(line)) if io::stderr().is_terminal() => {
                 let screen = Screen::new(target, bar, &line);
                 screen.bar.set_message("opening");
-                // The clock goes on between two ticks of the run.
+                // The clock also advances between two ticks of the run.
                 screen.bar.enable_steady_tick(Duration::from_millis(500));
                 Self::Screen(screen)
             }
@@ -112,7 +112,7 @@ impl Progress {
         }
     }
 
-    /// A new stage has begun: `verb` stands beside the bar, `line` in a pipe.
+    /// A new stage has begun: shows `verb` beside the bar, or `line` in a pipe.
     pub(crate) fn begin(&self, verb: &'static str, line: &str) {
         match self {
             Self::Screen(screen) => screen.bar.set_message(verb),
@@ -121,14 +121,14 @@ impl Progress {
         }
     }
 
-    /// So far of the target; the bar draws itself again a few times a second at most.
+    /// Updates the number of connections; the bar is redrawn a few times a second at most.
     pub(crate) fn advance(&self, count: u64) {
         if let Self::Screen(screen) = self {
             screen.bar.set_position(count);
         }
     }
 
-    /// About once a second; what is shown is made only where it is shown.
+    /// Called about once a second; the text is only built if it is shown.
     pub(crate) fn tick(&self, stats: &RunStats, under_way: usize, line: impl FnOnce() -> String) {
         match self {
             Self::Screen(screen) => screen.show(line(), stats, under_way),
@@ -137,7 +137,7 @@ impl Progress {
         }
     }
 
-    /// Writes a warning without tearing the screen.
+    /// Writes a warning above the bar.
     pub(crate) fn warn(&self, text: &str) {
         match self {
             Self::Screen(screen) => screen.all.suspend(|| log::warn!("{text}")),
@@ -145,18 +145,18 @@ impl Progress {
         }
     }
 
-    /// Takes the screen away.
+    /// Removes the bar.
     pub fn end(&self) {
         if let Self::Screen(screen) = self {
             screen.bar.finish_and_clear();
             screen.lines.iter().for_each(ProgressBar::finish_and_clear);
-            // Nothing is lost where it can't be cleared.
+            // A bar that can't be cleared is harmless.
             let _ = screen.all.clear();
         }
     }
 }
 
-/// Through the log's thread, so that a slow reader holds nothing up.
+/// Written by the log's thread, so that a slow reader does not block the run.
 fn print_line(line: &str) {
     command_line::tell(format!("{line}\n"));
 }

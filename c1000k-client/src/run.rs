@@ -1,9 +1,9 @@
 //! The run: a list of phases over the reactor, and what they share.
 //!
-//! A connect counts as under way until its connection is up: answered, or open where no proof is asked for. This many may
-//! be under way at once: no backlog overflows. What fails is tried elsewhere, tried again, or ends the ramp; what is
-//! held by then goes on to the hold and the second proof all the same. No phase can last for ever: each attempt and
-//! each proof has its time, and a phase in which nothing succeeds for about twice that time ends.
+//! A connect is under way until its connection is up: answered, or without verification open. The number under way is
+//! bounded, so that no backlog overflows. A failed attempt is tried on another route, retried, or ends the ramp; the
+//! connections held by then still go through the hold and the second verification. Every phase ends: each attempt and
+//! each answer has a time-out, and a phase in which nothing succeeds for about twice that time ends.
 
 #[cfg(test)]
 mod tests;
@@ -13,7 +13,7 @@ use std::ops::RangeInclusive;
 use std::process;
 use std::time::{Duration, Instant};
 
-use c1000k_host::command_line::{self, ZonedIp};
+use c1000k_host::command_line;
 use c1000k_host::format;
 use c1000k_record::ConnectionBytes;
 use c1000k_record::endpoint::Endpoint;
@@ -22,6 +22,7 @@ use reactor::{
     CloseReason, Context, Error, Handler, Incoming, Readiness, Signal, TimerId, Token, WatchId,
 };
 
+use crate::destination::Destination;
 use crate::exposition::{self, Snapshot};
 use crate::opening::Opening;
 use crate::pacing::Stage;
@@ -31,53 +32,63 @@ use crate::progress::Progress;
 use crate::protocols::{Answer, Protocol};
 use crate::schedule;
 use crate::stats::{RunStats, Stop};
+use crate::target_stats::TargetStats;
 
-/// How often progress is shown and stalls are looked for.
+/// The interval of progress and of the check for stalls.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
 
 /// The reactor's memory of an idle connection without its state.
 const SLOT_BYTES: u64 = 24;
 
-/// What the run is to do.
+/// The settings of a run.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The server's address; the port is the plan's.
-    pub server: ZonedIp,
     /// Connections to open.
     pub goal: u32,
-    /// Have each connection answer when it opens, and once more after the hold.
+    /// Verify each connection when it opens, and again after the hold.
     pub verify: bool,
     /// How long all of them are held.
     pub hold: Duration,
-    /// What is sent meanwhile.
+    /// The messages sent during the hold.
     pub workload: Option<schedule::Workload>,
-    /// For a connect, and for an echo.
+    /// The time-out of a connect, and of an echo.
     pub timeout: Duration,
-    /// Connects, and later proofs, under way at once at most.
+    /// Connects, and later verifications, under way at once at most.
     pub in_flight_max: usize,
-    /// How fast connects are started during the ramp; none: as fast as may be.
+    /// The rates of connects during the ramp; empty: as fast as possible.
     pub stages: Vec<Stage>,
-    /// Connections closed and opened anew each second of the hold.
+    /// Connections closed and reopened in each second of the hold.
     pub churn_per_second: Option<u64>,
-    /// After the hold all are closed at once and opened anew.
+    /// After the hold, close all connections at once and reopen them.
     pub storm: bool,
-    /// Where figures are shown each second.
+    /// Where the figures of each second are published.
     pub endpoint: Option<Endpoint>,
-    /// What the kernel chooses local ports from; `None` where it can't be read.
+    /// The range of the kernel's local ports; `None` if it can't be read.
     pub local_ports: Option<RangeInclusive<u16>>,
-    /// This many connections in a row that the server drops, or that fail finally, end the ramp.
+    /// This many consecutive connections to a target that the server drops, or that fail permanently, end its ramp.
     pub consecutive_failures_max: u32,
 }
 
-/// State of one connection, stored a million times; `S` is the protocol's part.
+/// A target of the run.
+#[derive(Debug)]
+pub struct Server<P> {
+    /// Where it is.
+    pub destination: Destination,
+    /// The routes to it.
+    pub plan: Plan,
+    /// What is sent to it.
+    pub protocol: P,
+}
+
+/// The state of a connection, which is kept small; `S` is the protocol's part.
 #[derive(Debug)]
 pub struct Conn<S> {
     /// Counted from 1; it is part of the message.
     pub(crate) number: u32,
-    /// Its pair in the plan.
+    /// The pair in the plan.
     pub(crate) pair: u32,
-    /// When its connect was started, or the message that it waits for was due, in microseconds of the run; it may wrap
-    /// around.
+    /// When the connect was started, or the unanswered message was due, in microseconds since the start of the run; it
+    /// may wrap around.
     since_us: u32,
     pub(crate) stage: ConnStage,
     pub(crate) fault: Option<Fault>,
@@ -89,7 +100,7 @@ pub struct Conn<S> {
 const _: () = assert!(size_of::<Conn<<crate::protocols::Echo as Protocol>::State>>() <= 16);
 
 impl<S> Conn<S> {
-    /// Whether nothing has been found wrong with it.
+    /// Whether no fault was found.
     pub(crate) fn is_usable(&self) -> bool {
         self.fault.is_none()
     }
@@ -98,53 +109,54 @@ impl<S> Conn<S> {
 /// The context of a run with this protocol.
 pub(crate) type Cx<P> = Context<Conn<<P as Protocol>::State>>;
 
-/// How far a connection has come.
+/// The stage of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConnStage {
     Connecting,
-    /// What comes first has been sent, and waits for its answer.
+    /// The first message was sent and is not answered yet.
     Opening,
-    /// Held, and nothing is waited for.
+    /// Held, without an unanswered message.
     Up,
-    /// Held, and a heartbeat waits for its answer.
+    /// Held, with an unanswered heartbeat.
     Asked,
 }
 
-/// Why the client itself gave a connection up.
+/// Why the client itself closed a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The peer ended the stream.
     Eof,
     /// The answer did not come in time.
     TimedOut,
-    /// Another answer came than was asked for.
+    /// The answer was wrong.
     Mismatch,
-    /// The peer is the connection itself.
+    /// It is connected to itself.
     SelfConnected,
-    /// It was closed as a part of the test, and is no loss.
+    /// It was closed as a part of the test, which is not a loss.
     Closed,
 }
 
-/// What the phases of a run share.
+/// The state that the phases of a run share.
 #[derive(Debug)]
 pub(crate) struct Run<'a, P> {
     pub(crate) settings: Settings,
-    protocol: P,
+    /// By target.
+    protocols: Vec<P>,
     pub(crate) progress: &'a Progress,
     pub(crate) stats: RunStats,
     pub(crate) phase_began: Instant,
     pub(crate) opening: Opening,
-    /// Heartbeats that wait for their answers.
+    /// Unanswered heartbeats.
     pub(crate) in_flight: usize,
     stall: Stall,
-    /// All phases but the last are left out from now on.
+    /// All phases except the last are skipped from now on.
     ends_early: bool,
-    /// What the protocol sends; empty in between.
+    /// The protocol's output buffer; empty between calls.
     out: Vec<u8>,
 }
 
-/// Finds out that nothing succeeds any more. It counts ticks and not time, so that a process that was stopped for a
-/// while does not believe that its peers were silent all along.
+/// Detects that nothing succeeds any more. It counts ticks instead of time, so that the time in which the process was
+/// stopped does not count.
 #[derive(Debug, Default)]
 pub(crate) struct Stall {
     ticks: u32,
@@ -156,7 +168,7 @@ impl Stall {
         self.had_success = true;
     }
 
-    /// Counts a tick; says how long nothing has succeeded.
+    /// Counts a tick; returns for how long nothing has succeeded.
     pub(crate) fn tick(&mut self) -> Duration {
         self.ticks = if std::mem::take(&mut self.had_success) { 0 } else { self.ticks + 1 };
         TICK * self.ticks
@@ -172,19 +184,29 @@ impl<P: Protocol> Run<'_, P> {
             stage: ConnStage::Connecting,
             fault: None,
             retries,
-            state: self.protocol.state(),
+            state: self.protocol_of(number).state(),
         }
     }
 
-    /// Sends what comes first on a connection that has opened.
+    fn protocol_of(&self, number: u32) -> &P {
+        &self.protocols[self.opening.target_of(number)]
+    }
+
+    /// The counters of the connection's target.
+    pub(crate) fn target_of(&mut self, conn: &Conn<P::State>) -> &mut TargetStats {
+        &mut self.stats.targets[self.opening.target_of(conn.number)]
+    }
+
+    /// Sends the first message on a connection that has opened.
     pub(crate) fn open(&mut self, cx: &mut Cx<P>, token: Token, conn: &mut Conn<P::State>) {
         conn.stage = ConnStage::Opening;
-        self.protocol.open(&mut conn.state, conn.number, &mut self.out);
+        let target = self.opening.target_of(conn.number);
+        self.protocols[target].open(&mut conn.state, conn.number, &mut self.out);
         self.send(cx, token);
         cx.set_timeout(token, self.settings.timeout);
     }
 
-    /// Sends a heartbeat that was due then.
+    /// Sends a heartbeat that was due at this time.
     pub(crate) fn ask(&mut self, cx: &mut Cx<P>, token: Token, due: Instant) {
         let Some(conn) = cx.conn_mut(token) else { return };
         conn.since_us = self.run_us(due);
@@ -192,7 +214,7 @@ impl<P: Protocol> Run<'_, P> {
         self.send_heartbeat(cx, token);
     }
 
-    /// Sends one more heartbeat, which was due this long after the last one.
+    /// Sends another heartbeat, which was due this long after the previous one.
     pub(crate) fn ask_again(
         &mut self,
         cx: &mut Cx<P>,
@@ -207,7 +229,8 @@ impl<P: Protocol> Run<'_, P> {
 
     fn write_heartbeat(&mut self, conn: &mut Conn<P::State>) {
         conn.stage = ConnStage::Asked;
-        self.protocol.heartbeat(&mut conn.state, conn.number, &mut self.out);
+        let target = self.opening.target_of(conn.number);
+        self.protocols[target].heartbeat(&mut conn.state, conn.number, &mut self.out);
     }
 
     fn send_heartbeat(&mut self, cx: &mut Cx<P>, token: Token) {
@@ -216,13 +239,13 @@ impl<P: Protocol> Run<'_, P> {
         cx.set_timeout(token, self.settings.timeout);
     }
 
-    /// Where the connection does not take the bytes, `on_close` follows and tells why.
+    /// If the connection does not accept the bytes, `on_close` follows with the reason.
     fn send(&mut self, cx: &mut Cx<P>, token: Token) {
         let _ = cx.write(token, &self.out);
         self.out.clear();
     }
 
-    /// Hands the protocol what came in; says whether that was all that the connection waited for.
+    /// Passes received bytes to the protocol; returns whether the answer is complete.
     fn receive(
         &mut self,
         cx: &mut Cx<P>,
@@ -230,7 +253,8 @@ impl<P: Protocol> Run<'_, P> {
         conn: &mut Conn<P::State>,
         bytes: &[u8],
     ) -> bool {
-        let answer = self.protocol.receive(&mut conn.state, conn.number, bytes, &mut self.out);
+        let protocol = &self.protocols[self.opening.target_of(conn.number)];
+        let answer = protocol.receive(&mut conn.state, conn.number, bytes, &mut self.out);
         if !self.out.is_empty() {
             self.send(cx, token);
         }
@@ -239,7 +263,7 @@ impl<P: Protocol> Run<'_, P> {
             Answer::Complete => cx.clear_timeout(token),
             Answer::Mismatch => {
                 if self.stats.complaint.is_none() {
-                    self.stats.complaint = self.protocol.complaint();
+                    self.stats.complaint = self.protocol_of(conn.number).complaint();
                 }
                 self.give_up(cx, token, conn, Fault::Mismatch);
             }
@@ -247,7 +271,7 @@ impl<P: Protocol> Run<'_, P> {
         answer == Answer::Complete
     }
 
-    /// One more answer in this pass.
+    /// Counts an answer in this pass.
     pub(crate) fn count_answer(&mut self) {
         if let Some(pass) = self.stats.verified_passes.last_mut() {
             *pass += 1;
@@ -266,10 +290,11 @@ impl<P: Protocol> Run<'_, P> {
         conn.stage = ConnStage::Up;
         self.stall.note_success();
         self.stats.hold_one();
+        self.target_of(conn).hold_one();
         self.progress.advance(self.stats.held);
     }
 
-    /// A connection that was held has gone.
+    /// A held connection has ended.
     pub(crate) fn note_loss(&mut self, conn: &Conn<P::State>, reason: &CloseReason) {
         let errno = match conn.fault {
             Some(Fault::TimedOut) => Some(Errno::ETIMEDOUT),
@@ -281,17 +306,18 @@ impl<P: Protocol> Run<'_, P> {
         }
         self.stats.lost_in_part += u64::from(self.has_part(conn));
         self.stats.lose_one(errno.or_else(|| errno_of(reason)));
+        self.target_of(conn).lose_one();
         if conn.stage == ConnStage::Asked {
             self.in_flight -= 1;
         }
     }
 
-    /// Whether the connection had a part of the answer that it waited for.
+    /// Whether the connection had received a part of the answer.
     pub(crate) fn has_part(&self, conn: &Conn<P::State>) -> bool {
-        conn.fault != Some(Fault::Mismatch) && self.protocol.has_part(&conn.state)
+        conn.fault != Some(Fault::Mismatch) && self.protocol_of(conn.number).has_part(&conn.state)
     }
 
-    /// The client gives the connection up; `on_close` follows.
+    /// The client closes the connection; `on_close` follows.
     pub(crate) fn give_up(
         &mut self,
         cx: &mut Cx<P>,
@@ -303,7 +329,7 @@ impl<P: Protocol> Run<'_, P> {
         cx.abort(token);
     }
 
-    /// Shows the figures of this moment.
+    /// Publishes the present figures.
     fn publish(&self) {
         if let Some(endpoint) = &self.settings.endpoint {
             let snapshot = Snapshot::of(&self.stats, self.settings.goal);
@@ -311,17 +337,25 @@ impl<P: Protocol> Run<'_, P> {
         }
     }
 
-    /// Connects and messages that wait for the server.
+    /// Connects and messages that the server has not answered yet.
     pub(crate) fn under_way(&self) -> usize {
         self.opening.under_way + self.in_flight
     }
 
     /// Opens no more connections; the first reason counts.
     pub(crate) fn stop(&mut self, stop: Stop) {
-        self.stats.stop.get_or_insert(stop);
+        self.stats.stop(stop);
+        self.opening.stop();
     }
 
-    /// Goes on with the last phase.
+    /// A connection was closed as a part of the test.
+    pub(crate) fn note_closed(&mut self, conn: &Conn<P::State>) {
+        self.stats.held -= 1;
+        self.target_of(conn).held -= 1;
+        self.opening.reopen(conn.number);
+    }
+
+    /// Continues with the last phase.
     pub(crate) fn end_early(&mut self) {
         self.ends_early = true;
     }
@@ -330,24 +364,24 @@ impl<P: Protocol> Run<'_, P> {
         patience(self.settings.timeout, self.stats.peak)
     }
 
-    /// Microseconds of the run; they wrap around after 71 minutes.
+    /// Microseconds since the start of the run; they wrap around after 71 minutes.
     fn run_us(&self, at: Instant) -> u32 {
         at.saturating_duration_since(self.stats.started).as_micros() as u32
     }
 
-    /// Since its connect was started, or its message was due; at most 71 minutes.
+    /// Time since the connect was started, or the message was due; at most 71 minutes.
     pub(crate) fn age(&self, conn: &Conn<P::State>) -> Duration {
         let age_us = self.run_us(Instant::now()).wrapping_sub(conn.since_us);
         Duration::from_micros(u64::from(age_us))
     }
 }
 
-/// The service of a client's reactor: takes a run through its phases.
+/// The handler of a client's reactor: runs the phases.
 #[derive(Debug)]
 pub struct Client<'a, P> {
     run: Run<'a, P>,
     phase: AnyPhase,
-    /// Those that follow.
+    /// The phases that follow.
     phases: VecDeque<AnyPhase>,
     tick: Option<TimerId>,
     /// Enters the next phase.
@@ -356,18 +390,23 @@ pub struct Client<'a, P> {
 }
 
 impl<'a, P: Protocol> Client<'a, P> {
-    /// Over these routes; what is counted goes into `stats`.
+    /// A run to these servers, at least one, which counts in `stats`.
     ///
     /// # Errors
-    /// No descriptor is left for the clock of a workload.
+    /// No descriptor is left for the timer of a workload.
     pub fn new(
         settings: Settings,
-        protocol: P,
-        plan: Plan,
+        servers: Vec<Server<P>>,
         mut stats: RunStats,
         progress: &'a Progress,
     ) -> Result<Self, Errno> {
-        stats.expected = protocol.expected();
+        let (mut destinations, mut protocols) = (Vec::new(), Vec::new());
+        for Server { destination, plan, protocol } in servers {
+            stats.expected = protocol.expected();
+            stats.targets.push(TargetStats::new(destination.clone()));
+            destinations.push((destination, plan));
+            protocols.push(protocol);
+        }
         stats.usage.layers = Some(layers::<P>());
         let mut phases = VecDeque::from([Hold::new(&settings)?.into()]);
         if settings.storm {
@@ -378,9 +417,9 @@ impl<'a, P: Protocol> Client<'a, P> {
         }
         phases.push_back(Drain::default().into());
         let run = Run {
-            opening: Opening::new(plan, settings.goal),
+            opening: Opening::new(destinations, settings.goal),
             settings,
-            protocol,
+            protocols,
             progress,
             phase_began: stats.started,
             stats,
@@ -399,19 +438,19 @@ impl<'a, P: Protocol> Client<'a, P> {
         })
     }
 
-    /// Enters the first phase; the rest follows from events.
+    /// Enters the first phase; the others follow by events.
     pub fn start(&mut self, cx: &mut Cx<P>) {
         self.tick = arm(cx, TICK);
         self.phase.enter(cx, &mut self.run);
         self.go_on(cx);
     }
 
-    /// What was counted.
+    /// The counters.
     pub fn into_stats(self) -> RunStats {
         self.run.stats
     }
 
-    /// Enters the phase that follows, as long as the present one is done.
+    /// Enters the next phase if the present one is done, and so on.
     fn go_on(&mut self, cx: &mut Cx<P>) {
         while self.is_phase_over(cx) {
             self.phase.end(cx, &mut self.run);
@@ -428,7 +467,7 @@ impl<'a, P: Protocol> Client<'a, P> {
         }
     }
 
-    /// The same from a callback that has borrowed a connection, which the next phase could not use meanwhile.
+    /// The same from a callback that has borrowed a connection, which the next phase could not use in the meantime.
     fn go_on_later(&mut self, cx: &mut Cx<P>) {
         if self.next_phase.is_none() && self.is_phase_over(cx) {
             self.next_phase = arm(cx, Duration::ZERO);
@@ -500,17 +539,18 @@ impl<P: Protocol> Handler for Client<'_, P> {
         self.go_on(cx);
     }
 
-    /// The first signal ends the run early and in order, the second at once.
+    /// The first signal ends the run early and in order, the second one immediately.
     fn on_signal(&mut self, cx: &mut Cx<P>, signal: Signal) {
         if std::mem::replace(&mut self.is_signalled, true) {
             self.run.progress.end();
             command_line::flush_log();
             process::exit(if signal == Signal::Interrupt { 130 } else { 143 });
         }
-        // Where all is done but the closing, there is nothing left to end early.
+        // During the teardown there is nothing to end early.
         if !self.is_last_phase() {
             self.run.stats.stop = Some(Stop::Interrupted);
-            self.run.progress.warn("ending early; a second signal leaves at once");
+            self.run.opening.stop();
+            self.run.progress.warn("ending early; a second signal exits immediately");
             self.run.end_early();
             self.go_on(cx);
         }
@@ -523,13 +563,13 @@ fn layers<P: Protocol>() -> ConnectionBytes {
     ConnectionBytes { client: SLOT_BYTES + own as u64, ..P::connection_bytes() }
 }
 
-/// How long nothing may succeed: for the first success one attempt is enough, later hiccups get another one.
+/// How long nothing may succeed: one time-out before the first success, two after it.
 pub(crate) fn patience(timeout: Duration, peak: u64) -> Duration {
     let attempts = if peak == 0 { 1 } else { 2 };
     timeout * attempts + TICK
 }
 
-/// There are always more timers to be had than the few of a run.
+/// A run has few timers, so the reactor's bound is never reached.
 pub(crate) fn arm<C>(cx: &mut Context<C>, after: Duration) -> Option<TimerId> {
     cx.add_timer(after).ok()
 }
@@ -540,12 +580,12 @@ pub(crate) fn cancel<C>(cx: &mut Context<C>, timer: &mut Option<TimerId>) {
     }
 }
 
-/// `, 12 lost`, or nothing where there are none.
+/// `, 12 lost`, or nothing for zero.
 pub(crate) fn some(count: u64, what: &str) -> String {
     if count == 0 { String::new() } else { format!(", {} {what}", format::count(count)) }
 }
 
-/// What the system said of a failed attempt; the attempt's own time-out counts as the system's.
+/// The errno of a failed attempt, which is ETIMEDOUT for the attempt's own time-out.
 pub(crate) fn errno_of(reason: &CloseReason) -> Option<Errno> {
     match reason {
         CloseReason::ConnectFailed(error) | CloseReason::Failed(error) => errno(error),

@@ -1,11 +1,11 @@
 //! When messages are due during the hold.
 //!
-//! A message's time is fixed before anything is sent, and its latency is counted from that time: a server, or a client,
-//! that falls behind can't make latencies look better by sending fewer messages.
+//! The due time of a message is fixed before anything is sent, and its latency is measured from that time, so that a
+//! server or client that falls behind does not hide latencies by sending fewer messages (coordinated omission).
 
 use std::time::Duration;
 
-/// Messages are due at multiples of this, so that one wake-up sends all that are due together.
+/// Messages are due at multiples of this, so that one wake-up sends several.
 pub(crate) const STEP: Duration = Duration::from_millis(1);
 
 /// How often messages are sent.
@@ -13,7 +13,7 @@ pub(crate) const STEP: Duration = Duration::from_millis(1);
 pub enum Pace {
     /// One from each connection in this time.
     Heartbeat(Duration),
-    /// This many a second, from all connections in turn.
+    /// This many per second, from all connections in turn.
     PerSecond(u64),
 }
 
@@ -22,7 +22,7 @@ pub enum Pace {
 pub struct Workload {
     /// How often they are sent.
     pub pace: Pace,
-    /// Which part of the connections sends them, from 0 to 1.
+    /// The part of the connections that sends them, from 0 to 1.
     pub active_share: f64,
 }
 
@@ -42,7 +42,7 @@ impl Workload {
     }
 }
 
-/// The times of messages, counted from their beginning: each connection has its turn once in a period, spread evenly.
+/// The due times of messages, since the first one: each connection has its turn once in a period, spread evenly.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Schedule {
     pub(crate) period: Duration,
@@ -50,20 +50,20 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// When the message of this number, from 0, is due.
+    /// When the message with this number, from 0, is due.
     pub(crate) fn due(&self, number: u64) -> Duration {
         let exact_ns = u128::from(number) * self.period.as_nanos() / self.active.max(1);
         let step_ns = STEP.as_nanos();
         nanoseconds(exact_ns / step_ns * step_ns)
     }
 
-    /// Whether the turn that follows a message which was due then came while that waited for its answer: it was before the
-    /// message of this number. One that is still to come is sent by the schedule.
+    /// Whether the next turn of a connection, after a message that was due at this time, has passed while it waited for the
+    /// answer: it was before the message with this number. A turn that is still to come is sent by the schedule.
     pub(crate) fn has_passed(&self, due: Duration, next: u64) -> bool {
         due + self.period + STEP <= self.due(next)
     }
 
-    /// Whose turn the message of this number is, from 0.
+    /// The connection, from 0, that sends the message with this number.
     pub(crate) fn turn(&self, number: u64) -> usize {
         (u128::from(number) % self.active.max(1)) as usize
     }

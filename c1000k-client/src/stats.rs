@@ -1,4 +1,4 @@
-//! What a run has counted.
+//! Counters of a run.
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use crate::hdr::Interval;
 use crate::latency::Latencies;
 use crate::protocols::ECHO;
 use crate::run::some;
+use crate::target_stats::{TargetStats, stop_of_all};
 use crate::usage::Usage;
 
 /// Why no more connections were opened.
@@ -26,64 +27,108 @@ pub enum Stop {
     Memory(Errno),
     /// Epoll watches ran out.
     Watches,
-    /// This machine has no address to reach the server from, or has it no more.
+    /// This machine has no address from which it can reach the server, or has lost it.
     NoAddress,
     /// No pair of source and destination port had a local port left.
     Ports,
-    /// The server dropped one connection after the other before its echo.
+    /// The server dropped consecutive connections before their echo.
     ServerFull,
-    /// Connections opened, and nothing came back.
+    /// Connections opened and were not answered.
     ServerSilent,
-    /// Other bytes came back than were sent.
+    /// The server sent other bytes than it received.
     NotAnEcho,
     /// Nothing listened, on any port.
     NothingListens,
-    /// Nothing listened any more, or most of what was held has gone.
+    /// Nothing listened any more, or most connections were lost.
     ServerGone,
-    /// Connects were not answered, or failed in a way that does not pass.
+    /// Connects were not answered, or failed permanently.
     Network(Errno),
+    /// The backlog of a Unix-domain socket stayed full.
+    BacklogFull,
     /// A signal ended the run early.
     Interrupted,
+}
+
+impl Stop {
+    /// In a few words.
+    pub(crate) fn reason(self) -> String {
+        match self {
+            Self::Descriptors(errno) | Self::Memory(errno) | Self::Network(errno) => {
+                format!("{errno:?}")
+            }
+            Self::Watches => "epoll watches ran out".to_owned(),
+            Self::NoAddress => "no address to reach it from".to_owned(),
+            Self::Ports => "local ports ran out".to_owned(),
+            Self::ServerFull => "it drops every connection".to_owned(),
+            Self::ServerSilent => "it does not answer".to_owned(),
+            Self::NotAnEcho => "it sends other bytes than expected".to_owned(),
+            Self::NothingListens => "nothing listens".to_owned(),
+            Self::ServerGone => "nothing listens any more".to_owned(),
+            Self::BacklogFull => "its backlog stays full".to_owned(),
+            Self::Interrupted => "a signal".to_owned(),
+        }
+    }
+
+    /// Whether it is a limit, which lowers a target that was not given, and not a fault.
+    pub(crate) fn is_limit(self) -> bool {
+        match self {
+            Self::Descriptors(_)
+            | Self::Memory(_)
+            | Self::Watches
+            | Self::Ports
+            | Self::ServerFull
+            | Self::ServerSilent
+            | Self::BacklogFull => true,
+            Self::NotAnEcho
+            | Self::NothingListens
+            | Self::ServerGone
+            | Self::Network(_)
+            | Self::NoAddress
+            | Self::Interrupted => false,
+        }
+    }
 }
 
 /// Counters and clocks of one run.
 #[derive(Debug)]
 pub struct RunStats {
+    /// The same by target; empty for clients without sockets, which have one.
+    pub targets: Vec<TargetStats>,
     /// Connects started.
     pub attempted: u64,
     /// Connections held now.
     pub held: u64,
     /// The most connections held at once.
     pub peak: u64,
-    /// Connections that were held, at once or one after the other.
+    /// Connections that were held at any time.
     pub opened: u64,
     /// Connections given up.
     pub failed: u64,
-    /// Connections held once and then gone before the end.
+    /// Connections that ended before the run did.
     pub lost: u64,
-    /// How they went.
+    /// The same by errno.
     pub losses: Failures,
-    /// Those of them that had a part of their last echo back.
+    /// Those of them that had received a part of their last echo.
     pub lost_in_part: u64,
     /// Failed attempts by errno.
     pub failures: Failures,
-    /// Attempts after the first.
+    /// Attempts after the first one.
     pub retried: u64,
     /// Connections that the server dropped before their echo.
     pub turned_away: u64,
     /// Connections that were open for a whole connect time-out without their echo.
     pub unanswered: u64,
-    /// Of the last two, those that had a part of their echo back.
+    /// Of the last two, those that had received a part of their echo.
     pub answered_in_part: u64,
-    /// What the server has to answer.
+    /// The expected answer, in words.
     pub(crate) expected: &'static str,
-    /// What was wrong with its first wrong answer.
+    /// The mistake in its first wrong answer.
     pub(crate) complaint: Option<String>,
-    /// A connect has reached itself.
+    /// A connect has connected to itself.
     pub is_self_connected: bool,
-    /// Proven connections by pass.
+    /// Verified connections by pass.
     pub verified_passes: Vec<u64>,
-    /// How long each pass took.
+    /// The duration of each pass.
     pub verify_seconds: Vec<f64>,
     /// Why no more were opened.
     pub stop: Option<Stop>,
@@ -91,21 +136,21 @@ pub struct RunStats {
     pub started: Instant,
     /// From the first connect to the last connection held.
     pub ramp: Duration,
-    /// How long they were held.
+    /// The duration of the hold.
     pub hold: Duration,
     /// From a connect to its connection.
     pub(crate) connect_latency: Latencies,
     /// The messages during the hold.
     pub(crate) workload: WorkloadStats,
-    /// What was closed and opened anew during the hold.
+    /// Connections closed and reopened during the hold.
     pub(crate) churn: ChurnStats,
-    /// What was closed and opened anew after it.
+    /// Connections closed and reopened after it.
     pub(crate) storm: StormStats,
-    /// Processor time that the ramp took.
+    /// Processor time of the ramp.
     pub(crate) ramp_cpu_seconds: Option<f64>,
-    /// Segments sent again; `None` where the kernel has sent them.
+    /// Retransmitted segments; `None` if the kernel sends the segments.
     pub(crate) retransmitted: Option<u64>,
-    /// Bytes that stateless clients took.
+    /// Memory of stateless clients.
     pub(crate) state_bytes: Option<u64>,
     /// The memory of the connections at this end.
     pub(crate) usage: Usage,
@@ -114,7 +159,7 @@ pub struct RunStats {
     series: Series<RampPoint>,
     hold_series: Series<RampPoint>,
     is_ramp_over: bool,
-    /// When the series wants its next point, counted from `started`.
+    /// When the next point of the series is due, since `started`.
     sample_due: Duration,
 }
 
@@ -122,6 +167,7 @@ impl RunStats {
     /// Starts the clock; `None` never happens with these bounds of the histogram.
     pub fn new(now: Instant, verify: bool) -> Option<Self> {
         Some(Self {
+            targets: Vec::new(),
             attempted: 0,
             held: 0,
             peak: 0,
@@ -160,7 +206,7 @@ impl RunStats {
         })
     }
 
-    /// The ramp begins now, whatever was opened before.
+    /// The ramp begins now; earlier connections do not count for its time.
     pub(crate) fn restart(&mut self, now: Instant) {
         self.started = now;
         self.series = Series::new();
@@ -168,7 +214,7 @@ impl RunStats {
         self.sample(now);
     }
 
-    /// The ramp is over: notes what it took.
+    /// The ramp is over: notes its processor time.
     pub(crate) fn note_ramp_cpu(&mut self, before: Option<f64>) {
         self.ramp_cpu_seconds = cpu_seconds().zip(before).map(|(now, before)| now - before);
         self.is_ramp_over = true;
@@ -187,7 +233,7 @@ impl RunStats {
         self.peak = self.peak.max(self.held);
     }
 
-    /// The ramp has lasted until now.
+    /// Notes that the ramp has lasted until now.
     pub(crate) fn note_ramp(&mut self, now: Instant) {
         self.ramp = now.duration_since(self.started);
         if self.ramp >= self.sample_due {
@@ -195,7 +241,7 @@ impl RunStats {
         }
     }
 
-    /// One that was held has gone; without an errno its stream has ended.
+    /// A held connection has ended; without an errno by an end of its stream.
     pub(crate) fn lose_one(&mut self, errno: Option<Errno>) {
         self.held -= 1;
         self.lost += 1;
@@ -205,17 +251,37 @@ impl RunStats {
         }
     }
 
-    /// Whether a part of the echo is what most of the attempts without a whole one got.
+    /// Whether most of the attempts without a complete echo received a part of it.
     pub(crate) fn has_answers_in_part(&self) -> bool {
         self.answered_in_part * 2 > self.unanswered + self.turned_away
     }
 
-    /// Whether most of what was held has gone.
+    /// Whether most connections were lost, of each target that had any.
     pub(crate) fn has_lost_most(&self) -> bool {
-        self.lost > 0 && self.lost * 2 >= self.opened
+        let mut had_any = self.targets.iter().filter(|target| target.opened > 0);
+        self.lost > 0 && self.lost * 2 >= self.opened && had_any.all(TargetStats::has_lost_most)
     }
 
-    /// What is lost so far, and how.
+    /// Opens no more connections; the first reason counts.
+    pub(crate) fn stop(&mut self, stop: Stop) {
+        self.stop.get_or_insert(stop);
+    }
+
+    /// Opens no more connections to this target; when that holds for all, the run opens no more.
+    pub(crate) fn stop_target(&mut self, index: usize, stop: Stop) {
+        self.targets[index].stop.get_or_insert(stop);
+        if let Some(stop) = stop_of_all(&self.targets) {
+            self.stop(stop);
+        }
+    }
+
+    /// These connections to a target are given up.
+    pub(crate) fn fail(&mut self, index: usize, count: u64) {
+        self.failed += count;
+        self.targets[index].failed += count;
+    }
+
+    /// The lost connections so far, by errno.
     pub(crate) fn loss_line(&self) -> String {
         format!(
             "{} of {} lost so far ({})",
@@ -282,13 +348,13 @@ impl RunStats {
         self.hold_series.clone().into_points()
     }
 
-    /// Proven connections of the last pass; `None` where no proof was asked for.
+    /// Verified connections of the last pass; `None` without verification.
     pub fn verified(&self) -> Option<u64> {
         self.verified_passes.last().copied()
     }
 }
 
-/// Processor time of this process so far, in the program and in the kernel on its behalf.
+/// Processor time of this process so far, in user mode and in the kernel.
 pub(crate) fn cpu_seconds() -> Option<f64> {
     let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
     let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
@@ -300,7 +366,7 @@ pub(crate) fn cpu_seconds() -> Option<f64> {
 pub(crate) struct WorkloadStats {
     /// Connections that send.
     pub(crate) connections: u64,
-    /// Between two messages of one connection.
+    /// The time between two messages of one connection.
     pub(crate) period: Duration,
     /// When the first message was due, since the first connect.
     pub(crate) began: Duration,
@@ -310,7 +376,7 @@ pub(crate) struct WorkloadStats {
     pub(crate) answered: u64,
     pub(crate) mismatched: u64,
     pub(crate) unanswered: u64,
-    /// Sent after their time, as the answer before was missing.
+    /// Messages sent late, because the previous answer was missing.
     pub(crate) late: u64,
     /// Turns of connections that waited for an answer until the hold was over.
     pub(crate) skipped: u64,
@@ -346,7 +412,7 @@ impl WorkloadStats {
         })
     }
 
-    /// `None` where no messages were asked for, or the run did not come to them.
+    /// `None` without messages, or if the run ended before them.
     pub(crate) fn record(&self) -> Option<Workload> {
         (self.connections > 0).then(|| Workload {
             connections: self.connections,
@@ -378,7 +444,7 @@ impl WorkloadStats {
     }
 }
 
-/// Counters of the connections that were closed and opened anew during the hold.
+/// Counters of the connections that were closed and reopened during the hold.
 #[derive(Debug)]
 pub(crate) struct ChurnStats {
     pub(crate) closed: u64,
@@ -403,9 +469,9 @@ impl ChurnStats {
 pub(crate) struct StormStats {
     pub(crate) dropped: u64,
     pub(crate) back: u64,
-    /// Until the last one had gone.
+    /// Time until the last one was closed.
     pub(crate) drop: Duration,
-    /// From then until the last one was back.
+    /// Time from then until the last one was reopened.
     pub(crate) reopen: Duration,
     /// From a connect to its connection.
     pub(crate) latency: Latencies,

@@ -1,10 +1,11 @@
-//! The end of a run in text for people: the verdict first, then what stands behind it.
+//! The summary of a run as text: the verdict first, then the figures.
 
 use std::fmt::Write;
 
-use c1000k_host::format::{bytes, bytes_each, count, counted, duration, rate};
+use c1000k_host::format::{bytes, bytes_each, count, counted, duration, rate, visible};
 use c1000k_record::{
-    ClientRecord, ConnectionBytes, LatencyUs, Threshold, Verdict, Workload, per_second,
+    ClientRecord, ConnectionBytes, LatencyUs, TargetRecord, Threshold, Verdict, Workload,
+    per_second,
 };
 
 use crate::run::some;
@@ -12,7 +13,7 @@ use crate::run::some;
 /// Width of the names.
 const NAME: usize = 16;
 
-/// The summary, one fact a line.
+/// The summary, one fact per line.
 pub(crate) fn render(record: &ClientRecord) -> String {
     let mut lines = vec![headline(record)];
     let mut fact = |name: &str, value: String| lines.push(format!("  {name:NAME$} {value}"));
@@ -38,8 +39,7 @@ pub(crate) fn render(record: &ClientRecord) -> String {
         }
     }
     if let Some(churn) = &record.churn {
-        let counts =
-            format!("{} closed, {} opened anew", count(churn.closed), count(churn.reopened));
+        let counts = format!("{} closed, {} reopened", count(churn.closed), count(churn.reopened));
         fact("churn", with_latency(counts, &churn.connect_latency_us));
     }
     if let Some(storm) = &record.storm {
@@ -50,6 +50,9 @@ pub(crate) fn render(record: &ClientRecord) -> String {
             duration(storm.reopen_seconds)
         );
         fact("storm", with_latency(counts, &storm.connect_latency_us));
+    }
+    if record.targets.len() > 1 {
+        record.targets.iter().for_each(|target| fact("target", part_of(target)));
     }
     for threshold in &record.thresholds {
         fact("fail if", judged(threshold));
@@ -62,15 +65,27 @@ pub(crate) fn render(record: &ClientRecord) -> String {
     lines.join("\n")
 }
 
+/// One target's part.
+fn part_of(target: &TargetRecord) -> String {
+    format!(
+        "{}: {} established, {} attempted, {} failed, {} lost",
+        visible(&target.target),
+        count(target.established),
+        count(target.attempted),
+        count(target.failed),
+        count(target.lost)
+    )
+}
+
 fn headline(record: &ClientRecord) -> String {
     let target = counted(record.target, "connection");
     let held = format!("{} of {target} held", count(record.established));
     match record.verdict {
         Verdict::Reached => {
-            format!("REACHED: {held}, each proven when it opened and after the hold")
+            format!("REACHED: {held}, each verified when it opened and after the hold")
         }
         Verdict::Held => {
-            format!("HELD, NOT VERIFIED: {held}; no echo was asked for on them (--no-verify)")
+            format!("HELD, NOT VERIFIED: {held}; none was verified (--no-verify)")
         }
         Verdict::Short => format!("SHORT: {held}"),
     }
@@ -96,7 +111,7 @@ fn failed(record: &ClientRecord) -> String {
     text
 }
 
-/// Faults are named where there are any.
+/// Faults are only shown if there are any.
 fn messages(workload: &Workload) -> String {
     let mut text = format!(
         "{} sent, {}, {} answered",
@@ -115,7 +130,7 @@ fn messages(workload: &Workload) -> String {
     text
 }
 
-/// From the time that a message was due.
+/// Measured from the time that a message was due.
 fn echo_latency(us: &LatencyUs) -> Option<String> {
     let text = |value: Option<u64>| value.map(|us| duration(us as f64 / 1e6));
     Some(format!(

@@ -1,8 +1,12 @@
-//! How many connections to open: what was asked for, against what this machine allows.
+//! How many connections to open: the requested number, and the number that this machine allows.
 
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::ops::RangeInclusive;
 
-use c1000k_host::check::{CapKind, FileTable, Machine, Requirements, Role, largest_target};
+use c1000k_host::check::{
+    CapKind, FileTable, Machine, Requirements, Role, Transport, largest_target,
+};
 use c1000k_host::command_line::ZonedIp;
 use c1000k_host::format;
 use c1000k_host::limits::DescriptorLimit;
@@ -10,47 +14,48 @@ use c1000k_record::Limit;
 use ipnet::Ipv4AddrRange;
 
 use crate::args::Arguments;
+use crate::destination::Destination;
 use crate::stateless;
 
-/// The target where none is asked for.
+/// The default target.
 const TARGET_DEFAULT: u64 = 1_000_000;
 
-/// Bytes of this process for each connection: the reactor's slot, its state and its place in the wheel.
+/// Memory of this process for each connection: the reactor's slot, the state and the timer node.
 const USER_BYTES_PER_CONNECTION: u64 = 64;
 
-/// Source addresses that are taken unasked, at most.
+/// Source addresses at most that are chosen without `--source`.
 const LOOPBACK_SOURCES_MAX: u64 = 1_000;
 
-/// What the run is measured against.
+/// The target of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// The target was asked for, so nothing but reaching it is success.
+    /// The target was given (`-c`), so only reaching it is success.
     pub(crate) is_asked: bool,
-    /// What is to be reached.
+    /// The number to be reached.
     pub(crate) connections: u64,
-    /// How many are tried: the target, or as far as it goes.
+    /// The number to be opened: the target, or what the limits allow.
     pub(crate) goal: u32,
-    /// What this machine's limits cut off.
+    /// The limit of this machine, if it is lower.
     pub(crate) cap: Option<Cap>,
-    /// Where the sockets are held.
+    /// The table that holds the sockets.
     pub(crate) file_table: FileTable,
-    /// Local ports that the kernel keeps back.
+    /// Local ports that are reserved in the kernel.
     pub(crate) local_ports_reserved: u64,
 }
 
-/// A limit of this machine below what was wanted.
+/// A limit of this machine below the requested number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cap {
     pub(crate) limit: Limit,
-    /// How far of how many, why, and what to do, in one line.
+    /// The numbers, the reason and the remedy, in one line.
     pub(crate) detail: String,
 }
 
-/// This machine, with the descriptors that the process may have, and what is needed of it. On loopback the arguments get
-/// as many sources as that takes.
+/// This machine, with the descriptors that the process may have, and the requirements. On loopback, adds the source
+/// addresses that are needed to the arguments.
 ///
 /// # Errors
-/// One line, where registered files were asked for and can't be had.
+/// One line, if registered files were requested and are not available.
 pub(crate) fn machine_and_requirements(
     arguments: &mut Arguments,
     descriptors: Option<DescriptorLimit>,
@@ -61,15 +66,21 @@ pub(crate) fn machine_and_requirements(
     let mut machine = Machine { descriptors, ..Machine::read_with_root(&arguments.check.root) };
     let requirements = requirements(arguments, &machine);
     if requirements.role == Role::Both {
-        let first = arguments.destination.port();
-        machine.count_listening_ports(first..=first.saturating_add(arguments.ports - 1));
+        // Servers on several addresses usually have the same ports.
+        let spans = arguments.destinations().filter(|to| is_here(to)).filter_map(port_span);
+        let mut listening = 0;
+        for span in spans.collect::<HashSet<_>>() {
+            machine.count_listening_ports(span);
+            listening += std::mem::take(&mut machine.local_ports_listening);
+        }
+        machine.local_ports_listening = listening;
     }
     let mut requirements = requirements.with_file_table(arguments.file_table, &machine)?;
     with_enough_sources(arguments, &machine, &mut requirements);
     Ok((machine, requirements))
 }
 
-/// Clients without sockets need nothing of the kernel but for a server on this machine.
+/// Clients without sockets have no requirements, except for a server on this machine.
 fn stateless_machine_and_requirements(
     arguments: &Arguments,
     setup: &stateless::Setup,
@@ -94,14 +105,18 @@ fn stateless_machine_and_requirements(
     Ok((machine.clone(), requirements.with_file_table(arguments.file_table, &machine)?))
 }
 
-/// What is needed where the server is a process of this machine, and else where it is not.
+/// The requirements, which include the server's if it is a process of this machine.
 fn requirements(arguments: &Arguments, machine: &Machine) -> Requirements {
-    // An address can be bound only where it belongs to.
-    let is_here = UdpSocket::bind(ZonedIp::from(arguments.destination).socket_addr(0)).is_ok();
     let connections = arguments.connections.unwrap_or(TARGET_DEFAULT);
+    let here: u64 =
+        arguments.destinations().filter(|to| is_here(to)).map(|to| u64::from(to.endpoints())).sum();
+    let (endpoints, is_here) = (arguments.endpoints(), here > 0);
+    let listening = if is_here { here } else { endpoints };
+    let is_unix = arguments.destinations().all(Destination::is_unix);
     Requirements {
-        ports: u64::from(arguments.ports),
-        listeners: Some(listeners(arguments.ports, connections, machine)),
+        transport: if is_unix { Transport::Unix } else { Transport::Tcp },
+        ports: endpoints,
+        listeners: Some(listeners(listening, connections, machine)),
         sources: match arguments.sources.len() as u64 {
             0 => arguments.sources_unlisted,
             count => Some(count),
@@ -112,19 +127,32 @@ fn requirements(arguments: &Arguments, machine: &Machine) -> Requirements {
     }
 }
 
-/// On loopback every 127.x.y.z is a source address: as many as what can be reached needs, where one is too few and none
-/// was asked for. Says how many there are now.
+/// Whether the server is a process of this machine: an address can only be bound on its own machine.
+fn is_here(to: &Destination) -> bool {
+    to.ip().is_none_or(|ip| UdpSocket::bind(ip.socket_addr(0)).is_ok())
+}
+
+fn port_span(to: &Destination) -> Option<RangeInclusive<u16>> {
+    let count = to.ports().checked_sub(1)?;
+    Some(to.first_port()..=to.first_port().saturating_add(count))
+}
+
+/// On loopback every 127.x.y.z is a source address. If one has too few ports and none was given, chooses as many as the
+/// number of connections needs, and adds them to the requirements.
 fn with_enough_sources(
     arguments: &mut Arguments,
     machine: &Machine,
     requirements: &mut Requirements,
 ) {
-    let per_source = machine.local_ports_free().unwrap_or(0) * u64::from(arguments.ports);
+    let per_source = machine.local_ports_free().unwrap_or(0) * arguments.endpoints();
     let with_any_ports = Machine { local_ports: None, ..machine.clone() };
     let cap = largest_target(&with_any_ports, requirements).map_or(u64::MAX, |cap| cap.connections);
     let reachable = requirements.connections.min(cap);
-    let is_on_loopback =
-        arguments.destination.is_ipv4() && arguments.destination.ip().is_loopback();
+    let is_on_loopback = requirements.transport == Transport::Tcp
+        && arguments
+            .destinations()
+            .filter_map(Destination::ip)
+            .all(|to| to.ip.is_ipv4() && to.ip.is_loopback());
     if !is_on_loopback || requirements.sources.is_some() || reachable <= per_source {
         return;
     }
@@ -136,15 +164,15 @@ fn with_enough_sources(
     requirements.sources = Some(count);
 }
 
-/// Ports that the server will listen on, as far as that can be known: it has a connection for each, and a server with
-/// this machine's limit of descriptors does not spend most of it on listeners.
-fn listeners(ports: u16, connections: u64, machine: &Machine) -> u64 {
-    let listeners = u64::from(ports).min(connections);
+/// The estimated number of ports that the server listens on: at most one for each connection, and a server with this
+/// machine's descriptor limit does not use most of it for listeners.
+fn listeners(ports: u64, connections: u64, machine: &Machine) -> u64 {
+    let listeners = ports.min(connections);
     let most = machine.descriptors.map_or(u64::MAX, |limit| limit.hard / 2);
     if listeners <= most { listeners } else { 0 }
 }
 
-/// Holds what is wanted against the machine.
+/// Compares the requested number with the machine's limits.
 pub(crate) fn within_limits(
     arguments: &Arguments,
     machine: &Machine,
@@ -161,8 +189,8 @@ pub(crate) fn within_limits(
         return target(wanted, wanted, None);
     };
     let by_descriptors = cap.kind == CapKind::Descriptors && file_table == FileTable::Process;
-    // Where the choice is the client's, it keeps room for listeners that are elsewhere too: so a client and a server
-    // with the same limit meet.
+    // The client's own choice leaves room for listeners even if they are elsewhere, so that a client and a server with
+    // the same limit choose the same number.
     let within = requirements.listeners.and_then(|listeners| machine.connections_within(listeners));
     let room = match within {
         Some(within) if by_descriptors && !is_asked => cap.connections.min(within),
@@ -171,7 +199,7 @@ pub(crate) fn within_limits(
     if wanted <= room {
         return target(wanted, wanted, None);
     }
-    // What was asked for is tried beyond it, and may come to a little more.
+    // A requested number is tried beyond the limit, and may reach a little more.
     let predicted = if is_asked { "predicted to fit here: " } else { "" };
     let detail = format!(
         "{predicted}{} of {}: {}; to go further: {}",
@@ -184,7 +212,7 @@ pub(crate) fn within_limits(
     if !is_asked {
         return target(room, room, lowered);
     }
-    // As far as it goes: the listeners' share of the descriptors may be had, past memory there is no return.
+    // The listeners' share of the descriptors may be free after all, but memory must not be exceeded.
     let furthest = match machine.connections_within(0) {
         Some(within) if by_descriptors => within,
         _ => room,
@@ -222,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn left_out_it_is_what_the_limits_allow_on_both_ends() {
+    fn without_a_given_target_it_is_what_the_limits_allow_on_both_ends() {
         for ip in ["127.0.0.1", "192.0.2.1"] {
             let target = target_of(&format!("{ip} 9900"));
             assert_eq!(
@@ -238,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn asked_for_it_stays_and_is_tried_as_far_as_it_goes() {
+    fn a_given_target_stays_and_is_tried_up_to_the_limits() {
         let target = target_of("127.0.0.1 9900 -c 50k");
         assert_eq!((target.is_asked, target.connections, target.goal), (true, 50_000, 19_968));
         let detail = target.cap.unwrap().detail;
@@ -270,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn with_registered_files_descriptors_are_no_cap() {
+    fn with_registered_files_descriptors_are_not_a_limit() {
         let arguments = args::of("127.0.0.1 9900").unwrap();
         let descriptors = Some(DescriptorLimit { soft: 20_000, hard: 20_000 });
         let local_ports = Some(32_768..=60_999);
@@ -284,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn on_loopback_more_sources_are_taken_where_one_is_too_few() {
+    fn on_loopback_more_sources_are_used_if_one_is_too_few() {
         let machine = Machine { local_ports: Some(32_768..=60_999), ..Machine::default() };
         for (line, sources) in [
             ("127.0.0.1 9900 -c 2800k", 0),
@@ -301,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn tuples_are_a_cap() {
+    fn tuples_are_a_limit() {
         let target = target_of("127.0.0.1 9900 --ports 1 -c 19k");
         assert_eq!(target.cap, None);
         let arguments = args::of("127.0.0.1 9900 --ports 1").unwrap();

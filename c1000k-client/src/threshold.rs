@@ -46,7 +46,7 @@ const WORKLOAD_FIGURES: &[(&str, OfWorkload)] = &[
     ("echo.max", |workload| workload.latency_us.max),
 ];
 
-/// One condition, which holds or does not once the run is over.
+/// One condition on the figures of a completed run.
 #[derive(Clone, Debug)]
 pub(crate) struct Condition {
     pub(crate) expression: String,
@@ -55,7 +55,7 @@ pub(crate) struct Condition {
     bound: f64,
 }
 
-/// Two that are written alike are the same.
+/// Conditions with the same text are equal.
 impl PartialEq for Condition {
     fn eq(&self, other: &Self) -> bool {
         self.expression == other.expression
@@ -72,7 +72,7 @@ impl Condition {
     /// Reads a figure's name, an operator, and a bound.
     ///
     /// # Errors
-    /// A sentence that says what is wrong and what is understood.
+    /// A sentence with the mistake and the accepted form.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let split = |&(sign, holds): &(&str, Operator)| {
             text.split_once(sign).map(|(name, bound)| (name.trim(), holds, bound.trim()))
@@ -95,7 +95,7 @@ impl Condition {
         matches!(self.figure, Figure::OfWorkload(_))
     }
 
-    /// What became of it. A figure that was not measured does not pass.
+    /// Evaluates the condition. A figure that was not measured does not pass.
     pub(crate) fn judge(&self, record: &ClientRecord) -> Threshold {
         let value = match self.figure {
             Figure::OfRun(figure) => figure(record),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn a_wrong_condition_is_explained() {
         for (text, part) in [
             ("lost", "no operator"),
             ("lots>0", "those are established, verified"),

@@ -7,6 +7,10 @@ mod common;
 mod servers;
 #[path = "client/stateless.rs"]
 mod stateless;
+#[path = "client/targets.rs"]
+mod targets;
+#[path = "client/unix.rs"]
+mod unix;
 #[path = "client/workload.rs"]
 mod workload;
 
@@ -31,7 +35,7 @@ fn failures<const N: usize>(counts: [(&str, u64); N]) -> BTreeMap<String, u64> {
 }
 
 #[test]
-fn all_of_them_are_held_and_proven_twice() {
+fn all_connections_are_held_and_verified_twice() {
     let server = Server::start(Manner::Echo, 3);
     let (ended, record) =
         run(&format!("127.0.0.1 {} --ports 3 -c 2k --hold 100ms", server.first_port));
@@ -53,7 +57,7 @@ fn all_of_them_are_held_and_proven_twice() {
     assert_eq!(server.die(), 2_000);
 }
 
-/// Connections of that local or remote port that wait in TIME_WAIT.
+/// The number of connections in TIME_WAIT with that local or remote port.
 fn time_waits(port: u16) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let is_waiting = |line: &&str| {
@@ -74,7 +78,7 @@ fn the_record_has_the_fields_of_the_contract() {
         server.first_port,
         path.display()
     );
-    // The record's times are to the millisecond.
+    // The record's times have milliseconds.
     let began = SystemTime::now() - Duration::from_millis(1);
     let ended = Client::start(&words).end();
     assert_eq!(ended.code, Some(0), "{ended:?}");
@@ -133,7 +137,7 @@ fn a_record_that_cannot_be_written_is_printed_on_standard_error_after_the_summar
 fn a_record_that_standard_output_would_lose_is_a_warning_and_one_that_it_refuses_an_error() {
     let server = Server::start(Manner::Echo, 1);
     let words = format!("127.0.0.1 {} --ports 1 -c 10 --hold 10ms --json -", server.first_port);
-    // What starts a program without a standard output, and what the parents of some languages choose.
+    // A program that is started without a standard output, and the `/dev/null` that some languages open for a child.
     for nowhere in ["exec 1>&-", "exec 1<>/dev/null"] {
         let ended = Client::start_after(nowhere, &words).end();
         assert_eq!(ended.code, Some(0), "{ended:?}");
@@ -195,7 +199,7 @@ fn an_echo_in_pieces_is_an_echo() {
 }
 
 #[test]
-fn a_full_server_is_the_cap_and_what_it_took_is_held_and_proven() {
+fn a_full_server_is_the_limit_and_the_accepted_connections_are_held_and_verified() {
     for manner in [Manner::RefusePast(300), Manner::HangUpPast(300)] {
         let server = Server::start(manner, 2);
         let words = format!("127.0.0.1 {} --ports 2 --hold 10ms", server.first_port);
@@ -233,7 +237,7 @@ fn where_both_ends_have_the_same_limit_both_are_named() {
 }
 
 #[test]
-fn a_full_server_is_the_cap_without_proofs_too() {
+fn a_full_server_is_the_limit_without_verification_too() {
     let server = Server::start(Manner::RefusePast(300), 2);
     let (ended, record) =
         run(&format!("127.0.0.1 {} --ports 2 --hold 10ms --no-verify", server.first_port));
@@ -243,7 +247,7 @@ fn a_full_server_is_the_cap_without_proofs_too() {
 }
 
 #[test]
-fn a_server_that_dies_while_they_are_held_is_told_within_seconds() {
+fn a_server_that_dies_during_the_hold_is_reported_within_seconds() {
     let server = Server::start(Manner::Echo, 2);
     let words = format!("127.0.0.1 {} --ports 2 -c 500 --hold 50s --json -", server.first_port);
     let mut client = Client::start(&words);
@@ -261,7 +265,7 @@ fn a_server_that_dies_while_they_are_held_is_told_within_seconds() {
 }
 
 #[test]
-fn a_server_that_dies_during_the_ramp_is_told_within_seconds() {
+fn a_server_that_dies_during_the_ramp_is_reported_within_seconds() {
     let server = Server::start(Manner::Echo, 2);
     let words =
         format!("127.0.0.1 {} --ports 2 -c 5000 --rate 100 --hold 50s --json -", server.first_port);
@@ -293,7 +297,7 @@ fn where_nothing_listens_one_line_says_so() {
 }
 
 #[test]
-fn ports_without_a_listener_are_left_to_themselves() {
+fn ports_without_a_listener_are_not_used() {
     let server = Server::start(Manner::Echo, 1);
     let (ended, record) =
         run(&format!("127.0.0.1 {} --ports 20 -c 500 --hold 10ms", server.first_port));
@@ -303,7 +307,7 @@ fn ports_without_a_listener_are_left_to_themselves() {
     assert!(ended.stderr.iter().any(|line| line.contains("nothing listens on ")), "{ended:?}");
 }
 
-/// Linux drops what comes to a full backlog: some connections open and stay silent, others never open.
+/// Linux drops packets for a full backlog: some connections open and stay silent, others never open.
 #[test]
 fn a_black_hole_ends_in_time() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -320,14 +324,14 @@ fn a_black_hole_ends_in_time() {
     assert!(error_line(&ended).starts_with("c1000k-client: "), "{ended:?}");
 }
 
-/// A second `listen` makes the backlog as short as it gets.
+/// A second `listen` makes the backlog as short as possible.
 fn shorten_backlog(listener: &TcpListener) {
     let backlog = nix::sys::socket::Backlog::new(1).unwrap();
     nix::sys::socket::listen(listener, backlog).unwrap();
 }
 
 #[test]
-fn a_server_that_never_answers_is_told() {
+fn a_server_that_never_answers_is_reported() {
     let server = Server::start(Manner::SilentPast(0), 1);
     let (ended, record) = run(&format!(
         "127.0.0.1 {} --ports 1 -c 50 --connect-timeout 300ms --hold 50s",
@@ -338,7 +342,7 @@ fn a_server_that_never_answers_is_told() {
 }
 
 #[test]
-fn a_part_of_the_echo_is_told_from_none() {
+fn a_part_of_an_echo_is_distinguished_from_none() {
     for (manner, seen) in [
         (Manner::Halve, "sends a part of the echo and no more"),
         (Manner::HalveAndClose, "ends every connection after a part of its echo"),
@@ -355,9 +359,9 @@ fn a_part_of_the_echo_is_told_from_none() {
     }
 }
 
-/// As a server does that has no descriptor left: what it can't accept waits in its backlog.
+/// Like a server without descriptors: connections that it can't accept wait in its backlog.
 #[test]
-fn a_server_that_answers_some_and_lets_others_wait_is_the_cap() {
+fn a_server_that_answers_only_some_connections_is_the_limit() {
     let server = Server::start(Manner::SilentPast(100), 1);
     let words =
         format!("127.0.0.1 {} --ports 1 --connect-timeout 300ms --hold 10ms", server.first_port);
@@ -368,7 +372,7 @@ fn a_server_that_answers_some_and_lets_others_wait_is_the_cap() {
 }
 
 #[test]
-fn a_silent_server_will_do_without_proofs() {
+fn a_silent_server_is_enough_without_verification() {
     let server = Server::start(Manner::SilentPast(0), 1);
     let (ended, record) =
         run(&format!("127.0.0.1 {} --ports 1 -c 300 --hold 10ms --no-verify", server.first_port));
@@ -377,9 +381,9 @@ fn a_silent_server_will_do_without_proofs() {
     assert!(ended.stderr.iter().any(|line| line.starts_with("HELD, NOT VERIFIED: 300 of 300")));
 }
 
-/// None of them opens: the backlog is full, and what comes to it is dropped.
+/// None of them opens: the backlog is full, and their packets are dropped.
 #[test]
-fn where_no_server_answers_nothing_is_held_without_proofs_either() {
+fn without_a_server_nothing_is_held_without_verification_either() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     shorten_backlog(&listener);
     let to = listener.local_addr().unwrap();
@@ -402,7 +406,7 @@ fn where_no_server_answers_nothing_is_held_without_proofs_either() {
 }
 
 #[test]
-fn a_server_that_lets_nobody_in_is_named_without_proofs_too() {
+fn a_server_that_refuses_every_connection_is_named_without_verification_too() {
     for manner in [Manner::RefusePast(0), Manner::HangUpPast(0)] {
         let server = Server::start(manner, 1);
         let (ended, record) = run(&format!(
@@ -467,7 +471,7 @@ fn losses_are_logged_while_the_others_are_held() {
     assert_eq!((record.established, record.lost), (100, 9));
 }
 
-/// Stopped until the hold is over, it finds the signal and the end of the hold at once.
+/// It is stopped until the hold is over, and then receives the signal at the end of the hold.
 #[test]
 fn a_signal_at_the_end_of_the_hold_loses_nothing() {
     let server = Server::start(Manner::Echo, 1);
@@ -500,12 +504,12 @@ proptest! {
             server.first_port
         );
         let mut client = Client::start(&words);
-        // From here on it catches signals.
+        // From now on it handles signals.
         client.await_words("target: ");
         std::thread::sleep(Duration::from_millis(moment_ms));
         client.signal(if is_interrupt { Signal::SIGINT } else { Signal::SIGTERM });
         let ended = client.end();
-        // A signal before the run has begun, or after its end, is the system's to handle.
+        // Before the run and after it, the system handles a signal.
         if let Ok(record) = serde_json::from_str::<ClientRecord>(&ended.stdout) {
             prop_assert_eq!(record.lost, 0, "{:?}", ended);
         }
@@ -529,7 +533,7 @@ fn a_signal_ends_the_run_with_what_it_has() {
     }
 }
 
-/// Stopped, it finds both signals at once when it goes on.
+/// It is stopped, and receives both signals when it continues.
 #[test]
 fn a_second_signal_leaves_at_once() {
     let server = Server::start(Manner::Echo, 1);
@@ -545,7 +549,7 @@ fn a_second_signal_leaves_at_once() {
 }
 
 #[test]
-fn a_low_descriptor_limit_is_a_cap_that_is_said_aloud() {
+fn a_low_descriptor_limit_is_a_limit_that_is_named() {
     let server = Server::start(Manner::Echo, 1);
     let words = format!(
         "127.0.0.1 {} --ports 1 --file-table process --hold 10ms --json -",
@@ -572,7 +576,7 @@ fn a_low_descriptor_limit_is_a_cap_that_is_said_aloud() {
 #[test]
 fn where_address_space_is_short_the_remedy_says_so() {
     if let Err(error) = FileTable::check_registered() {
-        // Past what the test harness swallows.
+        // Written to the real standard error, which the test harness does not capture.
         return writeln!(std::io::stderr(), "the test of address space is skipped: {error}")
             .unwrap();
     }
@@ -593,7 +597,7 @@ fn a_low_soft_limit_is_raised() {
 }
 
 #[test]
-fn descriptors_that_it_was_born_with_are_counted() {
+fn inherited_descriptors_are_counted() {
     let server = Server::start(Manner::Echo, 1);
     let words = format!(
         "127.0.0.1 {} --ports 1 --file-table process --hold 10ms --json -",
@@ -609,12 +613,12 @@ fn descriptors_that_it_was_born_with_are_counted() {
 }
 
 #[test]
-fn it_starts_and_proves_without_a_null_device() {
+fn it_starts_and_verifies_without_a_null_device() {
     const BARE_DEV: &str = "mount -t tmpfs none /dev && ! test -e /dev/null";
     let mut tried = Command::new("unshare");
     tried.args(["--mount", "bash", "-c", BARE_DEV]).stderr(Stdio::null());
     if !tried.status().is_ok_and(|status| status.success()) {
-        // Past what the test harness swallows.
+        // Written to the real standard error, which the test harness does not capture.
         let why = "no mounts can be made here";
         return writeln!(std::io::stderr(), "the test without /dev/null is skipped: {why}")
             .unwrap();
@@ -625,9 +629,9 @@ fn it_starts_and_proves_without_a_null_device() {
     assert_eq!((ended.code, record(&ended).verified), (Some(0), Some(20)), "{ended:?}");
 }
 
-/// The limit is lowered while it runs, which no arithmetic foresees.
+/// The limit is lowered while it runs, so it can't be included in the calculation before.
 #[test]
-fn descriptors_that_run_out_all_the_same_are_no_error_storm() {
+fn descriptors_that_run_out_unexpectedly_do_not_flood_the_log() {
     let server = Server::start(Manner::Echo, 1);
     let words = format!(
         "127.0.0.1 {} --ports 1 --file-table process --rate 100 --hold 10ms --json -",
@@ -661,9 +665,9 @@ fn a_rate_is_kept() {
     let (ended, record) =
         run(&format!("127.0.0.1 {} --ports 1 -c 300 --hold 10ms --rate 1000", server.first_port));
     assert_eq!((ended.code, record.established), (Some(0), 300), "{ended:?}");
-    // The first ten milliseconds' worth may come at once.
+    // The connections of the first ten milliseconds may be a burst.
     assert!(record.ramp_seconds > 0.27, "{record:?}");
-    // Short as it is, its course is seen from the first connect on.
+    // The series starts with the first connect, although the ramp is short.
     let series = &record.ramp_series;
     assert!(
         series.len() >= 10 && (series[0].seconds, series[0].established) == (0.0, 0),
@@ -737,7 +741,7 @@ fn a_check_prints_what_to_set() {
         assert_eq!(ended.code, Some(0), "{ended:?}");
         ended.stdout
     };
-    // The address is one for documentation, of no machine, and a check connects to nothing.
+    // The address is for documentation, and a check does not connect.
     let text = set("192.0.2.1 -c 1G --file-table process");
     assert!(text.contains("\nfs.nr_open = 1000000032\n"), "{text}");
     assert!(text.contains("#limits.d: root hard nofile 1000000032\n"), "{text}");
@@ -749,7 +753,7 @@ fn a_check_prints_what_to_set() {
 }
 
 #[test]
-fn what_is_asked_for_and_cannot_be_written_is_an_error() {
+fn requested_output_that_cannot_be_written_is_an_error() {
     for words in ["--check -c 10", "--help", "--version"] {
         for nothing in ["exec 1>/dev/full", "exec 1</dev/null"] {
             let ended = Client::start_after(nothing, words).end();
@@ -771,9 +775,9 @@ fn what_is_asked_for_and_cannot_be_written_is_an_error() {
 }
 
 #[test]
-fn a_reader_that_has_gone_is_no_error() {
+fn a_closed_pipe_is_not_an_error() {
     for words in ["--check -c 10", "--help"] {
-        // Its reader has ended before it is started.
+        // The reader has ended before the client starts.
         let gone = "exec 1> >(true); wait $!";
         let ended = Client::start_after(gone, words).end();
         assert_eq!((ended.code, ended.stderr.len()), (Some(0), 0), "{words}: {ended:?}");

@@ -2,8 +2,8 @@
 
 use c1000k_host::{
     check::{
-        CapKind, Conntrack, FileTable, Machine, Requirements, Role, Row, RowStatus, Setting, fits,
-        largest_target, render, settings, table,
+        CapKind, Conntrack, FileTable, Machine, Requirements, Role, Row, RowStatus, Setting,
+        Transport, fits, largest_target, render, settings, table,
     },
     limits::{DescriptorLimit, SystemDescriptorLimits},
     memory::{MemoryBound, MemoryRoom},
@@ -90,6 +90,29 @@ fn a_port_that_the_server_listens_on_is_no_local_port() {
     assert_eq!(fit(&machine), 2_500);
     machine.count_listening_ports(40_000..=40_099);
     assert_eq!(fit(&machine), 2_500, "ports elsewhere change nothing");
+}
+
+#[test]
+fn unix_domain_sockets_need_no_ports_and_send_no_packets() {
+    let narrow = Machine {
+        local_ports: Some(50_000..=50_000),
+        tcp_max_syn_backlog: Some(1),
+        tcp_mem_pages: Some([1, 2, 3]),
+        conntrack: Some(Conntrack { max: 1, count: 1, is_held: true }),
+        ..ample()
+    };
+    let unix = Requirements { transport: Transport::Unix, ports: 1, ..million(Role::Both) };
+    assert_eq!(largest_target(&narrow, &unix).expect("a cap").kind, CapKind::Descriptors);
+    for name in ["net.ipv4", "5-tuples", "net.netfilter"] {
+        let rows = table(&narrow, &unix).into_iter().filter(|row| row.name.starts_with(name));
+        assert!(rows.into_iter().all(|row| row.status == RowStatus::NotNeeded), "{name}");
+    }
+    assert_eq!(row(&narrow, &unix, "net.core.somaxconn").status, RowStatus::Pass);
+    let names = ["net.ipv4", "net.netfilter"];
+    for setting in settings(&narrow, &unix) {
+        let line = format!("{setting:?}");
+        assert!(!names.iter().any(|name| line.contains(name)), "{line}");
+    }
 }
 
 #[test]

@@ -20,6 +20,6 @@ pub use output::Output;
 pub use record::{
     CLIENT_SCHEMA, Churn, ClientRecord, ConnectionBytes, Descriptors, FileTable, Head, LatencyUs,
     Limit, MemoryGuard, Prediction, RampPoint, ReadError, SERVER_SCHEMA, ServerPoint, ServerRecord,
-    Storm, Threshold, Verdict, Workload, per_second, time_text,
+    Storm, TargetRecord, Threshold, Verdict, Workload, per_second, time_text,
 };
 pub use series::Series;

@@ -67,10 +67,11 @@ pub struct ClientRecord {
     /// Whether the target was reached and verified.
     pub verdict: Verdict,
 
-    /// The server's address and first port.
+    /// The server's address and first port, or its Unix-domain socket (`unix:/run/server.sock`); several are separated
+    /// by a comma and a space.
     #[serde(default)]
     pub destination: String,
-    /// The number of destination ports.
+    /// The number of destination ports, of all targets together; 0 for a Unix-domain socket.
     #[serde(default)]
     pub ports: u64,
     /// The source addresses; empty if the kernel chose.
@@ -169,6 +170,24 @@ pub struct ClientRecord {
     /// The processors of its machine; null if they could not be counted.
     #[serde(default)]
     pub processors: Option<u64>,
+    /// The targets in the order of the command line, and the part of each; empty in records of earlier versions.
+    #[serde(default)]
+    pub targets: Vec<TargetRecord>,
+}
+
+/// One target's part of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TargetRecord {
+    /// As it was given: `192.0.2.1`, `unix:/run/server.sock`, `wss://example.com/chat`.
+    pub target: String,
+    /// The connects that were started, retries included.
+    pub attempted: u64,
+    /// The most connections held at once.
+    pub established: u64,
+    /// The connections given up.
+    pub failed: u64,
+    /// The connections that were established and then gone before the hold ended.
+    pub lost: u64,
 }
 
 /// The memory of one connection at the client's end, by layer.

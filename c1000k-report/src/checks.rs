@@ -108,6 +108,9 @@ fn held(run: &Run) -> Check {
     let (Some(clients), Some(server)) = (run.sum(|client| client.established), &run.server) else {
         return check.unknown(RECORD_MISSING);
     };
+    if let Some(why) = run.incomparable() {
+        return check.unknown(why);
+    }
     if let Some(apart) = run.apart() {
         return check.unknown(apart.to_string());
     }
@@ -124,6 +127,9 @@ fn accepted(run: &Run) -> Check {
     let (Some(clients), Some(server)) = (run.sum(|client| client.established), &run.server) else {
         return check.unknown(RECORD_MISSING);
     };
+    if let Some(why) = run.incomparable() {
+        return check.unknown(why);
+    }
     if run.apart() == Some(Apart::Servers) {
         return check.unknown(Apart::Servers.to_string());
     }
@@ -211,6 +217,9 @@ fn sockets(run: &Run, host: &str) -> Check {
         format!("Sockets of host {host}"),
         format!("sockstat rose by {ends} for each connection"),
     );
+    if let Some(why) = sockets_unknown(run) {
+        return check.unknown(why);
+    }
     let Some(connections) = run.connections_of(host) else {
         return check.unknown(RECORD_MISSING);
     };
@@ -228,6 +237,11 @@ fn sockets(run: &Run, host: &str) -> Check {
     )
 }
 
+/// Why the number of TCP sockets that the kernel should have is not known.
+fn sockets_unknown(run: &Run) -> Option<&'static str> {
+    run.has_unix_sockets().then_some(UNIX_SOCKETS).or_else(|| run.incomparable())
+}
+
 /// Sockets by the kernel's allocator, which is independent of the other counters.
 fn tcp_objects(run: &Run, host: &str) -> Check {
     let ends = run.ends_in_kernel();
@@ -235,6 +249,9 @@ fn tcp_objects(run: &Run, host: &str) -> Check {
         format!("Slab objects of host {host}"),
         format!("the TCP caches rose by {ends} for each connection"),
     );
+    if let Some(why) = sockets_unknown(run) {
+        return check.unknown(why);
+    }
     let Some(connections) = run.connections_of(host) else {
         return check.unknown(RECORD_MISSING);
     };
@@ -416,6 +433,7 @@ fn is_within(expected: f64, found: f64, share: f64) -> bool {
 const OTHERS: &str = "other processes count here too, and may have changed it";
 const FEW: &str = "too few connections to weigh one of them";
 const SPEED: &str = "speed also depends on what else the machine does";
+const UNIX_SOCKETS: &str = "the kernel's figures of TCP do not include Unix-domain sockets";
 const RECORD_MISSING: &str = "a record is missing";
 const SLABINFO_MISSING: &str = "slabinfo before or at the peak is missing; it needs root";
 

@@ -155,7 +155,9 @@ pub fn process_seen(run: &Run) -> ProcessMemory {
         before_bytes,
         peak_bytes,
         after_bytes: seen(Moment::After),
-        bytes_each: grown.zip(run.connections()).map(|(grown, count)| float(grown) / float(count)),
+        bytes_each: grown
+            .zip(run.server_connections())
+            .map(|(grown, count)| float(grown) / float(count)),
     }
 }
 

@@ -1213,3 +1213,34 @@ fn churn_and_a_storm_have_a_table_and_let_the_server_have_more_at_once() {
     fixture.set("server.json", "peak", json!(99_999));
     assert_disagrees(&fixture, "Connections held at once");
 }
+
+#[test]
+fn a_server_that_was_one_of_several_targets_is_not_held_against_all_connections() {
+    let fixture = Fixture::one_host();
+    let target = |name: &str, held: u64| json!({"target": name, "attempted": held, "established": held, "failed": 0, "lost": 0});
+    let targets = json!([target("127.0.0.1", 50_000), target("127.0.0.2", 50_000)]);
+    fixture.set("client.json", "targets", targets);
+    fixture.set("client.json", "destination", json!("127.0.0.1:9900, 127.0.0.2:9900"));
+    let text = stdout(&fixture.summarize(&[]));
+    assert!(text.contains(" 0 not seen"), "one server had all of them: {text}");
+    for field in ["peak", "accepted", "closed"] {
+        fixture.set("server.json", field, json!(50_000));
+    }
+    for check in ["Connections held at once", "Connections accepted", "Sockets of", "Slab objects"]
+    {
+        assert_unknown(&fixture, check);
+    }
+    assert!(fixture.read("summary.md").starts_with("# 100,000 connections"));
+}
+
+#[test]
+fn unix_domain_sockets_are_not_looked_for_among_those_of_tcp() {
+    let fixture = Fixture::one_host();
+    fixture.remove("server.json");
+    fixture.set("client.json", "destination", json!("unix:/run/server.sock"));
+    fixture.summarize(&[]);
+    for check in ["Connections held at once", "Sockets of", "Slab objects"] {
+        assert_row_unknown(&fixture, check);
+    }
+    assert!(fixture.read("summary.md").contains("do not include Unix-domain sockets"));
+}

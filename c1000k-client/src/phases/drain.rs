@@ -1,9 +1,8 @@
 //! The end of a run: every connection is reset, so that no TIME_WAIT stays behind.
 //!
-//! A reset is sent once. Where a network loses it, the server keeps a dead connection; so across a network the client
-//! resets no faster than the ramp has shown the way to bear. Loopback can lose them too: what was sent waits for the kernel
-//! in a queue of 1,000 packets for each processor (`net.core.netdev_max_backlog`), and where the machine has other work
-//! to do, a burst overflows it.
+//! A reset is sent once. If the network loses it, the server keeps a dead connection; so across a network the client
+//! resets no faster than the ramp has shown the network to carry. Loopback can lose resets too: packets wait in a queue
+//! of 1,000 for each processor (`net.core.netdev_max_backlog`), which a burst overflows on a busy machine.
 
 use std::time::Duration;
 
@@ -11,25 +10,26 @@ use c1000k_host::format;
 use reactor::{CloseReason, Context, TimerId, Token};
 
 use super::Phase;
+use crate::destination::Destination;
 use crate::protocols::Protocol;
 use crate::run::{Conn, Cx, Run, arm, cancel};
 
-/// Slots looked at before other events get their turn.
+/// Slots that are visited before other events are handled.
 const SLOTS_PER_SLICE_MAX: usize = 4096;
 
-/// On loopback: a quarter of the kernel's queue, for there may be other clients.
+/// On loopback: a quarter of the kernel's queue, because there may be other clients.
 const SLOTS_PER_SLICE_ON_LOOPBACK: usize = 256;
 
-/// On loopback: the client sleeps, so that the kernel gets to deliver what it sent.
+/// On loopback: the client sleeps, so that the kernel can deliver the packets.
 const PAUSE_ON_LOOPBACK: Duration = Duration::from_millis(1);
 
 /// Time between two slices across a network.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// A reset is one packet, where opening and proving a connection took the client four.
+/// A reset is one packet, while opening and verifying a connection took the client four.
 const TIMES_THE_RAMP: f64 = 2.0;
 
-/// Even after the slowest of ramps, this many resets a second do no harm.
+/// The lowest rate of resets, which any network carries, even after a slow ramp.
 const RESETS_PER_SECOND_MIN: f64 = 1000.0;
 
 /// Resets all connections.
@@ -47,10 +47,14 @@ pub(super) struct Resets {
 }
 
 impl Resets {
-    /// Resets the connections of the next slots, and comes back for more.
+    /// Resets the connections of the next slots, and arms a timer for the following ones.
     pub(super) fn next_slice<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &Run<'_, P>) {
-        let is_loopback = run.settings.server.ip.is_loopback();
-        let (slots, pause) = slice(is_loopback, run.stats.peak, run.stats.ramp);
+        let is_local = run.opening.destinations().any(Destination::is_local);
+        let is_remote = run.opening.destinations().any(|to| !to.is_local());
+        let (mut slots, pause) = slice(!is_remote, run.stats.peak, run.stats.ramp);
+        if is_local {
+            slots = slots.min(SLOTS_PER_SLICE_ON_LOOPBACK);
+        }
         let slice = self.cursor..self.cursor + slots;
         self.cursor = slice.end;
         let tokens: Vec<Token> = cx.tokens(slice).collect();
@@ -86,13 +90,13 @@ impl Resets {
 impl<P: Protocol> Phase<P> for Drain {
     fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         if run.stats.held > 0 {
-            run.progress.begin(
-                "closing",
-                &format!(
-                    "closing {} by reset, which leaves no TIME_WAIT",
-                    format::counted(run.stats.held, "connection")
-                ),
-            );
+            // A Unix-domain socket has neither a reset nor TIME_WAIT.
+            let how = match run.opening.destinations().all(Destination::is_unix) {
+                true => "",
+                false => " by reset, which leaves no TIME_WAIT",
+            };
+            let held = format::counted(run.stats.held, "connection");
+            run.progress.begin("closing", &format!("closing {held}{how}"));
         }
         self.resets.next_slice(cx, run);
     }
@@ -105,7 +109,7 @@ impl<P: Protocol> Phase<P> for Drain {
         self.resets.cancel(cx);
     }
 
-    /// It is this end that closes them.
+    /// This end closes them.
     fn on_close(
         &mut self,
         _cx: &mut Cx<P>,
@@ -126,7 +130,7 @@ impl<P: Protocol> Phase<P> for Drain {
     }
 }
 
-/// How many slots to go on by, and how long to wait then.
+/// The number of slots of a slice, and the pause after it.
 pub(crate) fn slice(is_here: bool, opened: u64, ramp: Duration) -> (usize, Duration) {
     if is_here {
         return (SLOTS_PER_SLICE_ON_LOOPBACK, PAUSE_ON_LOOPBACK);
@@ -153,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn a_ramp_of_no_time_or_of_no_speed_is_no_trouble() {
+    fn a_ramp_without_time_or_without_speed_has_a_valid_rate() {
         assert_eq!(resets_per_second(0, Duration::ZERO), RESETS_PER_SECOND_MIN);
         assert_eq!(resets_per_second(1, Duration::from_secs(3600)), RESETS_PER_SECOND_MIN);
         assert_eq!(slice(false, 7, Duration::ZERO).0, SLOTS_PER_SLICE_MAX);
     }
 
     #[test]
-    fn on_loopback_the_kernel_gets_to_deliver_before_its_queue_is_full() {
+    fn on_loopback_the_kernel_can_deliver_before_its_queue_is_full() {
         let (slots, pause) = slice(true, 1_000_000, Duration::from_secs(30));
         assert!(slots < 1_000 / 2, "{slots} resets at once");
         assert!(pause > Duration::ZERO);

@@ -1,4 +1,4 @@
-//! The hold: nothing is opened or closed but what churn was asked for, and nothing may be lost.
+//! The hold: only churn opens or closes connections, and none may be lost.
 
 mod churn;
 mod messages;
@@ -13,7 +13,7 @@ use super::Phase;
 use crate::protocols::Protocol;
 use crate::run::{Conn, ConnStage, Cx, Fault, Run, Settings, arm, cancel};
 
-/// Holds all connections for the time that was asked for, or until none is left, and waits for what is under way then.
+/// Holds all connections for the given time, or until none is left, and then waits for the attempts under way.
 #[derive(Debug)]
 pub(crate) struct Hold {
     messages: Option<Messages>,
@@ -25,7 +25,7 @@ pub(crate) struct Hold {
 
 impl Hold {
     /// # Errors
-    /// No descriptor is left for the clock of the messages.
+    /// No descriptor is left for the timer of the messages.
     pub(crate) fn new(settings: &Settings) -> Result<Self, Errno> {
         Ok(Self {
             messages: settings.workload.map(Messages::new).transpose()?,
@@ -36,7 +36,7 @@ impl Hold {
         })
     }
 
-    /// Nothing more is sent or closed.
+    /// Sends and closes nothing more.
     fn stop<C>(&mut self, cx: &mut Context<C>) {
         self.is_over = true;
         if let Some(messages) = &mut self.messages {
@@ -57,7 +57,7 @@ impl Hold {
             line = format!("{line}; {}", messages.description(run.stats.held));
         }
         if let Some(rate) = run.settings.churn_per_second {
-            line = format!("{line}; {} a second are closed and opened anew", format::count(rate));
+            line = format!("{line}; {} a second are closed and reopened", format::count(rate));
         }
         line
     }
@@ -66,7 +66,8 @@ impl Hold {
 impl<P: Protocol> Phase<P> for Hold {
     fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         self.lost_at_tick = run.stats.lost;
-        // The reactor counts from the beginning of its turn, which may be a while ago.
+        run.opening.begin_reopening();
+        // The reactor measures from the beginning of its turn, which may be some time ago.
         let end = run.phase_began + run.settings.hold;
         self.end = arm(cx, end.saturating_duration_since(cx.now()));
         if let Some(messages) = &mut self.messages {
@@ -87,7 +88,7 @@ impl<P: Protocol> Phase<P> for Hold {
         cancel(cx, &mut self.end);
         self.stop(cx);
         run.stats.hold = run.phase_began.elapsed();
-        run.stats.failed += run.end_opening(cx);
+        run.fail_opening(cx);
         if let Some(messages) = &mut self.messages {
             messages.count_up(run);
         }
@@ -138,9 +139,8 @@ impl<P: Protocol> Phase<P> for Hold {
         match conn.stage {
             ConnStage::Connecting | ConnStage::Opening => run.note_failure(conn, reason),
             _ if conn.fault == Some(Fault::Closed) => {
-                run.stats.held -= 1;
                 run.stats.churn.closed += 1;
-                run.opening.reopen(conn.number);
+                run.note_closed(conn);
             }
             ConnStage::Asked => {
                 Messages::note_gone(run, conn);

@@ -1,4 +1,4 @@
-//! The parts of a run, one after the other: one file for each.
+//! The phases of a run: one file for each.
 
 mod drain;
 mod hold;
@@ -17,17 +17,17 @@ pub(crate) use verify::Verify;
 use crate::protocols::Protocol;
 use crate::run::{Conn, Cx, Run};
 
-/// One part of a run. What it does not say is what most parts do.
+/// One phase of a run. The default methods are those of most phases.
 ///
-/// It is ended when it is done, or by a signal, and then the next one is entered.
+/// It ends when it is done, or by a signal, and then the next one is entered.
 pub(crate) trait Phase<P: Protocol> {
-    /// Its turn has come.
+    /// The phase begins.
     fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>);
 
-    /// Whether the next one may follow.
+    /// Whether the phase is complete.
     fn is_done(&self, cx: &Cx<P>, run: &Run<'_, P>) -> bool;
 
-    /// Lets go of its timers and stops its clocks, done or not.
+    /// Cancels its timers, whether it is complete or not.
     fn end(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>);
 
     /// A connection has opened.
@@ -40,7 +40,7 @@ pub(crate) trait Phase<P: Protocol> {
     ) {
     }
 
-    /// A connection has had the answer that it waited for.
+    /// A connection has received its complete answer.
     fn on_answer(
         &mut self,
         _cx: &mut Cx<P>,
@@ -50,7 +50,7 @@ pub(crate) trait Phase<P: Protocol> {
     ) {
     }
 
-    /// A connection has gone: as a rule one that was held, and is lost.
+    /// A connection has ended: usually one that was held, and is lost.
     fn on_close(
         &mut self,
         _cx: &mut Cx<P>,
@@ -61,17 +61,17 @@ pub(crate) trait Phase<P: Protocol> {
         run.note_loss(conn, reason);
     }
 
-    /// One of its timers has run out.
+    /// One of its timers has expired.
     fn on_timer(&mut self, _cx: &mut Cx<P>, _run: &mut Run<'_, P>, _timer: TimerId) {}
 
     /// A descriptor that it watches is ready.
     fn on_ready(&mut self, _cx: &mut Cx<P>, _run: &mut Run<'_, P>, _watch: WatchId) {}
 
-    /// A second has passed; `is_stalled` says that nothing has succeeded for too long.
+    /// A second has passed; `is_stalled`: nothing has succeeded for too long.
     fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, is_stalled: bool);
 }
 
-/// One type for all phases, each of which is one line of the list below.
+/// One type for all phases of the list below.
 macro_rules! phases {
     ($($phase:ident,)+) => {
         /// Any of the phases.

@@ -4,16 +4,15 @@ use std::time::{Duration, Instant};
 
 use c1000k_host::format::{self, rate};
 use c1000k_record::per_second;
-use nix::errno::Errno;
 use reactor::{CloseReason, TimerId, Token};
 
 use super::Phase;
 use crate::pacing::Pace;
 use crate::protocols::Protocol;
 use crate::run::{Conn, ConnStage, Cx, Run, TICK, arm, cancel, some};
-use crate::stats::{Stop, cpu_seconds};
+use crate::stats::cpu_seconds;
 
-/// Without a proof to wait for, a connection that is dropped as young as this was never let in.
+/// Without verification, a connection that is dropped within this time was not admitted.
 const PROBATION: Duration = Duration::from_secs(1);
 
 /// Opens connections until the goal is reached, or something stops it.
@@ -21,20 +20,20 @@ const PROBATION: Duration = Duration::from_secs(1);
 pub(crate) struct Ramp {
     held_at_tick: u64,
     cpu_before: Option<f64>,
-    /// Without proofs, the end of the youngest connection's probation.
+    /// Without verification, the end of the youngest connection's probation.
     settle: Option<TimerId>,
     is_over: bool,
 }
 
 impl Ramp {
-    /// Opens as many as may be under way, and ends the ramp when there is nothing left to wait for.
+    /// Opens as many as may be under way, and ends the ramp when nothing is left.
     fn open_more<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         if run.open_more(cx) {
             self.settle_down(cx, run);
         }
     }
 
-    /// Ends the ramp. Without proofs it first waits until the youngest connection is past its probation.
+    /// Ends the ramp. Without verification it first waits for the end of the youngest connection's probation.
     fn settle_down<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &Run<'_, P>) {
         let youngest = run.stats.started.elapsed().saturating_sub(run.stats.ramp);
         if run.settings.verify || run.stats.held == 0 || youngest >= PROBATION {
@@ -44,16 +43,16 @@ impl Ramp {
         }
     }
 
-    /// The connection is proven, or needs no proof.
+    /// The connection is verified, or needs no verification.
     fn keep<P: Protocol>(&mut self, run: &mut Run<'_, P>, conn: &mut Conn<P::State>) {
         run.keep(conn);
         run.stats.note_ramp(Instant::now());
     }
 
-    /// Nothing more will be opened, and what is still under way never will be.
+    /// No more is opened, and what is still under way has failed.
     fn complete<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         run.stats.failures.count_unfinished(run.opening.under_way as u64);
-        run.stats.failed += run.end_opening(cx);
+        run.fail_opening(cx);
         run.stats.sample(Instant::now());
         run.stats.usage.note_peak(run.stats.held);
         run.stats.verify_seconds =
@@ -61,8 +60,9 @@ impl Ramp {
         if !run.settings.verify && run.stats.turned_away > 0 {
             // Those that the server dropped were open for a moment, so the peak counted some of them.
             run.stats.peak = run.stats.held;
+            run.stats.targets.iter_mut().for_each(|target| target.peak = target.held);
         }
-        run.tell_closed_ports();
+        run.warn_of_closed_ports();
         if run.stats.held == 0 {
             run.end_early();
         }
@@ -169,10 +169,7 @@ impl<P: Protocol> Phase<P> for Ramp {
         run.progress.tick(&run.stats, run.under_way(), || self.line(run));
         self.held_at_tick = run.stats.held;
         if is_stalled {
-            run.stop(match run.stats.unanswered {
-                0 => Stop::Network(Errno::ETIMEDOUT),
-                _ => Stop::ServerSilent,
-            });
+            run.stop_stalled();
         }
         if is_stalled && run.stats.held == 0 {
             self.is_over = true;

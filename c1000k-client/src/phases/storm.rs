@@ -1,4 +1,4 @@
-//! The storm: all connections are reset at once, as where a network or a gateway fails, and come back together.
+//! The storm: all connections are reset at once, as if a network or a gateway failed, and are reopened together.
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,11 @@ use crate::failures;
 use crate::protocols::Protocol;
 use crate::run::{Conn, ConnStage, Cx, Run, some};
 
-/// Closes all, and opens as many again.
+/// Closes all connections and reopens them.
 #[derive(Debug, Default)]
 pub(crate) struct Storm {
     resets: Resets,
-    /// When the last one had gone, and the first one began to come back.
+    /// When the last one was closed, and the first one was reopened.
     ebb: Option<Instant>,
     is_over: bool,
 }
@@ -25,14 +25,14 @@ impl Storm {
         self.is_over = self.is_over || run.open_more(cx);
     }
 
-    /// Once all are gone, they come back.
+    /// Reopens the connections once all are closed.
     fn turn<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         if self.ebb.is_some() || !self.resets.are_done(cx) || run.stats.held > 0 {
             return;
         }
         self.ebb = Some(Instant::now());
         run.stats.storm.drop = run.phase_began.elapsed();
-        run.opening.count_from(0);
+        run.opening.begin_reopening();
         let dropped = format::counted(run.stats.storm.dropped, "connection");
         run.progress.begin("reopening", &format!("reopening {dropped}"));
         self.open_more(cx, run);
@@ -46,6 +46,8 @@ impl Storm {
     ) {
         run.keep(conn);
         run.stats.storm.back += 1;
+        let target = run.target_of(conn);
+        target.away = target.away.saturating_sub(1);
         run.stats.storm.reopen = self.ebb.map_or(Duration::ZERO, |ebb| ebb.elapsed());
         self.open_more(cx, run);
     }
@@ -68,12 +70,15 @@ impl<P: Protocol> Phase<P> for Storm {
         if !self.is_over {
             return;
         }
-        // Those that did not come back are lost.
+        // Connections that were not reopened are lost.
         let missing = run.stats.storm.dropped.saturating_sub(run.stats.storm.back);
         for _ in 0..missing {
             run.stats.losses.count(failures::NOT_BACK);
         }
         run.stats.lost += missing;
+        for target in &mut run.stats.targets {
+            target.lost += std::mem::take(&mut target.away);
+        }
     }
 
     fn on_open(
@@ -112,9 +117,9 @@ impl<P: Protocol> Phase<P> for Storm {
         match conn.stage {
             ConnStage::Connecting | ConnStage::Opening => run.note_failure(conn, reason),
             ConnStage::Up | ConnStage::Asked if self.ebb.is_none() => {
-                run.stats.held -= 1;
                 run.stats.storm.dropped += 1;
-                run.opening.reopen(conn.number);
+                run.target_of(conn).away += 1;
+                run.note_closed(conn);
             }
             ConnStage::Up | ConnStage::Asked => run.note_loss(conn, reason),
         }

@@ -8,15 +8,15 @@ use crate::protocols::Protocol;
 use crate::run::{Conn, Cx, Run, some};
 use crate::stats::Stop;
 
-/// Slots looked at before other events get their turn.
+/// Slots that are visited before other events are handled.
 const SLOTS_PER_SLICE: usize = 4096;
 
-/// Asks all connections, as many at once as may be under way.
+/// Sends a heartbeat on all connections, with a bounded number of them under way.
 #[derive(Debug, Default)]
 pub(crate) struct Verify {
-    /// The slot that is asked next.
+    /// The next slot.
     cursor: usize,
-    /// The server does not answer any more.
+    /// The server has stopped answering.
     is_stalled: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Echo: a message goes out, and has to come back byte for byte.
+//! Echo: a message is sent, and the server must return the same bytes.
 
 use std::io::Write;
 use std::num::NonZeroU8;
@@ -12,7 +12,7 @@ const BYTES_MAX: usize = 40;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 
-/// One more than the bytes that have come back; `None` while no echo is waited for.
+/// One more than the number of echoed bytes; `None` if no echo is expected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EchoState(Option<NonZeroU8>);
 
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_were_not_asked_for_are_a_mismatch() {
+    fn unsolicited_bytes_are_a_mismatch() {
         let mut state = Echo.state();
         assert_eq!(receive(&mut state, b"Hello"), Answer::Mismatch);
         let (mut state, message) = asked(77);

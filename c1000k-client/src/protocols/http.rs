@@ -1,4 +1,4 @@
-//! HTTP/1.1 with keep-alive: a GET goes out, and a whole response with status 2xx or 3xx has to come back.
+//! HTTP/1.1 with keep-alive: a GET is sent, and a complete response with status 2xx or 3xx is expected.
 
 use super::{Answer, Complaint, Protocol, start_of};
 
@@ -8,40 +8,40 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// More header fields are an error.
 const FIELDS_MAX: usize = 128;
 
-/// Asks for one path, again and again.
+/// Requests one path repeatedly.
 #[derive(Clone, Debug)]
 pub struct Http {
     request: Vec<u8>,
     complaint: Complaint,
 }
 
-/// Where a connection is in the response that it waits for. The head is kept until it is whole; a body is never kept.
+/// The state of the expected response. The head is buffered until it is complete; a body is never buffered.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub enum HttpState {
-    /// None is waited for.
+    /// None is expected.
     #[default]
     Idle,
-    /// So much of the head.
+    /// The received part of the head.
     Head(Vec<u8>),
-    /// This many bytes of the body are still to come.
+    /// This many bytes of the body are missing.
     Body(u64),
     /// In a chunked body.
     Chunked(Chunked),
 }
 
-/// Where a chunked body is.
+/// The state of a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chunked {
-    /// In the line with a chunk's size: the size so far, whether it has a digit, and whether its end has come.
+    /// In the line with a chunk's size: the size so far, whether it has a digit, and whether it is complete.
     Size {
         /// So far.
         size: u64,
         /// It has begun.
         has_digit: bool,
-        /// An extension follows, which means nothing here.
+        /// An extension follows, which is ignored.
         in_extension: bool,
     },
-    /// This many bytes of the chunk are still to come, with the line break after it.
+    /// This many bytes of the chunk are missing, with the line break after it.
     Data(u64),
     /// In the fields after the last chunk: this many bytes of a line.
     Trailer(usize),
@@ -50,7 +50,7 @@ pub enum Chunked {
 const FIRST_CHUNK: Chunked = Chunked::Size { size: 0, has_digit: false, in_extension: false };
 
 impl Http {
-    /// Asks `host`, as it was given, for a path.
+    /// Requests a path of `host`, as it was given.
     pub fn new(host: &str, path: &str) -> Self {
         let version = env!("CARGO_PKG_VERSION");
         let request = format!(
@@ -113,7 +113,7 @@ impl Protocol for Http {
     }
 }
 
-/// Whether the response is whole with these bytes; `None` where they are wrong.
+/// Whether the response is complete with these bytes; `None` if they are wrong.
 fn read(state: &mut HttpState, bytes: &[u8]) -> Option<bool> {
     match state {
         HttpState::Idle => None,
@@ -130,7 +130,7 @@ fn read(state: &mut HttpState, bytes: &[u8]) -> Option<bool> {
     }
 }
 
-/// What the wrong answer began with.
+/// The beginning of the wrong answer.
 fn first_line(state: &HttpState, bytes: &[u8]) -> String {
     let text = match state {
         HttpState::Head(head) => head,
@@ -139,14 +139,14 @@ fn first_line(state: &HttpState, bytes: &[u8]) -> String {
     format!("it sent {}", start_of(text))
 }
 
-/// What follows a head.
+/// The body that follows a head.
 struct Rest {
     begins: usize,
     state: HttpState,
 }
 
-/// `None` where the head is no answer; nothing in it where it is not whole yet.
-#[expect(clippy::option_option, reason = "wrong, not whole, whole")]
+/// `None` if the head is not a valid answer; `Some(None)` if it is incomplete.
+#[expect(clippy::option_option, reason = "wrong, incomplete, complete")]
 fn body_after(head: &[u8]) -> Option<Option<Rest>> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut response = httparse::Response::new(&mut fields);
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_a_mismatch() {
+    fn an_invalid_answer_is_a_mismatch() {
         for text in [
             "SSH-2.0-OpenSSH_9\r\n",
             "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unasked_response_is_a_mismatch_and_a_second_request_is_like_the_first() {
+    fn an_unsolicited_response_is_a_mismatch_and_a_second_request_equals_the_first() {
         let http = Http::new("example.com:8080", "/health?x=1");
         let (mut state, mut first, mut second) = (http.state(), vec![], vec![]);
         assert_eq!(http.receive(&mut state, 1, WHOLE[0].as_bytes(), &mut first), Answer::Mismatch);

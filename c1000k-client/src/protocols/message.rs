@@ -1,14 +1,14 @@
-//! A message of the user's choice, and the answer that it has to bring.
+//! A given message, and the expected answer.
 
 use super::{Answer, ECHO, Protocol};
 
 /// Digits of the number that a numbered message begins with.
 const DIGITS: usize = 10;
 
-/// What a numbered message is filled with.
+/// The padding of a numbered message.
 const FILLER: &[u8] = b"abcdefghijklmnopqrstuvwxyz";
 
-/// Sends one message on all connections, as the first one and as a heartbeat.
+/// Sends the same message on all connections, as the first one and as a heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     message: Vec<u8>,
@@ -17,7 +17,7 @@ pub struct Message {
     is_numbered: bool,
 }
 
-/// One more than the bytes of the answer that have come; 0 while none is waited for.
+/// One more than the number of received bytes of the answer; 0 if none is expected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MessageState(u32);
 
@@ -27,8 +27,8 @@ impl Message {
         Self { message, answer, is_numbered: false }
     }
 
-    /// A message of this many bytes, which an echo server sends back. It has the connection's number in it, as far as it
-    /// is long enough, so that an echo on a wrong connection is noticed.
+    /// A message of this many bytes, which an echo server sends back. It contains the connection's number, if it is long
+    /// enough, so that an echo on a wrong connection is detected.
     pub fn of_size(bytes: usize) -> Self {
         let message: Vec<u8> = FILLER.iter().copied().cycle().take(bytes).collect();
         Self { answer: message.clone(), message, is_numbered: true }

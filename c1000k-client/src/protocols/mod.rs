@@ -1,4 +1,4 @@
-//! What is said on a connection: one file for each protocol.
+//! The protocols: one file for each.
 
 mod echo;
 mod http;
@@ -19,20 +19,20 @@ pub use mqtt::Mqtt;
 pub use tls::{Tls, Trust};
 pub use websocket::{Text, WebSocket};
 
-/// What [`Protocol::expected`] says of an echo.
+/// [`Protocol::expected`] of an echo.
 pub(crate) const ECHO: &str = "an echo of what was sent";
 
-/// What the client says on a connection, and what it makes of the answer.
+/// A protocol: what the client sends on a connection, and how it reads the answer.
 ///
-/// It does no input or output of its own: what is to be sent is added to `out`, and goes out when the call returns.
+/// It does no I/O: bytes to be sent are appended to `out`, and sent after the call.
 pub trait Protocol: Debug {
-    /// What it keeps for each connection.
+    /// The state of a connection.
     type State: Debug;
 
-    /// What a server has to do, for people: `an echo of what was sent`.
+    /// The expected answer in words: `an echo of what was sent`.
     fn expected(&self) -> &'static str;
 
-    /// What was wrong with the first wrong answer, where that is known.
+    /// The mistake in the first wrong answer, if it is known.
     fn complaint(&self) -> Option<String> {
         None
     }
@@ -43,16 +43,16 @@ pub trait Protocol: Debug {
         ConnectionBytes { protocol: size_of::<Self::State>() as u64, ..ConnectionBytes::default() }
     }
 
-    /// For a connection that is to be opened.
+    /// The state of a connection that is about to be opened.
     fn state(&self) -> Self::State;
 
-    /// The connection has opened: sends what comes first. It counts as up with the first [`Answer::Complete`].
+    /// The connection has opened: sends the first message. It is up after the first [`Answer::Complete`].
     fn open(&self, state: &mut Self::State, number: u32, out: &mut Vec<u8>);
 
-    /// Sends what a connection that is up answers if it is alive.
+    /// Sends a heartbeat, which the server answers.
     fn heartbeat(&self, state: &mut Self::State, number: u32, out: &mut Vec<u8>);
 
-    /// Reads what came in, and sends what has to follow.
+    /// Reads received bytes, and sends what the protocol requires next.
     fn receive(
         &self,
         state: &mut Self::State,
@@ -61,7 +61,7 @@ pub trait Protocol: Debug {
         out: &mut Vec<u8>,
     ) -> Answer;
 
-    /// Whether a part of the answer that is waited for has come.
+    /// Whether a part of the expected answer has arrived.
     fn has_part(&self, state: &Self::State) -> bool;
 }
 
@@ -79,21 +79,21 @@ impl Complaint {
     }
 }
 
-/// The first line of what was received, in quotes, for people.
+/// The first line of the received bytes, in quotes.
 pub(crate) fn start_of(bytes: &[u8]) -> String {
     const MAX: usize = 60;
     let line = bytes.split(|&byte| byte == b'\r' || byte == b'\n').next().unwrap_or_default();
     format!("\"{}\"", line[..line.len().min(MAX)].escape_ascii())
 }
 
-/// What has come of the answer that a connection waits for.
+/// The state of the expected answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// A part, and the rest is still to come.
+    /// Incomplete.
     Partial,
-    /// All of it.
+    /// Complete.
     Complete,
-    /// Something else, or something that was not asked for.
+    /// Wrong, or unexpected.
     Mismatch,
 }
 
@@ -103,7 +103,7 @@ mod tests {
 
     use super::*;
 
-    /// What a server of ill will may send, in the middle of anything.
+    /// Bytes that a malicious server may send at any time.
     fn survives<P: Protocol>(protocol: &P, pieces: &[Vec<u8>]) {
         let mut out = vec![];
         for is_up in [false, true] {

@@ -1,7 +1,7 @@
 //! MQTT 3.1.1: a session is opened, and its heartbeat is a PINGREQ, or a PUBLISH that the broker acknowledges.
 //!
-//! The client sends three kinds of packet and waits for three, of two to four bytes each; the numbers in brackets are
-//! sections of the OASIS standard.
+//! The client sends three types of packets and expects three, of two to four bytes each; numbers in brackets are sections
+//! of the OASIS standard.
 
 use super::{Answer, Complaint, Protocol, start_of};
 
@@ -11,7 +11,7 @@ const CONNACK: &[u8] = &[0x20, 2, 0, 0];
 const PINGREQ: &[u8] = &[0xc0, 0];
 /// [3.13]
 const PINGRESP: &[u8] = &[0xd0, 0];
-/// Any identifier does, as one message of a connection is under way at a time.
+/// Any identifier will do, because only one message of a connection is under way at a time.
 const PACKET_ID: [u8; 2] = [0, 1];
 /// PUBACK of that packet [3.4].
 const PUBACK: &[u8] = &[0x40, 2, 0, 1];
@@ -19,14 +19,14 @@ const PUBACK: &[u8] = &[0x40, 2, 0, 1];
 /// Opens a clean session for each connection, without a keep-alive of its own.
 #[derive(Clone, Debug)]
 pub struct Mqtt {
-    /// What client identifiers and topics begin with: no two clients may have the same.
+    /// The prefix of client identifiers and topics, which must be unique to this client.
     prefix: String,
     /// `None`: heartbeats are pings.
     payload: Option<Vec<u8>>,
     complaint: Complaint,
 }
 
-/// The packet that is waited for, and how much of it has come.
+/// The expected packet, and the number of its bytes received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MqttState {
     awaited: Awaited,
@@ -69,7 +69,7 @@ impl Mqtt {
     }
 }
 
-/// The length of what follows: seven bits a byte, the lowest first [2.2.3].
+/// The remaining length: seven bits per byte, the lowest first [2.2.3].
 fn write_length(mut length: usize, out: &mut Vec<u8>) {
     while length > 0x7f {
         out.push((length & 0x7f) as u8 | 0x80);

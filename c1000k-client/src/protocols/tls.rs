@@ -17,18 +17,18 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, Signatur
 
 use super::{Answer, Complaint, Protocol};
 
-/// What a server has to show.
+/// Which certificates are accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
     /// A certificate of an authority that this machine trusts.
     System,
     /// One of an authority in this PEM file.
     File(PathBuf),
-    /// Anything.
+    /// Any certificate.
     Anyone,
 }
 
-/// Speaks another protocol through TLS. Each connection makes a full handshake: no session is resumed.
+/// Another protocol through TLS. Each connection makes a full handshake: sessions are not resumed.
 #[derive(Clone, Debug)]
 pub struct Tls<P> {
     inner: P,
@@ -37,13 +37,13 @@ pub struct Tls<P> {
     complaint: Complaint,
 }
 
-/// The session of a connection, some kilobytes, and the state of the protocol above.
+/// The session of a connection, a few kilobytes, and the state of the protocol above.
 pub struct TlsState<S> {
     /// `None` until it is opened.
     session: Option<Box<UnbufferedClientConnection>>,
-    /// A record that is not whole yet.
+    /// An incomplete record.
     input: Vec<u8>,
-    /// The protocol above has begun.
+    /// The protocol above has started.
     is_open: bool,
     inner: S,
 }
@@ -56,10 +56,10 @@ impl<S: fmt::Debug> fmt::Debug for TlsState<S> {
 }
 
 impl<P> Tls<P> {
-    /// To a server of this name, which its certificate has to have.
+    /// For a server with this name, which must be in its certificate.
     ///
     /// # Errors
-    /// One line: the name can't stand in a certificate, or no authority can be had.
+    /// One line: the name can't be in a certificate, or no authority is available.
     pub fn new(inner: P, name: &str, trust: &Trust) -> Result<Self, String> {
         let name = ServerName::try_from(name.to_owned())
             .map_err(|_| format!("{name:?} is no name that a certificate can have"))?;
@@ -111,7 +111,7 @@ fn roots(trust: &Trust) -> Result<RootCertStore, String> {
 }
 
 impl<P: Protocol> Tls<P> {
-    /// Goes on as far as what has come allows, and sends `plain`; says what the protocol above made of it.
+    /// Processes the received records, and sends `plain`; returns the answer of the protocol above.
     fn advance(
         &self,
         state: &mut TlsState<P::State>,
@@ -162,14 +162,14 @@ impl<P: Protocol> Tls<P> {
             }
         }
         if input.is_empty() {
-            // An idle connection keeps no buffer.
+            // An idle connection has no buffer.
             *input = Vec::new();
         }
         Ok(answer)
     }
 }
 
-/// Sends what is there, as one record or more.
+/// Sends the plain text, as one record or more.
 fn encrypt<D>(traffic: &mut WriteTraffic<'_, D>, plain: &mut Vec<u8>, out: &mut Vec<u8>) {
     if !plain.is_empty() {
         append(out, |room| match traffic.encrypt(plain, room) {
@@ -181,7 +181,7 @@ fn encrypt<D>(traffic: &mut WriteTraffic<'_, D>, plain: &mut Vec<u8>, out: &mut 
     }
 }
 
-/// Appends what `write` puts into the room that it asks for; nothing where it can't.
+/// Appends the output of `write`, with the space that it requires; nothing if it fails.
 fn append(out: &mut Vec<u8>, mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>) {
     let begins = out.len();
     loop {
@@ -218,7 +218,7 @@ impl<P: Protocol> Protocol for Tls<P> {
     fn open(&self, state: &mut Self::State, number: u32, out: &mut Vec<u8>) {
         let session = UnbufferedClientConnection::new(Arc::clone(&self.config), self.name.clone());
         state.session = session.ok().map(Box::new);
-        // What goes wrong is seen with the first answer, or there is none.
+        // An error shows in the first answer, or there is none.
         let _ = self.receive(state, number, &[], out);
     }
 
@@ -240,7 +240,7 @@ impl<P: Protocol> Protocol for Tls<P> {
         state.input.extend_from_slice(bytes);
         self.advance(state, number, &mut Vec::new(), out).unwrap_or_else(|error| {
             self.complaint.note(|| format!("TLS: {error}"));
-            // It must not be used after an error.
+            // A session must not be used after an error.
             state.session = None;
             Answer::Mismatch
         })
@@ -251,7 +251,7 @@ impl<P: Protocol> Protocol for Tls<P> {
     }
 }
 
-/// Takes any certificate; the handshake's signatures are verified all the same.
+/// Accepts any certificate; the signatures of the handshake are verified.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

@@ -1,4 +1,4 @@
-//! WebSocket: the connection is upgraded, and its heartbeat is a ping, or a message that has to be answered.
+//! WebSocket: the connection is upgraded, and its heartbeat is a ping, or a message with an expected answer.
 
 use std::io::Cursor;
 
@@ -27,16 +27,16 @@ pub struct WebSocket {
     complaint: Complaint,
 }
 
-/// A message, and what has to come back.
+/// A message, and its expected answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Text {
-    /// Sent as a text message where it is UTF-8, and else as a binary one.
+    /// Sent as a text message if it is UTF-8, otherwise as a binary one.
     pub message: Vec<u8>,
-    /// A message with these bytes, of either kind.
+    /// A message with these bytes, text or binary.
     pub answer: Vec<u8>,
 }
 
-/// What a connection waits for. What has come of a frame is kept until it is whole.
+/// The expected answer. A frame is buffered until it is complete.
 #[derive(Debug, Default)]
 pub struct WebSocketState {
     awaited: Awaited,
@@ -65,7 +65,7 @@ impl WebSocket {
         Self { host: host.to_owned(), path: path.to_owned(), text, complaint: Complaint::default() }
     }
 
-    /// It has to differ from one connection to the next, and is no secret.
+    /// It must differ between connections, and is not secret.
     fn key(number: u32) -> String {
         STANDARD.encode(
             (u128::from(number) + 1)
@@ -74,8 +74,9 @@ impl WebSocket {
         )
     }
 
-    /// Whether the head of the answer is whole, and then its length; `None` where it is no upgrade of this connection.
-    #[expect(clippy::option_option, reason = "wrong, not whole, whole")]
+    /// The length of the head of the answer, or `Some(None)` if it is incomplete; `None` if it does not upgrade this
+    /// connection.
+    #[expect(clippy::option_option, reason = "wrong, incomplete, complete")]
     fn upgrade(number: u32, head: &[u8]) -> Option<Option<usize>> {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
         let mut response = httparse::Response::new(&mut fields);
@@ -91,7 +92,7 @@ impl WebSocket {
         is_upgraded.then_some(Some(length))
     }
 
-    /// What a frame of the server means: an answer, or nothing that is waited for.
+    /// Whether a frame of the server is the expected answer.
     fn take_frame(
         &self,
         state: &mut WebSocketState,
@@ -125,11 +126,11 @@ impl WebSocket {
                     Some(text) if state.awaited == Awaited::Message => {
                         state.end(message == text.answer)
                     }
-                    // A server may have something to say by itself.
+                    // A server may send messages of its own.
                     _ => Answer::Partial,
                 }
             }
-            // The end of the stream follows a close, and an unasked pong means nothing.
+            // The end of the stream follows a close, and an unsolicited pong is ignored.
             OpCode::Control(_) => Answer::Partial,
         }
     }
@@ -142,11 +143,11 @@ impl WebSocketState {
     }
 }
 
-/// A whole frame with a mask, which a client's must have.
+/// A complete frame with a mask, which clients must use.
 fn write_frame(opcode: OpCode, number: u32, payload: &[u8], out: &mut Vec<u8>) {
     let mask = (number | 1).wrapping_mul(0x9e37_79b9).to_be_bytes();
     let header = FrameHeader { opcode, mask: Some(mask), ..FrameHeader::default() };
-    // Into memory it can always be written.
+    // Writing to memory can't fail.
     let _ = header.format(payload.len() as u64, out);
     out.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key));
 }
@@ -228,7 +229,7 @@ impl Protocol for WebSocket {
 }
 
 impl WebSocket {
-    /// Takes the head or the frames that are whole; says what they were, and how many bytes.
+    /// Reads the head or the complete frames; returns the answer and the number of bytes read.
     fn take_all(
         &self,
         state: &mut WebSocketState,
@@ -265,19 +266,19 @@ impl WebSocket {
     }
 }
 
-/// A frame is too long, masked, or against the protocol.
+/// A frame is too long, masked, or violates the protocol.
 #[derive(Debug)]
 struct WrongFrame;
 
-/// A whole frame.
+/// A complete frame.
 struct Frame<'a> {
     header: FrameHeader,
     payload: &'a [u8],
-    /// Of both.
+    /// The length of header and payload.
     length: usize,
 }
 
-/// The first frame, if it is whole.
+/// The first frame, if it is complete.
 fn next_frame(bytes: &[u8]) -> Option<Result<Frame<'_>, WrongFrame>> {
     let mut cursor = Cursor::new(bytes);
     let (header, length) = match FrameHeader::parse(&mut cursor) {
@@ -401,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_says_by_itself_is_no_answer() {
+    fn unsolicited_messages_are_not_answers() {
         let websocket = WebSocket::new("example.com", "/chat", echo("hello"));
         let mut state = opened(&websocket, 7);
         let mut out = vec![];
@@ -417,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_against_the_protocol_are_a_mismatch() {
+    fn frames_that_violate_the_protocol_are_a_mismatch() {
         let websocket = WebSocket::new("example.com", "/chat", None);
         let too_long = [0x82, 127, 0, 0, 0, 0, 0x10, 0, 0, 0];
         for bytes in [&too_long[..], &[0x81, 0x80, 1, 2, 3, 4], &[0x83, 0]] {

@@ -1,4 +1,4 @@
-//! Runs against an echo server in a thread, turn by turn: so a signal can come at any moment of them.
+//! Runs against an echo server in a thread, turn by turn, so that a signal can come in any turn.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use crate::protocols::{Echo, Tls};
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// An echo server without faults.
-struct Server {
+struct EchoServer {
     port: u16,
     is_over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Server {
+impl EchoServer {
     fn start() -> Self {
         // Both ends are in this process.
         raise_descriptor_limit().unwrap();
@@ -41,7 +41,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for EchoServer {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Release);
         self.thread.take().map(JoinHandle::join);
@@ -62,9 +62,8 @@ impl Handler for EchoBack {
     }
 }
 
-fn settings(ip: IpAddr, goal: u32) -> Settings {
+fn settings(goal: u32) -> Settings {
     Settings {
-        server: ip.into(),
         goal,
         verify: true,
         hold: Duration::from_millis(2),
@@ -84,13 +83,16 @@ type EchoConn = Conn<<Echo as Protocol>::State>;
 
 fn client(
     settings: Settings,
+    ip: impl Into<IpAddr>,
     plan: Plan,
     progress: &Progress,
 ) -> (Reactor<EchoConn>, Client<'_, Echo>) {
     let connections_max = settings.goal as usize + 64;
     let reactor = Reactor::new(&Config { connections_max, ..Config::default() }).unwrap();
     let stats = RunStats::new(Instant::now(), settings.verify).unwrap();
-    (reactor, Client::new(settings, Echo, plan, stats, progress).unwrap())
+    let destination = Destination::new((ip.into(), plan.port(0)), 1);
+    let server = Server { destination, plan, protocol: Echo };
+    (reactor, Client::new(settings, vec![server], stats, progress).unwrap())
 }
 
 /// From any address to one port.
@@ -98,7 +100,7 @@ fn plan(port: u16) -> Plan {
     Plan::new(vec![], port, 1, 28_232)
 }
 
-/// Runs it to its end, with a signal before the given turn; says how many turns there were.
+/// Runs it to its end, with a signal before the given turn; returns the number of turns.
 fn run(
     reactor: &mut Reactor<EchoConn>,
     client: &mut Client<'_, Echo>,
@@ -120,13 +122,14 @@ fn run(
 
 #[test]
 fn a_signal_at_any_turn_loses_no_connection_and_ends_the_run() {
-    let server = Server::start();
-    // Without proofs, most of the turns are those of the probation's second.
+    let server = EchoServer::start();
+    // Without verification, most of the turns are in the second of probation.
     for (verify, step) in [(true, 1), (false, 101)] {
         for signal_at in (0..).step_by(step) {
             let progress = Progress::Lines;
-            let settings = Settings { verify, ..settings(Ipv4Addr::LOCALHOST.into(), 600) };
-            let (mut reactor, mut client) = client(settings, plan(server.port), &progress);
+            let settings = Settings { verify, ..settings(600) };
+            let (mut reactor, mut client) =
+                client(settings, Ipv4Addr::LOCALHOST, plan(server.port), &progress);
             let turns = run(&mut reactor, &mut client, Some(signal_at));
             let stats = client.into_stats();
             assert_eq!(stats.lost, 0, "verify {verify}, signal at {signal_at}: {stats:?}");
@@ -141,22 +144,21 @@ fn a_signal_at_any_turn_loses_no_connection_and_ends_the_run() {
 
 /// Its local port can only be the one that it connects to.
 #[test]
-fn a_connect_that_reaches_itself_is_never_counted() {
+fn a_connection_to_itself_is_never_counted() {
     for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
         for (verify, is_unspecified) in [(true, false), (false, false), (true, true)] {
             let Ok(listener) = TcpListener::bind((ip, 0)) else { continue };
             let port = listener.local_addr().unwrap().port();
             drop(listener);
-            let target = match ip {
+            let target: IpAddr = match ip {
                 IpAddr::V4(_) if is_unspecified => Ipv4Addr::UNSPECIFIED.into(),
                 IpAddr::V6(_) if is_unspecified => Ipv6Addr::UNSPECIFIED.into(),
                 ip => ip,
             };
             let progress = Progress::Lines;
-            let settings =
-                Settings { verify, local_ports: Some(port..=port), ..settings(target, 1) };
+            let settings = Settings { verify, local_ports: Some(port..=port), ..settings(1) };
             let plan = Plan::new(vec![], port, 1, 1);
-            let (mut reactor, mut client) = client(settings, plan, &progress);
+            let (mut reactor, mut client) = client(settings, target, plan, &progress);
             run(&mut reactor, &mut client, None);
             let stats = client.into_stats();
             assert_eq!((stats.peak, stats.opened, stats.lost), (0, 0, 0), "{target}: {stats:?}");
@@ -168,13 +170,12 @@ fn a_connect_that_reaches_itself_is_never_counted() {
     }
 }
 
-/// EADDRNOTAVAIL, as where IPv6 is switched off.
+/// EADDRNOTAVAIL, as if IPv6 is switched off.
 #[test]
-fn a_machine_without_an_address_lacks_no_ports() {
+fn a_machine_without_an_address_does_not_blame_the_ports() {
     let progress = Progress::Lines;
     let plan = Plan::new(vec![Ipv4Addr::new(192, 0, 2, 1).into()], 9900, 3, 28_232);
-    let settings = settings(Ipv4Addr::LOCALHOST.into(), 5);
-    let (mut reactor, mut client) = client(settings, plan, &progress);
+    let (mut reactor, mut client) = client(settings(5), Ipv4Addr::LOCALHOST, plan, &progress);
     run(&mut reactor, &mut client, None);
     let stats = client.into_stats();
     assert_eq!((stats.stop, stats.attempted), (Some(Stop::NoAddress), 0), "{stats:?}");
@@ -202,12 +203,12 @@ impl Handler for SlowTurn<'_, '_> {
 }
 
 #[test]
-fn a_hold_is_as_long_as_asked_whenever_its_turn_began() {
+fn a_hold_has_the_given_length_whenever_its_turn_began() {
     let progress = Progress::Lines;
     let hold = Duration::from_millis(20);
-    // A goal of none ends the ramp at once. Whoever is held then is not new.
-    let settings = Settings { hold, ..settings(Ipv4Addr::LOCALHOST.into(), 0) };
-    let (mut reactor, mut client) = client(settings, plan(9900), &progress);
+    // A goal of 0 ends the ramp at once. The held connection is not a new one.
+    let settings = Settings { hold, ..settings(0) };
+    let (mut reactor, mut client) = client(settings, Ipv4Addr::LOCALHOST, plan(9900), &progress);
     client.run.stats.hold_one();
     arm(reactor.context(), Duration::ZERO).unwrap();
     let began = Instant::now();

@@ -1,4 +1,4 @@
-//! The tun device that gives every packet for the clients' prefix to this process.
+//! The tun device that passes every packet for the clients' prefix to this process.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -9,28 +9,28 @@ use ipnet::Ipv4Net;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
-use super::ends::Link;
+use super::tcp::Link;
 use super::tuple::device_address;
 
-/// Packets that wait in the device for this process: more than come between two of its turns.
+/// The queue of the device: more packets than arrive between two turns of this process.
 const QUEUE_PACKETS: u32 = 16_384;
 
-/// Connects, or messages, under way at once where the queue has its usual 500 packets.
+/// Connects, or messages, under way at once if the queue has the default 500 packets.
 const IN_FLIGHT_SHORT: usize = 200;
 
 const MTU: u16 = 1500;
 
-/// Where the kernel has the routes of this network namespace.
+/// The kernel's list of the routes of this network namespace.
 const ROUTES: &str = "/proc/net/route";
 
-/// A device, which goes with the process.
+/// A device, which is removed with the process.
 #[derive(Debug)]
 pub(super) struct Device {
     file: File,
     name: String,
-    /// What the device's queue bears.
+    /// The number under way that the device's queue holds.
     pub(super) in_flight_max: usize,
-    /// Packets that it did not take.
+    /// Packets that could not be sent.
     pub(super) unsent: u64,
     loss: Option<Loss>,
     _device: Holder,
@@ -46,10 +46,10 @@ impl std::fmt::Debug for Holder {
 }
 
 impl Device {
-    /// Opens a device and routes the prefix to it. This share of packets is dropped, in both directions.
+    /// Opens a device and routes the prefix to it. `loss` is the share of packets to drop, in both directions.
     ///
     /// # Errors
-    /// One line that says what is missing.
+    /// One line with what is missing.
     pub(super) fn open(prefix: Ipv4Net, loss: Option<f64>) -> Result<Self, String> {
         if let Some(route) = overlapping_route(prefix, None) {
             return Err(in_use(prefix, route));
@@ -88,7 +88,7 @@ impl Device {
         self.file.as_fd().try_clone_to_owned()
     }
 
-    /// The next packet; `None` where none waits.
+    /// The next packet; `None` if there is none.
     ///
     /// # Errors
     /// The device is gone.
@@ -113,7 +113,7 @@ impl Link for Device {
     }
 }
 
-/// Drops a share of the packets, to test what survives it.
+/// Drops a share of the packets, for tests.
 #[derive(Debug)]
 struct Loss {
     share: f64,
@@ -148,8 +148,7 @@ fn in_use(prefix: Ipv4Net, route: Ipv4Net) -> String {
     )
 }
 
-/// A route of this machine into the prefix, or to more than that, but for those of `own` device; the default route is
-/// none.
+/// A route of this machine that overlaps the prefix, except those of `own` device and the default route.
 fn overlapping_route(prefix: Ipv4Net, own: Option<&str>) -> Option<Ipv4Net> {
     let table = std::fs::read_to_string(ROUTES).ok()?;
     let others = table

@@ -1,9 +1,9 @@
-//! Hostile packets: what the bytes of a fuzzer say comes from the device.
+//! Hostile packets: the bytes of a fuzzer as packets of the device.
 
 use std::time::{Duration, Instant};
 
-use super::ends::{Ends, Link, Stage};
 use super::segment::{Flags, Segment};
+use super::tcp::{Link, Stage, Tcp};
 use super::tuple::Tuples;
 use crate::protocols::Echo;
 
@@ -11,7 +11,7 @@ const COUNT: u32 = 16;
 const TIMEOUT: Duration = Duration::from_secs(2);
 const STEP: Duration = Duration::from_millis(70);
 
-/// What is sent goes nowhere.
+/// Discards what is sent.
 #[derive(Debug)]
 struct Nowhere;
 
@@ -21,8 +21,7 @@ impl Link for Nowhere {
     }
 }
 
-/// Plays bytes: each piece is a packet as it stands, or a segment of the server's whose numbers are near those that are
-/// expected.
+/// Plays bytes: each piece is a raw packet, or a segment of the server with sequence numbers near the expected ones.
 #[cfg_attr(not(fuzzing), expect(unreachable_pub, reason = "the fuzz target is another crate"))]
 pub fn play_packets(bytes: &[u8]) {
     let (Ok(prefix), Ok(server)) = ("198.18.0.0/24".parse(), "198.18.0.1:9900".parse()) else {
@@ -31,32 +30,32 @@ pub fn play_packets(bytes: &[u8]) {
     let tuples = Tuples::new(prefix, server, 3);
     let mut bytes = bytes.iter().copied();
     let verify = bytes.next().is_some_and(|byte| byte & 1 == 1);
-    let mut ends = Ends::new(Echo, tuples, Nowhere, COUNT, TIMEOUT, verify);
+    let mut tcp = Tcp::new(Echo, tuples, Nowhere, COUNT, TIMEOUT, verify);
     let (mut now, mut packet) = (Instant::now(), Vec::new());
-    (0..COUNT / 2).for_each(|index| ends.open(index, now));
+    (0..COUNT / 2).for_each(|index| tcp.open(index, now));
     for turn in 0.. {
-        if next_packet(&mut bytes, &tuples, &ends, &mut packet).is_none() {
+        if next_packet(&mut bytes, &tuples, &tcp, &mut packet).is_none() {
             return;
         }
         now += STEP;
-        let _ = ends.on_packet(&packet, now);
-        while ends.expire(now).is_some() {}
+        let _ = tcp.on_packet(&packet, now);
+        while tcp.expire(now).is_some() {}
         let index = turn % COUNT;
-        match (ends.stage(index), turn % 3) {
-            (Stage::Up, _) => ends.ask(index, now, now),
-            (Stage::Closed, 0) => ends.open(index, now),
-            (Stage::Closed, 1) => ends.confirm(index, now),
-            (Stage::Asked, 1) => ends.reset(index),
+        match (tcp.stage(index), turn % 3) {
+            (Stage::Up, _) => tcp.ask(index, now, now),
+            (Stage::Closed, 0) => tcp.open(index, now),
+            (Stage::Closed, 1) => tcp.confirm(index, now),
+            (Stage::Asked, 1) => tcp.reset(index),
             _ => {}
         }
-        assert!(ends.waiting() <= COUNT as usize);
+        assert!(tcp.waiting() <= COUNT as usize);
     }
 }
 
 fn next_packet(
     bytes: &mut impl Iterator<Item = u8>,
     tuples: &Tuples,
-    ends: &Ends<Echo, Nowhere>,
+    tcp: &Tcp<Echo, Nowhere>,
     packet: &mut Vec<u8>,
 ) -> Option<()> {
     let kind = bytes.next()?;
@@ -70,7 +69,7 @@ fn next_packet(
     let mut near = || Some(i32::from(bytes.next()?.cast_signed()) / 2);
     let (sequence, acknowledgment) = (near()?, near()?);
     let (client, server) = tuples.of(index);
-    let (receive_next, first) = ends.numbers(index);
+    let (receive_next, first) = tcp.numbers(index);
     let text = format!("Hello Server, connections num:{}, and more", index + 1);
     let segment = Segment {
         source: server,

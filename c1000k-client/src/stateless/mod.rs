@@ -1,14 +1,14 @@
-//! Clients without sockets: a tun device gives every packet for a prefix to this process, and it is all of them.
+//! Clients without sockets: a tun device passes every packet for a prefix to this process, which acts as all clients.
 //!
-//! The same phases as with sockets, over [`Ends`] in place of a reactor's connections: the ramp, the hold with its
-//! messages and its churn, the storm, the second proof, and the resets. One thread serves all.
+//! The same phases as with sockets, over [`Tcp`] instead of a reactor's connections: the ramp, the hold with messages
+//! and churn, the storm, the second verification, and the resets. One thread serves all.
 
 mod device;
-mod ends;
-mod flood;
+mod driver;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod segment;
+mod tcp;
 mod tuple;
 
 use std::net::SocketAddrV4;
@@ -18,33 +18,33 @@ use ipnet::Ipv4Net;
 use reactor::{Config, Reactor, Signal};
 
 use self::device::Device;
-use self::ends::Ends;
-use self::flood::Flood;
+use self::driver::Driver;
 pub(crate) use self::segment::PAYLOAD_MAX;
+use self::tcp::Tcp;
 pub(crate) use self::tuple::{Tuples, device_address};
 use crate::progress::Progress;
 use crate::protocols::Protocol;
 use crate::run::Settings;
 use crate::stats::RunStats;
 
-/// What a run needs to know of its clients.
+/// The addresses of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Setup {
-    /// Where all clients have their addresses.
+    /// The addresses of the clients.
     pub(crate) prefix: Ipv4Net,
     /// The server's address and first port.
     pub(crate) server: SocketAddrV4,
     pub(crate) ports: u16,
     /// The server is a process of this machine.
     pub(crate) is_here: bool,
-    /// The share of packets that is dropped, for tests.
+    /// The share of dropped packets, for tests.
     pub(crate) loss: Option<f64>,
 }
 
-/// Takes a run through its phases.
+/// Runs the phases.
 ///
 /// # Errors
-/// One line, where the device can't be had or nothing can be waited for.
+/// One line, if the device is not available or waiting for events fails.
 pub(crate) fn play<P: Protocol>(
     setup: &Setup,
     settings: Settings,
@@ -56,26 +56,28 @@ pub(crate) fn play<P: Protocol>(
     let tuples = Tuples::new(setup.prefix, setup.server, setup.ports);
     announce(setup, &device, &tuples, settings.goal);
     stats.expected = protocol.expected();
-    let ends =
-        Ends::new(protocol, tuples, device, settings.goal, settings.timeout, settings.verify);
+    let tcp = Tcp::new(protocol, tuples, device, settings.goal, settings.timeout, settings.verify);
     let mut reactor = Reactor::new(&Config { connections_max: 1, ..Config::default() })
         .map_err(|error| start(&error))?;
     let cx = reactor.context();
     cx.watch_signals(&[Signal::Interrupt, Signal::Terminate]).map_err(|error| start(&error))?;
-    let mut flood =
-        Flood::new(setup, settings, stats, progress, ends).map_err(|errno| start(&errno))?;
-    flood.start(cx).map_err(|error| start(&error))?;
-    let outcome = reactor.run(&mut flood);
+    let mut driver =
+        Driver::new(setup, settings, stats, progress, tcp).map_err(|errno| start(&errno))?;
+    driver.start(cx).map_err(|error| start(&error))?;
+    let outcome = reactor.run(&mut driver);
     progress.end();
     outcome.map_err(|error| format!("can't wait for events: {error}"))?;
-    let (mut stats, ends) = flood.into_parts();
-    stats.retransmitted = Some(ends.counters.retransmitted);
-    stats.state_bytes = Some(ends.state_bytes());
-    if ends.link.unsent > 0 {
-        log::warn!("{} were not taken by the device", format::counted(ends.link.unsent, "packet"));
+    let (mut stats, tcp) = driver.into_parts();
+    stats.retransmitted = Some(tcp.counters.retransmitted);
+    stats.state_bytes = Some(tcp.state_bytes());
+    if tcp.link.unsent > 0 {
+        log::warn!(
+            "{} could not be sent by the device",
+            format::counted(tcp.link.unsent, "packet")
+        );
     }
-    if ends.counters.strays > 0 {
-        log::info!("{} of no connection", format::counted(ends.counters.strays, "packet"));
+    if tcp.counters.strays > 0 {
+        log::info!("{} belonged to no connection", format::counted(tcp.counters.strays, "packet"));
     }
     Ok(stats)
 }
@@ -84,7 +86,7 @@ fn start(error: &dyn std::fmt::Display) -> String {
     format!("can't start: {error}; see ulimit -n")
 }
 
-/// Says what is about to be sent, and from where.
+/// Logs the addresses of the device and the clients.
 fn announce(setup: &Setup, device: &Device, tuples: &Tuples, goal: u32) {
     let own = device_address(setup.prefix);
     log::info!(
@@ -104,7 +106,7 @@ fn announce(setup: &Setup, device: &Device, tuples: &Tuples, goal: u32) {
     }
 }
 
-/// What has to be set for answers to come back from another machine.
+/// The routes that answers from another machine need.
 fn way_back(setup: &Setup) -> String {
     format!(
         "the server's machine has to send answers here: on it, or on its gateway: \

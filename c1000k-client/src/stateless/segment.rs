@@ -1,4 +1,4 @@
-//! TCP segments as packets of IPv4.
+//! TCP segments in IPv4 packets.
 
 use std::net::SocketAddrV4;
 
@@ -6,10 +6,10 @@ use etherparse::{
     IpNumber, Ipv4Header, NetSlice, SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice,
 };
 
-/// The longest payload that is sent in one segment: what Ethernet takes, less the headers.
+/// The longest payload of one segment: the MTU of Ethernet without the headers.
 pub(crate) const PAYLOAD_MAX: usize = 1_460;
 
-/// What a client can take before it has to acknowledge; it takes everything at once.
+/// The advertised window; the client reads everything at once.
 const WINDOW: u16 = u16::MAX;
 
 const TTL: u8 = 64;
@@ -20,13 +20,13 @@ pub(crate) struct Segment<'a> {
     pub(crate) source: SocketAddrV4,
     pub(crate) destination: SocketAddrV4,
     pub(crate) sequence: u32,
-    /// `None`: it acknowledges nothing.
+    /// `None`: without an acknowledgment.
     pub(crate) acknowledgment: Option<u32>,
     pub(crate) flags: Flags,
     pub(crate) payload: &'a [u8],
 }
 
-/// The flags that change what a segment means.
+/// The flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Flags {
     pub(crate) syn: bool,
@@ -35,7 +35,7 @@ pub(crate) struct Flags {
 }
 
 impl<'a> Segment<'a> {
-    /// Reads a packet; `None` where it is no whole TCP segment, or its checksum is wrong.
+    /// Reads a packet; `None` if it is not a complete TCP segment, or its checksum is wrong.
     pub(crate) fn parse(packet: &'a [u8]) -> Option<Self> {
         let sliced = SlicedPacket::from_ip(packet).ok()?;
         let (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Tcp(tcp))) =
@@ -58,12 +58,12 @@ impl<'a> Segment<'a> {
         })
     }
 
-    /// Sequence numbers that it takes.
+    /// The sequence numbers that it occupies.
     pub(crate) fn length(&self) -> u32 {
         self.payload.len() as u32 + u32::from(self.flags.syn) + u32::from(self.flags.fin)
     }
 
-    /// Replaces what is in `packet`. A SYN has the option MSS, and no other segment has any.
+    /// Replaces the contents of `packet`. A SYN has the option MSS; no other segment has options.
     pub(crate) fn write(&self, packet: &mut Vec<u8>) {
         packet.clear();
         let (source, destination) = (self.source, self.destination);
@@ -96,7 +96,7 @@ impl<'a> Segment<'a> {
     }
 }
 
-/// In the arithmetic of checksums zero has two forms.
+/// Zero has two forms in one's complement.
 fn are_same(checksum: u16, other: u16) -> bool {
     checksum == other || [checksum, other].into_iter().all(|sum| matches!(sum, 0 | u16::MAX))
 }
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_of_a_segment_is_noticed() {
+    fn a_flipped_bit_of_a_segment_is_detected() {
         let mut packet = vec![];
         segment(b"hello").write(&mut packet);
         assert!(Segment::parse(&packet).is_some());

@@ -1,10 +1,10 @@
-//! Which addresses and ports a connection has: computed from its index, and back.
+//! The addresses and ports of a connection, computed from its index, and the reverse.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 
-/// Ports of a client address from here on are used, all of them.
+/// The first port of a client address; all from here on are used.
 const FIRST_CLIENT_PORT: u16 = 1024;
 const CLIENT_PORTS: u32 = 65_536 - FIRST_CLIENT_PORT as u32;
 
@@ -18,14 +18,14 @@ pub(crate) struct Tuples {
 }
 
 impl Tuples {
-    /// Clients are all addresses of the prefix but its first, its last, and the device's own, which is the second.
+    /// Clients have all addresses of the prefix except its first, its last, and the device's own, which is the second.
     pub(crate) fn new(prefix: Ipv4Net, server: SocketAddrV4, ports: u16) -> Self {
         let first_client = u32::from(device_address(prefix)) + 1;
         let clients = u32::from(prefix.broadcast()).saturating_sub(first_client);
         Self { server, ports, first_client, clients }
     }
 
-    /// How many connections there can be.
+    /// The maximum number of connections.
     pub(crate) fn room(&self) -> u64 {
         u64::from(self.clients) * u64::from(CLIENT_PORTS) * u64::from(self.ports)
     }
@@ -40,7 +40,7 @@ impl Tuples {
         self.first_client.into()
     }
 
-    /// The client's end and the server's end of a connection; the caller stays below [`room`](Self::room).
+    /// The client's and the server's address of a connection; the index must be below [`room`](Self::room).
     pub(crate) fn of(&self, index: u32) -> (SocketAddrV4, SocketAddrV4) {
         let ports = u32::from(self.ports);
         let (client, port) = (index / ports, index % ports);
@@ -50,7 +50,7 @@ impl Tuples {
         (SocketAddrV4::new(ip.into(), client_port), server)
     }
 
-    /// The connection between these two ends; `None` where there can be none.
+    /// The connection between these two addresses; `None` if there can be none.
     pub(crate) fn index(&self, client: SocketAddrV4, server: SocketAddrV4) -> Option<u32> {
         let port =
             server.port().checked_sub(self.server.port()).filter(|&port| port < self.ports)?;
@@ -90,7 +90,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_connection_is_found_by_its_ends(index in any::<u32>(), ports in 1..=1_000_u16) {
+        fn a_connection_is_found_by_its_addresses(index in any::<u32>(), ports in 1..=1_000_u16) {
             let tuples = tuples("198.18.0.0/15", ports);
             prop_assume!(u64::from(index) < tuples.room());
             let (client, server) = tuples.of(index);
@@ -100,7 +100,7 @@ mod tests {
         }
 
         #[test]
-        fn other_ends_are_of_no_connection(
+        fn other_addresses_belong_to_no_connection(
             ip in any::<u32>(), port in any::<u16>(), server_port in any::<u16>(),
         ) {
             let tuples = tuples("198.18.0.0/15", 100);

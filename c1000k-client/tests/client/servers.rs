@@ -61,6 +61,11 @@ impl Foreign {
         }
     }
 
+    /// A Unix-domain socket in its folder.
+    fn socket(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
     fn ca(&self) -> String {
         format!("--ca {}", self.folder.path().join("cert.pem").display())
     }
@@ -111,8 +116,11 @@ fn assert_refused(target: &str, options: &str, words: &str) {
 
 #[test]
 fn redis_answers_pings() {
-    let server = Foreign::start("redis-server", false, |_, [port, _]| {
-        let words = format!("--bind 127.0.0.1 --port {port} --save --appendonly no");
+    let server = Foreign::start("redis-server", false, |folder, [port, _]| {
+        let words = format!(
+            "--bind 127.0.0.1 --port {port} --save --appendonly no --unixsocket {}/redis.sock",
+            folder.display()
+        );
         let mut words: Vec<String> = words.split(' ').map(str::to_owned).collect();
         words.insert(5, String::new());
         words
@@ -120,6 +128,10 @@ fn redis_answers_pings() {
     let Some(server) = server else { return };
     assert_holds(&format!("redis://127.0.0.1:{}", server.ports[0]), "", 200);
     assert_refused(&format!("http://127.0.0.1:{}", server.ports[0]), "", "HTTP response");
+    let socket = server.socket("redis.sock");
+    assert_holds(&format!("redis+unix:{socket}"), "", 200);
+    assert_holds(&format!("redis+unix:{socket}"), "--churn 50/s --storm", 100);
+    assert_refused(&format!("http+unix:{socket}"), "", "HTTP response");
 }
 
 #[test]
@@ -135,6 +147,7 @@ fn nginx_answers_requests_with_and_without_tls() {
                 uwsgi_temp_path t4; scgi_temp_path t5;
                 server {{
                     listen 127.0.0.1:{http}; listen 127.0.0.1:{https} ssl;
+                    listen unix:{0}/http.sock; listen unix:{0}/https.sock ssl;
                     ssl_certificate {0}/cert.pem; ssl_certificate_key {0}/key.pem;
                     location / {{ return 200 'all is well'; }}
                     location /missing {{ return 404; }}
@@ -158,6 +171,12 @@ fn nginx_answers_requests_with_and_without_tls() {
     let ended = Client::start(&format!("https://127.0.0.1:{https}/ -c 3 --ca /nowhere.pem")).end();
     assert!(ended.code == Some(1) && ended.stderr[1].contains("/nowhere.pem"), "{ended:?}");
     assert_refused(&format!("ws://localhost:{http}/"), "", "a WebSocket upgrade");
+    let [plain, tls] = ["http.sock", "https.sock"].map(|name| server.socket(name));
+    assert_holds(&format!("http+unix:{plain}:/health?x=1"), "", 200);
+    assert_holds(&format!("https+unix:{tls}"), &server.ca(), 100);
+    assert_refused(&format!("http+unix:{plain}:/missing"), "", "404");
+    assert_refused(&format!("https+unix:{tls}"), "", "TLS: invalid peer certificate");
+    assert_holds(&format!("http://localhost:{http} http+unix:{plain}:/health"), "", 200);
 }
 
 #[test]
@@ -166,7 +185,7 @@ fn mosquitto_answers_pings_and_acknowledges_messages() {
         make_certificate(folder);
         let config = format!(
             "user root\nallow_anonymous true\nlistener {mqtt} 127.0.0.1\nlistener {mqtts} 127.0.0.1\n\
-             certfile {0}/cert.pem\nkeyfile {0}/key.pem\n",
+             certfile {0}/cert.pem\nkeyfile {0}/key.pem\nlistener 0 {0}/mqtt.sock\n",
             folder.display()
         );
         fs::write(folder.join("mosquitto.conf"), config).unwrap();
@@ -177,6 +196,7 @@ fn mosquitto_answers_pings_and_acknowledges_messages() {
     assert_holds(&format!("mqtt://127.0.0.1:{mqtt}"), "", 200);
     assert_holds(&format!("mqtt://127.0.0.1:{mqtt}"), "--message-size 300", 200);
     assert_holds(&format!("mqtts://localhost:{mqtts}"), &server.ca(), 100);
+    assert_holds(&format!("mqtt+unix:{}", server.socket("mqtt.sock")), "", 100);
 }
 
 const WEBSOCKET_SERVER: &str = "

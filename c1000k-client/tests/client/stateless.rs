@@ -1,5 +1,5 @@
-//! Clients without sockets against real kernels, in network namespaces of their own. Where a tun device or a namespace
-//! can't be had, the test is skipped, with a message.
+//! Clients without sockets against real kernels, in separate network namespaces. If a tun device or a namespace is not
+//! available, the test is skipped, with a message.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -86,7 +86,7 @@ fn loss_is_survived_and_leaves_nothing_behind() {
         assert_eq!((record.verified, record.lost, record.failed), (Some(1_000), 0, 0));
         assert!(record.retransmitted > Some(100), "{record:?}");
         assert!(ended.stderr.iter().any(|line| line.starts_with("packets were lost")), "{ended:?}");
-        // The client has asked until the server had all resets.
+        // The client has checked until the server had all resets.
         let open = fs::read_to_string("/proc/thread-self/net/sockstat").unwrap();
         let in_use = open.lines().find_map(|line| line.strip_prefix("TCP: inuse ")).unwrap();
         assert!(in_use.starts_with("3 "), "its listeners and nothing else: {in_use}");

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use c1000k_record::Verdict;
+use c1000k_record::{Limit, Verdict};
 
 use crate::common::{Client, Manner, Server, record, run};
 
@@ -25,7 +25,7 @@ fn each_connection_sends_once_in_a_heartbeat() {
         workload.latency_us.p50 > Some(0) && workload.latency_us.p9999 <= workload.latency_us.max
     );
     assert!(workload.histogram.is_some() && record.connect_histogram.is_some());
-    assert_eq!(record.verified_passes, [500, 500], "messages are no proofs");
+    assert_eq!(record.verified_passes, [500, 500], "messages do not verify");
     let passed: Vec<bool> = record.thresholds.iter().map(|threshold| threshold.passed).collect();
     assert_eq!(passed, [true, true]);
     let summary = ended.stderr.join("\n");
@@ -46,8 +46,8 @@ fn a_rate_is_kept_by_the_active_part_alone() {
     assert_eq!((workload.connections, workload.sent, workload.answered), (20, 1_000, 1_000));
 }
 
-/// A server that stands still for half a second of one and a half: a client that waited for it before it sends on, and
-/// measured from there, would see it in one message of each connection only.
+/// A server that pauses for half a second of one and a half. A client that waited for each answer before it sends, and
+/// measured from there, would see the pause in only one message of each connection.
 #[test]
 fn a_pause_of_the_server_is_in_the_latency_of_every_message_that_was_due_in_it() {
     let server =
@@ -203,7 +203,23 @@ fn after_a_storm_all_are_back_and_verified() {
     assert_eq!(server.die(), 2_000);
 }
 
-/// It takes the first thousand that come, once.
+/// The ramp has ended early, and what a full server took is closed and opened again all the same.
+#[test]
+fn churn_and_a_storm_go_on_where_the_server_is_full() {
+    let server = Server::start(Manner::RefusePast(600), 2);
+    let words =
+        format!("127.0.0.1 {} --ports 2 -c 1k --hold 1s --churn 200/s --storm", server.first_port);
+    let (ended, record) = run(&words);
+    assert_eq!((ended.code, record.limit), (Some(1), Some(Limit::Server)), "{ended:?}");
+    assert_eq!((record.established, record.lost), (600, 0), "{ended:?}");
+    let churn = record.churn.unwrap();
+    assert!(churn.closed > 100 && churn.closed == churn.reopened, "{churn:?}");
+    let storm = record.storm.unwrap();
+    assert_eq!((storm.dropped, storm.back), (600, 600), "{ended:?}");
+    assert_eq!(record.verified, Some(600));
+}
+
+/// The server accepts 1,500 connections in all: half of them again after the storm.
 #[test]
 fn what_does_not_come_back_after_a_storm_is_lost() {
     let server = Server::start(Manner::RefuseAfter(1_500), 1);

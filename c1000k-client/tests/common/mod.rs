@@ -1,7 +1,8 @@
-//! Servers of every manner in this process, and the real client as a child, with a deadline on each wait.
+//! Servers with various behaviours in this process, and the real client as a child, with a deadline on each wait.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
@@ -18,7 +19,7 @@ use reactor::{Config, Context, Handler, Incoming, ListenOptions, Reactor, Token,
 /// No wait of a test is longer.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// How a server treats its peers.
+/// The behaviour of a server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Manner {
     Echo,
@@ -28,7 +29,7 @@ pub(crate) enum Manner {
     RefuseAfter(u64),
     /// Echoes for this many, and ends the stream of all others in order.
     HangUpPast(u64),
-    /// Echoes for this many, and takes what comes from all others without a word.
+    /// Echoes for this many, and reads from all others without an answer.
     SilentPast(u64),
     /// Sends the first half of each message back.
     Halve,
@@ -38,20 +39,20 @@ pub(crate) enum Manner {
     HalveAfterEcho,
     /// Answers with other bytes.
     Garble,
-    /// Echoes one byte at a time, as far as TCP lets it.
+    /// Echoes in writes of one byte.
     Dribble,
     /// Echoes once, and ends the stream.
     CloseAfterEcho,
-    /// Echoes the first message, and takes all others without a word.
+    /// Echoes the first message, and reads all others without an answer.
     SilentAfterEcho,
     /// Echoes the first message, and answers all others with other bytes.
     GarbleAfterEcho,
-    /// Echoes, but for once, after this many messages, stands still.
+    /// Echoes, but stops once for some time after this many messages.
     PauseOnce {
         after: u64,
         pause: Duration,
     },
-    /// Answers each line as Redis answers a PING.
+    /// Answers each message like Redis a PING.
     Pong,
 }
 
@@ -71,10 +72,23 @@ impl Server {
     }
 
     pub(crate) fn start_at(address: Ipv4Addr, manner: Manner, ports: u16) -> Self {
+        Self::start_on(manner, move || listening(address, ports))
+    }
+
+    /// On a Unix-domain socket with this backlog.
+    pub(crate) fn start_unix(path: &Path, manner: Manner, backlog: Option<u32>) -> Self {
+        let path = path.to_owned();
+        Self::start_on(manner, move || (listening_unix(path, backlog), 0))
+    }
+
+    fn start_on(
+        manner: Manner,
+        listen: impl FnOnce() -> (Reactor<Peer>, u16) + Send + 'static,
+    ) -> Self {
         raise_descriptor_limit().unwrap();
         let end = Arc::new(AtomicBool::new(false));
         let to_drop = Arc::new(AtomicUsize::new(0));
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let (is_over, count) = (Arc::clone(&end), Arc::clone(&to_drop));
         let service = Service {
             manner,
@@ -86,13 +100,13 @@ impl Server {
             messages: 0,
         };
         let thread = thread::spawn(move || {
-            let (mut reactor, first_port) = listening(address, ports);
-            tell.send((first_port, reactor.context().waker())).unwrap();
+            let (mut reactor, first_port) = listen();
+            sender.send((first_port, reactor.context().waker())).unwrap();
             let mut service = service;
             reactor.run(&mut service).unwrap();
             service.peak
         });
-        let (first_port, waker) = told.recv_timeout(DEADLINE).unwrap();
+        let (first_port, waker) = receiver.recv_timeout(DEADLINE).unwrap();
         Self { first_port, end, to_drop, waker, thread: Some(thread) }
     }
 
@@ -102,7 +116,7 @@ impl Server {
         self.waker.wake();
     }
 
-    /// Dies with all its connections, and says how many there were at once.
+    /// Stops with all its connections; returns the maximum at once.
     pub(crate) fn die(mut self) -> u64 {
         self.end()
     }
@@ -120,18 +134,18 @@ impl Drop for Server {
     }
 }
 
-/// Listens on consecutive ports below those that the system gives to outbound connections, of which the tests have many.
+/// Listens on consecutive ports below the ephemeral ports, of which the tests use many.
 fn listening(address: Ipv4Addr, ports: u16) -> (Reactor<Peer>, u16) {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    raise_descriptor_limit().unwrap(); // the usual soft one, 1,024, is less than the tests hold
-    // A test that is a process of its own finds no TIME_WAIT of another there.
+    raise_descriptor_limit().unwrap(); // the usual soft limit, 1,024, is too low
+    // So the TIME_WAITs of another test process do not interfere.
     let spread = (std::process::id() % 600) as u16 * 32;
     for _ in 0..500 {
         let config = Config { connections_max: 8_192, ..Config::default() };
         let mut reactor = Reactor::new(&config).unwrap();
         let cx = reactor.context();
         let options = ListenOptions::default();
-        // A test may also connect to the ports that follow, where no other may listen.
+        // A test may also connect to the following ports, on which nothing may listen.
         let step = NEXT.fetch_add(ports + 20, Ordering::Relaxed);
         let first_port = 11_000 + (spread + step) % 20_000;
         let mut all = first_port..first_port + ports;
@@ -140,6 +154,14 @@ fn listening(address: Ipv4Addr, ports: u16) -> (Reactor<Peer>, u16) {
         }
     }
     panic!("no {ports} consecutive ports are free");
+}
+
+fn listening_unix(path: PathBuf, backlog: Option<u32>) -> Reactor<Peer> {
+    let config = Config { connections_max: 8_192, ..Config::default() };
+    let mut reactor = Reactor::new(&config).unwrap();
+    let options = ListenOptions { backlog, ..ListenOptions::default() };
+    reactor.context().listen(path, &options).unwrap();
+    reactor
 }
 
 struct Service {
@@ -152,7 +174,7 @@ struct Service {
     messages: u64,
 }
 
-/// What the server keeps of a connection.
+/// The server's state of a connection.
 struct Peer {
     is_answered: bool,
     was_answered: bool,
@@ -231,7 +253,7 @@ pub(crate) struct Client {
     deadline: Instant,
 }
 
-/// What is left of it.
+/// The result of a client.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
@@ -288,12 +310,12 @@ impl Client {
         Self { child, lines, seen: vec![], stdout, deadline: Instant::now() + DEADLINE }
     }
 
-    /// Waits for a line of standard error that begins so.
+    /// Waits for a line of standard error with this beginning.
     pub(crate) fn await_line(&mut self, start: &str) {
         self.await_line_that(|line| line.starts_with(start));
     }
 
-    /// Waits until progress tells of connections that are held.
+    /// Waits until progress shows connections that are held.
     pub(crate) fn await_some_held(&mut self) {
         self.await_line_that(|line| {
             line.starts_with("opening: ") && !line.starts_with("opening: 0 ")

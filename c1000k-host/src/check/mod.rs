@@ -24,7 +24,10 @@ pub use {
     limits::{Cap, CapKind, caps, largest_target, settings, table},
     machine::{Conntrack, Machine},
     render::render,
-    requirements::{KERNEL_BYTES_PER_SOCKET, Requirements, Role, predict},
+    requirements::{
+        KERNEL_BYTES_PER_SOCKET, KERNEL_BYTES_PER_UNIX_SOCKET, Requirements, Role, Transport,
+        predict,
+    },
     settings::{Setting, render_settings},
 };
 

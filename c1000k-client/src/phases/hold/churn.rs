@@ -1,4 +1,4 @@
-//! Churn during the hold: this many connections a second are closed, and opened anew.
+//! Churn during the hold: connections are closed and reopened at a fixed rate.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use reactor::{Context, TimerId};
 use crate::pacing::RateLimiter;
 use crate::run::{Conn, ConnStage, Fault, arm, cancel};
 
-/// Where none can be closed, as all wait for answers.
+/// The pause if no connection can be closed, because all wait for answers.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Closes connections by reset, in the order of their slots.
@@ -16,7 +16,7 @@ pub(super) struct Churn {
     per_second: u64,
     /// Since the hold began.
     limiter: Option<RateLimiter>,
-    /// The slot that is looked at next.
+    /// The next slot.
     cursor: usize,
     wait: Option<TimerId>,
 }
@@ -31,7 +31,7 @@ impl Churn {
         self.close_due(cx);
     }
 
-    /// Closes those that are due, and comes back for the next one.
+    /// Closes those that are due, and arms a timer for the next one.
     fn close_due<C>(&mut self, cx: &mut Context<Conn<C>>) {
         let Some(mut limiter) = self.limiter.take() else { return };
         let wait = loop {
@@ -45,7 +45,7 @@ impl Churn {
         self.wait = arm(cx, wait);
     }
 
-    /// Says whether there was one that waits for nothing.
+    /// Closes the next connection without an unanswered message; returns whether there was one.
     fn close_one<C>(&mut self, cx: &mut Context<Conn<C>>) -> bool {
         let slots = cx.slots();
         for _ in 0..slots {

@@ -1,7 +1,7 @@
-//! Messages during the hold, at times that were fixed before.
+//! Messages during the hold, on a fixed schedule.
 //!
 //! Each active connection has its turn once in a period. One that still waits for an answer when its turn comes sends
-//! when the answer is there, and its latency is counted from its turn all the same.
+//! when the answer has arrived, and the latency is measured from its turn.
 
 use c1000k_host::format;
 use nix::errno::Errno;
@@ -13,7 +13,7 @@ use crate::run::{Conn, ConnStage, Cx, Fault, Run};
 use crate::schedule::{Schedule, Workload};
 use crate::stats::Stop;
 
-/// Messages sent before other events get their turn.
+/// Messages that are sent before other events are handled.
 const MESSAGES_PER_SLICE: usize = 4096;
 
 /// Sends messages until the hold is over.
@@ -21,12 +21,12 @@ const MESSAGES_PER_SLICE: usize = 4096;
 pub(super) struct Messages {
     workload: Workload,
     schedule: Schedule,
-    /// Slots of the connections that send, in the order of their turns. Where one is closed and opened anew, the new one
-    /// has the turns of its slot.
+    /// Slots of the connections that send, in the order of their turns. A reopened connection has the turns of its new
+    /// slot.
     active: Vec<usize>,
     /// The number of the next message.
     next: u64,
-    /// Turns of connections that had gone, or were being opened anew.
+    /// Turns of connections that had ended, or were being reopened.
     vacant: u64,
     alarm: Alarm,
     is_over: bool,
@@ -34,7 +34,7 @@ pub(super) struct Messages {
 
 impl Messages {
     /// # Errors
-    /// No descriptor is left for its alarm.
+    /// No descriptor is left for its timer.
     pub(super) fn new(workload: Workload) -> Result<Self, Errno> {
         Ok(Self {
             workload,
@@ -66,7 +66,7 @@ impl Messages {
         }
     }
 
-    /// Who sends how often.
+    /// The senders and their rate.
     pub(super) fn description(&self, held: u64) -> String {
         let senders = match self.active.len() as u64 {
             all if all == held => "each sends".to_owned(),
@@ -77,7 +77,7 @@ impl Messages {
         format!("{senders} a message every {period}")
     }
 
-    /// Sends what is due, and sets the alarm for what is not.
+    /// Sends what is due, and arms the timer for the next message.
     fn send_due<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         let (elapsed, hold) = (run.phase_began.elapsed(), run.settings.hold);
         let mut due = self.schedule.due(self.next);
@@ -120,7 +120,7 @@ impl Messages {
         stats.skipped = (self.next - self.vacant).saturating_sub(stats.sent);
         stats.seconds = run.phase_began.elapsed();
         stats.end_interval(stats.seconds);
-        // Where a signal ends it, some are under way.
+        // After a signal, some are under way.
         stats.unanswered += run.in_flight as u64;
     }
 
@@ -145,7 +145,7 @@ impl Messages {
         }
     }
 
-    /// A connection has gone that waited for an answer.
+    /// A connection with an unanswered message has ended.
     pub(super) fn note_gone<P: Protocol>(run: &mut Run<'_, P>, conn: &Conn<P::State>) {
         if conn.fault == Some(Fault::Mismatch) {
             run.stats.workload.mismatched += 1;

@@ -1,7 +1,7 @@
 //! Available memory, and the kernel's share for data in sockets.
 
 use {
-    super::{Cap, CapKind, Limit, at_least, compare, raised, unreadable},
+    super::{Cap, CapKind, Limit, at_least, compare, not_needed, raised, unreadable},
     crate::check::{Machine, Requirements, Row, RowStatus, Setting, predict},
     crate::{format, memory::MemoryBound, text},
 };
@@ -74,24 +74,35 @@ impl Limit for Available {
 /// `net.ipv4.tcp_mem`. An idle socket queues nothing; one that is being opened and verified holds a page each way.
 pub(super) struct SocketData;
 
+impl SocketData {
+    const NAME: &str = "net.ipv4.tcp_mem, pressure";
+}
+
 impl Limit for SocketData {
     fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
         let needed =
             requirements.in_flight.saturating_mul(2 * requirements.sockets_per_connection());
         let present = machine.tcp_mem_pages.map(|[_, pressure, _]| pressure);
-        let row = at_least("net.ipv4.tcp_mem, pressure", needed, present).with_remedy(|| {
+        let pages = |figure: String| if figure == "-" { figure } else { format!("{figure} pages") };
+        if !requirements.uses_tcp() {
+            let present = present.map_or_else(unreadable, format::count);
+            return not_needed(Self::NAME, pages(present));
+        }
+        let row = at_least(Self::NAME, needed, present).with_remedy(|| {
             format!(
                 "in pages, not bytes: sysctl -w net.ipv4.tcp_mem=\"{needed} {} {}\"",
                 needed.saturating_mul(2),
                 needed.saturating_mul(3)
             )
         });
-        let pages = |figure: String| if figure == "-" { figure } else { format!("{figure} pages") };
         Row { needed: pages(row.needed), present: pages(row.present), ..row }
     }
 
     /// A page per connection, at most half of the memory.
     fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
+        if !requirements.uses_tcp() {
+            return None;
+        }
         let half_pages = machine.memory_total_bytes? / text::page_bytes() / 2;
         let third = (requirements.connections / 2).min(half_pages / 3);
         let needed = [1, 2, 3].map(|thirds| third * thirds);
@@ -104,8 +115,9 @@ impl Limit for SocketData {
 pub(super) struct ReceiveBuffer;
 
 impl Limit for ReceiveBuffer {
-    fn row(&self, machine: &Machine, _need: &Requirements) -> Row {
-        buffer("net.ipv4.tcp_rmem", machine.tcp_rmem_bytes, "4096 131072 6291456")
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
+        let usual = "4096 131072 6291456";
+        buffer("net.ipv4.tcp_rmem", machine.tcp_rmem_bytes, usual, requirements)
     }
 }
 
@@ -113,20 +125,29 @@ impl Limit for ReceiveBuffer {
 pub(super) struct SendBuffer;
 
 impl Limit for SendBuffer {
-    fn row(&self, machine: &Machine, _need: &Requirements) -> Row {
-        buffer("net.ipv4.tcp_wmem", machine.tcp_wmem_bytes, "4096 16384 4194304")
+    fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
+        let usual = "4096 16384 4194304";
+        buffer("net.ipv4.tcp_wmem", machine.tcp_wmem_bytes, usual, requirements)
     }
 }
 
 /// Small buffers save nothing on idle connections and slow those that carry data.
-fn buffer(name: &'static str, present: Option<[u64; 3]>, usual: &str) -> Row {
+fn buffer(
+    name: &'static str,
+    present: Option<[u64; 3]>,
+    usual: &str,
+    requirements: &Requirements,
+) -> Row {
+    let triple = |values: [u64; 3]| values.map(|value| value.to_string()).join(" ");
+    if !requirements.uses_tcp() {
+        return not_needed(name, present.map_or_else(unreadable, triple));
+    }
     let row = at_least(
         name,
         BUFFER_DEFAULT_BYTES_MIN,
         present.map(|[_, default_bytes, _]| default_bytes),
     );
     let status = if row.status == RowStatus::Fail { RowStatus::Advice } else { row.status };
-    let triple = |values: [u64; 3]| values.map(|value| value.to_string()).join(" ");
     Row {
         needed: format!("default {}", row.needed),
         present: present.map_or_else(unreadable, triple),

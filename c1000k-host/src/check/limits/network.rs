@@ -156,12 +156,16 @@ pub(super) struct SynBacklog;
 
 impl Limit for SynBacklog {
     fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
-        backlog("net.ipv4.tcp_max_syn_backlog", machine.tcp_max_syn_backlog, requirements)
+        let (name, present) = ("net.ipv4.tcp_max_syn_backlog", machine.tcp_max_syn_backlog);
+        if !requirements.uses_tcp() {
+            return not_needed(name, present.map_or_else(unreadable, format::count));
+        }
+        backlog(name, present, requirements)
     }
 
     fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
         let purpose = "connections half open, for each listening port";
-        let present = machine.tcp_max_syn_backlog;
+        let present = machine.tcp_max_syn_backlog.filter(|_| requirements.uses_tcp());
         backlog_setting("net.ipv4.tcp_max_syn_backlog", present, requirements, purpose)
     }
 }
@@ -175,6 +179,9 @@ impl Limit for Conntrack {
     fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
         match machine.conntrack {
             None => not_needed(CONNTRACK_MAX, "not loaded".to_owned()),
+            Some(table) if !requirements.uses_tcp() => {
+                not_needed(CONNTRACK_MAX, format::count(table.max))
+            }
             Some(table) if table.count == 0 => Row {
                 remedy: (table.max < requirements.connections).then(|| {
                     format!(
@@ -192,7 +199,8 @@ impl Limit for Conntrack {
     }
 
     fn cap(&self, machine: &Machine, requirements: &Requirements) -> Option<Cap> {
-        let table = machine.conntrack.filter(|table| table.count > 0)?;
+        let tracked = machine.conntrack.filter(|_| requirements.uses_tcp());
+        let table = tracked.filter(|table| table.count > 0)?;
         Some(Cap {
             connections: table.max.saturating_sub(table.count),
             kind: CapKind::Conntrack,
@@ -202,7 +210,8 @@ impl Limit for Conntrack {
     }
 
     fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
-        let table = machine.conntrack.filter(|table| table.count > 0 || table.is_held)?;
+        let tracked = machine.conntrack.filter(|_| requirements.uses_tcp());
+        let table = tracked.filter(|table| table.count > 0 || table.is_held)?;
         let needed = requirements.connections.saturating_add(OTHERS);
         raised(CONNTRACK_MAX, [needed], Some([table.max]), "connections that the firewall tracks")
     }
@@ -218,7 +227,7 @@ impl Orphans {
 
 impl Limit for Orphans {
     fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
-        if requirements.role == Role::Client {
+        if requirements.role == Role::Client || !requirements.uses_tcp() {
             return not_needed(
                 Self::NAME,
                 machine.tcp_max_orphans.map_or_else(unreadable, format::count),
@@ -236,7 +245,8 @@ impl Limit for Orphans {
 
     fn setting(&self, machine: &Machine, requirements: &Requirements) -> Option<Setting> {
         let present =
-            machine.tcp_max_orphans.filter(|_| requirements.listens()).map(|present| [present]);
+            machine.tcp_max_orphans.filter(|_| requirements.listens() && requirements.uses_tcp());
+        let present = present.map(|present| [present]);
         let purpose = "connections that a shutdown flushes at once";
         raised(Self::NAME, [requirements.connections], present, purpose)
     }

@@ -1,4 +1,4 @@
-//! The ends against a model of a server's TCP, over a link that loses, doubles and reorders packets.
+//! The clients' TCP against a model of a server's TCP, over a link that loses, duplicates and reorders packets.
 
 use std::collections::BTreeMap;
 
@@ -30,24 +30,24 @@ impl Link for Outbox {
     }
 }
 
-/// One connection as the server has it.
+/// The server's state of a connection.
 #[derive(Debug)]
 struct Served {
     receive_next: u32,
-    /// The first number that was not acknowledged, its SYN included.
+    /// The first unacknowledged number, with the SYN.
     unacknowledged: u32,
-    /// What was sent from there on, without the SYN.
+    /// The data sent from there on, without the SYN.
     sent: Vec<u8>,
     is_established: bool,
     resend_at: Instant,
 }
 
-/// An echo server that does what RFC 9293 says, as far as it is needed.
+/// An echo server with the required parts of RFC 9293.
 #[derive(Debug, Default)]
 struct Server {
     connections: BTreeMap<u32, Served>,
     out: Vec<Vec<u8>>,
-    /// Bytes of an answer that go into one segment.
+    /// The segment size of answers.
     segment_bytes: usize,
 }
 
@@ -163,9 +163,9 @@ impl Server {
     }
 }
 
-/// The two ends of the world and what lies between them.
+/// Clients, server, and the link between them.
 struct World<P: Protocol> {
-    ends: Ends<P, Outbox>,
+    tcp: Tcp<P, Outbox>,
     server: Server,
     now: Instant,
     /// Of 100 packets.
@@ -176,7 +176,7 @@ struct World<P: Protocol> {
 impl<P: Protocol> World<P> {
     fn new(protocol: P, lost: u32, seed: u64, segment_bytes: usize) -> Self {
         Self {
-            ends: Ends::new(protocol, tuples(), Outbox::default(), COUNT, TIMEOUT, true),
+            tcp: Tcp::new(protocol, tuples(), Outbox::default(), COUNT, TIMEOUT, true),
             server: Server { segment_bytes, ..Server::default() },
             now: Instant::now(),
             lost,
@@ -184,7 +184,7 @@ impl<P: Protocol> World<P> {
         }
     }
 
-    /// What becomes of packets on their way.
+    /// Loss, duplication and order of packets on the link.
     fn carried(&mut self, packets: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
         let mut carried = vec![];
         for packet in packets {
@@ -202,18 +202,18 @@ impl<P: Protocol> World<P> {
 
     fn step(&mut self) -> Vec<Event> {
         let mut events = vec![];
-        while let Some(event) = self.ends.expire(self.now) {
+        while let Some(event) = self.tcp.expire(self.now) {
             events.push(event);
         }
         self.server.expire(self.now);
-        while !self.ends.link.0.is_empty() || !self.server.out.is_empty() {
-            let sent = std::mem::take(&mut self.ends.link.0);
+        while !self.tcp.link.0.is_empty() || !self.server.out.is_empty() {
+            let sent = std::mem::take(&mut self.tcp.link.0);
             for packet in self.carried(sent) {
                 self.server.on_packet(&packet, self.now);
             }
             let sent = std::mem::take(&mut self.server.out);
             for packet in self.carried(sent) {
-                events.extend(self.ends.on_packet(&packet, self.now));
+                events.extend(self.tcp.on_packet(&packet, self.now));
             }
         }
         self.now += STEP;
@@ -222,9 +222,9 @@ impl<P: Protocol> World<P> {
 
     fn until_quiet(&mut self) -> Vec<Event> {
         let mut events = vec![];
-        let ends = self.now + 2 * TIMEOUT;
-        while self.ends.waiting() > 0 {
-            assert!(self.now < ends, "{} wait", self.ends.waiting());
+        let tcp = self.now + 2 * TIMEOUT;
+        while self.tcp.waiting() > 0 {
+            assert!(self.now < tcp, "{} wait", self.tcp.waiting());
             events.extend(self.step());
         }
         events
@@ -233,7 +233,7 @@ impl<P: Protocol> World<P> {
 
 fn open_ask_and_close<P: Protocol>(mut world: World<P>) {
     for index in 0..COUNT {
-        world.ends.open(index, world.now);
+        world.tcp.open(index, world.now);
     }
     let events = world.until_quiet();
     let opened = events.iter().filter(|event| matches!(event, Event::Opened { .. })).count();
@@ -241,8 +241,8 @@ fn open_ask_and_close<P: Protocol>(mut world: World<P>) {
     assert_eq!((opened, events.iter().filter(up).count()), (COUNT as usize, COUNT as usize));
     for round in 0..5 {
         for index in 0..COUNT {
-            assert_eq!(world.ends.stage(index), Stage::Up, "{index} in round {round}");
-            world.ends.ask(index, world.now, world.now);
+            assert_eq!(world.tcp.stage(index), Stage::Up, "{index} in round {round}");
+            world.tcp.ask(index, world.now, world.now);
         }
         let events = world.until_quiet();
         let answered = |event: &&Event| matches!(event, Event::Answered { was: Stage::Asked, .. });
@@ -250,11 +250,11 @@ fn open_ask_and_close<P: Protocol>(mut world: World<P>) {
         assert_eq!(events.len(), COUNT as usize);
     }
     for index in 0..COUNT {
-        world.ends.reset(index);
+        world.tcp.reset(index);
     }
     world.step();
     for index in 0..COUNT {
-        world.ends.confirm(index, world.now);
+        world.tcp.confirm(index, world.now);
     }
     let events = world.until_quiet();
     assert!(events.iter().all(|event| matches!(event, Event::Confirmed { .. })), "{events:?}");
@@ -262,37 +262,37 @@ fn open_ask_and_close<P: Protocol>(mut world: World<P>) {
 }
 
 #[test]
-fn a_good_link_takes_no_segment_twice() {
+fn a_good_link_needs_no_retransmission() {
     let mut world = World::new(Echo, 0, 1, 1_460);
     for index in 0..COUNT {
-        world.ends.open(index, world.now);
+        world.tcp.open(index, world.now);
     }
     world.until_quiet();
-    assert_eq!(world.ends.counters.retransmitted, 0);
+    assert_eq!(world.tcp.counters.retransmitted, 0);
     open_ask_and_close(World::new(Echo, 0, 1, 1_460));
 }
 
 #[test]
-fn an_old_connection_of_the_server_is_cleared_away() {
+fn an_old_connection_of_the_server_is_reset() {
     let mut world = World::new(Echo, 0, 1, 1_460);
-    world.ends.open(0, world.now);
+    world.tcp.open(0, world.now);
     world.until_quiet();
     let server = std::mem::take(&mut world.server);
     let mut world = World { server, ..World::new(Echo, 0, 2, 1_460) };
-    world.ends.open(0, world.now);
+    world.tcp.open(0, world.now);
     world.until_quiet();
-    assert_eq!(world.ends.stage(0), Stage::Up);
+    assert_eq!(world.tcp.stage(0), Stage::Up);
 }
 
 #[test]
-fn what_comes_twice_is_acknowledged_twice() {
+fn a_duplicate_is_acknowledged_again() {
     let mut world = World::new(Echo, 0, 1, 1_460);
-    world.ends.open(0, world.now);
+    world.tcp.open(0, world.now);
     world.until_quiet();
     let (client, server) = tuples().of(0);
-    let (receive_next, first) = world.ends.numbers(0);
+    let (receive_next, first) = world.tcp.numbers(0);
     let echo = b"Hello Server, connections num:1";
-    // The whole answer once more, as where its acknowledgment was lost; and a keepalive with one old byte.
+    // The complete answer again, as if its acknowledgment was lost; and a keepalive with one old byte.
     for payload in [&echo[..], &echo[30..]] {
         let mut packet = vec![];
         Segment {
@@ -304,8 +304,8 @@ fn what_comes_twice_is_acknowledged_twice() {
             payload,
         }
         .write(&mut packet);
-        assert_eq!(world.ends.on_packet(&packet, world.now), None);
-        let sent = std::mem::take(&mut world.ends.link.0);
+        assert_eq!(world.tcp.on_packet(&packet, world.now), None);
+        let sent = std::mem::take(&mut world.tcp.link.0);
         let [reply] = &sent[..] else { panic!("one reply, and not {}", sent.len()) };
         let reply = Segment::parse(reply).unwrap();
         assert_eq!((reply.acknowledgment, reply.payload.len()), (Some(receive_next), 0));
@@ -315,11 +315,11 @@ fn what_comes_twice_is_acknowledged_twice() {
 #[test]
 fn a_reset_that_is_not_of_the_connection_does_not_end_it() {
     let mut world = World::new(Echo, 0, 1, 1_460);
-    world.ends.open(0, world.now);
+    world.tcp.open(0, world.now);
     world.until_quiet();
     let (client, server) = tuples().of(0);
-    let receive_next = world.ends.ends[0].receive_next;
-    for (sequence, ends) in [
+    let receive_next = world.tcp.connections[0].receive_next;
+    for (sequence, tcp) in [
         (receive_next.wrapping_sub(1), false),
         (receive_next.wrapping_add(9), false),
         (receive_next, true),
@@ -336,19 +336,19 @@ fn a_reset_that_is_not_of_the_connection_does_not_end_it() {
             payload: b"",
         }
         .write(&mut packet);
-        assert_eq!(world.ends.on_packet(&packet, world.now).is_some(), ends, "{sequence}");
+        assert_eq!(world.tcp.on_packet(&packet, world.now).is_some(), tcp, "{sequence}");
     }
 }
 
 #[test]
-fn a_silent_server_ends_each_wait() {
-    let mut ends = Ends::new(Echo, tuples(), Outbox::default(), 2, TIMEOUT, true);
+fn a_silent_server_ends_each_connection_in_time() {
+    let mut tcp = Tcp::new(Echo, tuples(), Outbox::default(), 2, TIMEOUT, true);
     let mut now = Instant::now();
-    ends.open(0, now);
+    tcp.open(0, now);
     let began = now;
     let event = loop {
         now += STEP;
-        if let Some(event) = ends.expire(now) {
+        if let Some(event) = tcp.expire(now) {
             break event;
         }
     };
@@ -356,15 +356,15 @@ fn a_silent_server_ends_each_wait() {
         Event::Ended { index: 0, was: Stage::Connecting, why: Why::TimedOut, has_part: false };
     assert_eq!(event, ended);
     assert!(now - began >= TIMEOUT && now - began < TIMEOUT + 2 * STEP);
-    assert!(ends.counters.retransmitted > 50, "{:?}", ends.counters);
-    assert_eq!(ends.waiting(), 0);
+    assert!(tcp.counters.retransmitted > 50, "{:?}", tcp.counters);
+    assert_eq!(tcp.waiting(), 0);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn everything_comes_through_a_bad_link(
+    fn everything_arrives_over_a_bad_link(
         lost in 1..20_u32, seed in any::<u64>(), segment_bytes in 5..50_usize,
     ) {
         open_ask_and_close(World::new(Echo, lost, seed, segment_bytes));

@@ -1,11 +1,11 @@
-//! The client ends of all connections: TCP for a peer that has no sockets.
+//! TCP of the clients, which have no sockets.
 //!
-//! What an end needs is computed and not stored, as far as can be: its addresses and ports from its index, its initial
-//! sequence number from a keyed hash of the index, its next sequence number from the messages that it has sent. What
-//! lasts is 8 bytes: where the server's stream is, how many messages were sent, and the stage. What an end needs only
-//! while it waits for the server stands in a table of those that wait.
+//! The state of a connection is computed where possible: its addresses and ports from its index, its initial sequence number
+//! from a keyed hash of the index, its next sequence number from the number of messages sent. The stored state is 8
+//! bytes: the position in the server's stream, the number of messages sent, and the stage. The state that it needs
+//! only while it waits for the server is in a separate table.
 //!
-//! Nothing here does any I/O but by a [`Link`].
+//! All I/O is done by a [`Link`].
 
 #[cfg(test)]
 mod tests;
@@ -20,28 +20,28 @@ use super::segment::{Flags, Segment};
 use super::tuple::Tuples;
 use crate::protocols::{Answer, Protocol};
 
-/// The first wait for an answer to a SYN; it doubles each time.
+/// The first retransmission time-out of a SYN; it doubles each time.
 const SYN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The first wait for the acknowledgment of a message; it doubles each time.
+/// The first retransmission time-out of a message; it doubles each time.
 const MESSAGE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// No wait is longer: within the time that a connect may take there are some ten tries.
+/// The longest retransmission time-out, for about ten attempts within `--connect-timeout`.
 const RESEND_TIMEOUT_MAX: Duration = Duration::from_secs(1);
 
-/// The window that is advertised: a reset within it is answered by an acknowledgment, as RFC 5961 has it.
+/// The advertised window: a reset within it is answered by an acknowledgment (RFC 5961).
 const WINDOW: u32 = 65_535;
 
-/// Half of the sequence numbers: what is less than this ahead is new, and all else is old.
+/// Half of the sequence numbers: a number less than this ahead is new, all others are old.
 const HALF: u32 = 1 << 31;
 
-/// Where packets go.
+/// Sends packets.
 pub(crate) trait Link {
-    /// Sends a packet. One that can't be sent is lost, as on any network.
+    /// Sends a packet. If it can't be sent, it is lost, as on any network.
     fn send(&mut self, packet: &[u8]);
 }
 
-/// How far a connection has come.
+/// The stage of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Stage {
@@ -51,29 +51,29 @@ pub(crate) enum Stage {
     Connecting,
     /// The first message has been sent.
     Opening,
-    /// Held, and nothing is waited for.
+    /// Held, without an unanswered message.
     Up,
-    /// Held, and a message waits for its answer.
+    /// Held, with an unanswered message.
     Asked,
 }
 
-/// What lasts of an end.
+/// The stored state of a connection.
 #[derive(Clone, Copy, Debug, Default)]
-struct End {
-    /// The next sequence number of the server's.
+struct Connection {
+    /// The server's next sequence number.
     receive_next: u32,
     /// The stage in the upper 3 bits, the number of messages sent in the others.
     word: u32,
 }
 
-/// Bytes of an end at rest.
-pub(crate) const END_BYTES: usize = size_of::<End>();
-const _: () = assert!(END_BYTES == 8);
+/// Memory of an idle connection.
+pub(crate) const CONNECTION_BYTES: usize = size_of::<Connection>();
+const _: () = assert!(CONNECTION_BYTES == 8);
 
 const STAGE_SHIFT: u32 = 29;
 const MESSAGES_MASK: u32 = (1 << STAGE_SHIFT) - 1;
 
-impl End {
+impl Connection {
     fn stage(self) -> Stage {
         match self.word >> STAGE_SHIFT {
             1 => Stage::Connecting,
@@ -93,34 +93,34 @@ impl End {
     }
 }
 
-/// What an end needs while it waits.
+/// The state of a connection that waits for the server.
 #[derive(Debug)]
 struct Waiting<S> {
-    /// When its connect was started, or its message was due.
+    /// When the connect was started, or the message was due.
     since: Instant,
     /// When it was first sent.
     sent: Instant,
     deadline: Instant,
-    /// Times that it was sent again.
+    /// The number of retransmissions.
     resent: u32,
-    /// The server has the message, so it need not be sent again.
+    /// The server has acknowledged the message, so it is not retransmitted.
     is_acknowledged: bool,
-    /// The protocol's part.
+    /// The protocol's state.
     state: S,
 }
 
-/// What happened to a connection.
+/// An event of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     /// The server answered the SYN, this long after the first one.
     Opened { index: u32, latency: Duration },
-    /// The answer is whole.
+    /// The answer is complete.
     Answered { index: u32, was: Stage, latency: Duration },
-    /// It has ended, and not by a [`reset`](Ends::reset).
+    /// It has ended, but not by [`reset`](Tcp::reset).
     Ended { index: u32, was: Stage, why: Why, has_part: bool },
-    /// The server has no such connection any more.
+    /// The server no longer has the connection.
     Confirmed { index: u32 },
-    /// The server did not answer the question whether it still has it.
+    /// The server did not answer whether it still has the connection.
     Unconfirmed { index: u32 },
 }
 
@@ -135,46 +135,46 @@ pub(crate) enum Why {
     Eof,
     /// No answer came in time.
     TimedOut,
-    /// Another answer came than was asked for.
+    /// The answer was wrong.
     Mismatch,
 }
 
 /// Counters of segments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
-    /// Segments sent again, as nothing had come in time.
+    /// Retransmitted segments.
     pub(crate) retransmitted: u64,
-    /// Packets that are no whole TCP segment, or belong to no connection.
+    /// Packets that are not complete TCP segments, or belong to no connection.
     pub(crate) strays: u64,
 }
 
-/// All ends, over one link.
+/// All connections, over one link.
 #[derive(Debug)]
-pub(crate) struct Ends<P: Protocol, L> {
+pub(crate) struct Tcp<P: Protocol, L> {
     protocol: P,
     tuples: Tuples,
     pub(crate) link: L,
-    /// Keys the initial sequence numbers, so that a third party can't guess them.
+    /// The key of the initial sequence numbers, so that a third party can't guess them.
     random: RandomState,
-    /// For a connect, and for an answer.
+    /// The time-out of a connect, and of an answer.
     timeout: Duration,
-    /// A connection is up with its first answer, and not before.
+    /// A connection is up only after its first answer.
     verify: bool,
-    ends: Vec<End>,
+    connections: Vec<Connection>,
     waiting: HashMap<u32, Waiting<P::State>>,
-    /// By time, those that wait; some have been answered since.
+    /// Connections that wait, by time; some have been answered since.
     deadlines: BinaryHeap<Reverse<(Instant, u32)>>,
-    /// The most that ever waited.
+    /// The maximum that waited at once.
     waiting_max: usize,
     pub(crate) counters: Counters,
     message: Vec<u8>,
-    /// Messages whose length is asked for.
+    /// Messages that are built to compute their length.
     scratch: Vec<u8>,
     packet: Vec<u8>,
 }
 
-impl<P: Protocol, L: Link> Ends<P, L> {
-    /// This many ends, all closed.
+impl<P: Protocol, L: Link> Tcp<P, L> {
+    /// Creates this many connections, all closed.
     pub(crate) fn new(
         protocol: P,
         tuples: Tuples,
@@ -190,7 +190,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
             random: RandomState::new(),
             timeout,
             verify,
-            ends: vec![End::default(); count as usize],
+            connections: vec![Connection::default(); count as usize],
             waiting: HashMap::new(),
             deadlines: BinaryHeap::new(),
             waiting_max: 0,
@@ -206,56 +206,62 @@ impl<P: Protocol, L: Link> Ends<P, L> {
     }
 
     pub(crate) fn count(&self) -> u32 {
-        self.ends.len() as u32
+        self.connections.len() as u32
     }
 
     pub(crate) fn stage(&self, index: u32) -> Stage {
-        self.ends[index as usize].stage()
+        self.connections[index as usize].stage()
     }
 
-    /// Whether the server ever answered it.
+    /// Whether the server has answered it.
     pub(crate) fn was_open(&self, index: u32) -> bool {
-        self.ends[index as usize].receive_next != 0
+        self.connections[index as usize].receive_next != 0
     }
 
-    /// How many wait for the server.
+    /// The number that waits for the server.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Bytes of all ends, with the most that ever waited.
+    /// Memory of all connections, with the maximum that waited at once.
     pub(crate) fn state_bytes(&self) -> u64 {
         let waiting = size_of::<(u32, Waiting<P::State>)>() + size_of::<(Instant, u32)>();
-        (self.ends.len() * END_BYTES + self.waiting_max * waiting) as u64
+        (self.connections.len() * CONNECTION_BYTES + self.waiting_max * waiting) as u64
     }
 
     /// Sends a SYN for a closed connection.
     pub(crate) fn open(&mut self, index: u32, now: Instant) {
-        self.ends[index as usize] = End::default();
-        self.ends[index as usize].set_stage(Stage::Connecting);
+        self.connections[index as usize] = Connection::default();
+        self.connections[index as usize].set_stage(Stage::Connecting);
         let state = self.protocol.state();
         self.wait(index, now, now, SYN_TIMEOUT, state);
         self.send_syn(index);
     }
 
-    /// Sends a message, which was due then, on a connection that is up.
+    /// Sends a message, which was due at this time, on a connection that is up.
     pub(crate) fn ask(&mut self, index: u32, due: Instant, now: Instant) {
-        self.ends[index as usize].set_stage(Stage::Asked);
+        self.connections[index as usize].set_stage(Stage::Asked);
         self.begin_message(index, due, now);
     }
 
     /// Resets a connection; no event follows.
     pub(crate) fn reset(&mut self, index: u32) {
-        let end = &mut self.ends[index as usize];
-        let was = end.stage();
-        end.set_stage(Stage::Closed);
+        let connection = &mut self.connections[index as usize];
+        let was = connection.stage();
+        connection.set_stage(Stage::Closed);
         self.waiting.remove(&index);
         if was == Stage::Closed {
             return;
         }
         let sequence = self.send_next(index);
         let flags = Flags { rst: true, ..Flags::default() };
-        self.send(index, sequence, Some(self.ends[index as usize].receive_next), flags, false);
+        self.send(
+            index,
+            sequence,
+            Some(self.connections[index as usize].receive_next),
+            flags,
+            false,
+        );
     }
 
     /// Asks the server whether it still has a connection that was reset.
@@ -265,7 +271,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
         self.send_probe(index);
     }
 
-    /// Takes in a packet.
+    /// Handles a packet.
     pub(crate) fn on_packet(&mut self, packet: &[u8], now: Instant) -> Option<Event> {
         let segment = Segment::parse(packet);
         let found = segment.and_then(|segment| {
@@ -276,14 +282,14 @@ impl<P: Protocol, L: Link> Ends<P, L> {
             self.counters.strays += 1;
             return None;
         };
-        match self.ends[index as usize].stage() {
+        match self.connections[index as usize].stage() {
             Stage::Closed => self.on_closed(index, &segment),
             Stage::Connecting => self.on_connecting(index, &segment, now),
             stage => self.on_established(index, stage, &segment, now),
         }
     }
 
-    /// Sends again what has no answer yet, and ends what had none in time. To be called until it says nothing.
+    /// Retransmits what is unanswered, and ends connections whose time is over. To be called until it returns `None`.
     pub(crate) fn expire(&mut self, now: Instant) -> Option<Event> {
         while let Some(&Reverse((deadline, index))) = self.deadlines.peek()
             && deadline <= now
@@ -297,7 +303,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
             if now >= end {
                 return Some(self.time_out(index));
             }
-            let stage = self.ends[index as usize].stage();
+            let stage = self.connections[index as usize].stage();
             let first = if stage == Stage::Connecting { SYN_TIMEOUT } else { MESSAGE_TIMEOUT };
             waiting.resent += 1;
             let wait = first.saturating_mul(2_u32.saturating_pow(waiting.resent));
@@ -317,7 +323,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
     }
 
     fn time_out(&mut self, index: u32) -> Event {
-        let was = self.ends[index as usize].stage();
+        let was = self.connections[index as usize].stage();
         if was == Stage::Closed {
             self.waiting.remove(&index);
             return Event::Unconfirmed { index };
@@ -325,7 +331,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
         self.end(index, Why::TimedOut)
     }
 
-    /// The connection ends. Where the server may still have it, it is reset.
+    /// Ends the connection. It is reset if the server may still have it.
     fn end(&mut self, index: u32, why: Why) -> Event {
         let was = self.stage(index);
         let state = self.waiting.get(&index).map(|waiting| &waiting.state);
@@ -333,13 +339,13 @@ impl<P: Protocol, L: Link> Ends<P, L> {
         if matches!(why, Why::TimedOut | Why::Mismatch | Why::Eof) {
             self.reset(index);
         } else {
-            self.ends[index as usize].set_stage(Stage::Closed);
+            self.connections[index as usize].set_stage(Stage::Closed);
             self.waiting.remove(&index);
         }
         Event::Ended { index, was, why, has_part }
     }
 
-    /// A segment of a connection that this end does not have, or has no more.
+    /// A segment of a connection that does not exist here, or no longer.
     fn on_closed(&mut self, index: u32, segment: &Segment<'_>) -> Option<Event> {
         if segment.flags.rst {
             return self.waiting.remove(&index).map(|_| Event::Confirmed { index });
@@ -351,7 +357,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
     fn on_connecting(&mut self, index: u32, segment: &Segment<'_>, now: Instant) -> Option<Event> {
         let first = self.initial(index).wrapping_add(1);
         if segment.acknowledgment != Some(first) {
-            // The server has an older connection with these ends, which goes, and then has room for this one.
+            // The server has an older connection with these addresses, which is reset before this one can open.
             if !segment.flags.rst {
                 self.refuse(index, segment);
                 self.send_syn(index);
@@ -365,13 +371,13 @@ impl<P: Protocol, L: Link> Ends<P, L> {
             return None;
         }
         let since = self.waiting.get(&index)?.since;
-        self.ends[index as usize].receive_next = segment.sequence.wrapping_add(1);
+        self.connections[index as usize].receive_next = segment.sequence.wrapping_add(1);
         if self.verify {
-            self.ends[index as usize].set_stage(Stage::Opening);
+            self.connections[index as usize].set_stage(Stage::Opening);
             self.begin_message(index, now, now);
         } else {
             self.waiting.remove(&index);
-            self.ends[index as usize].set_stage(Stage::Up);
+            self.connections[index as usize].set_stage(Stage::Up);
             self.acknowledge(index);
         }
         Some(Event::Opened { index, latency: now.saturating_duration_since(since) })
@@ -384,7 +390,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
         segment: &Segment<'_>,
         now: Instant,
     ) -> Option<Event> {
-        let receive_next = self.ends[index as usize].receive_next;
+        let receive_next = self.connections[index as usize].receive_next;
         if segment.flags.rst {
             if segment.sequence == receive_next {
                 return Some(self.end(index, Why::Reset));
@@ -397,7 +403,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
         let send_next = self.send_next(index);
         let unacknowledged = send_next.wrapping_sub(segment.acknowledgment?);
         if unacknowledged >= HALF {
-            // It acknowledges what was never sent.
+            // It acknowledges data that was never sent.
             self.acknowledge(index);
             return None;
         }
@@ -411,7 +417,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
             waiting.is_acknowledged = true;
         }
         if segment.length() == 0 {
-            // The server asks whether this end is alive.
+            // A keepalive probe of the server.
             if segment.sequence.wrapping_add(1) == receive_next {
                 self.acknowledge(index);
             }
@@ -420,7 +426,7 @@ impl<P: Protocol, L: Link> Ends<P, L> {
         let old = receive_next.wrapping_sub(segment.sequence);
         let length = segment.payload.len() as u32;
         if old >= HALF || old > length || (old == length && !segment.flags.fin) {
-            // Something before it is missing, or all of it has come before.
+            // An earlier segment is missing, or this one is a duplicate.
             self.acknowledge(index);
             return None;
         }
@@ -429,8 +435,8 @@ impl<P: Protocol, L: Link> Ends<P, L> {
 
     /// The next bytes of the server's stream, and perhaps its end.
     fn on_new(&mut self, index: u32, bytes: &[u8], has_end: bool, now: Instant) -> Option<Event> {
-        let end = &mut self.ends[index as usize];
-        end.receive_next = end.receive_next.wrapping_add(bytes.len() as u32);
+        let connection = &mut self.connections[index as usize];
+        connection.receive_next = connection.receive_next.wrapping_add(bytes.len() as u32);
         let answer = if bytes.is_empty() {
             Answer::Partial
         } else {
@@ -454,13 +460,13 @@ impl<P: Protocol, L: Link> Ends<P, L> {
             return None;
         }
         let since = self.waiting.remove(&index)?.since;
-        let end = &mut self.ends[index as usize];
-        let was = end.stage();
-        end.set_stage(Stage::Up);
+        let connection = &mut self.connections[index as usize];
+        let was = connection.stage();
+        connection.set_stage(Stage::Up);
         Some(Event::Answered { index, was, latency: now.saturating_duration_since(since) })
     }
 
-    /// The server has sent its answer to the SYN once more: it has not seen what followed.
+    /// The server has retransmitted its SYN-ACK: it has not received the next segment.
     fn answer_again(&mut self, index: u32, stage: Stage) {
         if stage == Stage::Opening {
             self.counters.retransmitted += 1;
@@ -481,9 +487,9 @@ impl<P: Protocol, L: Link> Ends<P, L> {
 
     fn begin_message(&mut self, index: u32, due: Instant, now: Instant) {
         let mut state = self.protocol.state();
-        let end = &mut self.ends[index as usize];
-        let is_first = end.messages() == 0;
-        end.word += 1;
+        let connection = &mut self.connections[index as usize];
+        let is_first = connection.messages() == 0;
+        connection.word += 1;
         self.message.clear();
         if is_first {
             self.protocol.open(&mut state, number(index), &mut self.message);
@@ -494,11 +500,11 @@ impl<P: Protocol, L: Link> Ends<P, L> {
         self.send_last_message(index);
     }
 
-    /// Sends the last message again.
+    /// Retransmits the last message.
     fn send_message(&mut self, index: u32) {
         let mut state = self.protocol.state();
         self.message.clear();
-        if self.ends[index as usize].messages() == 1 {
+        if self.connections[index as usize].messages() == 1 {
             self.protocol.open(&mut state, number(index), &mut self.message);
         } else {
             self.protocol.heartbeat(&mut state, number(index), &mut self.message);
@@ -508,14 +514,14 @@ impl<P: Protocol, L: Link> Ends<P, L> {
 
     fn send_last_message(&mut self, index: u32) {
         let sequence = self.send_next(index).wrapping_sub(self.message.len() as u32);
-        let receive_next = self.ends[index as usize].receive_next;
+        let receive_next = self.connections[index as usize].receive_next;
         self.send(index, sequence, Some(receive_next), Flags::default(), true);
     }
 
-    /// The next sequence number of this end's.
+    /// The client's next sequence number.
     fn send_next(&mut self, index: u32) -> u32 {
         let first = self.initial(index).wrapping_add(1);
-        let messages = self.ends[index as usize].messages();
+        let messages = self.connections[index as usize].messages();
         if messages == 0 {
             return first;
         }
@@ -532,10 +538,11 @@ impl<P: Protocol, L: Link> Ends<P, L> {
         first.wrapping_add(opening).wrapping_add(heartbeats)
     }
 
-    /// What the server sends next, and the first number that this end sent after its SYN.
+    /// What the server sends next, and the first number that the client sent after its SYN.
     #[cfg(any(test, fuzzing))]
     pub(super) fn numbers(&self, index: u32) -> (u32, u32) {
-        let receive_next = self.ends.get(index as usize).map_or(0, |end| end.receive_next);
+        let receive_next =
+            self.connections.get(index as usize).map_or(0, |connection| connection.receive_next);
         (receive_next, self.initial(index).wrapping_add(1))
     }
 
@@ -550,18 +557,18 @@ impl<P: Protocol, L: Link> Ends<P, L> {
 
     fn acknowledge(&mut self, index: u32) {
         let sequence = self.send_next(index);
-        let receive_next = self.ends[index as usize].receive_next;
+        let receive_next = self.connections[index as usize].receive_next;
         self.send(index, sequence, Some(receive_next), Flags::default(), false);
     }
 
-    /// One byte before what the server expects: it has to answer, whatever it has.
+    /// A probe one byte before the expected number, which the server must answer.
     fn send_probe(&mut self, index: u32) {
         let sequence = self.send_next(index).wrapping_sub(1);
-        let receive_next = self.ends[index as usize].receive_next;
+        let receive_next = self.connections[index as usize].receive_next;
         self.send(index, sequence, Some(receive_next), Flags::default(), false);
     }
 
-    /// As RFC 9293 answers a segment of no connection.
+    /// The answer to a segment without a connection (RFC 9293).
     fn refuse(&mut self, index: u32, segment: &Segment<'_>) {
         let flags = Flags { rst: true, ..Flags::default() };
         match segment.acknowledgment {

@@ -1,4 +1,4 @@
-//! The phases of a run without sockets, and what drives them.
+//! The phases of a run without sockets, and their event loop.
 
 use std::collections::HashMap;
 use std::io;
@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use reactor::{Context, Handler, Incoming, Interest, Readiness, Signal, TimerId, Token, WatchId};
 
 use super::device::Device;
-use super::ends::{Ends, Event, Stage, Why};
+use super::tcp::{Event, Stage, Tcp, Why};
 use super::{Setup, way_back};
 use crate::alarm::Alarm;
 use crate::exposition::{self, Snapshot};
@@ -25,16 +25,16 @@ use crate::run::{Settings, Stall, TICK, arm, patience, some};
 use crate::schedule::{Schedule, Workload};
 use crate::stats::{RunStats, Stop, cpu_seconds};
 
-/// Packets read before anything else gets its turn.
+/// Packets that are read before other events are handled.
 const PACKETS_PER_TURN: usize = 512;
 
-/// Messages sent, or connections opened, before packets get their turn.
+/// Messages sent, or connections opened, before packets are read.
 const SENDS_PER_TURN: usize = 256;
 
-/// How often what has no answer is looked for.
+/// The interval of the check for retransmissions and time-outs.
 const EXPIRY: Duration = Duration::from_millis(10);
 
-/// Where no connection can be closed for churn, as all wait for answers.
+/// The pause if no connection can be closed for churn, because all wait for answers.
 const CHURN_PAUSE: Duration = Duration::from_millis(10);
 
 /// Bytes of the longest packet.
@@ -44,38 +44,38 @@ type Cx = Context<()>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// One connection proves that answers come back.
+    /// One connection is opened to verify that answers arrive.
     WayBack,
     Ramp,
     Hold,
-    /// What the hold has sent is waited for.
+    /// Waits for the answers to the messages of the hold.
     HoldEnd,
-    /// A storm resets all.
+    /// A storm resets all connections.
     Drop,
-    /// They come back.
+    /// They are reopened.
     Reopen,
     Verify,
     Drain,
-    /// Where packets were lost, the server is asked whether it has the resets.
+    /// If packets were lost, checks whether the server has the resets.
     Confirm,
 }
 
-/// What is to be opened.
+/// The connections to be opened.
 #[derive(Debug, Default)]
 struct Opening {
     pace: Option<Pace>,
     /// The next connection that was never tried in this phase.
     next: u32,
-    /// New ones that are still to be tried in this phase.
+    /// New ones that remain to be tried in this phase.
     left: u64,
-    /// Those to be tried again at once.
+    /// Those to be retried at once.
     again: Vec<u32>,
-    /// Those that wait for their next attempt.
+    /// Those that wait for a retry.
     retries: Retries,
-    /// Further attempts so far, of those that had any.
+    /// The number of retries of connections that had any.
     attempts: HashMap<u32, u8>,
     consecutive_failures: u32,
-    /// The most connections held since they were last counted anew.
+    /// The maximum of connections held since the count was last reset.
     most_held: u64,
 }
 
@@ -89,7 +89,7 @@ impl Opening {
         self.consecutive_failures = 0;
     }
 
-    /// Lets go of all that waits; says how many those were.
+    /// Removes everything that waits; returns the number.
     fn give_up(&mut self) -> u64 {
         self.left = 0;
         let again = std::mem::take(&mut self.again).len();
@@ -97,27 +97,27 @@ impl Opening {
     }
 }
 
-/// The service of the reactor that watches the device.
+/// The handler of the reactor that watches the device.
 #[derive(Debug)]
-pub(super) struct Flood<'a, P: Protocol> {
+pub(super) struct Driver<'a, P: Protocol> {
     setup: &'a Setup,
     settings: Settings,
     stats: RunStats,
     progress: &'a Progress,
-    ends: Ends<P, Device>,
+    tcp: Tcp<P, Device>,
     opening: Opening,
     phase: Phase,
     phase_began: Instant,
     hold_began: Instant,
     stall: Stall,
-    /// Where a pass over all connections is.
+    /// The position of a pass over all connections.
     cursor: u32,
     /// When the next slice of a paced pass may begin.
     slice_due: Instant,
     /// When messages are due during the hold.
     schedule: Option<Schedule>,
     next_message: u64,
-    /// Turns of connections that had gone, or were being opened anew.
+    /// Turns of connections that had ended, or were being reopened.
     vacant: u64,
     churn: Option<RateLimiter>,
     churn_cursor: u32,
@@ -125,7 +125,7 @@ pub(super) struct Flood<'a, P: Protocol> {
     cpu_before_ramp: Option<f64>,
     lost_at_tick: u64,
     unconfirmed: u64,
-    /// The rest of them is not asked for.
+    /// Whether the rest of a pass is skipped.
     has_given_up: bool,
     is_signalled: bool,
     alarm: Alarm,
@@ -136,25 +136,25 @@ pub(super) struct Flood<'a, P: Protocol> {
     expiry: Option<TimerId>,
 }
 
-impl<'a, P: Protocol> Flood<'a, P> {
+impl<'a, P: Protocol> Driver<'a, P> {
     /// # Errors
-    /// No descriptor is left for its clock.
+    /// No descriptor is left for its timer.
     pub(super) fn new(
         setup: &'a Setup,
         settings: Settings,
         stats: RunStats,
         progress: &'a Progress,
-        ends: Ends<P, Device>,
+        tcp: Tcp<P, Device>,
     ) -> Result<Self, Errno> {
         let now = Instant::now();
-        let in_flight_max = settings.in_flight_max.min(ends.link.in_flight_max);
+        let in_flight_max = settings.in_flight_max.min(tcp.link.in_flight_max);
         let settings = Settings { in_flight_max, ..settings };
         Ok(Self {
             setup,
             settings,
             stats,
             progress,
-            ends,
+            tcp,
             opening: Opening::default(),
             phase: Phase::WayBack,
             phase_began: now,
@@ -185,21 +185,21 @@ impl<'a, P: Protocol> Flood<'a, P> {
     /// # Errors
     /// No descriptor or no epoll watch is left.
     pub(super) fn start(&mut self, cx: &mut Cx) -> io::Result<()> {
-        let descriptor = self.ends.link.descriptor()?;
+        let descriptor = self.tcp.link.descriptor()?;
         self.device = Some(cx.watch(descriptor, Interest::Readable)?);
         self.alarm.watch(cx)?;
         self.tick = arm(cx, TICK);
         self.expiry = arm(cx, EXPIRY);
-        self.opening.left = u64::from(self.ends.count().min(1));
+        self.opening.left = u64::from(self.tcp.count().min(1));
         self.open_due(Instant::now());
         Ok(())
     }
 
-    pub(super) fn into_parts(self) -> (RunStats, Ends<P, Device>) {
-        (self.stats, self.ends)
+    pub(super) fn into_parts(self) -> (RunStats, Tcp<P, Device>) {
+        (self.stats, self.tcp)
     }
 
-    /// Does what can be done now, and sets the alarm for what can't.
+    /// Does what is due now, and arms the timer for the rest.
     fn go_on(&mut self, cx: &mut Cx) {
         while let Some(next) = self.advance(Instant::now()) {
             self.enter(next);
@@ -215,14 +215,14 @@ impl<'a, P: Protocol> Flood<'a, P> {
         }
     }
 
-    /// Reads what has come, as far as one turn allows.
+    /// Reads received packets, up to the bound of one turn.
     fn read(&mut self, cx: &mut Cx) {
         let mut buffer = std::mem::take(&mut self.buffer);
         for _ in 0..PACKETS_PER_TURN {
-            match self.ends.link.receive(&mut buffer) {
+            match self.tcp.link.receive(&mut buffer) {
                 Ok(Some(packet)) => {
                     let now = Instant::now();
-                    if let Some(event) = self.ends.on_packet(packet, now) {
+                    if let Some(event) = self.tcp.on_packet(packet, now) {
                         self.on_event(event, now);
                     }
                 }
@@ -236,9 +236,9 @@ impl<'a, P: Protocol> Flood<'a, P> {
         self.buffer = buffer;
     }
 
-    /// The device is gone: nothing more can be sent or received.
+    /// The device has failed: nothing more can be sent or received.
     fn fail(&mut self, cx: &mut Cx, error: &io::Error) {
-        log::error!("{} can't be read: {error}", self.ends.link.name());
+        log::error!("{} can't be read: {error}", self.tcp.link.name());
         let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
         self.stats.stop.get_or_insert(Stop::Network(errno));
         self.end_phase(Phase::Drain);
@@ -249,12 +249,12 @@ impl<'a, P: Protocol> Flood<'a, P> {
     }
 
     fn expire(&mut self, now: Instant) {
-        while let Some(event) = self.ends.expire(now) {
+        while let Some(event) = self.tcp.expire(now) {
             self.on_event(event, now);
         }
     }
 
-    /// Works at the present phase; says which one follows once it is over.
+    /// Continues the present phase; returns the next one when it is over.
     fn advance(&mut self, now: Instant) -> Option<Phase> {
         match self.phase {
             Phase::WayBack | Phase::Ramp | Phase::Reopen => self.open_due(now),
@@ -263,7 +263,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
                 self.close_due(now);
                 self.open_due(now);
             }
-            // What churn has closed comes back.
+            // Reopens what churn has closed.
             Phase::HoldEnd => self.open_due(now),
             Phase::Drop | Phase::Drain => self.reset_due(now),
             Phase::Verify => self.ask_more(now),
@@ -273,9 +273,9 @@ impl<'a, P: Protocol> Flood<'a, P> {
     }
 
     fn following(&self, now: Instant) -> Option<Phase> {
-        let is_quiet = self.ends.waiting() == 0;
+        let is_quiet = self.tcp.waiting() == 0;
         let is_opened = is_quiet && (self.opens_no_more() || !self.opening.has_work());
-        let is_passed = self.cursor >= self.ends.count();
+        let is_passed = self.cursor >= self.tcp.count();
         let is_interrupted = self.stats.stop == Some(Stop::Interrupted);
         match self.phase {
             Phase::Drain if is_passed && self.has_doubt() => Some(Phase::Confirm),
@@ -288,14 +288,14 @@ impl<'a, P: Protocol> Flood<'a, P> {
             Phase::Hold if self.stats.held == 0 && is_opened => Some(Phase::HoldEnd),
             Phase::HoldEnd if is_opened && self.settings.storm => Some(Phase::Drop),
             Phase::Drop if is_passed => Some(Phase::Reopen),
-            Phase::HoldEnd if is_opened => Some(self.last_proof()),
-            Phase::Reopen if is_opened => Some(self.last_proof()),
+            Phase::HoldEnd if is_opened => Some(self.last_verification()),
+            Phase::Reopen if is_opened => Some(self.last_verification()),
             Phase::Verify if is_quiet && is_passed => Some(Phase::Drain),
             _ => None,
         }
     }
 
-    /// What has stopped the ramp keeps nothing from coming back later.
+    /// A reason that has stopped the ramp does not prevent reopening later.
     fn opens_no_more(&self) -> bool {
         match self.phase {
             Phase::WayBack | Phase::Ramp => self.stats.stop.is_some(),
@@ -303,7 +303,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         }
     }
 
-    fn last_proof(&self) -> Phase {
+    fn last_verification(&self) -> Phase {
         if self.settings.verify { Phase::Verify } else { Phase::Drain }
     }
 
@@ -383,7 +383,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
 
     fn end_ramp(&mut self) {
         self.stats.note_ramp_cpu(self.cpu_before_ramp);
-        let unfinished = self.ends.waiting() as u64;
+        let unfinished = self.tcp.waiting() as u64;
         self.stats.failures.count_unfinished(unfinished);
         if self.stats.stop != Some(Stop::Interrupted) {
             self.stats.failed += unfinished + self.opening.give_up();
@@ -410,13 +410,13 @@ impl<'a, P: Protocol> Flood<'a, P> {
         if let Some(per_second) = self.settings.churn_per_second {
             self.churn = Some(RateLimiter::new(per_second, self.phase_began));
             let per_second = format::count(per_second);
-            line = format!("{line}; {per_second} a second are closed and opened anew");
+            line = format!("{line}; {per_second} a second are closed and reopened");
         }
         self.progress.begin("holding", &line);
     }
 
     fn begin_messages(&mut self, workload: &Workload) -> Schedule {
-        let active = workload.active(self.ends.count() as usize);
+        let active = workload.active(self.tcp.count() as usize);
         let schedule = workload.schedule(active);
         let stats = &mut self.stats.workload;
         stats.began = self.phase_began.duration_since(self.stats.started);
@@ -433,8 +433,8 @@ impl<'a, P: Protocol> Flood<'a, P> {
             stats.skipped = (self.next_message - self.vacant).saturating_sub(stats.sent);
             stats.seconds = self.stats.started.elapsed().saturating_sub(stats.began);
             stats.end_interval(stats.seconds);
-            // Where a signal ends it, some wait for their answers.
-            stats.unanswered += self.ends.waiting() as u64;
+            // After a signal, some are unanswered.
+            stats.unanswered += self.tcp.waiting() as u64;
         }
         self.opening.give_up();
     }
@@ -446,7 +446,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
     /// Opens as many as may be under way.
     fn open_due(&mut self, now: Instant) {
         for _ in 0..SENDS_PER_TURN {
-            if self.opens_no_more() || self.ends.waiting() >= self.settings.in_flight_max {
+            if self.opens_no_more() || self.tcp.waiting() >= self.settings.in_flight_max {
                 return;
             }
             let has_due = self.opening.left > 0
@@ -460,7 +460,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
             }
             let Some(index) = self.next_to_open(now) else { return };
             self.stats.attempted += 1;
-            self.ends.open(index, now);
+            self.tcp.open(index, now);
         }
         self.wake_at(now);
     }
@@ -474,10 +474,10 @@ impl<'a, P: Protocol> Flood<'a, P> {
         if let Some(index) = self.opening.again.pop() {
             return Some(index);
         }
-        while self.opening.left > 0 && self.opening.next < self.ends.count() {
+        while self.opening.left > 0 && self.opening.next < self.tcp.count() {
             let index = self.opening.next;
             self.opening.next += 1;
-            if self.ends.stage(index) == Stage::Closed {
+            if self.tcp.stage(index) == Stage::Closed {
                 self.opening.left -= 1;
                 return Some(index);
             }
@@ -490,7 +490,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
     fn send_due(&mut self, now: Instant) {
         let Some(schedule) = self.schedule else { return };
         let (elapsed, hold) = (now - self.hold_began, self.settings.hold);
-        let (count, active) = (u64::from(self.ends.count()), self.stats.workload.connections);
+        let (count, active) = (u64::from(self.tcp.count()), self.stats.workload.connections);
         for _ in 0..SENDS_PER_TURN {
             let due = schedule.due(self.next_message);
             if due >= hold {
@@ -503,9 +503,9 @@ impl<'a, P: Protocol> Flood<'a, P> {
             let turn = schedule.turn(self.next_message) as u64;
             let index = ((turn + 1) * count / active - 1) as u32;
             self.next_message += 1;
-            match self.ends.stage(index) {
+            match self.tcp.stage(index) {
                 Stage::Up => {
-                    self.ends.ask(index, self.hold_began + due, now);
+                    self.tcp.ask(index, self.hold_began + due, now);
                     self.stats.workload.sent += 1;
                 }
                 Stage::Asked => {}
@@ -529,13 +529,13 @@ impl<'a, P: Protocol> Flood<'a, P> {
         self.wake_at(now + wait);
     }
 
-    /// Says whether there was one that waits for nothing.
+    /// Closes the next connection without an unanswered message; returns whether there was one.
     fn close_one(&mut self) -> bool {
-        for _ in 0..self.ends.count() {
-            let index = self.churn_cursor % self.ends.count();
+        for _ in 0..self.tcp.count() {
+            let index = self.churn_cursor % self.tcp.count();
             self.churn_cursor = index + 1;
-            if self.ends.stage(index) == Stage::Up {
-                self.ends.reset(index);
+            if self.tcp.stage(index) == Stage::Up {
+                self.tcp.reset(index);
                 self.stats.held -= 1;
                 self.stats.churn.closed += 1;
                 self.opening.again.push(index);
@@ -552,37 +552,37 @@ impl<'a, P: Protocol> Flood<'a, P> {
         }
         let (count, pause) = slice_of_resets(self.setup.is_here, self.stats.peak, self.stats.ramp);
         let mut left = count;
-        while left > 0 && self.cursor < self.ends.count() {
+        while left > 0 && self.cursor < self.tcp.count() {
             let index = self.cursor;
             self.cursor += 1;
-            let was = self.ends.stage(index);
+            let was = self.tcp.stage(index);
             if was == Stage::Closed {
                 continue;
             }
             left -= 1;
-            self.ends.reset(index);
+            self.tcp.reset(index);
             if self.phase == Phase::Drop && matches!(was, Stage::Up | Stage::Asked) {
                 self.stats.held -= 1;
                 self.stats.storm.dropped += 1;
             }
         }
         self.slice_due = now + pause;
-        if self.cursor < self.ends.count() {
+        if self.cursor < self.tcp.count() {
             self.wake_at(self.slice_due);
         }
     }
 
-    /// Asks all that are up, as many at once as may be under way.
+    /// Sends a heartbeat on all that are up, with a bounded number under way.
     fn ask_more(&mut self, now: Instant) {
         let mut sends = SENDS_PER_TURN;
-        while self.cursor < self.ends.count() && self.ends.waiting() < self.settings.in_flight_max {
+        while self.cursor < self.tcp.count() && self.tcp.waiting() < self.settings.in_flight_max {
             if sends == 0 {
                 return self.wake_at(now);
             }
             let index = self.cursor;
             self.cursor += 1;
-            if self.ends.stage(index) == Stage::Up {
-                self.ends.ask(index, now, now);
+            if self.tcp.stage(index) == Stage::Up {
+                self.tcp.ask(index, now, now);
                 sends -= 1;
             }
         }
@@ -590,27 +590,27 @@ impl<'a, P: Protocol> Flood<'a, P> {
 
     /// Whether a reset may have been lost.
     fn has_doubt(&self) -> bool {
-        self.ends.counters.retransmitted > 0 || self.ends.link.unsent > 0
+        self.tcp.counters.retransmitted > 0 || self.tcp.link.unsent > 0
     }
 
-    /// Asks no more, and waits for no more answers.
+    /// Sends no more heartbeats, and waits for no more answers.
     fn give_up_confirming(&mut self) {
-        let left = self.ends.count() - self.cursor;
-        self.unconfirmed += u64::from(left) + self.ends.waiting() as u64;
-        self.cursor = self.ends.count();
+        let left = self.tcp.count() - self.cursor;
+        self.unconfirmed += u64::from(left) + self.tcp.waiting() as u64;
+        self.cursor = self.tcp.count();
         self.has_given_up = true;
     }
 
     fn confirm_more(&mut self, now: Instant) {
         let mut sends = SENDS_PER_TURN;
-        while self.cursor < self.ends.count() && self.ends.waiting() < self.settings.in_flight_max {
+        while self.cursor < self.tcp.count() && self.tcp.waiting() < self.settings.in_flight_max {
             if sends == 0 {
                 return self.wake_at(now);
             }
             let index = self.cursor;
             self.cursor += 1;
-            if self.ends.was_open(index) {
-                self.ends.confirm(index, now);
+            if self.tcp.was_open(index) {
+                self.tcp.confirm(index, now);
                 sends -= 1;
             }
         }
@@ -638,7 +638,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
             } => {
                 self.note_failure(index, was, why, has_part);
             }
-            // It is this end that closes them.
+            // This end closes them.
             Event::Ended { .. } if matches!(self.phase, Phase::Drain | Phase::Confirm) => {}
             Event::Ended { .. } if self.phase == Phase::Drop => {
                 self.stats.held -= 1;
@@ -674,7 +674,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         }
     }
 
-    /// A message was answered, of the hold or of the second proof.
+    /// A message of the hold or of the second verification was answered.
     fn note_answer(&mut self, index: u32, latency: Duration, now: Instant) {
         self.stall.note_success();
         if self.phase == Phase::Verify {
@@ -692,7 +692,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         if has_passed && self.phase == Phase::Hold {
             stats.sent += 1;
             stats.late += 1;
-            self.ends.ask(index, now - latency + period, now);
+            self.tcp.ask(index, now - latency + period, now);
         }
     }
 
@@ -719,7 +719,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
             Why::Mismatch => {
                 self.stats.failed += 1;
                 if self.stats.complaint.is_none() {
-                    self.stats.complaint = self.ends.protocol().complaint();
+                    self.stats.complaint = self.tcp.protocol().complaint();
                 }
                 self.note_consecutive_failure(Stop::NotAnEcho);
             }
@@ -765,7 +765,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         }
     }
 
-    /// A connection that was held has gone.
+    /// A held connection has ended.
     fn note_loss(&mut self, was: Stage, why: Why, has_part: bool) {
         if was == Stage::Asked && self.schedule.is_some() {
             if why == Why::Mismatch {
@@ -787,7 +787,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
         self.stats.lose_one(errno);
     }
 
-    /// The alarm rings at the earliest of the times that are asked for.
+    /// Arms the timer for the earliest of the given times.
     fn wake_at(&mut self, at: Instant) {
         let now = Instant::now();
         if self.alarm_at.is_some_and(|set| set <= at && set > now) {
@@ -806,7 +806,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
             endpoint.publish(exposition::PREFIX, Box::new(snapshot));
         }
         self.stats.sample_hold(Instant::now());
-        self.progress.tick(&self.stats, self.ends.waiting(), || self.line());
+        self.progress.tick(&self.stats, self.tcp.waiting(), || self.line());
         self.held_at_tick = self.stats.held;
         if self.schedule.is_some() {
             let elapsed = self.stats.started.elapsed().saturating_sub(self.stats.workload.began);
@@ -819,7 +819,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
             } else {
                 Stop::ServerSilent
             });
-            self.cursor = self.ends.count();
+            self.cursor = self.tcp.count();
         }
         if is_stalled && self.phase == Phase::Reopen {
             self.opening.give_up();
@@ -835,7 +835,7 @@ impl<'a, P: Protocol> Flood<'a, P> {
 
     fn line(&self) -> String {
         let stats = &self.stats;
-        let resent = some(self.ends.counters.retransmitted, "sent again");
+        let resent = some(self.tcp.counters.retransmitted, "sent again");
         let lost = some(stats.lost, "lost");
         let count = format::count;
         match self.phase {
@@ -866,25 +866,25 @@ impl<'a, P: Protocol> Flood<'a, P> {
                 count(stats.held)
             ),
             Phase::Drain => {
-                format!("closing: {} left", count(u64::from(self.ends.count() - self.cursor)))
+                format!("closing: {} left", count(u64::from(self.tcp.count() - self.cursor)))
             }
             Phase::Confirm => {
-                format!("confirming: {} left", count(u64::from(self.ends.count() - self.cursor)))
+                format!("confirming: {} left", count(u64::from(self.tcp.count() - self.cursor)))
             }
         }
     }
 
     fn is_over(&self) -> bool {
-        let is_passed = self.cursor >= self.ends.count();
+        let is_passed = self.cursor >= self.tcp.count();
         match self.phase {
             Phase::Drain => is_passed && !self.has_doubt(),
-            Phase::Confirm => self.has_given_up || (is_passed && self.ends.waiting() == 0),
+            Phase::Confirm => self.has_given_up || (is_passed && self.tcp.waiting() == 0),
             _ => false,
         }
     }
 }
 
-impl<P: Protocol> Handler for Flood<'_, P> {
+impl<P: Protocol> Handler for Driver<'_, P> {
     type Conn = ();
 
     fn on_accept(&mut self, _: &mut Cx, _: &Incoming<'_>) -> Option<()> {
@@ -907,14 +907,14 @@ impl<P: Protocol> Handler for Flood<'_, P> {
             self.tick(cx);
         } else {
             self.expiry = arm(cx, EXPIRY);
-            // What has come already is not late.
+            // Packets that have already arrived are not late.
             self.read(cx);
             self.expire(Instant::now());
         }
         self.go_on(cx);
     }
 
-    /// The first signal ends the run early and in order, the second at once.
+    /// The first signal ends the run early and in order, the second one immediately.
     fn on_signal(&mut self, cx: &mut Cx, signal: Signal) {
         if std::mem::replace(&mut self.is_signalled, true) {
             self.progress.end();
@@ -926,7 +926,7 @@ impl<P: Protocol> Handler for Flood<'_, P> {
         }
         if !matches!(self.phase, Phase::Drain | Phase::Confirm) {
             self.stats.stop = Some(Stop::Interrupted);
-            self.progress.warn("ending early; a second signal leaves at once");
+            self.progress.warn("ending early; a second signal exits immediately");
         }
         self.go_on(cx);
     }

@@ -1,0 +1,208 @@
+//! The connections of one target: which are to be opened, over which route, and which wait for another attempt.
+
+use std::time::{Duration, Instant};
+
+use crate::destination::Destination;
+use crate::failures::Retries;
+use crate::plan::Plan;
+
+/// The first pause after a full backlog; it doubles up to the longest one.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(1);
+const BACKLOG_PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// What is to be opened to one target, and what is under way.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) destination: Destination,
+    pub(super) plan: Plan,
+    /// The next connection that was never tried.
+    next_number: u64,
+    /// Numbers from one connection of this target to the next.
+    step: u64,
+    /// The last number of the run.
+    last_number: u64,
+    /// Connections that were held and closed, to be opened again.
+    reopen: Vec<u32>,
+    /// Connections to be tried again at once.
+    again: Vec<u32>,
+    pub(super) retries: Retries,
+    /// Attempts under way: they end with an answer or, without verification, with the connection.
+    pub(super) under_way: usize,
+    /// Drops and final failures since there were last more connections held than ever before.
+    pub(super) consecutive_failures: u32,
+    /// The most connections held since they were last counted from the beginning.
+    pub(super) most_held: u64,
+    /// After a full backlog, when the next connect may be started.
+    paused_until: Option<Instant>,
+    backlog_pause: Duration,
+    /// Nothing more is opened to this target.
+    pub(super) is_stopped: bool,
+}
+
+/// A connection to be tried.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Work {
+    pub(super) number: u32,
+    pub(super) retries: u8,
+    /// It was tried before.
+    pub(super) is_known: bool,
+    /// It was tried before and is not one that was held.
+    pub(super) is_retry: bool,
+}
+
+impl Lane {
+    /// The connections `first`, `first + step` and so on up to `goal`.
+    pub(super) fn new(
+        destination: Destination,
+        plan: Plan,
+        first: u64,
+        step: u64,
+        goal: u32,
+    ) -> Self {
+        Self {
+            destination,
+            plan,
+            next_number: first,
+            step,
+            last_number: u64::from(goal),
+            reopen: Vec::new(),
+            again: Vec::new(),
+            retries: Retries::default(),
+            under_way: 0,
+            consecutive_failures: 0,
+            most_held: 0,
+            paused_until: None,
+            backlog_pause: BACKLOG_PAUSE,
+            is_stopped: false,
+        }
+    }
+
+    /// From here on only connections that were held are opened again, and each of them is a success.
+    pub(super) fn begin_reopening(&mut self) {
+        self.next_number = self.last_number + 1;
+        self.is_stopped = false;
+        self.count_from(0);
+    }
+
+    pub(super) fn reopen(&mut self, number: u32) {
+        self.reopen.push(number);
+    }
+
+    pub(super) fn try_again(&mut self, number: u32) {
+        self.again.push(number);
+    }
+
+    /// From here on more connections than `held` are a success.
+    pub(super) fn count_from(&mut self, held: u64) {
+        self.most_held = held;
+        self.consecutive_failures = 0;
+    }
+
+    fn has_new_work(&self) -> bool {
+        self.next_number <= self.last_number || !self.again.is_empty() || !self.reopen.is_empty()
+    }
+
+    /// Whether something is to be opened, now or later.
+    pub(super) fn has_work(&self) -> bool {
+        !self.is_stopped && (self.has_new_work() || self.retries.len() > 0)
+    }
+
+    pub(super) fn has_due_work(&self, now: Instant) -> bool {
+        !self.is_stopped
+            && !self.is_paused(now)
+            && (self.has_new_work() || self.retries.next_due().is_some_and(|due| due <= now))
+    }
+
+    /// When there is work that is not due now; `None` without any.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        if self.is_stopped {
+            return None;
+        }
+        let work = if self.has_new_work() { self.paused_until } else { self.retries.next_due() };
+        work.map(|due| self.paused_until.map_or(due, |until| due.max(until)))
+    }
+
+    /// The next connection to be tried.
+    pub(super) fn next_work(&mut self, now: Instant) -> Option<Work> {
+        if let Some((number, retries)) = self.retries.pop_due(now) {
+            return Some(Work { number, retries, is_known: true, is_retry: true });
+        }
+        if let Some(number) = self.again.pop() {
+            return Some(Work { number, retries: 0, is_known: true, is_retry: true });
+        }
+        if let Some(number) = self.reopen.pop() {
+            return Some(Work { number, retries: 0, is_known: true, is_retry: false });
+        }
+        if self.next_number > self.last_number {
+            return None;
+        }
+        let number = self.next_number as u32;
+        self.next_number += self.step;
+        Some(Work { number, retries: 0, is_known: false, is_retry: false })
+    }
+
+    /// Discards what was to be tried again; returns the number of connections that are under way or were to be tried.
+    pub(super) fn give_up(&mut self) -> u64 {
+        let waiting = self.again.len() + self.reopen.len() + self.retries.give_up();
+        self.again.clear();
+        self.reopen.clear();
+        (self.under_way + waiting) as u64
+    }
+
+    /// The backlog of the socket is full: waits for the server to accept.
+    pub(super) fn pause(&mut self, now: Instant) {
+        self.paused_until = Some(now + self.backlog_pause);
+        self.backlog_pause = (self.backlog_pause * 2).min(BACKLOG_PAUSE_MAX);
+    }
+
+    /// The server accepts.
+    pub(super) fn end_pause(&mut self) {
+        self.paused_until = None;
+        self.backlog_pause = BACKLOG_PAUSE;
+    }
+
+    fn is_paused(&self, now: Instant) -> bool {
+        self.paused_until.is_some_and(|until| until > now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lane(first: u64, step: u64, goal: u32) -> Lane {
+        let plan = Plan::new(vec![], 9900, 1, 28_232);
+        Lane::new(Destination::new(([127, 0, 0, 1], 9900), 1), plan, first, step, goal)
+    }
+
+    #[test]
+    fn lanes_share_the_numbers() {
+        let now = Instant::now();
+        let mut all: Vec<u32> = vec![];
+        for first in 1..=3 {
+            let mut lane = lane(first, 3, 10);
+            let own = std::iter::from_fn(|| lane.next_work(now)).map(|work| work.number);
+            all.extend(own);
+            assert!(!lane.has_work());
+        }
+        assert_eq!(all, [1, 4, 7, 10, 2, 5, 8, 3, 6, 9]);
+    }
+
+    #[test]
+    fn a_full_backlog_is_tried_again_after_growing_pauses() {
+        let start = Instant::now();
+        let (mut lane, mut now) = (lane(1, 1, 1), start);
+        let mut pauses = vec![];
+        for _ in 0..9 {
+            lane.pause(now);
+            assert!(!lane.has_due_work(now));
+            let due = lane.next_due().unwrap();
+            pauses.push((due - now).as_millis());
+            now = due;
+            assert!(lane.has_due_work(now));
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 100, 100]);
+        lane.end_pause();
+        assert!(lane.has_due_work(start) && lane.next_due().is_none());
+    }
+}
