@@ -8,7 +8,7 @@ pub(crate) mod packages;
 pub(crate) mod qemu;
 pub(crate) mod request;
 
-/// The MAC address of one end of a cable; each qemu process would number its cards from the same start.
+/// The MAC address of one end of a cable. By default all qemu processes assign the same ones.
 pub(crate) fn card(cable: u8, end: u8) -> String {
     format!("52:54:00:c1:{cable:02x}:{end:02x}")
 }

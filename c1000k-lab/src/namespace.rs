@@ -157,7 +157,8 @@ impl Namespace {
     /// Makes this end unreachable: the other end sees no error, and its frames go to a card that does not exist.
     pub(crate) fn vanish(&self) -> Result<()> {
         let Self { device, outer, .. } = self;
-        let card = fs::read_to_string(format!("/sys/class/net/{device}/address"))?;
+        let path = format!("/sys/class/net/{device}/address");
+        let card = fs::read_to_string(&path).context(path)?;
         let card = card.trim();
         self.network
             .ip(&format!("neigh replace {outer} lladdr {card} dev {INSIDE} nud permanent"))?;

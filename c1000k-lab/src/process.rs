@@ -33,7 +33,7 @@ impl Process {
         Ok(Self { child, name: name.to_owned(), log: PathBuf::new() })
     }
 
-    /// Without input, and with both outputs in a log file.
+    /// Starts a program without input, and with both outputs in a log file.
     pub(crate) fn spawn_logged(name: &str, command: &mut Command, log: PathBuf) -> Result<Self> {
         let file = File::create(&log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);

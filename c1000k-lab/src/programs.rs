@@ -15,8 +15,8 @@ use crate::process::output;
 pub(crate) struct Programs(pub(crate) PathBuf);
 
 impl Programs {
-    /// In the folder that the variable names; else those that cargo builds, if it runs this program; else those beside
-    /// this program.
+    /// The programs in the folder that the variable names; or if cargo runs this program, those that cargo builds; or those
+    /// in the folder of this program.
     pub(crate) fn find(variable: &str) -> Result<Self> {
         match (env::var_os(variable), env::var_os("CARGO_MANIFEST_DIR")) {
             (None, Some(package)) => Self::within(&build(Path::new(&package), &[], None)?),
@@ -24,7 +24,7 @@ impl Programs {
         }
     }
 
-    /// The same without building any.
+    /// The same without a build.
     pub(crate) fn find_built(variable: &str) -> Result<Self> {
         match env::var_os(variable) {
             Some(folder) => Self::within(Path::new(&folder)),
@@ -32,7 +32,7 @@ impl Programs {
         }
     }
 
-    /// For a guest, which has no libraries: linked statically.
+    /// Statically linked programs, because a guest has no libraries.
     pub(crate) fn for_guests() -> Result<Self> {
         let variable = "MILLION_BINARIES";
         match (env::var_os(variable), env::var_os("CARGO_MANIFEST_DIR")) {
@@ -68,7 +68,7 @@ struct Message {
     executable: Option<PathBuf>,
 }
 
-/// Builds both, and returns their folder, whatever target folder or triple is configured.
+/// Builds both, and returns their folder, for any configured target folder or triple.
 fn build(package: &Path, options: &[&str], flags: Option<&str>) -> Result<PathBuf> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     if let Some(flags) = flags {
@@ -118,7 +118,7 @@ fn folder_of(program: &str, messages: &str) -> Result<PathBuf> {
             return Ok(path.parent().context("no folder")?.to_owned());
         }
     }
-    bail!("cargo does not print where {program} is")
+    bail!("cargo does not print the path of {program}")
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const END_TIMEOUT: Duration = Duration::from_secs(60);
 const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What all servers under test have in common.
+/// The programs and settings that all servers under test share.
 #[derive(Debug)]
 pub(crate) struct Lab {
     pub(crate) programs: Programs,
@@ -36,7 +36,7 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// Prepares this process too: call it before any thread is started.
+    /// Also prepares this process; call it before any thread is started.
     pub(crate) fn new(file_table: FileTableChoice) -> Result<Self> {
         handle_interrupts()?;
         raise_descriptor_limit()?;
@@ -181,7 +181,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // First the server: while it runs, the bystander waits for its echo.
+        // The server first: while it runs, the bystander waits for its echo.
         let _ = self.process.kill();
         if let Some(bystander) = self.bystander.take() {
             let _ = bystander.end();
@@ -189,7 +189,7 @@ impl Drop for Server {
     }
 }
 
-/// The kernel lists the files of a ring only while no system call uses it, so this is repeated for a busy server.
+/// The kernel lists the files of a ring only while no system call uses it, so the read is repeated for a busy server.
 fn sockets_listed(ring: &Path) -> Result<usize> {
     let mut sockets = 0;
     wait_until("the kernel lists the files of a ring", LIST_TIMEOUT, || {
@@ -200,7 +200,7 @@ fn sockets_listed(ring: &Path) -> Result<usize> {
     Ok(sockets)
 }
 
-/// As in `   12: socket:[4711]`.
+/// Whether this line of `fdinfo` is a socket, as in `   12: socket:[4711]`.
 fn is_socket(line: &str) -> bool {
     let Some((number, file)) = line.trim_start().split_once(": ") else { return false };
     number.parse::<u32>().is_ok() && file.starts_with("socket:")

@@ -228,6 +228,13 @@ impl<C> Context<C> {
         Stats { timers_armed, ..self.stats.clone() }
     }
 
+    /// Resets [`Stats::turn_longest`] and [`Stats::callback_longest`], to measure the next period. A running turn counts
+    /// for the next period.
+    pub fn reset_lag(&mut self) {
+        self.stats.turn_longest = Duration::ZERO;
+        self.stats.callback_longest = None;
+    }
+
     /// Returns the number of connections, including those that are still connecting or flushing.
     #[must_use]
     pub fn connections(&self) -> usize {

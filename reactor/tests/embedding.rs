@@ -134,5 +134,8 @@ fn the_longest_callback_is_named_if_callbacks_are_timed() {
         };
         assert_eq!((longest.callback, longest.callback.name()), (Callback::Close, "on_close"));
         assert!(longest.time >= VERY_SLOW && longest.time <= stats.turn_longest, "{stats:?}");
+        world.cx().reset_lag();
+        let stats = world.cx().stats();
+        assert_eq!((stats.turn_longest, stats.callback_longest), (Duration::ZERO, None));
     }
 }

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// And a second for each 10,000 connections.
+/// In addition to one second per 10,000 connections.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// More than before the run.
+/// Sockets that may remain after the teardown, in addition to those before the run.
 pub(crate) const SOCKETS_LEFT_MAX: u64 = 50;
 
 /// The server closes its sockets as it reads the resets, and the kernel frees the clients' sockets. Its count of sockets
@@ -23,7 +23,7 @@ impl Teardown {
         Self { sockets_max, stall_timeout, fewest: u64::MAX, decreased: now }
     }
 
-    /// With the number of sockets now.
+    /// Takes the current number of sockets.
     pub(crate) fn is_over(&mut self, sockets: u64, now: Instant) -> bool {
         if sockets < self.fewest {
             (self.fewest, self.decreased) = (sockets, now);

@@ -187,6 +187,7 @@ impl SendBatch {
     }
 
     /// The number of bytes of one connection.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn bytes_of(&self, token: Token) -> usize {
         let own = self.entries.iter().filter(|entry| entry.operation.token == token);
         own.map(|entry| entry.end - entry.start).sum()
