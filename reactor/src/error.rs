@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::queue::Chunk;
+use crate::sys;
 
 /// An error of an operation of the reactor.
 #[derive(Debug)]
@@ -51,12 +52,12 @@ impl Error {
 
     /// Whether the process has no descriptor left.
     pub(crate) fn is_out_of_descriptors(&self) -> bool {
-        self.errno() == Some(nix::libc::EMFILE)
+        self.errno() == Some(sys::EMFILE)
     }
 
     /// Whether no local port, or no such local address, is available.
     pub(crate) fn is_out_of_ports(&self) -> bool {
-        self.errno() == Some(nix::libc::EADDRNOTAVAIL)
+        self.errno() == Some(sys::EADDRNOTAVAIL)
     }
 
     /// Returns the kind of a failed system call's error; [`io::ErrorKind::Other`] for other errors.
