@@ -152,6 +152,12 @@ impl<H: Handler> Harness<H> {
         &mut self.handler
     }
 
+    /// Returns the handler and the context, to call a method of the handler that needs both, such as one that starts the
+    /// service.
+    pub fn parts_mut(&mut self) -> (&mut H, &mut Context<H::Conn>) {
+        (&mut self.handler, self.reactor.context())
+    }
+
     // Peers.
 
     /// Connects a peer to a listener; it waits to be accepted. Its address is 127.0.0.1, with a different port for each

@@ -348,8 +348,9 @@ fn signals_messages_and_stops_arrive() {
     let _descriptors = Descriptors::counted();
     let (mut harness, listener) = harness();
     harness.context().watch_signals(&[Signal::Terminate]).unwrap();
-    let (sender, mailbox) = harness.context().mailbox(4);
-    harness.handler_mut().mailbox = Some(mailbox);
+    let (handler, cx) = harness.parts_mut();
+    let (sender, mailbox) = cx.mailbox(4);
+    handler.mailbox = Some(mailbox);
     std::thread::spawn(move || sender.send(7)).join().unwrap().unwrap();
     harness.run();
     assert_eq!(log(&mut harness), ["message 7"]);
