@@ -13,7 +13,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-/// The time-out of a request, and of its answer.
+/// The timeout of a request, and of its answer.
 const REQUEST_WITHIN: Duration = Duration::from_secs(2);
 /// The pause if accepting fails, for example without a free descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
