@@ -22,7 +22,7 @@ pub struct CheckArgs {
         value_name = "sysctl"
     )]
     pub print: Option<Format>,
-    /// For tests: the folder that contains the kernel's settings
+    /// For tests: the directory that contains the kernel's settings
     #[arg(long, hide = true, requires = "print", default_value = "/", value_name = "DIR")]
     pub root: PathBuf,
 }
