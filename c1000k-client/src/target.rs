@@ -202,7 +202,7 @@ pub(crate) fn within_limits(
     // A requested number is tried beyond the limit, and may reach a little more.
     let predicted = if is_asked { "predicted to fit here: " } else { "" };
     let detail = format!(
-        "{predicted}{} of {}: {}; to go further: {}",
+        "{predicted}{} of {}: {}; to open more: {}",
         format::count(room),
         format::count(wanted),
         cap.reason,
@@ -260,7 +260,7 @@ mod tests {
             );
             let cap = target.cap.unwrap();
             assert_eq!(cap.limit, Limit::Descriptors);
-            let start = "19,868 of 1,000,000: RLIMIT_NOFILE is 20,000 hard; to go further: ";
+            let start = "19,868 of 1,000,000: RLIMIT_NOFILE is 20,000 hard; to open more: ";
             assert!(cap.detail.starts_with(start), "{}", cap.detail);
         }
     }
