@@ -31,12 +31,14 @@ pub(super) struct Lane {
     /// Drops and permanent failures since `most_held` last increased.
     pub(super) consecutive_failures: u32,
     /// The maximum held since it was last reset.
-    pub(super) most_held: u64,
+    most_held: u64,
     /// When the next connect may be started after a full backlog.
     paused_until: Option<Instant>,
     backlog_pause: Duration,
     /// No more connections are opened to this target.
     pub(super) is_stopped: bool,
+    /// Only connections that were held are reopened.
+    is_reopening: bool,
 }
 
 /// A connection to be tried.
@@ -74,6 +76,7 @@ impl Lane {
             paused_until: None,
             backlog_pause: BACKLOG_PAUSE,
             is_stopped: false,
+            is_reopening: false,
         }
     }
 
@@ -81,6 +84,7 @@ impl Lane {
     pub(super) fn begin_reopening(&mut self) {
         self.next_number = self.last_number + 1;
         self.is_stopped = false;
+        self.is_reopening = true;
         self.count_from(0);
     }
 
@@ -93,9 +97,16 @@ impl Lane {
     }
 
     /// Resets the maximum: from here on, holding more connections than `held` is a success.
-    pub(super) fn count_from(&mut self, held: u64) {
+    fn count_from(&mut self, held: u64) {
         self.most_held = held;
         self.consecutive_failures = 0;
+    }
+
+    /// A connection is up; `held` are held now.
+    pub(super) fn note_up(&mut self, held: u64) {
+        if self.is_reopening || held > self.most_held {
+            self.count_from(held);
+        }
     }
 
     fn has_new_work(&self) -> bool {
