@@ -23,17 +23,17 @@ const TARGET_DEFAULT: u64 = 1_000_000;
 /// Memory of this process for each connection: the reactor's slot, the state and the timer node.
 const USER_BYTES_PER_CONNECTION: u64 = 64;
 
-/// Source addresses at most that are chosen without `--source`.
+/// The maximum number of source addresses that are chosen without `--source`.
 const LOOPBACK_SOURCES_MAX: u64 = 1_000;
 
-/// The target of a run.
+/// The requested connections of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// The target was given (`-c`), so only reaching it is success.
+    /// The number was requested (`-c`), so only reaching it is a success.
     pub(crate) is_asked: bool,
     /// The number to be reached.
     pub(crate) connections: u64,
-    /// The number to be opened: the target, or what the limits allow.
+    /// The number to be opened: `connections`, or what the limits allow.
     pub(crate) goal: u32,
     /// The limit of this machine, if it is lower.
     pub(crate) cap: Option<Cap>,

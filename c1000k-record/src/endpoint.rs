@@ -73,7 +73,7 @@ impl Endpoint {
     /// One line with the reason.
     pub fn open(address: SocketAddr) -> Result<Self, String> {
         let endpoint = Self::bind(address).map_err(|error| {
-            format!("--metrics {address} can't be served: {error}; give another address or port")
+            format!("--metrics {address} can't be served: {error}; use another address or port")
         })?;
         log::info!("metrics: http://{}/metrics", endpoint.address());
         Ok(endpoint)
