@@ -15,7 +15,7 @@ const NAME_BYTES_MAX: usize = 253;
 /// The longest path of a Unix-domain socket.
 const SOCKET_BYTES_MAX: usize = 107;
 
-/// What a Unix-domain socket is called in an HTTP request and in a certificate.
+/// The host name of a Unix-domain socket in HTTP requests and certificates.
 const UNIX_HOST: &str = "localhost";
 
 /// A server before its name is resolved.
@@ -28,7 +28,7 @@ pub(crate) struct TargetAddress {
     pub(crate) path: String,
 }
 
-/// The protocol over TCP or a Unix-domain socket. An echo, `tcp`, is called so over both.
+/// The protocol over TCP or a Unix-domain socket. The echo is `tcp` over both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scheme {
     Tcp,
@@ -59,7 +59,7 @@ impl Scheme {
         let found = SCHEMES.iter().find(|(_, name)| name.eq_ignore_ascii_case(text));
         found.map(|&(scheme, _)| scheme).ok_or_else(|| {
             let names: Vec<&str> = SCHEMES.iter().map(|&(_, name)| name).collect();
-            format!("{text:?} is no protocol that is spoken here: those are {}", names.join(", "))
+            format!("{text:?} is not a supported protocol; supported: {}", names.join(", "))
         })
     }
 
@@ -67,7 +67,7 @@ impl Scheme {
         SCHEMES.iter().find(|(scheme, _)| *scheme == self).map_or("", |&(_, name)| name)
     }
 
-    /// The usual port of such servers, if there is one.
+    /// The default port of the protocol, if it has one.
     pub(crate) fn port(self) -> Option<u16> {
         match self {
             Self::Tcp | Self::Tls => None,
@@ -129,7 +129,7 @@ impl TargetAddress {
         // A URL has an empty host before an absolute path.
         let socket = match socket.strip_prefix("//") {
             Some(path) if path.starts_with('/') => path,
-            Some(_) => return Err(format!("no host can stand before the path; {UNIX}")),
+            Some(_) => return Err(format!("a Unix-domain path can't follow a host name; {UNIX}")),
             None => socket,
         };
         let name = socket.strip_prefix('@').unwrap_or(socket);
@@ -140,7 +140,7 @@ impl TargetAddress {
             }
             length => Err(format!(
                 "the path of the socket has {length} bytes: Linux allows {SOCKET_BYTES_MAX}; \
-                 give a shorter one, such as a symbolic link or a relative path"
+                 use a shorter one, such as a symbolic link or a relative path"
             )),
         }
     }
@@ -185,7 +185,7 @@ impl TargetAddress {
             }
         };
         let found = (name.as_str(), port).to_socket_addrs().map_err(|error| {
-            format!("{name} can't be resolved: {error}; give an address, or look at /etc/hosts and the name server")
+            format!("{name} can't be resolved: {error}; use an address, or see /etc/hosts and the name server")
         })?;
         let of_family: Vec<SocketAddr> = found
             .filter(|address| is_ipv4.is_none_or(|is_ipv4| address.is_ipv4() == is_ipv4))
@@ -209,7 +209,7 @@ impl Host {
     }
 }
 
-/// How a Unix-domain socket is given.
+/// The accepted forms of a Unix-domain socket.
 const UNIX: &str = "write it as unix:/run/server.sock, or unix:@NAME in the abstract namespace";
 
 /// The scheme, which may be empty, and the socket, of `unix:PATH` and `SCHEME+unix:PATH`.
@@ -228,7 +228,7 @@ fn split_path(scheme: Scheme, text: &str) -> Result<(&str, String), String> {
     let path = path.split('#').next().unwrap_or_default();
     if !path.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(format!(
-            "{path:?} is no path: write blanks and other letters as %20 and so on"
+            "{path:?} is not a path: percent-encode spaces and non-ASCII characters (%20)"
         ));
     }
     let slash = if path.starts_with('/') { "" } else { "/" };
@@ -242,7 +242,7 @@ fn host_and_port(text: &str) -> Result<(Host, Option<u16>), String> {
             _ if ip.ip.is_ipv4() => Err(format!("brackets are for IPv6; {WRITTEN}")),
             Some(port) => Ok((Host::Ip(ip), Some(parse_port(port)?))),
             None if rest.is_empty() => Ok((Host::Ip(ip), None)),
-            None => Err(format!("{rest:?} after the address is no port; {WRITTEN}")),
+            None => Err(format!("{rest:?} after the address is not a port; {WRITTEN}")),
         };
     }
     match text.rsplit_once(':') {
@@ -252,18 +252,18 @@ fn host_and_port(text: &str) -> Result<(Host, Option<u16>), String> {
     }
 }
 
-/// Refuses the parts of a URL that are not used here, and single brackets.
+/// Refuses the parts of a URL that are not supported, and unpaired brackets.
 fn check_bare(text: &str) -> Result<(), String> {
     // `ip link` shows an interface as eth0@if5 if its other end is in another namespace.
     let before_zone = text.split('%').next().unwrap_or(text);
     if before_zone.contains('@') {
         return Err(format!(
-            "no user is asked for here: leave out what stands before the @; {WRITTEN}"
+            "user names in URLs are not supported: remove the part before the @; {WRITTEN}"
         ));
     }
     if let Some(end) = text.find(['/', '?', '#']).filter(|&end| end > 0) {
         let rest = &text[end..];
-        return Err(format!("there are no paths here: leave {rest:?} out; {WRITTEN}"));
+        return Err(format!("this target has no path: remove {rest:?}; {WRITTEN}"));
     }
     match (text.starts_with('['), text.contains(']')) {
         (true, false) => Err(format!("the closing bracket is missing; {WRITTEN}")),
@@ -378,9 +378,9 @@ mod tests {
             ("unix:", "the path of the socket is missing"),
             ("unix:@", "the path of the socket is missing"),
             ("http+unix::/a", "the path of the socket is missing"),
-            ("unix://host/a", "no host can stand before the path"),
-            ("ftp+unix:/a", "\"ftp\" is no protocol"),
-            ("http+unix:/a:/b c", "is no path"),
+            ("unix://host/a", "a Unix-domain path can't follow a host name"),
+            ("ftp+unix:/a", "\"ftp\" is not a supported protocol"),
+            ("http+unix:/a:/b c", "is not a path"),
             (&format!("unix:{longest}x"), "has 108 bytes: Linux allows 107"),
         ] {
             let line = TargetAddress::parse(text).expect_err(text);
@@ -394,30 +394,30 @@ mod tests {
             ("", "neither an address nor a name"),
             ("tcp://", "neither an address nor a name"),
             (":9900", "neither an address nor a name"),
-            ("127.0.0", "no IP address"),
-            ("999.1.1.1", "no IP address"),
+            ("127.0.0", "not an IP address"),
+            ("999.1.1.1", "not an IP address"),
             ("127.0.0.1:0", "port 0 is out of range: a port is a number from 1 to 65535"),
             ("127.0.0.1:70000", "port 70000 is out of range"),
             ("[::1]:70000", "port 70000 is out of range"),
             ("localhost:", "1 to 65535"),
-            ("localhost:http", "\"http\" is no port"),
+            ("localhost:http", "\"http\" is not a port"),
             ("[127.0.0.1]:80", "brackets are for IPv6"),
-            ("[::1]80", "no port"),
+            ("[::1]80", "not a port"),
             ("[::1", "the closing bracket is missing"),
             ("[::1:9900", "the closing bracket is missing"),
             ("::1]:9900", "the opening bracket is missing"),
-            ("ftp://localhost", "\"ftp\" is no protocol"),
+            ("ftp://localhost", "\"ftp\" is not a supported protocol"),
             ("http://local host/", "neither an address nor a name"),
-            ("http://localhost/a b", "is no path"),
-            ("redis://localhost/0", "leave \"/0\" out"),
-            ("tcp://localhost/path", "leave \"/path\" out"),
-            ("host/x?y", "leave \"/x?y\" out"),
-            ("host:80?y", "leave \"?y\" out"),
-            ("[::1]:80#z", "leave \"#z\" out"),
-            ("192.0.2.0/24", "leave \"/24\" out"),
+            ("http://localhost/a b", "is not a path"),
+            ("redis://localhost/0", "remove \"/0\""),
+            ("tcp://localhost/path", "remove \"/path\""),
+            ("host/x?y", "remove \"/x?y\""),
+            ("host:80?y", "remove \"?y\""),
+            ("[::1]:80#z", "remove \"#z\""),
+            ("192.0.2.0/24", "remove \"/24\""),
             ("/tmp/socket", "neither an address nor a name"),
-            ("tcp://user@localhost", "leave out what stands before the @"),
-            ("user:word@localhost:80", "leave out what stands before the @"),
+            ("tcp://user@localhost", "remove the part before the @"),
+            ("user:word@localhost:80", "remove the part before the @"),
             ("fe80::1%eth0@if5", "no interface \"eth0@if5\""),
             ("local host", "neither an address nor a name"),
             ("fe80::1", "fe80::1%eth0"),

@@ -25,17 +25,17 @@ use crate::schedule::{Pace, STEP, Workload};
 use crate::stateless;
 use crate::threshold::Condition;
 
-/// Targets at most.
+/// The maximum number of targets.
 const TARGETS_MAX: usize = 256;
-/// Source addresses at most.
+/// The maximum number of source addresses.
 const SOURCES_MAX: usize = 65_536;
-/// Source addresses times destination ports at most: the plan keeps a few bytes of each pair.
+/// The maximum of source addresses times destination ports: the plan keeps a few bytes for each pair.
 const PAIRS_MAX: usize = 1 << 22;
 /// The maximum of `--in-flight`.
 const IN_FLIGHT_MAX: u64 = 65_536;
 /// The default of `--in-flight` for each destination port.
 const IN_FLIGHT_PER_PORT: u64 = 64;
-/// The default of `--in-flight` at most.
+/// The maximum of the default of `--in-flight`.
 const IN_FLIGHT_DEFAULT_MAX: u64 = 1_024;
 /// The default first port.
 const FIRST_PORT: u16 = 9900;
@@ -47,10 +47,10 @@ const HOLD: Duration = Duration::from_secs(5);
 const HEARTBEAT_MAX: Duration = Duration::from_secs(3600);
 /// The bound of a connection's write queue.
 const MESSAGE_BYTES_MAX: u64 = 256 * 1024;
-/// Durations are at most this: a day.
+/// The maximum of most durations: a day.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// The arguments, free of contradictions.
+/// The arguments after validation.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Arguments {
     /// At least one.
@@ -60,9 +60,9 @@ pub(crate) struct Arguments {
     pub(crate) trust: Trust,
     /// Ports of each target that has ports.
     pub(crate) ports: u16,
-    /// `None`: as many as the limits allow.
+    /// `None`: up to 1,000,000, as the limits allow.
     pub(crate) connections: Option<u64>,
-    /// Empty: the kernel's choice.
+    /// Empty: the kernel chooses.
     pub(crate) sources: Vec<ZonedIp>,
     /// Empty: as fast as possible.
     pub(crate) stages: Vec<Stage>,
@@ -82,23 +82,23 @@ pub(crate) struct Arguments {
     pub(crate) json: Option<Output>,
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) check: CheckArgs,
-    /// Count this many sources as if they were listed.
+    /// The number of sources that a check assumes.
     pub(crate) sources_unlisted: Option<u64>,
-    /// The clients have no sockets.
+    /// For clients without sockets.
     pub(crate) stateless: Option<stateless::Setup>,
 }
 
 /// One target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TargetArgs {
-    /// As it was given.
+    /// As typed.
     pub(crate) text: String,
     /// `tcp`, `unix`, `http+unix`.
     pub(crate) protocol: String,
     pub(crate) destination: Destination,
     /// Host and port, for HTTP requests.
     pub(crate) authority: String,
-    /// The host as it was given, without the port.
+    /// The host as typed, without the port.
     pub(crate) host: String,
     /// Path and query of a request.
     pub(crate) path: String,
@@ -131,7 +131,7 @@ pub(crate) fn parse() -> Result<Arguments, ExitCode> {
     typed.validate().map_err(|refusal| command_line::fail(refusal.code, &refusal.line))
 }
 
-/// Why nothing can be run, and the exit code.
+/// Why the run is refused, and the exit code.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     code: u8,
@@ -144,14 +144,14 @@ impl From<String> for Refusal {
     }
 }
 
-/// A target may be left out for a check, which clap can't show.
+/// A check needs no target, which clap can't show.
 const USAGES: &str = "\
 c1000k-client [OPTIONS] <TARGET>... [FIRST_PORT]
        c1000k-client [OPTIONS] --check [TARGET]... [FIRST_PORT]";
 
 const EXAMPLES: &str = "\
 Examples:
-  c1000k-client 192.0.2.1                     the default target, on ports 9900 to 9999
+  c1000k-client 192.0.2.1                     1M connections, to ports 9900 to 9999
   c1000k-client localhost:9900 --ports 1 -c 10k --hold 1m
   c1000k-client 192.0.2.1 -c 1M --source 192.0.2.16-192.0.2.31 --rate 20k/s
   c1000k-client tcp://[fe80::1%eth0]:9900 -c 1000 --json run.json
@@ -169,36 +169,36 @@ Examples:
 struct Typed {
     #[arg(
         help = "The server: an address or a name, HOST:PORT, [IPV6]:PORT, a Unix-domain socket (unix:PATH), or a URL \
-                  with the protocol: tcp, tls, http, https, ws, wss, mqtt, mqtts, redis (each also as http+unix:PATH \
-                  and so on). Several share the connections evenly. A number after the last one is FIRST_PORT, the \
-                  first of the server's ports [default: 9900]; may be left out with --check"
+                  with the protocol: tcp, tls, http, https, ws, wss, mqtt, mqtts, redis (over a Unix-domain socket: \
+                  http+unix:PATH). Several targets share the connections evenly. A number after the last one is \
+                  FIRST_PORT, the first of the server's ports [default: 9900]. May be left out with --check"
     )]
     #[arg(value_name = "TARGET", value_parser = Word::parse, num_args = 1..)]
     #[arg(required_unless_present_any = ["check", "generate", "port"])]
     words: Vec<Word>,
 
-    /// Connections to open, as 15000, 10k or 1M [default: 1M, or less where the limits allow less]
+    /// Connections to open, such as 15000, 10k or 1M [default: 1M, or what the limits allow]
     #[arg(short, long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     connections: Option<u64>,
 
-    /// Destination ports from FIRST_PORT on [default: 100; with a URL of a protocol that has its own port, 1]
+    /// Number of destination ports, from FIRST_PORT on [default: 100; 1 if the URL's protocol has a standard port]
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     ports: Option<u64>,
 
-    /// Source addresses: single ones, ranges a-b and CIDR blocks, separated by commas [default: the kernel's choice]
+    /// Source addresses: single addresses, ranges a-b and CIDR blocks, separated by commas [default: the kernel chooses]
     #[arg(long, value_name = "LIST")]
     source: Option<String>,
 
-    /// New connections per second at most [default: unlimited]
+    /// Maximum rate of new connections, per second [default: unlimited]
     #[arg(long, value_name = "N", value_parser = parse_rate, allow_hyphen_values = true)]
     rate: Option<u64>,
 
-    /// The rates of the ramp, as 10k/s:1m,0:30s,20k/s:1m; the last rate continues until the target is reached
+    /// The rates of the ramp, such as 10k/s:1m,0:30s,20k/s:1m; the last rate continues until all connections are open
     #[arg(long, value_name = "RATE:DURATION,...", value_parser = parse_stage, value_delimiter = ',')]
     #[arg(conflicts_with = "rate")]
     stages: Vec<Stage>,
 
-    /// Connects under way at once at most [default: 64 for each port, 1024 at most]
+    /// Maximum number of connects in flight [default: 64 per port, at most 1024]
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     in_flight: Option<u64>,
 
@@ -206,7 +206,7 @@ struct Typed {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration, allow_hyphen_values = true)]
     connect_timeout: Duration,
 
-    /// How long all connections are held after the ramp [default: 5s, or with --heartbeat its length]
+    /// How long all connections are held after the ramp [default: 5s; with --heartbeat, one interval]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     hold: Option<Duration>,
 
@@ -229,7 +229,7 @@ struct Typed {
     #[arg(long, value_name = "PATH", value_parser = Output::parse)]
     json: Option<Output>,
 
-    /// Serve metrics for Prometheus at /metrics of this address; a port alone is one of 127.0.0.1
+    /// Serve metrics for Prometheus at /metrics of this address; a port alone means 127.0.0.1:PORT
     #[arg(long, value_name = "ADDR", value_parser = Endpoint::parse_address)]
     metrics: Option<SocketAddr>,
 
@@ -241,7 +241,7 @@ struct Typed {
     #[arg(requires = "check", conflicts_with = "source")]
     sources: Option<u64>,
 
-    /// Not a flag of this program, but of many others
+    /// A flag of many other programs, which the error explains
     #[arg(long, hide = true, value_name = "PORT", num_args = 0..=1, default_missing_value = "9900")]
     port: Option<String>,
 
@@ -282,7 +282,7 @@ impl AsRef<OutputArgs> for Typed {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Workload")]
 struct WorkloadArgs {
-    /// During the hold, each connection sends one message in this time, spread evenly over the connections
+    /// During the hold, each connection sends one message per interval, spread evenly over the connections
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, allow_hyphen_values = true)]
     #[arg(conflicts_with_all = ["message_rate", "no_verify"])]
     heartbeat: Option<Duration>,
@@ -292,7 +292,7 @@ struct WorkloadArgs {
     #[arg(conflicts_with = "no_verify")]
     message_rate: Option<u64>,
 
-    /// The part of the connections that sends messages during the hold [default: 100%]
+    /// Percentage of the connections that send messages during the hold [default: 100%]
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent, allow_hyphen_values = true)]
     active: Option<f64>,
 
@@ -318,7 +318,7 @@ struct WorkloadArgs {
     #[arg(long)]
     storm: bool,
 
-    /// Exit with 1 if this is true at the end, as 'echo.p99>50ms', 'connect.p999>1s', 'lost>0'; may be given several times
+    /// Exit with 1 if this is true at the end: 'echo.p99>50ms', 'connect.p999>1s', 'lost>0'; repeatable
     #[arg(long, value_name = "EXPR", value_parser = Condition::parse, allow_hyphen_values = true)]
     fail_if: Vec<Condition>,
 
@@ -332,11 +332,11 @@ struct WorkloadArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Stateless clients")]
 struct StatelessArgs {
-    /// Run the clients without sockets, by a tun device: as root, or in a user and network namespace
+    /// Simulate the clients over a tun device, without sockets; needs root, or a user and network namespace
     #[arg(long, conflicts_with_all = ["source", "sources"])]
     stateless: bool,
 
-    /// The addresses of the clients; the device has the first one, at which a server of this machine is reached
+    /// The clients' addresses; the first one is the device's, where a server on this machine is reached
     #[arg(long, value_name = "CIDR", requires = "stateless", default_value = "198.18.0.0/15")]
     stateless_prefix: Ipv4Net,
 
@@ -359,42 +359,42 @@ impl StatelessArgs {
         }
         let [target] = targets else {
             return Err(
-                "--stateless is for one target: run one client for each, each with its own \
+                "--stateless takes one target: run one client for each, with separate values of \
                         --stateless-prefix"
                     .to_owned(),
             );
         };
         let Some(ip) = target.destination.ip() else {
             return Err(format!(
-                "--stateless is for TCP, and not for {}: leave it out",
+                "--stateless is for TCP, not for {}: leave it out",
                 target.destination
             ));
         };
         if !matches!(scheme, Scheme::Tcp | Scheme::Http | Scheme::Redis) {
             return Err(format!(
-                "--stateless is for tcp, http and redis, and not for {}: leave it out",
+                "--stateless is for tcp, http and redis, not for {}: leave it out",
                 scheme.name()
             ));
         }
         let SocketAddr::V4(destination) = ip.socket_addr(target.destination.first_port()) else {
-            return Err("--stateless is for IPv4: give the server's IPv4 address".to_owned());
+            return Err("--stateless supports IPv4 only: use the server's IPv4 address".to_owned());
         };
         let prefix = self.stateless_prefix.trunc();
         if !(8..=30).contains(&prefix.prefix_len()) {
             return Err(format!(
-                "--stateless-prefix {prefix} is too long or too short: give /8 to /30, as 198.18.0.0/15"
+                "--stateless-prefix {prefix} is out of range: use /8 to /30, such as 198.18.0.0/15"
             ));
         }
         if !is_of_hosts(prefix) {
             return Err(format!(
-                "--stateless-prefix {prefix} has addresses that no host can have: give another \
-                 block, as 198.18.0.0/15"
+                "--stateless-prefix {prefix} contains addresses that no host can have: use another \
+                 block, such as 198.18.0.0/15"
             ));
         }
         let own = stateless::device_address(prefix);
         if prefix.contains(destination.ip()) && *destination.ip() != own {
             return Err(format!(
-                "the server's address {} is one of the clients' ({prefix}): give another block by \
+                "the server's address {} is one of the clients' ({prefix}): use another block with \
                  --stateless-prefix",
                 destination.ip()
             ));
@@ -408,7 +408,7 @@ impl StatelessArgs {
         let room = stateless::Tuples::new(prefix, server, ports).room();
         if connections.is_some_and(|connections| connections > room) {
             return Err(format!(
-                "--stateless-prefix {prefix} has room for {} over {}: give a shorter prefix",
+                "--stateless-prefix {prefix} has room for {} over {}: use a shorter prefix",
                 format::counted(room, "connection"),
                 format::counted(u64::from(ports), "port"),
             ));
@@ -418,7 +418,7 @@ impl StatelessArgs {
     }
 }
 
-/// Whether all addresses of a block can belong to hosts.
+/// Whether hosts can have all addresses of a block.
 fn is_of_hosts(block: Ipv4Net) -> bool {
     let not = ["0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3"];
     let mut not = not.into_iter().filter_map(|text| text.parse::<Ipv4Net>().ok());
@@ -430,10 +430,11 @@ impl WorkloadArgs {
         at_least_one("--message-rate", self.message_rate)?;
         if let Some(period) = self.heartbeat {
             if period < STEP {
-                return Err("--heartbeat is below 1ms: give it as 100ms, 10s or 1m".to_owned());
+                return Err("--heartbeat must be at least 1ms: use 100ms, 10s or 1m, for example"
+                    .to_owned());
             }
             if period > HEARTBEAT_MAX {
-                return Err("--heartbeat is more than 1h: give less".to_owned());
+                return Err("--heartbeat must be at most 1h".to_owned());
             }
         }
         let heartbeat = self.heartbeat.map(Pace::Heartbeat);
@@ -444,15 +445,15 @@ impl WorkloadArgs {
         let Some(pace) = self.pace()? else {
             if self.active.is_some() {
                 return Err(
-                    "--active is the part of the connections that send messages during the \
-                            hold: give --heartbeat or --message-rate too"
+                    "--active is the percentage of the connections that send messages during the \
+                            hold: use it with --heartbeat or --message-rate"
                         .to_owned(),
                 );
             }
             return match self.fail_if.iter().find(|condition| condition.needs_workload()) {
                 Some(condition) => Err(format!(
-                    "--fail-if {:?} is about the messages during the hold: give --heartbeat or \
-                     --message-rate too",
+                    "--fail-if {:?} is about the messages during the hold: use it with --heartbeat or \
+                     --message-rate",
                     condition.expression
                 )),
                 None => Ok(None),
@@ -463,9 +464,9 @@ impl WorkloadArgs {
 
     fn message(&self) -> Result<Option<MessageChoice>, String> {
         let size = |flag: &str, bytes: u64| match bytes {
-            0 => Err(format!("{flag} is empty: give at least 1 byte")),
+            0 => Err(format!("{flag} is empty: use at least 1 byte")),
             1..=MESSAGE_BYTES_MAX => Ok(()),
-            _ => Err(format!("{flag} is more than 256KiB: give less")),
+            _ => Err(format!("{flag} must be at most 256KiB")),
         };
         if let Some(bytes) = self.message_size {
             size("--message-size", bytes)?;
@@ -498,15 +499,15 @@ impl MessageChoice {
     }
 }
 
-/// Refuses messages that the protocol can't have.
+/// Refuses messages that the protocol does not support.
 fn check_message(scheme: Scheme, message: Option<&MessageChoice>) -> Result<(), String> {
     let name = scheme.name();
     match (scheme, message) {
         (Scheme::Http | Scheme::Https | Scheme::Redis, Some(_)) => Err(format!(
-            "--message and --message-size are for tcp, tls, ws, wss, mqtt and mqtts, and not for {name}"
+            "--message and --message-size are for tcp, tls, ws, wss, mqtt and mqtts, not for {name}"
         )),
         (Scheme::Mqtt | Scheme::Mqtts, Some(MessageChoice::Text { expected: Some(_), .. })) => {
-            Err(format!("--expect is not for {name}: the broker acknowledges what is published"))
+            Err(format!("--expect is not for {name}: the broker acknowledges each message"))
         }
         _ => Ok(()),
     }
@@ -523,7 +524,7 @@ fn check_segment(message: Option<&MessageChoice>) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "with --stateless a message is one segment: give at most {}",
+        "with --stateless a message is one segment: use at most {}",
         format::counted(stateless::PAYLOAD_MAX as u64, "byte")
     ))
 }
@@ -537,7 +538,7 @@ fn parse_text(text: &str) -> Result<Text, String> {
     match text.strip_prefix('@') {
         Some(path) => std::fs::read(path)
             .map(Text)
-            .map_err(|error| format!("{path} can't be read: {error}; give another file")),
+            .map_err(|error| format!("{path} can't be read: {error}; use another file")),
         None => unescape(text).map(Text),
     }
 }
@@ -554,9 +555,9 @@ fn unescape(text: &str) -> Result<Vec<u8>, String> {
                 Some(b'0') => 0,
                 Some(b'\\') => b'\\',
                 Some(b'x') => {
-                    hex(&mut rest).ok_or("\\x takes two hexadecimal digits, as in \\x0a")?
+                    hex(&mut rest).ok_or("\\x needs two hexadecimal digits, as in \\x0a")?
                 }
-                _ => return Err("\\ takes r, n, t, 0, xHH or \\ after it".to_owned()),
+                _ => return Err("\\ must be followed by r, n, t, 0, xHH or \\".to_owned()),
             },
             byte => byte,
         };
@@ -573,7 +574,7 @@ fn hex(bytes: &mut impl Iterator<Item = u8>) -> Option<u8> {
 /// Reads `RATE:DURATION`.
 fn parse_stage(text: &str) -> Result<Stage, String> {
     let (rate, duration) = text.split_once(':').ok_or_else(|| {
-        format!("{text:?} is no stage; write it as 10k/s:1m, or 0:30s for a pause")
+        format!("{text:?} is not a stage; write it as 10k/s:1m, or 0:30s for a pause")
     })?;
     let stage = Stage { per_second: parse_rate(rate)?, duration: parse_duration(duration)? };
     at_most(stage.duration, "a stage").map(|()| stage)
@@ -594,7 +595,9 @@ fn parse_percent(text: &str) -> Result<f64, String> {
     let number = text.trim().trim_end_matches('%').trim();
     match number.parse::<f64>() {
         Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(percent / 100.0),
-        _ => Err(format!("{text:?} is no part of the connections; write it as 1%, 0.5% or 100%")),
+        _ => Err(format!(
+            "{text:?} is not a percentage of the connections; write it as 1%, 0.5% or 100%"
+        )),
     }
 }
 
@@ -602,8 +605,8 @@ impl Typed {
     fn validate(self) -> Result<Arguments, Refusal> {
         if let Some(port) = self.port {
             let line = format!(
-                "--port is no flag here: give the first port after the server's address, as in \
-                 `192.0.2.1 {port}`, and their number by --ports"
+                "--port is not a flag of this program: specify the first port after the server's address, as in \
+                 `192.0.2.1 {port}`, and the number of ports with --ports"
             );
             return Err(line.into());
         }
@@ -650,7 +653,7 @@ impl Typed {
             None => self.stages,
         };
         if !stages.is_empty() && stages.iter().all(|stage| stage.per_second == 0) {
-            return Err("--stages opens nothing: give a stage with a rate, as 10k/s:1m"
+            return Err("--stages opens no connections: use a stage with a rate, such as 10k/s:1m"
                 .to_owned()
                 .into());
         }
@@ -661,8 +664,7 @@ impl Typed {
         let hold = self.hold.or(self.workload.heartbeat).unwrap_or(HOLD);
         at_most(hold, "--hold")?;
         if self.connect_timeout < Duration::from_millis(1) {
-            let line = "--connect-timeout is below 1ms: no server answers that fast; \
-                        give it as 500ms or 10s";
+            let line = "--connect-timeout must be at least 1ms: use 500ms or 10s, for example";
             return Err(line.to_owned().into());
         }
         let sources = self.source.map_or(Ok(Vec::new()), |list| sources(&list))?;
@@ -706,7 +708,7 @@ impl Typed {
     }
 }
 
-/// A target before its name is resolved.
+/// A target as typed, before its name is resolved.
 struct Given {
     text: String,
     address: TargetAddress,
@@ -723,7 +725,7 @@ fn targets_and_first_port(mut words: Vec<Word>) -> Result<(Vec<Given>, Option<u1
     };
     if words.len() > TARGETS_MAX {
         return Err(format!(
-            "{} are too many: give at most {TARGETS_MAX}, or a name or more ports",
+            "{} are too many: use at most {TARGETS_MAX}",
             format::counted(words.len() as u64, "target")
         ));
     }
@@ -731,10 +733,10 @@ fn targets_and_first_port(mut words: Vec<Word>) -> Result<(Vec<Given>, Option<u1
         Word::Target { text, address } => Ok(Given { text, address }),
         Word::FirstPort(port) => Err(match first_port {
             Some(last) => format!(
-                "{port} is no target, and FIRST_PORT is the last argument, here {last}: leave one out"
+                "{port} is not a target, and FIRST_PORT, the last argument, is {last}: leave one out"
             ),
             None => format!(
-                "{port} is no target: give the server first, then the port, as in `192.0.2.1 {port}`"
+                "{port} is not a target: specify the server first, then the port, as in `192.0.2.1 {port}`"
             ),
         }),
     };
@@ -760,13 +762,13 @@ fn scheme_of(given: &[Given]) -> Result<Scheme, String> {
 fn first_port(target: &TargetAddress, given: Option<u16>) -> Result<u16, String> {
     match (target.port, given) {
         (Some(port), Some(given)) => Err(format!(
-            "the server's address has port {port} in it, and FIRST_PORT is {given}: give one of them"
+            "the target contains port {port}, and FIRST_PORT is {given}: specify only one of them"
         )),
         (port, given) => Ok(port.or(given).or(target.scheme.port()).unwrap_or(FIRST_PORT)),
     }
 }
 
-/// Where to connect to. Names are resolved here, once. Without a target, the server is the default of this machine.
+/// The targets, with their names resolved. Without any, as for a check, the default server on this machine.
 fn resolve(
     given: Vec<Given>,
     port: Option<u16>,
@@ -790,7 +792,7 @@ fn resolve(
         let destination = destination(&address, port, ports, sources.first().copied())?;
         if let Some(other) = targets.iter().find(|other| other.destination.overlaps(&destination)) {
             let line = format!(
-                "{} and {} are the same server ({destination}): give each once, and --ports if \
+                "{} and {} are the same server ({destination}): specify each once, and --ports if \
                  their ports overlap",
                 format::visible(&other.text),
                 format::visible(&text)
@@ -823,13 +825,13 @@ fn destination(
         log::info!("{name} is {ip}");
     }
     if is_of_many(ip.ip) {
-        let line = format!("{ip} is no address of one machine: give the server's own");
+        let line = format!("{ip} is not the address of one machine: use the server's own address");
         return Err(line.into());
     }
     match source {
         Some(source) if is_ipv4 != Some(ip.ip.is_ipv4()) => {
             let line = format!(
-                "--source {source} and the destination {ip} are of different families: give sources \
+                "--source {source} and the destination {ip} are of different families: use sources \
                  of the destination's family"
             );
             Err(line.into())
@@ -841,11 +843,11 @@ fn destination(
 fn port_count(first_port: u16, ports: u64) -> Result<u16, String> {
     let room = u64::from(u16::MAX - first_port) + 1;
     match u16::try_from(ports) {
-        Ok(0) => Err("--ports is 0: give at least 1".to_owned()),
+        Ok(0) => Err("--ports is 0: use at least 1".to_owned()),
         Ok(count) if ports <= room => Ok(count),
         _ => Err(format!(
-            "{} from {first_port} on go past port 65535: \
-             give --ports {room} at most, or a lower FIRST_PORT",
+            "{} from {first_port} on exceed port 65535: \
+             use at most --ports {room}, or a lower FIRST_PORT",
             format::counted(ports, "port")
         )),
     }
@@ -853,13 +855,13 @@ fn port_count(first_port: u16, ports: u64) -> Result<u16, String> {
 
 fn at_least_one(flag: &str, value: Option<u64>) -> Result<(), String> {
     match value {
-        Some(0) => Err(format!("{flag} is 0: give at least 1, or leave it out")),
+        Some(0) => Err(format!("{flag} is 0: use at least 1, or leave it out")),
         _ => Ok(()),
     }
 }
 
 fn at_most(value: Duration, flag: &str) -> Result<(), String> {
-    if value <= DURATION_MAX { Ok(()) } else { Err(format!("{flag} is more than 24h: give less")) }
+    if value <= DURATION_MAX { Ok(()) } else { Err(format!("{flag} must be at most 24h")) }
 }
 
 /// The addresses of a list, each once, in its order.
@@ -872,14 +874,14 @@ fn sources(list: &str) -> Result<Vec<ZonedIp>, String> {
             let address = with_zone(ip, zone).map_err(|line| format!("--source: {line}"))?;
             if addresses.first().is_some_and(|first| first.ip.is_ipv4() != ip.is_ipv4()) {
                 return Err(format!(
-                    "--source {address} and those before it are of different families: give \
+                    "--source {address} and those before it are of different families: use \
                      sources of the destination's family"
                 ));
             }
             if is_of_many(ip) || ip.is_unspecified() {
                 return Err(format!(
-                    "--source {address} can't be the address of one machine: give addresses that \
-                     this machine has, as 127.0.0.2"
+                    "--source {address} is not the address of one machine: use addresses of this \
+                     machine, such as 127.0.0.2"
                 ));
             }
             if seen.insert(address) {
@@ -887,7 +889,7 @@ fn sources(list: &str) -> Result<Vec<ZonedIp>, String> {
             }
             if addresses.len() > SOURCES_MAX {
                 return Err(format!(
-                    "--source names more than {} addresses: give fewer",
+                    "--source has more than {} addresses: use fewer",
                     format::count(SOURCES_MAX as u64)
                 ));
             }
@@ -902,18 +904,18 @@ fn check_pairs(sources: usize, ports: u64) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{} sources x {ports} ports are more than {} pairs: give fewer of either",
+        "{} sources x {ports} ports exceed {} pairs: use fewer of either",
         format::count(sources as u64),
         format::count(PAIRS_MAX as u64)
     ))
 }
 
-/// The addresses of one item, and their zone: `a`, `a-b` or `a/bits`, the latter without network and broadcast address,
-/// each with its zone at the end.
+/// The addresses of one item, and their zone: `a`, `a-b` or `a/bits`, each with its zone at the end. A block excludes
+/// its network and broadcast addresses.
 fn source_range(item: &str) -> Result<(IpAddrRange, u32), String> {
     let wrong = || {
         format!(
-            "--source {item:?} is no address: write 127.0.0.2, 127.0.0.2-127.0.0.9 or \
+            "--source {item:?} is not an address: write 127.0.0.2, 127.0.0.2-127.0.0.9 or \
              127.1.0.0/24, separated by commas"
         )
     };
@@ -1006,8 +1008,8 @@ mod tests {
     fn wrong_usage_is_explained_with_the_remedy() {
         for (line, part) in [
             ("", "<TARGET>"),
-            ("127.0.0.1:9900 9901", "give one of them"),
-            ("ftp://localhost 9900", "those are tcp, tls"),
+            ("127.0.0.1:9900 9901", "specify only one of them"),
+            ("ftp://localhost 9900", "supported: tcp, tls"),
             ("wss://localhost --no-verify", "--no-verify is for tcp"),
             ("ws://localhost --insecure", "wss://"),
             ("http://localhost --message x", "not for http"),
@@ -1018,17 +1020,17 @@ mod tests {
             ("127.0.0.1 --connection 5", "a similar argument exists: '--connections'"),
             ("127.0.0.1 9900 --rate -1/s", "must be positive"),
             ("127.0.0.1 9900 --hold -5s", "must be positive"),
-            ("127.0.0.1 9900 --source fe80::1", "a link-local address: give its zone"),
+            ("127.0.0.1 9900 --source fe80::1", "a link-local address: specify its zone"),
             ("127.0.0.1 9900 --source fe80::1%nowhere", "no interface"),
             ("127.0.0.1 9900 --source ::1,127.0.0.1", "families"),
-            ("224.0.0.1 9900", "224.0.0.1 is no address of one machine"),
-            ("255.255.255.255", "is no address of one machine"),
-            ("ff02::1%lo", "ff02::1%lo is no address of one machine"),
-            ("fe80::1 9900", "a link-local address: give its zone"),
+            ("224.0.0.1 9900", "224.0.0.1 is not the address of one machine"),
+            ("255.255.255.255", "is not the address of one machine"),
+            ("ff02::1%lo", "ff02::1%lo is not the address of one machine"),
+            ("fe80::1 9900", "a link-local address: specify its zone"),
             ("127.0.0.1 0", "1 to 65535"),
             ("127.0.0.1 70000", "port 70000 is out of range: a port is a number from 1 to 65535"),
-            ("127.0.0.1 65500", "--ports 36 at most"),
-            ("127.0.0.1 1 --ports 70000", "past port 65535"),
+            ("127.0.0.1 65500", "at most --ports 36"),
+            ("127.0.0.1 1 --ports 70000", "exceed port 65535"),
             ("127.0.0.1 9900 --ports 0", "at least 1"),
             ("127.0.0.1 9900 -c 0", "at least 1"),
             ("127.0.0.1 9900 -c many", "10k"),
@@ -1038,7 +1040,7 @@ mod tests {
             ("127.0.0.1 9900 --in-flight 0", "at least 1"),
             ("127.0.0.1 9900 --hold 5", "500ms"),
             ("127.0.0.1 9900 --hold 9000h", "24h"),
-            ("127.0.0.1 9900 --connect-timeout 0s", "below 1ms"),
+            ("127.0.0.1 9900 --connect-timeout 0s", "at least 1ms"),
             ("127.0.0.1 9900 --source ::1", "families"),
             ("127.0.0.1 9900 --source 127.0.0.9-127.0.0.2", "127.1.0.0/24"),
             ("127.0.0.1 9900 --source 224.0.0.1", "of one machine"),
@@ -1047,7 +1049,7 @@ mod tests {
             ("::1 9900 --source ::", "of one machine"),
             ("::1 9900 --source ff02::1", "of one machine"),
             ("127.0.0.1 9900 --source 127.0.0.0/8", "more than 65,536 addresses"),
-            ("127.0.0.1 9900 --source 127.0.0.1,,127.0.0.2", "no address"),
+            ("127.0.0.1 9900 --source 127.0.0.1,,127.0.0.2", "not an address"),
             ("127.0.0.1 9900 --source 127.0.0.0/16", "pairs"),
             ("127.0.0.1 --print sysctl", "--check"),
             ("127.0.0.1 --sources 2", "--check"),
@@ -1056,20 +1058,20 @@ mod tests {
             ("--check --print toml", "[possible values: sysctl]"),
             ("127.0.0.1 9900 --frobnicate", "--frobnicate"),
             ("127.0.0.1 9900 9901", "9901"),
-            ("9900", "9900 is no target: give the server first"),
+            ("9900", "9900 is not a target: specify the server first"),
             ("unix:/run/a 9900", "FIRST_PORT is for TCP"),
             ("unix:/run/a --ports 2", "--ports is for TCP"),
             ("unix:/run/a --source 127.0.0.2", "--source is for TCP"),
-            ("unix:/run/a --stateless", "--stateless is for TCP, and not for unix:/run/a"),
+            ("unix:/run/a --stateless", "--stateless is for TCP, not for unix:/run/a"),
             ("redis+unix:/run/a --no-verify", "--no-verify is for tcp and unix"),
             ("unix:", "the path of the socket is missing"),
-            ("127.0.0.1 127.0.0.2 --stateless", "--stateless is for one target"),
+            ("127.0.0.1 127.0.0.2 --stateless", "--stateless takes one target"),
             ("127.0.0.1 redis://127.0.0.2", "different protocols (tcp and redis)"),
             ("http://127.0.0.1 https://127.0.0.1", "different protocols (http and https)"),
             ("127.0.0.1 127.0.0.2 localhost", "127.0.0.1 and localhost are the same server"),
             ("127.0.0.1:9900 127.0.0.1:9901", "--ports if their ports overlap"),
             ("unix:/run/a unix:/run/a", "are the same server (unix:/run/a)"),
-            ("127.0.0.1 127.0.0.2:80 9900", "give one of them"),
+            ("127.0.0.1 127.0.0.2:80 9900", "specify only one of them"),
             ("127.0.0.1 ::1 --source 127.0.0.9", "families"),
             ("127.0.0.1 127.0.0.2 --source 127.0.0.0/17", "32,766 sources x 200 ports"),
         ] {
@@ -1162,7 +1164,7 @@ mod tests {
             assert!(help.contains(part), "{help}");
         }
         let words: Vec<&str> = help.split_whitespace().collect();
-        assert!(words.join(" ").contains("may be left out with --check"), "{help}");
+        assert!(words.join(" ").contains("May be left out with --check"), "{help}");
         assert!(!help.contains("--port "), "{help}");
     }
 }

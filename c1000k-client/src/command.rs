@@ -98,7 +98,7 @@ fn check_sources(arguments: &Arguments) -> Result<(), String> {
     for &source in &arguments.sources {
         UdpSocket::bind(source.socket_addr(0)).map_err(|error| {
             format!(
-                "--source {source} can't be used: {error}; give addresses of this machine \
+                "--source {source} can't be used: {error}; use addresses of this machine \
                  (`ip address` lists them)"
             )
         })?;
@@ -142,7 +142,7 @@ fn connect(
         consecutive_failures_max: CONSECUTIVE_FAILURES_MIN.max(2 * u32::from(arguments.ports)),
     };
     log::debug!(
-        "{} to {} ({} in all) from {} sources, at most {} under way, {} for each; in {}",
+        "{} to {} ({} in all) from {} sources, at most {} in flight, {} for each; in {}",
         arguments.protocol(),
         destination::list(&destinations(arguments)),
         format::counted(arguments.endpoints(), "address"),
@@ -239,9 +239,9 @@ impl Setup<'_> {
 /// The remedy if a reactor can't be created.
 fn remedy(target: &Target, error: &reactor::Error) -> &'static str {
     match target.file_table {
-        _ if error.errno().is_none() => "see ulimit -v and ulimit -d, or give a lower -c",
+        _ if error.errno().is_none() => "see ulimit -v and ulimit -d, or use a lower -c",
         FileTable::Process => "see ulimit -n",
-        FileTable::Registered => "see ulimit -l and ulimit -n, or give --file-table process",
+        FileTable::Registered => "see ulimit -l and ulimit -n, or use --file-table process",
     }
 }
 
@@ -326,7 +326,7 @@ fn record(
         sources: arguments.sources.iter().map(ToString::to_string).collect(),
         verified_passes: stats.verified_passes.clone(),
         retried: stats.retried,
-        refused_by_server: stats.turned_away,
+        refused_by_server: stats.refused_by_server,
         hold_seconds: stats.hold.as_secs_f64(),
         verify_seconds: stats.verify_seconds.clone(),
         ramp_series: stats.ramp_series(),

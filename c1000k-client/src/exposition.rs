@@ -56,12 +56,12 @@ impl Snapshot {
 impl Collector for Snapshot {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let mut figures = Figures(encoder);
-        figures.gauge("target", "Connections asked for", Some(self.target as f64))?;
+        figures.gauge("target", "Requested connections", Some(self.target as f64))?;
         figures.gauge("connections", "Connections held", Some(self.held as f64))?;
         figures.counter("attempted", "Connects started", self.attempted)?;
         figures.counter("retried", "Connects tried again", self.retried)?;
-        figures.counter("failed", "Connections given up", self.failed)?;
-        figures.counter("lost", "Connections held once and gone", self.lost)?;
+        figures.counter("failed", "Connections that failed permanently", self.failed)?;
+        figures.counter("lost", "Connections that were held and lost", self.lost)?;
         let failures = self.failures.iter().map(|(name, count)| (name.as_str(), *count));
         figures.counters("failed_attempts", "Failed attempts", "errno", failures)?;
         figures.gauge("verified", "Verified in the present pass", Some(self.verified as f64))?;

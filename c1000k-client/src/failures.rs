@@ -42,7 +42,7 @@ impl Failures {
         self.last = Some(errno);
     }
 
-    /// Counts attempts that were still under way at the end.
+    /// Counts attempts that were still in flight at the end.
     pub(crate) fn count_unfinished(&mut self, count: u64) {
         if count > 0 {
             *self.counts.entry(format!("{:?}", Errno::ECANCELED)).or_default() += count;
@@ -93,7 +93,7 @@ pub(crate) enum Meaning {
     /// Nothing listens on this port.
     NothingListens,
     /// The server accepted the connection and dropped it before its echo.
-    TurnedAway,
+    RefusedByServer,
     /// It may be temporary.
     Transient,
     /// It is permanent.
@@ -108,7 +108,7 @@ pub(crate) fn meaning(errno: Errno) -> Meaning {
         Errno::ENOSPC => Meaning::NoWatch,
         Errno::EADDRNOTAVAIL => Meaning::NoLocalPort,
         Errno::ECONNREFUSED => Meaning::NothingListens,
-        Errno::ECONNRESET | Errno::ECONNABORTED | Errno::EPIPE => Meaning::TurnedAway,
+        Errno::ECONNRESET | Errno::ECONNABORTED | Errno::EPIPE => Meaning::RefusedByServer,
         Errno::ETIMEDOUT
         | Errno::EAGAIN
         | Errno::EINTR
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(meaning(Errno::ETIMEDOUT), Meaning::Transient);
         assert_eq!(meaning(Errno::EAGAIN), Meaning::Transient);
         assert_eq!(meaning(Errno::ECONNREFUSED), Meaning::NothingListens);
-        assert_eq!(meaning(Errno::ECONNRESET), Meaning::TurnedAway);
+        assert_eq!(meaning(Errno::ECONNRESET), Meaning::RefusedByServer);
         assert_eq!(meaning(Errno::EACCES), Meaning::Final);
         assert_eq!(meaning(Errno::EMFILE), Meaning::NoDescriptor);
     }

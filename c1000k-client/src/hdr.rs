@@ -60,7 +60,7 @@ impl HdrFile {
 }
 
 fn refusal(path: &Path, error: &io::Error) -> String {
-    format!("--hdr {} can't be written: {error}; give another file", path.display())
+    format!("--hdr {} can't be written: {error}; use another file", path.display())
 }
 
 /// Connects as one interval, then the messages second by second.

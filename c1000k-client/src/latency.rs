@@ -14,7 +14,7 @@ const MAX_US: u64 = 24 * 3_600 * 1_000_000;
 pub(crate) struct Latencies(Histogram<u64>);
 
 impl Latencies {
-    /// `None` never happens with these bounds.
+    /// Always `Some` with these bounds.
     pub(crate) fn new() -> Option<Self> {
         Histogram::new_with_bounds(1, MAX_US, 3).ok().map(Self)
     }

@@ -1,7 +1,7 @@
 //! Opening connections: routes, rates, and the handling of failed attempts.
 //!
-//! The ramp opens the connections of the goal; later phases reopen those that they have closed. Each target has its own
-//! lane, and the lanes take turns. A connection belongs to one target for the whole run, which follows from its number.
+//! The ramp opens the connections; later phases reopen those that they have closed. Each target has its own lane, and
+//! the lanes take turns. The number of a connection determines its target, for the whole run.
 
 mod lane;
 
@@ -23,26 +23,27 @@ use crate::protocols::Protocol;
 use crate::run::{Conn, Cx, Fault, Run, arm, cancel, errno, errno_of};
 use crate::stats::{RunStats, Stop};
 
-/// What is to be opened, and what is under way.
+/// The connections to be opened, and those in flight.
 #[derive(Debug)]
 pub(crate) struct Opening {
     /// One for each target.
     lanes: Vec<Lane>,
-    /// The lane whose turn is next.
+    /// The lane that is next.
     turn: usize,
     /// `None`: as fast as possible.
     pub(crate) pace: Option<Pace>,
-    /// Attempts under way of all lanes.
-    pub(crate) under_way: usize,
-    /// The timer of the next attempt that is not due yet, and its time.
+    /// Attempts in flight, of all lanes.
+    pub(crate) in_flight: usize,
+    /// The timer of the next attempt that is not yet due, and its time.
     retry: Option<(TimerId, Instant)>,
+    /// The timer of the next connect that the rate allows.
     wait: Option<TimerId>,
-    /// Nothing more is opened to any target.
+    /// No more connections are opened, to any target.
     is_stopped: bool,
 }
 
 impl Opening {
-    /// This many connections, shared evenly by the destinations.
+    /// `goal` connections, shared evenly by the destinations.
     pub(crate) fn new(destinations: Vec<(Destination, Plan)>, goal: u32) -> Self {
         let step = destinations.len() as u64;
         let lane = |(index, (to, plan))| Lane::new(to, plan, index as u64 + 1, step, goal);
@@ -50,7 +51,7 @@ impl Opening {
             lanes: destinations.into_iter().enumerate().map(lane).collect(),
             turn: 0,
             pace: None,
-            under_way: 0,
+            in_flight: 0,
             retry: None,
             wait: None,
             is_stopped: false,
@@ -71,13 +72,13 @@ impl Opening {
         &mut self.lanes[index]
     }
 
-    /// Opens a connection again that was held and has been closed.
+    /// Queues a connection that was held and has been closed.
     pub(crate) fn reopen(&mut self, number: u32) {
         self.lane_of(number).reopen(number);
     }
 
-    /// From here on only connections that were held are opened again, also to targets that got no more in the ramp. Each
-    /// of them is a success.
+    /// From here on only connections that were held are reopened, including to stopped targets; each counts as a
+    /// success.
     pub(crate) fn begin_reopening(&mut self) {
         self.is_stopped = false;
         self.lanes.iter_mut().for_each(Lane::begin_reopening);
@@ -87,27 +88,27 @@ impl Opening {
         self.is_stopped = true;
     }
 
-    /// One attempt less is under way.
+    /// An attempt has ended.
     fn end_attempt(&mut self, number: u32) {
-        self.under_way -= 1;
-        self.lane_of(number).under_way -= 1;
+        self.in_flight -= 1;
+        self.lane_of(number).in_flight -= 1;
     }
 
-    /// The next lane in turn with a connection that may be tried now. A target that does not answer takes its share of
-    /// those under way, and no more.
+    /// The next lane in turn with a connection that may be tried now. A target that does not answer uses at most its
+    /// share of the attempts in flight.
     fn next_lane(&self, in_flight_max: usize, now: Instant) -> Option<usize> {
-        if self.is_stopped || self.under_way >= in_flight_max {
+        if self.is_stopped || self.in_flight >= in_flight_max {
             return None;
         }
         let count = self.lanes.len();
         let share = in_flight_max.div_ceil(count);
         (self.turn..self.turn + count).map(|turn| turn % count).find(|&index| {
             let lane = &self.lanes[index];
-            lane.under_way < share && lane.has_due_work(now)
+            lane.in_flight < share && lane.has_due_work(now)
         })
     }
 
-    /// When the first attempt that is not due yet will be due.
+    /// When the next attempt that is not yet due becomes due.
     fn next_due(&self, now: Instant) -> Option<Instant> {
         self.lanes.iter().filter_map(Lane::next_due).filter(|&due| due > now).min()
     }
@@ -118,7 +119,7 @@ impl Opening {
 }
 
 impl<P: Protocol> Run<'_, P> {
-    /// Opens as many as may be under way; returns whether there is nothing left to open or to wait for.
+    /// Starts as many connects as may be in flight; returns whether nothing is left to open or to wait for.
     pub(crate) fn open_more(&mut self, cx: &mut Cx<P>) -> bool {
         while let Some(lane) = self.lane_to_open(cx) {
             let Some(work) = self.next_work(lane, cx.now()) else { break };
@@ -131,7 +132,7 @@ impl<P: Protocol> Run<'_, P> {
         false
     }
 
-    /// Sets the timer for the first attempt that is not due yet.
+    /// Sets the timer for the next attempt that is not yet due.
     fn arm_retry(&mut self, cx: &mut Cx<P>) {
         let Some(due) = self.opening.next_due(cx.now()) else { return };
         match self.opening.retry {
@@ -145,20 +146,20 @@ impl<P: Protocol> Run<'_, P> {
 
     /// Whether something is still to be opened or waited for.
     pub(crate) fn is_opening(&self) -> bool {
-        self.opening.under_way > 0 || self.opening.has_work()
+        self.opening.in_flight > 0 || self.opening.has_work()
     }
 
-    /// Nothing has succeeded for too long: opens no more to the targets that still have connections to open.
+    /// Nothing has succeeded for too long: stops the targets that still have connections to open.
     pub(crate) fn stop_stalled(&mut self) {
         for index in 0..self.opening.lanes.len() {
             let lane = &self.opening.lanes[index];
-            if lane.under_way > 0 || lane.has_work() {
+            if lane.in_flight > 0 || lane.has_work() {
                 self.stop_target(index, self.stats.targets[index].stall());
             }
         }
     }
 
-    /// Whether it was a timer of the opening, after which more may be opened.
+    /// Whether the timer is one of these, so that more may be opened now.
     pub(crate) fn is_opening_timer(&mut self, timer: TimerId) -> bool {
         if self.opening.retry.is_some_and(|(own, _)| own == timer) {
             self.opening.retry = None;
@@ -171,12 +172,12 @@ impl<P: Protocol> Run<'_, P> {
         is_own
     }
 
-    /// Opens no more, and discards what was to be tried again.
+    /// Opens no more connections, and discards the retries.
     pub(crate) fn end_opening(&mut self, cx: &mut Cx<P>) {
         self.give_up_opening(cx, |_, _, _| {});
     }
 
-    /// The same, and counts the connections that are left unopened as failed.
+    /// The same, and counts the unopened connections that were tried as failed.
     pub(crate) fn fail_opening(&mut self, cx: &mut Cx<P>) {
         self.give_up_opening(cx, RunStats::fail);
     }
@@ -189,7 +190,7 @@ impl<P: Protocol> Run<'_, P> {
         }
     }
 
-    /// The lane of the next connect, if it may be started now. Where only the pace forbids it, a timer is set.
+    /// The lane of the next connect, if it may be started now. If only the rate prevents it, a timer is set.
     fn lane_to_open(&mut self, cx: &mut Cx<P>) -> Option<usize> {
         let lane = self.opening.next_lane(self.settings.in_flight_max, cx.now())?;
         let Some(pace) = &mut self.opening.pace else { return Some(lane) };
@@ -223,9 +224,9 @@ impl<P: Protocol> Run<'_, P> {
         match cx.connect(to, &self.options(lane, &route), conn) {
             Ok(_) => {
                 self.count_attempt(lane);
-                self.opening.under_way += 1;
+                self.opening.in_flight += 1;
                 let lane = &mut self.opening.lanes[lane];
-                lane.under_way += 1;
+                lane.in_flight += 1;
                 lane.end_pause();
             }
             Err(error) => self.note_refused_call(&error.error, lane, &route, work),
@@ -237,7 +238,7 @@ impl<P: Protocol> Run<'_, P> {
         self.stats.targets[lane].attempted += 1;
     }
 
-    /// Each option costs a system call, so none is set without need.
+    /// Each option costs a system call, so only needed ones are set.
     fn options(&self, lane: usize, route: &Route) -> ConnectOptions {
         let share = u64::from(self.settings.goal).div_ceil(self.opening.lanes.len() as u64);
         let is_crowded = self.opening.lanes[lane].plan.is_crowded_by(share);
@@ -249,11 +250,11 @@ impl<P: Protocol> Run<'_, P> {
         }
     }
 
-    /// The system refused to start the connect. If something has run out, the connection has not failed: it was not
+    /// The system refused to start the connect. If a resource has run out, the connection has not failed: it was not
     /// tried.
     fn note_refused_call(&mut self, error: &Error, lane: usize, route: &Route, work: &Work) {
         let Some(errno) = errno(error) else {
-            // The bound of the reactor, which was chosen for the goal: no more can be opened.
+            // The reactor's bound, which was chosen for the requested connections.
             log::error!("no connection can be added: {error}");
             self.stop(Stop::Descriptors(Errno::EMFILE));
             return self.put_back(lane, work);
@@ -273,7 +274,7 @@ impl<P: Protocol> Run<'_, P> {
                 self.note_full_backlog(lane);
                 return self.opening.lanes[lane].try_again(work.number);
             }
-            // The next connect to the same path would fail in the same way.
+            // The next connect to the same path would fail likewise.
             Meaning::Final if to.is_unix() => {
                 self.count_attempt(lane);
                 self.stop_target(lane, Stop::Network(errno));
@@ -287,21 +288,21 @@ impl<P: Protocol> Run<'_, P> {
         self.put_back(lane, work);
     }
 
-    /// A Unix-domain connect is decided at once, and EAGAIN means that the backlog of the server is full.
+    /// A Unix-domain connect completes or fails immediately; EAGAIN means that the server's backlog is full.
     fn note_full_backlog(&mut self, lane: usize) {
         let target = &mut self.stats.targets[lane];
         target.backlog_full += 1;
         if target.backlog_full == 1 {
             self.progress.warn(&format!(
                 "the backlog of {} is full (EAGAIN): the server accepts more slowly than the client connects, and \
-                 connects wait; a longer backlog of the server and net.core.somaxconn help",
+                 connects wait; a larger backlog of the server (net.core.somaxconn) helps",
                 target.destination
             ));
         }
         self.opening.lanes[lane].pause(Instant::now());
     }
 
-    /// The connection was not tried, this time.
+    /// Returns the connection to the queue without counting an attempt.
     fn put_back(&mut self, lane: usize, work: &Work) {
         let is_stopped = self.opening.is_stopped || self.opening.lanes[lane].is_stopped;
         if work.is_known || !is_stopped {
@@ -309,27 +310,27 @@ impl<P: Protocol> Run<'_, P> {
         }
     }
 
-    /// Opens no more connections to this target. The others go on.
+    /// Opens no more connections to this target; the others continue.
     fn stop_target(&mut self, lane: usize, stop: Stop) {
         let is_first = !std::mem::replace(&mut self.opening.lanes[lane].is_stopped, true);
         self.stats.stop_target(lane, stop);
         if is_first && self.opening.lanes.iter().any(|lane| !lane.is_stopped) {
             self.progress.warn(&format!(
-                "no more connections to {} are opened: {}; the other targets go on",
+                "no more connections to {} are opened: {}; the other targets continue",
                 self.opening.lanes[lane].destination,
                 stop.reason()
             ));
         }
     }
 
-    /// An attempt that was under way has failed.
+    /// An attempt in flight has failed.
     pub(crate) fn note_failure(&mut self, conn: &Conn<P::State>, reason: &CloseReason) {
         self.opening.end_attempt(conn.number);
         self.stats.answered_in_part += u64::from(self.has_part(conn));
         match (conn.fault, errno_of(reason)) {
             (Some(Fault::Eof | Fault::Closed), _) | (None, None) => {
                 self.stats.failures.count(failures::EOF);
-                self.note_turned_away(conn.number);
+                self.note_refused_by_server(conn.number);
             }
             (Some(Fault::Mismatch), _) => {
                 self.stats.failures.count_errno(Errno::EBADMSG);
@@ -356,7 +357,7 @@ impl<P: Protocol> Run<'_, P> {
     fn note_errno(&mut self, errno: Errno, pair: u32, number: u32, retries: u8) {
         match meaning(errno) {
             Meaning::NothingListens => self.note_refusal(pair, number),
-            Meaning::TurnedAway => self.note_turned_away(number),
+            Meaning::RefusedByServer => self.note_refused_by_server(number),
             Meaning::Final => {
                 self.fail(number);
                 self.note_consecutive_failure(number, Stop::Network(errno));
@@ -365,12 +366,12 @@ impl<P: Protocol> Run<'_, P> {
         }
     }
 
-    /// The connection is given up.
+    /// The connection has failed permanently.
     fn fail(&mut self, number: u32) {
         self.stats.fail(self.opening.target_of(number), 1);
     }
 
-    /// Nothing listens on that port: the connection is tried on another one, and after a few refusals so are all others.
+    /// Nothing listens on that port: the connection is tried on another one. After a few refusals the port is not used.
     fn note_refusal(&mut self, pair: u32, number: u32) {
         let lane = self.opening.lane_of(number);
         lane.try_again(number);
@@ -380,10 +381,10 @@ impl<P: Protocol> Run<'_, P> {
         }
     }
 
-    /// The server accepted it and dropped it. It is tried again as long as others succeed.
-    fn note_turned_away(&mut self, number: u32) {
-        self.stats.turned_away += 1;
-        self.stats.targets[self.opening.target_of(number)].turned_away += 1;
+    /// The server accepted the connection and dropped it. It is retried as long as others succeed.
+    fn note_refused_by_server(&mut self, number: u32) {
+        self.stats.refused_by_server += 1;
+        self.stats.targets[self.opening.target_of(number)].refused_by_server += 1;
         self.opening.lane_of(number).try_again(number);
         self.note_consecutive_failure(number, Stop::ServerFull);
     }
@@ -392,7 +393,7 @@ impl<P: Protocol> Run<'_, P> {
         if !self.opening.lane_of(number).retries.push(Instant::now(), number, retries) {
             self.fail(number);
         }
-        // Time-outs are slow by themselves, and many come at once after a pause of this process.
+        // Timeouts are slow in themselves, and after a pause of this process many occur at once.
         if errno != Errno::ETIMEDOUT {
             self.note_consecutive_failure(number, Stop::Network(errno));
         }
@@ -417,7 +418,7 @@ impl<P: Protocol> Run<'_, P> {
             Some(errno) => self.stats.failures.count_errno(errno),
             None => self.stats.failures.count(failures::EOF),
         }
-        self.note_turned_away(conn.number);
+        self.note_refused_by_server(conn.number);
     }
 
     /// A connection has opened; returns its latency, or `None` if it is connected to itself and closed.
@@ -436,7 +437,7 @@ impl<P: Protocol> Run<'_, P> {
         Some(self.age(conn))
     }
 
-    /// A connection is up: verified, or without verification open.
+    /// A connection is up: verified or, without verification, open.
     pub(crate) fn keep(&mut self, conn: &mut Conn<P::State>) {
         self.opening.end_attempt(conn.number);
         self.note_up(conn);
@@ -444,13 +445,13 @@ impl<P: Protocol> Run<'_, P> {
         self.opening.lane_of(conn.number).note_up(held);
     }
 
-    /// The port that a connection goes to.
+    /// The destination port of a connection.
     fn port_of(&self, conn: &Conn<P::State>) -> u16 {
         self.opening.lanes[self.opening.target_of(conn.number)].plan.port(conn.pair)
     }
 
     /// If nothing listens on a port that the kernel may also choose as the local one, a socket can connect to itself:
-    /// TCP takes its own SYN for a simultaneous open.
+    /// its SYN arrives as in a simultaneous open.
     fn is_its_own_peer(&self, cx: &Cx<P>, token: Token, conn: &Conn<P::State>) -> bool {
         if self.opening.lanes[self.opening.target_of(conn.number)].destination.is_unix() {
             return false;
@@ -471,9 +472,9 @@ impl<P: Protocol> Run<'_, P> {
         }
         let port = self.port_of(conn);
         self.progress.warn(&format!(
-            "nothing listens on port {port}, and a connect to it reached itself: the kernel takes local ports from \
-             the same range (net.ipv4.ip_local_port_range); such connections are not counted. To keep the server's \
-             ports free: sysctl -w net.ipv4.ip_local_reserved_ports={}",
+            "nothing listens on port {port}, and a connect to it reached itself: the kernel chooses local ports from \
+             the same range (net.ipv4.ip_local_port_range); such connections are reset and counted as SELF_CONNECT, not \
+             as held. To keep the server's ports free: sysctl -w net.ipv4.ip_local_reserved_ports={}",
             self.opening.lane_of(conn.number).plan.port_span()
         ));
     }
@@ -489,7 +490,7 @@ impl<P: Protocol> Run<'_, P> {
                 };
                 self.progress.warn(&format!(
                     "nothing listens on {} of {of} ({first} is the first of them): \
-                     the others took their share",
+                     the other ports were used instead",
                     format::count(count as u64)
                 ));
             }
@@ -505,8 +506,8 @@ impl<P: Protocol> Run<'_, P> {
     }
 }
 
-/// Whether this machine has an address from which it can reach that one. EADDRNOTAVAIL means that either an address or a
-/// port is missing, and a UDP socket has ports of its own.
+/// Whether this machine has an address from which it can reach the server. EADDRNOTAVAIL means that either an address or
+/// a port is missing; UDP ports are separate, so a UDP socket fails only without an address.
 fn has_address(route: &Route, to: &Destination) -> bool {
     let Some(server) = to.ip() else { return true };
     let any: ZonedIp = match server.ip {

@@ -50,14 +50,14 @@ impl Screen {
         Self { all, bar, lines, room_before }
     }
 
-    fn show(&self, line: String, stats: &RunStats, under_way: usize) {
+    fn show(&self, line: String, stats: &RunStats, in_flight: usize) {
         self.bar.tick();
         let text =
             |us: Option<u64>| us.map_or("-".to_owned(), |us| format::duration(us as f64 / 1e6));
         let connect = stats.connect_latency.percentiles();
         let connects = format!(
-            "connects: {} under way, median {}, p99 {}",
-            format::count(under_way as u64),
+            "connects: {} in flight, median {}, p99 {}",
+            format::count(in_flight as u64),
             text(connect.p50),
             text(connect.p99)
         );
@@ -84,7 +84,7 @@ impl Screen {
                 let each = spent as f64 / held as f64;
                 let more = (room as f64 / each) as u64;
                 format!(
-                    "memory:   {own}; this machine {} a connection, room for some {} more",
+                    "memory:   {own}; this machine {} a connection, room for about {} more",
                     format::bytes_each(each),
                     format::count(more)
                 )
@@ -129,9 +129,9 @@ impl Progress {
     }
 
     /// Called about once a second; the text is only built if it is shown.
-    pub(crate) fn tick(&self, stats: &RunStats, under_way: usize, line: impl FnOnce() -> String) {
+    pub(crate) fn tick(&self, stats: &RunStats, in_flight: usize, line: impl FnOnce() -> String) {
         match self {
-            Self::Screen(screen) => screen.show(line(), stats, under_way),
+            Self::Screen(screen) => screen.show(line(), stats, in_flight),
             Self::Lines => print_line(&line()),
             Self::Quiet => {}
         }

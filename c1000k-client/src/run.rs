@@ -1,9 +1,9 @@
 //! The run: a list of phases over the reactor, and what they share.
 //!
-//! A connect is under way until its connection is up: answered, or without verification open. The number under way is
+//! A connect is in flight until its connection is up: answered, or without verification open. The number in flight is
 //! bounded, so that no backlog overflows. A failed attempt is tried on another route, retried, or ends the ramp; the
 //! connections held by then still go through the hold and the second verification. Every phase ends: each attempt and
-//! each answer has a time-out, and a phase in which nothing succeeds for about twice that time ends.
+//! each answer has a timeout, and a phase in which nothing succeeds for about twice that time ends.
 
 #[cfg(test)]
 mod tests;
@@ -51,9 +51,9 @@ pub struct Settings {
     pub hold: Duration,
     /// The messages sent during the hold.
     pub workload: Option<schedule::Workload>,
-    /// The time-out of a connect, and of an echo.
+    /// The timeout of a connect, and of an echo.
     pub timeout: Duration,
-    /// Connects, and later verifications, under way at once at most.
+    /// The maximum of connects, and later verifications, in flight.
     pub in_flight_max: usize,
     /// The rates of connects during the ramp; empty: as fast as possible.
     pub stages: Vec<Stage>,
@@ -338,8 +338,8 @@ impl<P: Protocol> Run<'_, P> {
     }
 
     /// Connects and messages that the server has not answered yet.
-    pub(crate) fn under_way(&self) -> usize {
-        self.opening.under_way + self.in_flight
+    pub(crate) fn all_in_flight(&self) -> usize {
+        self.opening.in_flight + self.in_flight
     }
 
     /// Opens no more connections; the first reason counts.
@@ -442,7 +442,7 @@ impl<'a, P: Protocol> Client<'a, P> {
     pub fn start(&mut self, cx: &mut Cx<P>) {
         self.tick = arm(cx, TICK);
         self.phase.enter(cx, &mut self.run);
-        self.go_on(cx);
+        self.advance_phases(cx);
     }
 
     /// The counters.
@@ -451,7 +451,7 @@ impl<'a, P: Protocol> Client<'a, P> {
     }
 
     /// Enters the next phase if the present one is done, and so on.
-    fn go_on(&mut self, cx: &mut Cx<P>) {
+    fn advance_phases(&mut self, cx: &mut Cx<P>) {
         while self.is_phase_over(cx) {
             self.phase.end(cx, &mut self.run);
             let next = if self.run.ends_early {
@@ -468,7 +468,7 @@ impl<'a, P: Protocol> Client<'a, P> {
     }
 
     /// The same from a callback that has borrowed a connection, which the next phase could not use in the meantime.
-    fn go_on_later(&mut self, cx: &mut Cx<P>) {
+    fn advance_phases_later(&mut self, cx: &mut Cx<P>) {
         if self.next_phase.is_none() && self.is_phase_over(cx) {
             self.next_phase = arm(cx, Duration::ZERO);
         }
@@ -500,13 +500,13 @@ impl<P: Protocol> Handler for Client<'_, P> {
 
     fn on_open(&mut self, cx: &mut Cx<P>, token: Token, conn: &mut Self::Conn) {
         self.phase.on_open(cx, &mut self.run, token, conn);
-        self.go_on_later(cx);
+        self.advance_phases_later(cx);
     }
 
     fn on_data(&mut self, cx: &mut Cx<P>, token: Token, conn: &mut Self::Conn, bytes: &mut [u8]) {
         if self.run.settings.verify && self.run.receive(cx, token, conn, bytes) {
             self.phase.on_answer(cx, &mut self.run, token, conn);
-            self.go_on_later(cx);
+            self.advance_phases_later(cx);
         }
     }
 
@@ -520,7 +520,7 @@ impl<P: Protocol> Handler for Client<'_, P> {
 
     fn on_close(&mut self, cx: &mut Cx<P>, _: Token, conn: Self::Conn, reason: CloseReason) {
         self.phase.on_close(cx, &mut self.run, &conn, &reason);
-        self.go_on(cx);
+        self.advance_phases(cx);
     }
 
     fn on_timer(&mut self, cx: &mut Cx<P>, timer: TimerId) {
@@ -531,12 +531,12 @@ impl<P: Protocol> Handler for Client<'_, P> {
         } else {
             self.phase.on_timer(cx, &mut self.run, timer);
         }
-        self.go_on(cx);
+        self.advance_phases(cx);
     }
 
     fn on_ready(&mut self, cx: &mut Cx<P>, watch: WatchId, _readiness: Readiness) {
         self.phase.on_ready(cx, &mut self.run, watch);
-        self.go_on(cx);
+        self.advance_phases(cx);
     }
 
     /// The first signal ends the run early and in order, the second one immediately.
@@ -552,7 +552,7 @@ impl<P: Protocol> Handler for Client<'_, P> {
             self.run.opening.stop();
             self.run.progress.warn("ending early; a second signal exits immediately");
             self.run.end_early();
-            self.go_on(cx);
+            self.advance_phases(cx);
         }
     }
 }
@@ -563,7 +563,7 @@ fn layers<P: Protocol>() -> ConnectionBytes {
     ConnectionBytes { client: SLOT_BYTES + own as u64, ..P::connection_bytes() }
 }
 
-/// How long nothing may succeed: one time-out before the first success, two after it.
+/// How long nothing may succeed: one timeout before the first success, two after it.
 pub(crate) fn patience(timeout: Duration, peak: u64) -> Duration {
     let attempts = if peak == 0 { 1 } else { 2 };
     timeout * attempts + TICK
@@ -585,7 +585,7 @@ pub(crate) fn some(count: u64, what: &str) -> String {
     if count == 0 { String::new() } else { format!(", {} {what}", format::count(count)) }
 }
 
-/// The errno of a failed attempt, which is ETIMEDOUT for the attempt's own time-out.
+/// The errno of a failed attempt, which is ETIMEDOUT for the attempt's own timeout.
 pub(crate) fn errno_of(reason: &CloseReason) -> Option<Errno> {
     match reason {
         CloseReason::ConnectFailed(error) | CloseReason::Failed(error) => errno(error),

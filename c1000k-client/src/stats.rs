@@ -33,9 +33,9 @@ pub enum Stop {
     Ports,
     /// The server dropped consecutive connections before their echo.
     ServerFull,
-    /// Connections opened and were not answered.
+    /// Connections opened, and the server did not answer.
     ServerSilent,
-    /// The server sent other bytes than it received.
+    /// The server returned bytes that differ from those sent.
     NotAnEcho,
     /// Nothing listened, on any port.
     NothingListens,
@@ -50,7 +50,7 @@ pub enum Stop {
 }
 
 impl Stop {
-    /// In a few words.
+    /// As a clause.
     pub(crate) fn reason(self) -> String {
         match self {
             Self::Descriptors(errno) | Self::Memory(errno) | Self::Network(errno) => {
@@ -61,7 +61,7 @@ impl Stop {
             Self::Ports => "local ports ran out".to_owned(),
             Self::ServerFull => "it drops every connection".to_owned(),
             Self::ServerSilent => "it does not answer".to_owned(),
-            Self::NotAnEcho => "it sends other bytes than expected".to_owned(),
+            Self::NotAnEcho => "it returns unexpected bytes".to_owned(),
             Self::NothingListens => "nothing listens".to_owned(),
             Self::ServerGone => "nothing listens any more".to_owned(),
             Self::BacklogFull => "its backlog stays full".to_owned(),
@@ -69,7 +69,7 @@ impl Stop {
         }
     }
 
-    /// Whether it is a limit, which lowers a target that was not given, and not a fault.
+    /// Whether it is a limit, which lowers the number of connections if none was requested, and not a fault.
     pub(crate) fn is_limit(self) -> bool {
         match self {
             Self::Descriptors(_)
@@ -92,45 +92,45 @@ impl Stop {
 /// Counters and clocks of one run.
 #[derive(Debug)]
 pub struct RunStats {
-    /// The same by target; empty for clients without sockets, which have one.
+    /// The counters of each target; empty for clients without sockets, which have one target.
     pub targets: Vec<TargetStats>,
     /// Connects started.
     pub attempted: u64,
     /// Connections held now.
     pub held: u64,
-    /// The most connections held at once.
+    /// The maximum number of connections held at once.
     pub peak: u64,
     /// Connections that were held at any time.
     pub opened: u64,
-    /// Connections given up.
+    /// Connections that failed permanently.
     pub failed: u64,
-    /// Connections that ended before the run did.
+    /// Connections that were held and lost before the end.
     pub lost: u64,
-    /// The same by errno.
+    /// Lost connections by errno.
     pub losses: Failures,
-    /// Those of them that had received a part of their last echo.
+    /// Lost connections that had received part of an echo.
     pub lost_in_part: u64,
     /// Failed attempts by errno.
     pub failures: Failures,
     /// Attempts after the first one.
     pub retried: u64,
     /// Connections that the server dropped before their echo.
-    pub turned_away: u64,
-    /// Connections that were open for a whole connect time-out without their echo.
+    pub refused_by_server: u64,
+    /// Connections that were open for the connect timeout without their echo.
     pub unanswered: u64,
-    /// Of the last two, those that had received a part of their echo.
+    /// Connections of `refused_by_server` and `unanswered` that had received part of their echo.
     pub answered_in_part: u64,
-    /// The expected answer, in words.
+    /// The expected answer, as a noun phrase.
     pub(crate) expected: &'static str,
-    /// The mistake in its first wrong answer.
+    /// What was wrong with the first unexpected answer.
     pub(crate) complaint: Option<String>,
-    /// A connect has connected to itself.
+    /// Whether a connection reached itself.
     pub is_self_connected: bool,
     /// Verified connections by pass.
     pub verified_passes: Vec<u64>,
     /// The duration of each pass.
     pub verify_seconds: Vec<f64>,
-    /// Why no more were opened.
+    /// Why no more connections were opened.
     pub stop: Option<Stop>,
     /// When the first connect was started.
     pub started: Instant,
@@ -146,7 +146,7 @@ pub struct RunStats {
     pub(crate) churn: ChurnStats,
     /// Connections closed and reopened after it.
     pub(crate) storm: StormStats,
-    /// Processor time of the ramp.
+    /// CPU time of the ramp.
     pub(crate) ramp_cpu_seconds: Option<f64>,
     /// Retransmitted segments; `None` if the kernel sends the segments.
     pub(crate) retransmitted: Option<u64>,
@@ -154,7 +154,7 @@ pub struct RunStats {
     pub(crate) state_bytes: Option<u64>,
     /// The memory of the connections at this end.
     pub(crate) usage: Usage,
-    /// Latencies of the connects since the last point of a series.
+    /// Latencies of the connects since the last point of either series.
     recent_latency: Latencies,
     series: Series<RampPoint>,
     hold_series: Series<RampPoint>,
@@ -164,7 +164,7 @@ pub struct RunStats {
 }
 
 impl RunStats {
-    /// Starts the clock; `None` never happens with these bounds of the histogram.
+    /// Starts the clock. Always `Some` with these bounds of the histograms.
     pub fn new(now: Instant, verify: bool) -> Option<Self> {
         Some(Self {
             targets: Vec::new(),
@@ -177,7 +177,7 @@ impl RunStats {
             losses: Failures::default(),
             failures: Failures::default(),
             retried: 0,
-            turned_away: 0,
+            refused_by_server: 0,
             unanswered: 0,
             answered_in_part: 0,
             lost_in_part: 0,
@@ -206,7 +206,7 @@ impl RunStats {
         })
     }
 
-    /// The ramp begins now; earlier connections do not count for its time.
+    /// The ramp begins now; its duration excludes earlier connections.
     pub(crate) fn restart(&mut self, now: Instant) {
         self.started = now;
         self.series = Series::new();
@@ -214,7 +214,7 @@ impl RunStats {
         self.sample(now);
     }
 
-    /// The ramp is over: notes its processor time.
+    /// The ramp is over: notes its CPU time.
     pub(crate) fn note_ramp_cpu(&mut self, before: Option<f64>) {
         self.ramp_cpu_seconds = cpu_seconds().zip(before).map(|(now, before)| now - before);
         self.is_ramp_over = true;
@@ -241,7 +241,7 @@ impl RunStats {
         }
     }
 
-    /// A held connection has ended; without an errno by an end of its stream.
+    /// A held connection was lost; without an errno, its stream ended.
     pub(crate) fn lose_one(&mut self, errno: Option<Errno>) {
         self.held -= 1;
         self.lost += 1;
@@ -253,21 +253,21 @@ impl RunStats {
 
     /// Whether most of the attempts without a complete echo received a part of it.
     pub(crate) fn has_answers_in_part(&self) -> bool {
-        self.answered_in_part * 2 > self.unanswered + self.turned_away
+        self.answered_in_part * 2 > self.unanswered + self.refused_by_server
     }
 
-    /// Whether most connections were lost, of each target that had any.
+    /// Whether most connections were lost, of each target that held any.
     pub(crate) fn has_lost_most(&self) -> bool {
         let mut had_any = self.targets.iter().filter(|target| target.opened > 0);
         self.lost > 0 && self.lost * 2 >= self.opened && had_any.all(TargetStats::has_lost_most)
     }
 
-    /// Opens no more connections; the first reason counts.
+    /// Opens no more connections; the first reason is kept.
     pub(crate) fn stop(&mut self, stop: Stop) {
         self.stop.get_or_insert(stop);
     }
 
-    /// Opens no more connections to this target; when that holds for all, the run opens no more.
+    /// Opens no more connections to this target, and none at all once all targets are stopped.
     pub(crate) fn stop_target(&mut self, index: usize, stop: Stop) {
         self.targets[index].stop.get_or_insert(stop);
         if let Some(stop) = stop_of_all(&self.targets) {
@@ -275,7 +275,7 @@ impl RunStats {
         }
     }
 
-    /// These connections to a target are given up.
+    /// `count` connections to a target have failed permanently.
     pub(crate) fn fail(&mut self, index: usize, count: u64) {
         self.failed += count;
         self.targets[index].failed += count;
@@ -354,7 +354,7 @@ impl RunStats {
     }
 }
 
-/// Processor time of this process so far, in user mode and in the kernel.
+/// CPU time of this process so far, in user mode and in the kernel.
 pub(crate) fn cpu_seconds() -> Option<f64> {
     let usage = getrusage(UsageWho::RUSAGE_SELF).ok()?;
     let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;

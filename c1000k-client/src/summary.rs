@@ -95,7 +95,7 @@ fn verified(record: &ClientRecord) -> String {
     let [first, second] = record.verified_passes[..] else {
         return match record.verified {
             Some(first) => format!("{} when they opened, no second pass", count(first)),
-            None => "not asked for".to_owned(),
+            None => "not requested".to_owned(),
         };
     };
     format!("{} after the hold, {} when they opened", count(second), count(first))

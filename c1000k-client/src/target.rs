@@ -23,17 +23,17 @@ const TARGET_DEFAULT: u64 = 1_000_000;
 /// Memory of this process for each connection: the reactor's slot, the state and the timer node.
 const USER_BYTES_PER_CONNECTION: u64 = 64;
 
-/// Source addresses at most that are chosen without `--source`.
+/// The maximum number of source addresses that are chosen without `--source`.
 const LOOPBACK_SOURCES_MAX: u64 = 1_000;
 
-/// The target of a run.
+/// The requested connections of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// The target was given (`-c`), so only reaching it is success.
+    /// The number was requested (`-c`), so only reaching it is a success.
     pub(crate) is_asked: bool,
     /// The number to be reached.
     pub(crate) connections: u64,
-    /// The number to be opened: the target, or what the limits allow.
+    /// The number to be opened: `connections`, or what the limits allow.
     pub(crate) goal: u32,
     /// The limit of this machine, if it is lower.
     pub(crate) cap: Option<Cap>,
@@ -202,7 +202,7 @@ pub(crate) fn within_limits(
     // A requested number is tried beyond the limit, and may reach a little more.
     let predicted = if is_asked { "predicted to fit here: " } else { "" };
     let detail = format!(
-        "{predicted}{} of {}: {}; to go further: {}",
+        "{predicted}{} of {}: {}; to open more: {}",
         format::count(room),
         format::count(wanted),
         cap.reason,
@@ -260,7 +260,7 @@ mod tests {
             );
             let cap = target.cap.unwrap();
             assert_eq!(cap.limit, Limit::Descriptors);
-            let start = "19,868 of 1,000,000: RLIMIT_NOFILE is 20,000 hard; to go further: ";
+            let start = "19,868 of 1,000,000: RLIMIT_NOFILE is 20,000 hard; to open more: ";
             assert!(cap.detail.starts_with(start), "{}", cap.detail);
         }
     }

@@ -1,36 +1,36 @@
-//! What a run has counted for each of its targets.
+//! The counters of each target.
 
 use nix::errno::Errno;
 
 use crate::destination::Destination;
 use crate::stats::Stop;
 
-/// Counters of one target; each is a part of the run's.
+/// Counters of one target; the run's counters are their sums.
 #[derive(Clone, Debug)]
 pub struct TargetStats {
-    /// Where it is.
+    /// Its address and ports.
     pub destination: Destination,
     /// Connects started.
     pub attempted: u64,
     /// Connections held now.
     pub held: u64,
-    /// The most connections held at once.
+    /// The maximum number of connections held at once.
     pub peak: u64,
-    /// Connections that were held, at once or one after the other.
+    /// Connections that were held at any time.
     pub opened: u64,
-    /// Connections given up.
+    /// Connections that failed permanently.
     pub failed: u64,
-    /// Connections held once and then gone before the end.
+    /// Connections that were held and lost before the end.
     pub lost: u64,
     /// Connections that the server dropped before their echo.
-    pub turned_away: u64,
-    /// Connections that were open for a whole connect time-out without their echo.
+    pub refused_by_server: u64,
+    /// Connections that were open for the connect timeout without their echo.
     pub unanswered: u64,
     /// Connects refused because the backlog of a Unix-domain socket was full.
     pub backlog_full: u64,
     /// Why no more connections to it were opened.
     pub stop: Option<Stop>,
-    /// Connections closed by a storm and not back yet.
+    /// Connections closed by a storm and not yet reopened.
     pub(crate) away: u64,
 }
 
@@ -44,7 +44,7 @@ impl TargetStats {
             opened: 0,
             failed: 0,
             lost: 0,
-            turned_away: 0,
+            refused_by_server: 0,
             unanswered: 0,
             backlog_full: 0,
             stop: None,
@@ -63,7 +63,7 @@ impl TargetStats {
         self.lost += 1;
     }
 
-    /// Why nothing has succeeded for too long.
+    /// The reason if nothing has succeeded for too long.
     pub(crate) fn stall(&self) -> Stop {
         match self.unanswered {
             0 if self.backlog_full > 0 => Stop::BacklogFull,
@@ -72,18 +72,19 @@ impl TargetStats {
         }
     }
 
-    /// Whether nothing but refusals came from it.
+    /// Whether every attempt was refused.
     pub(crate) fn was_never_there(&self) -> bool {
-        self.peak == 0 && self.turned_away == 0
+        self.peak == 0 && self.refused_by_server == 0
     }
 
-    /// Whether most of what was held has gone.
+    /// Whether most connections that were held were lost.
     pub(crate) fn has_lost_most(&self) -> bool {
         self.lost > 0 && self.lost * 2 >= self.opened
     }
 }
 
-/// The reason that ends the run once all targets have one: a fault before a limit, which would only lower the goal.
+/// The reason that ends the run once all targets have one. A fault takes precedence over a limit, which only lowers the
+/// number of connections.
 pub(crate) fn stop_of_all(targets: &[TargetStats]) -> Option<Stop> {
     let stops: Option<Vec<Stop>> = targets.iter().map(|target| target.stop).collect();
     let stops = stops?;

@@ -81,7 +81,7 @@ impl Condition {
             format!("{text:?} has no operator; write it as 'echo.p99>50ms' or 'lost>0'")
         })?;
         let figure = Figure::named(name)
-            .ok_or_else(|| format!("{name:?} is no figure of a run; those are {}", names()))?;
+            .ok_or_else(|| format!("{name:?} is not a figure of a run; figures are {}", names()))?;
         let bound = if name.contains('.') {
             microseconds(parse_duration(bound)?)
         } else {
@@ -180,11 +180,11 @@ mod tests {
     fn a_wrong_condition_is_explained() {
         for (text, part) in [
             ("lost", "no operator"),
-            ("lots>0", "those are established, verified"),
-            ("echo.p98>1s", "is no figure"),
+            ("lots>0", "figures are established, verified"),
+            ("echo.p98>1s", "is not a figure"),
             ("echo.p99>50", "500ms, 10s"),
             ("lost>1s", "a count is written"),
-            (">", "is no figure"),
+            (">", "is not a figure"),
         ] {
             let wrong = Condition::parse(text).unwrap_err();
             assert!(wrong.contains(part), "{text}: {wrong}");

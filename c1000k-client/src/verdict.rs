@@ -15,15 +15,15 @@ use crate::stats::{RunStats, Stop};
 use crate::target::Target;
 use crate::target_stats::{TargetStats, stop_of_all};
 
-/// Targets whose stop is explained; of the others, their number.
+/// The number of targets whose stop is explained; the others are only counted.
 const SENTENCES_MAX: usize = 3;
 
 /// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
-    /// The target; if none was given, what limits and server allowed.
+    /// The requested connections; without a request, those that the limits and the server allowed.
     pub(crate) target: u64,
-    /// Connections of the target that were given up.
+    /// Requested connections that failed permanently.
     pub(crate) failed: u64,
     pub(crate) verdict: Verdict,
     pub(crate) limit: Option<Limit>,
@@ -31,7 +31,7 @@ pub(crate) struct Outcome {
     pub(crate) detail: Option<String>,
 }
 
-/// Judges a run to these destinations that has ended.
+/// Judges a completed run to these destinations.
 pub(crate) fn judge(target: &Target, stats: &RunStats, to: &[Destination]) -> Outcome {
     let (limit, detail) = match cap(target, stats, to) {
         Some((limit, detail)) => (Some(limit), Some(detail)),
@@ -48,13 +48,13 @@ pub(crate) fn judge(target: &Target, stats: &RunStats, to: &[Destination]) -> Ou
         Some(_) => Verdict::Reached,
         None => Verdict::Held,
     };
-    // Connections that a full server dropped past a lowered target do not belong to it.
+    // Connections that a full server dropped beyond a lowered target are not part of it.
     let failed = stats.failed.min(target.saturating_sub(stats.peak));
     Outcome { target, failed, verdict, limit, detail }
 }
 
-/// Whether limits have lowered a target that was not given. A fault does not, nor do failed connections to a target that
-/// was not stopped.
+/// Whether limits have lowered the number of connections, which they do only if none was requested. A fault does not
+/// lower it, nor do failed connections to a server that was not stopped.
 fn is_lowered(target: &Target, stats: &RunStats) -> bool {
     let of_targets = stats.targets.iter().filter_map(|target| target.stop);
     let stops: Vec<Stop> = stats.stop.into_iter().chain(of_targets).collect();
@@ -67,7 +67,7 @@ fn is_lowered(target: &Target, stats: &RunStats) -> bool {
         && is_complete
 }
 
-/// Whether each pass has verified all of them, if there were passes.
+/// Whether each pass verified all connections, if there were passes.
 fn is_verified(stats: &RunStats, target: u64) -> bool {
     let passes = &stats.verified_passes;
     passes.is_empty() || (passes.len() == 2 && passes.iter().all(|&verified| verified >= target))
@@ -78,7 +78,7 @@ fn cap(target: &Target, stats: &RunStats, to: &[Destination]) -> Option<(Limit, 
         Some(Stop::Interrupted) => stats.stop,
         _ if stats.has_lost_most() => return Some((limit_of_losses(stats), losses(stats))),
         None if stats.peak == 0 && stats.unanswered > 0 => Some(Stop::ServerSilent),
-        None if stats.peak == 0 && stats.failed > 0 => Some(nothing_came(stats)),
+        None if stats.peak == 0 && stats.failed > 0 => Some(stop_of_last_failure(stats)),
         stop => stop,
     };
     let stopped = stopped_targets(target, stats).filter(|_| stop != Some(Stop::Interrupted));
@@ -102,7 +102,7 @@ fn cap(target: &Target, stats: &RunStats, to: &[Destination]) -> Option<(Limit, 
     Some((lowered.limit, lowered.detail.clone()))
 }
 
-/// The limit of this machine that is next if another one was reached first: raising only that one does not help much.
+/// The limit of this machine that would be reached next: raising only the one that was reached helps little.
 fn next_limit(stop: Stop, target: &Target, stats: &RunStats) -> String {
     match &target.cap {
         Some(cap) if stop.is_limit() && stats.peak > 0 && cap.limit != limit_of(stop) => {
@@ -113,7 +113,7 @@ fn next_limit(stop: Stop, target: &Target, stats: &RunStats) -> String {
 }
 
 /// The failure of the last attempt, if all failed and they were too few to end the ramp.
-fn nothing_came(stats: &RunStats) -> Stop {
+fn stop_of_last_failure(stats: &RunStats) -> Stop {
     match stats.failures.last() {
         Some(Errno::EBADMSG) => Stop::NotAnEcho,
         Some(errno) => Stop::Network(errno),
@@ -121,7 +121,7 @@ fn nothing_came(stats: &RunStats) -> Stop {
     }
 }
 
-/// Which of several targets got no more connections, and why; `None` if none was stopped.
+/// Which of several targets were stopped, and why; `None` if none was.
 fn stopped_targets(target: &Target, stats: &RunStats) -> Option<(Limit, String)> {
     if stats.targets.len() < 2 {
         return None;
@@ -144,7 +144,7 @@ fn stopped_targets(target: &Target, stats: &RunStats) -> Option<(Limit, String)>
     Some((limit_of(first), sentences.join("; ") + &more))
 }
 
-/// The part of several targets in a figure, of those that have one: ` (127.0.0.1:9900: 7)`.
+/// The share of each of several targets in a figure, without zeros: ` (127.0.0.1:9900: 7)`.
 fn by_target(stats: &RunStats, figure: fn(&TargetStats) -> u64) -> String {
     if stats.targets.len() < 2 {
         return String::new();
@@ -173,7 +173,7 @@ fn limit_of(stop: Stop) -> Limit {
     }
 }
 
-/// What has ended the opening of connections to these destinations, of which `peak` were held, and what to do about it.
+/// Why no more connections to these destinations were opened, of which `peak` were held, and the remedy.
 fn sentence(
     stop: Stop,
     peak: u64,
@@ -190,97 +190,97 @@ fn sentence(
     let held = format::counted(peak, "connection");
     let to = destination::list(to);
     let answer = if is_echo(stats) { "echo" } else { "answer" };
-    let no_server = no_server(stats);
+    let not_expected = not_expected(stats);
     match stop {
         Stop::Descriptors(Errno::EMFILE) if target.file_table == FileTable::Registered => {
             format!(
-                "descriptors ran out at {held} (EMFILE): no further table of registered files could be created; to go \
-             further: raise ulimit -l, which both ends of one user share, or ulimit -n"
+                "descriptors ran out at {held} (EMFILE): no further table of registered files could be created; to open \
+             more, raise ulimit -l, which client and server of one user share, or ulimit -n"
             )
         }
         Stop::Descriptors(errno) => format!(
-            "descriptors ran out at {held} ({errno:?}); to go further: \
+            "descriptors ran out at {held} ({errno:?}); to open more, \
              raise ulimit -n, or fs.file-max if the whole system has too few"
         ),
         Stop::Memory(errno) => format!(
-            "the kernel has no memory for more than {held} ({errno:?}); to go further: \
+            "the kernel has no memory for more than {held} ({errno:?}); to open more, \
              add memory, or raise net.ipv4.tcp_mem or the cgroup's limit"
         ),
         Stop::Watches => format!(
-            "epoll watches ran out at {held} (ENOSPC); to go further: \
+            "epoll watches ran out at {held} (ENOSPC); to open more, \
              raise fs.epoll.max_user_watches"
         ),
         Stop::Ports if peak == 0 => format!(
             "no local port is free for {to} (EADDRNOTAVAIL){}: other connections to it use them; \
-             give more ports (--ports), another --source, or a wider net.ipv4.ip_local_port_range",
+             use more ports (--ports), another --source, or a wider net.ipv4.ip_local_port_range",
             reserved(target)
         ),
         Stop::Ports => format!(
-            "local ports ran out at {held} (EADDRNOTAVAIL){}; to go further: more source addresses \
+            "local ports ran out at {held} (EADDRNOTAVAIL){}; to open more, use more source addresses \
              (--source), more ports (--ports), or a wider net.ipv4.ip_local_port_range",
             reserved(target)
         ),
         Stop::NoAddress => format!(
-            "this machine has no address from which it can reach {to} (EADDRNOTAVAIL): look at `ip address`, \
-             and for IPv6 whether it is switched off (net.ipv6.conf.*.disable_ipv6)"
+            "this machine has no address from which it can reach {to} (EADDRNOTAVAIL): see `ip address`, \
+             and for IPv6 net.ipv6.conf.*.disable_ipv6"
         ),
         Stop::ServerFull if peak == 0 && stats.verified().is_none() => format!(
             "the server on {to} drops every connection at once: it is full, or refuses every client; \
-             look at its log"
+             see its log"
         ),
         Stop::ServerFull if peak == 0 && stats.has_answers_in_part() => format!(
             "the server on {to} ends every connection after a part of its {answer}: it is \
-             {no_server}, or fails: look at its log"
+             {not_expected}, or fails; see its log"
         ),
         Stop::ServerFull if peak == 0 => format!(
-            "the server on {to} drops every connection before its {answer}: it is full, or {no_server}"
+            "the server on {to} drops every connection before its {answer}: it is full, or {not_expected}"
         ),
         Stop::ServerFull => format!(
-            "the server was the cap: it dropped every connection past {held}; to go further: \
-             raise its limit (ulimit -n, --max-connections) where it runs"
+            "the server was the limit: it dropped every connection beyond {held}; to open more, \
+             raise its limit (ulimit -n, --max-connections) on its machine"
         ),
         Stop::ServerSilent if peak == 0 && stats.verified().is_none() => {
-            format!("the server on {to} leaves every connection waiting: it hangs; look at its log")
+            format!("the server on {to} accepts no connection or does not answer; see its log")
         }
         Stop::ServerSilent if peak == 0 && stats.has_answers_in_part() => format!(
-            "the server on {to} sends a part of the {answer} and no more: it is {no_server}, or \
-             slow: a longer --connect-timeout may help"
+            "the server on {to} sends only a part of the {answer}: it is {not_expected}, or \
+             slow; a longer --connect-timeout may help"
         ),
         Stop::ServerSilent if peak == 0 => format!(
-            "the server on {to} takes connections and answers none: it hangs, or is {no_server}"
+            "the server on {to} accepts connections and does not answer: it hangs, or is {not_expected}"
         ),
         Stop::ServerSilent if is_verified(stats, peak) => format!(
-            "the server was the cap: it answers {held} and leaves all others waiting; \
-             to go further: raise its limit (ulimit -n) where it runs"
+            "the server was the limit: it answered {held} and none of the others; to open more, \
+             raise its limit (ulimit -n) on its machine"
         ),
         Stop::ServerSilent => {
-            format!("the server stopped answering at {held}; look at its log and its memory")
+            format!("the server stopped answering at {held}; see its log and its memory")
         }
         Stop::NotAnEcho if !is_echo(stats) => {
-            format!("the server on {to} is {no_server}")
+            format!("the server on {to} is {not_expected}")
         }
         Stop::NotAnEcho => format!(
-            "the server on {to} sends other bytes back than it got: it is no echo server; \
+            "the server on {to} returns bytes that differ from those sent: it is not an echo server; \
              --no-verify skips the echo"
         ),
         Stop::NothingListens => format!(
-            "nothing listens on {to}: start c1000k-server there first, or give the port and \
-             --ports of a server that runs"
+            "nothing listens on {to}: start c1000k-server there first, or specify the port and \
+             --ports of a running server"
         ),
         Stop::ServerGone => format!(
             "nothing listens on {to} any more: the server closed its ports at {held}; \
-             look at its log"
+             see its log"
         ),
         Stop::Network(errno) if peak == 0 => format!(
-            "no connection to {to} came about ({errno:?}): look at the address, the route and \
-             firewalls on the way"
+            "no connection to {to} could be opened ({errno:?}): check the address, the route and \
+             firewalls between client and server"
         ),
         Stop::Network(errno) => format!(
-            "the network allowed no more than {held} ({errno:?}): look at the route, firewalls and \
-             nf_conntrack_max on the way, and whether the server still accepts"
+            "the network allowed no more than {held} ({errno:?}): check the route, \
+             firewalls between client and server, nf_conntrack_max, and whether the server still accepts"
         ),
         Stop::BacklogFull => format!(
-            "the backlog of {to} stayed full at {held} (EAGAIN): the server does not accept; look at its log"
+            "the backlog of {to} stayed full at {held} (EAGAIN): the server does not accept; see its log"
         ),
         Stop::Interrupted => {
             format!(
@@ -291,34 +291,36 @@ fn sentence(
     }
 }
 
-/// What only a Unix-domain socket can answer; `None` where the sentence for TCP fits.
+/// The sentence for a Unix-domain socket; `None` if the one for TCP applies.
 fn unix_sentence(stop: Stop, peak: u64, to: &Destination) -> Option<String> {
     let is_file_of = |of: fn(&Path) -> bool| to.path().is_some_and(of);
     Some(match stop {
         Stop::NothingListens if is_file_of(|path| path.exists() && !is_socket(path)) => {
-            format!("{to} is no socket: give the path of the socket that the server listens on")
+            format!(
+                "{to} is not a socket: specify the path of the socket that the server listens on"
+            )
         }
         Stop::NothingListens if is_file_of(is_socket) => format!(
-            "nothing listens on {to} (ECONNREFUSED): the socket is left from a server that has ended; start the \
+            "nothing listens on {to} (ECONNREFUSED): the socket is left over from a server that has ended; start the \
              server"
         ),
         Stop::NothingListens => format!("nothing listens on {to}: start the server first"),
         Stop::ServerGone => format!(
-            "nothing listens on {to} any more: the server has closed its socket at {}; look at its log",
+            "nothing listens on {to} any more: the server closed its socket at {}; see its log",
             format::counted(peak, "connection")
         ),
         Stop::Network(Errno::ENOENT | Errno::ENOTDIR) => format!(
-            "there is no socket at {to}: start the server first, or give the path of its socket"
+            "there is no socket at {to}: start the server first, or specify the path of its socket"
         ),
         Stop::Network(Errno::EACCES | Errno::EPERM) => format!(
-            "no permission to connect to {to} (EACCES): that takes write permission for the socket, and search \
+            "no permission to connect to {to} (EACCES): this requires write permission for the socket, and search \
              permission for its directories"
         ),
         Stop::Network(Errno::EPROTOTYPE) => format!(
-            "{to} is no stream socket (EPROTOTYPE): give the path of a socket of type SOCK_STREAM"
+            "{to} is not a stream socket (EPROTOTYPE): specify the path of a socket of type SOCK_STREAM"
         ),
         Stop::Network(errno) => format!(
-            "no connection to {to} could be opened ({errno:?}): look at the path and at the server's log"
+            "no connection to {to} could be opened ({errno:?}): see the path and the server's log"
         ),
         _ => return None,
     })
@@ -332,10 +334,10 @@ fn is_echo(stats: &RunStats) -> bool {
     stats.expected == ECHO
 }
 
-/// What kind of server does not answer as expected.
-fn no_server(stats: &RunStats) -> String {
+/// What a server is that does not answer as expected.
+fn not_expected(stats: &RunStats) -> String {
     if is_echo(stats) {
-        return "no echo server (--no-verify skips the echo)".to_owned();
+        return "not an echo server (--no-verify skips the echo)".to_owned();
     }
     let complaint = stats.complaint.as_ref();
     let complaint = complaint.map_or_else(String::new, |complaint| format!("; {complaint}"));
@@ -352,12 +354,12 @@ fn reserved(target: &Target) -> String {
     }
 }
 
-/// Some were lost, which is not a limit.
+/// The sentence about lost connections, which are not a limit.
 fn loss(stats: &RunStats) -> Option<String> {
     (stats.lost > 0).then(|| losses(stats))
 }
 
-/// What happened to the lost connections, by the most frequent failure.
+/// Explains the lost connections by their most frequent failure.
 fn losses(stats: &RunStats) -> String {
     let lost = format!(
         "{} of {} lost ({}){}",
@@ -370,33 +372,33 @@ fn losses(stats: &RunStats) -> String {
     let answer = if is_echo(stats) { "echo" } else { "answer" };
     match seen(stats) {
         Seen::OtherBytes if !is_echo(stats) => {
-            format!("the server's answer was {}: {lost}", no_server(stats))
+            format!("the server's answer was {}: {lost}", not_expected(stats))
         }
         Seen::OtherBytes => format!(
-            "the server sent other bytes than it got: {lost}; it is no echo server, or mixes its \
-             connections up (--no-verify skips the echo)"
+            "the server returned bytes that differ from those sent: {lost}; it is not an echo server, or \
+             confuses its connections (--no-verify skips the echo)"
         ),
         Seen::Silence if stats.lost_in_part * 2 > stats.lost => format!(
-            "the server sent a part of the {answer} and no more: {lost}; it hangs, or the way to it is \
-             broken: look at its log and its memory"
+            "the server sent only a part of the {answer}: {lost}; it hangs, or the network path has \
+             failed: see its log and its memory"
         ),
         Seen::Silence => format!(
-            "the server stopped answering: {lost}; it hangs, or the way to it is broken: look at its \
+            "the server stopped answering: {lost}; it hangs, or the network path has failed: see its \
              log and its memory"
         ),
         Seen::Closed if stats.peak * 2 <= stats.opened => format!(
-            "the server closes connections soon after they open: {lost}, and no more than \
-             {most_at_once} were held at once; look at its log and its idle timeout"
+            "the server closes connections soon after they open: {lost}, and at most \
+             {most_at_once} were held at once; see its log and its idle timeout"
         ),
         Seen::Closed if stats.has_lost_most() => format!(
-            "the server went away: {lost}; look at its log: was it killed because memory ran out, or \
-             does it close idle connections?"
+            "most connections were lost: {lost}; the server closed them: see its log (out of memory? an idle \
+             timeout?)"
         ),
         Seen::Closed => format!(
-            "{lost}: the server closed them (does it close idle ones?), or something on the way"
+            "{lost}: the server closed them (an idle timeout?), or a device on the path did"
         ),
         Seen::Failed => {
-            format!("the network failed: {lost}; look at the route and firewalls on the way")
+            format!("the network path has failed: {lost}; check the route and its firewalls")
         }
     }
 }
@@ -425,18 +427,18 @@ fn limit_of_losses(stats: &RunStats) -> Limit {
     if let Seen::Failed = seen(stats) { Limit::Network } else { Limit::Server }
 }
 
-/// Some could not be opened.
+/// The limit and the sentence of a run in which some connections failed.
 fn failed(stats: &RunStats) -> (Limit, String) {
     let failed = format!(
-        "given up: {}{}",
+        "failed: {}{}",
         format::counted(stats.failed, "connection"),
         by_target(stats, |target| target.failed)
     );
     let failures = &stats.failures;
     if failures.most() == Some("EBADMSG") {
         let detail = format!(
-            "{failed} ({failures}): the server sent other bytes back \
-             than it got"
+            "{failed} ({failures}): the server returned bytes that differ \
+             from those sent"
         );
         return (Limit::Server, detail);
     }
@@ -444,7 +446,7 @@ fn failed(stats: &RunStats) -> (Limit, String) {
     let remedy = if failures.has("ETIMEDOUT") {
         "a longer --connect-timeout or fewer --in-flight may help"
     } else {
-        "look at the route and firewalls on the way"
+        "check the route and its firewalls"
     };
     (limit, format!("{failed} ({failures}); {remedy}"))
 }
@@ -552,7 +554,7 @@ mod tests {
         let outcome = judge(&asked(10), &full, to());
         assert_eq!((outcome.target, outcome.verdict), (10, Verdict::Short));
         assert_eq!(outcome.failed, 3);
-        assert!(outcome.detail.unwrap().contains("the server was the cap"));
+        assert!(outcome.detail.unwrap().contains("the server was the limit"));
     }
 
     #[test]
@@ -618,7 +620,7 @@ mod tests {
         for (errno, limit, part) in [
             (Errno::ENETUNREACH, Limit::Network, "ENETUNREACH"),
             (Errno::ETIMEDOUT, Limit::Network, "ETIMEDOUT"),
-            (Errno::EBADMSG, Limit::Server, "no echo server"),
+            (Errno::EBADMSG, Limit::Server, "not an echo server"),
         ] {
             let mut nothing = stats(0);
             nothing.failed = 1;
@@ -707,8 +709,8 @@ mod tests {
         let listener = std::os::unix::net::UnixListener::bind(folder.path().join("stale"));
         drop(listener.unwrap());
         for (name, stop, part) in [
-            ("file", Stop::NothingListens, "is no socket"),
-            ("stale", Stop::NothingListens, "is left from a server that has ended"),
+            ("file", Stop::NothingListens, "is not a socket"),
+            ("stale", Stop::NothingListens, "is left over from a server that has ended"),
             ("gone", Stop::NothingListens, "start the server first"),
             ("gone", Stop::Network(Errno::ENOENT), "there is no socket at unix:/"),
             ("shut", Stop::Network(Errno::EACCES), "write permission for the socket"),

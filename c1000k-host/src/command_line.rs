@@ -106,7 +106,7 @@ pub fn check_output(output: &Output) -> Result<(), String> {
 /// Warns that printed output may be lost.
 pub fn warn_if_stdout_may_be_closed() {
     if output::stdout_may_be_closed() {
-        warn("standard output was closed at the start or is /dev/null: what goes there is lost");
+        warn("standard output was closed at the start or is /dev/null: its output is lost");
     }
 }
 

@@ -163,7 +163,7 @@ pub struct SystemDescriptorLimits {
     pub system_open: Option<u64>,
 }
 
-/// Reads the limits of the system with this root folder.
+/// Reads the limits of the system with this root directory.
 pub fn system_descriptor_limits(root: &Path) -> SystemDescriptorLimits {
     let first = |name| text::read_sysctl(root, name)?.first().copied();
     SystemDescriptorLimits {

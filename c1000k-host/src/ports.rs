@@ -17,7 +17,7 @@ use {
 /// The kernel's default range of local ports.
 pub const LOCAL_PORTS_DEFAULT: RangeInclusive<u16> = 32_768..=60_999;
 
-/// `net.ipv4.ip_local_port_range`: the ports that the kernel chooses from, on the machine whose root folder this is;
+/// `net.ipv4.ip_local_port_range`: the ports that the kernel chooses from, on the machine whose root directory this is;
 /// IPv6 uses it too.
 pub fn ip_local_port_range(root: &Path) -> Option<RangeInclusive<u16>> {
     range_of(&text::read_sysctl(root, "net.ipv4.ip_local_port_range")?)

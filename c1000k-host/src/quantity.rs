@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-const NO_NUMBER: &str = "is no number";
+const NOT_A_NUMBER: &str = "is not a number";
 const TOO_LARGE: &str = "is too large";
 const UNKNOWN_UNIT: &str = "ends in an unknown unit";
 const NEGATIVE_EXPONENT: &str = "has a negative exponent";
@@ -104,7 +104,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         ));
     }
     humantime::parse_duration(text.trim()).map_err(|fault| {
-        format!("{text:?} is no duration ({fault}); a duration is written as 500ms, 10s, 2m or 1h")
+        format!(
+            "{text:?} is not a duration ({fault}); a duration is written as 500ms, 10s, 2m or 1h"
+        )
     })
 }
 
@@ -122,7 +124,7 @@ fn parse_scaled(text: &str, units: &[(&str, u64)]) -> Result<u64, String> {
     let (number, unit) = trimmed.split_at(unit_start);
     let product = scale_of(unit, units).and_then(|scale| scaled(number, scale));
     // A text that does not begin with a number has no unit.
-    let fault = |fault| if number.is_empty() { NO_NUMBER } else { fault };
+    let fault = |fault| if number.is_empty() { NOT_A_NUMBER } else { fault };
     product.map_err(|unclear| format!("{text:?} {}", fault(unclear)))
 }
 
@@ -147,9 +149,9 @@ fn power_of_ten(unit: &str) -> Option<Result<u64, &'static str>> {
 /// `number` times `scale`, exactly; a fraction is accepted if the product is whole.
 fn scaled(number: &str, scale: u64) -> Result<u64, &'static str> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let whole = ungrouped(whole).ok_or(NO_NUMBER)?;
+    let whole = ungrouped(whole).ok_or(NOT_A_NUMBER)?;
     if number.ends_with('.') || !fraction.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(NO_NUMBER);
+        return Err(NOT_A_NUMBER);
     }
     let whole: u64 = whole.parse().map_err(|_| TOO_LARGE)?;
     let base = whole.checked_mul(scale).ok_or(TOO_LARGE)?;
@@ -256,9 +258,9 @@ mod tests {
             ("1e3.5", UNKNOWN_UNIT),
             ("1e", UNKNOWN_UNIT),
             ("10kk", UNKNOWN_UNIT),
-            ("nan", NO_NUMBER),
-            ("k", NO_NUMBER),
-            ("e6", NO_NUMBER),
+            ("nan", NOT_A_NUMBER),
+            ("k", NOT_A_NUMBER),
+            ("e6", NOT_A_NUMBER),
         ] {
             let expected = format!("{text:?} {fault}; a ");
             for error in [parse_count(text), parse_rate(text), parse_bytes(text)] {

@@ -12,7 +12,7 @@ pub(crate) fn read_number(path: impl AsRef<Path>) -> Option<u64> {
     numbers(&read(path)?)?.first().copied()
 }
 
-/// The numbers of a kernel setting such as `net.ipv4.tcp_mem`, on the machine with this root folder.
+/// The numbers of a kernel setting such as `net.ipv4.tcp_mem`, on the machine with this root directory.
 pub(crate) fn read_sysctl(root: &Path, name: &str) -> Option<Vec<u64>> {
     numbers(&read(root.join("proc/sys").join(name.replace('.', "/")))?)
 }

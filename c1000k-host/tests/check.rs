@@ -479,7 +479,7 @@ fn a_range_has_twice_the_ports_that_are_needed_or_all_that_there_are() {
     assert_eq!(range, "net.ipv4.ip_local_port_range = 10000 65535");
     assert_eq!(
         note.expect("they do not suffice"),
-        "#note: the 5-tuples of 1 source x 1 destination port x 55,536 local ports are too few: more source \
+        "#note: the 5-tuples of 1 source x 1 destination port x 55,536 local ports are too few: use more source \
          addresses or more ports"
     );
 }

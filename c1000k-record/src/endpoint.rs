@@ -13,7 +13,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-/// The time-out of a request, and of its answer.
+/// The timeout of a request, and of its answer.
 const REQUEST_WITHIN: Duration = Duration::from_secs(2);
 /// The pause if accepting fails, for example without a free descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -73,7 +73,7 @@ impl Endpoint {
     /// One line with the reason.
     pub fn open(address: SocketAddr) -> Result<Self, String> {
         let endpoint = Self::bind(address).map_err(|error| {
-            format!("--metrics {address} can't be served: {error}; give another address or port")
+            format!("--metrics {address} can't be served: {error}; use another address or port")
         })?;
         log::info!("metrics: http://{}/metrics", endpoint.address());
         Ok(endpoint)

@@ -40,7 +40,7 @@ pub fn text(path: &Path) -> Option<String> {
 }
 
 fn check_regular(found: &fs::Metadata) -> io::Result<()> {
-    if found.is_file() { Ok(()) } else { Err(io::Error::other("it is no regular file")) }
+    if found.is_file() { Ok(()) } else { Err(io::Error::other("it is not a regular file")) }
 }
 
 #[cfg(test)]
@@ -49,8 +49,8 @@ mod tests {
 
     #[test]
     fn a_regular_file_is_read_up_to_its_bound() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("text");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("text");
         fs::write(&path, b"seven\xff.").unwrap();
         assert_eq!(read(&path, 7).unwrap(), b"seven\xff.");
         assert!(read(&path, 6).unwrap_err().to_string().contains("longer than 6 bytes"));
@@ -58,13 +58,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_a_device_and_a_folder_are_refused_without_a_wait() {
-        let folder = tempfile::tempdir().unwrap();
-        let pipe = folder.path().join("pipe");
+    fn a_pipe_a_device_and_a_directory_are_refused_without_a_wait() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        for path in [pipe.as_path(), Path::new("/dev/zero"), folder.path()] {
+        for path in [pipe.as_path(), Path::new("/dev/zero"), directory.path()] {
             let error = read(path, TEXT_BYTES_MAX).unwrap_err().to_string();
-            assert!(error.contains("no regular file"), "{}: {error}", path.display());
+            assert!(error.contains("not a regular file"), "{}: {error}", path.display());
             assert_eq!(text(path), None);
         }
     }

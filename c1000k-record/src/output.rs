@@ -2,8 +2,8 @@
 //!
 //! A path is checked before the run, so that a run of ten minutes does not end with a record that can't be written. A
 //! file is replaced atomically, so that no reader finds half a record; only one that can't be replaced (a file mounted
-//! into a container, or in a folder that is not writable) is overwritten. A record that still can't be written, because
-//! the disk is full by then, is printed on standard error.
+//! into a container, or in a directory that is not writable) is overwritten. A record that still can't be written,
+//! because the disk is full by then, is printed on standard error.
 
 use std::fmt;
 use std::fs::{self, File, Permissions};
@@ -32,7 +32,7 @@ const ROOM_BYTES: usize = 32 * 1024;
 /// The maximum of symbolic links that are followed, as in the kernel.
 const LINKS_MAX: usize = 40;
 
-/// The bit of a folder's mode with which only owners of folder or file may replace files in it.
+/// The bit of a directory's mode with which only owners of directory or file may replace files in it.
 const STICKY: u32 = 0o1000;
 
 /// Where a record is written.
@@ -79,7 +79,7 @@ impl Output {
     /// Checks whether [`write`](Self::write) can succeed later, without leaving anything behind.
     ///
     /// # Errors
-    /// The path is a folder or a socket, is not writable, or its disk is full; or standard output was opened for
+    /// The path is a directory or a socket, is not writable, or its disk is full; or standard output was opened for
     /// reading only, or is a full device.
     pub fn check_writable(&self) -> Result<(), OutputError> {
         let checked = match self {
@@ -147,9 +147,9 @@ impl OutputError {
         match (self.source.kind(), &self.output) {
             (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => "; make room there",
             (io::ErrorKind::FileTooLarge, _) => "; raise `ulimit -f`",
-            (_, Output::Stdout) => "; give --json a file, or open standard output for writing",
+            (_, Output::Stdout) => "; use a file with --json, or open standard output for writing",
             (_, Output::Path(_)) => {
-                "; give --json a file in a folder that exists and that you may write"
+                "; use a file with --json in a directory that exists and is writable"
             }
         }
     }
@@ -176,7 +176,7 @@ enum WriteMethod {
 
 impl WriteMethod {
     fn of(path: &Path) -> io::Result<Self> {
-        // `Path` ignores these endings, by which the kernel requires a folder.
+        // `Path` ignores these endings, by which the kernel requires a directory.
         if [b"/".as_slice(), b"/."].iter().any(|end| path.as_os_str().as_bytes().ends_with(end)) {
             return Err(io::ErrorKind::IsADirectory.into());
         }
@@ -199,7 +199,7 @@ fn end_of_links(path: &Path) -> io::Result<PathBuf> {
     let mut end = path.to_owned();
     for _ in 0..LINKS_MAX {
         let Ok(next) = fs::read_link(&end) else { return Ok(end) };
-        // Relative to the folder of the link, unless it is absolute.
+        // Relative to the directory of the link, unless it is absolute.
         end = end.parent().unwrap_or(Path::new("")).join(next);
     }
     Err(Errno::ELOOP.into())
@@ -270,12 +270,12 @@ fn is_immutable(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::EPERM as i32)
 }
 
-/// Whether the file exists and only the owners of file or folder may replace it, as in `/tmp`.
+/// Whether the file exists and only the owners of file or directory may replace it, as in `/tmp`.
 fn is_sticky(path: &Path) -> bool {
-    let folder = fs::metadata(folder_of(path));
-    let (Ok(file), Ok(folder)) = (fs::metadata(path), folder) else { return false };
+    let directory = fs::metadata(directory_of(path));
+    let (Ok(file), Ok(directory)) = (fs::metadata(path), directory) else { return false };
     let user = Uid::effective().as_raw();
-    folder.mode() & STICKY != 0 && user != file.uid() && user != folder.uid()
+    directory.mode() & STICKY != 0 && user != file.uid() && user != directory.uid()
 }
 
 fn is_full(error: &io::Error) -> bool {
@@ -314,25 +314,25 @@ fn replace_or_overwrite(path: &Path, text: &[u8]) -> io::Result<()> {
     })
 }
 
-fn folder_of(path: &Path) -> &Path {
+fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
 }
 
-/// A file in the same folder, because a file can't be renamed to another file system.
+/// A file in the same directory, because a file can't be renamed to another file system.
 fn temporary_beside(path: &Path) -> io::Result<NamedTempFile> {
     if path.file_name().is_none() {
         return Err(io::ErrorKind::IsADirectory.into());
     }
-    let folder = folder_of(path);
-    fs::metadata(folder)?;
+    let directory = directory_of(path);
+    fs::metadata(directory)?;
     // The mode of any new file, which the umask reduces, instead of 0600.
     tempfile::Builder::new()
         .prefix(".c1000k-")
         .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(folder)
+        .tempfile_in(directory)
         // Without the name of the temporary file, which would be confusing.
         .map_err(|error| error.kind().into())
 }
@@ -375,8 +375,8 @@ mod tests {
         Output::parse(path.to_str().unwrap()).unwrap()
     }
 
-    fn names(folder: &Path) -> Vec<String> {
-        fs::read_dir(folder)
+    fn names(directory: &Path) -> Vec<String> {
+        fs::read_dir(directory)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect()
@@ -384,15 +384,15 @@ mod tests {
 
     #[test]
     fn checking_leaves_nothing_behind_and_writing_leaves_one_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let output = to(&folder.path().join("run.json"));
+        let directory = tempfile::tempdir().unwrap();
+        let output = to(&directory.path().join("run.json"));
         output.check_writable().unwrap();
-        assert_eq!(names(folder.path()), Vec::<String>::new());
+        assert_eq!(names(directory.path()), Vec::<String>::new());
 
         output.write(&[1, 2]).unwrap();
         output.write(&[3]).unwrap();
-        assert_eq!(names(folder.path()), ["run.json"]);
-        assert_eq!(fs::read_to_string(folder.path().join("run.json")).unwrap(), "[\n  3\n]\n");
+        assert_eq!(names(directory.path()), ["run.json"]);
+        assert_eq!(fs::read_to_string(directory.path().join("run.json")).unwrap(), "[\n  3\n]\n");
     }
 
     #[test]
@@ -405,19 +405,19 @@ mod tests {
 
     #[test]
     fn a_record_is_readable_as_any_new_file_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let plain = folder.path().join("plain");
+        let directory = tempfile::tempdir().unwrap();
+        let plain = directory.path().join("plain");
         fs::write(&plain, "").unwrap();
-        let record = folder.path().join("run.json");
+        let record = directory.path().join("run.json");
         to(&record).write(&1).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
         assert_eq!(mode(&record), mode(&plain));
     }
 
     #[test]
-    fn a_missing_folder_and_a_folder_in_place_of_a_file_are_errors_of_one_line() {
-        let folder = tempfile::tempdir().unwrap();
-        for bad in [folder.path().join("none/run.json"), folder.path().to_owned()] {
+    fn a_missing_directory_and_a_directory_in_place_of_a_file_are_errors_of_one_line() {
+        let directory = tempfile::tempdir().unwrap();
+        for bad in [directory.path().join("none/run.json"), directory.path().to_owned()] {
             let error = to(&bad).check_writable().unwrap_err().to_string();
             assert!(error.contains(&format!("to {}:", bad.display())), "{error}");
             assert!(!error.contains(".c1000k-"), "{error}");
@@ -428,8 +428,8 @@ mod tests {
 
     #[test]
     fn a_link_stays_and_its_file_is_replaced() {
-        let folder = tempfile::tempdir().unwrap();
-        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        let directory = tempfile::tempdir().unwrap();
+        let (file, link) = (directory.path().join("file"), directory.path().join("link"));
         fs::write(&file, "old").unwrap();
         symlink(&file, &link).unwrap();
         to(&link).write(&7).unwrap();
@@ -439,8 +439,8 @@ mod tests {
 
     #[test]
     fn a_link_that_leads_to_no_file_yet_stays_and_the_file_is_made() {
-        let folder = tempfile::tempdir().unwrap();
-        let [file, link, first] = ["file", "link", "first"].map(|name| folder.path().join(name));
+        let directory = tempfile::tempdir().unwrap();
+        let [file, link, first] = ["file", "link", "first"].map(|name| directory.path().join(name));
         symlink("file", &link).unwrap();
         symlink(&link, &first).unwrap();
         to(&first).check_writable().unwrap();
@@ -453,18 +453,18 @@ mod tests {
 
     #[test]
     fn what_can_never_be_written_is_found_before() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let [astray, round, socket] =
-            ["astray", "round", "socket"].map(|name| folder.path().join(name));
+            ["astray", "round", "socket"].map(|name| directory.path().join(name));
         symlink("none/run.json", &astray).unwrap();
         symlink("round", &round).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        let with_slash = folder.path().join("new/");
+        let with_slash = directory.path().join("new/");
         for bad in [&astray, &round, &socket, &with_slash, Path::new("/dev/full")] {
             let error = to(bad).check_writable().expect_err(&bad.display().to_string());
             assert_eq!(error.to_string().lines().count(), 1, "{error}");
         }
-        assert_eq!(names(folder.path()).len(), 3);
+        assert_eq!(names(directory.path()).len(), 3);
     }
 
     #[test]
@@ -474,15 +474,16 @@ mod tests {
         to(name).check_writable().unwrap();
         to(name).write(&7).unwrap();
         assert_eq!(fs::read_to_string(name).unwrap().trim_end(), "7");
-        // In the folder of a run, which is untrusted, overwriting would be unsafe.
+        // In the directory of a run, which is untrusted, overwriting would be unsafe.
         assert!(replace(name, b"8").is_err());
         assert_eq!(fs::read_to_string(name).unwrap().trim_end(), "7");
     }
 
     #[test]
     fn replacing_follows_no_link_and_waits_for_no_pipe() {
-        let folder = tempfile::tempdir().unwrap();
-        let [victim, link, pipe] = ["victim", "link", "pipe"].map(|name| folder.path().join(name));
+        let directory = tempfile::tempdir().unwrap();
+        let [victim, link, pipe] =
+            ["victim", "link", "pipe"].map(|name| directory.path().join(name));
         fs::write(&victim, "precious").unwrap();
         symlink(&victim, &link).unwrap();
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -503,12 +504,12 @@ mod tests {
 
     #[test]
     fn a_pipe_is_written_to_and_without_a_reader_it_is_an_error_in_time() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("fifo");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fifo");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let pipe = to(&path);
         pipe.check_writable().unwrap();
-        assert!(pipe.may_wait() && !to(&folder.path().join("file")).may_wait());
+        assert!(pipe.may_wait() && !to(&directory.path().join("file")).may_wait());
         let began = Instant::now();
         let error = pipe.write(&1).unwrap_err().to_string();
         assert!(error.contains("no one reads this pipe") && error.lines().count() == 1, "{error}");

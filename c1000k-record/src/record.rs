@@ -184,9 +184,9 @@ pub struct TargetRecord {
     pub attempted: u64,
     /// The most connections held at once.
     pub established: u64,
-    /// The connections given up.
+    /// The connections that failed permanently.
     pub failed: u64,
-    /// The connections that were established and then gone before the hold ended.
+    /// The connections that were established and lost before the hold ended.
     pub lost: u64,
 }
 
@@ -700,7 +700,7 @@ impl fmt::Display for ReadError {
             Self::Schema { path, found, expected } => write!(
                 f,
                 "{} has schema {found:?} instead of {expected:?}; \
-                 give the record of the other program, or use a version that supports it",
+                 use the record of the other program, or use a version that supports it",
                 path.display()
             ),
         }

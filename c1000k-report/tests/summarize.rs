@@ -700,7 +700,10 @@ fn a_pipe_or_a_device_in_place_of_a_file_does_not_block() {
         match record {
             Some(name) => {
                 assert_eq!(output.status.code(), Some(2), "{name}: {printed}");
-                assert!(printed.contains(&format!("{name}: it is no regular file")), "{printed}");
+                assert!(
+                    printed.contains(&format!("{name}: it is not a regular file")),
+                    "{printed}"
+                );
             }
             None => assert_eq!(output.status.code(), Some(0), "{printed}"),
         }

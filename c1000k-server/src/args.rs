@@ -63,7 +63,7 @@ pub(crate) struct Args {
     /// Number of reactors, each on its own thread with its own listeners on all ports
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_count, allow_hyphen_values = true)]
     threads: u64,
-    /// Maximum number of connections; more are refused [default: what the limits allow]
+    /// Maximum number of connections; further ones are refused [default: what the limits allow]
     #[arg(long, value_name = "N", value_parser = parse_count, allow_hyphen_values = true)]
     max_connections: Option<u64>,
     #[command(flatten)]
@@ -190,20 +190,20 @@ impl Args {
     pub(crate) fn check(self) -> Result<Command, String> {
         if let Some(port) = self.port {
             return Err(format!(
-                "--port is not a flag of this program: give --first-port {port}, and the number of ports by --ports"
+                "--port is not a flag of this program: use --first-port {port}, and --ports for the number of ports"
             ));
         }
         let ports = ports(self.first_port, self.ports)?;
         if !(1..=THREADS_MAX).contains(&self.threads) {
             return Err(format!(
-                "--threads {} is out of range: give 1 to {THREADS_MAX}; more threads than processors are not faster",
+                "--threads {} is out of range: use 1 to {THREADS_MAX}; more threads than processors are not faster",
                 self.threads
             ));
         }
         if self.check.check {
             let connections = self.connections.unwrap_or(MILLION);
             if connections == 0 {
-                return Err("--connections is 0: give at least 1, or leave it out".into());
+                return Err("--connections is 0: use at least 1, or leave it out".into());
             }
             return Ok(Command::Check {
                 args: self.check,
@@ -214,22 +214,22 @@ impl Args {
         }
         if let Some(connections) = self.connections {
             return Err(format!(
-                "--connections (-c) is for --check: to bound the server give --max-connections {connections}, \
+                "--connections (-c) is for --check: to bound the server use --max-connections {connections}, \
                  otherwise add --check"
             ));
         }
         if self.max_connections == Some(0) {
-            return Err("--max-connections is 0, so no peer could connect: give at least 1".into());
+            return Err("--max-connections is 0, so no peer could connect: use at least 1".into());
         }
         if is_of_many(self.bind.ip) {
             return Err(format!(
-                "--bind {} is not the address of one machine: give an address of this machine, or 0.0.0.0",
+                "--bind {} is not the address of one machine: use an address of this machine, or 0.0.0.0",
                 self.bind
             ));
         }
         if self.interval < INTERVAL_MIN {
             return Err(
-                "--interval must be 100ms or more: give the time between two status lines, such as 1s"
+                "--interval, the time between two status lines, must be at least 100ms: use 1s, for example"
                     .into(),
             );
         }
@@ -242,18 +242,17 @@ impl Args {
             return Err("--max-per-source is 0, so no peer could connect: leave it out".into());
         }
         if self.slow_reader_timeout.is_zero() {
-            return Err("--slow-reader-timeout is 0: give a time, such as 60s".into());
+            return Err("--slow-reader-timeout is 0: use a time such as 60s".into());
         }
         if self.keepalive.is_some_and(|idle| !KEEPALIVE.contains(&idle)) {
             return Err(
-                "--keepalive must be 1s to 32767s, the range of TCP: give a time such as 60s"
-                    .into(),
+                "--keepalive must be 1s to 32767s, the range of TCP: use a time such as 60s".into(),
             );
         }
         let is_off = self.tcp_user_timeout == Some(Duration::ZERO);
         if !is_off && self.tcp_user_timeout.is_some_and(|most| !USER_TIMEOUT.contains(&most)) {
             return Err(
-                "--tcp-user-timeout must be 1ms to 24 days, or 0s for the kernel's default: give a time such as 30s"
+                "--tcp-user-timeout must be 1ms to 24 days, or 0s for the kernel's default: use a time such as 30s"
                     .into(),
             );
         }
@@ -262,11 +261,11 @@ impl Args {
             .tcp_user_timeout
             .unwrap_or_else(|| user_timeout(self.slow_reader_timeout, keepalive.as_ref()));
         if self.grace > GRACE_MAX {
-            return Err("--grace is more than 1h: give a shorter time, such as 5s".into());
+            return Err("--grace must be at most 1h: use a time such as 5s".into());
         }
         if self.backlog == Some(0) {
             return Err(
-                "--backlog is 0, so no connection could wait: leave it out, or give 1".into()
+                "--backlog is 0, so no connection could wait: leave it out, or use 1".into()
             );
         }
         Ok(Command::Serve(Box::new(Settings {
@@ -314,7 +313,7 @@ fn user_timeout(slow_reader_timeout: Duration, keepalive: Option<&Keepalive>) ->
 fn parse_bind(text: &str) -> Result<ZonedIp, String> {
     match text.parse::<SocketAddr>() {
         Ok(address) => Err(format!(
-            "an address with a port: give only the address, and the port as --first-port {}",
+            "an address with a port: use only the address, and specify the port as --first-port {}",
             address.port()
         )),
         Err(_) if text.starts_with('[') => {
@@ -328,7 +327,7 @@ fn parse_bind(text: &str) -> Result<ZonedIp, String> {
 fn parse_reserve(text: &str) -> Result<Reserve, String> {
     match text.trim().parse::<u64>() {
         Ok(1..BARE_BYTES_MIN) => {
-            Err(format!("the unit of {text} is missing: give {text}%, {text}M or {text}G"))
+            Err(format!("the unit of {text} is missing: use {text}%, {text}M or {text}G"))
         }
         _ => Reserve::parse(text),
     }
@@ -338,10 +337,10 @@ fn parse_reserve(text: &str) -> Result<Reserve, String> {
 fn ports(first: u16, count: u64) -> Result<u16, String> {
     let room = u64::from(u16::MAX - first) + 1;
     match u16::try_from(count) {
-        Ok(0) => Err("--ports is 0, so there is nothing to listen on: give at least 1".into()),
+        Ok(0) => Err("--ports is 0, so there is nothing to listen on: use at least 1".into()),
         Ok(ports) if count <= room => Ok(ports),
         _ => Err(format!(
-            "{} from {first} on go past 65535: give at most --ports {room}, or a lower --first-port",
+            "{} from {first} on exceed 65535: use at most --ports {room}, or a lower --first-port",
             format::counted(count, "port")
         )),
     }
@@ -399,9 +398,9 @@ mod tests {
         for (arguments, part) in [
             (&["--ports", "0"][..], "at least 1"),
             (&["--first-port", "65500", "--ports", "37"], "--ports 36"),
-            (&["--ports", "99999999999"], "past 65535"),
-            (&["--threads", "0"], "--threads 0 is out of range: give 1 to 256"),
-            (&["--threads", "257"], "--threads 257 is out of range: give 1 to 256"),
+            (&["--ports", "99999999999"], "exceed 65535"),
+            (&["--threads", "0"], "--threads 0 is out of range: use 1 to 256"),
+            (&["--threads", "257"], "--threads 257 is out of range: use 1 to 256"),
             (&["--max-connections", "0"], "at least 1"),
             (&["--check", "--connections", "0"], "at least 1"),
             (&["--interval", "0s"], "100ms"),
@@ -467,7 +466,7 @@ mod tests {
             (&["--bind", "127.0.0.1:80"], ["--bind", "--first-port 80"]),
             (&["--first-port", "0"], ["--first-port", "port 0 is out of range"]),
             (&["--first-port", "70000"], ["--first-port", "port 70000 is out of range"]),
-            (&["--first-port", "-1"], ["--first-port", "\"-1\" is no port"]),
+            (&["--first-port", "-1"], ["--first-port", "\"-1\" is not a port"]),
             (&["--max-connections", "1e99"], ["--max-connections", "\"1e99\" is too large"]),
             (&["--first-ports", "1"], ["--first-ports", "a similar argument exists"]),
             (&["--print", "sysctl"], ["were not provided", "--check"]),

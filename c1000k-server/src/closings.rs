@@ -1,8 +1,8 @@
 //! Closing many connections at once without delaying the others.
 //!
 //! The kernel reports sockets in the order in which they became ready: a peer that sends comes after thousands of peers
-//! that left just before it. Reading the end of a stream takes a microsecond; closing the socket takes the kernel
-//! twenty or more. So one turn closes a few, and the rest wait until other connections have been served.
+//! that left just before it. Reading the end of a stream is cheap; closing the socket takes the kernel many
+//! times as long. So one turn closes a few, and the rest wait until other connections have been served.
 //!
 //! Connections that wait to be closed do not count against any limit, and for each new connection one of them is closed
 //! first.

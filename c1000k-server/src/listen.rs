@@ -34,11 +34,11 @@ pub(crate) fn reactors(
 ) -> Result<(Reactor<()>, Vec<Reactor<()>>), String> {
     let remedy = |error: &reactor::Error| match plan.file_table {
         _ if error.errno().is_none() => {
-            "see ulimit -v and ulimit -d, or give a lower --max-connections"
+            "see ulimit -v and ulimit -d, or use a lower --max-connections"
         }
-        FileTable::Process => "see ulimit -n, or give a lower --max-connections",
+        FileTable::Process => "see ulimit -n, or use a lower --max-connections",
         FileTable::Registered => {
-            "see ulimit -l and ulimit -n, or give --file-table process or a lower --max-connections"
+            "see ulimit -l and ulimit -n, or use --file-table process or a lower --max-connections"
         }
     };
     let refused =
@@ -114,9 +114,9 @@ fn listen_refusal(address: SocketAddr, error: &reactor::Error) -> String {
 fn listen_remedy(port: u16, error: &reactor::Error) -> String {
     let remedy = match error.kind() {
         ErrorKind::AddrInUse => return port_remedy(port),
-        ErrorKind::PermissionDenied => "ports below 1024 need root: give a higher --first-port",
-        ErrorKind::AddrNotAvailable => "give --bind an address of this machine",
-        _ => "give another --bind or --first-port",
+        ErrorKind::PermissionDenied => "ports below 1024 need root: use a higher --first-port",
+        ErrorKind::AddrNotAvailable => "use an address of this machine with --bind",
+        _ => "use another --bind or --first-port",
     };
     remedy.to_owned()
 }
@@ -125,12 +125,12 @@ fn listen_remedy(port: u16, error: &reactor::Error) -> String {
 fn port_remedy(port: u16) -> String {
     match port_holder(port) {
         Some(PortHolder::Listener) => {
-            "end what listens there, or give another --first-port".to_owned()
+            "end the program that listens there, or use another --first-port".to_owned()
         }
         Some(PortHolder::Connection) => format!(
-            "it is the local port of a connection of this machine: close that connection, or give another \
+            "it is the local port of a connection of this machine: close that connection, or use another \
              --first-port; sysctl -w net.ipv4.ip_local_reserved_ports={port} keeps the kernel from choosing it"
         ),
-        None => "a socket is bound to it: end its program, or give another --first-port".to_owned(),
+        None => "a socket is bound to it: end its program, or use another --first-port".to_owned(),
     }
 }

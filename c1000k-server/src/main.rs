@@ -125,7 +125,7 @@ fn log_losses(record: &ServerRecord) {
     let cut_off = lost(SHUT_DOWN) + record.open;
     if cut_off > 0 {
         log::warn!(
-            "cut off at the end: {}, and what the peers had not taken is lost: a longer --grace gives them time",
+            "{} reset at shutdown; unread data is lost. Use a longer --grace",
             format::counted(cut_off, "connection")
         );
     }

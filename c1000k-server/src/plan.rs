@@ -57,13 +57,13 @@ pub(crate) fn plan(settings: &Settings) -> Result<Plan, String> {
     if allowed < settings.target() {
         match cap.filter(|cap| cap.connections <= allowed || cap.kind == CapKind::Descriptors) {
             Some(cap) => log::info!(
-                "allowed here: {} of {}: {}; to go further: {}",
-                format::counted(allowed, "connection"),
-                format::count(settings.target()),
+                "limited to {} of {}: {}; to open more: {}",
+                format::count(allowed),
+                format::counted(settings.target(), "connection"),
                 cap.reason,
                 cap.remedy
             ),
-            None => log::info!("allowed here: {}", format::counted(allowed, "connection")),
+            None => log::info!("limited to {}", format::counted(allowed, "connection")),
         }
     }
     Ok(Plan { connections_max: allowed, file_table: requirements.file_table })
@@ -91,7 +91,7 @@ fn no_room(settings: &Settings, machine: &Machine) -> String {
         count => format!(" and {} open at the start", format::counted(count, "descriptor")),
     };
     format!(
-        "RLIMIT_NOFILE is {}, which is too low for {}{threads}{inherited}: raise it with `ulimit -n`, or give fewer {fewer}",
+        "RLIMIT_NOFILE is {}, which is too low for {}{threads}{inherited}: raise it with `ulimit -n`, or use fewer {fewer}",
         format::count(machine.descriptors.map_or(0, |limit| limit.hard)),
         format::counted(u64::from(settings.ports), "listening port"),
     )

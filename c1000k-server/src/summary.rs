@@ -104,7 +104,7 @@ pub(crate) fn text(record: &ServerRecord) -> String {
             format!("{} and {}", format::bytes(record.bytes_in), format::bytes(record.bytes_out)),
         ),
         (
-            "processor time".to_owned(),
+            "CPU time".to_owned(),
             format!(
                 "{:.2} s in the program, {:.2} s in the kernel",
                 record.cpu_user_seconds, record.cpu_system_seconds

@@ -166,7 +166,7 @@ fn spawn(
     let thread = thread::Builder::new()
         .name("reactor".to_owned())
         .spawn(serve)
-        .map_err(|error| format!("a thread can't be started: {error}; give fewer --threads"))?;
+        .map_err(|error| format!("a thread can't be started: {error}; use fewer --threads"))?;
     Ok(Worker { commands, totals, thread: Some(thread) })
 }
 

@@ -74,7 +74,7 @@ fn a_second_signal_ends_it_at_once_with_a_record() {
         assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
         let record = server.record();
         assert_eq!((record.accepted, record.open + record.closed), (1, 1));
-        assert!(server.sees_line("cut off at the end: 1 connection,"));
+        assert!(server.sees_line("1 connection reset at shutdown;"));
     }
 }
 
@@ -118,7 +118,7 @@ fn data_that_is_not_sent_within_the_grace_is_cut_off() {
     assert!(read_to_end(&slow).1.is_err(), "a cut-off connection ends with a reset");
     assert_eq!((server.record().open, server.record().closed), (0, 1));
     assert_eq!(server.record().closed_by.get("shut_down"), Some(&1));
-    assert!(server.sees_line("cut off at the end: 1 connection,"));
+    assert!(server.sees_line("1 connection reset at shutdown;"));
 }
 
 #[test]
@@ -218,7 +218,10 @@ fn a_port_of_a_connection_is_distinguished_from_one_with_a_listener() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let listening_on = listener.local_addr().unwrap().port();
     let line = one_line(&serve(&["--bind", "127.0.0.1", "--ports", "1"], listening_on));
-    assert!(line.contains("in use") && line.contains("end what listens there"), "{line}");
+    assert!(
+        line.contains("in use") && line.contains("end the program that listens there"),
+        "{line}"
+    );
 
     let connection = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let connected_from = connection.local_addr().unwrap().port();

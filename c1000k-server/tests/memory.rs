@@ -90,7 +90,7 @@ impl Drop for MemoryCgroup {
 /// Connects until some are refused, and holds the admitted ones.
 fn flood(server: &mut Server) -> Vec<TcpStream> {
     let mut crowd: Vec<TcpStream> = Vec::new();
-    while crowd.len() < CROWD && server.lines_with("more are refused").is_empty() {
+    while crowd.len() < CROWD && server.lines_with("further connections are refused").is_empty() {
         let connects = (0..100).filter_map(|index| try_connect(server.address(index % PORTS)));
         crowd.extend(connects);
     }
@@ -100,7 +100,7 @@ fn flood(server: &mut Server) -> Vec<TcpStream> {
 /// More connect than fit: the guard closes in time, the server keeps its connections and is not killed.
 fn assert_it_keeps_within(group: &MemoryCgroup, mut server: Server) {
     let held = flood(&mut server);
-    assert!(server.sees_line("more are refused"));
+    assert!(server.sees_line("further connections are refused"));
     assert!((2_000..CROWD).contains(&held.len()), "{} are held", held.len());
     for stream in held.iter().step_by(100) {
         echo(stream, b"still held");

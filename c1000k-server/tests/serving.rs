@@ -81,8 +81,8 @@ fn past_max_connections_peers_are_reset_until_there_is_room() {
     for _ in 0..2 {
         assert!(server.refuses(0));
     }
-    assert!(server.sees_line("which is the limit"));
-    assert_eq!(server.lines_with("which is the limit").len(), 1, "not one for each refusal");
+    assert!(server.sees_line("at capacity: "));
+    assert_eq!(server.lines_with("at capacity: ").len(), 1, "not one for each refusal");
     echo_all(&held, b"still held");
 
     held.pop();
@@ -301,7 +301,7 @@ fn one_source_gets_its_share_and_others_are_still_admitted() {
     assert!(server.refuses(1));
     let elsewhere = connect_from(other, server.address(1));
     echo(&elsewhere, b"from another address");
-    assert!(server.sees_line("127.0.0.1 holds its share"));
+    assert!(server.sees_line("127.0.0.1 has reached --max-per-source"));
 
     held.pop();
     let refusals = 1 + server.refusals_until_room(0);

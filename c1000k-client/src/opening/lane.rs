@@ -1,4 +1,4 @@
-//! The connections of one target: which are to be opened, over which route, and which wait for another attempt.
+//! The connections of one target: those to be opened, their routes, and those that wait for a retry.
 
 use std::time::{Duration, Instant};
 
@@ -6,38 +6,38 @@ use crate::destination::Destination;
 use crate::failures::Retries;
 use crate::plan::Plan;
 
-/// The first pause after a full backlog; it doubles up to the longest one.
+/// The first pause after a full backlog; it doubles up to the maximum.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(1);
 const BACKLOG_PAUSE_MAX: Duration = Duration::from_millis(100);
 
-/// What is to be opened to one target, and what is under way.
+/// The connections to be opened to one target, and those in flight.
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) destination: Destination,
     pub(super) plan: Plan,
-    /// The next connection that was never tried.
+    /// The next connection that has not been tried.
     next_number: u64,
-    /// Numbers from one connection of this target to the next.
+    /// The difference between the numbers of two successive connections of this target.
     step: u64,
     /// The last number of the run.
     last_number: u64,
-    /// Connections that were held and closed, to be opened again.
+    /// Connections that were held and closed, to be reopened.
     reopen: Vec<u32>,
-    /// Connections to be tried again at once.
+    /// Connections to be retried immediately.
     again: Vec<u32>,
     pub(super) retries: Retries,
-    /// Attempts under way: they end with an answer or, without verification, with the connection.
-    pub(super) under_way: usize,
-    /// Drops and final failures since there were last more connections held than ever before.
+    /// Attempts in flight: they end with an answer or, without verification, with the connection.
+    pub(super) in_flight: usize,
+    /// Drops and permanent failures since `most_held` last increased.
     pub(super) consecutive_failures: u32,
-    /// The most connections held since they were last counted from the beginning.
+    /// The maximum held since it was last reset.
     most_held: u64,
-    /// After a full backlog, when the next connect may be started.
+    /// When the next connect may be started after a full backlog.
     paused_until: Option<Instant>,
     backlog_pause: Duration,
-    /// Nothing more is opened to this target.
+    /// No more connections are opened to this target.
     pub(super) is_stopped: bool,
-    /// Only connections that were held are opened again.
+    /// Only connections that were held are reopened.
     is_reopening: bool,
 }
 
@@ -48,12 +48,12 @@ pub(super) struct Work {
     pub(super) retries: u8,
     /// It was tried before.
     pub(super) is_known: bool,
-    /// It was tried before and is not one that was held.
+    /// It was tried before and was never held.
     pub(super) is_retry: bool,
 }
 
 impl Lane {
-    /// The connections `first`, `first + step` and so on up to `goal`.
+    /// The connections `first`, `first + step`, ... up to `goal`.
     pub(super) fn new(
         destination: Destination,
         plan: Plan,
@@ -70,7 +70,7 @@ impl Lane {
             reopen: Vec::new(),
             again: Vec::new(),
             retries: Retries::default(),
-            under_way: 0,
+            in_flight: 0,
             consecutive_failures: 0,
             most_held: 0,
             paused_until: None,
@@ -80,7 +80,7 @@ impl Lane {
         }
     }
 
-    /// From here on only connections that were held are opened again, and each of them is a success.
+    /// From here on only connections that were held are reopened, and each counts as a success.
     pub(super) fn begin_reopening(&mut self) {
         self.next_number = self.last_number + 1;
         self.is_stopped = false;
@@ -96,13 +96,13 @@ impl Lane {
         self.again.push(number);
     }
 
-    /// From here on more connections than `held` are a success.
+    /// Resets the maximum: from here on, holding more connections than `held` is a success.
     fn count_from(&mut self, held: u64) {
         self.most_held = held;
         self.consecutive_failures = 0;
     }
 
-    /// A connection is up, and this many are held now.
+    /// A connection is up; `held` are held now.
     pub(super) fn note_up(&mut self, held: u64) {
         if self.is_reopening || held > self.most_held {
             self.count_from(held);
@@ -113,7 +113,7 @@ impl Lane {
         self.next_number <= self.last_number || !self.again.is_empty() || !self.reopen.is_empty()
     }
 
-    /// Whether something is to be opened, now or later.
+    /// Whether a connection is to be opened, now or later.
     pub(super) fn has_work(&self) -> bool {
         !self.is_stopped && (self.has_new_work() || self.retries.len() > 0)
     }
@@ -124,7 +124,7 @@ impl Lane {
             && (self.has_new_work() || self.retries.next_due().is_some_and(|due| due <= now))
     }
 
-    /// When there is work that is not due now; `None` without any.
+    /// When the next work is due; `None` without any.
     pub(super) fn next_due(&self) -> Option<Instant> {
         if self.is_stopped {
             return None;
@@ -152,21 +152,21 @@ impl Lane {
         Some(Work { number, retries: 0, is_known: false, is_retry: false })
     }
 
-    /// Discards what was to be tried again; returns the number of connections that are under way or were to be tried.
+    /// Discards retries and reopenings; returns their number and that of the attempts in flight.
     pub(super) fn give_up(&mut self) -> u64 {
         let waiting = self.again.len() + self.reopen.len() + self.retries.give_up();
         self.again.clear();
         self.reopen.clear();
-        (self.under_way + waiting) as u64
+        (self.in_flight + waiting) as u64
     }
 
-    /// The backlog of the socket is full: waits for the server to accept.
+    /// The server's backlog is full: waits until the server accepts.
     pub(super) fn pause(&mut self, now: Instant) {
         self.paused_until = Some(now + self.backlog_pause);
         self.backlog_pause = (self.backlog_pause * 2).min(BACKLOG_PAUSE_MAX);
     }
 
-    /// The server accepts.
+    /// The server accepts again.
     pub(super) fn end_pause(&mut self) {
         self.paused_until = None;
         self.backlog_pause = BACKLOG_PAUSE;

@@ -124,7 +124,7 @@ impl<P: Protocol> Phase<P> for Drain {
     }
 
     fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, _is_stalled: bool) {
-        run.progress.tick(&run.stats, run.under_way(), || {
+        run.progress.tick(&run.stats, run.all_in_flight(), || {
             format!("closing: {} left", format::count(cx.connections() as u64))
         });
     }

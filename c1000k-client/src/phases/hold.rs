@@ -13,7 +13,7 @@ use super::Phase;
 use crate::protocols::Protocol;
 use crate::run::{Conn, ConnStage, Cx, Fault, Run, Settings, arm, cancel};
 
-/// Holds all connections for the given time, or until none is left, and then waits for the attempts under way.
+/// Holds all connections for the given time, or until none is left, and then waits for the attempts in flight.
 #[derive(Debug)]
 pub(crate) struct Hold {
     messages: Option<Messages>,
@@ -170,7 +170,7 @@ impl<P: Protocol> Phase<P> for Hold {
 
     fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, _is_stalled: bool) {
         if self.messages.is_some() {
-            run.progress.tick(&run.stats, run.under_way(), || run.stats.workload_line());
+            run.progress.tick(&run.stats, run.all_in_flight(), || run.stats.workload_line());
             run.stats.workload.end_interval(run.phase_began.elapsed());
         }
         if run.stats.lost > self.lost_at_tick {

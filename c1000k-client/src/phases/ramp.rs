@@ -26,7 +26,7 @@ pub(crate) struct Ramp {
 }
 
 impl Ramp {
-    /// Opens as many as may be under way, and ends the ramp when nothing is left.
+    /// Starts as many connects as may be in flight, and ends the ramp when nothing is left.
     fn open_more<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         if run.open_more(cx) {
             self.settle_down(cx, run);
@@ -49,15 +49,15 @@ impl Ramp {
         run.stats.note_ramp(Instant::now());
     }
 
-    /// No more is opened, and what is still under way has failed.
+    /// Opens no more connections; the attempts in flight have failed.
     fn complete<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
-        run.stats.failures.count_unfinished(run.opening.under_way as u64);
+        run.stats.failures.count_unfinished(run.opening.in_flight as u64);
         run.fail_opening(cx);
         run.stats.sample(Instant::now());
         run.stats.usage.note_peak(run.stats.held);
         run.stats.verify_seconds =
             run.stats.verified_passes.iter().map(|_| run.stats.ramp.as_secs_f64()).collect();
-        if !run.settings.verify && run.stats.turned_away > 0 {
+        if !run.settings.verify && run.stats.refused_by_server > 0 {
             // Those that the server dropped were open for a moment, so the peak counted some of them.
             run.stats.peak = run.stats.held;
             run.stats.targets.iter_mut().for_each(|target| target.peak = target.held);
@@ -166,7 +166,7 @@ impl<P: Protocol> Phase<P> for Ramp {
 
     fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, is_stalled: bool) {
         run.stats.sample(Instant::now());
-        run.progress.tick(&run.stats, run.under_way(), || self.line(run));
+        run.progress.tick(&run.stats, run.all_in_flight(), || self.line(run));
         self.held_at_tick = run.stats.held;
         if is_stalled {
             run.stop_stalled();

@@ -140,7 +140,7 @@ impl<P: Protocol> Phase<P> for Storm {
 
     fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, _is_stalled: bool) {
         let stats = &run.stats;
-        run.progress.tick(&run.stats, run.under_way(), || match self.ebb {
+        run.progress.tick(&run.stats, run.all_in_flight(), || match self.ebb {
             None => format!("dropping: {} left", format::count(stats.held)),
             Some(_) => format!(
                 "reopening: {} of {}{}",

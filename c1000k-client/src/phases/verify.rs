@@ -11,7 +11,7 @@ use crate::stats::Stop;
 /// Slots that are visited before other events are handled.
 const SLOTS_PER_SLICE: usize = 4096;
 
-/// Sends a heartbeat on all connections, with a bounded number of them under way.
+/// Sends a heartbeat on all connections, with a bounded number of them in flight.
 #[derive(Debug, Default)]
 pub(crate) struct Verify {
     /// The next slot.
@@ -38,7 +38,7 @@ impl<P: Protocol> Phase<P> for Verify {
     fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         if run.stats.held > 0 {
             run.progress.begin(
-                "proving",
+                "verifying",
                 &format!("proving {} again", format::counted(run.stats.held, "connection")),
             );
         }
@@ -78,7 +78,7 @@ impl<P: Protocol> Phase<P> for Verify {
     }
 
     fn tick(&mut self, _cx: &mut Cx<P>, run: &mut Run<'_, P>, is_stalled: bool) {
-        run.progress.tick(&run.stats, run.under_way(), || line(run));
+        run.progress.tick(&run.stats, run.all_in_flight(), || line(run));
         if is_stalled {
             run.stop(Stop::ServerSilent);
             self.is_stalled = true;
@@ -88,7 +88,7 @@ impl<P: Protocol> Phase<P> for Verify {
 
 fn line<P: Protocol>(run: &Run<'_, P>) -> String {
     format!(
-        "proving: {} of {}{}",
+        "verifying: {} of {}{}",
         format::count(run.stats.verified().unwrap_or(0)),
         format::count(run.stats.held),
         some(run.stats.lost, "lost"),

@@ -11,7 +11,7 @@ const CONNACK: &[u8] = &[0x20, 2, 0, 0];
 const PINGREQ: &[u8] = &[0xc0, 0];
 /// [3.13]
 const PINGRESP: &[u8] = &[0xd0, 0];
-/// Any identifier will do, because only one message of a connection is under way at a time.
+/// Any identifier will do, because only one message of a connection is in flight at a time.
 const PACKET_ID: [u8; 2] = [0, 1];
 /// PUBACK of that packet [3.4].
 const PUBACK: &[u8] = &[0x40, 2, 0, 1];
@@ -92,7 +92,7 @@ impl Protocol for Mqtt {
     }
 
     fn expected(&self) -> &'static str {
-        "an MQTT 3.1.1 broker that lets anyone in, and acknowledges pings and messages"
+        "an MQTT 3.1.1 broker that accepts anonymous clients, and acknowledges pings and messages"
     }
 
     fn complaint(&self) -> Option<String> {

@@ -62,7 +62,7 @@ impl<P> Tls<P> {
     /// One line: the name can't be in a certificate, or no authority is available.
     pub fn new(inner: P, name: &str, trust: &Trust) -> Result<Self, String> {
         let name = ServerName::try_from(name.to_owned())
-            .map_err(|_| format!("{name:?} is no name that a certificate can have"))?;
+            .map_err(|_| format!("{name:?} is not a name that a certificate can contain"))?;
         Ok(Self { inner, config: Arc::new(config(trust)?), name, complaint: Complaint::default() })
     }
 }
@@ -92,14 +92,14 @@ fn config(trust: &Trust) -> Result<ClientConfig, String> {
 }
 
 const HELP: &str =
-    "give the server's authority by --ca FILE, or --insecure to take any certificate";
+    "use --ca FILE for the server's authority, or --insecure to accept any certificate";
 
 fn roots(trust: &Trust) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     let certificates = match trust {
         Trust::File(path) => CertificateDer::pem_file_iter(path)
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| format!("--ca {}: {error}; give a PEM file", path.display()))?,
+            .map_err(|error| format!("--ca {}: {error}; use a PEM file", path.display()))?,
         _ => rustls_native_certs::load_native_certs().certs,
     };
     let (added, _) = roots.add_parsable_certificates(certificates);

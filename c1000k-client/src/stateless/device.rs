@@ -15,7 +15,7 @@ use super::tuple::device_address;
 /// The queue of the device: more packets than arrive between two turns of this process.
 const QUEUE_PACKETS: u32 = 16_384;
 
-/// Connects, or messages, under way at once if the queue has the default 500 packets.
+/// The maximum of connects or messages in flight if the queue has the default 500 packets.
 const IN_FLIGHT_SHORT: usize = 200;
 
 const MTU: u16 = 1500;
@@ -28,7 +28,7 @@ const ROUTES: &str = "/proc/net/route";
 pub(super) struct Device {
     file: File,
     name: String,
-    /// The number under way that the device's queue holds.
+    /// The number in flight that the device's queue can hold.
     pub(super) in_flight_max: usize,
     /// Packets that could not be sent.
     pub(super) unsent: u64,
@@ -134,16 +134,16 @@ fn refusal(error: &io::Error) -> String {
     let remedy = match error.kind() {
         io::ErrorKind::NotFound => "load the module: modprobe tun",
         io::ErrorKind::PermissionDenied => {
-            "run as root, or in an own user and network namespace (unshare -Urn) where /dev/net/tun is open to all"
+            "run as root, or in a new user and network namespace (unshare -Urn) where /dev/net/tun is open to all"
         }
-        _ => "see whether `ip tuntap add mode tun` works",
+        _ => "check whether `ip tuntap add mode tun` works",
     };
     format!("--stateless can't open a tun device: {error}; {remedy}")
 }
 
 fn in_use(prefix: Ipv4Net, route: Ipv4Net) -> String {
     format!(
-        "--stateless needs {prefix} for its clients, and this machine has a route to {route}: give another block by \
+        "--stateless needs {prefix} for its clients, and this machine has a route to {route}: use another block with \
          --stateless-prefix"
     )
 }

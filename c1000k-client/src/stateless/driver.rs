@@ -13,7 +13,7 @@ use reactor::{Context, Handler, Incoming, Interest, Readiness, Signal, TimerId, 
 
 use super::device::Device;
 use super::tcp::{Event, Stage, Tcp, Why};
-use super::{Setup, way_back};
+use super::{Setup, return_route};
 use crate::alarm::Alarm;
 use crate::exposition::{self, Snapshot};
 use crate::failures::{self, Retries};
@@ -31,7 +31,7 @@ const PACKETS_PER_TURN: usize = 512;
 /// Messages sent, or connections opened, before packets are read.
 const SENDS_PER_TURN: usize = 256;
 
-/// The interval of the check for retransmissions and time-outs.
+/// The interval of the check for retransmissions and timeouts.
 const EXPIRY: Duration = Duration::from_millis(10);
 
 /// The pause if no connection can be closed for churn, because all wait for answers.
@@ -45,7 +45,7 @@ type Cx = Context<()>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// One connection is opened to verify that answers arrive.
-    WayBack,
+    ReturnRoute,
     Ramp,
     Hold,
     /// Waits for the answers to the messages of the hold.
@@ -158,7 +158,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
             progress,
             tcp,
             opening: Opening::default(),
-            phase: Phase::WayBack,
+            phase: Phase::ReturnRoute,
             phase_began: now,
             hold_began: now,
             is_hold_over: false,
@@ -203,14 +203,14 @@ impl<'a, P: Protocol> Driver<'a, P> {
     }
 
     /// Does what is due now, and arms the timer for the rest.
-    fn go_on(&mut self, cx: &mut Cx) {
+    fn advance_phases(&mut self, cx: &mut Cx) {
         while let Some(next) = self.advance(Instant::now()) {
             self.enter(next);
         }
         if self.is_over() {
             if self.unconfirmed > 0 {
                 self.progress.warn(&format!(
-                    "the server did not answer whether it still holds {}",
+                    "no answer from the server for {}: it may still hold them",
                     format::counted(self.unconfirmed, "connection")
                 ));
             }
@@ -260,7 +260,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
     /// Continues the present phase; returns the next one when it is over.
     fn advance(&mut self, now: Instant) -> Option<Phase> {
         match self.phase {
-            Phase::WayBack | Phase::Ramp | Phase::Reopen => self.open_due(now),
+            Phase::ReturnRoute | Phase::Ramp | Phase::Reopen => self.open_due(now),
             Phase::Hold => {
                 self.send_due(now);
                 self.close_due(now);
@@ -284,8 +284,10 @@ impl<'a, P: Protocol> Driver<'a, P> {
             Phase::Drain if is_passed && self.has_doubt() => Some(Phase::Confirm),
             Phase::Drain | Phase::Confirm => None,
             _ if is_interrupted => Some(Phase::Drain),
-            Phase::WayBack if is_opened && self.stats.held > 0 => Some(Phase::Ramp),
-            Phase::WayBack | Phase::Ramp if is_opened && self.stats.held == 0 => Some(Phase::Drain),
+            Phase::ReturnRoute if is_opened && self.stats.held > 0 => Some(Phase::Ramp),
+            Phase::ReturnRoute | Phase::Ramp if is_opened && self.stats.held == 0 => {
+                Some(Phase::Drain)
+            }
             Phase::Ramp if is_opened => Some(Phase::Hold),
             Phase::Hold if self.is_hold_over || now >= self.hold_end() => Some(Phase::HoldEnd),
             Phase::Hold if self.stats.held == 0 && is_opened => Some(Phase::HoldEnd),
@@ -301,7 +303,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
     /// A reason that has stopped the ramp does not prevent reopening later.
     fn opens_no_more(&self) -> bool {
         match self.phase {
-            Phase::WayBack | Phase::Ramp => self.stats.stop.is_some(),
+            Phase::ReturnRoute | Phase::Ramp => self.stats.stop.is_some(),
             _ => self.stats.stop == Some(Stop::Interrupted),
         }
     }
@@ -323,8 +325,8 @@ impl<'a, P: Protocol> Driver<'a, P> {
 
     fn end_phase(&mut self, next: Phase) {
         match self.phase {
-            Phase::WayBack if next == Phase::Ramp => {}
-            Phase::WayBack | Phase::Ramp => self.end_ramp(),
+            Phase::ReturnRoute if next == Phase::Ramp => {}
+            Phase::ReturnRoute | Phase::Ramp => self.end_ramp(),
             Phase::HoldEnd => self.end_hold(),
             Phase::Hold if next != Phase::HoldEnd => self.end_hold(),
             Phase::Drop => self.stats.storm.drop = self.phase_began.elapsed(),
@@ -370,7 +372,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
             }
             Phase::Verify => {
                 self.stats.verified_passes.push(0);
-                self.progress.begin("proving", &format!("proving {held} again"));
+                self.progress.begin("verifying", &format!("proving {held} again"));
             }
             Phase::Drain if self.stats.held > 0 => {
                 let line = format!("closing {held} by reset, which leaves no TIME_WAIT");
@@ -378,9 +380,9 @@ impl<'a, P: Protocol> Driver<'a, P> {
             }
             Phase::Confirm => self.progress.begin(
                 "confirming",
-                "packets were lost: asking the server whether it has all resets",
+                "packets were lost: checking that the server received every reset",
             ),
-            Phase::WayBack | Phase::HoldEnd | Phase::Drain => {}
+            Phase::ReturnRoute | Phase::HoldEnd | Phase::Drain => {}
         }
     }
 
@@ -446,7 +448,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
         self.hold_began + self.settings.hold
     }
 
-    /// Opens as many as may be under way.
+    /// Starts as many connects as may be in flight.
     fn open_due(&mut self, now: Instant) {
         for _ in 0..SENDS_PER_TURN {
             if self.opens_no_more() || self.tcp.waiting() >= self.settings.in_flight_max {
@@ -575,7 +577,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
         }
     }
 
-    /// Sends a heartbeat on all that are up, with a bounded number under way.
+    /// Sends a heartbeat on all connections that are up, with a bounded number in flight.
     fn ask_more(&mut self, now: Instant) {
         let mut sends = SENDS_PER_TURN;
         while self.cursor < self.tcp.count() && self.tcp.waiting() < self.settings.in_flight_max {
@@ -715,7 +717,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
                 self.note_consecutive_failure(self.nothing_listens());
             }
             Why::Reset | Why::Eof => {
-                self.stats.turned_away += 1;
+                self.stats.refused_by_server += 1;
                 self.try_later(index);
                 self.note_consecutive_failure(Stop::ServerFull);
             }
@@ -726,14 +728,14 @@ impl<'a, P: Protocol> Driver<'a, P> {
                 }
                 self.note_consecutive_failure(Stop::NotAnEcho);
             }
-            Why::TimedOut if self.phase == Phase::WayBack && was == Stage::Connecting => {
+            Why::TimedOut if self.phase == Phase::ReturnRoute && was == Stage::Connecting => {
                 self.stats.failed += 1;
                 self.stats.stop.get_or_insert(Stop::Network(Errno::ETIMEDOUT));
                 if !self.setup.is_here {
-                    self.progress.warn(&way_back(self.setup));
+                    self.progress.warn(&return_route(self.setup));
                 }
             }
-            Why::TimedOut if self.phase == Phase::WayBack => {
+            Why::TimedOut if self.phase == Phase::ReturnRoute => {
                 self.stats.unanswered += 1;
                 self.stats.failed += 1;
                 self.stats.stop.get_or_insert(Stop::ServerSilent);
@@ -758,7 +760,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
 
     fn note_consecutive_failure(&mut self, stop: Stop) {
         self.opening.consecutive_failures += 1;
-        let max = if self.phase == Phase::WayBack {
+        let max = if self.phase == Phase::ReturnRoute {
             u32::from(failures::RETRIES_MAX) + 1
         } else {
             self.settings.consecutive_failures_max
@@ -846,7 +848,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
         let lost = some(stats.lost, "lost");
         let count = format::count;
         match self.phase {
-            Phase::WayBack => "proving the way back with one connection".to_owned(),
+            Phase::ReturnRoute => "verifying the return route with one connection".to_owned(),
             Phase::Ramp => {
                 let opened = stats.held.saturating_sub(self.held_at_tick);
                 format!(
@@ -868,7 +870,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
                 count(stats.storm.dropped)
             ),
             Phase::Verify => format!(
-                "proving: {} of {}{resent}{lost}",
+                "verifying: {} of {}{resent}{lost}",
                 count(stats.verified().unwrap_or(0)),
                 count(stats.held)
             ),
@@ -906,7 +908,7 @@ impl<P: Protocol> Handler for Driver<'_, P> {
         } else {
             self.alarm_at = None;
         }
-        self.go_on(cx);
+        self.advance_phases(cx);
     }
 
     fn on_timer(&mut self, cx: &mut Cx, timer: TimerId) {
@@ -918,7 +920,7 @@ impl<P: Protocol> Handler for Driver<'_, P> {
             self.read(cx);
             self.expire(Instant::now());
         }
-        self.go_on(cx);
+        self.advance_phases(cx);
     }
 
     /// The first signal ends the run early and in order, the second one immediately.
@@ -935,6 +937,6 @@ impl<P: Protocol> Handler for Driver<'_, P> {
             self.stats.stop = Some(Stop::Interrupted);
             self.progress.warn("ending early; a second signal exits immediately");
         }
-        self.go_on(cx);
+        self.advance_phases(cx);
     }
 }

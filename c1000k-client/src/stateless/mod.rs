@@ -102,12 +102,12 @@ fn announce(setup: &Setup, device: &Device, tuples: &Tuples, goal: u32) {
             "a server of this machine is reached at {own}: it has to listen on all addresses"
         );
     } else if !setup.is_here {
-        log::info!("{}", way_back(setup));
+        log::info!("{}", return_route(setup));
     }
 }
 
 /// The routes that answers from another machine need.
-fn way_back(setup: &Setup) -> String {
+fn return_route(setup: &Setup) -> String {
     format!(
         "the server's machine has to send answers here: on it, or on its gateway: \
          ip route add {} via ADDRESS_OF_THIS_MACHINE; here: sysctl -w net.ipv4.ip_forward=1",

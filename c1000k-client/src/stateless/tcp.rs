@@ -20,13 +20,13 @@ use super::segment::{Flags, Segment};
 use super::tuple::Tuples;
 use crate::protocols::{Answer, Protocol};
 
-/// The first retransmission time-out of a SYN; it doubles each time.
+/// The first retransmission timeout of a SYN; it doubles each time.
 const SYN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The first retransmission time-out of a message; it doubles each time.
+/// The first retransmission timeout of a message; it doubles each time.
 const MESSAGE_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// The longest retransmission time-out, for about ten attempts within `--connect-timeout`.
+/// The longest retransmission timeout, for about ten attempts within `--connect-timeout`.
 const RESEND_TIMEOUT_MAX: Duration = Duration::from_secs(1);
 
 /// The advertised window: a reset within it is answered by an acknowledgment (RFC 5961).
@@ -156,7 +156,7 @@ pub(crate) struct Tcp<P: Protocol, L> {
     pub(crate) link: L,
     /// The key of the initial sequence numbers, so that a third party can't guess them.
     random: RandomState,
-    /// The time-out of a connect, and of an answer.
+    /// The timeout of a connect, and of an answer.
     timeout: Duration,
     /// A connection is up only after its first answer.
     verify: bool,

@@ -1,4 +1,4 @@
-//! Servers that are not ours: each protocol against one that many use. What is not installed is skipped, with a message.
+//! Third-party servers: each protocol against a common one. A server that is not installed is skipped, with a message.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

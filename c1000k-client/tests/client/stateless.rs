@@ -99,9 +99,9 @@ fn loss_is_survived_and_leaves_nothing_behind() {
 fn what_a_server_does_is_named() {
     in_own_network(|| {
         for (manner, limit, words) in [
-            (Manner::RefusePast(100), Limit::Server, "the server was the cap"),
-            (Manner::HangUpPast(100), Limit::Server, "the server was the cap"),
-            (Manner::Garble, Limit::Server, "no echo server"),
+            (Manner::RefusePast(100), Limit::Server, "the server was the limit"),
+            (Manner::HangUpPast(100), Limit::Server, "the server was the limit"),
+            (Manner::Garble, Limit::Server, "not an echo server"),
         ] {
             let server = Server::start_at(ANY, manner, 1);
             let (ended, record) = stateless(&server, "--ports 1 -c 1k --hold 0s");

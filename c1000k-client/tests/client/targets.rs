@@ -64,7 +64,7 @@ fn a_target_that_is_down_is_named_and_the_others_are_held() {
 }
 
 #[test]
-fn a_target_that_never_answers_takes_no_more_than_its_share_of_those_under_way() {
+fn a_target_that_never_answers_uses_at_most_its_share_of_connects_in_flight() {
     let server = Server::start(Manner::Echo, 1);
     let silent = TcpListener::bind("127.0.0.2:0").unwrap();
     let began = Instant::now();
@@ -90,8 +90,8 @@ fn a_full_target_lowers_the_goal_that_was_not_given_and_fails_one_that_was() {
     assert_eq!((ended.code, record.limit), (Some(1), Some(Limit::Server)), "{ended:?}");
     assert_eq!(established(&record), [100, 300], "{ended:?}");
     let detail = record.limit_detail.unwrap();
-    let start = format!("127.0.0.1:{}: the server was the cap: it dropped", full.first_port);
-    assert!(detail.starts_with(&start) && detail.contains("past 100 connections"), "{detail}");
+    let start = format!("127.0.0.1:{}: the server was the limit: it dropped", full.first_port);
+    assert!(detail.starts_with(&start) && detail.contains("beyond 100 connections"), "{detail}");
 
     let words = format!(
         "127.0.0.1:{} 127.0.0.1:{} --ports 1 --file-table process --hold 10ms --json -",
@@ -143,8 +143,8 @@ fn targets_that_cannot_be_one_run_are_wrong_usage() {
     for (words, part) in [
         ("127.0.0.1 127.0.0.1:9950", "are the same server"),
         ("redis://127.0.0.1 127.0.0.2", "different protocols (redis and tcp)"),
-        ("127.0.0.1 127.0.0.2 --stateless", "--stateless is for one target"),
-        ("127.0.0.1 9900 127.0.0.2", "9900 is no target"),
+        ("127.0.0.1 127.0.0.2 --stateless", "--stateless takes one target"),
+        ("127.0.0.1 9900 127.0.0.2", "9900 is not a target"),
     ] {
         let ended = Client::start(words).end();
         assert_eq!((ended.code, ended.stderr.len()), (Some(2), 1), "{ended:?}");

@@ -74,7 +74,7 @@ fn a_backlog_that_is_full_for_a_while_delays_the_connections() {
 fn a_backlog_that_stays_full_ends_the_run_without_a_busy_loop() {
     for (options, detail) in [
         ("--no-verify", "stayed full at 2 connections (EAGAIN)"),
-        ("", "takes connections and answers none"),
+        ("", "accepts connections and does not answer"),
     ] {
         let (_folder, path) = socket();
         let _listener = deaf_listener(&path);
@@ -127,10 +127,10 @@ fn what_is_no_listening_socket_is_one_line_and_a_few_attempts() {
     refused(&path, "there is no socket at unix:/", Limit::Network);
     refused(&format!("@{path}"), "nothing listens on unix:@/", Limit::Server);
     std::fs::write(folder.path().join("file"), "").unwrap();
-    refused(&format!("{}/file", folder.path().display()), "is no socket", Limit::Server);
+    refused(&format!("{}/file", folder.path().display()), "is not a socket", Limit::Server);
     refused(&format!("{}/file/s", folder.path().display()), "there is no socket", Limit::Network);
     drop(UnixListener::bind(&path).unwrap());
-    refused(&path, "is left from a server that has ended", Limit::Server);
+    refused(&path, "is left over from a server that has ended", Limit::Server);
     let datagram = folder.path().join("datagram");
     let _socket = UnixDatagram::bind(&datagram).unwrap();
     refused(&datagram.display().to_string(), "SOCK_STREAM", Limit::Network);

@@ -139,15 +139,15 @@ fn what_does_not_go_together_is_one_line() {
     for (words, part) in [
         ("--heartbeat 10s --message-rate 5", "cannot be used with"),
         ("--heartbeat 10s --no-verify", "cannot be used with"),
-        ("--heartbeat 0s", "below 1ms"),
-        ("--heartbeat 2h", "more than 1h"),
+        ("--heartbeat 0s", "at least 1ms"),
+        ("--heartbeat 2h", "at most 1h"),
         ("--message-rate 0", "is 0"),
         ("--active 5%", "--heartbeat or --message-rate"),
-        ("--active 0% --heartbeat 1s", "no part of the connections"),
+        ("--active 0% --heartbeat 1s", "not a percentage of the connections"),
         ("--message-size 0", "at least 1 byte"),
-        ("--message-size 300K", "more than 256KiB"),
+        ("--message-size 300K", "at most 256KiB"),
         ("--message @/nowhere/text", "can't be read"),
-        (r"--message \q", "takes r, n, t"),
+        (r"--message \q", "followed by r, n, t"),
         ("--expect x", "--message"),
         ("--fail-if echo.p99>1s", "--heartbeat or --message-rate"),
         ("--fail-if lost", "no operator"),
@@ -245,7 +245,7 @@ fn stages_shape_the_ramp_and_set_the_target() {
     assert!(in_pause.clone().all(|point| (280..=310).contains(&point.established)), "{record:?}");
     for (words, part) in [
         ("--stages 5", "write it as 10k/s:1m"),
-        ("--stages 0:5s", "opens nothing"),
+        ("--stages 0:5s", "opens no connections"),
         ("--stages 5:1s --rate 5", "cannot be used with"),
         ("--churn 0", "is 0"),
     ] {

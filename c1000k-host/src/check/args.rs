@@ -10,10 +10,10 @@ use {
 /// `--check`, and what it prints.
 #[derive(Args, Clone, Debug, PartialEq)]
 pub struct CheckArgs {
-    /// Compare the limits of this machine with what the target needs, and exit
+    /// Compare the limits of this machine with what the requested connections need, and exit
     #[arg(long)]
     pub check: bool,
-    /// With --check: print the settings that the target needs instead, as a drop-in for sysctl.d
+    /// With --check: print the settings that the connections need instead, as a drop-in for sysctl.d
     #[arg(
         long,
         value_enum,
@@ -22,7 +22,7 @@ pub struct CheckArgs {
         value_name = "sysctl"
     )]
     pub print: Option<Format>,
-    /// For tests: the folder that contains the kernel's settings
+    /// For tests: the directory that contains the kernel's settings
     #[arg(long, hide = true, requires = "print", default_value = "/", value_name = "DIR")]
     pub root: PathBuf,
 }
@@ -35,7 +35,7 @@ pub enum Format {
 }
 
 impl CheckArgs {
-    /// Prints the table, or the settings. The exit code says whether the target fits; with the settings it is always 0.
+    /// Prints the table, or the settings. The exit code says whether the connections fit; with the settings it is always 0.
     pub fn report(&self, machine: &Machine, requirements: &Requirements) -> ExitCode {
         if self.print == Some(Format::Sysctl) {
             return command_line::deliver(

@@ -153,13 +153,13 @@ impl FileTableChoice {
                     Err(reason) => (
                         FileTable::Process,
                         Some(format!(
-                            "each connection takes a descriptor, as registered files can't be had: {reason}"
+                            "registered files are not available: each connection takes a descriptor ({reason})"
                         )),
                     ),
                 })
             }
             Self::Registered => registered().map(|()| (FileTable::Registered, None)).map_err(|reason| {
-                format!("--file-table registered can't be had: {reason}; leave it out, or give process")
+                format!("--file-table registered is not available: {reason}; leave it out, or use process")
             }),
         }
     }
@@ -272,9 +272,9 @@ mod tests {
         let (table, reason) =
             resolve(FileTableChoice::Auto, 1_000_000, Err("no io_uring")).unwrap();
         assert_eq!(table, FileTable::Process);
-        assert!(reason.unwrap().ends_with("can't be had: no io_uring"));
+        assert!(reason.unwrap().ends_with("takes a descriptor (no io_uring)"));
         let line = resolve(FileTableChoice::Registered, 1, Err("no io_uring")).unwrap_err();
-        assert!(line.contains("no io_uring; leave it out, or give process"), "{line}");
+        assert!(line.contains("no io_uring; leave it out, or use process"), "{line}");
         let process = resolve(FileTableChoice::Process, 1_000_000, Err("no io_uring"));
         assert_eq!(process, Ok((FileTable::Process, None)));
     }

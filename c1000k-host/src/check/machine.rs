@@ -57,13 +57,13 @@ pub struct Machine {
     pub tcp_max_syn_backlog: Option<u64>,
     /// `net.ipv4.tcp_max_orphans`.
     pub tcp_max_orphans: Option<u64>,
-    /// The connection tracker, if it is loaded.
+    /// The connection tracking table, if the module is loaded.
     pub conntrack: Option<Conntrack>,
     /// The strictest `net.ipv4.conf.*.rp_filter`: 0 off, 1 strict, 2 loose.
     pub rp_filter: Option<u64>,
 }
 
-/// The connection tracker's table.
+/// The connection tracking table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conntrack {
     /// `net.netfilter.nf_conntrack_max`.
@@ -80,7 +80,7 @@ impl Machine {
         Self::read_with_root(Path::new("/"))
     }
 
-    /// The same with the kernel's settings below this folder.
+    /// The same with the kernel's settings below this directory.
     pub fn read_with_root(root: &Path) -> Self {
         let descriptors = descriptor_limit().ok();
         let memory = MemoryReader::new();

@@ -49,7 +49,7 @@ fn conclusion(rows: &[Row]) -> String {
     match failed {
         0 if unknown > 0 => {
             format!(
-                "It fits as far as can be seen: {} unknown.",
+                "It fits, as far as known: {} could not be read.",
                 format::counted(unknown as u64, "limit")
             )
         }
@@ -94,7 +94,7 @@ It does not fit: one limit is too low.
         let rows = [row("a", RowStatus::Advice, None), row("c", RowStatus::NotNeeded, None)];
         assert!(render(&rows).ends_with("It fits.\n"));
         let rows = [row("a", RowStatus::Advice, None), row("b", RowStatus::Unknown, None)];
-        assert!(render(&rows).ends_with("It fits as far as can be seen: 1 limit unknown.\n"));
+        assert!(render(&rows).ends_with("It fits, as far as known: 1 limit could not be read.\n"));
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl fmt::Display for ZonedIp {
 pub fn parse_ip(text: &str) -> Result<ZonedIp, String> {
     let (address, zone) = split_zone(text)?;
     let ip = address.parse().map_err(|_| {
-        "no IP address; write it as 192.0.2.1, 2001:db8::1 or fe80::1%eth0 \
+        "not an IP address; write it as 192.0.2.1, 2001:db8::1 or fe80::1%eth0 \
          (`getent hosts NAME` shows the address of a name)"
             .to_owned()
     })?;
@@ -89,7 +89,7 @@ pub fn parse_port(text: &str) -> Result<u16, String> {
     match text.parse() {
         Ok(0) | Err(_) if is_number => Err(format!("port {text} is out of range: {PORT}")),
         Ok(port) if is_number => Ok(port),
-        _ => Err(format!("{text:?} is no port: {PORT}")),
+        _ => Err(format!("{text:?} is not a port: {PORT}")),
     }
 }
 
@@ -103,7 +103,7 @@ pub fn with_zone(ip: IpAddr, zone: u32) -> Result<ZonedIp, String> {
             Err(format!("{ip} is an IPv4 address, which has no zone: leave the % out"))
         }
         IpAddr::V6(address) if address.is_unicast_link_local() && zone == 0 => Err(format!(
-            "{ip} is a link-local address: give its zone too, as {ip}%eth0 (`ip link` lists them)"
+            "{ip} is a link-local address: specify its zone too, as {ip}%eth0 (`ip link` lists them)"
         )),
         _ => Ok(ZonedIp { ip, zone }),
     }
@@ -163,7 +163,7 @@ mod tests {
         }
         for text in ["", "-1", "+80", "http", "80.0", " 80"] {
             let line = parse_port(text).expect_err(text);
-            assert!(line.contains("is no port: a port is a number from 1 to 65535"), "{line}");
+            assert!(line.contains("is not a port: a port is a number from 1 to 65535"), "{line}");
         }
     }
 
@@ -176,8 +176,8 @@ mod tests {
             ("fe80::1%4294967295", "no interface"),
             ("fe80::1%a\0b", "no interface"),
             ("127.0.0.1%lo", "has no zone"),
-            ("nowhere%lo", "no IP address"),
-            ("", "no IP address"),
+            ("nowhere%lo", "not an IP address"),
+            ("", "not an IP address"),
         ] {
             let line = parse_ip(text).expect_err(text);
             assert!(line.contains(part), "{text}: {line}");

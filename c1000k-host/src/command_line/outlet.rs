@@ -46,7 +46,7 @@ struct State {
     waiting: VecDeque<Vec<u8>>,
     dropped: u64,
     /// Those of them that no line has reported.
-    dropped_untold: u64,
+    dropped_unreported: u64,
 }
 
 impl Outlet {
@@ -57,7 +57,7 @@ impl Outlet {
             is_stuck: false,
             waiting: VecDeque::new(),
             dropped: 0,
-            dropped_untold: 0,
+            dropped_unreported: 0,
         };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
@@ -94,14 +94,14 @@ impl Outlet {
             self.changed.notify_all();
         } else {
             state.dropped += 1;
-            state.dropped_untold += 1;
+            state.dropped_unreported += 1;
         }
     }
 
     /// Waits until everything is written, at most one second.
     pub(super) fn flush(&self) {
         let is_busy = |state: &mut State| {
-            let has_more = state.dropped_untold > 0 || !state.waiting.is_empty();
+            let has_more = state.dropped_unreported > 0 || !state.waiting.is_empty();
             state.is_running && !state.is_stuck && (state.is_writing || has_more)
         };
         let waited = self.changed.wait_timeout_while(self.state(), PATIENCE, is_busy);
@@ -126,14 +126,14 @@ impl Outlet {
         let mut state = self.state();
         (state.is_writing, state.is_stuck) = (false, false);
         self.changed.notify_all();
-        let is_idle = |state: &mut State| state.waiting.is_empty() && state.dropped_untold == 0;
+        let is_idle = |state: &mut State| state.waiting.is_empty() && state.dropped_unreported == 0;
         let waited = self.changed.wait_while(state, is_idle);
         state = waited.unwrap_or_else(PoisonError::into_inner);
         state.is_writing = true;
         state.waiting.pop_front().unwrap_or_else(|| {
-            let dropped = std::mem::take(&mut state.dropped_untold);
+            let dropped = std::mem::take(&mut state.dropped_unreported);
             let lines = format::counted(dropped, "line");
-            format!("missing here: {lines} of the log, not read in time\n").into()
+            format!("{lines} dropped: standard error was not read in time\n").into()
         })
     }
 
@@ -220,7 +220,7 @@ mod tests {
         assert!(dropped > 0);
 
         let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
-        let read = lines.by_ref().take_while(|line| !line.contains("missing")).count() as u64;
+        let read = lines.by_ref().take_while(|line| !line.contains(" dropped: ")).count() as u64;
         assert_eq!(read + dropped, TEXTS_MAX as u64 * 2);
     }
 

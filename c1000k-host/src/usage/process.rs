@@ -1,4 +1,4 @@
-//! Memory and processor time of this process.
+//! Memory and CPU time of this process.
 
 use {
     crate::text,

@@ -87,7 +87,7 @@ fn exceed_memory(run: &mut Run<'_>, requested: u64) -> Result<u64> {
     run.resume("first")?;
     run.await_end("first", timeout)?;
     run.drained(timeout)?;
-    run.wait(Condition::logged(SERVER, "memory is back"), 60)?;
+    run.wait(Condition::logged(SERVER, "memory is available again"), 60)?;
     let tenth = run.established("first")? / 10;
     run.start_client("third", USER_2, tenth, LONG_CONNECT_TIMEOUT)?;
     run.await_end("third", timeout)?;

@@ -63,7 +63,7 @@ impl Capacity {
     pub(crate) fn log_full(&self, now: Instant) {
         if self.notice.is_due_for_full(now) {
             let max = format::counted(self.max, "connection");
-            log::warn!("{max} held, which is the limit: more are refused");
+            log::warn!("at capacity: {max} held; further connections are refused");
         }
     }
 
@@ -71,7 +71,10 @@ impl Capacity {
     pub(crate) fn log_room(&self, now: Instant) {
         let open = self.open();
         if self.notice.is_due_for_room(open, self.max, now) {
-            log::info!("there is room again: {} held", format::counted(open, "connection"));
+            log::info!(
+                "below capacity again: {} held, admitting",
+                format::counted(open, "connection")
+            );
         }
     }
 }

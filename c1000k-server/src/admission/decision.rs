@@ -121,10 +121,7 @@ impl fmt::Display for Shortage {
                 let left = format::bytes(room.bytes);
                 let reserve = format::bytes(*reserve_bytes);
                 let cgroup = cgroup_of(room);
-                write!(
-                    f,
-                    "memory: {left} are left of {total}{cgroup}, and {reserve} are the reserve"
-                )
+                write!(f, "memory: {left} of {total}{cgroup} available, reserve {reserve}")
             }
             Self::SocketBuffers { queued_bytes, limit_bytes } => {
                 let queued = format::bytes(*queued_bytes);
@@ -133,7 +130,10 @@ impl fmt::Display for Shortage {
             }
             Self::BufferPressure { queued_bytes } => {
                 let queued = format::bytes(*queued_bytes);
-                write!(f, "tcp_mem: {queued} are queued in sockets, and the kernel is short of it")
+                write!(
+                    f,
+                    "tcp_mem: {queued} are queued in sockets, and the kernel reports memory pressure"
+                )
             }
         }
     }

@@ -114,7 +114,7 @@ impl Reserve {
         match number.trim().parse::<f64>() {
             Ok(percent) if (0.0..100.0).contains(&percent) => Ok(Self::Percent(percent)),
             _ => Err(format!(
-                "{text:?} is not a share of the memory; give 0% to 99%, or a size such as 512M"
+                "{text:?} is not a share of the memory; use 0% to 99%, or a size such as 512M"
             )),
         }
     }
@@ -157,7 +157,7 @@ impl MemoryGuard {
         let all = |room: &MemoryRoom| self.reserve.bytes(room.total_bytes) >= room.total_bytes;
         let Some(room) = self.reader.rooms().into_iter().find(all) else { return Ok(()) };
         Err(format!(
-            "--memory-reserve is {}, and {}{} is all the memory there is: give less, such as 10%",
+            "--memory-reserve is {}, and {}{} is all the memory there is: use less, such as 10%",
             format::bytes(self.reserve.bytes(room.total_bytes)),
             format::bytes(room.total_bytes),
             cgroup_of(&room),
@@ -651,7 +651,7 @@ mod tests {
         machine.others_bytes = 2 * GIB - (90 << 20);
         assert_eq!(guard.judge(&machine.reading(), machine.held, now), Some(Change::Closed));
         let line = guard.shortage().expect("is closed").to_string();
-        assert!(line.contains("104.9 MB are the reserve") && !line.contains('\n'), "{line}");
+        assert!(line.contains("reserve 104.9 MB") && !line.contains('\n'), "{line}");
     }
 
     #[test]

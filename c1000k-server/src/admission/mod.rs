@@ -79,13 +79,13 @@ impl Admission {
         match (decision.change, &decision.shortage) {
             (Some(Change::Closed), Some(shortage)) => {
                 let effect = match self.overload {
-                    Overload::Refuse => "more are refused",
-                    Overload::Pause => "more have to wait",
+                    Overload::Refuse => "further connections are refused",
+                    Overload::Pause => "further connections wait",
                 };
                 log::warn!("{shortage}: {held} held, {effect}");
             }
             (Some(Change::Opened), _) => {
-                log::info!("memory is back: {held} held, more are admitted again");
+                log::info!("memory is available again: {held} held, admitting");
             }
             _ => {}
         }
@@ -104,8 +104,8 @@ impl Admission {
         let times = self.refused_by_source.fetch_add(1, Ordering::Relaxed) + 1;
         if times.is_power_of_two() {
             log::warn!(
-                "{source} holds its share: more of it are refused ({}, all sources together)",
-                format::counted(times, "time")
+                "{source} has reached --max-per-source: its further connections are refused ({} so far, all sources)",
+                format::count(times)
             );
         }
     }

@@ -120,7 +120,7 @@ impl Messages {
         stats.skipped = (self.next - self.vacant).saturating_sub(stats.sent);
         stats.seconds = run.phase_began.elapsed();
         stats.end_interval(stats.seconds);
-        // After a signal, some are under way.
+        // After a signal, some are in flight.
         stats.unanswered += run.in_flight as u64;
     }
 

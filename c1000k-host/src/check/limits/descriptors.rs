@@ -85,18 +85,17 @@ pub(super) struct Hard;
 impl Limit for Hard {
     fn row(&self, machine: &Machine, requirements: &Requirements) -> Row {
         let needed = descriptors_needed(machine, requirements);
-        at_least("RLIMIT_NOFILE hard", needed, machine.descriptors.map(|limit| limit.hard)).with_remedy(
-            || {
+        at_least("RLIMIT_NOFILE hard", needed, machine.descriptors.map(|limit| limit.hard))
+            .with_remedy(|| {
                 format!(
                     "as root, in the shell that starts it: ulimit -Hn {needed}\n\
                      for each login: {} -c {} --apply\n\
                      for a service: LimitNOFILE={needed}\n\
-                     where root may not either (a container): scripts/million boots a virtual machine",
+                     if root is not permitted to (a container): run scripts/million --vm",
                     tune_script(requirements),
                     requirements.connections
                 )
-            },
-        )
+            })
     }
 
     fn cap(&self, machine: &Machine, requirements: &Requirements) -> Option<Cap> {

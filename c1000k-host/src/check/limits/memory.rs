@@ -32,12 +32,12 @@ impl Limit for Available {
         row.with_remedy(|| match present.map(|room| (&room.bound_by, room.total_bytes)) {
             Some((MemoryBound::Cgroup(directory), total_bytes)) => format!(
                 "bound by the cgroup {} ({}): raise its limit,\n\
-                 as systemd-run --scope -p MemoryMax={needed} does, or lower the target",
+                 as systemd-run --scope -p MemoryMax={needed} does, or lower -c",
                 format::visible(&directory.display().to_string()),
                 format::bytes(total_bytes)
             ),
             _ => format!(
-                "the kernel takes {} of it, the process {}: add memory, or lower the target",
+                "the kernel takes {} of it, the process {}: add memory, or lower -c",
                 format::bytes(prediction.kernel_bytes),
                 format::bytes(prediction.process_bytes)
             ),

@@ -27,7 +27,8 @@ trait Limit {
     }
 }
 
-/// Files, watches and tracked connections of other programs of the machine, for which a permanent setting has room.
+/// Files, watches and connection tracking entries of other programs of the machine, for which a permanent setting has
+/// room.
 const OTHERS: u64 = 65_536;
 
 /// In the order in which a run would reach them.
@@ -82,7 +83,7 @@ pub enum CapKind {
     Ports,
     /// Memory.
     Memory,
-    /// Entries of the connection tracker.
+    /// Entries of the connection tracking table.
     Conntrack,
 }
 

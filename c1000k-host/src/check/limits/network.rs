@@ -92,7 +92,8 @@ impl Limit for Tuples {
             return not_needed(NAME, room.map_or_else(unreadable, format::count));
         }
         at_least(NAME, requirements.connections, room).with_remedy(|| {
-            "more source addresses (--source), more ports, or a wider range".to_owned()
+            "use more source addresses (--source), more ports (--ports), or a wider range"
+                .to_owned()
         })
     }
 
@@ -117,7 +118,7 @@ impl Limit for Tuples {
                 format::counted(requirements.ports, "destination port"),
                 format::counted(local, "local port")
             ),
-            remedy: "give more source addresses (--source) or more ports (--ports)".to_owned(),
+            remedy: "use more source addresses (--source) or more ports (--ports)".to_owned(),
         })
     }
 
@@ -128,7 +129,7 @@ impl Limit for Tuples {
         let are_too_few = port_room(sources, requirements.ports, local) < requirements.connections;
         are_too_few.then(|| {
             Setting::Impossible(format!(
-                "the 5-tuples of {} x {} x {} are too few: more source addresses or more ports",
+                "the 5-tuples of {} x {} x {} are too few: use more source addresses or more ports",
                 format::counted(sources, "source"),
                 format::counted(requirements.ports, "destination port"),
                 format::counted(local, "local port")
@@ -172,7 +173,7 @@ impl Limit for SynBacklog {
 
 const CONNTRACK_MAX: &str = "net.netfilter.nf_conntrack_max";
 
-/// The connection tracker's table.
+/// The connection tracking table.
 pub(super) struct Conntrack;
 
 impl Limit for Conntrack {
@@ -297,7 +298,7 @@ fn wider_ports(needed: u64) -> String {
         let (first, last) = WIDE_PORTS.into_inner();
         format!("sysctl -w {}=\"{first} {last}\"", LocalPorts::NAME)
     } else {
-        "more than a range can hold: give more source addresses (--source) or more ports".to_owned()
+        "more than a range can hold: use more source addresses (--source) or more ports".to_owned()
     }
 }
 
