@@ -33,8 +33,10 @@ impl Usage {
         }
         self.kernel_bytes = self.kernel.cost().map(|cost| cost.slab_bytes());
         let growth = rss_bytes().zip(self.rss_at_start_bytes);
+        let growth = growth.and_then(|(now, before)| now.checked_sub(before));
+        // Memory that the process had freed before may hold all that the connections take.
         self.process_bytes =
-            growth.map(|(now, before)| now.saturating_sub(before) as f64 / held as f64);
+            growth.filter(|&bytes| bytes > 0).map(|bytes| bytes as f64 / held as f64);
     }
 
     /// The memory of one connection at this end.
@@ -66,6 +68,13 @@ mod tests {
         let each = usage.process_bytes_per_connection().unwrap();
         assert!(each > 24.0, "{each}");
         assert!(touched.iter().all(|&byte| byte == 1));
+    }
+
+    #[test]
+    fn memory_that_did_not_grow_is_not_known() {
+        let mut usage = Usage { rss_at_start_bytes: Some(u64::MAX), ..Usage::start() };
+        usage.note_peak(1);
+        assert_eq!(usage.process_bytes_per_connection(), None);
     }
 
     #[test]

@@ -47,7 +47,8 @@ impl KernelMeter {
         slabs.unwrap_or_default()
     }
 
-    /// The cost since the baseline. `None` if the slabs can't be read (no root), or if no socket was added.
+    /// The cost since the baseline. `None` if the slabs can't be read (no root), if no socket was added, or if the
+    /// caches of a connection have not grown.
     pub fn cost(&self) -> Option<KernelCost> {
         let (slabs, sockets) = sample(&self.reader)?;
         let (slabs_before, sockets_before) = self.baseline.as_ref()?;
@@ -77,7 +78,9 @@ impl KernelCost {
         let per_socket = |before: u64, now: u64| (now as f64 - before as f64) / added as f64;
         let own = slabs.bytes_per_socket(slabs_before, added);
         let known: f64 = own.iter().map(|(_, bytes)| bytes).sum();
-        Some(Self {
+        // The kernel freed slabs of earlier sockets meanwhile, so the growth is not that of the new ones.
+        let has_grown = known > 0.0;
+        has_grown.then(|| Self {
             sockets: added,
             other_slabs: per_socket(slabs_before.total_bytes(), slabs.total_bytes()) - known,
             slabs: own,
@@ -129,6 +132,17 @@ mod tests {
         let slabs = usage(SLABINFO);
         for after in [4, 5] {
             let cost = KernelCost::between((&slabs, &sockets(5, 0)), (&slabs, &sockets(after, 0)));
+            assert_eq!(cost, None);
+        }
+    }
+
+    #[test]
+    fn slabs_that_shrank_or_stayed_are_no_cost() {
+        let grown =
+            SLABINFO.replace("slabdata      2      2      0", "slabdata     12     12      0");
+        let (small, large) = (usage(SLABINFO), usage(&grown));
+        for (before, after) in [(&large, &small), (&small, &small)] {
+            let cost = KernelCost::between((before, &sockets(1, 0)), (after, &sockets(131, 0)));
             assert_eq!(cost, None);
         }
     }
