@@ -7,9 +7,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use c1000k_record::ClientRecord;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::common::{Client, DEADLINE, Ended, run};
+
+/// The time after which a server that does not end is killed.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// A server as a child, ended with this.
 pub(crate) struct Foreign {
@@ -71,8 +76,21 @@ impl Foreign {
     }
 }
 
+impl Foreign {
+    /// Asks it to end, because a server that is killed leaves its worker processes behind.
+    fn end(&mut self) {
+        let process = Pid::from_raw(self.child.id() as i32);
+        let began = Instant::now();
+        let _ = kill(process, Signal::SIGTERM);
+        while matches!(self.child.try_wait(), Ok(None)) && began.elapsed() < ENDS_WITHIN {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 impl Drop for Foreign {
     fn drop(&mut self) {
+        self.end();
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
