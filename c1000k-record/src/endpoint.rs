@@ -1,11 +1,12 @@
-//! Metrics for Prometheus, served by a thread of their own.
+//! Metrics for Prometheus, served by threads of their own: one accepts, and each request has another until it is answered.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::SigSet;
 use prometheus_client::collector::Collector;
@@ -13,15 +14,19 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-/// The timeout of a request, and of its answer.
+/// The timeout of a request with its answer.
 const REQUEST_WITHIN: Duration = Duration::from_secs(2);
 /// The pause if accepting fails, for example without a free descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The maximum length of a request.
 const REQUEST_BYTES_MAX: usize = 8 * 1024;
+/// The maximum of connections at once. More of them wait until the oldest is answered or has timed out.
+const CONNECTIONS_MAX: usize = 16;
+/// Enough for the request and the head of its answer.
+const STACK_BYTES: usize = 64 * 1024;
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Serves the metrics that were published last at `/metrics`, one request at a time.
+/// Serves the metrics that were published last at `/metrics`.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     page: Arc<Mutex<Arc<str>>>,
@@ -29,7 +34,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Listens on the address. All signals are blocked in its thread.
+    /// Listens on the address. All signals are blocked in its threads.
     ///
     /// # Errors
     /// The address can't be bound, or no thread can be started.
@@ -39,11 +44,17 @@ impl Endpoint {
         let page = Arc::new(Mutex::new(Arc::from("# EOF\n")));
         let shared = Arc::clone(&page);
         let serve = move || {
+            let mut answering = VecDeque::new();
             loop {
                 match listener.accept() {
-                    // It is no error if the reader closes the connection early.
-                    Ok((stream, _)) => _ = answer(stream, &shared),
+                    Ok((stream, _)) => answering.extend(start_answer(stream, &shared)),
                     Err(_) => thread::sleep(PAUSE),
+                }
+                answering.retain(|thread: &JoinHandle<()>| !thread.is_finished());
+                if answering.len() >= CONNECTIONS_MAX
+                    && let Some(oldest) = answering.pop_front()
+                {
+                    let _ = oldest.join();
                 }
             }
         };
@@ -161,20 +172,33 @@ impl Figures<'_> {
     }
 }
 
+/// Answers in a new thread; in this one, if none can be started. It is no error if the reader closes the connection
+/// early.
+fn start_answer(stream: TcpStream, page: &Arc<Mutex<Arc<str>>>) -> Option<JoinHandle<()>> {
+    let (stream, page) = (Arc::new(stream), Arc::clone(page));
+    let theirs = (Arc::clone(&stream), Arc::clone(&page));
+    let started = thread::Builder::new()
+        .name("metrics".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || _ = answer(&theirs.0, &theirs.1));
+    started.inspect_err(|_| _ = answer(&stream, &page)).ok()
+}
+
 /// Reads a request and answers it.
-fn answer(mut stream: TcpStream, page: &Mutex<Arc<str>>) -> io::Result<()> {
-    stream.set_read_timeout(Some(REQUEST_WITHIN))?;
-    stream.set_write_timeout(Some(REQUEST_WITHIN))?;
+fn answer(mut stream: &TcpStream, page: &Mutex<Arc<str>>) -> io::Result<()> {
+    let deadline = Instant::now() + REQUEST_WITHIN;
     let mut request = Vec::new();
     let mut buffer = [0; 1024];
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        stream.set_read_timeout(Some(until(deadline)?))?;
         let length = stream.read(&mut buffer)?;
         if length == 0 || request.len() > REQUEST_BYTES_MAX {
             return Ok(());
         }
         request.extend_from_slice(&buffer[..length]);
     }
-    let (status, body): (_, Arc<str>) = if is_for_metrics(&request) {
+    let method = method_for_metrics(&request);
+    let (status, body): (_, Arc<str>) = if method.is_some() {
         ("200 OK", Arc::clone(&page.lock().unwrap_or_else(PoisonError::into_inner)))
     } else {
         ("404 Not Found", Arc::from("the metrics are at /metrics\n"))
@@ -183,14 +207,50 @@ fn answer(mut stream: TcpStream, page: &Mutex<Arc<str>>) -> io::Result<()> {
         "HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
-    stream.write_all(head.as_bytes())?;
-    stream.write_all(body.as_bytes())
+    write_until(deadline, stream, head.as_bytes())?;
+    if method == Some(Method::Head) {
+        return Ok(());
+    }
+    write_until(deadline, stream, body.as_bytes())
 }
 
-fn is_for_metrics(request: &[u8]) -> bool {
-    let line = request.split(|&byte| byte == b'\r').next().unwrap_or_default();
-    let path = line.strip_prefix(b"GET ").and_then(|rest| rest.split(|&byte| byte == b' ').next());
-    path.is_some_and(|path| path == b"/metrics" || path.starts_with(b"/metrics?"))
+/// The time that is left.
+fn until(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+fn write_until(deadline: Instant, mut stream: &TcpStream, mut text: &[u8]) -> io::Result<()> {
+    while !text.is_empty() {
+        stream.set_write_timeout(Some(until(deadline)?))?;
+        match stream.write(text) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(length) => text = &text[length..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// A method of a request for the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    Get,
+    Head,
+}
+
+/// `None` if the request is for something else.
+fn method_for_metrics(request: &[u8]) -> Option<Method> {
+    let line = request.split(|&byte| byte == b'\r').next()?;
+    let mut words = line.split(|&byte| byte == b' ');
+    let method = match words.next()? {
+        b"GET" => Method::Get,
+        b"HEAD" => Method::Head,
+        _ => return None,
+    };
+    let path = words.next()?;
+    (path == b"/metrics" || path.starts_with(b"/metrics?")).then_some(method)
 }
 
 #[cfg(test)]
@@ -232,6 +292,55 @@ mod tests {
             assert!(answer.contains("\nc1000k_test_closed_total{reason=\"idle\"} 3\n"), "{answer}");
             assert!(answer.ends_with("# EOF\n"), "{answer}");
         }
+    }
+
+    #[test]
+    fn idle_connections_do_not_block_a_request() {
+        let endpoint = Endpoint::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let connect = || TcpStream::connect(endpoint.address()).unwrap();
+        let began = Instant::now();
+        let _idle: Vec<_> = (0..CONNECTIONS_MAX - 1).map(|_| connect()).collect();
+        assert!(ask(&endpoint, "GET /metrics HTTP/1.1\r\n\r\n").ends_with("# EOF\n"));
+        assert!(began.elapsed() < REQUEST_WITHIN, "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn more_connections_than_the_maximum_wait_for_one_timeout() {
+        let endpoint = Endpoint::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let began = Instant::now();
+        let mut idle: Vec<_> =
+            (0..CONNECTIONS_MAX).map(|_| TcpStream::connect(endpoint.address()).unwrap()).collect();
+        assert!(ask(&endpoint, "GET /metrics HTTP/1.1\r\n\r\n").ends_with("# EOF\n"));
+        assert!(began.elapsed() >= REQUEST_WITHIN.mul_f64(0.9), "{:?}", began.elapsed());
+        for stream in &mut idle {
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0, "it was closed");
+        }
+        assert!(began.elapsed() < REQUEST_WITHIN * 3, "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn a_request_that_drips_is_closed_in_time() {
+        let endpoint = Endpoint::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let mut stream = TcpStream::connect(endpoint.address()).unwrap();
+        stream.set_read_timeout(Some(REQUEST_WITHIN / 8)).unwrap();
+        let began = Instant::now();
+        let is_open = |stream: &mut TcpStream| {
+            let sent = stream.write(b"x").is_ok();
+            let read = stream.read(&mut [0]).map_err(|error| error.kind());
+            sent && read == Err(io::ErrorKind::WouldBlock)
+        };
+        while is_open(&mut stream) {
+            assert!(began.elapsed() < REQUEST_WITHIN * 3);
+        }
+    }
+
+    #[test]
+    fn the_head_alone_has_no_body() {
+        let endpoint = Endpoint::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let answer = ask(&endpoint, "HEAD /metrics HTTP/1.1\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("\r\nContent-Length: 6\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\n"), "{answer}");
     }
 
     #[test]
