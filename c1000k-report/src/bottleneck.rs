@@ -24,6 +24,9 @@ const OTHERS_SHARE: f64 = 0.5;
 /// Over a shorter ramp, the resolution of the kernel's processor times is too low.
 const RAMP_SECONDS_MIN: f64 = 0.1;
 
+/// A shorter ramp gives no basis for what limited its rate.
+const RAMP_SECONDS_TO_JUDGE_MIN: f64 = 1.0;
+
 /// Overflows of accept queues, as a share of the accepted connections, from which on they are significant.
 const OVERFLOWS_SHARE: f64 = 0.001;
 
@@ -166,12 +169,16 @@ fn overflows(had_retries: bool, server: &ServerRecord) -> Option<Finding> {
     })
 }
 
-/// What limited the rate of the ramp.
+/// What limited the rate of the ramp; `None` if it was interrupted or too short.
 fn speed(
     client: &ClientRecord,
     server: Option<&ServerRecord>,
     is_one_machine: bool,
 ) -> Option<Finding> {
+    let is_short = client.ramp_seconds < RAMP_SECONDS_TO_JUDGE_MIN;
+    if is_short || client.limit == Some(Limit::Interrupted) {
+        return None;
+    }
     let client_busy = client.ramp_cpu_seconds.map(|cpu| cpu / client.ramp_seconds.max(1e-9));
     let server_busy = server.and_then(busy_share);
     let shares = busy_text(client_busy, server_busy);
@@ -450,6 +457,19 @@ mod tests {
         let unknown = client(json!({ "ramp_cpu_seconds": 1.0, "processors": 2,
             "ramp_series": [{ "seconds": 0.0, "established": 0 }] }));
         assert_eq!(found(unknown, server(series(1.0))), None);
+    }
+
+    #[test]
+    fn an_interrupted_or_short_ramp_is_no_basis() {
+        for (more, is_found) in [
+            (json!({}), true),
+            (json!({ "limit": "interrupted", "verdict": "short" }), false),
+            (json!({ "ramp_seconds": 0.9 }), false),
+        ] {
+            let mut busy = json!({ "ramp_cpu_seconds": 9.9 });
+            merge(&mut busy, more.clone());
+            assert_eq!(found(client(busy), server(json!({}))).is_some(), is_found, "{more}");
+        }
     }
 
     #[test]
