@@ -617,6 +617,10 @@ impl ClientRecord {
     /// The file can't be read, is not such a record, or has another `schema`.
     pub fn read(path: &Path) -> Result<Self, ReadError> {
         let record: Self = read(path, CLIENT_SCHEMA)?;
+        let times = [record.ramp_seconds, record.hold_seconds];
+        let cpu = [record.cpu_user_seconds, record.cpu_system_seconds, record.ramp_cpu_seconds];
+        let passes = record.verify_seconds.iter().copied();
+        check_times(path, times.into_iter().chain(cpu.into_iter().flatten()).chain(passes))?;
         Ok(record)
     }
 
@@ -650,6 +654,8 @@ impl ServerRecord {
     /// The file can't be read, is not such a record, or has another `schema`.
     pub fn read(path: &Path) -> Result<Self, ReadError> {
         let record: Self = read(path, SERVER_SCHEMA)?;
+        let times = [record.uptime_seconds, record.cpu_user_seconds, record.cpu_system_seconds];
+        check_times(path, times)?;
         Ok(record)
     }
 }
@@ -669,6 +675,8 @@ pub enum ReadError {
     Io(PathBuf, io::Error),
     /// The file is not JSON, or a field is missing or of another type.
     Malformed(PathBuf, serde_json::Error),
+    /// A time is negative or not finite.
+    Implausible(PathBuf, f64),
     /// The record is of another program or a later version.
     Schema {
         /// The file.
@@ -697,6 +705,11 @@ impl fmt::Display for ReadError {
                 "{} is not a complete record: {error}; it was truncated or changed, run again",
                 path.display()
             ),
+            Self::Implausible(path, found) => write!(
+                f,
+                "{} is not a valid record: it has a time of {found:e} s; it was changed, run again",
+                path.display()
+            ),
             Self::Schema { path, found, expected } => write!(
                 f,
                 "{} has schema {found:?} instead of {expected:?}; \
@@ -712,8 +725,17 @@ impl std::error::Error for ReadError {
         match self {
             Self::Io(_, error) => Some(error),
             Self::Malformed(_, error) => Some(error),
-            Self::Schema { .. } => None,
+            Self::Implausible(..) | Self::Schema { .. } => None,
         }
+    }
+}
+
+/// Refuses times that no run has.
+fn check_times(path: &Path, times: impl IntoIterator<Item = f64>) -> Result<(), ReadError> {
+    let is_plausible = |time: &f64| time.is_finite() && *time >= 0.0;
+    match times.into_iter().find(|time| !is_plausible(time)) {
+        Some(time) => Err(ReadError::Implausible(path.to_owned(), time)),
+        None => Ok(()),
     }
 }
 
@@ -721,6 +743,10 @@ fn read<T: DeserializeOwned>(path: &Path, expected: &'static str) -> Result<T, R
     let malformed = |error| ReadError::Malformed(path.to_owned(), error);
     let text = input::read(path, input::RECORD_BYTES_MAX)
         .map_err(|error| ReadError::Io(path.to_owned(), error))?;
+    let is_object = text.trim_ascii_start().starts_with(b"{");
+    if !is_object && serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok() {
+        return Err(malformed(serde::de::Error::custom("it is not a JSON object")));
+    }
     let head: Head = serde_json::from_slice(&text).map_err(malformed)?;
     if head.schema != expected {
         let path = path.to_owned();
@@ -844,6 +870,34 @@ mod tests {
         let text = OLD_CLIENT.replace(r#""lost": 0,"#, "");
         let error = ClientRecord::read(file(&text).path()).unwrap_err();
         assert!(error.to_string().contains("lost"), "{error}");
+    }
+
+    #[test]
+    fn impossible_times_are_refused_in_one_line() {
+        for new in [
+            r#""ramp_seconds": -0.5"#,
+            r#""ramp_seconds": 0.5, "hold_seconds": -1"#,
+            r#""ramp_seconds": 0.5, "verify_seconds": [0.1, -1]"#,
+        ] {
+            let text = OLD_CLIENT.replace(r#""ramp_seconds": 0.5"#, new);
+            let error = ClientRecord::read(file(&text).path()).unwrap_err();
+            assert!(matches!(error, ReadError::Implausible(..)), "{new}: {error}");
+            assert_eq!(error.to_string().lines().count(), 1, "{error}");
+        }
+        let text = OLD_SERVER.replace(r#""cpu_user_seconds": 0.1"#, r#""cpu_user_seconds": -1"#);
+        let error = ServerRecord::read(file(&text).path()).unwrap_err();
+        assert!(matches!(error, ReadError::Implausible(..)), "{error}");
+    }
+
+    #[test]
+    fn json_that_is_no_object_is_refused_without_a_types_name() {
+        for text in ["[]", "7", "null", "\"x\""] {
+            let error = ClientRecord::read(file(text).path()).unwrap_err().to_string();
+            assert!(
+                error.contains("it is not a JSON object") && !error.contains("struct"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

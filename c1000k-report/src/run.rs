@@ -326,17 +326,23 @@ impl Run {
         Some(client.established).filter(|held| *held > 0)
     }
 
-    /// Whether the records contradict their verdicts: the target was not reached, or the server never had as many
-    /// connections.
+    /// Whether the records contradict their verdicts: the target was not reached, more was verified than held or more
+    /// held than attempted, or the server never had as many connections.
     #[must_use]
     pub fn is_contradicted(&self) -> bool {
         let claims_too_much = self.clients.iter().any(|(_, client)| {
             client.verdict != Verdict::Short && client.established < client.target
         });
+        let is_impossible = self.clients.iter().any(|(_, client)| {
+            // A pass of one that was lost afterwards may count too.
+            let once_held = client.established.saturating_add(client.lost);
+            client.established > client.attempted
+                || client.verified.is_some_and(|verified| verified > once_held)
+        });
         let held = total(self.clients.iter().map(|(_, client)| client.established));
         let server_had_fewer = self.server.as_ref().is_some_and(|server| server.peak < held);
         let is_comparable = self.apart().is_none() && self.incomparable().is_none();
-        claims_too_much || (server_had_fewer && is_comparable)
+        claims_too_much || is_impossible || (server_had_fewer && is_comparable)
     }
 
     /// Short if a client's verdict is; otherwise the lowest of all clients. `None` if a client's record is missing, if

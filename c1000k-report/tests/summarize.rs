@@ -821,6 +821,29 @@ fn however_much_a_file_holds_the_page_stays_short() {
 }
 
 #[test]
+fn more_verified_than_held_or_held_than_attempted_is_a_contradiction() {
+    for (field, figure) in [("verified", 9_200_000_000_000_000_000_u64), ("attempted", 99_999)] {
+        let fixture = Fixture::one_host();
+        fixture.set("client.json", field, json!(figure));
+        let output = fixture.summarize(&[]);
+        assert!(stdout(&output).starts_with("Contradicted: "), "{field}: {}", stdout(&output));
+        assert_eq!(output.status.code(), Some(1), "{field}");
+    }
+}
+
+#[test]
+fn negative_times_are_refused_in_one_line() {
+    for field in ["ramp_seconds", "hold_seconds"] {
+        let fixture = Fixture::one_host();
+        fixture.set("client.json", field, json!(-1));
+        let output = fixture.summarize(&[]);
+        assert_eq!(output.status.code(), Some(2), "{field}");
+        let text = stderr(&output);
+        assert!(text.contains("not a valid record") && text.lines().count() == 1, "{text}");
+    }
+}
+
+#[test]
 fn extreme_figures_and_names_cause_no_failure() {
     let fixture = Fixture::one_host();
     let most = u64::MAX;
