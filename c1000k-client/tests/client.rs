@@ -134,6 +134,18 @@ fn a_record_that_cannot_be_written_is_printed_on_standard_error_after_the_summar
 }
 
 #[test]
+fn a_record_whose_reader_has_gone_is_printed_on_standard_error() {
+    let server = Server::start(Manner::Echo, 1);
+    let words = format!("127.0.0.1 {} --ports 1 -c 10 --hold 10ms --json -", server.first_port);
+    let ended = Client::start_after("exec 1> >(:); wait $!", &words).end();
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let line = ended.stderr.last().unwrap();
+    let expected = "cannot write the record to standard output: ";
+    assert!(line.contains(expected) && line.contains("printed"), "{line}");
+    assert!(ended.stderr.iter().any(|line| line.contains("\"c1000k.client/1\"")), "{ended:?}");
+}
+
+#[test]
 fn a_record_that_standard_output_would_lose_is_a_warning_and_one_that_it_refuses_an_error() {
     let server = Server::start(Manner::Echo, 1);
     let words = format!("127.0.0.1 {} --ports 1 -c 10 --hold 10ms --json -", server.first_port);

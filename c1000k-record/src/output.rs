@@ -94,10 +94,9 @@ impl Output {
 
     /// Writes the record as one JSON object with a newline at its end.
     ///
-    /// If the reader of standard output has closed it, that is not an error.
-    ///
     /// # Errors
-    /// The file can't be created, written or renamed; or the pipe has no reader within two seconds.
+    /// The file can't be created, written or renamed; or the pipe has no reader within two seconds, or its reader closes
+    /// it before the record is complete.
     pub fn write<T: Serialize>(&self, record: &T) -> Result<(), OutputError> {
         let text = text_of(record).map_err(|error| self.error(error))?;
         let outcome = match self {
@@ -359,10 +358,7 @@ fn open_through(path: &Path) -> io::Result<File> {
 }
 
 fn write_all(mut out: impl Write, text: &[u8]) -> io::Result<()> {
-    match out.write_all(text).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        outcome => outcome,
-    }
+    out.write_all(text).and_then(|()| out.flush())
 }
 
 #[cfg(test)]
@@ -521,9 +517,10 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_went_away_is_no_error() {
+    fn a_record_whose_reader_went_away_is_an_error() {
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
-        write_all(writer, b"{}").unwrap();
+        let error = write_all(writer, b"{}").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }
