@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::ops::RangeInclusive;
 
 use c1000k_host::check::{
-    CapKind, FileTable, Machine, Requirements, Role, Transport, largest_target,
+    CapKind, FileTable, Machine, Requirements, Role, TLS_BYTES_PER_CONNECTION, Transport,
+    largest_target,
 };
 use c1000k_host::command_line::ZonedIp;
 use c1000k_host::format;
@@ -13,6 +14,7 @@ use c1000k_host::limits::DescriptorLimit;
 use c1000k_record::Limit;
 use ipnet::Ipv4AddrRange;
 
+use crate::address::Scheme;
 use crate::args::Arguments;
 use crate::destination::Destination;
 use crate::stateless;
@@ -122,9 +124,15 @@ fn requirements(arguments: &Arguments, machine: &Machine) -> Requirements {
             count => Some(count),
         },
         in_flight: arguments.in_flight_max as u64,
-        user_bytes_per_connection: USER_BYTES_PER_CONNECTION,
+        user_bytes_per_connection: user_bytes_per_connection(arguments.scheme),
         ..Requirements::new(if is_here { Role::Both } else { Role::Client }, connections)
     }
+}
+
+/// Memory of this process for each connection through this scheme.
+fn user_bytes_per_connection(scheme: Scheme) -> u64 {
+    let tls = if scheme.is_tls() { TLS_BYTES_PER_CONNECTION } else { 0 };
+    USER_BYTES_PER_CONNECTION + tls
 }
 
 /// Whether the server is a process of this machine: an address can only be bound on its own machine.
@@ -236,6 +244,7 @@ fn limit_of(kind: CapKind) -> Limit {
 
 #[cfg(test)]
 mod tests {
+    use c1000k_host::check::predict;
     use c1000k_host::limits::DescriptorLimit;
 
     use super::*;
@@ -262,6 +271,20 @@ mod tests {
             assert_eq!(cap.limit, Limit::Descriptors);
             let start = "19,868 of 1,000,000: RLIMIT_NOFILE is 20,000 hard; to open more: ";
             assert!(cap.detail.starts_with(start), "{}", cap.detail);
+        }
+    }
+
+    #[test]
+    fn tls_is_predicted_to_take_more_memory_of_the_process() {
+        let process_bytes = |line: &str| {
+            let requirements = requirements(&args::of(line).unwrap(), &Machine::default());
+            predict(&requirements).process_bytes
+        };
+        for target in ["192.0.2.1", "ws://192.0.2.1", "unix:/run/a"] {
+            assert_eq!(process_bytes(&format!("{target} -c 100k")), 6_400_000, "{target}");
+        }
+        for target in ["tls://192.0.2.1", "wss://192.0.2.1", "https+unix:/run/a"] {
+            assert_eq!(process_bytes(&format!("{target} -c 100k")), 399_100_000, "{target}");
         }
     }
 

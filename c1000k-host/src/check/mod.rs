@@ -25,8 +25,8 @@ pub use {
     machine::{Conntrack, Machine},
     render::render,
     requirements::{
-        KERNEL_BYTES_PER_SOCKET, KERNEL_BYTES_PER_UNIX_SOCKET, Requirements, Role, Transport,
-        predict,
+        KERNEL_BYTES_PER_SOCKET, KERNEL_BYTES_PER_UNIX_SOCKET, Requirements, Role,
+        TLS_BYTES_PER_CONNECTION, Transport, predict,
     },
     settings::{Setting, render_settings},
 };

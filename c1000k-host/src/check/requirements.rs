@@ -15,6 +15,12 @@ pub const KERNEL_BYTES_PER_SOCKET: u64 = 4_036;
 /// The same for a Unix-domain stream socket, whose object takes 1,152 bytes: 2,632 bytes of objects.
 pub const KERNEL_BYTES_PER_UNIX_SOCKET: u64 = 2_686;
 
+/// Memory of the client's process for the TLS session of a connection: keys, buffers and the state of TLS 1.3.
+///
+/// Measured with 100,000 WebSockets through TLS: the client's process grew by 3,991 bytes per connection, 64 of which
+/// are those of a connection without TLS.
+pub const TLS_BYTES_PER_CONNECTION: u64 = 3_927;
+
 /// The additional memory of a place in a registered-file table: both tables take 8 bytes, and this one a node of 32.
 const REGISTERED_BYTES_PER_SOCKET: u64 = 32;
 
