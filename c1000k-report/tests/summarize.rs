@@ -844,6 +844,19 @@ fn negative_times_are_refused_in_one_line() {
 }
 
 #[test]
+fn another_server_leaves_no_record_and_the_run_passes_as_client_only() {
+    let fixture = Fixture::one_host();
+    fixture.remove("server.json");
+    assert_eq!(fixture.summarize(&[]).status.code(), Some(1));
+    let output = fixture.summarize(&["--client-only"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    assert!(stdout(&output).contains("\nMissing: server.json\n"), "{}", stdout(&output));
+    fixture.set("client.json", "verdict", json!("short"));
+    fixture.set("client.json", "established", json!(99_999));
+    assert_eq!(fixture.summarize(&["--client-only"]).status.code(), Some(1));
+}
+
+#[test]
 fn extreme_figures_and_names_cause_no_failure() {
     let fixture = Fixture::one_host();
     let most = u64::MAX;
@@ -976,8 +989,11 @@ fn wrong_usage_is_exit_2() {
 fn two_runs_are_set_side_by_side_with_ratios() {
     let (first, second) = (Fixture::one_host(), Fixture::three_hosts());
     second.set("server.json", "cpu_user_seconds", json!(0.2));
-    let output =
-        report(&["compare", first.path().to_str().unwrap(), second.path().to_str().unwrap()]);
+    let output = fixture::report(&[
+        "compare",
+        first.path().to_str().unwrap(),
+        second.path().to_str().unwrap(),
+    ]);
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let row = text.lines().find(|line| line.contains("server's CPU, user")).unwrap();
@@ -1005,7 +1021,7 @@ fn series_of_runs_are_compared_by_their_medians_with_the_noise_beside() {
     let (first, second) = (series([1.0, 1.1, 0.9]), series([2.0, 2.0, 2.1]));
     let paths = [first.path().to_str().unwrap(), second.path().to_str().unwrap()];
     let compare = |format: &str| {
-        let output = report(&["compare", paths[0], paths[1], "--format", format]);
+        let output = fixture::report(&["compare", paths[0], paths[1], "--format", format]);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         stdout(&output)
     };
@@ -1043,15 +1059,18 @@ fn series_of_runs_are_compared_by_their_medians_with_the_noise_beside() {
     // With one run on a side nothing is known of its noise.
     let single = Fixture::one_host();
     let single = single.path().to_str().unwrap();
-    let text = stdout(&report(&["compare", paths[0], single, "--format", "json"]));
+    let text = stdout(&fixture::report(&["compare", paths[0], single, "--format", "json"]));
     let object: Value = serde_json::from_str(&text).unwrap();
     let figures = object["figures"].as_object().unwrap();
     assert!(figures.values().all(|figure| figure["difference"] == "unknown"), "{text}");
-    assert!(stdout(&report(&["compare", paths[0], single])).contains("| unknown"), "{text}");
+    assert!(
+        stdout(&fixture::report(&["compare", paths[0], single])).contains("| unknown"),
+        "{text}"
+    );
 
     // A broken record is no run less.
     fs::write(first.path().join("run-1/client.json"), "{}").unwrap();
-    let output = report(&["compare", paths[0], paths[1]]);
+    let output = fixture::report(&["compare", paths[0], paths[1]]);
     assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
     assert!(stderr(&output).contains("run-1"), "{}", stderr(&output));
 }
@@ -1207,8 +1226,11 @@ fn latencies_of_messages_are_compared() {
     let (first, second) = (Fixture::one_host(), Fixture::one_host());
     first.set("client.json", "workload", workload(100_000, 2_000));
     second.set("client.json", "workload", workload(100_000, 3_000));
-    let output =
-        report(&["compare", first.path().to_str().unwrap(), second.path().to_str().unwrap()]);
+    let output = fixture::report(&[
+        "compare",
+        first.path().to_str().unwrap(),
+        second.path().to_str().unwrap(),
+    ]);
     let text = stdout(&output);
     let row = text.lines().find(|line| line.contains("echo latency, p99 ")).unwrap();
     assert!(row.trim_end().ends_with("1.500 |"), "{text}");
