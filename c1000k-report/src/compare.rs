@@ -15,6 +15,7 @@ use crate::cost;
 use crate::escape::markdown;
 use crate::run::{Moment, Run, RunError, folders_in};
 use crate::table::{columns, table, text_table};
+use crate::targets;
 use crate::trend;
 use crate::verdict;
 
@@ -150,7 +151,14 @@ impl Comparison {
         let runs: Vec<_> = self.sides.iter().flat_map(|side| &side.runs).map(run_cells).collect();
         let runs = text_table(["run", "verdict", "limited by"], &runs);
         let [first, second] = names.each_ref().map(|name| markdown(name));
-        format!("# {first} and {second}\n\n{noise}\n\n{table}\n## Runs\n\n{runs}")
+        let targets = self.sides.each_ref().map(|side| targets::section(&side.runs));
+        let targets = targets.iter().zip([&first, &second]).filter(|(table, _)| !table.is_empty());
+        let targets: String = targets
+            .map(|(table, name)| {
+                format!("\n{}", table.replacen("## Targets", &format!("## Targets of {name}"), 1))
+            })
+            .collect();
+        format!("# {first} and {second}\n\n{noise}\n\n{table}\n## Runs\n\n{runs}{targets}")
     }
 
     /// The charts of both sides.

@@ -16,6 +16,7 @@ mod report;
 pub mod run;
 pub mod snapshot;
 mod table;
+mod targets;
 pub mod trend;
 pub mod verdict;
 

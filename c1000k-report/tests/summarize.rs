@@ -857,6 +857,31 @@ fn another_server_leaves_no_record_and_the_run_passes_as_client_only() {
 }
 
 #[test]
+fn several_targets_have_a_table_of_their_parts() {
+    let fixture = Fixture::one_host();
+    let part = |target: &str, established: u64| {
+        json!({"target": target, "attempted": established + 7, "established": established,
+            "failed": 3, "lost": 2})
+    };
+    fixture.set("client.json", "targets", json!([part("tcp://127.0.0.1", 100_000)]));
+    fixture.summarize(&[]);
+    assert!(!fixture.read("summary.md").contains("## Targets"));
+    let parts = json!([part("tcp://127.0.0.1", 60_000), part("unix:/a|b", 40_000)]);
+    fixture.set("client.json", "targets", parts);
+    fixture.summarize(&[]);
+    let page = fixture.read("summary.md");
+    let row = page.lines().find(|line| line.contains("unix:/a")).unwrap();
+    for figure in ["| client ", " 40,000 |", " 40,007 |", " 3 |", " 2 |"] {
+        assert!(row.contains(figure), "{figure}: {row}");
+    }
+    assert!(page.contains("## Targets") && page.contains("60,000"), "{page}");
+    assert!(fixture.read("report.html").contains("<h2>Targets</h2>"));
+    let path = fixture.path().to_str().unwrap();
+    let compared = stdout(&report(&["compare", path, path, "--format", "markdown"]));
+    assert_eq!(compared.matches("40,007").count(), 2, "{compared}");
+}
+
+#[test]
 fn extreme_figures_and_names_cause_no_failure() {
     let fixture = Fixture::one_host();
     let most = u64::MAX;

@@ -16,7 +16,7 @@ use crate::cost::{self, HostCost, float};
 use crate::escape::markdown;
 use crate::run::{Moment, Run, Topology, total};
 use crate::table::{columns, table, table_with_notes, text_table};
-use crate::{trend, verdict};
+use crate::{targets, trend, verdict};
 
 /// The maximum shown for each client.
 const THRESHOLDS_MAX: usize = 100;
@@ -64,6 +64,7 @@ fn page(run: &Run, checks: &[Check], charts: &[Chart]) -> String {
         chart_section(charts),
         figures(run),
         clients(run),
+        targets::section(std::slice::from_ref(run)),
         errors_section(run),
         processor_section(run),
         workload_section(run),
