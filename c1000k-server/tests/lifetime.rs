@@ -144,6 +144,30 @@ fn after_sigkill_it_listens_again_at_once() {
 }
 
 #[test]
+fn a_record_whose_reader_has_gone_is_printed_on_standard_error() {
+    let first_port = free_ports(1);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut child = Command::new(BINARY)
+        .args(["--bind", "127.0.0.1", "--ports", "1", "--json", "-"])
+        .arg(format!("--first-port={first_port}"))
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let serves = common::until(common::DEADLINE, || {
+        TcpStream::connect((Ipv4Addr::LOCALHOST, first_port)).is_ok()
+    });
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let status = wait(&mut child);
+    let stderr = text(&child.wait_with_output().unwrap().stderr);
+    assert!(serves && status.code() == Some(1), "{stderr}");
+    assert!(stderr.contains("\"c1000k.server/1\""), "{stderr}");
+    let line = stderr.lines().last().unwrap();
+    assert!(line.contains("cannot write the record to standard output: "), "{line}");
+}
+
+#[test]
 fn only_the_record_goes_to_standard_output() {
     let first_port = free_ports(1);
     let mut child = Command::new(BINARY)
