@@ -211,15 +211,12 @@ fn runs_in(folder: &Path) -> Result<Vec<Run>, RunError> {
 }
 
 impl Row {
-    /// The median of the second side divided by that of the first.
+    /// The median of the second side divided by that of the first; `None` if it is not finite.
     #[must_use]
     pub fn ratio(&self) -> Option<f64> {
-        match self.values {
-            [Some(first), Some(second)] if first.median != 0.0 => {
-                Some(second.median / first.median)
-            }
-            _ => None,
-        }
+        let [first, second] = self.values;
+        let ratio = second?.median / first?.median;
+        ratio.is_finite().then_some(ratio)
     }
 
     /// The range of the runs of one side as a share of their median, the larger of the two sides; `None` if neither

@@ -882,6 +882,17 @@ fn several_targets_have_a_table_of_their_parts() {
 }
 
 #[test]
+fn a_ratio_that_is_not_finite_is_not_shown() {
+    let [first, second] = [Fixture::one_host(), Fixture::one_host()];
+    first.set("client.json", "ramp_seconds", json!(1e-9));
+    second.set("client.json", "ramp_seconds", json!(1e308));
+    let [first, second] = [&first, &second].map(|fixture| fixture.path().to_str().unwrap());
+    let compared = stdout(&report(&["compare", first, second]));
+    assert!(compared.lines().any(|line| line.starts_with("| ramp")), "{compared}");
+    assert!(!compared.contains("inf"), "{compared}");
+}
+
+#[test]
 fn extreme_figures_and_names_cause_no_failure() {
     let fixture = Fixture::one_host();
     let most = u64::MAX;
