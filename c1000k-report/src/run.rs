@@ -84,8 +84,22 @@ impl Run {
             machine: MachineFile::read(&folder.join("machine.txt")),
             hosts: hosts(&folder.join("snapshots")),
         };
+        run.omit_shrunk_memory();
         run.name_merged_slabs();
         Ok(run)
+    }
+
+    /// Memory that did not grow is unknown; records of earlier versions have it as a negative number.
+    fn omit_shrunk_memory(&mut self) {
+        let omit = |bytes: &mut Option<f64>| *bytes = bytes.filter(|&bytes| bytes > 0.0);
+        for layers in
+            self.clients.iter_mut().filter_map(|(_, client)| client.connection_bytes.as_mut())
+        {
+            omit(&mut layers.kernel);
+        }
+        if let Some(server) = &mut self.server {
+            omit(&mut server.kernel_bytes_per_connection);
+        }
     }
 
     /// Applies the names that the server found in its kernel; all hosts of a run have the same kernel.

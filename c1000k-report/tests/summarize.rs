@@ -882,6 +882,20 @@ fn several_targets_have_a_table_of_their_parts() {
 }
 
 #[test]
+fn memory_that_shrank_is_not_shown() {
+    let fixture = Fixture::one_host();
+    fixture.remove("snapshots");
+    let layers = json!({"kernel": -1_512.5, "tls": 0, "protocol": 24, "client": 40});
+    fixture.set("client.json", "connection_bytes", layers);
+    fixture.set("server.json", "kernel_bytes_per_connection", json!(-1_513));
+    fixture.summarize(&[]);
+    for name in ["summary.md", "summary.json", "summary.csv", "report.html"] {
+        let text = fixture.read(name);
+        assert!(!text.contains("-1,51") && !text.contains("-151"), "{name}: {text}");
+    }
+}
+
+#[test]
 fn a_ratio_that_is_not_finite_is_not_shown() {
     let [first, second] = [Fixture::one_host(), Fixture::one_host()];
     first.set("client.json", "ramp_seconds", json!(1e-9));
