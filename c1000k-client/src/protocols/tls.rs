@@ -125,6 +125,14 @@ fn explanation(error: &Error) -> String {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             format!("{error}: no trusted authority has signed it; {HELP}")
         }
+        // Their own texts are lists of numbers.
+        Error::InvalidCertificate(
+            CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+            | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
+        ) => format!(
+            "invalid peer certificate: the kind of its signature is not supported, or does not fit the key of the \
+             trusted authority with its issuer's name; {HELP}"
+        ),
         Error::InvalidCertificate(_) => format!("{error}; {HELP}"),
         Error::InvalidMessage(_) => format!("the server does not speak TLS on this port: {error}"),
         Error::AlertReceived(_) => format!("the server refused the handshake: {error}"),
