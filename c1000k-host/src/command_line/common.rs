@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use clap::builder::BoolishValueParser;
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Args, Command, CommandFactory, Parser, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
@@ -105,7 +105,8 @@ pub(super) fn read<A: Parser>() -> Result<A, clap::Error> {
     let mut command = with_environment(A::command());
     let matches = command
         .try_get_matches_from_mut(std::env::args_os())
-        .map_err(|error| name_variable(error, &command))?;
+        .map_err(|error| name_variable(error, &command))
+        .map_err(|error| name_first_port(error, &command))?;
     A::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
@@ -157,6 +158,23 @@ fn name_variable(mut error: clap::Error, command: &Command) -> clap::Error {
     };
     let named = format!("{} ({flag})", variable.display());
     error.insert(ContextKind::InvalidArg, ContextValue::String(named));
+    error
+}
+
+/// Names the flag for a port, which is an argument of the client and a flag of the server.
+fn name_first_port(mut error: clap::Error, command: &Command) -> clap::Error {
+    const FLAG: &str = "first-port";
+    let port = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if error.kind() == ErrorKind::UnknownArgument => {
+            word.parse::<u16>().ok()
+        }
+        _ => None,
+    };
+    let has_flag = command.get_arguments().any(|argument| argument.get_long() == Some(FLAG));
+    if let Some(port) = port.filter(|_| has_flag) {
+        let tip = format!("the first port is a flag: --{FLAG} {port}");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
     error
 }
 
