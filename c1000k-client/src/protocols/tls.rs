@@ -14,7 +14,8 @@ use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic,
 };
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, HandshakeType, RootCertStore,
+    SignatureScheme,
 };
 
 use super::{Answer, Complaint, ECHO, Protocol};
@@ -135,6 +136,9 @@ fn explanation(error: &Error) -> String {
         ),
         Error::InvalidCertificate(_) => format!("{error}; {HELP}"),
         Error::InvalidMessage(_) => format!("the server does not speak TLS on this port: {error}"),
+        Error::InappropriateHandshakeMessage { got_type: HandshakeType::ClientHello, .. } => {
+            "the server does not speak TLS on this port: it returned what the client sent".to_owned()
+        }
         Error::AlertReceived(_) => format!("the server refused the handshake: {error}"),
         _ => error.to_string(),
     }
@@ -369,6 +373,11 @@ mod tests {
     fn a_failed_handshake_is_explained() {
         let plain = complaint_after(b"HTTP/1.1 400 Bad Request\r\n");
         assert!(plain.starts_with("TLS: the server does not speak TLS on this port"), "{plain}");
+        let tls = Tls::new(Echo, "localhost", &Trust::Anyone).unwrap();
+        let (mut state, mut sent) = (tls.state(), vec![]);
+        tls.open(&mut state, 1, &mut sent);
+        let echoed = complaint_after(&sent);
+        assert!(echoed.ends_with("it returned what the client sent"), "{echoed}");
         // handshake_failure, fatal.
         let alert = complaint_after(b"\x15\x03\x03\x00\x02\x02\x28");
         let part = "TLS: the server refused the handshake: received fatal alert: HandshakeFailure";
