@@ -28,9 +28,9 @@ enum Command {
     /// Write summary.md, report.html, summary.json, summary.csv, series.csv and the charts into the directory of a run,
     /// and print its verdict.
     ///
-    /// Exits with 0 if all requested connections were held and no check disagrees, with 1 if the run fell short, if a client's or
-    /// the server's record is missing, or if clients, server and kernel disagree. Snapshots of the kernel may be
-    /// missing, which is reported; if all of them are, an existing summary.md with more checks is kept.
+    /// Exits with 0 if all requested connections were held and no check disagrees, with 1 if the run fell short, if a
+    /// client's or the server's record is missing, or if clients, server and kernel disagree. Snapshots of the kernel
+    /// may be missing, which is reported; if all of them are, an existing summary.md with more checks is kept.
     Summarize {
         /// The directory of the run
         #[arg(value_name = "DIR")]
@@ -44,8 +44,8 @@ enum Command {
     },
     /// Compare two runs, or two series of runs, side by side.
     ///
-    /// A directory may have several runs instead, each in its own directory. Then medians are compared, each with its minimum
-    /// and maximum, and each difference is within the noise or beyond it.
+    /// A directory may have several runs instead, each in its own directory. Then medians are compared, each with its
+    /// minimum and maximum, and each difference is within the noise or beyond it.
     Compare {
         /// The directory of the first run, or of several runs
         #[arg(value_name = "DIR")]
