@@ -3,8 +3,9 @@
 //! The program is [`run_command`]. For other programs a [`Client`] is the handler of a [`reactor::Reactor`]: it runs the
 //! phases over the routes of a [`Plan`], with a [`Protocol`](protocols::Protocol), and counts in a [`RunStats`].
 //!
-//! - A new protocol is a file in `protocols/` and a line in its `mod.rs`.
-//! - A new phase is a file in `phases/` and a line in the list of its `mod.rs`.
+//! - A new protocol is a file in `protocols/` and a line in its `mod.rs`; its URL scheme is in `address.rs`.
+//! - A new phase is a file in `phases/` and a line in the list of its `mod.rs`; a workload of the hold is a file in
+//!   `phases/hold/`. `CONTRIBUTING.md` names the other places.
 
 mod address;
 mod alarm;

@@ -441,10 +441,7 @@ impl<P: Protocol> Run<'_, P> {
         self.opening.end_attempt(conn.number);
         self.note_up(conn);
         let held = self.stats.targets[self.opening.target_of(conn.number)].held;
-        let lane = self.opening.lane_of(conn.number);
-        if held > lane.most_held {
-            lane.count_from(held);
-        }
+        self.opening.lane_of(conn.number).note_up(held);
     }
 
     /// The port that a connection goes to.

@@ -24,7 +24,8 @@ pub struct Config {
     pub connects_reserved: usize,
     /// Maximum number of listeners. Default: 1,024.
     pub listeners_max: usize,
-    /// Maximum number of timers and tagged timeouts together. Default: 4,096.
+    /// Maximum number of timers and tagged timeouts together. If each connection may have a tagged timeout, set it to
+    /// `connections_max` or more. Default: 4,096.
     pub timers_max: usize,
     /// Maximum number of watched descriptors. Default: 1,024.
     pub watches_max: usize,
@@ -43,10 +44,12 @@ pub struct Config {
     pub visits_per_turn: usize,
     /// Size of the read buffer that all connections share. Default: 64 KiB.
     pub read_buffer_bytes: usize,
-    /// Maximum bytes in the write queue of one connection; a larger message is refused even if the queue is empty.
-    /// Default: 256 KiB.
+    /// Maximum bytes in the write queue of one connection; a larger message is refused even if the queue is empty. Only
+    /// the queued bytes count: not the about 40 bytes of each queued chunk, the spare capacity of a `Vec`, or the rest
+    /// of a buffer of which a [`SharedPart`](crate::SharedPart) is queued. Default: 256 KiB.
     pub write_queue_bytes_max: usize,
-    /// Maximum bytes in all write queues together. Default: 256 MiB.
+    /// Maximum bytes in all write queues together, counted in the same way. If it is reached, a connection of which the
+    /// kernel has accepted a part of a message is reset. Default: 256 MiB, which 1,024 full queues use up.
     pub write_queues_bytes_max: usize,
     /// How long [`close`](crate::Context::close) waits until the peer has received all bytes. Default: 30 s.
     pub flush_timeout: Duration,
@@ -62,8 +65,9 @@ pub struct Config {
     pub times_callbacks: bool,
 }
 
-/// The kernel's table that holds the files of connections' sockets. For a handler only the time of sends differs: see
-/// [`Registered`](Self::Registered). Listeners and watched descriptors always use the process's descriptor table.
+/// The kernel's table that holds the files of connections' sockets. A handler works with both;
+/// [`Registered`](Self::Registered) describes the differences. Listeners and watched descriptors always use the process's
+/// descriptor table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FileTable {
@@ -81,9 +85,13 @@ pub enum FileTable {
     /// [`Reactor::new`](crate::Reactor::new) fails.
     ///
     /// A connection has a descriptor only from `accept4` or `connect` to the end of the turn, at most 64 connections at
-    /// a time. The receives, sends and closes of one turn go to the kernel together: a small
-    /// [`write`](crate::Context::write) in a callback is sent at the end of the turn, after the callbacks for its
-    /// events, and [`Written::Sent`](crate::Written::Sent) means that it will be sent then.
+    /// a time. [`peer_addr`](crate::Context::peer_addr), [`local_addr`](crate::Context::local_addr) and
+    /// [`connection_fd`](crate::Context::connection_fd) open one for a moment. All fail with `EMFILE` if none is left,
+    /// so keep the soft limit above the sum of the tables, these 64, and what the rest of the process opens.
+    ///
+    /// The receives, sends and closes of one turn go to the kernel together. A write of up to 2,048 bytes in a callback
+    /// is added to a batch, which is sent after the events, accepts and deferred calls of the turn, and again at its
+    /// end; [`Written::Sent`](crate::Written::Sent) means that it will be sent then.
     Registered,
 }
 
@@ -198,8 +206,9 @@ pub struct ListenOptions {
     /// Probe silent peers. Default: no.
     pub keepalive: Option<Keepalive>,
     /// How long sent bytes may stay unacknowledged before the connection fails (`TCP_USER_TIMEOUT`); `None` leaves
-    /// this to the kernel (about a quarter of an hour). It also overrides the number of keepalive probes. Fractions of
-    /// a millisecond are rounded up.
+    /// this to the kernel (about a quarter of an hour). It also limits how long the kernel keeps bytes for a peer whose
+    /// receive window is zero, so it ends a peer that acknowledges but does not read. It overrides the number of
+    /// keepalive probes. Fractions of a millisecond are rounded up.
     pub user_timeout: Option<Duration>,
     /// Size of the kernel's send buffer (`SO_SNDBUF`). The kernel doubles the value for its own overhead, limits it to
     /// `net.core.wmem_max`, and no longer adapts the buffer to the path. `None` leaves the size to the kernel, which
@@ -208,8 +217,9 @@ pub struct ListenOptions {
     /// Size of the kernel's receive buffer (`SO_RCVBUF`); doubled, limited to `net.core.rmem_max`, and fixed likewise.
     pub receive_buffer_bytes: Option<usize>,
     /// Maximum bytes in the kernel's send buffer that have not been transmitted yet (`TCP_NOTSENT_LOWAT`). The rest
-    /// stays in the bounded write queue, and the send buffer still adapts to the path. `None` leaves the system's
-    /// setting (`net.ipv4.tcp_notsent_lowat`), by default unlimited.
+    /// stays in the bounded write queue, and the send buffer still adapts to the path. With a small value, such as
+    /// 16 KiB, a burst is partly queued also for a peer that reads fast. `None` leaves the system's setting
+    /// (`net.ipv4.tcp_notsent_lowat`), by default unlimited.
     pub notsent_lowat_bytes: Option<u32>,
 }
 

@@ -13,7 +13,8 @@
 //!      |                      CLOSING: the queue is sent, then FINISHED;   |
 //!      |                         |     further input is discarded          |
 //!      |                         |                                         |
-//!      |                         | the peer finishes, or flush_timeout     |
+//!      |                         | all is acknowledged, the peer           |
+//!      |                         | finishes, or flush_timeout              |
 //!      v                         v                                         v
 //!    CLOSED <----------------------------------- abort, an error, a reset (RESET: a reset is sent)
 //!      |
@@ -116,7 +117,7 @@ impl ConnHeader {
         self.lingers() && !self.flags.any(Flags::UNREADABLE)
     }
 
-    /// The queue was sent, and the connection waits for the peer to finish.
+    /// The queue was sent, and the connection waits for the peer to acknowledge it or to finish.
     pub(crate) fn lingers(&self) -> bool {
         self.flags.any(Flags::CLOSING) && self.flags.any(Flags::FINISHED)
     }

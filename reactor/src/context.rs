@@ -261,7 +261,8 @@ impl<C> Context<C> {
         self.connections.body(token.key())
     }
 
-    /// Returns the state of a connection mutably; `None` as for [`conn`](Self::conn).
+    /// Returns the state of a connection mutably; `None` as for [`conn`](Self::conn). The context can't be used while
+    /// the state is borrowed.
     #[must_use]
     pub fn conn_mut(&mut self, token: Token) -> Option<&mut C> {
         self.connections.body_mut(token.key())
@@ -290,8 +291,8 @@ impl<C> Context<C> {
     /// registered file.
     ///
     /// # Errors
-    /// [`Error::Stale`], a system error (`ENOTCONN` if a connect has failed), or [`Error::Invalid`] for a Unix-domain
-    /// connection, which has no IP address.
+    /// [`Error::Stale`], a system error (`ENOTCONN` if a connect has failed; `EMFILE` if the socket is a registered file
+    /// and no descriptor is left), or [`Error::Invalid`] for a Unix-domain connection, which has no IP address.
     pub fn peer_addr(&self, token: Token) -> Result<SocketAddr, Error> {
         self.sockets.peer_addr(self.socket_of(token)?)
     }
@@ -300,7 +301,7 @@ impl<C> Context<C> {
     /// Makes one system call, or three if the socket is a registered file.
     ///
     /// # Errors
-    /// [`Error::Stale`], a system error, or [`Error::Invalid`] for a Unix-domain connection.
+    /// As for [`peer_addr`](Self::peer_addr).
     pub fn local_addr(&self, token: Token) -> Result<SocketAddr, Error> {
         self.sockets.local_addr(self.socket_of(token)?)
     }
@@ -348,6 +349,11 @@ impl<C> Context<C> {
     /// [`on_shutdown`](crate::Handler::on_shutdown) is called for each connection; by default it closes the connection
     /// once its queue has been sent. Connections that have not ended within `grace` are reset. A second call can only
     /// shorten the grace period.
+    ///
+    /// From this call on, [`connect`](Self::connect), [`adopt`](Self::adopt), [`listen`](Self::listen) and
+    /// [`adopt_listener`](Self::adopt_listener) are refused. Reads, writes, timers, deferred calls, watches and sweeps
+    /// go on until `run` returns. `on_shutdown` can be called before a sweep in progress reaches the connection: to
+    /// complete a broadcast, call `shutdown` in [`on_swept`](crate::Handler::on_swept).
     pub fn shutdown(&mut self, grace: Duration) {
         let deadline = self.tick_after(grace);
         if let Some(shutdown) = &mut self.shutdown {

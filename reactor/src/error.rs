@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::queue::Chunk;
+use crate::sys;
 
 /// An error of an operation of the reactor.
 #[derive(Debug)]
@@ -32,7 +33,8 @@ pub enum Error {
         /// The size of a slot, including the state of the connection.
         bytes_each: usize,
     },
-    /// The token or id is stale: the connection, listener, timer or watch no longer exists.
+    /// The token or id is stale: the connection, listener, timer or watch no longer exists, or the connection is being
+    /// closed.
     Stale,
     /// An argument can't be used.
     Invalid(&'static str),
@@ -50,12 +52,12 @@ impl Error {
 
     /// Whether the process has no descriptor left.
     pub(crate) fn is_out_of_descriptors(&self) -> bool {
-        self.errno() == Some(nix::libc::EMFILE)
+        self.errno() == Some(sys::EMFILE)
     }
 
     /// Whether no local port, or no such local address, is available.
     pub(crate) fn is_out_of_ports(&self) -> bool {
-        self.errno() == Some(nix::libc::EADDRNOTAVAIL)
+        self.errno() == Some(sys::EADDRNOTAVAIL)
     }
 
     /// Returns the kind of a failed system call's error; [`io::ErrorKind::Other`] for other errors.
@@ -141,11 +143,13 @@ impl<T> From<Refused<T>> for io::Error {
 #[non_exhaustive]
 pub enum WriteError {
     /// The bytes do not fit into this connection's queue
-    /// ([`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max)), or are more than an empty queue can
-    /// hold.
+    /// ([`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max)):
+    /// [`on_drain`](crate::Handler::on_drain) is called when it is empty. Or they are more than an empty queue can hold.
     Full,
     /// The bytes would have to be queued, but all queues together are full
     /// ([`Config::write_queues_bytes_max`](crate::Config::write_queues_bytes_max)).
+    /// [`on_drain`](crate::Handler::on_drain) is called when this connection's queue is empty or, if it has none, when
+    /// all queues together have room for the largest message.
     FullInTotal,
     /// The token is stale, the connection is being closed, or its writing side is finished. If this write itself failed
     /// because the peer is gone, or because the kernel accepted a part and all queues are full, `on_close` is called
@@ -221,8 +225,8 @@ pub enum CloseReason {
     ConnectFailed(Error),
     /// An outbound connect did not complete in time; the connection never opened.
     ConnectTimedOut,
-    /// [`close`](crate::Context::close) was called, but the queue could not be sent to the peer within
-    /// [`Config::flush_timeout`](crate::Config::flush_timeout).
+    /// [`close`](crate::Context::close) was called, but the kernel has not accepted all of the queue within
+    /// [`Config::flush_timeout`](crate::Config::flush_timeout); the peer sees a reset.
     FlushTimedOut,
     /// The grace period of [`shutdown`](crate::Context::shutdown) had passed.
     ShutDown,

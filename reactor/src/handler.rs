@@ -34,8 +34,9 @@ pub trait Handler {
 
     /// A connection was accepted: return `Some` to keep it with that state, or `None` to refuse it with a reset.
     ///
-    /// The connection has no token yet, and may still be dropped before `on_open` (if epoll watches have run out), so
-    /// count connections in [`on_open`](Self::on_open), not here.
+    /// [`on_open`](Self::on_open) follows before the next `on_accept`, so a comparison of
+    /// [`connections`](Context::connections) with a limit here is exact. The connection has no token yet, and may still
+    /// be dropped before `on_open` (if epoll watches have run out), so count connections in `on_open`, not here.
     fn on_accept(
         &mut self,
         cx: &mut Context<Self::Conn>,
@@ -61,8 +62,8 @@ pub trait Handler {
         cx.close(token);
     }
 
-    /// The connection's write queue has become empty. It is also called for a connection without a queue
-    /// when all queues together have room again, after [`WriteError::FullInTotal`](crate::WriteError::FullInTotal) or after
+    /// The connection's write queue has become empty. It is also called for a connection without a queue when all
+    /// queues together have room again, after [`WriteError::FullInTotal`](crate::WriteError::FullInTotal) or after
     /// [`write_room`](Context::write_room) returned less for that reason.
     fn on_drain(&mut self, _cx: &mut Context<Self::Conn>, _token: Token, _conn: &mut Self::Conn) {}
 
@@ -83,7 +84,8 @@ pub trait Handler {
     }
 
     /// The connection has ended and its token is stale; its state is given back. Its addresses are still available
-    /// ([`peer_addr`](Context::peer_addr)): the socket is closed when this callback returns.
+    /// ([`peer_addr`](Context::peer_addr)): the socket is closed when this callback returns. It is no longer counted in
+    /// [`connections`](Context::connections), and a connect can already use its slot.
     fn on_close(
         &mut self,
         _cx: &mut Context<Self::Conn>,
@@ -95,9 +97,12 @@ pub trait Handler {
 
     /// Accepting a connection failed. If descriptors, memory, epoll watches or slots
     /// ([`Config::connections_max`](crate::Config::connections_max): [`Error::Full`]) have run out, the listener pauses
-    /// and resumes by itself when a connection has closed, or after a delay. Peers wait in its backlog meanwhile. At
-    /// its own bound ([`ListenOptions::connections_max`](crate::ListenOptions::connections_max), also [`Error::Full`])
-    /// it resumes when one of its own connections has closed.
+    /// and resumes by itself when a connection has closed, or after a delay. Peers wait in its backlog meanwhile. At its
+    /// own bound ([`ListenOptions::connections_max`](crate::ListenOptions::connections_max), also [`Error::Full`]) it
+    /// resumes when one of its own connections has closed.
+    ///
+    /// This is called for each attempt that fails, with many short connections many times per second: do not log each
+    /// call.
     fn on_accept_error(
         &mut self,
         _cx: &mut Context<Self::Conn>,

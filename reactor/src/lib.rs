@@ -43,7 +43,7 @@
 //! - **Writes** go to the kernel at once, or at the end of the turn with [registered files](FileTable::Registered).
 //!   Bytes that the kernel does not accept wait in a bounded queue.
 //! - **Sockets** are held in the process's descriptor table or in registered-file tables of io_uring, which
-//!   `RLIMIT_NOFILE` does not count: see [`FileTable`]. Handlers see no difference.
+//!   `RLIMIT_NOFILE` does not count: see [`FileTable`].
 //! - **Resource exhaustion.** If descriptors, memory, epoll watches or slots run out, the listener pauses. It resumes
 //!   when a connection has closed, or after a delay.
 //! - **One thread.** Other threads send messages to a reactor through a bounded [`Mailbox`]. Several reactors, one per

@@ -67,8 +67,10 @@ impl<M> Sender<M> {
     /// pending.
     ///
     /// # Errors
-    /// Both errors return the message: [`TrySendError::Full`] if the mailbox holds `capacity` messages (the sender may
-    /// drop the message, or wait and retry), [`TrySendError::Disconnected`] if the mailbox was dropped.
+    /// The error is that of [`std::sync::mpsc::SyncSender::try_send`] and returns the message: [`TrySendError::Full`] if
+    /// the mailbox holds `capacity` messages (the sender may drop the message, or wait and retry),
+    /// [`TrySendError::Disconnected`] if the [`Mailbox`] was dropped. After only the reactor was dropped, a send
+    /// succeeds.
     pub fn send(&self, message: M) -> Result<(), TrySendError<M>> {
         self.sender.try_send(message)?;
         self.waker.wake();

@@ -1,8 +1,8 @@
 //! The write queue: bytes that the kernel has not accepted yet, in the order in which they were written.
 //!
 //! A connection has a queue only while bytes wait in it. Borrowed bytes are copied into the last chunk, or into a new
-//! one if that is full. Owned and shared buffers are queued without a copy, except small ones behind others, and so are parts of files, whose bytes are
-//! not in memory.
+//! one if that is full. Owned and shared buffers are queued without a copy, except small ones behind others, and so are
+//! parts of files, whose bytes are not in memory.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -21,7 +21,7 @@ const COPY_CHUNK_BYTES_MAX: usize = 64 * 1024;
 /// would keep shared bytes alive.
 const SMALL_CHUNK_BYTES_MAX: usize = 128;
 
-/// A buffer for [`Context::write_chunk`](crate::Context::write_chunk), which queues it without a copy.
+/// A buffer for [`Context::write_chunk`](crate::Context::write_chunk).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Chunk {

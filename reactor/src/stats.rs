@@ -38,9 +38,11 @@ pub struct Stats {
     pub accept_pauses: u64,
     /// Returns from `epoll_wait`.
     pub wakeups: u64,
-    /// The duration of the longest turn, without its wait. An event may have been delayed by up to this time.
+    /// The duration of the longest turn since the start or [`Context::reset_lag`](crate::Context::reset_lag), without its
+    /// wait. It delays timers, accepts and wake-ups. If more sockets are ready than
+    /// [`Config::events_per_wait`](crate::Config::events_per_wait), an event waits for several turns.
     pub turn_longest: Duration,
-    /// The longest callback and its duration. `None` without
+    /// The longest callback in the same time and its duration. `None` without
     /// [`Config::times_callbacks`](crate::Config::times_callbacks).
     pub callback_longest: Option<CallbackTime>,
     /// The total duration of all turns, without their waits. Its increase over a period, divided by the length of the

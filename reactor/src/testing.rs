@@ -50,9 +50,13 @@
 //! - An outbound connect, also to a Unix-domain address, is pending until the test answers it.
 //! - A watched descriptor is real, but the test sets when it is ready ([`Harness::ready`]).
 //! - No call fails because of a lack of resources. To test the behaviour at a limit, use small bounds in [`Config`].
+//! - [`Context::watch_signals`] does not block the process's signals: only [`Harness::signal`] raises one.
+//!
+//! A turn examines each connection, so a harness suits hundreds of them, not tens of thousands.
 //!
 //! Harnesses on one thread share one clock. Messages and wake-ups from other threads, through a
-//! [`Mailbox`](crate::Mailbox) or a [`Waker`](crate::Waker), arrive in the next turn.
+//! [`Mailbox`](crate::Mailbox) or a [`Waker`](crate::Waker), arrive in the next turn. A handler with a mailbox is created
+//! before the reactor, so keep the mailbox in an `Option` and set it with [`Harness::handler_mut`].
 
 use std::fmt;
 use std::marker::PhantomData;

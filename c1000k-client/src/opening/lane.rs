@@ -31,12 +31,14 @@ pub(super) struct Lane {
     /// Drops and final failures since there were last more connections held than ever before.
     pub(super) consecutive_failures: u32,
     /// The most connections held since they were last counted from the beginning.
-    pub(super) most_held: u64,
+    most_held: u64,
     /// After a full backlog, when the next connect may be started.
     paused_until: Option<Instant>,
     backlog_pause: Duration,
     /// Nothing more is opened to this target.
     pub(super) is_stopped: bool,
+    /// Only connections that were held are opened again.
+    is_reopening: bool,
 }
 
 /// A connection to be tried.
@@ -74,6 +76,7 @@ impl Lane {
             paused_until: None,
             backlog_pause: BACKLOG_PAUSE,
             is_stopped: false,
+            is_reopening: false,
         }
     }
 
@@ -81,6 +84,7 @@ impl Lane {
     pub(super) fn begin_reopening(&mut self) {
         self.next_number = self.last_number + 1;
         self.is_stopped = false;
+        self.is_reopening = true;
         self.count_from(0);
     }
 
@@ -93,9 +97,16 @@ impl Lane {
     }
 
     /// From here on more connections than `held` are a success.
-    pub(super) fn count_from(&mut self, held: u64) {
+    fn count_from(&mut self, held: u64) {
         self.most_held = held;
         self.consecutive_failures = 0;
+    }
+
+    /// A connection is up, and this many are held now.
+    pub(super) fn note_up(&mut self, held: u64) {
+        if self.is_reopening || held > self.most_held {
+            self.count_from(held);
+        }
     }
 
     fn has_new_work(&self) -> bool {

@@ -109,6 +109,8 @@ pub(super) struct Driver<'a, P: Protocol> {
     phase: Phase,
     phase_began: Instant,
     hold_began: Instant,
+    /// Most connections were lost: the hold ends early.
+    is_hold_over: bool,
     stall: Stall,
     /// The position of a pass over all connections.
     cursor: u32,
@@ -159,6 +161,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
             phase: Phase::WayBack,
             phase_began: now,
             hold_began: now,
+            is_hold_over: false,
             stall: Stall::default(),
             cursor: 0,
             slice_due: now,
@@ -284,7 +287,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
             Phase::WayBack if is_opened && self.stats.held > 0 => Some(Phase::Ramp),
             Phase::WayBack | Phase::Ramp if is_opened && self.stats.held == 0 => Some(Phase::Drain),
             Phase::Ramp if is_opened => Some(Phase::Hold),
-            Phase::Hold if now >= self.hold_end() => Some(Phase::HoldEnd),
+            Phase::Hold if self.is_hold_over || now >= self.hold_end() => Some(Phase::HoldEnd),
             Phase::Hold if self.stats.held == 0 && is_opened => Some(Phase::HoldEnd),
             Phase::HoldEnd if is_opened && self.settings.storm => Some(Phase::Drop),
             Phase::Drop if is_passed => Some(Phase::Reopen),
@@ -827,9 +830,13 @@ impl<'a, P: Protocol> Driver<'a, P> {
         if is_stalled && self.phase == Phase::Confirm {
             self.give_up_confirming();
         }
-        if self.stats.lost > self.lost_at_tick && self.phase == Phase::Hold {
+        if self.phase == Phase::Hold {
+            if self.stats.lost > self.lost_at_tick {
+                self.progress.warn(&self.stats.loss_line());
+            } else if self.stats.has_lost_most() {
+                self.is_hold_over = true;
+            }
             self.lost_at_tick = self.stats.lost;
-            self.progress.warn(&self.stats.loss_line());
         }
     }
 

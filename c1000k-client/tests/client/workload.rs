@@ -208,7 +208,7 @@ fn after_a_storm_all_are_back_and_verified() {
 fn churn_and_a_storm_go_on_where_the_server_is_full() {
     let server = Server::start(Manner::RefusePast(600), 2);
     let words =
-        format!("127.0.0.1 {} --ports 2 -c 1k --hold 1s --churn 200/s --storm", server.first_port);
+        format!("127.0.0.1 {} --ports 2 -c 1k --hold 2s --churn 2k/s --storm", server.first_port);
     let (ended, record) = run(&words);
     assert_eq!((ended.code, record.limit), (Some(1), Some(Limit::Server)), "{ended:?}");
     assert_eq!((record.established, record.lost), (600, 0), "{ended:?}");

@@ -72,12 +72,13 @@ impl<C> Context<C> {
     /// Listens on a socket from outside: passed by a service manager, handed over by an earlier process, or
     /// created with options that [`ListenOptions`] does not have. It must be bound, and may already be listening.
     ///
-    /// The backlog, `connections_max` and the socket options that are set are applied to it. `reuse_port` and `only_v6`
-    /// must be set before `bind`, so they are ignored.
+    /// The socket is made non-blocking and close-on-exec. The backlog, `connections_max` and the socket options that are
+    /// set are applied to it; `backlog: None` sets the kernel's maximum, because the present value can't be read.
+    /// `reuse_port` and `only_v6` must be set before `bind`, so they are ignored.
     ///
     /// # Errors
-    /// As for [`listen`](Self::listen), and [`Error::Invalid`] if it is not a TCP or Unix-domain stream socket. All
-    /// errors return the socket.
+    /// As for [`listen`](Self::listen), and [`Error::Invalid`] if it is not a TCP or Unix-domain stream socket, or is
+    /// neither bound nor listening. All errors return the socket.
     pub fn adopt_listener(
         &mut self,
         socket: impl Into<OwnedFd>,

@@ -123,7 +123,8 @@ impl AcceptBackoff {
 
 impl<C> Context<C> {
     /// Listens on an address. With port 0 the kernel chooses a port, which
-    /// [`listener_addr`](Self::listener_addr) returns.
+    /// [`listener_addr`](Self::listener_addr) returns. `SO_REUSEADDR` is set, so that a restarted service can use a port
+    /// with connections in TIME_WAIT.
     ///
     /// The file of a Unix-domain listener belongs to the caller: the reactor does not remove it, neither before
     /// listening nor when the listener is removed. A file that an earlier process has left causes `EADDRINUSE`; try to
@@ -247,6 +248,10 @@ impl<C> Context<C> {
     /// to hand over to another process on the same port (`reuse_port`) without resetting peers in the backlog.
     /// [`on_listener_drained`](crate::Handler::on_listener_drained) is called once the listener is removed. If slots or
     /// descriptors run out meanwhile, draining continues when some are free. Does nothing if the id is stale.
+    ///
+    /// While peers arrive faster than they are accepted, the backlog does not become empty, and draining does not end.
+    /// Call [`set_backlog`](Self::set_backlog) with `Some(0)` first: the kernel then drops further SYNs, and the peers
+    /// repeat them.
     ///
     /// Peers whose handshake is in progress when the socket is closed are still reset: those that have not sent its
     /// last segment, and those whose handshake completes between the last accept and the close. With

@@ -43,8 +43,8 @@ impl<C> Context<C> {
     /// [`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max) bounds the queue, and thereby the
     /// largest message: a larger one is refused even if the queue is empty.
     ///
-    /// With [registered files](crate::FileTable::Registered), small messages written by callbacks go to the kernel
-    /// together, after the callbacks for this turn's events; bytes that it does not accept are queued then.
+    /// With [registered files](crate::FileTable::Registered), messages of up to 2,048 bytes that callbacks write go to
+    /// the kernel together, later in the turn; bytes that it does not accept are queued then.
     ///
     /// # Errors
     /// [`WriteError`]; no byte was sent or queued.
@@ -88,8 +88,8 @@ impl<C> Context<C> {
         }
     }
 
-    /// Like [`write`](Self::write), for an owned or shared buffer: bytes that have to wait are queued without a copy. Only a chunk of up to 128 bytes behind
-    /// others is copied, because a separate entry would take as much memory.
+    /// Like [`write`](Self::write), for an owned or shared buffer: bytes that have to wait are queued without a copy.
+    /// Only a chunk of up to 128 bytes behind others is copied, because a separate entry would take as much memory.
     ///
     /// # Errors
     /// [`WriteError`]; no byte was sent or queued.
@@ -190,7 +190,8 @@ impl<C> Context<C> {
         Ok(Written::Queued)
     }
 
-    /// Returns the number of bytes in the connection's queue, including those of files; 0 if the token is stale.
+    /// Returns the number of bytes in the connection's queue, including those of files; 0 if the token is stale. Bytes
+    /// in the batch of [registered files](crate::FileTable::Registered) are not queued yet.
     #[must_use]
     pub fn queued_bytes(&self, token: Token) -> usize {
         let queue = self.header(token).and_then(ConnHeader::queue);
@@ -198,14 +199,15 @@ impl<C> Context<C> {
     }
 
     /// Returns the number of bytes in the kernel's send buffer, which the peer has not acknowledged yet
-    /// (`ioctl(SIOCOUTQ)`); 0 if the token is stale. Makes one system call.
+    /// (`ioctl(SIOCOUTQ)`), without those in the batch; 0 if the token is stale. Makes one system call.
     #[must_use]
     pub fn unacknowledged_bytes(&self, token: Token) -> usize {
         self.header(token).map_or(0, |header| self.sockets.unacknowledged_bytes(&header.socket))
     }
 
     /// Stops reading from this connection until [`resume_reads`](Self::resume_reads); TCP flow control then slows the
-    /// peer down. Does nothing if the token is stale.
+    /// peer down. This sets a flag: one call of `resume_reads` undoes any number of pauses. Does nothing if the token is
+    /// stale.
     pub fn pause_reads(&mut self, token: Token) {
         self.set_flag(token, Flags::READS_PAUSED, true);
     }
@@ -218,7 +220,8 @@ impl<C> Context<C> {
 
     /// Shuts down the writing side once the queue is empty (`shutdown`, a FIN); reading continues. When the peer has
     /// finished too, the connection ends, with [`CloseReason::Finished`], or with [`CloseReason::PeerClosed`] if
-    /// [`on_eof`](crate::Handler::on_eof) closes it, as the default does. Does nothing if the token is stale.
+    /// [`on_eof`](crate::Handler::on_eof) closes it, as the default does. There is no time limit: if the peer may never
+    /// finish, or reads are paused, set a timeout. Does nothing if the token is stale.
     pub fn finish(&mut self, token: Token) {
         let Some(header) = self.header_mut(token) else { return };
         if !header.takes_writes() {
@@ -231,15 +234,18 @@ impl<C> Context<C> {
     }
 
     /// Closes the connection once the peer has received everything written; then `on_close` is called. The service
-    /// receives no more data. If the peer does not receive the rest within
-    /// [`Config::flush_timeout`](crate::Config::flush_timeout), the connection is reset. A connection that is still
-    /// connecting is completed first if bytes are queued, and abandoned otherwise. Does nothing if the token is stale.
+    /// receives no more data. A connection that is still connecting is completed first if bytes are queued, and
+    /// abandoned otherwise. Does nothing if the token is stale.
     ///
     /// If a socket with unread input is closed, TCP sends a reset and discards bytes that the peer has not received.
-    /// Therefore, while bytes are left in the queue or in the kernel's send buffer, the connection ends only when the
-    /// peer has finished too, or after the same timeout; input that arrives until then is discarded. If no bytes are
-    /// left, or the peer has already finished, the socket is closed at once. If the peer has not finished and the queue
-    /// is empty, one system call (`ioctl(SIOCOUTQ)`) is made to check this.
+    /// Therefore the queue is sent, then a FIN, and the connection ends when the peer has acknowledged all bytes, which
+    /// is checked every 50 ms, or has finished too. Input that arrives until then is discarded. If nothing is left to
+    /// acknowledge, or the peer has already finished, the socket is closed at once. If the queue is empty and the peer
+    /// has not finished, one system call (`ioctl(SIOCOUTQ)`) checks this.
+    ///
+    /// The connection ends at the latest after [`Config::flush_timeout`](crate::Config::flush_timeout): with a reset and
+    /// [`CloseReason::FlushTimedOut`] if bytes are still queued, otherwise with [`CloseReason::Closed`], and the kernel
+    /// goes on sending what it has.
     pub fn close(&mut self, token: Token) {
         let Some(header) = self.header(token) else { return };
         if header.flags.any(Flags::CLOSING | Flags::CLOSED) {

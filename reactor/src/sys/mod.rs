@@ -46,6 +46,7 @@ use crate::error::Error;
 
 pub(crate) use batch::{ReceiveBatch, SendBatch};
 pub use lent::LentFd;
+pub(crate) use nix::libc::{EADDRNOTAVAIL, EMFILE};
 pub use readiness::Readiness;
 
 #[cfg(any(test, fuzzing))]
