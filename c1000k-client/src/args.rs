@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use c1000k_host::command_line::{
 };
 use c1000k_host::format;
 use c1000k_host::quantity::{parse_bytes, parse_count, parse_duration, parse_rate};
-use c1000k_record::Output;
 use c1000k_record::endpoint::Endpoint;
+use c1000k_record::{Output, input};
 use clap::Parser;
 use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv4Net, Ipv6AddrRange};
 
@@ -536,7 +536,7 @@ struct Text(Vec<u8>);
 /// Reads `@FILE`, or a text with escapes.
 fn parse_text(text: &str) -> Result<Text, String> {
     match text.strip_prefix('@') {
-        Some(path) => std::fs::read(path)
+        Some(path) => input::read(Path::new(path), MESSAGE_BYTES_MAX)
             .map(Text)
             .map_err(|error| format!("{path} can't be read: {error}; use another file")),
         None => unescape(text).map(Text),
@@ -577,6 +577,9 @@ fn parse_stage(text: &str) -> Result<Stage, String> {
         format!("{text:?} is not a stage; write it as 10k/s:1m, or 0:30s for a pause")
     })?;
     let stage = Stage { per_second: parse_rate(rate)?, duration: parse_duration(duration)? };
+    if stage.duration.is_zero() {
+        return Err(format!("{text:?} has no duration: use at least 1s, as in 10k/s:1m"));
+    }
     at_most(stage.duration, "a stage").map(|()| stage)
 }
 
@@ -642,6 +645,8 @@ impl Typed {
             None if self.insecure => Trust::Anyone,
             None => Trust::System,
         };
+        trust.check()?;
+        check_output_files(self.json.as_ref(), self.workload.hdr.as_deref())?;
         at_least_one("--connections", self.connections)?;
         at_least_one("--sources", self.sources)?;
         at_least_one("--rate", self.rate)?;
@@ -706,6 +711,39 @@ impl Typed {
             stateless,
         })
     }
+}
+
+/// Refuses what can't be a file of `--json` or `--hdr`, and one file for both.
+fn check_output_files(json: Option<&Output>, hdr: Option<&Path>) -> Result<(), String> {
+    let json = json.and_then(|output| match output {
+        Output::Path(path) => Some(path.as_path()),
+        Output::Stdout => None,
+    });
+    for (flag, path) in [("--json", json), ("--hdr", hdr)] {
+        if let Some(path) = path.filter(|path| path.is_dir()) {
+            return Err(format!("{flag} {} is a directory: name a file in it", path.display()));
+        }
+    }
+    let Some(hdr) = hdr else { return Ok(()) };
+    if hdr == Path::new("-") {
+        return Err("--hdr writes to a file, not to standard output: name a file".to_owned());
+    }
+    if json.is_some_and(|json| is_same_file(json, hdr)) {
+        return Err(format!("--json and --hdr are the same file ({}): use two", hdr.display()));
+    }
+    Ok(())
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let resolved = |path: &Path| {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let in_folder = || {
+            let folder = folder.unwrap_or(Path::new(".")).canonicalize().ok()?;
+            Some(folder.join(path.file_name()?))
+        };
+        path.canonicalize().ok().or_else(in_folder)
+    };
+    one == other || resolved(one).is_some_and(|one| Some(one) == resolved(other))
 }
 
 /// A target as typed, before its name is resolved.
@@ -776,6 +814,7 @@ fn resolve(
     sources: &[ZonedIp],
 ) -> Result<Vec<TargetArgs>, Refusal> {
     let mut targets: Vec<TargetArgs> = Vec::with_capacity(given.len());
+    let mut files: Vec<Option<PathBuf>> = Vec::with_capacity(given.len());
     let default = || Given {
         text: Ipv4Addr::LOCALHOST.to_string(),
         address: TargetAddress {
@@ -790,7 +829,13 @@ fn resolve(
         let port = first_port(&address, port)?;
         let ports = if address.is_unix() { 1 } else { port_count(port, ports)? };
         let destination = destination(&address, port, ports, sources.first().copied())?;
-        if let Some(other) = targets.iter().find(|other| other.destination.overlaps(&destination)) {
+        // One socket has many paths: through links, and through `..`.
+        let file = destination.path().and_then(|path| path.canonicalize().ok());
+        let is_same = |other: &TargetArgs, others_file: &Option<PathBuf>| {
+            other.destination.overlaps(&destination) || (file.is_some() && file == *others_file)
+        };
+        let mut known = targets.iter().zip(&files);
+        if let Some((other, _)) = known.find(|(other, file)| is_same(other, file)) {
             let line = format!(
                 "{} and {} are the same server ({destination}): specify each once, and --ports if \
                  their ports overlap",
@@ -799,6 +844,7 @@ fn resolve(
             );
             return Err(line.into());
         }
+        files.push(file);
         targets.push(TargetArgs {
             protocol: address.protocol(),
             authority: address.authority(port),
@@ -1038,6 +1084,9 @@ mod tests {
             ("127.0.0.1 9900 -c -5", "must be positive"),
             ("127.0.0.1 9900 --rate 0", "at least 1"),
             ("127.0.0.1 9900 --in-flight 0", "at least 1"),
+            ("127.0.0.1 --stages 10:0s", "\"10:0s\" has no duration"),
+            ("127.0.0.1 --stages 10:1s,0:0s", "\"0:0s\" has no duration"),
+            ("127.0.0.1 --stages 0:1s", "opens no connections"),
             ("127.0.0.1 9900 --hold 5", "500ms"),
             ("127.0.0.1 9900 --hold 9000h", "24h"),
             ("127.0.0.1 9900 --connect-timeout 0s", "at least 1ms"),
@@ -1078,6 +1127,70 @@ mod tests {
             let message = wrong(line);
             assert!(message.contains(part), "{line}: {message}");
         }
+    }
+
+    #[test]
+    fn files_are_read_up_to_a_bound_and_only_if_they_are_regular() {
+        let folder = tempfile::tempdir().unwrap();
+        let [long, enough, pipe, empty] =
+            ["long", "enough", "pipe", "empty"].map(|name| folder.path().join(name));
+        std::fs::write(&enough, vec![b'x'; MESSAGE_BYTES_MAX as usize]).unwrap();
+        std::fs::write(&long, vec![b'x'; MESSAGE_BYTES_MAX as usize + 1]).unwrap();
+        std::fs::write(&empty, "").unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let bytes = vec![b'x'; MESSAGE_BYTES_MAX as usize];
+        assert_eq!(parse_text(&format!("@{}", enough.display())), Ok(Text(bytes)));
+        for (path, part) in [
+            (long.as_path(), "longer than 262144 bytes"),
+            (&pipe, "not a regular file"),
+            (Path::new("/dev/zero"), "not a regular file"),
+            (folder.path(), "not a regular file"),
+        ] {
+            let line = parse_text(&format!("@{}", path.display())).unwrap_err();
+            assert!(line.contains(part), "{line}");
+        }
+        for (path, part) in [
+            (pipe.as_path(), "not a regular file"),
+            (Path::new("/dev/zero"), "not a regular file"),
+            (&folder.path().join("gone"), "No such file"),
+            (&empty, "no certificate"),
+        ] {
+            let line = wrong(&format!("tls://127.0.0.1 --ca {}", path.display()));
+            assert!(line.contains("--ca ") && line.contains(part), "{line}");
+        }
+    }
+
+    #[test]
+    fn outputs_are_two_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display();
+        for (words, part) in [
+            (format!("--json {path}"), "--json"),
+            (format!("--hdr {path}"), "is a directory"),
+            ("--hdr -".to_owned(), "not to standard output"),
+            (format!("--hdr {path}/x --json {path}/x"), "the same file"),
+            (format!("--hdr {path}/x --json {path}/./x"), "the same file"),
+        ] {
+            let line = wrong(&format!("127.0.0.1 {words}"));
+            assert!(line.contains(part), "{words}: {line}");
+        }
+        assert!(of(&format!("127.0.0.1 --hdr {path}/x --json {path}/y")).is_ok());
+    }
+
+    #[test]
+    fn a_socket_is_one_target_by_all_its_paths() {
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, link) = (folder.path().join("socket"), folder.path().join("link"));
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        std::os::unix::fs::symlink(&socket, &link).unwrap();
+        std::fs::create_dir(folder.path().join("sub")).unwrap();
+        let socket = socket.display();
+        for other in [link, folder.path().join("sub/../socket")] {
+            let line = wrong(&format!("unix:{socket} unix:{}", other.display()));
+            assert!(line.contains("are the same server"), "{line}");
+        }
+        let gone = folder.path().join("gone");
+        assert!(of(&format!("unix:{socket} unix:{}", gone.display())).is_ok());
     }
 
     #[test]

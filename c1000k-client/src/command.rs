@@ -23,7 +23,7 @@ use crate::destination::{self, Destination};
 use crate::hdr::HdrFile;
 use crate::plan::Plan;
 use crate::progress::Progress;
-use crate::protocols::{Echo, Http, Message, Mqtt, Protocol, Text, Tls, WebSocket};
+use crate::protocols::{Echo, Http, Message, Mqtt, Protocol, Redis, Text, Tls, WebSocket};
 use crate::run::{Client, Conn, Server, Settings};
 use crate::stateless;
 use crate::stats::RunStats;
@@ -167,7 +167,7 @@ fn connect(
                 run.play_over(|_| Message::new(message.clone(), answer.clone()))
             }
         },
-        Scheme::Redis => run.play_over(|_| Message::new(b"PING\r\n".into(), b"+PONG\r\n".into())),
+        Scheme::Redis => run.play_over(|_| Redis::new()),
         Scheme::Http | Scheme::Https => run.play_over(|to| Http::new(&to.authority, &to.path)),
         Scheme::Ws | Scheme::Wss => {
             let text = message.map(|choice| {

@@ -37,7 +37,10 @@ impl HdrFile {
     /// # Errors
     /// One line with the reason why the file can't be created.
     pub(crate) fn create(path: &Path) -> Result<Self, String> {
-        let file = File::create(path).map_err(|error| refusal(path, &error))?;
+        // An earlier run's latencies stay until this one has some.
+        let mut options = File::options();
+        let file = options.write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(|error| refusal(path, &error))?;
         Ok(Self { path: path.to_owned(), file })
     }
 
@@ -46,6 +49,9 @@ impl HdrFile {
     /// # Errors
     /// One line with the reason why the file could not be written.
     pub(crate) fn write(self, stats: &RunStats, started_at: SystemTime) -> Result<(), String> {
+        if self.file.metadata().is_ok_and(|found| found.is_file()) {
+            self.file.set_len(0).map_err(|error| refusal(&self.path, &error))?;
+        }
         let mut out = BufWriter::new(self.file);
         let is_distribution = self.path.extension().is_some_and(|ending| ending == "hgrm");
         let written = if is_distribution {

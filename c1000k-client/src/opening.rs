@@ -219,7 +219,8 @@ impl<P: Protocol> Run<'_, P> {
             self.stop_target(lane, stop);
             return self.put_back(lane, work);
         };
-        let conn = self.new_conn(work.number, route.pair, work.retries);
+        let since = self.opening.lanes[lane].waited_since(work.number).unwrap_or_else(Instant::now);
+        let conn = self.new_conn(work.number, route.pair, work.retries, since);
         let to = self.opening.lanes[lane].destination.at(route.port);
         match cx.connect(to, &self.options(lane, &route), conn) {
             Ok(_) => {
@@ -271,7 +272,7 @@ impl<P: Protocol> Run<'_, P> {
             Meaning::NoLocalPort => self.opening.lanes[lane].plan.spend(route.pair),
             _ if to.is_unix() && errno == Errno::EAGAIN => {
                 self.count_attempt(lane);
-                self.note_full_backlog(lane);
+                self.note_full_backlog(lane, work.number);
                 return self.opening.lanes[lane].try_again(work.number);
             }
             // The next connect to the same path would fail likewise.
@@ -289,7 +290,7 @@ impl<P: Protocol> Run<'_, P> {
     }
 
     /// A Unix-domain connect completes or fails immediately; EAGAIN means that the server's backlog is full.
-    fn note_full_backlog(&mut self, lane: usize) {
+    fn note_full_backlog(&mut self, lane: usize, number: u32) {
         let target = &mut self.stats.targets[lane];
         target.backlog_full += 1;
         if target.backlog_full == 1 {
@@ -299,7 +300,7 @@ impl<P: Protocol> Run<'_, P> {
                 target.destination
             ));
         }
-        self.opening.lanes[lane].pause(Instant::now());
+        self.opening.lanes[lane].pause(Instant::now(), number);
     }
 
     /// Returns the connection to the queue without counting an attempt.
@@ -433,8 +434,15 @@ impl<P: Protocol> Run<'_, P> {
             self.give_up(cx, token, conn, Fault::SelfConnected);
             return None;
         }
-        self.opening.lane_of(conn.number).plan.note_success(conn.pair);
-        Some(self.age(conn))
+        let lane = self.opening.lane_of(conn.number);
+        lane.plan.note_success(conn.pair);
+        let is_unix = lane.destination.is_unix();
+        let latency = self.age(conn);
+        if is_unix && !self.settings.verify {
+            // A wait for a full backlog is over, and the server may still drop the connection.
+            self.restart_age(conn);
+        }
+        Some(latency)
     }
 
     /// A connection is up: verified or, without verification, open.

@@ -176,16 +176,28 @@ impl Stall {
 }
 
 impl<P: Protocol> Run<'_, P> {
-    pub(crate) fn new_conn(&self, number: u32, pair: u32, retries: u8) -> Conn<P::State> {
+    /// A connection whose latency counts from `since`.
+    pub(crate) fn new_conn(
+        &self,
+        number: u32,
+        pair: u32,
+        retries: u8,
+        since: Instant,
+    ) -> Conn<P::State> {
         Conn {
             number,
             pair,
-            since_us: self.run_us(Instant::now()),
+            since_us: self.run_us(since),
             stage: ConnStage::Connecting,
             fault: None,
             retries,
             state: self.protocol_of(number).state(),
         }
+    }
+
+    /// Its age counts from now on.
+    pub(crate) fn restart_age(&self, conn: &mut Conn<P::State>) {
+        conn.since_us = self.run_us(Instant::now());
     }
 
     fn protocol_of(&self, number: u32) -> &P {

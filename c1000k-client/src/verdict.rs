@@ -436,11 +436,12 @@ fn failed(stats: &RunStats) -> (Limit, String) {
     );
     let failures = &stats.failures;
     if failures.most() == Some("EBADMSG") {
-        let detail = format!(
-            "{failed} ({failures}): the server returned bytes that differ \
-             from those sent"
-        );
-        return (Limit::Server, detail);
+        let reason = if is_echo(stats) {
+            "the server returned bytes that differ from those sent".to_owned()
+        } else {
+            format!("the server is {}", not_expected(stats))
+        };
+        return (Limit::Server, format!("{failed} ({failures}): {reason}"));
     }
     let limit = if stats.unanswered > 0 { Limit::Server } else { Limit::Network };
     let remedy = if failures.has("ETIMEDOUT") {
@@ -593,6 +594,19 @@ mod tests {
             nothing.verified_passes = vec![];
             assert!(!detail(&nothing).contains("echo"), "{}", detail(&nothing));
         }
+    }
+
+    #[test]
+    fn the_servers_own_words_are_quoted_where_some_were_held() {
+        let mut full = stats(5);
+        (0..15).for_each(|_| full.failures.count_errno(Errno::EBADMSG));
+        full.failed = 15;
+        full.expected = "a PONG";
+        full.complaint = Some("it sent \"-ERR max number of clients reached\"".to_owned());
+        let outcome = judge(&asked(20), &full, to());
+        assert_eq!(outcome.limit, Some(Limit::Server));
+        let detail = outcome.detail.unwrap();
+        assert!(detail.contains("(a PONG; it sent \"-ERR max number of clients"), "{detail}");
     }
 
     #[test]

@@ -831,6 +831,15 @@ fn a_flag_may_be_set_by_the_environment_and_the_command_line_wins() {
     let ended = Client::start_after("export C1000K_HOLD=soon", &words).end();
     assert_eq!(ended.code, Some(2), "{ended:?}");
     assert!(ended.stderr.join(" ").contains("--hold"), "{ended:?}");
+    assert!(ended.stderr[0].contains("'soon' for 'C1000K_HOLD (--hold <DURATION>)'"), "{ended:?}");
+    let ended = Client::start_after("export C1000K_HOLD=soon", "127.0.0.1 --hold later").end();
+    assert!(ended.stderr[0].contains("'later' for '--hold <DURATION>'"), "{ended:?}");
+    for (value, is_storm) in [("1", true), ("yes", true), ("true", true), ("off", false)] {
+        let before = format!("export C1000K_STORM={value}");
+        let ended = Client::start_after(&before, &format!("{words} -c 5 --hold 0s")).end();
+        assert_eq!(ended.code, Some(0), "{value}: {ended:?}");
+        assert_eq!(record(&ended).storm.is_some(), is_storm, "{value}: {ended:?}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The bystander: a connection that takes no part in the fault, and sends one message after the other.
 //!
-//! It measures the latency of its echoes, and how much of it the machine caused: how long the server and this thread were
-//! runnable and had no processor, and how much too late this thread was woken.
+//! It measures the latency of its echoes, and how much of it the machine caused: how long the server and this thread
+//! were runnable and had no processor, and how late this thread was woken.
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;

@@ -22,15 +22,15 @@ pub(crate) use report::{Check, Skipped};
 
 /// Injects faults of networks, peers and machines into a real server, and checks the result
 ///
-/// Each row of docs/reliability.md that this machine allows runs against the programs on loopback or in separate network
-/// namespaces, while a bystander connection continuously sends and reads echoes. Each row writes a record to DIR. Exits
-/// with 1 if a row fails, and with 2 for wrong usage.
+/// Each row of docs/reliability.md that this machine allows runs against the programs on loopback or in separate
+/// network namespaces, while a bystander connection continuously sends and reads echoes. Each row writes a record to
+/// DIR. Exits with 1 if a row fails, and with 2 for wrong usage.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// By default all rows that do not take minutes
     #[arg(value_name = "ROW", hide_possible_values = true, value_parser = PossibleValuesParser::new(rows::ROWS.iter().map(|row| row.name)))]
     rows: Vec<String>,
-    /// The folder for the records
+    /// The directory for the records
     #[arg(long, value_name = "DIR", default_value = "out/faults")]
     out: PathBuf,
     /// The table that holds the server's sockets, in rows that do not set it

@@ -54,7 +54,7 @@ pub(crate) enum Event {
 /// How connections are opened.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ramp {
-    /// Connects and first echoes under way at a time.
+    /// Connects and first echoes in flight at a time.
     pub(crate) in_flight_max: usize,
     /// It ends if there has been no event for this long.
     pub(crate) stall_timeout: Duration,
@@ -254,7 +254,7 @@ impl Load {
         self.ramp(count, Ramp::default())
     }
 
-    /// Opens `count` more; returns when each has its echo or has failed, or after the ramp's time-out.
+    /// Opens `count` more; returns when each has its echo or has failed, or after the ramp's timeout.
     pub(crate) fn ramp(&mut self, count: usize, ramp: Ramp) -> Result<()> {
         let deadline = Instant::now() + ramp.timeout;
         let (mut left, mut in_flight) = (count, 0_usize);
@@ -279,7 +279,7 @@ impl Load {
         Ok(())
     }
 
-    /// Starts one more connect, and returns whether it is under way.
+    /// Starts one more connect, and returns whether it is in flight.
     fn start(&mut self) -> Result<bool> {
         let slot = self.slots.len();
         self.slots.push(None);

@@ -36,7 +36,7 @@ const TOUCH_SECONDS_PER_GB: u64 = 60;
 /// Holds N TCP connections with one single-threaded reactor, and verifies them
 ///
 /// Server and clients run against each other. Records, logs, snapshots of the kernel's figures and a summary go to a
-/// folder. Exits as the client does: 0 if the target was reached and verified, 1 if not, 2 for wrong usage.
+/// directory. Exits as the client does: 0 if the target was reached and verified, 1 if not, 2 for wrong usage.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Connections, as in 15000, 10k or 1M
@@ -60,11 +60,11 @@ pub(crate) struct Arguments {
     /// The server's part of it (three-hosts), by default half
     #[arg(long, value_name = "SIZE", requires = "memory", value_parser = plan::parse_mebibytes)]
     server_memory: Option<u64>,
-    /// Before the run, write as much memory as it will need: in a virtual machine the first touch may be slow, and would
-    /// slow down the ramp
+    /// Before the run, write as much memory as it will need: in a virtual machine the first touch may be slow, and
+    /// would slow down the ramp
     #[arg(long)]
     warm: bool,
-    /// A new folder, by default out/million-N-DATE
+    /// A new directory, by default out/million-N-DATE
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -136,7 +136,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     match code {
         0 => print_line(format!("reached: {count} connections held and verified")),
-        _ => print_line(format!("short of {count}: see the last lines of the client above")),
+        _ => print_line("not reached: see the client's last lines above"),
     }
     print_line(format!("records, logs and snapshots: {}", plan.out.display()));
     Ok(ExitCode::from(code))
@@ -172,7 +172,7 @@ fn decide(arguments: &Arguments, plan: &Plan) -> Result<Where> {
         bail!("{reason}{alternative}");
     }
     if !obstacles.is_empty() {
-        print_line("opening as many as fit");
+        print_line("opening the maximum that fits");
     }
     Ok(Where::Native(privilege))
 }
@@ -188,9 +188,12 @@ fn out_default(connections: u64) -> PathBuf {
 
 fn make_folder(out: &Path) -> Result<()> {
     let shown = out.display();
-    fs::create_dir_all(out).map_err(|error| anyhow!("can't make the folder {shown}: {error}"))?;
+    fs::create_dir_all(out)
+        .map_err(|error| anyhow!("can't create the directory {shown}: {error}"))?;
     if fs::read_dir(out)?.next().is_some() {
-        bail!("{shown} is not empty: give --out a new folder, so that no record is overwritten");
+        bail!(
+            "{shown} is not empty: use a new directory for --out, so that no record is overwritten"
+        );
     }
     Ok(())
 }

@@ -135,7 +135,7 @@ pub(crate) fn last_lines(log: &str) -> String {
 /// The limits and namespaces of a program.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Isolation {
-    /// A cgroup's folder.
+    /// A cgroup's directory.
     pub(crate) cgroup: Option<PathBuf>,
     /// RLIMIT_NOFILE, soft and hard.
     pub(crate) descriptors: Option<u64>,

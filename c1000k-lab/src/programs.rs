@@ -1,4 +1,4 @@
-//! The programs under test, and their folder.
+//! The programs under test, and their directory.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ use serde::Deserialize;
 
 use crate::process::output;
 
-/// A folder with `c1000k-server` and `c1000k-client`.
+/// A directory with `c1000k-server` and `c1000k-client`.
 #[derive(Debug)]
 pub(crate) struct Programs(pub(crate) PathBuf);
 
 impl Programs {
-    /// The programs in the folder that the variable names; or if cargo runs this program, those that cargo builds; or those
-    /// in the folder of this program.
+    /// The programs in the directory that the variable names; or if cargo runs this program, those that cargo builds;
+    /// or those in the directory of this program.
     pub(crate) fn find(variable: &str) -> Result<Self> {
         match (env::var_os(variable), env::var_os("CARGO_MANIFEST_DIR")) {
             (None, Some(package)) => Self::within(&build(Path::new(&package), &[], None)?),
@@ -68,7 +68,7 @@ struct Message {
     executable: Option<PathBuf>,
 }
 
-/// Builds both, and returns their folder, for any configured target folder or triple.
+/// Builds both, and returns their directory, for any configured target directory or triple.
 fn build(package: &Path, options: &[&str], flags: Option<&str>) -> Result<PathBuf> {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     if let Some(flags) = flags {
@@ -88,7 +88,7 @@ fn build(package: &Path, options: &[&str], flags: Option<&str>) -> Result<PathBu
     folder_of("c1000k-server", &String::from_utf8_lossy(&output.stdout))
 }
 
-/// The checkout if cargo runs this program, else the current folder.
+/// The checkout if cargo runs this program, else the current directory.
 pub(crate) fn root() -> PathBuf {
     let package = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     package.as_deref().and_then(Path::parent).map_or_else(|| ".".into(), Path::to_owned)
@@ -106,7 +106,7 @@ pub(crate) fn date() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
-/// Now, for the name of a folder: `20261127-221443`.
+/// Now, for the name of a directory: `20261127-221443`.
 pub(crate) fn date_for_name() -> String {
     date().replace(['-', ':', 'Z'], "").replace('T', "-")
 }

@@ -1,4 +1,4 @@
-//! Faults that need a separate kernel: a guest whose memory, file table, epoll watches or table of tracked connections is
+//! Faults that need a separate kernel: a guest whose memory, file table, epoll watches or connection tracking table is
 //! exhausted under load, or whose network loses packets.
 //!
 //! A scenario boots guests, runs programs in them, and compares the counters with expected values.
@@ -36,7 +36,8 @@ const SMALL_MB: u64 = 512;
 /// Injects faults that need a separate kernel, in guests
 ///
 /// Each scenario boots guests, runs server and clients in them while a resource is exhausted, and compares the counters
-/// with expected values; its records go to DIR/guest-NAME. Exits with 1 if a scenario fails, and with 2 for wrong usage.
+/// with expected values; its records go to DIR/guest-NAME. Exits with 1 if a scenario fails, and with 2 for wrong
+/// usage.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// By default all but soak, which `scripts/soak --vm` runs
@@ -45,7 +46,7 @@ pub(crate) struct Arguments {
     /// Memory of the server's guest in 'memory', as in 2G or 900M; the client's guest gets 256M more
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_mebibytes)]
     memory: u64,
-    /// A new folder, by default out/scenarios-DATE
+    /// A new directory, by default out/scenarios-DATE
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -155,7 +156,7 @@ pub(crate) fn run_soak(out: &Path, soak: soak::Soak) -> Result<bool> {
     runner.run(scenario.context("there is no scenario for it")?)
 }
 
-/// Runs scenarios with the same programs, settings and folder.
+/// Runs scenarios with the same programs, settings and directory.
 #[derive(Debug)]
 struct Runner {
     out: PathBuf,
@@ -177,7 +178,7 @@ impl Runner {
         let name = scenario.name;
         let out = self.out.join(format!("guest-{name}"));
         if out.exists() {
-            bail!("{} exists already: give --out a new folder", out.display());
+            bail!("{} exists already: use a new directory for --out", out.display());
         }
         fs::create_dir(&out)?;
         print_line(format!("== {name}: {}", out.display()));

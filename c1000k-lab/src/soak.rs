@@ -24,9 +24,9 @@ use crate::wait::sleep;
 
 /// Holds connections for a long time while many close and open, and checks for growth
 ///
-/// Each second some connections close (every other one by a reset), as many open, twice as many messages are echoed, and
-/// the idle timeout closes connections that have become silent. Descriptors, slots and memory must not grow, and all
-/// counts must be exact. The record with its series and a chart go to DIR.
+/// Each second some connections close (every other one by a reset), as many open, twice as many messages are echoed,
+/// and the idle timeout closes connections that have become silent. Descriptors, slots and memory must not grow, and
+/// all counts must be exact. The record with its series and a chart go to DIR.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// How long connections close and open
@@ -44,7 +44,7 @@ pub(crate) struct Arguments {
     /// Run server and peers in a guest, which can hold many more
     #[arg(long)]
     vm: bool,
-    /// The folder for the record and the chart
+    /// The directory for the record and the chart
     #[arg(long, value_name = "DIR", default_value = "out/soak")]
     out: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! Blocking connections, with a time-out for each call.
+//! Blocking connections, with a timeout for each call.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -39,7 +39,7 @@ fn connect_within(to: SocketAddr, timeout: Duration) -> std::io::Result<TcpStrea
     Ok(stream)
 }
 
-/// Makes reads and writes block, with a time-out.
+/// Makes reads and writes block, with a timeout.
 pub(crate) fn block(stream: &TcpStream, timeout: Duration) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(timeout))?;

@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
     /// Connections, each verified twice and then reset by the client
     #[arg(value_name = "N", default_value_t = 5_000)]
     connections: u64,
-    /// The folder for the counts
+    /// The directory for the counts
     #[arg(value_name = "FOLDER", default_value = "out/syscalls")]
     folder: PathBuf,
 }

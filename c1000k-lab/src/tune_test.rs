@@ -50,7 +50,7 @@ pub(crate) struct Arguments {
     /// On this kernel, as root: for a disposable guest
     #[arg(long, group = "where")]
     really: bool,
-    /// The folder of the scripts
+    /// The directory of the scripts
     #[arg(long, value_name = "DIR", default_value = "scripts")]
     scripts: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! Waits that end at their own time-out, at the deadline of the row, or after an interrupt.
+//! Waits that end at their own timeout, at the deadline of the row, or after an interrupt.
 
 use std::process;
 use std::sync::Mutex;
@@ -17,8 +17,8 @@ static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
 static DEFERRED: AtomicU32 = AtomicU32::new(0);
 static DEADLINE: Mutex<Option<(Instant, Duration)>> = Mutex::new(None);
 
-/// Makes every wait fail after the first SIGINT or SIGTERM, so that what was created is removed; the second one ends the
-/// process at once. Call it before any thread is started.
+/// Makes every wait fail after the first SIGINT or SIGTERM, so that what was created is removed; the second one ends
+/// the process at once. Call it before any thread is started.
 pub(crate) fn handle_interrupts() -> Result<()> {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
     signals.thread_block()?;

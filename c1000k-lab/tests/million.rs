@@ -141,7 +141,7 @@ fn the_exit_code_is_the_worst_of_the_clients_and_1_where_a_signal_ended_one() {
         let stubs = Stubs::new(READY, client);
         let (found, text) = stubs.run(&[]);
         assert_eq!(found, code, "{client}: {text}");
-        assert!(text.contains("short of 100: see the last lines of the client above"), "{text}");
+        assert!(text.contains("not reached: see the client's last lines above"), "{text}");
     }
 }
 
@@ -151,6 +151,6 @@ fn a_folder_that_is_not_empty_is_left_as_it_is() {
     fs::create_dir(stubs.path("out")).unwrap();
     fs::write(stubs.path("out/client.json"), "an older record").unwrap();
     let (code, text) = stubs.run(&[]);
-    assert!(code == 1 && text.contains("is not empty: give --out a new folder"), "{text}");
+    assert!(code == 1 && text.contains("is not empty: use a new directory for --out"), "{text}");
     assert_eq!(fs::read_dir(stubs.path("out")).unwrap().count(), 1);
 }

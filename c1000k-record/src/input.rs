@@ -17,7 +17,7 @@ pub(crate) const TEXT_BYTES_MAX: u64 = 4 << 20;
 ///
 /// # Errors
 /// The file can't be read, is not a regular file, or is longer than `bytes_max`.
-pub(crate) fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     // Checked before it is opened, because opening a device can have an effect.
     check_regular(&fs::metadata(path)?)?;
     // It may have been replaced since, and opening a pipe would wait for its writer.

@@ -21,7 +21,7 @@ const MACHINE_BUSY: f64 = 0.95;
 /// If other processes took more than this share of a busy machine, they are the limit.
 const OTHERS_SHARE: f64 = 0.5;
 
-/// Over a shorter ramp, the resolution of the kernel's processor times is too low.
+/// Over a shorter ramp, the resolution of the kernel's CPU times is too low.
 const RAMP_SECONDS_MIN: f64 = 0.1;
 
 /// A shorter ramp gives no basis for what limited its rate.
@@ -40,11 +40,11 @@ const PEAK_SHARE: f64 = 0.98;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bottleneck {
-    /// Processor time of the client's thread.
+    /// CPU time of the client's thread.
     ClientCpu,
-    /// Processor time of the server's threads.
+    /// CPU time of the server's threads.
     ServerCpu,
-    /// Processor time of other processes on a machine of the run.
+    /// CPU time of other processes on a machine of the run.
     OtherCpu,
     /// The server's accept queues.
     Backlog,
@@ -133,17 +133,16 @@ fn of_server(server: &ServerRecord) -> Option<Finding> {
     }
     for name in ["EMFILE", "ENFILE"] {
         if let Some(&count) = server.accept_errors.get(name) {
-            let times = format::counted(count, "accept");
-            return finding(
-                Bottleneck::Descriptors,
-                format!("{times} of the server failed: {name}"),
-            );
+            let times = format::counted(count, "time");
+            let evidence = format!("the server failed to accept {times}: {name}");
+            return finding(Bottleneck::Descriptors, evidence);
         }
     }
     for name in ["ENOMEM", "ENOBUFS"] {
         if let Some(&count) = server.accept_errors.get(name) {
-            let times = format::counted(count, "accept");
-            return finding(Bottleneck::Memory, format!("{times} of the server failed: {name}"));
+            let times = format::counted(count, "time");
+            let evidence = format!("the server failed to accept {times}: {name}");
+            return finding(Bottleneck::Memory, evidence);
         }
     }
     let is_full = server.peak >= server.connections_max && server.refused > 0;
@@ -391,7 +390,11 @@ mod tests {
                 Bottleneck::Memory,
                 "closed 2 times; at least 70.0 MB",
             ),
-            (json!({ "accept_errors": { "EMFILE": 7 } }), Bottleneck::Descriptors, "7 accepts"),
+            (
+                json!({ "accept_errors": { "EMFILE": 7 } }),
+                Bottleneck::Descriptors,
+                "accept 7 times",
+            ),
             (json!({ "accept_errors": { "ENOBUFS": 1 } }), Bottleneck::Memory, "ENOBUFS"),
             (json!({ "connections_max": 1000, "refused": 5 }), Bottleneck::ServerBound, "1,000"),
         ] {

@@ -77,7 +77,7 @@ impl fmt::Display for CheckOutcome {
             Self::Agrees => "yes",
             Self::Disagrees => "NO",
             Self::NotJudged => "not judged",
-            Self::Unknown => "not seen",
+            Self::Unknown => "unknown",
         })
     }
 }
@@ -123,7 +123,7 @@ fn held(run: &Run) -> Check {
 }
 
 fn accepted(run: &Run) -> Check {
-    let check = Question::new("Connections accepted", "all that the clients say they held");
+    let check = Question::new("Connections accepted", "at least the clients' sum");
     let (Some(clients), Some(server)) = (run.sum(|client| client.established), &run.server) else {
         return check.unknown(RECORD_MISSING);
     };
@@ -430,9 +430,9 @@ fn is_within(expected: f64, found: f64, share: f64) -> bool {
     (found - expected).abs() <= expected * share
 }
 
-const OTHERS: &str = "other processes count here too, and may have changed it";
-const FEW: &str = "too few connections to weigh one of them";
-const SPEED: &str = "speed also depends on what else the machine does";
+const OTHERS: &str = "includes other processes";
+const FEW: &str = "too few connections to measure one";
+const SPEED: &str = "speed depends on the machine's other load";
 const UNIX_SOCKETS: &str = "the kernel's figures of TCP do not include Unix-domain sockets";
 const RECORD_MISSING: &str = "a record is missing";
 const SLABINFO_MISSING: &str = "slabinfo before or at the peak is missing; it needs root";

@@ -31,7 +31,7 @@ pub struct Comparison {
 /// One run, or a series of runs.
 #[derive(Debug)]
 pub struct Side {
-    /// The folder, as it was given.
+    /// The directory, as it was given.
     pub name: String,
     /// The runs; at least one.
     pub runs: Vec<Run>,
@@ -94,10 +94,10 @@ pub enum Unit {
 }
 
 impl Comparison {
-    /// Reads two folders. Each has a run, or folders with one run each.
+    /// Reads two directories. Each has a run, or directories with one run each.
     ///
     /// # Errors
-    /// A folder has neither, or a record can't be read.
+    /// A directory has neither, or a record can't be read.
     pub fn read(first: &Path, second: &Path) -> Result<Self, RunError> {
         let sides = [Side::read(first)?, Side::read(second)?];
         let rows = FIGURES.iter().filter_map(|figure| figure.row(&sides)).collect();
@@ -142,7 +142,7 @@ impl Comparison {
                  the runs of one side as a share of their median, the larger of the two sides. {judged}"
             )
         } else {
-            "One run on each side, so whether a difference is noise is unknown. Compare folders with several runs each \
+            "One run on each side, so whether a difference is noise is unknown. Compare directories with several runs each \
              to see the noise."
                 .to_owned()
         };
@@ -171,7 +171,7 @@ impl Comparison {
         chart::compare(&[(&first, one), (&second, two)])
     }
 
-    /// The last parts of the folders' names, if they differ.
+    /// The last parts of the directories' names, if they differ.
     fn short_names(&self) -> [String; 2] {
         let last = |name: &str| Path::new(name).file_name().map(|name| name.display().to_string());
         let names = self.sides.each_ref().map(|side| &side.name);
@@ -189,7 +189,7 @@ fn run_cells(run: &Run) -> [String; 3] {
 }
 
 impl Side {
-    /// The run in the folder, or the runs in its folders.
+    /// The run in the directory, or the runs in its directories.
     fn read(folder: &Path) -> Result<Self, RunError> {
         let runs = match Run::read(folder) {
             Err(RunError::Empty(_)) => runs_in(folder)?,
@@ -240,7 +240,7 @@ impl Row {
 
     fn cells(&self) -> [String; 6] {
         let [first, second] = self.values.map(|spread| {
-            spread.map_or_else(|| "not seen".to_owned(), |spread| spread.text(self.unit))
+            spread.map_or_else(|| "unknown".to_owned(), |spread| spread.text(self.unit))
         });
         let ratio = self.ratio().map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"));
         let noise = self.noise().map_or_else(|| "-".to_owned(), format::percent);

@@ -1,7 +1,7 @@
 //! Reports on a run: its figures, charts, and whether client, server and kernel agree.
 //!
 //! In the order from input to output of the program `c1000k-report`:
-//! - [`run`] and [`snapshot`] read the folder of a run.
+//! - [`run`] and [`snapshot`] read the directory of a run.
 //! - [`cost`], [`trend`], [`bottleneck`] and [`checks`] evaluate it; a [`Report`] has the results and the charts.
 //! - [`verdict`], [`export`], [`chart`] and [`compare`] present them, with untrusted text [escaped](escape).
 

@@ -1,4 +1,4 @@
-//! `c1000k-report`: summarizes the folder of a run, compares runs, or prints the JSON Schema of a record.
+//! `c1000k-report`: summarizes the directory of a run, compares runs, or prints the JSON Schema of a record.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ use c1000k_report::run::{Run, RunError};
 use c1000k_report::{Report, verdict};
 use clap::{Parser, Subcommand, ValueEnum};
 
-/// Summarize a run, or compare runs, from their folders.
+/// Summarize a run, or compare runs, from their directories.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = false)]
 struct Arguments {
@@ -25,14 +25,15 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write summary.md, report.html, summary.json, summary.csv, series.csv and the charts into the folder of a run,
+    /// Write summary.md, report.html, summary.json, summary.csv, series.csv and the charts into the directory of a run,
     /// and print its verdict.
     ///
-    /// Exits with 0 if the target was reached and no check disagrees, with 1 if the run fell short, if a client's or
-    /// the server's record is missing, or if clients, server and kernel disagree. Snapshots of the kernel may be
-    /// missing, which is reported; if all of them are, an existing summary.md with more checks is kept.
+    /// Exits with 0 if all requested connections were held and no check disagrees, with 1 if the run fell short, if a
+    /// client's or the server's record is missing, or if clients, server and kernel disagree. Snapshots of the kernel
+    /// may be missing, which is reported; if all of them are, an existing summary.md with more checks is kept.
     Summarize {
-        /// The folder of the run
+        /// The directory of the run
+        #[arg(value_name = "DIR")]
         folder: PathBuf,
         /// Print this on standard output instead, and write nothing
         #[arg(long, value_name = "FORMAT")]
@@ -46,12 +47,14 @@ enum Command {
     },
     /// Compare two runs, or two series of runs, side by side.
     ///
-    /// A folder may have several runs instead, each in its own folder. Then medians are compared, each with its minimum
-    /// and maximum, and each difference is within the noise or beyond it.
+    /// A directory may have several runs instead, each in its own directory. Then medians are compared, each with its
+    /// minimum and maximum, and each difference is within the noise or beyond it.
     Compare {
-        /// The folder of the first run, or of several runs
+        /// The directory of the first run, or of several runs
+        #[arg(value_name = "DIR")]
         first: PathBuf,
-        /// The folder of the second; ratios are second to first
+        /// The directory of the second; ratios are second to first
+        #[arg(value_name = "DIR")]
         second: PathBuf,
         /// Print this format instead of a text table
         #[arg(long, value_name = "FORMAT")]
@@ -115,7 +118,7 @@ fn summarize(
     Ok(if passes { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Prints the verdict, and writes the charts and every format into the folder, unless the existing ones have more
+/// Prints the verdict, and writes the charts and every format into the directory, unless the existing ones have more
 /// checks.
 fn conclude(folder: &Path, report: &Report) -> Result<(), Box<dyn Error>> {
     let page = folder.join(Format::Markdown.exporter().file_name());

@@ -40,7 +40,7 @@ impl Report {
         verdict::text(&self.run, &self.checks)
     }
 
-    /// The paths of the pages that [`write`](Self::write) writes into a folder, one per line.
+    /// The paths of the pages that [`write`](Self::write) writes into a directory, one per line.
     #[must_use]
     pub fn pages(folder: &Path) -> String {
         let pages = [Format::Markdown, Format::Html].map(|format| {
@@ -50,7 +50,7 @@ impl Report {
         pages.join("\n")
     }
 
-    /// Writes the charts and every format into a folder.
+    /// Writes the charts and every format into a directory.
     ///
     /// # Errors
     /// A file can't be written.

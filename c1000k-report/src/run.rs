@@ -1,4 +1,4 @@
-//! A run, read from its folder: the records, the machine and snapshots of the kernel.
+//! A run, read from its directory: the records, the machine and snapshots of the kernel.
 //!
 //! Everything but one record may be missing, which is `None` and reported as missing.
 
@@ -16,10 +16,10 @@ use clap::ValueEnum;
 
 use crate::snapshot::Snapshot;
 
-/// A run, read from its folder.
+/// A run, read from its directory.
 #[derive(Debug, Default)]
 pub struct Run {
-    /// The folder.
+    /// The directory.
     pub folder: PathBuf,
     /// The clients' records with their names (`client`, `client-1`, ..), in order.
     pub clients: Vec<(String, ClientRecord)>,
@@ -67,10 +67,10 @@ pub enum Moment {
 }
 
 impl Run {
-    /// Reads a folder.
+    /// Reads a directory.
     ///
     /// # Errors
-    /// The folder can't be read, has no record, or has a malformed one.
+    /// The directory can't be read, has no record, or has a malformed one.
     pub fn read(folder: &Path) -> Result<Self, RunError> {
         let clients = client_records(folder)?;
         let server = present(ServerRecord::read(&folder.join("server.json")))?;
@@ -218,7 +218,7 @@ impl Run {
         missing
     }
 
-    /// The missing folders of snapshots: that of all hosts, of a host, or of a moment of it.
+    /// The missing directories of snapshots: that of all hosts, of a host, or of a moment of it.
     #[must_use]
     pub fn missing_snapshots(&self) -> Vec<String> {
         if self.hosts.is_empty() {
@@ -424,7 +424,7 @@ impl MachineFile {
 impl Moment {
     const ALL: [Self; 3] = [Self::Before, Self::Peak, Self::After];
 
-    /// The name of the folder.
+    /// The name of the directory.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -458,13 +458,13 @@ impl fmt::Display for Apart {
     }
 }
 
-/// Why a folder is not a run.
+/// Why a directory is not a run.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum RunError {
-    /// The folder can't be listed.
+    /// The directory can't be listed.
     Folder(PathBuf, io::Error),
-    /// The folder has no record.
+    /// The directory has no record.
     Empty(PathBuf),
     /// A record can't be read.
     Record(ReadError),
@@ -474,11 +474,11 @@ impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(path, error) => {
-                write!(f, "cannot read {}: {error}; give the folder of a run", path.display())
+                write!(f, "cannot read {}: {error}; specify the directory of a run", path.display())
             }
             Self::Empty(path) => write!(
                 f,
-                "{} holds neither client.json nor server.json; give the folder of a run",
+                "{} contains neither client.json nor server.json; specify the directory of a run",
                 path.display()
             ),
             Self::Record(error) => write!(f, "{error}"),
@@ -536,13 +536,13 @@ fn hosts(folder: &Path) -> BTreeMap<String, BTreeMap<String, Snapshot>> {
     names(folder).unwrap_or_default().into_iter().map(shown_moments).collect()
 }
 
-/// The folders in a folder, sorted; none if it can't be read.
+/// The directories in a directory, sorted; none if it can't be read.
 pub(crate) fn folders_in(folder: &Path) -> Vec<PathBuf> {
     let paths = names(folder).unwrap_or_default().into_iter().map(|name| folder.join(name));
     paths.filter(|path| path.is_dir()).collect()
 }
 
-/// The names in a folder, sorted.
+/// The names in a directory, sorted.
 fn names(folder: &Path) -> io::Result<Vec<OsString>> {
     let names: io::Result<Vec<_>> =
         fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect();

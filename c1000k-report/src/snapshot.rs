@@ -30,7 +30,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Reads the files in a folder such as `snapshots/one/peak`.
+    /// Reads the files in a directory such as `snapshots/one/peak`.
     #[must_use]
     pub fn read(folder: &Path) -> Self {
         let text = |name: &str| input::text(&folder.join(name));

@@ -38,7 +38,7 @@ pub fn text(run: &Run, checks: &[Check]) -> String {
     let count = |outcome| checks.iter().filter(|check| check.outcome == outcome).count();
     let _ = write!(
         text,
-        "\n{CHECKS}{} agree, {} disagree, {} not seen, {} not judged",
+        "\n{CHECKS}{} agree, {} disagree, {} unknown, {} not judged",
         count(CheckOutcome::Agrees),
         count(CheckOutcome::Disagrees),
         count(CheckOutcome::Unknown),
@@ -87,7 +87,9 @@ pub fn checks_made_with_snapshots(page: &str) -> Option<usize> {
         return None;
     }
     let counts = page.lines().find_map(|line| line.strip_prefix(CHECKS))?;
-    let made = counts.split(", ").filter(|count| !count.contains("not seen"));
+    // Pages of earlier versions have "not seen".
+    let is_made = |count: &&str| !count.ends_with("unknown") && !count.ends_with("not seen");
+    let made = counts.split(", ").filter(is_made);
     made.map(|count| count.split(' ').next()?.parse::<usize>().ok())
         .try_fold(0_usize, |sum, count| sum.checked_add(count?))
 }
@@ -113,7 +115,7 @@ pub(crate) fn headline(run: &Run) -> String {
     }
     let (Some(target), Some(held)) = (run.sum(|client| client.target), run.connections()) else {
         let held = run.connections().map_or_else(|| "none".to_owned(), format::count);
-        return format!("{word}: the most connections held at once were {held}.");
+        return format!("{word}: at most {held} connections were held at once.");
     };
     let lost = run.sum(|client| client.lost).unwrap_or(0);
     let failed = run.sum(|client| client.failed).unwrap_or(0);
@@ -138,5 +140,20 @@ fn proven(run: &Run) -> String {
         (None, _) => "none verified, as asked".to_owned(),
         (Some(count), 0) => format!("{count} verified"),
         (Some(count), _) => format!("{count} verified, {skipped} not, as asked"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_checks_of_known_outcome_count_in_pages_of_all_versions() {
+        for unknown in ["unknown", "not seen"] {
+            let page = format!(
+                "# 1 connection\n\nChecks: 13 agree, 1 disagree, 4 {unknown}, 2 not judged"
+            );
+            assert_eq!(checks_made_with_snapshots(&page), Some(16));
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The JSON Schema that the program prints, held against records: all that this repository keeps, and broken ones.
+//! The printed JSON Schema, tested with all records of this repository and with broken ones.
 
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 

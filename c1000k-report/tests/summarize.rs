@@ -1,5 +1,5 @@
-//! The program over folders of runs: its output where all agree, where one is wrong or
-//! missing, and where the folder is no run.
+//! The program on directories of runs: its output if all records agree, if one is wrong or missing, and if there is no
+//! run.
 
 #![expect(clippy::unwrap_used, reason = "the panic of a test is its report")]
 
@@ -13,7 +13,7 @@ use std::process::{Command, Output};
 use fixture::{Fixture, report};
 use serde_json::{Value, json};
 
-/// Of a storm.
+/// The latencies of a storm.
 const HISTOGRAM: &str = "HISTFAAABgl4nF1WPa4cRRCeV1Ovt12vabeboTWMx+unlbEQEj9CBJaxZBICEhICUhJOwAFISAiIfAJCAkICzoAIESEHIOEIfF/17OyD3Z2Znu6urqqvvqra9btXrw9D+mHon3F7XuGaHv351fDynz7x9zsyyuDXPRW5lvvb2yij9gfu134dfPFmm+vXec+Nv6sOGgTDA19EB/Gvqnwtv42C8eWnFOTB4pvON9fq06NPjdt2+Z/4KPuSS3aZQQ6hv1/fOVXOJ4znCahwbx/u7o2bvmsf3duuPh52ly+zl7nrOzMHfM+7hs3+/iV8D7sJd3TQjg5tx+Isf5E77PLdznu7TZTCjI6b1VtI9CJ38UJ2X/rztY7D5ejRD4N6Hfet7/paN0tHPSjxVA95RKRjiDEOmLQ6mUcUkxYkYiUAXY3YbgEbo4km06B401KwGDQHTJhErgcsBQhh1STwKZahB2PQKUQLSaMpdkUdgmBv1N3uHlksDp1wsAJblNbQCBVoF4muBLORDnCNr7xwOLyxyCNwPPdIGCRYcAkIgNEc6KAbFTkgClTndgdaGjXSNgpYcucywIhRUmnFQiwp4RyCAQG6FCwmiEPMAoCCEHbDN6AUYVNMBIVfG3Dm4GCY9hC4Y3TQP+45FzoG7iKHmICSblNKsZhRl5pp1hTgLu3GMMMSswyMkyKWPGw7EzgHf0bCQsVeAh7KRlPnlnPpZhv6w6cOG2WHLU1u5E35OMi38pYsoo/k8Ra/HkfewiY5/Lf0DHdyeZQtDFy6UyPGPYP3qa0K7AklHRQPkjiR3CPEPXSHx86ZHuzd8EttGO/YpC5BouAlbGAN0c/zH/U642hCdM5ttQif15kQJuAYQw4GRBITv7/82E583l1NH3LZk+xGZGM4dgXSneuugnmpepD3CWEPh8PltVnOtfNcEOnJH1ceW2eN3Nd9B/381LkOL0ltsig4Xq7+ggc4DuIinUH/SGYjtWkm6Uu4Q4fYmMokrmnBXkvRsuWQ1fOeZp/ZPOy3S1eg+QQl0NHQcaVtnnYMKGtGRNrQSiRZRF7jnRnMxAta8zzliiEUp5KmKdWaW0k5G5ZzyTHTTeRpnNyjwGPDlmeYRZJU5jXspgr3C3u46vXOTYhMwdDDJNExd6+ixI4DDRoo7SvdDVKRrkWnH/ffd+Cv5QunkTKVXu7kOXcwsnsP17Cj1iO5byIJpSMMziUk+VbZnEMOnZcZZ46xAHDWoabVLLaC4hA8eTrungRB76mVjMIJRyMOBmSWp4rg5zhXDXk1xhgLjhVdbEcfobKhBoqljHihLFUEpMRmpdR6QkVMaa7HUyszTptKfXJaW2ZRzaxdPSAxs+8YJHNizEXyi6cok7EWa8eUGNeMvTUep2WFWVMFO0tJjG/FybmsuDBqMDEvrUQzqE/YOLVW81KXKbeM9zTVta3L2iasgkG5Tpk0rBlaAvQbzky5QRgHFMyWNs/LvNY5NR41Lben+XY9Pp3nY5tbO86t3Fb6NC/Li2cf3B5bW+rcrLYClQYLYExbytPTelyXOSssRg9pCwHLwIBgh7y8+ChiOAUvuIc9ZSTUMy8SPvGWbYVGIlY5Txis8cnzSiJ776ILbnWZkBxGnp8ATZrQMIoRx3Bm1DW6CLyEc2mdapngdKk5t+X0bDWHosTeNrH5QWTa0FJ2HPYYqG41Qc8J/tc2r1MpC3RPcBkaEeuS5oQuhcpgSWcwKeFEiPFwVAu8EQJdzSvW8glLDqj0RgI1WIfljcAIG5obOjr0wi+gBoJ6hmqC3CEZGDy/N8hjRcsL+M9j2guxhULCBmPTjOzH6sf5JHiKdw95hh3gEHmmtS5AYZ6j62RlgOtACgUn4U+U+pSe20Iv771/w1yqYWWzsK+T4m5sb07+HTeZ3q0+ky9RTuT7q8mNDlYMHSmW6ZcruR/S0uyb5+uHD+Snq7KUqdbp8/R4/z969zvusw/8f07wv2GsqHgCk5LIG8+aXvBUfxxRK+kpEiAZKqj8Lluv2VridqvFC1GeNJf4s2gDXZCAJRykVtC7FPn1invLK4lvr09OxwfyL26YZNo=";
 
 fn stdout(output: &Output) -> String {
@@ -24,7 +24,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// The difference is found by exactly this check, the rest agree, and the exit code says it.
+/// Exactly this check finds the difference, all others agree, and the exit code is 1.
 fn assert_disagrees(fixture: &Fixture, check: &str) {
     let output = fixture.summarize(&[]);
     let text = stdout(&output);
@@ -34,7 +34,7 @@ fn assert_disagrees(fixture: &Fixture, check: &str) {
     assert_eq!(output.status.code(), Some(1), "{text}");
 }
 
-/// A record or a snapshot is missing: that is said, and only `--check` fails for it.
+/// A record or a snapshot is missing: the check is unknown, and only `--check` fails.
 fn assert_unknown(fixture: &Fixture, check: &str) {
     let output = fixture.summarize(&[]);
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
@@ -45,10 +45,10 @@ fn assert_unknown(fixture: &Fixture, check: &str) {
 fn assert_row_unknown(fixture: &Fixture, check: &str) {
     let page = fixture.read("summary.md");
     let row = page.lines().find(|line| line.starts_with(&format!("| {check}")));
-    assert!(row.is_some_and(|row| row.contains("| not seen ")), "{check}: {page}");
+    assert!(row.is_some_and(|row| row.contains("| unknown ")), "{check}: {page}");
 }
 
-/// The record is missing: that is said, it fails the run, and nothing is made of it.
+/// The record is missing: this is reported, the run fails, and no figure is derived.
 fn assert_record_missing(fixture: &Fixture, name: &str) {
     let output = fixture.summarize(&[]);
     let text = stdout(&output);
@@ -58,7 +58,7 @@ fn assert_record_missing(fixture: &Fixture, name: &str) {
     assert_row_unknown(fixture, "Connections held at once");
 }
 
-/// The miss is shown with its reason, and fails nothing.
+/// The difference is shown with its reason, and nothing fails.
 fn assert_not_judged(fixture: &Fixture, check: &str, reason: &str) {
     let output = fixture.summarize(&["--check"]);
     let text = stdout(&output);
@@ -68,7 +68,7 @@ fn assert_not_judged(fixture: &Fixture, check: &str, reason: &str) {
     assert_eq!(output.status.code(), Some(0), "{text}");
 }
 
-/// Two clients of 50,000, whose records are all there is but for the server's.
+/// Two clients of 50,000 connections: only their records and the server's.
 fn two_clients() -> Fixture {
     let fixture = Fixture::three_hosts();
     fixture.remove("snapshots");
@@ -77,13 +77,13 @@ fn two_clients() -> Fixture {
 }
 
 #[test]
-fn a_run_on_which_all_agree_passes_and_leaves_its_page_and_charts() {
+fn a_run_on_which_all_agree_passes_and_gets_a_page_and_charts() {
     let fixture = Fixture::one_host();
     let output = fixture.summarize(&["--check"]);
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{text}{}", fixture.read("summary.md"));
     assert!(text.starts_with("Reached: 100,000 of 100,000 connections held at once"), "{text}");
-    assert!(text.contains(" 0 disagree, 0 not seen"), "{text}");
+    assert!(text.contains(" 0 disagree, 0 unknown"), "{text}");
 
     let page = fixture.read("summary.md");
     assert!(page.contains("| verified by echo, pass 2"), "{page}");
@@ -173,7 +173,7 @@ fn a_cost_that_the_slabs_do_not_show_disagrees() {
 }
 
 #[test]
-fn slabs_of_other_processes_are_no_disagreement() {
+fn slabs_of_other_processes_are_not_a_disagreement() {
     let fixture = Fixture::one_host();
     let inodes = |objects| {
         format!("inodes {objects} {objects} 1024 4 1 : tunables 0 0 0 : slabdata 1 {objects} 0\n")
@@ -235,7 +235,7 @@ fn the_bytes_of_a_connection_are_those_of_the_record() {
 }
 
 #[test]
-fn slabs_that_do_not_come_back_disagree() {
+fn slabs_that_are_not_returned_disagree() {
     let fixture = Fixture::one_host();
     fixture.put("snapshots/one/after/slabinfo", &fixture.read("snapshots/one/peak/slabinfo"));
     assert_disagrees(&fixture, "Slab memory given back");
@@ -258,15 +258,11 @@ fn a_ramp_that_slows_down_is_reported_and_fails_nothing() {
     let slowing: Vec<_> =
         (1..=40_u64).map(|at| json!({"seconds": at * at, "established": at * 2_500})).collect();
     fixture.set("client.json", "ramp_series", json!(slowing));
-    assert_not_judged(
-        &fixture,
-        "Rate of client",
-        "speed also depends on what else the machine does",
-    );
+    assert_not_judged(&fixture, "Rate of client", "speed depends on the machine's other load");
 }
 
 #[test]
-fn what_other_processes_may_have_done_is_judged_only_in_a_guest_of_the_runs_own() {
+fn figures_that_other_processes_can_change_are_judged_only_in_a_guest() {
     type Change = fn(&Fixture);
     let changes: [(&str, Change); 5] = [
         ("Sockets of host one", |fixture| {
@@ -291,12 +287,12 @@ fn what_other_processes_may_have_done_is_judged_only_in_a_guest_of_the_runs_own(
         change(&fixture);
         assert_disagrees(&fixture, check);
         fixture.replace("machine.txt", "where: vm", "where: native");
-        assert_not_judged(&fixture, check, "other processes count here too");
+        assert_not_judged(&fixture, check, "includes other processes");
     }
 }
 
 #[test]
-fn what_no_other_process_can_have_done_disagrees_on_any_machine() {
+fn figures_that_no_other_process_can_change_disagree_on_any_machine() {
     for (file, right, wrong, check) in [
         ("sockstat", "inuse 200101", "inuse 199000", "Sockets of host one"),
         ("slabinfo", "TCP 200090", "TCP 190000", "Slab objects of host one"),
@@ -309,7 +305,7 @@ fn what_no_other_process_can_have_done_disagrees_on_any_machine() {
 }
 
 #[test]
-fn too_few_connections_are_weighed_but_not_judged() {
+fn too_few_connections_are_measured_but_not_judged() {
     let fixture = Fixture::one_host();
     fixture.remove("snapshots");
     for field in ["target", "attempted", "established", "verified"] {
@@ -327,13 +323,13 @@ fn too_few_connections_are_weighed_but_not_judged() {
     );
     let output = fixture.summarize(&[]);
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
-    assert!(stdout(&output).contains("too few connections to weigh"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("too few connections to measure"), "{}", stdout(&output));
 }
 
 #[test]
 fn a_prediction_that_is_far_off_disagrees_and_a_near_one_does_not() {
     let fixture = Fixture::one_host();
-    // Made for twice as many as were held: what counts is a connection.
+    // Predicted for twice as many connections as were held; the check compares bytes per connection.
     let predicted = |kernel_bytes: u64| json!({"connections": 200_000, "process_bytes": 9_600_000, "kernel_bytes": kernel_bytes});
     fixture.set("server.json", "prediction", predicted(800_000_000));
     assert_eq!(fixture.summarize(&["--check"]).status.code(), Some(0));
@@ -356,7 +352,7 @@ fn a_missing_server_record_leaves_checks_unknown() {
     assert!(process(&page).contains(" B a connection; resident 1.0 MB before, "), "{page}");
     fixture.remove("snapshots");
     let page = stdout(&fixture.summarize(&["--format", "markdown"]));
-    assert_eq!(process(&page), "The server's process: not seen.");
+    assert_eq!(process(&page), "The server's process: unknown.");
 }
 
 #[test]
@@ -485,7 +481,7 @@ fn the_file_table_and_warmed_memory_are_reported() {
 }
 
 #[test]
-fn what_clients_held_at_different_times_is_not_added_up() {
+fn connections_held_at_different_times_are_not_added_up() {
     let fixture = two_clients();
     fixture.set("client-2.json", "started_at", json!("2001-01-01T00:01:00Z"));
     fixture.set("server.json", "peak", json!(50_000));
@@ -501,10 +497,10 @@ fn what_clients_held_at_different_times_is_not_added_up() {
 }
 
 #[test]
-fn what_clients_held_of_different_servers_is_not_added_up() {
+fn connections_to_different_servers_are_not_added_up() {
     let fixture = two_clients();
     fixture.set("client-2.json", "destination", json!("192.0.2.2:9900"));
-    // A server that had as many, but from others too, says nothing of these.
+    // A server with that peak, which also had other connections, does not prove theirs.
     fixture.set("server.json", "accepted", json!(100_001));
     fixture.set("server.json", "closed", json!(100_001));
     for is_recorded in [true, false] {
@@ -580,7 +576,7 @@ fn clients_with_and_without_verification_are_reported_separately() {
 }
 
 #[test]
-fn the_summary_for_programs_says_the_same_and_is_printed_without_writing_anything() {
+fn the_json_summary_has_the_same_figures_and_is_printed_without_writing_a_file() {
     let fixture = Fixture::one_host();
     fixture.set("client.json", "limit", json!("server"));
     fixture.set("client.json", "limit_detail", json!("\u{9b}1m"));
@@ -612,14 +608,14 @@ fn the_summary_for_programs_says_the_same_and_is_printed_without_writing_anythin
 }
 
 #[test]
-fn the_verdict_is_printed_where_nothing_can_be_written() {
+fn the_verdict_is_printed_if_nothing_can_be_written() {
     let fixture = Fixture::one_host();
-    // A folder stands where a file should go, which even root can't write.
+    // A directory has the name of the file, so even root can't write it.
     fixture.put("summary.md/file", "");
     let output = fixture.summarize(&[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout(&output).starts_with("Reached: 100,000"), "{}", stdout(&output));
-    assert!(!stdout(&output).contains("summary.md"), "it is not there: {}", stdout(&output));
+    assert!(!stdout(&output).contains("summary.md"), "it was not written: {}", stdout(&output));
     assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
 }
 
@@ -638,7 +634,7 @@ fn a_run_without_verification_is_reported_as_held() {
 }
 
 #[test]
-fn a_short_run_names_its_cap_and_its_checks_agree() {
+fn a_short_run_names_its_limit_and_its_checks_agree() {
     let fixture = Fixture::one_host();
     fixture.set("client.json", "target", json!(2_500_000));
     fixture.set("client.json", "verdict", json!("short"));
@@ -647,13 +643,13 @@ fn a_short_run_names_its_cap_and_its_checks_agree() {
     let output = fixture.summarize(&["--check"]);
     let text = stdout(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains(" 0 disagree, 0 not seen"), "{text}");
+    assert!(text.contains(" 0 disagree, 0 unknown"), "{text}");
     assert!(text.starts_with("Short: 100,000 of 2,500,000"), "{text}");
     assert!(text.contains("Capped by memory (client): the kernel had no memory left"), "{text}");
 }
 
 #[test]
-fn a_cut_record_a_missing_folder_and_an_empty_one_are_one_line_and_exit_2() {
+fn a_truncated_record_a_missing_directory_and_an_empty_one_give_one_line_and_exit_2() {
     let fixture = Fixture::one_host();
     let cut = fixture.read("client.json")[..200].to_owned();
     fixture.put("client.json", &cut);
@@ -682,7 +678,7 @@ fn malformed_text_files_are_ignored() {
     assert_unknown(&fixture, "Sockets of host one");
 }
 
-/// Pipes, devices and folders in place of each file that is read: all at once for those that may be missing.
+/// Pipes, devices and directories in place of each file that is read: all at once for those that may be missing.
 #[test]
 fn a_pipe_or_a_device_in_place_of_a_file_does_not_block() {
     let optional = ["machine.txt", "snapshots/one/peak/slabinfo", "snapshots/one/peak/sockstat"];
@@ -715,7 +711,7 @@ fn a_pipe_or_a_device_in_place_of_a_file_does_not_block() {
 }
 
 #[test]
-fn the_html_page_needs_nothing_beside_it() {
+fn the_html_page_needs_no_other_file() {
     let fixture = Fixture::one_host();
     fixture.set("client.json", "connect_histogram", json!(HISTOGRAM));
     assert_eq!(fixture.summarize(&[]).status.code(), Some(0));
@@ -740,7 +736,7 @@ fn the_html_page_needs_nothing_beside_it() {
     assert_eq!(stdout(&output), page);
 }
 
-/// Text that a terminal, Markdown or HTML would act on, in every string that is read and in every name.
+/// Text that a terminal, Markdown or HTML would interpret, in every string that is read and in every name.
 #[test]
 fn text_from_records_has_no_effect_on_a_terminal_or_a_page() {
     const HOSTILE: &str =
@@ -805,7 +801,7 @@ fn text_from_records_has_no_effect_on_a_terminal_or_a_page() {
 }
 
 #[test]
-fn however_much_a_file_holds_the_page_stays_short() {
+fn a_large_file_does_not_make_the_page_long() {
     let fixture = Fixture::one_host();
     fixture.set("client.json", "verified_passes", json!(vec![100_000; 300_000]));
     let lines = "key: value\n".repeat(300_000);
@@ -938,7 +934,7 @@ fn extreme_figures_and_names_cause_no_failure() {
     assert!(!fixture.read("summary.md").contains("NaN"));
 }
 
-/// `REPORT_FUZZ_ROUNDS` asks for more rounds, `REPORT_FUZZ_SEED` for others.
+/// `REPORT_FUZZ_ROUNDS` sets the number of rounds, `REPORT_FUZZ_SEED` the seed.
 #[test]
 fn however_a_run_is_damaged_the_report_ends_with_an_error_or_a_page() {
     let asked = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
@@ -978,7 +974,7 @@ fn however_a_run_is_damaged_the_report_ends_with_an_error_or_a_page() {
 }
 
 #[test]
-fn what_is_asked_for_on_a_standard_output_that_takes_nothing_is_an_error() {
+fn a_standard_output_that_can_not_be_written_is_an_error() {
     let fixture = Fixture::one_host();
     let folder = fixture.path().to_str().unwrap();
     for asked in [
@@ -1006,7 +1002,7 @@ fn what_is_asked_for_on_a_standard_output_that_takes_nothing_is_an_error() {
             assert_eq!(stderr(&output).lines().count(), lines, "{script}: {}", stderr(&output));
         }
     }
-    // The files are what is asked for here.
+    // Here the output is the files.
     let script = "exec \"$0\" summarize \"$1\" 1>&-";
     let status = Command::new("bash")
         .args(["-c", script, env!("CARGO_BIN_EXE_c1000k-report"), folder])
@@ -1036,7 +1032,7 @@ fn wrong_usage_is_exit_2() {
 }
 
 #[test]
-fn two_runs_are_set_side_by_side_with_ratios() {
+fn two_runs_are_compared_by_ratios() {
     let (first, second) = (Fixture::one_host(), Fixture::three_hosts());
     second.set("server.json", "cpu_user_seconds", json!(0.2));
     let output = fixture::report(&[
@@ -1054,7 +1050,7 @@ fn two_runs_are_set_side_by_side_with_ratios() {
 }
 
 #[test]
-fn series_of_runs_are_compared_by_their_medians_with_the_noise_beside() {
+fn series_of_runs_are_compared_by_their_medians_and_their_noise() {
     let series = |seconds: [f64; 3]| {
         let folder = tempfile::tempdir().unwrap();
         for (number, cpu) in seconds.into_iter().enumerate() {
@@ -1106,7 +1102,7 @@ fn series_of_runs_are_compared_by_their_medians_with_the_noise_beside() {
     assert!(points.starts_with("run,program,seconds,connections,"), "{points}");
     assert_eq!(points.lines().count(), 1 + 6 * (40 + 61), "{points}");
 
-    // With one run on a side nothing is known of its noise.
+    // With one run on a side its noise is unknown.
     let single = Fixture::one_host();
     let single = single.path().to_str().unwrap();
     let text = stdout(&fixture::report(&["compare", paths[0], single, "--format", "json"]));
@@ -1118,7 +1114,7 @@ fn series_of_runs_are_compared_by_their_medians_with_the_noise_beside() {
         "{text}"
     );
 
-    // A broken record is no run less.
+    // A broken record is an error, and does not reduce the number of runs.
     fs::write(first.path().join("run-1/client.json"), "{}").unwrap();
     let output = fixture::report(&["compare", paths[0], paths[1]]);
     assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
@@ -1126,7 +1122,7 @@ fn series_of_runs_are_compared_by_their_medians_with_the_noise_beside() {
 }
 
 #[test]
-fn the_figures_are_to_be_had_for_a_spreadsheet() {
+fn the_figures_are_exported_for_a_spreadsheet() {
     let fixture = Fixture::one_host();
     let text = stdout(&fixture.summarize(&["--format", "csv"]));
     assert!(text.starts_with("figure,value\nasked for,100000\n"), "{text}");
@@ -1135,7 +1131,7 @@ fn the_figures_are_to_be_had_for_a_spreadsheet() {
 }
 
 #[test]
-fn the_figures_over_time_are_a_table_of_their_own() {
+fn the_figures_over_time_are_a_separate_table() {
     let fixture = Fixture::one_host();
     let point = json!({"seconds": 0.5, "established": 7, "failures": {"ETIMEDOUT": 2, "EOF": 1},
         "lost": 1, "connect_p50_us": 90, "connect_p99_us": 300, "cpu_seconds": 0.25,
@@ -1154,11 +1150,11 @@ fn the_figures_over_time_are_a_table_of_their_own() {
 }
 
 #[test]
-fn errors_and_processor_time_have_their_tables_and_charts() {
+fn errors_and_cpu_time_have_their_tables_and_charts() {
     let fixture = Fixture::one_host();
     fixture.summarize(&[]);
     let page = fixture.read("summary.md");
-    assert!(!page.contains("## Errors") && !page.contains("## Processor time"), "{page}");
+    assert!(!page.contains("## Errors") && !page.contains("## CPU time"), "{page}");
     assert!(!fixture.exists("errors.svg") && !fixture.exists("processors.svg"));
 
     let point = |at: u64| {
@@ -1238,7 +1234,7 @@ fn the_memory_of_a_connection_is_shown_by_layer() {
 
     fixture.set("client.json", "established", json!(999));
     let page = stdout(&fixture.summarize(&["--format", "markdown"]));
-    assert_eq!(row(&page, "client", "whole process"), None, "too few to weigh one of them");
+    assert_eq!(row(&page, "client", "whole process"), None, "too few to measure one");
 }
 
 fn workload(sent: u64, p99: u64) -> Value {
@@ -1287,7 +1283,7 @@ fn latencies_of_messages_are_compared() {
 }
 
 #[test]
-fn churn_and_a_storm_have_a_table_and_let_the_server_have_more_at_once() {
+fn churn_and_a_storm_have_a_table_and_may_raise_the_peak_of_the_server() {
     let fixture = Fixture::one_host();
     let latency = json!({"p50": 1_000, "p90": 2_000, "p99": 3_500, "p999": 4_000, "max": 5_000});
     let churn = json!({"closed": 777, "reopened": 776, "connect_latency_us": latency});
@@ -1313,14 +1309,14 @@ fn churn_and_a_storm_have_a_table_and_let_the_server_have_more_at_once() {
 }
 
 #[test]
-fn a_server_that_was_one_of_several_targets_is_not_held_against_all_connections() {
+fn a_server_that_was_one_of_several_targets_is_not_compared_with_all_connections() {
     let fixture = Fixture::one_host();
     let target = |name: &str, held: u64| json!({"target": name, "attempted": held, "established": held, "failed": 0, "lost": 0});
     let targets = json!([target("127.0.0.1", 50_000), target("127.0.0.2", 50_000)]);
     fixture.set("client.json", "targets", targets);
     fixture.set("client.json", "destination", json!("127.0.0.1:9900, 127.0.0.2:9900"));
     let text = stdout(&fixture.summarize(&[]));
-    assert!(text.contains(" 0 not seen"), "one server had all of them: {text}");
+    assert!(text.contains(" 0 unknown"), "one server had all of them: {text}");
     for field in ["peak", "accepted", "closed"] {
         fixture.set("server.json", field, json!(50_000));
     }
@@ -1332,7 +1328,7 @@ fn a_server_that_was_one_of_several_targets_is_not_held_against_all_connections(
 }
 
 #[test]
-fn unix_domain_sockets_are_not_looked_for_among_those_of_tcp() {
+fn unix_domain_sockets_are_not_compared_with_the_figures_of_tcp() {
     let fixture = Fixture::one_host();
     fixture.remove("server.json");
     fixture.set("client.json", "destination", json!("unix:/run/server.sock"));

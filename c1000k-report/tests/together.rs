@@ -1,6 +1,6 @@
-//! Both real programs against each other: their records, and the kernel's count, must tell the same.
+//! Both real programs against each other: their records and the kernel's counts must agree.
 //!
-//! The kernel counts sockets by network namespace: the test runs in one of its own, in which no one else opens any.
+//! The kernel counts sockets by network namespace: the test runs in a separate one without other sockets.
 
 #![allow(clippy::unwrap_used)] // A test may unwrap: its panic is its report.
 
@@ -23,17 +23,17 @@ const CONNECTIONS: u64 = 3_000;
 const PORTS: u16 = 10;
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The variable that is set within the namespace, to the folder of the programs.
+/// The variable that is set within the namespace, to the directory of the programs.
 const INSIDE: &str = "C1000K_TOGETHER_INSIDE";
 
 #[test]
 fn both_records_and_the_kernel_agree_on_three_thousand_connections() {
     if let Some(programs) = std::env::var_os(INSIDE) {
-        return play(Path::new(&programs));
+        return run_both(Path::new(&programs));
     }
     let Some(mut inside) = in_a_new_network() else {
         let why = "no network namespace can be made here";
-        // Past what the test harness swallows.
+        // The test harness does not capture this.
         return writeln!(io::stderr(), "the test of both programs is skipped: {why}").unwrap();
     };
     inside.arg(std::env::current_exe().unwrap());
@@ -41,8 +41,8 @@ fn both_records_and_the_kernel_agree_on_three_thousand_connections() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// What runs a program in a network namespace that has a loopback and nothing else; an ordinary user needs one of users
-/// for that.
+/// A command that runs a program in a network namespace with only a loopback device; for an ordinary user this needs a
+/// user namespace.
 fn in_a_new_network() -> Option<Command> {
     const LOOPBACK: &str = "ip link set lo up && exec \"$0\" \"$@\"";
     let command = |new: &[&str]| {
@@ -58,7 +58,7 @@ fn in_a_new_network() -> Option<Command> {
     ways.into_iter().find(works).map(command)
 }
 
-fn play(programs: &Path) {
+fn run_both(programs: &Path) {
     let folder = tempfile::tempdir().unwrap();
     let first_port = free_ports(PORTS);
     let before = sockets_in_use();
@@ -91,8 +91,7 @@ fn play(programs: &Path) {
     each_bottleneck_is_named(programs);
 }
 
-/// What can be made to limit a run without other machines; a busy processor can't be, which unit tests of the rule are
-/// for.
+/// The limits that can be reached without other machines; a busy CPU is covered by unit tests.
 fn each_bottleneck_is_named(programs: &Path) {
     let no_other = "";
     for (bottleneck, server, before, client) in [
@@ -123,7 +122,7 @@ fn each_bottleneck_is_named(programs: &Path) {
         let script = format!(
             "{before} exec \"$0\" {to} {client} --hold 0s --connect-timeout 2s --ports 1 --json client.json"
         );
-        // The target may stand first among the client's own words.
+        // The target may be the first of the client's arguments.
         let script = script.replace("198.51.100.1", &format!("198.51.100.1 {first_port}"));
         let script = script.replace("127.0.0.1 -c", &format!("127.0.0.1 {first_port} -c"));
         let program = programs.join(format!("c1000k-client{EXE_SUFFIX}"));
@@ -142,7 +141,7 @@ fn each_bottleneck_is_named(programs: &Path) {
     }
 }
 
-/// The record is valid, and has every field that its schema knows, and no other.
+/// The record is valid and has exactly the fields of its schema.
 fn assert_has_all_of(schema: &Schema, record: &Path) {
     let record: Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
     jsonschema::validate(schema.as_value(), &record).unwrap();
@@ -167,7 +166,7 @@ fn compare(client: &ClientRecord, server: &ServerRecord) {
     assert!(server.bytes_in >= 2 * 31 * CONNECTIONS, "only {} bytes came in", server.bytes_in);
 }
 
-/// Builds both programs with the profile of this test, and says where they are.
+/// Builds both programs with the profile of this test, and returns their directory.
 fn build() -> PathBuf {
     let here = std::env::current_exe().unwrap();
     let programs = here.parent().and_then(Path::parent).unwrap().to_owned();
@@ -176,13 +175,13 @@ fn build() -> PathBuf {
     if programs.ends_with("release") {
         build.arg("--release");
     }
-    // With a triple set, as by CARGO_BUILD_TARGET, this folder is that triple's already.
+    // If a target triple is set (CARGO_BUILD_TARGET), this is already the directory of that triple.
     build.env("CARGO_TARGET_DIR", programs.parent().unwrap()).env_remove("CARGO_BUILD_TARGET");
     assert!(build.status().unwrap().success(), "the programs could not be built");
     programs
 }
 
-/// The first of this many consecutive ports on which no one listens.
+/// The first of `count` consecutive free ports.
 fn free_ports(count: u16) -> u16 {
     (20_000..30_000)
         .step_by(usize::from(count))
@@ -230,7 +229,7 @@ impl Program {
     fn wait_for(&mut self, word: &str) {
         loop {
             let line = self.lines.recv_timeout(DEADLINE);
-            let line = line.unwrap_or_else(|_| panic!("no line says {word:?}"));
+            let line = line.unwrap_or_else(|_| panic!("no line contains {word:?}"));
             if line.contains(word) {
                 return;
             }

@@ -340,6 +340,17 @@ fn wrong_usage_is_one_line_or_claps_own_error_and_exit_code_2() {
 }
 
 #[test]
+fn a_port_without_its_flag_is_answered_with_the_flag() {
+    for (word, has_tip) in [("9900", true), ("99000", false), ("extra", false)] {
+        let output = run(Command::new(BINARY).arg(word));
+        assert_eq!(output.status.code(), Some(2));
+        let stderr = text(&output.stderr);
+        let tip = "tip: the first port is a flag: --first-port 9900\n";
+        assert_eq!(stderr.contains(tip), has_tip, "{stderr}");
+    }
+}
+
+#[test]
 fn a_name_that_is_no_utf_8_is_borne() {
     use std::os::unix::{ffi::OsStrExt, process::CommandExt};
 

@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=localhost \
-//!     -addext subjectAltName=DNS:localhost -keyout key.pem -out cert.pem
+//!     -addext subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE -keyout key.pem -out cert.pem
 //! cargo run --release --example wss_push -- 127.0.0.1:7443 cert.pem key.pem
 //! c1000k-client wss://localhost:7443 --ca cert.pem -c 10k      # 10,000 clients
 //! ```

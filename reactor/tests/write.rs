@@ -7,12 +7,14 @@ mod common;
 use std::fs::File;
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use allocation_counter::measure;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use reactor::{
     Chunk, Config, ConnectOptions, Error, ListenOptions, SharedPart, Token, WriteError, Written,
@@ -316,6 +318,14 @@ fn closing_ends_when_the_peer_has_acknowledged_everything() {
     assert_eq!(world.until_closed(token), Why::Closed);
 }
 
+/// Waits until the kernel has an error for the socket, which the reactor has not read yet.
+fn await_error(world: &mut World, token: Token) {
+    let fd = world.cx().connection_fd(token).unwrap();
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::empty())];
+    assert_eq!(poll(&mut fds, PollTimeout::try_from(DEADLINE).unwrap()), Ok(1));
+    assert!(fds[0].revents().unwrap().contains(PollFlags::POLLERR));
+}
+
 #[test]
 fn closing_after_a_reset_reports_the_socket_error() {
     let _descriptors = Descriptors::counted();
@@ -326,7 +336,7 @@ fn closing_after_a_reset_reports_the_socket_error() {
     drop(peer);
     // The peer answers the first write with a reset.
     assert_eq!(world.cx().write(token, b"late"), Ok(Written::Sent));
-    thread::sleep(Duration::from_millis(20));
+    await_error(&mut world, token);
     world.cx().close(token);
     let why = world.until_closed(token);
     let is_true = [Errno::EPIPE, Errno::ECONNRESET].map(|errno| Why::Failed(errno as i32));

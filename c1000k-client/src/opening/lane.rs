@@ -35,6 +35,8 @@ pub(super) struct Lane {
     /// When the next connect may be started after a full backlog.
     paused_until: Option<Instant>,
     backlog_pause: Duration,
+    /// The connection that waits for the full backlog, and since when. The others of the lane are not tried meanwhile.
+    waiting: Option<(u32, Instant)>,
     /// No more connections are opened to this target.
     pub(super) is_stopped: bool,
     /// Only connections that were held are reopened.
@@ -75,6 +77,7 @@ impl Lane {
             most_held: 0,
             paused_until: None,
             backlog_pause: BACKLOG_PAUSE,
+            waiting: None,
             is_stopped: false,
             is_reopening: false,
         }
@@ -160,14 +163,23 @@ impl Lane {
         (self.in_flight + waiting) as u64
     }
 
-    /// The server's backlog is full: waits until the server accepts.
-    pub(super) fn pause(&mut self, now: Instant) {
+    /// The server's backlog is full: this connection waits until the server accepts.
+    pub(super) fn pause(&mut self, now: Instant, number: u32) {
+        if self.waited_since(number).is_none() {
+            self.waiting = Some((number, now));
+        }
         self.paused_until = Some(now + self.backlog_pause);
         self.backlog_pause = (self.backlog_pause * 2).min(BACKLOG_PAUSE_MAX);
     }
 
+    /// When the connection first met a full backlog, if it waits for that.
+    pub(super) fn waited_since(&self, number: u32) -> Option<Instant> {
+        self.waiting.filter(|&(waiting, _)| waiting == number).map(|(_, since)| since)
+    }
+
     /// The server accepts again.
     pub(super) fn end_pause(&mut self) {
+        self.waiting = None;
         self.paused_until = None;
         self.backlog_pause = BACKLOG_PAUSE;
     }
@@ -205,7 +217,8 @@ mod tests {
         let (mut lane, mut now) = (lane(1, 1, 1), start);
         let mut pauses = vec![];
         for _ in 0..9 {
-            lane.pause(now);
+            lane.pause(now, 1);
+            assert_eq!((lane.waited_since(1), lane.waited_since(2)), (Some(start), None));
             assert!(!lane.has_due_work(now));
             let due = lane.next_due().unwrap();
             pauses.push((due - now).as_millis());
@@ -215,5 +228,6 @@ mod tests {
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 100, 100]);
         lane.end_pause();
         assert!(lane.has_due_work(start) && lane.next_due().is_none());
+        assert_eq!(lane.waited_since(1), None);
     }
 }

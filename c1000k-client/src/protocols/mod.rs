@@ -4,6 +4,7 @@ mod echo;
 mod http;
 mod message;
 mod mqtt;
+mod redis;
 mod tls;
 mod websocket;
 
@@ -16,6 +17,7 @@ pub use echo::Echo;
 pub use http::Http;
 pub use message::Message;
 pub use mqtt::Mqtt;
+pub use redis::Redis;
 pub use tls::{Tls, Trust};
 pub use websocket::{Text, WebSocket};
 
@@ -144,6 +146,7 @@ mod tests {
             survives(&Message::of_size(20), &pieces);
             survives(&Http::new("localhost", "/"), &pieces);
             survives(&Mqtt::new(1, Some(vec![1; 200])), &pieces);
+            survives(&Redis::new(), &pieces);
             let text = Text { message: b"hello".into(), answer: b"hello".into() };
             survives(&WebSocket::new("localhost", "/", Some(text)), &pieces);
             survives(&Tls::new(Echo, "localhost", &Trust::Anyone).unwrap(), &pieces);

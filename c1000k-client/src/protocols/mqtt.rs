@@ -131,13 +131,16 @@ impl Protocol for Mqtt {
         bytes: &[u8],
         _out: &mut Vec<u8>,
     ) -> Answer {
-        let rest = &state.awaited.packet()[usize::from(state.matched)..];
+        let (known, rest) = state.awaited.packet().split_at(usize::from(state.matched));
         if rest.is_empty() || !rest.starts_with(bytes) {
-            self.complaint.note(|| match (state.awaited, bytes) {
-                (Awaited::Connack, [0x20, 2, _, code, ..]) => {
+            self.complaint.note(|| match [known, bytes].concat().as_slice() {
+                [0x20, 2, _, code, ..] if state.awaited == Awaited::Connack && *code != 0 => {
                     format!("it refused the session with return code {code}")
                 }
-                _ => format!("it sent {}", start_of(bytes)),
+                all => match all.strip_prefix(state.awaited.packet()) {
+                    Some(more) => format!("it sent another packet, {}, unasked", start_of(more)),
+                    None => format!("it sent {}", start_of(all)),
+                },
             });
             return Answer::Mismatch;
         }
@@ -193,5 +196,22 @@ mod tests {
         mqtt.open(&mut state, 1, &mut out);
         let not_authorized = [0x20, 2, 0, 5];
         assert_eq!(mqtt.receive(&mut state, 1, &not_authorized, &mut out), Answer::Mismatch);
+    }
+
+    #[test]
+    fn the_complaint_is_about_the_packet_that_is_wrong() {
+        for (pieces, complaint) in [
+            (&[&[0x20, 2, 0, 5][..]][..], "it refused the session with return code 5"),
+            (&[&[0x20], &[2, 0, 5]], "it refused the session with return code 5"),
+            (&[&[0x20, 2, 0, 0, 0xd0, 0]], "it sent another packet, \"\\xd0\\x00\", unasked"),
+            (&[b"HTTP/1.1 400\r\n"], "it sent \"HTTP/1.1 400\""),
+        ] {
+            let mqtt = Mqtt::new(7, None);
+            let (mut state, mut out) = (mqtt.state(), vec![]);
+            mqtt.open(&mut state, 1, &mut out);
+            let answers = pieces.iter().map(|piece| mqtt.receive(&mut state, 1, piece, &mut out));
+            assert_eq!(answers.last(), Some(Answer::Mismatch));
+            assert_eq!(mqtt.complaint().as_deref(), Some(complaint));
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use c1000k_record::ConnectionBytes;
+use c1000k_record::{ConnectionBytes, input};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, UnbufferedClientConnection, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
@@ -13,9 +13,12 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic,
 };
-use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, HandshakeType, RootCertStore,
+    SignatureScheme,
+};
 
-use super::{Answer, Complaint, Protocol};
+use super::{Answer, Complaint, ECHO, Protocol};
 
 /// Which certificates are accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +29,22 @@ pub enum Trust {
     File(PathBuf),
     /// Any certificate.
     Anyone,
+}
+
+/// The largest file of `--ca`; those of distributions have some 200 KB.
+const AUTHORITIES_BYTES_MAX: u64 = 16 << 20;
+
+impl Trust {
+    /// Reads the file, if there is one.
+    ///
+    /// # Errors
+    /// One line with the reason why it can't be used.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self {
+            Self::File(_) => roots(self).map(drop),
+            Self::System | Self::Anyone => Ok(()),
+        }
+    }
 }
 
 /// Another protocol through TLS. Each connection makes a full handshake: sessions are not resumed.
@@ -91,15 +110,56 @@ fn config(trust: &Trust) -> Result<ClientConfig, String> {
     Ok(config)
 }
 
+/// The handshake may fail, so the answer is more than an echo, and `--no-verify` is no remedy.
+const ECHO_THROUGH_TLS: &str = "an echo of what was sent, through TLS";
+
+/// An error of the handshake, and the remedy.
+fn explanation(error: &Error) -> String {
+    match error {
+        Error::InvalidCertificate(CertificateError::Other(other))
+            if format!("{other:?}").contains("CaUsedAsEndEntity") =>
+        {
+            "invalid peer certificate: the server presents the certificate of an authority (CA:TRUE); use one with \
+             basicConstraints=CA:FALSE for the server, or --insecure to accept any certificate"
+                .to_owned()
+        }
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            format!("{error}: no trusted authority has signed it; {HELP}")
+        }
+        // Their own texts are lists of numbers.
+        Error::InvalidCertificate(
+            CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+            | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
+        ) => format!(
+            "invalid peer certificate: the kind of its signature is not supported, or does not fit the key of the \
+             trusted authority with its issuer's name; {HELP}"
+        ),
+        Error::InvalidCertificate(_) => format!("{error}; {HELP}"),
+        Error::InvalidMessage(_) => format!("the server does not speak TLS on this port: {error}"),
+        Error::InappropriateHandshakeMessage { got_type: HandshakeType::ClientHello, .. } => {
+            "the server does not speak TLS on this port: it returned what the client sent".to_owned()
+        }
+        Error::AlertReceived(_) => format!("the server refused the handshake: {error}"),
+        _ => error.to_string(),
+    }
+}
+
 const HELP: &str =
     "use --ca FILE for the server's authority, or --insecure to accept any certificate";
 
 fn roots(trust: &Trust) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     let certificates = match trust {
-        Trust::File(path) => CertificateDer::pem_file_iter(path)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| format!("--ca {}: {error}; use a PEM file", path.display()))?,
+        Trust::File(path) => {
+            let refusal = |reason: &dyn fmt::Display| {
+                format!("--ca {}: {reason}; use a PEM file", path.display())
+            };
+            let bytes =
+                input::read(path, AUTHORITIES_BYTES_MAX).map_err(|error| refusal(&error))?;
+            CertificateDer::pem_slice_iter(&bytes)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| refusal(&error))?
+        }
         _ => rustls_native_certs::load_native_certs().certs,
     };
     let (added, _) = roots.add_parsable_certificates(certificates);
@@ -208,7 +268,10 @@ impl<P: Protocol> Protocol for Tls<P> {
     }
 
     fn expected(&self) -> &'static str {
-        self.inner.expected()
+        match self.inner.expected() {
+            ECHO => ECHO_THROUGH_TLS,
+            expected => expected,
+        }
     }
 
     fn complaint(&self) -> Option<String> {
@@ -239,7 +302,7 @@ impl<P: Protocol> Protocol for Tls<P> {
     ) -> Answer {
         state.input.extend_from_slice(bytes);
         self.advance(state, number, &mut Vec::new(), out).unwrap_or_else(|error| {
-            self.complaint.note(|| format!("TLS: {error}"));
+            self.complaint.note(|| format!("TLS: {}", explanation(&error)));
             // A session must not be used after an error.
             state.session = None;
             Answer::Mismatch
@@ -289,5 +352,37 @@ impl ServerCertVerifier for AnyCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Echo;
+    use super::*;
+
+    fn complaint_after(bytes: &[u8]) -> String {
+        let tls = Tls::new(Echo, "localhost", &Trust::Anyone).unwrap();
+        let (mut state, mut out) = (tls.state(), vec![]);
+        tls.open(&mut state, 1, &mut out);
+        assert_eq!(tls.receive(&mut state, 1, bytes, &mut out), Answer::Mismatch);
+        assert_eq!(tls.expected(), ECHO_THROUGH_TLS);
+        tls.complaint().unwrap()
+    }
+
+    #[test]
+    fn a_failed_handshake_is_explained() {
+        let plain = complaint_after(b"HTTP/1.1 400 Bad Request\r\n");
+        assert!(plain.starts_with("TLS: the server does not speak TLS on this port"), "{plain}");
+        let tls = Tls::new(Echo, "localhost", &Trust::Anyone).unwrap();
+        let (mut state, mut sent) = (tls.state(), vec![]);
+        tls.open(&mut state, 1, &mut sent);
+        let echoed = complaint_after(&sent);
+        assert!(echoed.ends_with("it returned what the client sent"), "{echoed}");
+        // handshake_failure, fatal.
+        let alert = complaint_after(b"\x15\x03\x03\x00\x02\x02\x28");
+        let part = "TLS: the server refused the handshake: received fatal alert: HandshakeFailure";
+        assert!(alert.starts_with(part), "{alert}");
+        let untrusted = explanation(&Error::InvalidCertificate(CertificateError::UnknownIssuer));
+        assert!(untrusted.contains("--ca FILE") && untrusted.contains("--insecure"), "{untrusted}");
     }
 }

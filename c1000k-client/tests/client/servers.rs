@@ -187,7 +187,7 @@ fn nginx_answers_requests_with_and_without_tls() {
     assert_refused(&format!("http://localhost:{http}/missing"), "", "404");
     assert_refused(&format!("https://localhost:{https}/"), "", "TLS: invalid peer certificate");
     let ended = Client::start(&format!("https://127.0.0.1:{https}/ -c 3 --ca /nowhere.pem")).end();
-    assert!(ended.code == Some(1) && ended.stderr[1].contains("/nowhere.pem"), "{ended:?}");
+    assert!(ended.code == Some(2) && ended.stderr[0].contains("/nowhere.pem"), "{ended:?}");
     assert_refused(&format!("ws://localhost:{http}/"), "", "a WebSocket upgrade");
     let [plain, tls] = ["http.sock", "https.sock"].map(|name| server.socket(name));
     assert_holds(&format!("http+unix:{plain}:/health?x=1"), "", 200);

@@ -64,6 +64,8 @@ fn a_backlog_that_is_full_for_a_while_delays_the_connections() {
     assert_eq!((record.verified, record.limit), (Some(500), None), "{ended:?}");
     let refused = record.failures["EAGAIN"];
     assert_eq!(record.attempted, 500 + refused, "each connect is counted");
+    // The shortest wait for a full backlog is 1 ms, and it is part of the connect latency.
+    assert!(record.connect_latency_us.max >= Some(1_000), "{record:?}");
     let is_warning =
         |line: &&String| line.contains("the backlog of unix:") && line.contains("is full (EAGAIN)");
     assert_eq!(ended.stderr.iter().filter(is_warning).count(), 1, "{ended:?}");

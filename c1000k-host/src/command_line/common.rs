@@ -1,9 +1,12 @@
 //! Arguments that both programs share, and the sources of arguments: the command line, or environment variables.
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
+use clap::builder::BoolishValueParser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Args, Command, CommandFactory, Parser, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
@@ -100,7 +103,10 @@ pub(super) fn apply<A: CommandFactory>(output: &OutputArgs) -> Result<(), ExitCo
 /// Parses the arguments, from the command line or the environment.
 pub(super) fn read<A: Parser>() -> Result<A, clap::Error> {
     let mut command = with_environment(A::command());
-    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    let matches = command
+        .try_get_matches_from_mut(std::env::args_os())
+        .map_err(|error| name_variable(error, &command))
+        .map_err(|error| name_first_port(error, &command))?;
     A::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
@@ -112,7 +118,12 @@ fn with_environment(command: Command) -> Command {
             return argument;
         }
         let variable = format!("{ENVIRONMENT}{}", long.replace('-', "_").to_uppercase());
-        argument.env(variable).hide_env(true)
+        let argument = argument.env(variable).hide_env(true);
+        // A variable may also be yes, on or 1.
+        match argument.get_action() {
+            ArgAction::SetTrue => argument.value_parser(BoolishValueParser::new()),
+            _ => argument,
+        }
     });
     if command.get_arguments().any(|argument| argument.get_long() == Some("quiet")) {
         let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
@@ -120,6 +131,51 @@ fn with_environment(command: Command) -> Command {
         command = command.after_help(after + environment);
     }
     command
+}
+
+/// Names the variable in an error about its value, which clap reports as one of the flag.
+fn name_variable(mut error: clap::Error, command: &Command) -> clap::Error {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    let (Some(flag), Some(value)) =
+        (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue))
+    else {
+        return error;
+    };
+    let argument = command.get_arguments().find(|argument| argument.to_string() == flag);
+    let variable = argument.and_then(|argument| argument.get_env());
+    let Some(variable) = variable.filter(|&name| {
+        let is_from_there = |found: OsString| {
+            let found = found.to_string_lossy();
+            found == value || found.split(',').any(|part| part == value)
+        };
+        let is_typed = |word: OsString| word.to_string_lossy().ends_with(&value);
+        std::env::var_os(name).is_some_and(is_from_there) && !std::env::args_os().any(is_typed)
+    }) else {
+        return error;
+    };
+    let named = format!("{} ({flag})", variable.display());
+    error.insert(ContextKind::InvalidArg, ContextValue::String(named));
+    error
+}
+
+/// Names the flag for a port, which is an argument of the client and a flag of the server.
+fn name_first_port(mut error: clap::Error, command: &Command) -> clap::Error {
+    const FLAG: &str = "first-port";
+    let port = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if error.kind() == ErrorKind::UnknownArgument => {
+            word.parse::<u16>().ok()
+        }
+        _ => None,
+    };
+    let has_flag = command.get_arguments().any(|argument| argument.get_long() == Some(FLAG));
+    if let Some(port) = port.filter(|_| has_flag) {
+        let tip = format!("the first port is a flag: --{FLAG} {port}");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
 }
 
 fn generate(what: Generated, mut command: Command) -> ExitCode {

@@ -123,7 +123,7 @@ impl Report {
     }
 }
 
-/// Writes all records of the folder as one table, in the form of docs/reliability.md.
+/// Writes all records of the directory as one table, in the form of docs/reliability.md.
 pub(crate) fn write_table(folder: &Path) -> Result<()> {
     let paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
     let mut paths = paths.collect::<Result<Vec<_>>>()?;

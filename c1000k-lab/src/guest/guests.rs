@@ -23,7 +23,7 @@ pub(crate) const ALONE: &str = "one";
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// For a reply, in addition to the time-out of the condition that the request waits for: an emulated guest is slow.
+/// For a reply, in addition to the timeout of the condition that the request waits for: an emulated guest is slow.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(120);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -55,12 +55,13 @@ pub(crate) struct Guests<'a> {
     shown: fn(&Message) -> Option<String>,
     /// Clients, by guest and name, that the first interrupt ends early.
     pub(crate) clients: Vec<(&'static str, &'static str)>,
-    // The last field: the guests use its folder.
+    // The last field: the guests use its directory.
     machine: Machine<'a>,
 }
 
 impl<'a> Guests<'a> {
-    /// Returns when all guests accept requests, and appends the description of the first one's machine to `machine.txt`.
+    /// Returns when all guests accept requests, and appends the description of the first one's machine to
+    /// `machine.txt`.
     pub(crate) fn boot(
         machine: Machine<'a>,
         out: &Path,
@@ -178,7 +179,7 @@ impl<'a> Guests<'a> {
                 Ok((index, None)) if self.guests[index].is_collected => continue,
                 Ok((index, None)) => format!("the guest '{}' ended", self.guests[index].name),
                 Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => continue,
-                Err(_) => format!("time-out after {} s", timeout.as_secs()),
+                Err(_) => format!("timeout after {} s", timeout.as_secs()),
             };
             return Err(self.failure(&format!("{why} while this was awaited: {what}")));
         }
@@ -234,7 +235,7 @@ impl<'a> Guests<'a> {
         anyhow!("{why}; the files so far are in {}", self.out.display())
     }
 
-    /// Copies all files of a guest to the folder of the run, and ends the guest.
+    /// Copies all files of a guest to the directory of the run, and ends the guest.
     pub(crate) fn collect(&mut self, name: &'static str) -> Result<()> {
         self.request(name, Request::Collect)?;
         let guest = self.named(name)?;

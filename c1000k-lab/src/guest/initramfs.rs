@@ -39,7 +39,7 @@ pub(crate) struct Extras {
     pub(crate) modules: &'static [&'static str],
     /// Programs of this machine, in `/bin`.
     pub(crate) tools: Vec<PathBuf>,
-    /// A folder, as `/scripts`.
+    /// A directory, as `/scripts`.
     pub(crate) scripts: Option<PathBuf>,
 }
 
@@ -86,7 +86,7 @@ pub(super) fn build(
     Ok(fs::remove_dir_all(&tree.0)?)
 }
 
-/// A folder with the files of an archive.
+/// A directory with the files of an archive.
 struct Tree(PathBuf);
 
 impl Tree {

@@ -50,7 +50,7 @@ fn guests(plan: &Plan, memory_mb: u64) -> Vec<Spec> {
     [server].into_iter().chain(clients).collect()
 }
 
-/// A time-out for emulated guests that open, verify or close all connections.
+/// A timeout for emulated guests that open, verify or close all connections.
 fn timeout_seconds(plan: &Plan) -> u64 {
     300 + plan.connections / 250
 }
@@ -60,7 +60,7 @@ fn start(name: &str, command: &str) -> Request {
     Request::Start(Start { name: name.to_owned(), user: 0, cgroup: None, command })
 }
 
-/// With a long time-out, because an emulated guest is slow.
+/// With a long timeout, because an emulated guest is slow.
 fn start_client(share: &Share) -> Request {
     let Share { client, server, connections } = share;
     let command = format!(
@@ -70,8 +70,8 @@ fn start_client(share: &Share) -> Request {
     start(client, &command)
 }
 
-/// Fails early without enough memory, qemu or a kernel. Returns the guests' memory in MiB: as requested, or a fifth more
-/// than needed if the host has it.
+/// Fails early without enough memory, qemu or a kernel. Returns the guests' memory in MiB: as requested, or a fifth
+/// more than needed if the host has it.
 pub(crate) fn prepare(plan: &Plan) -> Result<u64> {
     let connections = format::count(plan.connections);
     let kernels = if plan.topology == Topology::OneHost { 1 } else { 3 };
@@ -81,13 +81,13 @@ pub(crate) fn prepare(plan: &Plan) -> Result<u64> {
     let available = room.saturating_sub(HOST_RESERVE_MB);
     let memory_mb = match plan.memory_mb {
         Some(requested) if requested > available => bail!(
-            "--memory asks for {} MB, and this machine can give {} MB",
+            "--memory requests {} MB, and this machine has {} MB available",
             format::count(requested),
             format::count(available)
         ),
         Some(requested) => requested,
         None if available < needed => bail!(
-            "{connections} connections in a virtual machine need {} MB, and this machine can give {} MB: free some, or open fewer \
+            "{connections} connections in a virtual machine need {} MB, and this machine has {} MB available: free some, or open fewer \
              connections",
             format::count(needed),
             format::count(available)
@@ -96,7 +96,7 @@ pub(crate) fn prepare(plan: &Plan) -> Result<u64> {
     };
     if memory_mb < needed {
         print_line(format!(
-            "capped: {connections} connections need {} MB, and --memory gives {} MB: opening as many as fit",
+            "capped: {connections} connections need {} MB, and --memory gives {} MB: opening the maximum that fits",
             format::count(needed),
             format::count(memory_mb)
         ));
@@ -154,8 +154,8 @@ pub(crate) fn run(plan: &Plan, programs: Programs) -> Result<u8> {
     Ok(code)
 }
 
-/// Returns the worst exit code. The snapshots of the peak are taken at one moment: a client that holds its connections is
-/// stopped until all clients do.
+/// Returns the worst exit code. The snapshots of the peak are taken at one moment: a client that holds its connections
+/// is stopped until all clients do.
 fn run_clients(plan: &Plan, guests: &mut Guests<'_>) -> Result<u8> {
     let shares = plan.shares();
     let host =
@@ -224,7 +224,7 @@ mod tests {
     fn more_memory_than_there_is_is_refused_before_anything_else() {
         for topology in [Topology::OneHost, Topology::ThreeHosts] {
             let why = prepare(&plan(topology, 1 << 40)).unwrap_err().to_string();
-            assert!(why.starts_with("--memory asks for 1,099,511,627,776 MB"), "{why}");
+            assert!(why.starts_with("--memory requests 1,099,511,627,776 MB"), "{why}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Debian packages of a kernel, busybox, and qemu if the machine has none. They are unpacked into cargo's target folder
-//! and not installed, so the machine does not change, and any user can do it.
+//! Debian packages of a kernel, busybox, and qemu if the machine has none. They are unpacked into cargo's target
+//! directory and not installed, so the machine does not change, and any user can do it.
 
 use std::env;
 use std::fs;
@@ -66,13 +66,13 @@ impl Packages {
     }
 }
 
-/// Cargo's target folder, in which the packages are kept.
+/// Cargo's target directory, in which the packages are kept.
 fn target_folder() -> PathBuf {
     let set = ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR"].into_iter().find_map(env::var_os);
     set.map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// Unpacks to another folder first, so that an interrupted run leaves no incomplete folder.
+/// Unpacks to another directory first, so that an interrupted run leaves no incomplete directory.
 fn unpack(lab: &Path, folder: &Path, with_qemu: bool) -> Result<()> {
     let mut packages = vec!["busybox-static".to_owned(), kernel_package()?];
     if with_qemu {

@@ -87,7 +87,7 @@ impl Kit {
         Ok(wait_until("it boots", KVM_BOOT_TIMEOUT, has_booted).is_ok())
     }
 
-    /// Builds the files that guests boot from, in a new folder in `out`.
+    /// Builds the files that guests boot from, in a new directory in `out`.
     pub(crate) fn machine(&self, out: &Path, extras: &Extras) -> Result<Machine<'_>> {
         let folder = tempfile::Builder::new().prefix("machine-").tempdir_in(out)?;
         let initramfs = folder.path().join("initramfs");
@@ -97,7 +97,7 @@ impl Kit {
     }
 }
 
-/// The files that all guests of a run boot from, in a folder that is removed when this is dropped.
+/// The files that all guests of a run boot from, in a directory that is removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Machine<'a> {
     kit: &'a Kit,
@@ -154,8 +154,8 @@ impl Machine<'_> {
         }
         command.arg("-kernel").arg(self.kit.packages.kernel());
         command.args(["-initrd", "initramfs", "-append", &kernel_arguments]);
-        // The path of a Unix socket must be short, so it is relative to this folder. In a separate process group Ctrl-C does
-        // not reach qemu.
+        // The path of a Unix socket must be short, so it is relative to this directory. In a separate process group
+        // Ctrl-C does not reach qemu.
         command.current_dir(folder).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&log)?);
         let mut process = Process::spawn(&format!("guest '{name}'"), &mut command)?;

@@ -26,7 +26,7 @@ pub(crate) enum Request {
     Established(String),
     /// Writes samples of a program to `samples.log` until it ends.
     Sample { name: String, interval_seconds: u64 },
-    /// The reply is sent as soon as the condition holds; an error after the time-out.
+    /// The reply is sent as soon as the condition holds; an error after the timeout.
     Await { condition: Condition, timeout_seconds: u64 },
     /// Writes all files to the disk and ends the guest.
     Collect,
@@ -50,7 +50,7 @@ impl Request {
 pub(crate) struct Start {
     pub(crate) name: String,
     pub(crate) user: u32,
-    /// Its folder.
+    /// Its directory.
     pub(crate) cgroup: Option<String>,
     /// The program and its arguments.
     pub(crate) command: Vec<String>,

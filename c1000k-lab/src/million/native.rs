@@ -56,8 +56,8 @@ pub(super) fn run(plan: &Plan, programs: &Programs) -> Result<u8> {
     Ok(code)
 }
 
-/// A `PATH` with the folder of the programs first: they are started by their names, so that no record has a path of this
-/// machine.
+/// A `PATH` with the directory of the programs first: they are started by their names, so that no record has a path of
+/// this machine.
 fn path(programs: &Programs) -> Result<OsString> {
     let path = env::var_os("PATH").unwrap_or_default();
     Ok(env::join_paths([programs.0.clone()].into_iter().chain(env::split_paths(&path)))?)
@@ -87,8 +87,8 @@ struct Native<'a> {
 }
 
 impl Native<'_> {
-    /// Starts a program in the folder of the run, in a separate process group: Ctrl-C reaches only this process, which then
-    /// ends the others in order.
+    /// Starts a program in the directory of the run, in a separate process group: Ctrl-C reaches only this process,
+    /// which then ends the others in order.
     fn start(&self, program: &str, name: &str, arguments: &[&str]) -> Result<Process> {
         let place = Isolation {
             network: self.hosts.network(name).map(|network| network.path()),
@@ -125,8 +125,8 @@ impl Native<'_> {
         self.plan.shares().into_iter().map(start).collect()
     }
 
-    /// Prints the clients' logs until all have ended, and takes the snapshot of the peak when all of them hold. After the
-    /// time-out they get the time of a teardown to end early.
+    /// Prints the clients' logs until all have ended, and takes the snapshot of the peak when all of them hold. After
+    /// the timeout they get the time of a teardown to end early.
     fn watch(&self, server: &Process, clients: &mut [Client]) -> Result<()> {
         let timeout = Duration::from_secs(60 + self.plan.connections / 200);
         let deadline = Instant::now() + timeout;
@@ -146,7 +146,7 @@ impl Native<'_> {
             if !is_ending && (is_late || wait::is_early_end_requested()) {
                 if is_late {
                     print_line(format!(
-                        "time-out: the clients have not ended after {} s",
+                        "timeout: the clients have not ended after {} s",
                         timeout.as_secs()
                     ));
                 }

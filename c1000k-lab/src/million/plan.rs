@@ -23,7 +23,7 @@ pub(crate) struct Plan {
     pub(crate) memory_mb: Option<u64>,
     /// In MiB, of the server's guest.
     pub(crate) server_memory_mb: Option<u64>,
-    /// An empty folder.
+    /// An empty directory.
     pub(crate) out: PathBuf,
 }
 

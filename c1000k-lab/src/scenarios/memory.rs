@@ -35,8 +35,8 @@ pub(super) fn memory(run: &mut Run<'_>) -> Result<()> {
     check_admission(run, wakes)
 }
 
-/// Nested memory cgroups of version 2. First the inner limit is reached; after all connections have closed, it is raised,
-/// and the outer limit is reached.
+/// Nested memory cgroups of version 2. First the inner limit is reached; after all connections have closed, it is
+/// raised, and the outer limit is reached.
 pub(super) fn cgroup(run: &mut Run<'_>) -> Result<()> {
     const OUTER: &str = "/sys/fs/cgroup/outer";
     const INNER: &str = "/sys/fs/cgroup/outer/inner";
@@ -108,7 +108,7 @@ fn check_admission(run: &mut Run<'_>, wakes: u64) -> Result<()> {
     let checks = &mut run.checks;
     checks.expect("server: times that it refused for memory", guard.closings, BeAtLeast(1))?;
     checks.expect("server: refused for memory", refused, BeAtLeast(200))?;
-    // The reserve is for connects that are under way when it starts to refuse, and for data.
+    // The reserve is for connects that are in flight when it starts to refuse, and for data.
     let what = "server: least memory left, kB, at least half of the reserve";
     checks.expect(what, guard.room_min_bytes >> 10, BeAtLeast(guard.reserve_bytes >> 11))?;
     checks.expect("server: held at the peak", server.peak, BeAtLeast(first.established))?;

@@ -1,4 +1,4 @@
-//! The network loses packets, or its table of tracked connections is full.
+//! The network loses packets, or its connection tracking table is full.
 
 use std::time::Instant;
 
@@ -73,7 +73,7 @@ pub(super) fn stateless(run: &mut Run<'_>) -> Result<()> {
     checks.expect("first: messages answered", workload.answered, Equal(workload.sent))
 }
 
-/// The table of tracked connections is full: new packets are dropped without an answer.
+/// The connection tracking table is full: new packets are dropped without an answer.
 pub(super) fn conntrack(run: &mut Run<'_>) -> Result<()> {
     run.start_server(None, "")?;
     run.shell(

@@ -1,8 +1,8 @@
 //! The load of the soak test: it holds connections, and closes and opens many of them each second.
 //!
 //! A connection sends a message when it opens, and another at half of its life. One slot in ten is never closed. One in
-//! fifty becomes silent after its first echo, and the server's idle timeout must close it. Every other close is a reset.
-//! At the end each connection must echo once more, and then all are reset.
+//! fifty becomes silent after its first echo, and the server's idle timeout must close it. Every other close is a
+//! reset. At the end each connection must echo once more, and then all are reset.
 
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -140,7 +140,8 @@ fn print(line: &Line) -> Result<()> {
 /// A slot's connection, in addition to its state in the load.
 #[derive(Debug, Clone)]
 struct Slot {
-    /// The number of the slot's connections so far. Each message contains it, so an echo of an earlier connection is wrong.
+    /// The number of the slot's connections so far. Each message contains it, so an echo of an earlier connection is
+    /// wrong.
     generation: u32,
     sent_at: Instant,
     is_silent: bool,
@@ -153,7 +154,7 @@ struct Churn {
     began: Instant,
     sampled_at: Instant,
     echo_max: Duration,
-    /// Connects and echoes under way.
+    /// Connects and echoes in flight.
     in_flight: usize,
     connected: usize,
     counts: Counts,

@@ -101,7 +101,7 @@ fn checks(
     let count = format::count;
     let (connections, per_second) = (peers.connections as f64, f64::from(arguments.churn));
     let idle_closes = server.closed_by.get("idle").copied().unwrap_or(0);
-    // A connection becomes silent at half of its life, which is a quarter of the time-out.
+    // A connection becomes silent at half of its life, which is a quarter of the timeout.
     let is_due = peers.seconds > 1.5 * f64::from(arguments.idle_seconds());
     let bystanders = u64::from(measurements.bystander.is_some());
     let descriptors = || steady.iter().map(|sample| sample.descriptors);

@@ -1,4 +1,4 @@
-//! Charts over the time of a run, counted from its first connection: errors and processor time of clients and server.
+//! Charts over the time of a run, counted from its first connection: errors and CPU time of clients and server.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::{CLIENT_TIME, COLOURS, Chart, Drawn, Line, Scale, over_time};
 use crate::cost::float;
 use crate::run::Run;
 
-/// Shares of processor time are averages over this fraction of the time shown; over less, the resolution of the
+/// Shares of CPU time are averages over this fraction of the time shown; over less, the resolution of the
 /// kernel's clock would be visible.
 const STEPS: f64 = 60.0;
 /// The minimum time of an average.
@@ -127,7 +127,7 @@ fn last(line: &Line) -> f64 {
     line.1.last().map_or(0.0, |point| point.1)
 }
 
-/// From seconds and processor time so far, the processors in use over each step.
+/// From seconds and CPU time so far, the processors in use over each step.
 fn shares(points: impl Iterator<Item = (f64, f64)>) -> Vec<(f64, f64)> {
     let points: Vec<_> = points.collect();
     let (Some(&first), Some(&end)) = (points.first(), points.last()) else { return Vec::new() };

@@ -36,7 +36,7 @@ const SLABS: &str = "growth of its slabs, per socket";
 /// `scripts/million` writes about ten; more are not shown.
 const MACHINE_LINES_MAX: usize = 100;
 
-/// The page, with links to the charts in the same folder.
+/// The page, with links to the charts in the same directory.
 #[derive(Debug)]
 pub(super) struct Markdown;
 
@@ -91,17 +91,17 @@ fn paragraphs(run: &Run, checks: &[Check]) -> String {
 }
 
 fn figures(run: &Run) -> String {
-    let count = |figure: fn(&ClientRecord) -> u64| seen(run.sum(figure).map(format::count));
+    let count = |figure: fn(&ClientRecord) -> u64| or_unknown(run.sum(figure).map(format::count));
     let mut rows = vec![
         row("asked for", count(|client| client.target)),
-        row("held at once", seen(run.connections().map(format::count))),
+        row("held at once", or_unknown(run.connections().map(format::count))),
         row("attempted", count(|client| client.attempted)),
         row("retried", count(|client| client.retried)),
     ];
     if run.clients.iter().all(|(_, client)| !client.verified_passes.is_empty()) {
         rows.extend(passes(run));
     } else {
-        rows.push(row("verified by echo", seen(run.verified().map(format::count))));
+        rows.push(row("verified by echo", or_unknown(run.verified().map(format::count))));
         rows.push(row("not verified, as asked", format::count(run.unverified())));
     }
     rows.push(row("failed", count(|client| client.failed)));
@@ -111,7 +111,7 @@ fn figures(run: &Run) -> String {
             row("accepted by the server", format::count(server.accepted)),
             row("refused by the server", format::count(server.refused)),
             row("stale events, dropped", format::count(server.stale_events)),
-            row("reactor threads of the server", seen_number(server.threads)),
+            row("reactor threads of the server", number_or_unknown(server.threads)),
             row("server's CPU, user", format::duration(server.cpu_user_seconds)),
             row("server's CPU, system", format::duration(server.cpu_system_seconds)),
         ]);
@@ -142,7 +142,7 @@ fn clients(run: &Run) -> String {
         .iter()
         .map(|(name, client)| {
             let latency = client.connect_latency_us;
-            let time = |us: Option<u64>| seen(us.map(|us| format::duration(float(us) / 1e6)));
+            let time = |us: Option<u64>| or_unknown(us.map(|us| format::duration(float(us) / 1e6)));
             [
                 name.clone(),
                 format::count(client.established),
@@ -218,7 +218,7 @@ fn processor_section(run: &Run) -> String {
         }
     }
     let heading = ["", "user", "system", "busy during the ramp"];
-    format!("## Processor time\n\n{}", table(heading, &rows))
+    format!("## CPU time\n\n{}", table(heading, &rows))
 }
 
 fn processor_row(name: &str, total: Option<[f64; 2]>, busy: Option<f64>) -> [String; 4] {
@@ -226,7 +226,12 @@ fn processor_row(name: &str, total: Option<[f64; 2]>, busy: Option<f64>) -> [Str
         Some(total) => total.map(format::duration),
         None => ["-", "-"].map(str::to_owned),
     };
-    [name.to_owned(), user, system, seen(busy.map(|share| format::percent(share.clamp(0.0, 1.0))))]
+    [
+        name.to_owned(),
+        user,
+        system,
+        or_unknown(busy.map(|share| format::percent(share.clamp(0.0, 1.0)))),
+    ]
 }
 
 /// The messages during the hold. Latencies are counted from the time a message was due.
@@ -234,7 +239,7 @@ fn workload_section(run: &Run) -> String {
     let of = |(name, client): &(String, ClientRecord)| {
         let workload = client.workload.as_ref()?;
         let latency = workload.latency_us;
-        let time = |us: Option<u64>| seen(us.map(|us| format::duration(float(us) / 1e6)));
+        let time = |us: Option<u64>| or_unknown(us.map(|us| format::duration(float(us) / 1e6)));
         Some([
             name.clone(),
             format::count(workload.connections),
@@ -273,7 +278,7 @@ fn workload_section(run: &Run) -> String {
 /// Churn and storms.
 fn reopened_section(run: &Run) -> String {
     let row = |name: &str, what: &str, counts: [u64; 2], seconds: f64, latency: LatencyUs| {
-        let time = |us: Option<u64>| seen(us.map(|us| format::duration(float(us) / 1e6)));
+        let time = |us: Option<u64>| or_unknown(us.map(|us| format::duration(float(us) / 1e6)));
         [
             name.to_owned(),
             what.to_owned(),
@@ -309,7 +314,7 @@ fn thresholds(run: &Run) -> String {
         let row = |threshold: &Threshold| {
             let value = threshold.value.map(|value| format::count(format::rounded(value)));
             let outcome = if threshold.passed { "pass" } else { "FAIL" };
-            [name.clone(), threshold.expression.clone(), seen(value), outcome.to_owned()]
+            [name.clone(), threshold.expression.clone(), or_unknown(value), outcome.to_owned()]
         };
         client.thresholds.iter().take(THRESHOLDS_MAX).map(row).collect()
     };
@@ -331,7 +336,7 @@ fn cost_section(run: &Run) -> String {
     let each = memory.bytes_each.map(|bytes| format!("{} a connection", format::bytes_each(bytes)));
     let resident = (!resident.is_empty()).then(|| format!("resident {}", resident.join(", ")));
     let known: Vec<_> = [each, resident].into_iter().flatten().collect();
-    let known = seen((!known.is_empty()).then(|| known.join("; ")));
+    let known = or_unknown((!known.is_empty()).then(|| known.join("; ")));
     let _ = writeln!(text, "The server's process: {known}.\n");
     let kernels = cost::kernels(run);
     if kernels.iter().any(|cost| !cost.caches.is_empty()) {
@@ -398,7 +403,7 @@ fn layers(run: &Run) -> Option<String> {
 /// The kernel's memory as the server measured it, if there are no snapshots of the slabs.
 fn kernel_reported(run: &Run) -> String {
     let reported = run.server.as_ref().and_then(|server| server.kernel_bytes_per_connection);
-    let found = seen(reported.map(|bytes| {
+    let found = or_unknown(reported.map(|bytes| {
         format!("{} for one end of a connection, by the server's record", format::bytes_each(bytes))
     }));
     format!("The kernel: {found}; there are no snapshots of the host's slabs.\n")
@@ -447,11 +452,11 @@ fn original(run: &Run) -> String {
     }
     let memory = |host: &str| {
         let at = |moment| run.snapshot(host, moment).and_then(|seen| seen.memory_used_bytes);
-        seen(at(Moment::Peak).map(format::bytes))
+        or_unknown(at(Moment::Peak).map(format::bytes))
     };
-    let connections = seen(run.connections().map(format::count));
+    let connections = or_unknown(run.connections().map(format::count));
     let rows = [
-        ["kernel", "4.4", run.machine.value("kernel").unwrap_or("not seen")].map(str::to_owned),
+        ["kernel", "4.4", run.machine.value("kernel").unwrap_or("unknown")].map(str::to_owned),
         ["connections held".into(), "1,000,000".into(), connections],
         ["memory in use, server".into(), "2.6 GB".into(), memory("server")],
         ["memory in use, client 1".into(), "1.2 GB".into(), memory("client-1")],
@@ -461,7 +466,7 @@ fn original(run: &Run) -> String {
     format!(
         "## Compared with the original test\n\n{}\nMemory in use is that of the whole host, without \
          free memory and caches.\n",
-        table(["", "original", "this run"], &rows)
+        table(["", "original test", "this run"], &rows)
     )
 }
 
@@ -469,7 +474,7 @@ fn end(run: &Run) -> String {
     match (&run.server, run.snapshot("server", Moment::After)) {
         (Some(_), Some(_)) => "server still running after the teardown".to_owned(),
         (Some(_), None) => "server wrote its record".to_owned(),
-        (None, _) => "not seen".to_owned(),
+        (None, _) => "unknown".to_owned(),
     }
 }
 
@@ -513,19 +518,19 @@ fn rate_section(run: &Run) -> String {
 fn teardown(run: &Run) -> String {
     let mut rows = vec![row(
         "server's process",
-        seen(cost::process(run).share_returned().map(format::percent)),
+        or_unknown(cost::process(run).share_returned().map(format::percent)),
     )];
     for cost in cost::kernels(run) {
         rows.push(row(
             &format!("slabs that only connections use, host {}", cost.host),
-            seen(cost::slab_share_returned(run, &cost.host).map(format::percent)),
+            or_unknown(cost::slab_share_returned(run, &cost.host).map(format::percent)),
         ));
     }
     let heading = ["memory returned, as a share of its growth", "share"];
     format!("## After the teardown\n\n{}", table(heading, &rows))
 }
 
-/// Links to the charts in the same folder.
+/// Links to the charts in the same directory.
 pub(super) fn chart_section(charts: &[Chart]) -> String {
     let links: String =
         charts.iter().map(|chart| format!("\n![{}]({})\n", chart.title, chart.file_name)).collect();
@@ -558,10 +563,10 @@ fn row(name: &str, value: String) -> [String; 2] {
     [name.to_owned(), value]
 }
 
-fn seen(text: Option<String>) -> String {
-    text.unwrap_or_else(|| "not seen".to_owned())
+fn or_unknown(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "unknown".to_owned())
 }
 
-fn seen_number(value: u64) -> String {
-    seen((value > 0).then(|| format::count(value)))
+fn number_or_unknown(value: u64) -> String {
+    or_unknown((value > 0).then(|| format::count(value)))
 }

@@ -1,6 +1,6 @@
 //! Writes a report in several formats.
 //!
-//! A format is a file in this folder with an implementation of [`Export`], and a variant of [`Format`].
+//! A format is a file in this directory with an implementation of [`Export`], and a variant of [`Format`].
 
 mod csv;
 mod html;
@@ -19,7 +19,7 @@ pub use json::SUMMARY_SCHEMA;
 
 /// A format of a report.
 pub trait Export {
-    /// The name of the file in the folder of the run.
+    /// The name of the file in the directory of the run.
     fn file_name(&self) -> &'static str;
 
     /// The text of the file.

@@ -50,7 +50,7 @@ impl Export for Series {
         Ok(String::from_utf8(writer.into_inner()?)?)
     }
 
-    /// All runs of both sides, the folder of the run first in each line.
+    /// All runs of both sides, the directory of the run first in each line.
     fn compare(&self, comparison: &Comparison) -> Result<String, Box<dyn Error>> {
         let runs = || comparison.sides.iter().flat_map(|side| &side.runs);
         let names = Names::of(runs());

@@ -45,7 +45,7 @@ pub(super) fn start_client(run: &Run<'_>, server: &Server, arguments: &[&str]) -
     Process::spawn_logged("client", &mut command, "/dev/null".into())
 }
 
-/// The path of a client's record, and its folder, which is removed when dropped.
+/// The path of a client's record, and its directory, which is removed when dropped.
 pub(super) fn record_path() -> Result<(TempDir, String)> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("client.json").to_string_lossy().into_owned();

@@ -68,7 +68,7 @@ pub(super) fn pause(run: &mut Run<'_>) -> Result<()> {
     let expected = held - held / 4;
     load.run_until(Duration::from_secs(30), |load| load.open() >= expected)?;
     run.figure("held_again", load.open());
-    run.check("those that waited are admitted", load.open() >= expected);
+    run.check("waiting peers are admitted", load.open() >= expected);
     drop(load);
     run.end(server).map(drop)
 }

@@ -1,4 +1,4 @@
-//! The network fails, or the machines of the peers do.
+//! The network or the machines of the peers fail.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -64,7 +64,7 @@ pub(super) fn syn_flood(run: &mut Run<'_>) -> Result<()> {
     run.figures(json!({"got_in": admitted, "tried": tried}));
     let are_admitted = tried > 0 && admitted as f64 >= 0.9 * tried as f64;
     run.check("others are admitted during the flood", are_admitted);
-    run.check("and after it", is_admitted(server.address(0)));
+    run.check("others are admitted after the flood", is_admitted(server.address(0)));
     run.check_all_closed(&server, before)?;
     let cookies = namespace.counter("SyncookiesSent")?;
     run.figure("syn_cookies_sent", cookies);

@@ -49,8 +49,8 @@ pub(super) fn sigterm_under_load(run: &mut Run<'_>) -> Result<()> {
     run.figures(json!({"talked_bytes": talked, "bytes_in": bytes_in, "bytes_out": bytes_out}));
     run.check("exit code 0", code == 0);
     run.check("all that was read was sent back", bytes_in == bytes_out);
-    run.check("nothing was left open", record.open == 0 && record.accepted == record.closed);
-    run.check("and all of it arrived", received + talked == bytes_out);
+    run.check("no connection was left open", record.open == 0 && record.accepted == record.closed);
+    run.check("all that was sent back arrived", received + talked == bytes_out);
     Ok(())
 }
 
@@ -58,8 +58,8 @@ fn serve_without_bystander(run: &Run<'_>, arguments: &[&str]) -> Result<Server> 
     run.serve_as(&Setup { arguments, has_no_bystander: true, ..Setup::default() })
 }
 
-/// Sends SIGTERM; half a second later the slow peers read what is queued for them. Returns the exit code, the time until
-/// the end, and how many bytes the peers read.
+/// Sends SIGTERM; half a second later the slow peers read what is queued for them. Returns the exit code, the time
+/// until the end, and how many bytes the peers read.
 fn end_under_load(server: &mut Server, slow: Vec<TcpStream>) -> Result<(i32, Duration, u64)> {
     sleep(Duration::from_secs(1))?;
     server.process.signal(Signal::SIGTERM)?;
@@ -146,7 +146,7 @@ pub(super) fn sigkill_restart(run: &mut Run<'_>) -> Result<()> {
     let started = Instant::now();
     let again =
         run.serve_as(&Setup { first_port: Some(server.all_ports.first), ..Setup::default() })?;
-    run.check("serves", is_admitted(again.address(0)));
+    run.check("the new server admits", is_admitted(again.address(0)));
     run.seconds("serving_again_seconds", started.elapsed());
     sleep(Duration::from_millis(500))?;
     run.end(again).map(drop)
@@ -197,7 +197,7 @@ fn suspend(run: &mut Run<'_>, duration: Duration) -> Result<()> {
     run.seconds("cpu_seconds", Duration::try_from_secs_f64(server.cpu_seconds()? - cpu)?);
     let wakes = server.wakes_per_second(|| sleep(Duration::from_secs(3)))?;
     run.figure("wakes_per_second", wakes);
-    run.check("no storm afterwards", wakes < 20.0);
+    run.check("it wakes a few times a second afterwards", wakes < 20.0);
     let record = run.end(server)?;
     run.counts("closed_by", &record.closed_by);
     let is_each = record.closed_by.len() == 1 && record.closed_by.get("idle") == Some(&5_000);
