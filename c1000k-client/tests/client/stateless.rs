@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use c1000k_record::{Limit, Verdict};
 use nix::sched::{CloneFlags, unshare};
@@ -146,9 +146,10 @@ fn what_cannot_be_reopened_is_lost_and_the_server_is_named() {
             let server = Server::start_at(ANY, Manner::Echo, 1);
             let words = format!(
                 "127.0.0.1 {} --stateless --ports 1 -c 200 --hold 2s --churn 20 \
-                 --connect-timeout 1s --json -",
+                 --in-flight 5 --connect-timeout 1s --json -",
                 server.first_port
             );
+            let began = Instant::now();
             let mut client = Client::start(&words);
             client.await_line("holding");
             if silent {
@@ -161,8 +162,11 @@ fn what_cannot_be_reopened_is_lost_and_the_server_is_named() {
             let churn = record.churn.unwrap();
             assert!(churn.closed > churn.reopened, "{churn:?}");
             assert!(record.lost >= churn.closed - churn.reopened, "{ended:?}");
+            assert_eq!(record.failed, 0, "{ended:?}");
+            // The second verification ends early if the server is silent.
             let verified = record.verified.unwrap();
-            assert_eq!((verified + record.lost, record.failed), (200, 0), "{ended:?}");
+            assert!(silent || verified + record.lost == 200, "{ended:?}");
+            assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
             assert_eq!(record.limit, Some(Limit::Server), "{ended:?}");
             assert!((2.0..2.5).contains(&record.hold_seconds), "{}", record.hold_seconds);
         }
