@@ -19,7 +19,7 @@ pub(crate) const EOF: &str = "EOF";
 /// Counts connections to themselves, which have no errno either.
 pub(crate) const SELF_CONNECT: &str = "SELF_CONNECT";
 
-/// Counts connections that were not reopened after a storm.
+/// Counts connections that churn or a storm closed, and that could not be reopened.
 pub(crate) const NOT_BACK: &str = "NOT_BACK";
 
 /// Failed attempts, or lost connections, by errno.
@@ -42,11 +42,22 @@ impl Failures {
         self.last = Some(errno);
     }
 
+    pub(crate) fn count_many(&mut self, name: &str, count: u64) {
+        if count > 0 {
+            *self.counts.entry(name.to_owned()).or_default() += count;
+        }
+    }
+
     /// Counts attempts that were still in flight at the end.
     pub(crate) fn count_unfinished(&mut self, count: u64) {
-        if count > 0 {
-            *self.counts.entry(format!("{:?}", Errno::ECANCELED)).or_default() += count;
-        }
+        self.count_many(&format!("{:?}", Errno::ECANCELED), count);
+    }
+
+    /// Those that were counted after `earlier`, which is a former state of these counts.
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        let before = |name: &String| earlier.counts.get(name).copied().unwrap_or(0);
+        let later = self.counts.iter().map(|(name, &count)| (name.clone(), count - before(name)));
+        Self { counts: later.filter(|&(_, count)| count > 0).collect(), last: self.last }
     }
 
     /// The counts by name: an errno, or one of the names above.

@@ -20,7 +20,7 @@ use crate::failures::{self, Meaning, meaning};
 use crate::pacing::Pace;
 use crate::plan::{Plan, Route};
 use crate::protocols::Protocol;
-use crate::run::{Conn, Cx, Fault, Run, arm, cancel, errno, errno_of};
+use crate::run::{Conn, ConnStage, Cx, Fault, Run, arm, cancel, errno, errno_of};
 use crate::stats::{RunStats, Stop};
 
 /// The connections to be opened, and those in flight.
@@ -155,6 +155,20 @@ impl<P: Protocol> Run<'_, P> {
             let lane = &self.opening.lanes[index];
             if lane.in_flight > 0 || lane.has_work() {
                 self.stop_target(index, self.stats.targets[index].stall());
+            }
+        }
+    }
+
+    /// Opens no more connections, and closes those that are not up yet: their answers have not come in time.
+    pub(crate) fn cut_opening(&mut self, cx: &mut Cx<P>) {
+        self.stop_stalled();
+        let tokens: Vec<Token> = cx.tokens(0..cx.slots()).collect();
+        for token in tokens {
+            let Some(conn) = cx.conn_mut(token) else { continue };
+            if matches!(conn.stage, ConnStage::Connecting | ConnStage::Opening) && conn.is_usable()
+            {
+                conn.fault = Some(Fault::TimedOut);
+                cx.abort(token);
             }
         }
     }
@@ -367,9 +381,14 @@ impl<P: Protocol> Run<'_, P> {
         }
     }
 
-    /// The connection has failed permanently.
+    /// The connection has failed permanently; one that was held before is lost.
     fn fail(&mut self, number: u32) {
-        self.stats.fail(self.opening.target_of(number), 1);
+        let target = self.opening.target_of(number);
+        if self.opening.lane_of(number).is_reopening {
+            self.stats.lose_away(target, 1);
+        } else {
+            self.stats.fail(target, 1);
+        }
     }
 
     /// Nothing listens on that port: the connection is tried on another one. After a few refusals the port is not used.
@@ -448,7 +467,8 @@ impl<P: Protocol> Run<'_, P> {
     /// A connection is up: verified or, without verification, open.
     pub(crate) fn keep(&mut self, conn: &mut Conn<P::State>) {
         self.opening.end_attempt(conn.number);
-        self.note_up(conn);
+        let is_again = self.opening.lane_of(conn.number).is_reopening;
+        self.note_up(conn, is_again);
         let held = self.stats.targets[self.opening.target_of(conn.number)].held;
         self.opening.lane_of(conn.number).note_up(held);
     }

@@ -297,12 +297,17 @@ impl<P: Protocol> Run<'_, P> {
         self.stall.note_success();
     }
 
-    /// The connection is up.
-    pub(crate) fn note_up(&mut self, conn: &mut Conn<P::State>) {
+    /// The connection is up; `is_again`: it was held before.
+    pub(crate) fn note_up(&mut self, conn: &mut Conn<P::State>, is_again: bool) {
         conn.stage = ConnStage::Up;
         self.stall.note_success();
-        self.stats.hold_one();
-        self.target_of(conn).hold_one();
+        if is_again {
+            self.stats.hold_again();
+            self.target_of(conn).hold_again();
+        } else {
+            self.stats.hold_one();
+            self.target_of(conn).hold_one();
+        }
         self.progress.advance(self.stats.held);
     }
 
@@ -313,9 +318,6 @@ impl<P: Protocol> Run<'_, P> {
             Some(Fault::Mismatch) => Some(Errno::EBADMSG),
             _ => None,
         };
-        if let Some(errno) = errno {
-            self.stats.failures.count_errno(errno);
-        }
         self.stats.lost_in_part += u64::from(self.has_part(conn));
         self.stats.lose_one(errno.or_else(|| errno_of(reason)));
         self.target_of(conn).lose_one();
@@ -363,7 +365,9 @@ impl<P: Protocol> Run<'_, P> {
     /// A connection was closed as a part of the test.
     pub(crate) fn note_closed(&mut self, conn: &Conn<P::State>) {
         self.stats.held -= 1;
-        self.target_of(conn).held -= 1;
+        let target = self.target_of(conn);
+        target.held -= 1;
+        target.away += 1;
         self.opening.reopen(conn.number);
     }
 
@@ -372,7 +376,12 @@ impl<P: Protocol> Run<'_, P> {
         self.ends_early = true;
     }
 
-    fn patience(&self) -> Duration {
+    /// From here on the time in which nothing succeeds is counted anew.
+    pub(crate) fn restart_stall(&mut self) {
+        self.stall = Stall::default();
+    }
+
+    pub(crate) fn patience(&self) -> Duration {
         patience(self.settings.timeout, self.stats.peak)
     }
 

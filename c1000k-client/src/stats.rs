@@ -100,7 +100,7 @@ pub struct RunStats {
     pub held: u64,
     /// The maximum number of connections held at once.
     pub peak: u64,
-    /// Connections that were held at any time.
+    /// Connections that were held at any time; reopened ones count once.
     pub opened: u64,
     /// Connections that failed permanently.
     pub failed: u64,
@@ -112,6 +112,8 @@ pub struct RunStats {
     pub lost_in_part: u64,
     /// Failed attempts by errno.
     pub failures: Failures,
+    /// `failures` when the hold began: later attempts are those of churn and a storm. `None` before.
+    pub(crate) failures_of_ramp: Option<Failures>,
     /// Attempts after the first one.
     pub retried: u64,
     /// Connections that the server dropped before their echo.
@@ -176,6 +178,7 @@ impl RunStats {
             lost: 0,
             losses: Failures::default(),
             failures: Failures::default(),
+            failures_of_ramp: None,
             retried: 0,
             refused_by_server: 0,
             unanswered: 0,
@@ -228,8 +231,13 @@ impl RunStats {
 
     /// One more connection is held.
     pub(crate) fn hold_one(&mut self) {
-        self.held += 1;
         self.opened += 1;
+        self.hold_again();
+    }
+
+    /// A connection that was held before is held again.
+    pub(crate) fn hold_again(&mut self) {
+        self.held += 1;
         self.peak = self.peak.max(self.held);
     }
 
@@ -249,6 +257,38 @@ impl RunStats {
             Some(errno) => self.losses.count_errno(errno),
             None => self.losses.count(failures::EOF),
         }
+    }
+
+    /// `count` connections were closed by churn or a storm, and could not be reopened.
+    pub(crate) fn lose_not_back(&mut self, count: u64) {
+        self.lost += count;
+        self.losses.count_many(failures::NOT_BACK, count);
+    }
+
+    /// The same, of a target.
+    pub(crate) fn lose_away(&mut self, index: usize, count: u64) {
+        let target = &mut self.targets[index];
+        target.away -= count;
+        target.lost += count;
+        self.lose_not_back(count);
+    }
+
+    /// The same of all that are not yet reopened.
+    pub(crate) fn lose_all_away(&mut self) {
+        for index in 0..self.targets.len() {
+            self.lose_away(index, self.targets[index].away);
+        }
+    }
+
+    /// Connections closed by churn or a storm, and not yet reopened.
+    pub(crate) fn away(&self) -> u64 {
+        self.targets.iter().map(|target| target.away).sum()
+    }
+
+    /// Failed attempts of churn and of a storm.
+    pub(crate) fn failures_of_reopening(&self) -> Failures {
+        let of_ramp = self.failures_of_ramp.as_ref();
+        of_ramp.map_or_else(Failures::default, |of_ramp| self.failures.since(of_ramp))
     }
 
     /// Whether most of the attempts without a complete echo received a part of it.

@@ -30,7 +30,7 @@ pub struct TargetStats {
     pub backlog_full: u64,
     /// Why no more connections to it were opened.
     pub stop: Option<Stop>,
-    /// Connections closed by a storm and not yet reopened.
+    /// Connections closed by churn or a storm, and not yet reopened.
     pub(crate) away: u64,
 }
 
@@ -53,8 +53,15 @@ impl TargetStats {
     }
 
     pub(crate) fn hold_one(&mut self) {
-        self.held += 1;
         self.opened += 1;
+        self.held += 1;
+        self.peak = self.peak.max(self.held);
+    }
+
+    /// A connection that was closed by churn or a storm is held again.
+    pub(crate) fn hold_again(&mut self) {
+        self.away -= 1;
+        self.held += 1;
         self.peak = self.peak.max(self.held);
     }
 

@@ -35,7 +35,8 @@ pub(crate) struct Outcome {
 pub(crate) fn judge(target: &Target, stats: &RunStats, to: &[Destination]) -> Outcome {
     let (limit, detail) = match cap(target, stats, to) {
         Some((limit, detail)) => (Some(limit), Some(detail)),
-        None => (None, loss(stats)),
+        None if stats.lost > 0 => (Some(limit_of_losses(stats)), Some(losses(stats))),
+        None => (None, None),
     };
     let target = if is_lowered(target, stats) { stats.peak } else { target.connections };
     let is_reached = stats.peak >= target
@@ -76,7 +77,9 @@ fn is_verified(stats: &RunStats, target: u64) -> bool {
 fn cap(target: &Target, stats: &RunStats, to: &[Destination]) -> Option<(Limit, String)> {
     let stop = match stats.stop {
         Some(Stop::Interrupted) => stats.stop,
-        _ if stats.has_lost_most() => return Some((limit_of_losses(stats), losses(stats))),
+        _ if stats.has_lost_most() || is_not_back(stats) => {
+            return Some((limit_of_losses(stats), losses(stats)));
+        }
         None if stats.peak == 0 && stats.unanswered > 0 => Some(Stop::ServerSilent),
         None if stats.peak == 0 && stats.failed > 0 => Some(stop_of_last_failure(stats)),
         stop => stop,
@@ -100,6 +103,12 @@ fn cap(target: &Target, stats: &RunStats, to: &[Destination]) -> Option<(Limit, 
     }
     let lowered = target.cap.as_ref()?;
     Some((lowered.limit, lowered.detail.clone()))
+}
+
+/// Whether connections could not be reopened, for a reason that is not in this machine.
+fn is_not_back(stats: &RunStats) -> bool {
+    let is_elsewhere = |stop| matches!(limit_of(stop), Limit::Server | Limit::Network);
+    stats.losses.has(failures::NOT_BACK) && stats.stop.is_none_or(is_elsewhere)
 }
 
 /// The limit of this machine that would be reached next: raising only the one that was reached helps little.
@@ -354,11 +363,6 @@ fn reserved(target: &Target) -> String {
     }
 }
 
-/// The sentence about lost connections, which are not a limit.
-fn loss(stats: &RunStats) -> Option<String> {
-    (stats.lost > 0).then(|| losses(stats))
-}
-
 /// Explains the lost connections by their most frequent failure.
 fn losses(stats: &RunStats) -> String {
     let lost = format!(
@@ -370,7 +374,15 @@ fn losses(stats: &RunStats) -> String {
     );
     let most_at_once = format::count(stats.peak);
     let answer = if is_echo(stats) { "echo" } else { "answer" };
+    let reopening = stats.failures_of_reopening();
+    let lost = match stats.losses.has(failures::NOT_BACK) && !reopening.by_name().is_empty() {
+        true => format!("{lost}; attempts to open them again failed ({reopening})"),
+        false => lost,
+    };
     match seen(stats) {
+        Seen::Gone => {
+            format!("the server went away, and nothing listens any more: {lost}; see its log")
+        }
         Seen::OtherBytes if !is_echo(stats) => {
             format!("the server's answer was {}: {lost}", not_expected(stats))
         }
@@ -410,14 +422,25 @@ enum Seen {
     Silence,
     /// The end of the stream, or a reset.
     Closed,
+    /// The server has ended: nothing listens any more.
+    Gone,
     /// An error of the network.
     Failed,
 }
 
 fn seen(stats: &RunStats) -> Seen {
-    match stats.losses.most() {
+    let reopening = stats.failures_of_reopening();
+    let is_gone = reopening.has("ECONNREFUSED");
+    let most = match stats.losses.most() {
+        // Connections that are not back are explained by the attempts to reopen them.
+        Some(failures::NOT_BACK) => Some(reopening.most().unwrap_or("ETIMEDOUT")),
+        most => most,
+    };
+    match most {
+        Some("ECONNREFUSED") => Seen::Gone,
         Some("EBADMSG") => Seen::OtherBytes,
-        Some("ETIMEDOUT") => Seen::Silence,
+        Some("ETIMEDOUT" | "ECANCELED") => Seen::Silence,
+        Some(failures::EOF | "ECONNRESET" | "ECONNABORTED" | "EPIPE") if is_gone => Seen::Gone,
         Some(failures::EOF | "ECONNRESET" | "ECONNABORTED" | "EPIPE") => Seen::Closed,
         _ => Seen::Failed,
     }

@@ -40,7 +40,7 @@ pub(super) struct Lane {
     /// No more connections are opened to this target.
     pub(super) is_stopped: bool,
     /// Only connections that were held are reopened.
-    is_reopening: bool,
+    pub(super) is_reopening: bool,
 }
 
 /// A connection to be tried.

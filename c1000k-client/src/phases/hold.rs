@@ -12,12 +12,15 @@ use self::messages::Messages;
 use super::Phase;
 use crate::protocols::Protocol;
 use crate::run::{Conn, ConnStage, Cx, Fault, Run, Settings, arm, cancel};
+use crate::stats::Stop;
 
-/// Holds all connections for the given time, or until none is left, and then waits for the attempts in flight.
+/// Holds all connections for the given time, or until none is left, and then waits for what is in flight: at most the
+/// patience of a run.
 #[derive(Debug)]
 pub(crate) struct Hold {
     messages: Option<Messages>,
     churn: Option<Churn>,
+    /// The end of the hold, and then of the wait for what is in flight.
     end: Option<TimerId>,
     lost_at_tick: u64,
     is_over: bool,
@@ -34,6 +37,17 @@ impl Hold {
             lost_at_tick: 0,
             is_over: false,
         })
+    }
+
+    /// The hold is over, and the wait for what is in flight begins.
+    fn finish<P: Protocol>(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
+        if self.is_over {
+            return;
+        }
+        run.stats.hold = run.phase_began.elapsed();
+        self.stop(cx);
+        cancel(cx, &mut self.end);
+        self.end = arm(cx, run.patience());
     }
 
     /// Sends and closes nothing more.
@@ -67,6 +81,7 @@ impl<P: Protocol> Phase<P> for Hold {
     fn enter(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         self.lost_at_tick = run.stats.lost;
         run.opening.begin_reopening();
+        run.stats.failures_of_ramp = Some(run.stats.failures.clone());
         // The reactor measures from the beginning of its turn, which may be some time ago.
         let end = run.phase_began + run.settings.hold;
         self.end = arm(cx, end.saturating_duration_since(cx.now()));
@@ -86,9 +101,14 @@ impl<P: Protocol> Phase<P> for Hold {
 
     fn end(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>) {
         cancel(cx, &mut self.end);
+        if !self.is_over {
+            run.stats.hold = run.phase_began.elapsed();
+        }
         self.stop(cx);
-        run.stats.hold = run.phase_began.elapsed();
-        run.fail_opening(cx);
+        run.end_opening(cx);
+        if run.stats.stop != Some(Stop::Interrupted) {
+            run.stats.lose_all_away();
+        }
         if let Some(messages) = &mut self.messages {
             messages.count_up(run);
         }
@@ -154,7 +174,11 @@ impl<P: Protocol> Phase<P> for Hold {
     fn on_timer(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, timer: TimerId) {
         if self.end == Some(timer) {
             self.end = None;
-            self.stop(cx);
+            if self.is_over {
+                run.cut_opening(cx);
+            } else {
+                self.finish(cx, run);
+            }
         } else if run.is_opening_timer(timer) {
             run.open_more(cx);
         } else if let Some(churn) = &mut self.churn {
@@ -176,7 +200,7 @@ impl<P: Protocol> Phase<P> for Hold {
         if run.stats.lost > self.lost_at_tick {
             run.progress.warn(&run.stats.loss_line());
         } else if run.stats.has_lost_most() {
-            self.stop(cx);
+            self.finish(cx, run);
         }
         self.lost_at_tick = run.stats.lost;
     }

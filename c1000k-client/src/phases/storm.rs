@@ -7,7 +7,6 @@ use reactor::{CloseReason, TimerId, Token};
 
 use super::Phase;
 use super::drain::Resets;
-use crate::failures;
 use crate::protocols::Protocol;
 use crate::run::{Conn, ConnStage, Cx, Run, some};
 
@@ -33,6 +32,7 @@ impl Storm {
         self.ebb = Some(Instant::now());
         run.stats.storm.drop = run.phase_began.elapsed();
         run.opening.begin_reopening();
+        run.restart_stall();
         let dropped = format::counted(run.stats.storm.dropped, "connection");
         run.progress.begin("reopening", &format!("reopening {dropped}"));
         self.open_more(cx, run);
@@ -46,8 +46,6 @@ impl Storm {
     ) {
         run.keep(conn);
         run.stats.storm.back += 1;
-        let target = run.target_of(conn);
-        target.away = target.away.saturating_sub(1);
         run.stats.storm.reopen = self.ebb.map_or(Duration::ZERO, |ebb| ebb.elapsed());
         self.open_more(cx, run);
     }
@@ -70,15 +68,7 @@ impl<P: Protocol> Phase<P> for Storm {
         if !self.is_over {
             return;
         }
-        // Connections that were not reopened are lost.
-        let missing = run.stats.storm.dropped.saturating_sub(run.stats.storm.back);
-        for _ in 0..missing {
-            run.stats.losses.count(failures::NOT_BACK);
-        }
-        run.stats.lost += missing;
-        for target in &mut run.stats.targets {
-            target.lost += std::mem::take(&mut target.away);
-        }
+        run.stats.lose_all_away();
     }
 
     fn on_open(
@@ -118,7 +108,6 @@ impl<P: Protocol> Phase<P> for Storm {
             ConnStage::Connecting | ConnStage::Opening => run.note_failure(conn, reason),
             ConnStage::Up | ConnStage::Asked if self.ebb.is_none() => {
                 run.stats.storm.dropped += 1;
-                run.target_of(conn).away += 1;
                 run.note_closed(conn);
             }
             ConnStage::Up | ConnStage::Asked => run.note_loss(conn, reason),
@@ -138,7 +127,7 @@ impl<P: Protocol> Phase<P> for Storm {
         }
     }
 
-    fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, _is_stalled: bool) {
+    fn tick(&mut self, cx: &mut Cx<P>, run: &mut Run<'_, P>, is_stalled: bool) {
         let stats = &run.stats;
         run.progress.tick(&run.stats, run.all_in_flight(), || match self.ebb {
             None => format!("dropping: {} left", format::count(stats.held)),
@@ -150,5 +139,9 @@ impl<P: Protocol> Phase<P> for Storm {
             ),
         });
         self.turn(cx, run);
+        if is_stalled && self.ebb.is_some() {
+            run.cut_opening(cx);
+            self.open_more(cx, run);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The phases of a run without sockets, and their event loop.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::process;
 use std::time::{Duration, Instant};
@@ -119,10 +119,12 @@ pub(super) struct Driver<'a, P: Protocol> {
     /// When messages are due during the hold.
     schedule: Option<Schedule>,
     next_message: u64,
-    /// Turns of connections that had ended, or were being reopened.
+    /// Turns of connections that had been lost; turns of those being reopened are skipped.
     vacant: u64,
     churn: Option<RateLimiter>,
     churn_cursor: u32,
+    /// Connections that churn has closed and that are not reopened yet.
+    away: HashSet<u32>,
     held_at_tick: u64,
     cpu_before_ramp: Option<f64>,
     lost_at_tick: u64,
@@ -170,6 +172,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
             vacant: 0,
             churn: None,
             churn_cursor: 0,
+            away: HashSet::new(),
             held_at_tick: 0,
             cpu_before_ramp: None,
             lost_at_tick: 0,
@@ -267,7 +270,10 @@ impl<'a, P: Protocol> Driver<'a, P> {
                 self.open_due(now);
             }
             // Reopens what churn has closed.
-            Phase::HoldEnd => self.open_due(now),
+            Phase::HoldEnd => {
+                self.cut_reopening(now);
+                self.open_due(now);
+            }
             Phase::Drop | Phase::Drain => self.reset_due(now),
             Phase::Verify => self.ask_more(now),
             Phase::Confirm => self.confirm_more(now),
@@ -328,20 +334,24 @@ impl<'a, P: Protocol> Driver<'a, P> {
             Phase::ReturnRoute if next == Phase::Ramp => {}
             Phase::ReturnRoute | Phase::Ramp => self.end_ramp(),
             Phase::HoldEnd => self.end_hold(),
-            Phase::Hold if next != Phase::HoldEnd => self.end_hold(),
+            Phase::Hold => {
+                self.stats.hold = self.hold_began.elapsed();
+                if next != Phase::HoldEnd {
+                    self.end_hold();
+                }
+            }
             Phase::Drop => self.stats.storm.drop = self.phase_began.elapsed(),
             Phase::Reopen => {
                 self.opening.give_up();
                 let missing = self.stats.storm.dropped.saturating_sub(self.stats.storm.back);
-                for _ in 0..missing {
-                    self.stats.losses.count(failures::NOT_BACK);
+                if self.stats.stop != Some(Stop::Interrupted) {
+                    self.stats.lose_not_back(missing);
                 }
-                self.stats.lost += missing;
             }
             Phase::Verify => {
                 self.stats.verify_seconds.push(self.phase_began.elapsed().as_secs_f64());
             }
-            Phase::Hold | Phase::Drain | Phase::Confirm => {}
+            Phase::Drain | Phase::Confirm => {}
         }
     }
 
@@ -401,6 +411,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
     fn begin_hold(&mut self) {
         self.hold_began = self.phase_began;
         self.lost_at_tick = self.stats.lost;
+        self.stats.failures_of_ramp = Some(self.stats.failures.clone());
         let mut line = format!(
             "holding {} for {} s",
             format::counted(self.stats.held, "connection"),
@@ -432,16 +443,42 @@ impl<'a, P: Protocol> Driver<'a, P> {
     }
 
     fn end_hold(&mut self) {
-        self.stats.hold = self.hold_began.elapsed();
         if self.schedule.take().is_some() {
             let stats = &mut self.stats.workload;
             stats.skipped = (self.next_message - self.vacant).saturating_sub(stats.sent);
-            stats.seconds = self.stats.started.elapsed().saturating_sub(stats.began);
-            stats.end_interval(stats.seconds);
+            stats.seconds = self.stats.hold;
+            stats.end_interval(self.hold_began.elapsed());
             // After a signal, some are unanswered.
             stats.unanswered += self.tcp.waiting() as u64;
         }
         self.opening.give_up();
+        let missing = std::mem::take(&mut self.away).len();
+        if self.stats.stop != Some(Stop::Interrupted) {
+            self.stats.lose_not_back(missing as u64);
+        }
+    }
+
+    /// Closes the connections that are not reopened in time after the hold.
+    fn cut_reopening(&mut self, now: Instant) {
+        if now.duration_since(self.phase_began) < patience(self.settings.timeout, self.stats.peak) {
+            return;
+        }
+        self.opening.give_up();
+        for index in 0..self.tcp.count() {
+            if matches!(self.tcp.stage(index), Stage::Connecting | Stage::Opening) {
+                self.tcp.reset(index);
+            }
+        }
+    }
+
+    /// Whether only connections that were held before are opened.
+    fn is_reopening(&self) -> bool {
+        !matches!(self.phase, Phase::ReturnRoute | Phase::Ramp)
+    }
+
+    /// A connection has failed permanently; one that was held before is lost at the end of the phase.
+    fn fail_one(&mut self) {
+        self.stats.failed += u64::from(!self.is_reopening());
     }
 
     fn hold_end(&self) -> Instant {
@@ -514,7 +551,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
                     self.stats.workload.sent += 1;
                 }
                 Stage::Asked => {}
-                Stage::Closed | Stage::Connecting | Stage::Opening => self.vacant += 1,
+                _ => self.vacant += u64::from(!self.away.contains(&index)),
             }
         }
         self.wake_at(now);
@@ -544,6 +581,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
                 self.stats.held -= 1;
                 self.stats.churn.closed += 1;
                 self.opening.again.push(index);
+                self.away.insert(index);
                 return true;
             }
         }
@@ -659,7 +697,12 @@ impl<'a, P: Protocol> Driver<'a, P> {
     fn keep(&mut self, index: u32, now: Instant) {
         self.opening.attempts.remove(&index);
         self.stall.note_success();
-        self.stats.hold_one();
+        if self.is_reopening() {
+            self.stats.hold_again();
+        } else {
+            self.stats.hold_one();
+        }
+        self.away.remove(&index);
         self.progress.advance(self.stats.held);
         if self.stats.held > self.opening.most_held {
             self.opening.count_from(self.stats.held);
@@ -722,7 +765,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
                 self.note_consecutive_failure(Stop::ServerFull);
             }
             Why::Mismatch => {
-                self.stats.failed += 1;
+                self.fail_one();
                 if self.stats.complaint.is_none() {
                     self.stats.complaint = self.tcp.protocol().complaint();
                 }
@@ -754,7 +797,7 @@ impl<'a, P: Protocol> Driver<'a, P> {
     fn try_later(&mut self, index: u32) {
         let attempts = self.opening.attempts.remove(&index).unwrap_or(0);
         if !self.opening.retries.push(Instant::now(), index, attempts) {
-            self.stats.failed += 1;
+            self.fail_one();
         }
     }
 
@@ -785,9 +828,6 @@ impl<'a, P: Protocol> Driver<'a, P> {
             Why::TimedOut => Some(Errno::ETIMEDOUT),
             Why::Mismatch => Some(Errno::EBADMSG),
         };
-        if let (Why::TimedOut | Why::Mismatch, Some(errno)) = (why, errno) {
-            self.stats.failures.count_errno(errno);
-        }
         self.stats.lost_in_part += u64::from(has_part);
         self.stats.lose_one(errno);
     }

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use c1000k_record::{Limit, Verdict};
 use nix::sched::{CloneFlags, unshare};
@@ -115,7 +115,8 @@ fn what_a_server_does_is_named() {
         let server = Server::start_at(ANY, Manner::SilentAfterEcho, 1);
         let (ended, record) = stateless(&server, "--ports 1 -c 50 --hold 0s --connect-timeout 1s");
         assert_eq!((ended.code, record.lost), (Some(1), 50), "{ended:?}");
-        assert_eq!(record.failures.get("ETIMEDOUT"), Some(&50), "{record:?}");
+        assert!(record.limit_detail.unwrap().contains("(ETIMEDOUT 50)"), "{ended:?}");
+        assert!(record.failures.is_empty(), "no attempt failed: {ended:?}");
         let server = Server::start_at(ANY, Manner::Dribble, 1);
         let (ended, _) = stateless(&server, "--ports 1 -c 50 --hold 0s");
         assert_eq!(ended.code, Some(0), "answers may come byte by byte: {ended:?}");
@@ -135,6 +136,53 @@ fn a_server_that_goes_takes_them_with_it() {
         let record = record(&ended);
         assert_eq!((ended.code, record.lost), (Some(1), 200), "{ended:?}");
         assert!(record.hold_seconds < 20.0, "nothing was left to hold: {record:?}");
+    });
+}
+
+#[test]
+fn what_cannot_be_reopened_is_lost_and_the_server_is_named() {
+    in_own_network(|| {
+        for silent in [false, true] {
+            let server = Server::start_at(ANY, Manner::Echo, 1);
+            let words = format!(
+                "127.0.0.1 {} --stateless --ports 1 -c 200 --hold 2s --churn 20 \
+                 --in-flight 5 --connect-timeout 1s --json -",
+                server.first_port
+            );
+            let began = Instant::now();
+            let mut client = Client::start(&words);
+            client.await_line("holding");
+            if silent {
+                server.fall_silent();
+            } else {
+                server.stop_listening();
+            }
+            let ended = client.end();
+            let record = record(&ended);
+            let churn = record.churn.unwrap();
+            assert!(churn.closed > churn.reopened, "{churn:?}");
+            assert!(record.lost >= churn.closed - churn.reopened, "{ended:?}");
+            assert_eq!(record.failed, 0, "{ended:?}");
+            // The second verification ends early if the server is silent.
+            let verified = record.verified.unwrap();
+            assert!(silent || verified + record.lost == 200, "{ended:?}");
+            assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+            assert_eq!(record.limit, Some(Limit::Server), "{ended:?}");
+            assert!((2.0..2.5).contains(&record.hold_seconds), "{}", record.hold_seconds);
+        }
+    });
+}
+
+#[test]
+fn messages_that_are_due_while_churn_reopens_are_skipped() {
+    in_own_network(|| {
+        let server = Server::start_at(ANY, Manner::DelayFirst(Duration::from_millis(4)), 1);
+        let options = "--ports 1 -c 20 --hold 2100ms --heartbeat 70ms --churn 200";
+        let (ended, record) = stateless(&server, options);
+        assert_eq!((ended.code, record.lost), (Some(0), 0), "{ended:?}");
+        let workload = record.workload.unwrap();
+        assert!(workload.skipped > 0, "{workload:?}");
+        assert_eq!(workload.sent + workload.skipped, 600, "{workload:?}");
     });
 }
 

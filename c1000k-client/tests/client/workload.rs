@@ -2,11 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use c1000k_record::{Limit, Verdict};
+use c1000k_record::{ClientRecord, Limit, Verdict};
 
-use crate::common::{Client, Manner, Server, record, run};
+use crate::common::{Client, Ended, Manner, Server, record, run};
 
 #[test]
 fn each_connection_sends_once_in_a_heartbeat() {
@@ -229,6 +229,118 @@ fn what_does_not_come_back_after_a_storm_is_lost() {
     assert_eq!((ended.code, record.verdict), (Some(1), Verdict::Short), "{ended:?}");
     assert_eq!((storm.dropped, storm.back, record.lost), (1_000, 500, 500), "{ended:?}");
     assert_eq!(record.verified, Some(500));
+}
+
+/// Runs the client with these options, and changes the server once the line is written.
+fn run_while(
+    server: &Server,
+    options: &str,
+    line: &str,
+    change: fn(&Server),
+) -> (Ended, ClientRecord) {
+    let words = format!("127.0.0.1 {} --ports 1 {options} --json -", server.first_port);
+    let mut client = Client::start(&words);
+    client.await_line(line);
+    change(server);
+    let ended = client.end();
+    let record = record(&ended);
+    (ended, record)
+}
+
+#[test]
+fn a_storm_gives_up_on_a_silent_server() {
+    let server = Server::start(Manner::Echo, 1);
+    let options = "-c 600 --hold 1s --storm --in-flight 50 --connect-timeout 500ms";
+    let began = Instant::now();
+    let (ended, record) = run_while(&server, options, "holding ", Server::fall_silent);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let storm = record.storm.unwrap();
+    assert_eq!((storm.back, record.lost, record.failed), (0, storm.dropped, 0), "{ended:?}");
+    assert_eq!((ended.code, record.limit), (Some(1), Some(Limit::Server)), "{ended:?}");
+    let detail = record.limit_detail.unwrap();
+    assert!(detail.contains("stopped answering") && detail.contains("ETIMEDOUT"), "{detail}");
+}
+
+#[test]
+fn a_storm_to_closed_ports_names_the_server() {
+    let server = Server::start(Manner::Echo, 1);
+    let options = "-c 500 --hold 1s --storm";
+    let (ended, record) = run_while(&server, options, "holding ", Server::stop_listening);
+    assert_eq!((ended.code, record.lost), (Some(1), 500), "{ended:?}");
+    assert_eq!(record.limit, Some(Limit::Server), "{ended:?}");
+    let detail = record.limit_detail.unwrap();
+    assert!(detail.contains("nothing listens any more"), "{detail}");
+    assert!(detail.contains("NOT_BACK 500") && detail.contains("ECONNREFUSED"), "{detail}");
+}
+
+#[test]
+fn what_churn_cannot_reopen_is_lost() {
+    let server = Server::start(Manner::Echo, 1);
+    let options = "-c 500 --hold 2s --churn 50 --heartbeat 1s --fail-if lost>0";
+    let (ended, record) = run_while(&server, options, "holding ", Server::stop_listening);
+    let churn = record.churn.unwrap();
+    let missing = churn.closed - churn.reopened;
+    assert!(missing > 50, "{churn:?}");
+    assert_eq!((record.lost, record.failed), (missing, 0), "{ended:?}");
+    assert_eq!(record.verified.unwrap() + record.lost, record.established, "{ended:?}");
+    assert_eq!(record.limit, Some(Limit::Server), "{ended:?}");
+    assert!(record.limit_detail.unwrap().contains("nothing listens any more"), "{ended:?}");
+    assert!(!record.thresholds[0].passed, "{ended:?}");
+}
+
+#[test]
+fn messages_that_are_due_while_churn_reopens_are_skipped() {
+    let server = Server::start(Manner::DelayFirst(Duration::from_millis(4)), 1);
+    let words = format!(
+        "127.0.0.1 {} --ports 1 -c 20 --hold 2100ms --heartbeat 70ms --churn 200",
+        server.first_port
+    );
+    let (ended, record) = run(&words);
+    assert_eq!((ended.code, record.lost), (Some(0), 0), "{ended:?}");
+    let workload = record.workload.unwrap();
+    assert!(workload.skipped > 0, "{workload:?}");
+    assert_eq!(workload.sent + workload.skipped, 600, "{workload:?}");
+}
+
+#[test]
+fn the_wait_after_the_hold_is_bounded_and_no_part_of_it() {
+    let server = Server::start(Manner::Echo, 1);
+    let options = "-c 300 --hold 2s --churn 50 --connect-timeout 1s";
+    let began = Instant::now();
+    let (ended, record) = run_while(&server, options, "holding ", Server::fall_silent);
+    assert!((2.0..2.5).contains(&record.hold_seconds), "{}", record.hold_seconds);
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+    let churn = record.churn.unwrap();
+    assert!(record.lost >= churn.closed - churn.reopened, "{ended:?}");
+    assert_eq!(record.limit, Some(Limit::Server), "{ended:?}");
+}
+
+#[test]
+fn a_server_that_ends_under_churn_is_named() {
+    let server = Server::start(Manner::Echo, 1);
+    let words =
+        format!("127.0.0.1 {} --ports 1 -c 300 --hold 30s --churn 500 --json -", server.first_port);
+    let mut client = Client::start(&words);
+    client.await_line("holding ");
+    std::thread::sleep(Duration::from_millis(1_500));
+    server.die();
+    let ended = client.end();
+    let record = record(&ended);
+    assert_eq!((ended.code, record.limit), (Some(1), Some(Limit::Server)), "{ended:?}");
+    let detail = record.limit_detail.unwrap();
+    let lines = ["the server went away", "most connections were lost"];
+    assert!(lines.iter().any(|line| detail.starts_with(line)), "{detail}");
+    assert!(detail.contains("300 of 300 connections lost"), "reopened ones count once: {detail}");
+}
+
+#[test]
+fn a_part_that_is_lost_has_a_limit_and_is_no_failed_attempt() {
+    let server = Server::start(Manner::GarbleOnce(120), 1);
+    let words = format!("127.0.0.1 {} --ports 1 -c 100 --hold 10ms", server.first_port);
+    let (ended, record) = run(&words);
+    assert_eq!((record.lost, record.limit), (1, Some(Limit::Server)), "{ended:?}");
+    assert!(record.limit_detail.unwrap().contains("EBADMSG 1"), "{ended:?}");
+    assert!(record.failures.is_empty(), "{ended:?}");
 }
 
 #[test]

@@ -52,6 +52,10 @@ pub(crate) enum Manner {
         after: u64,
         pause: Duration,
     },
+    /// Echoes the first message of each connection after a pause, and all others at once.
+    DelayFirst(Duration),
+    /// Echoes, but answers this message of all, counted from 1, with other bytes.
+    GarbleOnce(u64),
     /// Answers each message like Redis a PING.
     Pong,
 }
@@ -61,6 +65,8 @@ pub(crate) struct Server {
     pub(crate) first_port: u16,
     end: Arc<AtomicBool>,
     to_drop: Arc<AtomicUsize>,
+    is_silent: Arc<AtomicBool>,
+    is_closed: Arc<AtomicBool>,
     waker: Waker,
     thread: Option<JoinHandle<u64>>,
 }
@@ -88,12 +94,15 @@ impl Server {
         raise_descriptor_limit().unwrap();
         let end = Arc::new(AtomicBool::new(false));
         let to_drop = Arc::new(AtomicUsize::new(0));
+        let (is_silent, is_closed) = (Arc::default(), Arc::default());
         let (sender, receiver) = mpsc::channel();
         let (is_over, count) = (Arc::clone(&end), Arc::clone(&to_drop));
         let service = Service {
             manner,
             end: is_over,
             to_drop: count,
+            is_silent: Arc::clone(&is_silent),
+            is_closed: Arc::clone(&is_closed),
             open: 0,
             accepted: 0,
             peak: 0,
@@ -107,12 +116,23 @@ impl Server {
             service.peak
         });
         let (first_port, waker) = receiver.recv_timeout(DEADLINE).unwrap();
-        Self { first_port, end, to_drop, waker, thread: Some(thread) }
+        Self { first_port, end, to_drop, is_silent, is_closed, waker, thread: Some(thread) }
     }
 
     /// Ends the streams of `count` of its connections.
     pub(crate) fn drop_some(&self, count: usize) {
         self.to_drop.store(count, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Answers nothing more.
+    pub(crate) fn fall_silent(&self) {
+        self.is_silent.store(true, Ordering::Release);
+    }
+
+    /// Closes its listeners, and keeps its connections.
+    pub(crate) fn stop_listening(&self) {
+        self.is_closed.store(true, Ordering::Release);
         self.waker.wake();
     }
 
@@ -168,6 +188,8 @@ struct Service {
     manner: Manner,
     end: Arc<AtomicBool>,
     to_drop: Arc<AtomicUsize>,
+    is_silent: Arc<AtomicBool>,
+    is_closed: Arc<AtomicBool>,
     open: u64,
     accepted: u64,
     peak: u64,
@@ -202,7 +224,7 @@ impl Handler for Service {
     }
 
     fn on_data(&mut self, cx: &mut Context<Peer>, token: Token, peer: &mut Peer, bytes: &mut [u8]) {
-        if !peer.is_answered {
+        if !peer.is_answered || self.is_silent.load(Ordering::Acquire) {
             return;
         }
         self.messages += 1;
@@ -212,6 +234,13 @@ impl Handler for Service {
             Manner::PauseOnce { after, pause } if self.messages == after => {
                 thread::sleep(pause);
                 cx.write(token, bytes)
+            }
+            Manner::DelayFirst(pause) if !is_later => {
+                thread::sleep(pause);
+                cx.write(token, bytes)
+            }
+            Manner::GarbleOnce(one) if self.messages == one => {
+                cx.write(token, &vec![b'?'; bytes.len()])
             }
             Manner::SilentAfterEcho if is_later => return,
             Manner::GarbleAfterEcho if is_later => cx.write(token, &vec![b'?'; bytes.len()]),
@@ -236,6 +265,10 @@ impl Handler for Service {
     fn on_wake(&mut self, cx: &mut Context<Peer>) {
         if self.end.load(Ordering::Acquire) {
             return cx.stop();
+        }
+        if self.is_closed.load(Ordering::Acquire) {
+            let listeners: Vec<_> = cx.listeners().collect();
+            listeners.into_iter().for_each(|listener| cx.unlisten(listener));
         }
         let count = self.to_drop.swap(0, Ordering::AcqRel);
         let tokens: Vec<Token> = cx.tokens(0..cx.slots()).take(count).collect();

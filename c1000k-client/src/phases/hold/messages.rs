@@ -26,8 +26,9 @@ pub(super) struct Messages {
     active: Vec<usize>,
     /// The number of the next message.
     next: u64,
-    /// Turns of connections that had ended, or were being reopened.
+    /// Turns of connections that had been lost; turns of those being reopened are skipped.
     vacant: u64,
+    lost_before: u64,
     alarm: Alarm,
     is_over: bool,
 }
@@ -42,6 +43,7 @@ impl Messages {
             active: Vec::new(),
             next: 0,
             vacant: 0,
+            lost_before: 0,
             alarm: Alarm::new()?,
             is_over: false,
         })
@@ -51,6 +53,7 @@ impl Messages {
         let held: Vec<usize> = cx.tokens(0..cx.slots()).map(Token::index).collect();
         let count = self.workload.active(held.len());
         self.active = evenly(held, count);
+        self.lost_before = run.stats.lost;
         self.schedule = self.workload.schedule(count);
         let stats = &mut run.stats.workload;
         stats.began = run.phase_began.duration_since(run.stats.started);
@@ -89,14 +92,20 @@ impl Messages {
             self.next += 1;
             let token = cx.tokens(slot..slot + 1).next();
             let conn = token.and_then(|token| cx.conn(token).map(|conn| (token, conn)));
-            match conn.filter(|(_, conn)| conn.is_usable()).map(|(token, conn)| (token, conn.stage))
-            {
+            let stage = match conn {
+                Some((token, conn)) if conn.is_usable() => Some((token, conn.stage)),
+                _ => None,
+            };
+            match stage {
                 Some((token, ConnStage::Up)) => {
                     run.ask(cx, token, run.phase_began + due);
                     run.stats.workload.sent += 1;
                 }
-                Some((_, ConnStage::Asked)) => {}
-                _ => self.vacant += 1,
+                Some(_) => {}
+                None if run.stats.lost > self.lost_before && run.stats.away() == 0 => {
+                    self.vacant += 1;
+                }
+                None => {}
             }
             due = self.schedule.due(self.next);
         }
@@ -118,8 +127,8 @@ impl Messages {
     pub(super) fn count_up<P: Protocol>(&self, run: &mut Run<'_, P>) {
         let stats = &mut run.stats.workload;
         stats.skipped = (self.next - self.vacant).saturating_sub(stats.sent);
-        stats.seconds = run.phase_began.elapsed();
-        stats.end_interval(stats.seconds);
+        stats.seconds = run.stats.hold;
+        stats.end_interval(run.phase_began.elapsed());
         // After a signal, some are in flight.
         stats.unanswered += run.in_flight as u64;
     }
