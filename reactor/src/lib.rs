@@ -60,7 +60,7 @@
 //!
 //! # What it does not do
 //! It has no TLS, no file I/O except [`write_file`](Context::write_file), and no thread pool. It runs on Linux only.
-//! The [`guide`] shows what to use instead, and how to get from the fifteen lines above to a complete service.
+//! The [`guide`] shows what to use instead, and how to get from the server above to a complete service.
 //!
 //! # Features
 //! - `bytes`, off by default: a [`Chunk`] can hold a `Bytes` of the `bytes` crate.
