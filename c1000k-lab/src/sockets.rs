@@ -88,9 +88,10 @@ pub(crate) fn pump(stream: &TcpStream, block: &[u8], times: usize) -> Result<boo
 
 /// The first of `count` consecutive ports on which nothing listens.
 pub(crate) fn free_ports(count: u16) -> Result<u16> {
-    let start = 21_000 + (std::process::id() % 100) as u16 * 40;
+    // Below the ephemeral ports, which other programs may use up.
+    let start = 2_000 + (std::process::id() % 100) as u16 * 40;
     let is_free = |port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
-    let mut firsts = (start..32_000).step_by(usize::from(count));
+    let mut firsts = (start..9_800).step_by(usize::from(count));
     firsts
         .find(|&first| (first..first + count).all(is_free))
         .with_context(|| format!("no {count} consecutive free ports"))

@@ -154,7 +154,7 @@ impl Drop for Server {
     }
 }
 
-/// Listens on consecutive ports below the ephemeral ports, of which the tests use many.
+/// Listens on consecutive ports below the ephemeral ports, of which the tests use many, also where these begin at 10,000.
 fn listening(address: Ipv4Addr, ports: u16) -> (Reactor<Peer>, u16) {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     raise_descriptor_limit().unwrap(); // the usual soft limit, 1,024, is too low
@@ -167,7 +167,7 @@ fn listening(address: Ipv4Addr, ports: u16) -> (Reactor<Peer>, u16) {
         let options = ListenOptions::default();
         // A test may also connect to the following ports, on which nothing may listen.
         let step = NEXT.fetch_add(ports + 20, Ordering::Relaxed);
-        let first_port = 11_000 + (spread + step) % 20_000;
+        let first_port = 2_000 + (spread + step) % 7_500;
         let mut all = first_port..first_port + ports;
         if all.all(|port| cx.listen((address, port), &options).is_ok()) {
             return (reactor, first_port);
