@@ -275,11 +275,14 @@ fn read_lines(from: impl Read + Send + 'static) -> Receiver<String> {
 
 /// The first of `count` consecutive ports on which no socket listens.
 pub(crate) fn free_ports(count: u16) -> u16 {
+    const COUNT_MAX: u16 = 128;
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let spread = (std::process::id() % 600) as u16 * 32;
+    assert!(count <= COUNT_MAX);
+    let spread = (std::process::id() % 150) as u16 * 32;
     for _ in 0..1000 {
+        // One modulus for all counts, so that no two calls get the same ports.
         let step = NEXT.fetch_add(count, Ordering::Relaxed);
-        let first = PORTS_FROM + (spread + step) % (PORTS_TO - PORTS_FROM - count);
+        let first = PORTS_FROM + (spread + step) % (PORTS_TO - PORTS_FROM - COUNT_MAX);
         let free = |port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok();
         if (first..first + count).all(free) {
             return first;
