@@ -35,6 +35,9 @@ impl<C> Context<C> {
             return self.mark_flushed(token);
         }
         self.finish_now(token);
+        if !self.header(token).is_some_and(still_lingers) {
+            return; // The peer has reset the connection.
+        }
         self.list_unread(token);
         self.lingering.tokens.push_back(token);
         if self.lingering.check.is_none() {
