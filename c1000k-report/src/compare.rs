@@ -329,6 +329,10 @@ struct Figure {
     unit: Unit,
 }
 
+const fn figure(name: &'static str, of: fn(&Run) -> Option<f64>, unit: Unit) -> Figure {
+    Figure { name, of, unit }
+}
+
 impl Figure {
     fn row(&self, sides: &[Side; 2]) -> Option<Row> {
         let spread = |side: &Side| Spread::of(side.runs.iter().filter_map(self.of).collect());
@@ -338,66 +342,34 @@ impl Figure {
 }
 
 const FIGURES: [Figure; 24] = [
-    Figure { name: "asked for", of: |run| summed(run, |client| client.target), unit: Unit::Count },
-    Figure {
-        name: "held at once",
-        of: |run| run.connections().map(cost::float),
-        unit: Unit::Count,
-    },
-    Figure {
-        name: "verified, last pass",
-        of: |run| run.verified().filter(|_| !run.clients.is_empty()).map(cost::float),
-        unit: Unit::Count,
-    },
-    Figure { name: "failed", of: |run| summed(run, |client| client.failed), unit: Unit::Count },
-    Figure { name: "lost", of: |run| summed(run, |client| client.lost), unit: Unit::Count },
-    Figure { name: "ramp", of: ramp_seconds, unit: Unit::Seconds },
-    Figure { name: "connects per second", of: connects_per_second, unit: Unit::PerSecond },
-    Figure { name: "rate, last tenths over first", of: trend_ratio, unit: Unit::Ratio },
-    Figure {
-        name: "connect latency, p50",
-        of: |run| latency(run, |it| it.p50),
-        unit: Unit::Microseconds,
-    },
-    Figure {
-        name: "connect latency, p99",
-        of: |run| latency(run, |it| it.p99),
-        unit: Unit::Microseconds,
-    },
-    Figure {
-        name: "connect latency, max",
-        of: |run| latency(run, |it| it.max),
-        unit: Unit::Microseconds,
-    },
-    Figure { name: "messages sent", of: |run| workload(run, |it| it.sent), unit: Unit::Count },
-    Figure {
-        name: "messages answered",
-        of: |run| workload(run, |it| it.answered),
-        unit: Unit::Count,
-    },
-    Figure {
-        name: "echo latency, p50",
-        of: |run| echo(run, |it| it.p50),
-        unit: Unit::Microseconds,
-    },
-    Figure {
-        name: "echo latency, p99",
-        of: |run| echo(run, |it| it.p99),
-        unit: Unit::Microseconds,
-    },
-    Figure {
-        name: "echo latency, p99.99",
-        of: |run| echo(run, |it| it.p9999),
-        unit: Unit::Microseconds,
-    },
-    Figure { name: "server's process at the peak", of: process_peak, unit: Unit::Bytes },
-    Figure { name: "server's process, a connection", of: process_cost, unit: Unit::BytesEach },
-    Figure { name: "kernel, one end of a connection", of: kernel_cost, unit: Unit::BytesEach },
-    Figure { name: "server's CPU, user", of: |run| server(run, user), unit: Unit::Seconds },
-    Figure { name: "server's CPU, system", of: |run| server(run, system), unit: Unit::Seconds },
-    Figure { name: "process memory that came back", of: process_back, unit: Unit::Share },
-    Figure { name: "slab memory that came back", of: slab_back, unit: Unit::Share },
-    Figure { name: "memory in use at the peak", of: memory_used, unit: Unit::Bytes },
+    figure("asked for", |run| summed(run, |client| client.target), Unit::Count),
+    figure("held at once", |run| run.connections().map(cost::float), Unit::Count),
+    figure(
+        "verified, last pass",
+        |run| run.verified().filter(|_| !run.clients.is_empty()).map(cost::float),
+        Unit::Count,
+    ),
+    figure("failed", |run| summed(run, |client| client.failed), Unit::Count),
+    figure("lost", |run| summed(run, |client| client.lost), Unit::Count),
+    figure("ramp", ramp_seconds, Unit::Seconds),
+    figure("connects per second", connects_per_second, Unit::PerSecond),
+    figure("rate, last tenths over first", trend_ratio, Unit::Ratio),
+    figure("connect latency, p50", |run| latency(run, |it| it.p50), Unit::Microseconds),
+    figure("connect latency, p99", |run| latency(run, |it| it.p99), Unit::Microseconds),
+    figure("connect latency, max", |run| latency(run, |it| it.max), Unit::Microseconds),
+    figure("messages sent", |run| workload(run, |it| it.sent), Unit::Count),
+    figure("messages answered", |run| workload(run, |it| it.answered), Unit::Count),
+    figure("echo latency, p50", |run| echo(run, |it| it.p50), Unit::Microseconds),
+    figure("echo latency, p99", |run| echo(run, |it| it.p99), Unit::Microseconds),
+    figure("echo latency, p99.99", |run| echo(run, |it| it.p9999), Unit::Microseconds),
+    figure("server's process at the peak", process_peak, Unit::Bytes),
+    figure("server's process, a connection", process_cost, Unit::BytesEach),
+    figure("kernel, one end of a connection", kernel_cost, Unit::BytesEach),
+    figure("server's CPU, user", |run| server(run, user), Unit::Seconds),
+    figure("server's CPU, system", |run| server(run, system), Unit::Seconds),
+    figure("process memory that came back", process_back, Unit::Share),
+    figure("slab memory that came back", slab_back, Unit::Share),
+    figure("memory in use at the peak", memory_used, Unit::Bytes),
 ];
 
 fn summed(run: &Run, figure: fn(&ClientRecord) -> u64) -> Option<f64> {
