@@ -14,11 +14,11 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 const ASKED_PER_CHECK: usize = 1024;
 const LOOKED_AT_PER_CHECK: usize = 16 * ASKED_PER_CHECK;
 
-/// In the order in which they are checked. Some may have ended meanwhile.
+/// The connections in the order in which they are checked. Some may have ended meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct Lingering {
     tokens: VecDeque<Token>,
-    /// The next check, if there is something to check.
+    /// The timer of the next check, if any connection lingers.
     check: Option<NodeId>,
 }
 
@@ -29,7 +29,7 @@ impl Lingering {
 }
 
 impl<C> Context<C> {
-    /// The queue has gone out: the connection ends when the peer has acknowledged it or has finished too.
+    /// The queue has been sent: the connection ends when the peer has acknowledged it or has finished too.
     pub(super) fn linger(&mut self, token: Token) {
         if self.header(token).is_some_and(|header| header.flags.any(Flags::EOF)) {
             return self.mark_flushed(token);
@@ -51,7 +51,7 @@ impl<C> Context<C> {
         self.lingering.check = Some(self.wheel.insert(deadline, check));
     }
 
-    /// Ends those of which all was acknowledged.
+    /// Ends the connections whose peers have acknowledged everything.
     pub(crate) fn check_lingering(&mut self) {
         self.lingering.check = None;
         let mut asked = 0;

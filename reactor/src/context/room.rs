@@ -11,7 +11,7 @@ use crate::token::Token;
 #[derive(Debug, Default)]
 pub(super) struct RoomWaiters {
     tokens: BTreeSet<Token>,
-    /// The connection that was called last: the next one is that after it.
+    /// The last connection called; the search continues after it.
     last: Option<Token>,
 }
 
@@ -33,8 +33,8 @@ impl RoomWaiters {
 }
 
 impl<C> Context<C> {
-    /// How many bytes a write certainly takes now, whatever the kernel does; 0 for a stale token, and for a connection
-    /// that takes no more writes. A write to another connection may use some of this room.
+    /// Returns the number of bytes that a write is guaranteed to accept now, whatever the kernel does; 0 for a stale
+    /// token, and for a connection that is closed for writing. A write to another connection may use some of this room.
     ///
     /// If it is less than [`Config::write_queue_bytes_max`](crate::Config::write_queue_bytes_max),
     /// [`on_drain`](crate::Handler::on_drain) follows when there is more: when this connection's queue is empty or, if
@@ -57,8 +57,8 @@ impl<C> Context<C> {
         own.min(of_all)
     }
 
-    /// All queues together have no room for a write: `on_drain` is to follow when they have. A connection that has a
-    /// queue, or is still connecting, gets another callback first.
+    /// Makes `on_drain` follow when all queues together have room again. A connection that has a queue, or is still
+    /// connecting, gets another callback first.
     #[cold]
     pub(super) fn await_room(&mut self, token: Token) {
         if self.header(token).is_some_and(can_wait_for_room) {
@@ -66,12 +66,12 @@ impl<C> Context<C> {
         }
     }
 
-    /// Whether a connection waits for room that there is.
+    /// Whether a waiting connection now has room.
     pub(crate) fn has_room_for_waiters(&self) -> bool {
         !self.room_waiters.tokens.is_empty() && self.queues_room() >= self.room_for_waiters()
     }
 
-    /// The next connection that waited for room, if there is some.
+    /// The next waiting connection, if there is room.
     pub(crate) fn next_with_room(&mut self) -> Option<Token> {
         while self.has_room_for_waiters() {
             let token = self.room_waiters.pop()?;
